@@ -1,0 +1,77 @@
+"""Covariance of the estimate by each definition, from the curvature that a fit keeps. Totals in, user's parameters out."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fisher_jax import linalg
+
+CovarianceKind = Literal["observed", "expected", "empirical", "sandwich"]
+KINDS: tuple[str, ...] = get_args(CovarianceKind)
+
+DESCRIPTIONS = {
+    "observed": "inverse observed information, (minus Hessian)⁻¹",
+    "expected": "inverse expected (Fisher) information",
+    "empirical": "inverse empirical Fisher, (outer product of scores)⁻¹",
+    "sandwich": "sandwich H⁻¹ (outer product of scores) H⁻¹, no small-sample factor",
+}
+
+
+def check_kind(kind: str, *, has_expected: bool, caller: str) -> None:
+    """Refuse a kind that does not exist, or that this fit has no route to."""
+    if kind not in KINDS:
+        raise ValueError(f"{caller}: kind={kind!r} is unknown; choose from {', '.join(map(repr, KINDS))}.")
+    if kind == "expected" and not has_expected:
+        raise ValueError(
+            f'{caller}: kind="expected" needs the Fisher information under the model, and this model has no route to it. '
+            "Fit a Model(…, information=…) with its closed form, or choose another kind."
+        )
+
+
+def precise(array: Array) -> Array:
+    """The array in float64 where x64 is enabled."""
+    return array.astype(jax.dtypes.canonicalize_dtype(jnp.float64))
+
+
+def covariance(
+    kind: str,
+    jacobian: Float[Array, "q p"],
+    curvature: Float[Array, "p p"],
+    outer_product: Float[Array, "p p"],
+    expected: Float[Array, "q q"] | None,
+) -> Float[Array, "q q"]:
+    """Covariance of θ̂: D V Dᵀ with V that of the unconstrained u and D = ∂θ/∂u.
+
+    All NaN where the matrix to be inverted is not positive definite.
+
+    References
+    ----------
+    White, H. (1982), Econometrica 50, 1-25, theorem 3.2, for the sandwich.
+    """
+    jacobian, curvature, outer_product = precise(jacobian), precise(curvature), precise(outer_product)
+    with jax.default_matmul_precision("highest"):
+        if kind == "observed":
+            free = linalg.inverse(curvature)
+        elif kind == "empirical":
+            free = linalg.inverse(outer_product)
+        elif kind == "expected":
+            free = linalg.inverse(jacobian.T @ precise(expected) @ jacobian)  # type: ignore[arg-type]
+        else:
+            bread = linalg.inverse(curvature)
+            free = bread @ outer_product @ bread
+        result = jacobian @ free @ jacobian.T
+    return 0.5 * (result + result.T)
+
+
+def standard_errors(covariance: Float[Array, "q q"]) -> Float[Array, " q"]:
+    """Square roots of the diagonal."""
+    return jnp.sqrt(jnp.diagonal(covariance))
+
+
+def correlation(covariance: Float[Array, "q q"]) -> Float[Array, "q q"]:
+    """Correlation matrix; NaN in the row and column of a parameter without variance."""
+    errors = standard_errors(covariance)
+    scaled = covariance / errors[:, None] / errors[None, :]
+    return jnp.where(jnp.eye(errors.shape[0], dtype=bool) & (errors > 0)[:, None], 1.0, scaled)

@@ -1,0 +1,38 @@
+"""Confidence intervals from an estimate and its standard errors."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fisher_jax.parameters import Layout
+
+Scale = Literal["unconstrained", "natural"]
+
+
+def check_level(level: Any, caller: str) -> None:
+    """A confidence level is a number strictly between 0 and 1."""
+    if not isinstance(level, jax.core.Tracer) and not 0 < level < 1:
+        raise ValueError(f"{caller}: level={level} must lie strictly between 0 and 1, as 0.95 for 95 %.")
+
+
+def wald(
+    layout: Layout, theta: Float[Array, " q"], errors: Float[Array, " q"], level: Any, scale: Scale
+) -> Float[Array, "q 2"]:
+    """Wald intervals, made on each parameter's unconstrained scale and mapped back, or symmetric on the natural one.
+
+    On the unconstrained scale the interval of θ is g⁻¹(g(θ̂) ± z g′(θ̂) SE), with g the constraint's own scale, so that it
+    cannot leave the parameter's range.
+    """
+    z = jax.scipy.special.ndtri(0.5 * (1 + jnp.asarray(level, errors.dtype)))
+    if scale == "natural":
+        return jnp.stack([theta - z * errors, theta + z * errors], axis=-1)
+    parts, start = [], 0
+    for _, leaf in layout.free_leaves:
+        here = slice(start, start + leaf.size)
+        value, half_width = theta[here].reshape(leaf.shape), (z * errors[here]).reshape(leaf.shape)
+        low, high = leaf.constraint.bounds(value, half_width)
+        parts.append(jnp.stack([low.reshape(-1), high.reshape(-1)], axis=-1))
+        start += leaf.size
+    return jnp.concatenate(parts) if parts else jnp.zeros((0, 2), errors.dtype)

@@ -1,0 +1,393 @@
+"""What the user brings: one log-density, and what may be said beside it. Checked here, at the door."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.parameters import Layout, Table, Values, constraint_table, layout_of, path_name
+
+Callers = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A statistical model: a log-density for one observation, and optionally what else is known of it.
+
+    A function ``log_density(params, y)`` returns log p(y; θ) in nats, or ``log_density(params, y, z)`` log p(y given z; θ),
+    for one observation: a scalar. Every function of fisher_jax takes the bare function where it takes a `Model`.
+
+    Parameters
+    ----------
+    log_density : callable
+        The log-density of one observation.
+    sample : callable, optional
+        ``sample(key, params)`` or ``sample(key, params, z)``: one draw of y.
+    constraints : pytree of constraints, optional
+        Shaped like `params` or a prefix of it; a missing key or `None` means unconstrained.
+    initial : callable, optional
+        ``initial(data)`` or ``initial(data, given)``: starting parameters, used where a fit is given ``params=None``.
+    information : callable, optional
+        ``information(params)`` or ``information(params, z)``: the Fisher information of one observation in closed form, as
+        a (q, q) array in the order of the flattened parameters (JAX sorts the keys of a dictionary), or as a nested
+        pytree as `jax.hessian` returns it, in which no order can be mistaken.
+
+    Raises
+    ------
+    TypeError
+        If `log_density` is not callable, or a constraint is not one.
+
+    Notes
+    -----
+    Two models are equal when they hold the same functions and constraints; what was compiled for one serves the other.
+    A lambda written anew at each call is a new function and compiles anew: define it once.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> from jax.scipy.stats import norm
+    >>> model = fj.Model(lambda params, y: norm.logpdf(y, params["loc"], params["scale"]), constraints={"scale": fj.positive})
+    >>> model.constraints
+    {'scale': Interval(low=0.0, high=inf)}
+    """
+
+    log_density: Callers
+    sample: Callers | None = field(default=None, kw_only=True)
+    constraints: PyTree = field(default=None, kw_only=True)
+    initial: Callers | None = field(default=None, kw_only=True)
+    information: Callers | None = field(default=None, kw_only=True)
+
+    is_dependent = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.log_density):
+            raise TypeError(
+                f"Model: expected a function log_density(params, y), got {type(self.log_density).__name__}. "
+                "Write the log-density of one observation as a function."
+            )
+        functions = (self.log_density, self.sample, self.initial, self.information)
+        key = (type(self), *(_ById(f) for f in functions), constraint_table(self.constraints, "Model"))
+        object.__setattr__(self, "_key", key)
+        object.__setattr__(self, "_hash", hash(key))
+
+    @property
+    def constraint_table(self) -> Table:
+        """The constraints by path, hashable."""
+        return self._key[-1]  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Model) and self._key == other._key)  # type: ignore[attr-defined]
+
+
+class DependentModel(Model):
+    """A model made by `dependent`: its `log_density` takes all the data at once and returns one term for each time."""
+
+    is_dependent = True
+
+
+class _ById:
+    """A function compared by what it is: equal functions first, then identity where equality is not to be had."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        try:
+            self.hash = hash(function)
+        except TypeError:  # an Equinox module with arrays inside
+            self.hash = id(function)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _ById) or self.hash != other.hash:
+            return False
+        return self.function is other.function or (self.hash != id(self.function) and self.function == other.function)
+
+
+def dependent(
+    terms: Callers,
+    *,
+    sample: Callers | None = None,
+    constraints: PyTree = None,
+    initial: Callers | None = None,
+    information: Callers | None = None,
+) -> Model:
+    """A model of dependent data from its conditional log-densities log p(y_t | y_1, …, y_{t−1}).
+
+    Parameters
+    ----------
+    terms : callable
+        ``terms(params, data)`` or ``terms(params, data, given)``: the conditional log-densities in nats, shape (n,), for all
+        of the data. A likelihood conditional on the first m values returns n − m terms; the number of observations
+        is the number of terms.
+    sample, constraints, initial, information
+        As for `Model`; `information` is that of one term on average.
+
+    Returns
+    -------
+    Model
+        A model that every function of fisher_jax takes.
+
+    Notes
+    -----
+    The scores of the terms are martingale differences if the model is right, so that their outer products estimate the
+    information as they do for independent data. Terms are never cut into chunks, since each may need all that went before.
+
+    Examples
+    --------
+    An autoregression of order one, conditional on the first value:
+
+    >>> import fisher_jax as fj
+    >>> from jax.scipy.stats import norm
+    >>> model = fj.dependent(
+    ...     lambda params, y: norm.logpdf(y[1:], params["phi"] * y[:-1], params["scale"]),
+    ...     constraints={"scale": fj.positive},
+    ... )
+    """
+    return DependentModel(terms, sample=sample, constraints=constraints, initial=initial, information=information)
+
+
+def as_model(model: Any, caller: str) -> Model:
+    """The model meant by a `Model` or a bare log-density."""
+    if isinstance(model, Model):
+        return model
+    if callable(model):
+        return Model(model)
+    raise TypeError(
+        f"{caller}: expected a fisher_jax.Model or a function log_density(params, y), got {type(model).__name__}."
+    )
+
+
+class Likelihood(NamedTuple):
+    """The log-likelihood as the inner rooms see it: a function of a flat vector and of rows that may be cut into chunks.
+
+    `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term.
+    """
+
+    terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
+    rows: PyTree
+    weights: Float[Array, " n"] | None
+    num_terms: int
+    separable: bool
+
+
+class Sample(NamedTuple):
+    """The data as they came through the door: arrays with one leading axis."""
+
+    data: PyTree
+    given: PyTree
+    weights: Any
+
+
+def check_sample(model: Model, data: PyTree, given: PyTree, weights: Any, caller: str) -> Sample:
+    """Refuse data whose leaves disagree about n, or weights that do not fit; turn Python lists into arrays."""
+    data = _as_arrays(data)
+    given = None if given is None else _as_arrays(given)
+    if not jax.tree.leaves(data):
+        raise ValueError(f"{caller}: data holds no array. Give the observations, with a leading axis of length n.")
+    if not model.is_dependent:
+        _common_length({"data": data, "given": given}, caller)
+    if weights is not None:
+        weights = _check_weights(weights, model, data, caller)
+    return Sample(data, given, weights)
+
+
+def _as_arrays(tree: PyTree) -> PyTree:
+    if isinstance(tree, list | tuple) and not hasattr(tree, "_fields") and _is_numbers(tree):
+        return np.asarray(tree)
+    return jax.tree.map(_as_array, tree)
+
+
+def _is_numbers(tree: Any) -> bool:
+    if isinstance(tree, list | tuple):
+        return all(_is_numbers(item) for item in tree)
+    return isinstance(tree, bool | int | float | np.number)
+
+
+def _as_array(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array | np.ndarray) and leaf.dtype != object:
+        return leaf
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "biufcV" or array.dtype == object:
+        raise TypeError(
+            f"data: expected arrays of numbers, got {type(leaf).__name__} of dtype {array.dtype}. "
+            "Encode text and categories as numbers first."
+        )
+    return array
+
+
+def _common_length(trees: dict[str, PyTree], caller: str) -> int:
+    lengths = {}
+    for root, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            name = f"{root} {path_name(path)}" if path else root
+            if leaf.ndim == 0:
+                raise ValueError(f"{caller}: {name} is a scalar; expected a leading axis of length n, one row each.")
+            lengths[name] = leaf.shape[0]
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ValueError(
+            f"{caller}: the leading axes of data and given differ ({said}). "
+            "All leaves need the same length n, one row for each observation."
+        )
+    n = next(iter(lengths.values()))
+    if n == 0:
+        raise ValueError(f"{caller}: data has no observations (leading axis of length 0).")
+    return n
+
+
+def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> Any:
+    weights = _as_array(weights)
+    n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]
+    if weights.ndim != 1 or (n is not None and weights.shape[0] != n):
+        expected = f"({n},)" if n is not None else "(number of terms,)"
+        raise ValueError(f"{caller}: weights has shape {weights.shape}, expected {expected}, one weight per observation.")
+    if not isinstance(weights, jax.core.Tracer):
+        host = np.asarray(weights)
+        if not np.all(np.isfinite(host)) or np.any(host < 0):
+            worst = int(np.argmax(~(np.isfinite(host) & (host >= 0))))
+            raise ValueError(
+                f"{caller}: weights must be finite and not negative; weights[{worst}] is {host[worst]}. "
+                "A weight of zero leaves an observation out."
+            )
+    return weights
+
+
+def likelihood(model: Model, layout: Layout, values: Values, sample: Sample, caller: str) -> Likelihood:
+    """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
+    rows = sample.data if sample.given is None else (sample.data, sample.given)
+    evaluate = _terms_at_once if model.is_dependent else _terms_one_by_one
+
+    def terms(free: Float[Array, " p"], rows: PyTree) -> Float[Array, " n"]:
+        y, z = (rows, ()) if sample.given is None else (rows[0], (rows[1],))
+        return evaluate(model, layout.constrain(free, values), y, z, caller).astype(layout.dtype)
+
+    shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
+    weights = sample.weights
+    if weights is not None:
+        if weights.shape != shape:
+            raise ValueError(
+                f"{caller}: weights has shape {weights.shape}, but the density returned {shape[0]} terms. "
+                "Give one weight for each term."
+            )
+        weights = jnp.asarray(weights, layout.dtype)
+        if not model.is_dependent:
+            rows = _replace_unweighted(rows, weights)
+    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent)
+
+
+def _replace_unweighted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
+    """Copy a counted row over the rows of weight zero: what those hold (NaN, say) must not reach a derivative."""
+    source = jnp.argmax(weights > 0)
+
+    def replace(leaf: Array) -> Array:
+        keep = (weights > 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(keep, leaf, leaf[source])
+
+    return jax.tree.map(replace, jax.tree.map(jnp.asarray, rows))
+
+
+def _terms_one_by_one(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
+    def one(y: PyTree, *z: PyTree) -> Array:
+        value = _call(model.log_density, (params, y, *z), "log_density", caller)
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"{caller}: log_density(params, {'y, z' if z else 'y'}) must return a scalar for ONE observation but "
+                f"returned shape {jnp.shape(value)} for y of shape {_shapes(y)}. Did you pass a function of the whole "
+                "data set? See fisher_jax.dependent. If an observation is a vector, sum its log-densities."
+            )
+        return _check_floating(value, "log_density", caller)
+
+    return jax.vmap(one)(y, *z)
+
+
+def _terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
+    value = _call(model.log_density, (params, y, *z), "terms", caller)
+    if jnp.ndim(value) != 1:
+        raise ValueError(
+            f"{caller}: terms(params, data) must return the conditional log-densities, one for each time, shape (n,), but "
+            f"returned shape {jnp.shape(value)} for data of shape {_shapes(y)}. Do not sum them: their scores are needed."
+        )
+    return _check_floating(value, "terms", caller)
+
+
+def _call(function: Callers, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
+    """Call the user's function; where its argument list is what does not fit, say how it is called."""
+    _check_arity(function, len(arguments), name, caller)
+    value = function(*arguments)
+    if value is None or isinstance(value, str | dict | list | tuple):
+        raise TypeError(f"{caller}: {name} must return an array but returned {type(value).__name__}.")
+    return value
+
+
+@functools.lru_cache(maxsize=256)
+def _signature(function: _ById) -> Any:
+    import inspect
+
+    try:
+        return inspect.signature(function.function)
+    except (TypeError, ValueError):  # built-in functions have none
+        return None
+
+
+def _check_arity(function: Callers, count: int, name: str, caller: str) -> None:
+    signature = _signature(_ById(function))
+    if signature is None:
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        called = ("params, y, z" if count == 3 else "params, y") if name == "log_density" else f"{count} arguments"
+        hint = "Pass its covariates as given=." if count == 2 else "given= hands it the covariates as third argument."
+        raise TypeError(f"{caller}: {name} takes {signature}, but is called as {name}({called}). {hint}") from None
+
+
+def _check_floating(value: Any, name: str, caller: str) -> Array:
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"{caller}: {name} must return a floating number in nats but returned dtype {value.dtype}. "
+            "Does it compare or round where it should compute?"
+        )
+    return value
+
+
+def _shapes(tree: PyTree) -> str:
+    shapes = [str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
+    return shapes[0] if len(shapes) == 1 else f"({', '.join(shapes)})"
+
+
+def starting_parameters(model: Model, params: PyTree, sample: Sample, caller: str) -> PyTree:
+    """`params`, or what the model's own `initial` makes of the data."""
+    if params is not None:
+        return params
+    if model.initial is None:
+        raise ValueError(
+            f"{caller}: params is None and the model has no `initial`. "
+            "Give starting parameters, or Model(…, initial=function of the data)."
+        )
+    arguments = (sample.data,) if sample.given is None else (sample.data, sample.given)
+    return model.initial(*arguments)
+
+
+def check_start(layout: Layout, values: Values, caller: str) -> None:
+    """Refuse, by name, starting values outside their constraint. Values known only when run are left to the status."""
+    for (i, leaf), inside in zip(layout.free_leaves, layout.contains(values), strict=True):
+        if not isinstance(inside, jax.core.Tracer) and not inside:
+            raise ValueError(
+                f"{caller}: parameter `{leaf.name}` starts at {np.asarray(values[i])}, but must be "
+                f"{leaf.constraint.description}. Start strictly inside."
+            )
+
+
+def flatten_parameters(model: Model, params: PyTree, caller: str) -> tuple[Layout, Values]:
+    """The layout of the user's parameters under the model's constraints, and their array leaves."""
+    return layout_of(params, model.constraint_table, caller)

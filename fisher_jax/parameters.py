@@ -1,0 +1,298 @@
+"""Parameters as three things: the user's pytree, the flat vector θ of its free entries, and the unconstrained u.
+
+A `Layout` knows the way between them and every entry's name. It is static (hashable, no arrays), so it can be an argument
+of a jitted function and part of a result's structure.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.constraints import Constraint, Fixed, Unconstrained, as_constraint
+
+Values = list[Any]  # the array leaves of params, in pytree order, fixed ones included
+Table = tuple[tuple[tuple[Any, ...], Constraint], ...]  # constraints by path
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array leaf of `params`."""
+
+    name: str
+    shape: tuple[int, ...]
+    free_shape: tuple[int, ...]
+    constraint: Constraint
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def free_size(self) -> int:
+        return int(np.prod(self.free_shape))
+
+    @property
+    def is_fixed(self) -> bool:
+        return isinstance(self.constraint, Fixed)
+
+    @property
+    def entry_names(self) -> tuple[str, ...]:
+        """`beta` of shape (2,) gives beta[0] and beta[1]."""
+        return tuple(_indexed(self.name, index) for index in np.ndindex(self.shape))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a pytree of parameters, θ (length q) and u (length p) correspond.
+
+    `leaves` are the array leaves in pytree order; `treedef` and `statics` put the pytree together again, statics being the
+    leaves that are no arrays (the functions in an Equinox module).
+    """
+
+    leaves: tuple[Leaf, ...]
+    dtype: np.dtype
+    treedef: Any
+    statics: tuple[Any, ...]
+
+    @functools.cached_property
+    def free_leaves(self) -> tuple[tuple[int, Leaf], ...]:
+        """The leaves that are estimated, each with its index among `leaves`."""
+        return tuple((i, leaf) for i, leaf in enumerate(self.leaves) if not leaf.is_fixed)
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of every entry of θ."""
+        return tuple(name for _, leaf in self.free_leaves for name in leaf.entry_names)
+
+    @property
+    def num_free(self) -> int:
+        """p: the length of u, which is the number of parameters estimated."""
+        return sum(leaf.free_size for _, leaf in self.free_leaves)
+
+    @functools.cached_property
+    def restricted(self) -> tuple[bool, ...]:
+        """For each entry of u, whether a constraint made it."""
+        return tuple(leaf.constraint.restricts for _, leaf in self.free_leaves for _ in range(leaf.free_size))
+
+    def natural(self) -> "Layout":
+        """The same parameters without their constraints (but for `fixed`): its u is θ itself."""
+        return Layout(tuple(_unconstrained(leaf) for leaf in self.leaves), self.dtype, self.treedef, self.statics)
+
+    def unconstrain(self, values: Values) -> Float[Array, " p"]:
+        """u of the parameters."""
+        parts = [
+            jnp.ravel(leaf.constraint.inverse(jnp.asarray(values[i], self.dtype))) for i, leaf in self.free_leaves
+        ]
+        return jnp.concatenate(parts) if parts else jnp.zeros((0,), self.dtype)
+
+    def constrain(self, free: Float[Array, " p"], values: Values) -> PyTree:
+        """The parameters of u; fixed leaves are taken from `values`."""
+        result, start = list(values), 0
+        for i, leaf in self.free_leaves:
+            part = free[start : start + leaf.free_size].reshape(leaf.free_shape)
+            result[i] = leaf.constraint.forward(part).reshape(leaf.shape)
+            start += leaf.free_size
+        return self.assemble(result)
+
+    def assemble(self, values: Values) -> PyTree:
+        """The pytree whose array leaves are `values`."""
+        given, arrays = iter(self.statics), iter(values)
+        return jax.tree.unflatten(self.treedef, [next(arrays) if s is _ARRAY else s for s in given])
+
+    def blocks(self, tree: PyTree) -> list[Any]:
+        """What a pytree has in the place of each array leaf, which may itself be a pytree."""
+        found = self.treedef.flatten_up_to(tree)
+        return [block for block, static in zip(found, self.statics, strict=True) if static is _ARRAY]
+
+    def flatten(self, params: PyTree) -> Float[Array, " q"]:
+        """θ: the free leaves of a pytree with this structure, raveled and joined."""
+        values = self.blocks(params)
+        parts = [jnp.ravel(jnp.asarray(values[i], self.dtype)) for i, _ in self.free_leaves]
+        return jnp.concatenate(parts) if parts else jnp.zeros((0,), self.dtype)
+
+    def unflatten(self, theta: Float[Array, "*b q"], fill: Any) -> PyTree:
+        """A pytree like params of numbers that belong to the entries of θ; fixed leaves hold `fill`.
+
+        Axes before the last are kept in front of each leaf's own.
+        """
+        batch = theta.shape[:-1]
+        result = [jnp.full(batch + leaf.shape, fill, self.dtype) for leaf in self.leaves]
+        start = 0
+        for i, leaf in self.free_leaves:
+            result[i] = theta[..., start : start + leaf.size].reshape(batch + leaf.shape)
+            start += leaf.size
+        return self.assemble(result)
+
+    def jacobian(self, free: Float[Array, " p"], values: Values) -> Float[Array, "q p"]:
+        """D = ∂θ/∂u."""
+        return jax.jacfwd(lambda u: self.flatten(self.constrain(u, values)))(free)
+
+    def contains(self, values: Values) -> list[Any]:
+        """For each free leaf, whether its value lies strictly inside its constraint; on the host where values are known."""
+        return [leaf.constraint.contains(_concrete(values[i], self.dtype)) for i, leaf in self.free_leaves]
+
+
+class _ArrayMark:
+    """Stands in `Layout.statics` where an array belongs."""
+
+    def __repr__(self) -> str:
+        return "array"
+
+
+_ARRAY = _ArrayMark()
+
+
+def constraint_table(constraints: PyTree, caller: str) -> Table:
+    """A user's tree of constraints as pairs of a path and a constraint, hashable."""
+    found, _ = jax.tree_util.tree_flatten_with_path(constraints, is_leaf=lambda x: as_constraint(x) is not None)
+    table = []
+    for path, given in found:
+        constraint = as_constraint(given)
+        if constraint is None:
+            raise TypeError(
+                f"{caller}: the constraint of `{path_name(path)}` is {given!r}, which is neither one of fisher_jax's "
+                "constraints, nor None, nor a bijector with methods `forward` and `inverse`."
+            )
+        table.append((tuple(_raw(key) for key in path), constraint))
+    return tuple(table)
+
+
+def layout_of(params: PyTree, table: Table, caller: str) -> tuple[Layout, Values]:
+    """The layout of a user's parameters, and their array leaves.
+
+    Python's integers become floating numbers; integer arrays are refused unless `fixed`.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), _floating_dtype(leaves), table, caller)
+    return layout, [leaf for leaf, static in zip(leaves, layout.statics, strict=True) if static is _ARRAY]
+
+
+def _signature(leaf: Any) -> Any:
+    if isinstance(leaf, bool | int | float):
+        return ((), type(leaf))
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return (tuple(leaf.shape), leaf.dtype)
+    return _Static(leaf)
+
+
+def _floating_dtype(leaves: list[Any]) -> np.dtype:
+    """The widest floating dtype among array leaves; JAX's default where all are Python numbers.
+
+    numpy's float64 counts as JAX will take it: float32 unless x64 is enabled.
+    """
+    found = [
+        leaf.dtype for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    default = jnp.zeros(()).dtype
+    if not found or any(isinstance(leaf, bool | int | float) for leaf in leaves):
+        found = [*found, default]
+    return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*found)))
+
+
+@dataclass(frozen=True)
+class _Static:
+    """A leaf that is no array, compared by identity."""
+
+    leaf: Any
+
+    def __hash__(self) -> int:
+        return id(self.leaf)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and other.leaf is self.leaf
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_layout(
+    treedef: Any, signature: tuple[Any, ...], dtype: np.dtype, table: Table, caller: str
+) -> Layout:
+    skeleton = jax.tree.unflatten(treedef, range(len(signature)))
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(skeleton)[0]]
+    constraints = _match(table, paths, caller)
+    statics = tuple(kind.leaf if isinstance(kind, _Static) else _ARRAY for kind in signature)
+    leaves = tuple(
+        _make_leaf(path_name(path), kind, dtype, constraint, caller)
+        for path, kind, constraint in zip(paths, signature, constraints, strict=True)
+        if not isinstance(kind, _Static)
+    )
+    if not leaves:
+        raise ValueError(f"{caller}: params holds no array. Give a pytree of floating numbers, as in {{'scale': 1.0}}.")
+    return Layout(leaves, dtype, treedef, statics)
+
+
+def _match(table: Table, paths: list[Any], caller: str) -> list[Constraint]:
+    """The constraint of each path: the one given at the path or at a container above it."""
+    given, used, result = dict(table), set(), []
+    for path in paths:
+        raw = tuple(_raw(key) for key in path)
+        above = [raw[:k] for k in range(len(raw) + 1) if raw[:k] in given]
+        used.update(above)
+        result.append(given[above[0]] if above else Unconstrained())
+    unused = [".".join(map(str, path)) for path, c in table if path not in used and c.restricts]
+    if unused:
+        raise ValueError(
+            f"{caller}: constraints name {_listed(unused)}, but params has {_listed(map(path_name, paths))}. "
+            "Spell the constraint's key as the parameter's."
+        )
+    return result
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _raw(key: Any) -> Any:
+    """What a step of a path says, whatever kind of container it leads into."""
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return getattr(key, attribute)
+    return key
+
+
+def _make_leaf(name: str, kind: Any, dtype: np.dtype, constraint: Constraint, caller: str) -> Leaf:
+    shape, given = kind
+    if isinstance(constraint, Fixed):
+        return Leaf(name, shape, (0,), constraint)
+    if given is bool or (not isinstance(given, type) and not jnp.issubdtype(given, jnp.floating)):
+        raise TypeError(
+            f"{caller}: parameter `{name}` has dtype {getattr(given, '__name__', given)}; parameters are floating. "
+            "Write it as a float, or constrain it with fisher_jax.fixed if it is not to be estimated."
+        )
+    try:
+        free = jax.eval_shape(constraint.inverse, jax.ShapeDtypeStruct(shape, dtype))
+    except ValueError as error:
+        raise ValueError(f"{caller}: parameter `{name}` of shape {shape}: {error}") from error
+    return Leaf(name, shape, free.shape, constraint)
+
+
+def _concrete(value: Any, dtype: np.dtype) -> Any:
+    return jnp.asarray(value, dtype) if isinstance(value, jax.core.Tracer) else np.asarray(value, dtype)
+
+
+def path_name(path: Any) -> str:
+    """`beta[0]`, `scale`, `layers[1].weight`: a leaf's path as a person would write it."""
+    text = ""
+    for key in path:
+        if isinstance(key, jax.tree_util.DictKey):
+            text += f".{key.key}" if isinstance(key.key, str) else f"[{key.key!r}]"
+        elif isinstance(key, jax.tree_util.GetAttrKey):
+            text += f".{key.name}"
+        else:
+            text += f"[{getattr(key, 'idx', getattr(key, 'key', key))}]"
+    return text.removeprefix(".") or "params"
+
+
+def _indexed(name: str, index: tuple[int, ...]) -> str:
+    return name if not index else f"{name}[{','.join(map(str, index))}]"
+
+
+def _unconstrained(leaf: Leaf) -> Leaf:
+    if leaf.is_fixed:
+        return leaf
+    return Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained())

@@ -1,0 +1,245 @@
+"""One maximisation: step until done, then say truly what was reached."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from fisher_jax.derivatives import derivatives_at, gradient_at, outer_product_at, terms_at
+from fisher_jax.linalg import singular_pivot
+from fisher_jax.model import Likelihood
+from fisher_jax.optimizers import (
+    DRIFT_LIMIT,
+    CurvatureKind,
+    DampedState,
+    Evaluation,
+    NewtonState,
+    newton,
+    rounding_error,
+)
+from fisher_jax.status import Status
+
+ROUNDING_LIMIT = 0.01  # standard errors: a rounding floor further out than this is no success
+EDGE_INFORMATION = 1e-2  # information on a constrained parameter's own scale below which nothing is left to estimate
+EDGE_DISTANCE = 3.0  # how far it must have moved on that scale to count as running away
+_LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate maximum they do
+_STILL_STEPS = 5  # updates in a row without promise after which another's optimiser is taken to have finished
+
+Expected = Callable[[Float[Array, " p"]], Float[Array, "p p"]]
+
+
+class Problem(NamedTuple):
+    """What is maximised: a likelihood of a flat vector, where to start, and what is known about it."""
+
+    likelihood: Likelihood
+    start: Float[Array, " p"]
+    restricted: Bool[Array, " p"]
+    num_observed: Int[Array, ""]
+    expected: Expected | None
+
+
+class Solution(NamedTuple):
+    """Where a maximisation ended. `curvature` is minus the Hessian there; all are totals over the data."""
+
+    free: Float[Array, " p"]
+    terms: Float[Array, " n"]
+    curvature: Float[Array, "p p"]
+    decrement: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+def default_tolerance(dtype: Any) -> float:
+    """√ε standard errors: 1.5e-8 in float64, 3.5e-4 in float32."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def maximise(
+    problem: Problem,
+    optimizer: optax.GradientTransformationExtraArgs,
+    tolerance: Float[Array, ""],
+    max_steps: Int[Array, ""],
+) -> Solution:
+    """Run the optimiser from the start, and certify where it ends by the observed curvature, whatever the optimiser was."""
+    objective = _objective(problem)
+    state = optimizer.init(problem.start)
+    if isinstance(state, DampedState):
+        free, state = _run_damped(problem, objective, optimizer, state, tolerance, max_steps)
+        num_steps, broken = state.count - 1, jnp.array(False)
+    else:
+        free, num_steps, broken = _run_foreign(problem, objective, optimizer, state, tolerance, max_steps)
+    own = isinstance(state, NewtonState)
+    certificate = state if own else _probe(problem, objective, free)
+    status = _judge(problem, certificate, free, num_steps, tolerance, max_steps, broken)
+    return Solution(free, -certificate.terms, certificate.curvature, certificate.decrement, num_steps, status)
+
+
+def _objective(problem: Problem) -> Callable[[Array, CurvatureKind], Evaluation]:
+    """Minus the log-likelihood, by terms, with the kind of curvature asked for."""
+    target = problem.likelihood
+
+    @jax.jit
+    def observed(free: Array) -> Evaluation:
+        found = derivatives_at(target, free)
+        return Evaluation(-found.terms, -found.gradient, found.curvature)
+
+    def objective(free: Array, kind: CurvatureKind) -> Evaluation:
+        if kind == "observed":
+            return observed(free)
+        terms, gradient = gradient_at(target, free)
+        if kind == "empirical":
+            return Evaluation(-terms, -gradient, outer_product_at(target, free)[1])
+        if problem.expected is None:
+            raise ValueError(
+                "fit: fisher_scoring needs the expected information, and the model has none. Give "
+                "Model(…, information=…), the Fisher information of one observation, or use newton or bhhh."
+            )
+        return Evaluation(-terms, -gradient, problem.expected(free))
+
+    return objective
+
+
+def _sized(problem: Problem, state: DampedState) -> DampedState:
+    return state._replace(terms=jnp.zeros((problem.likelihood.num_terms,), problem.start.dtype))
+
+
+def _run_damped(
+    problem: Problem, objective: Any, optimizer: Any, state: DampedState, tolerance: Array, max_steps: Array
+) -> tuple[Float[Array, " p"], DampedState]:
+    def unfinished(carry: tuple[Array, DampedState]) -> Array:
+        _, state = carry
+        return (state.count == 0) | ((state.count <= max_steps) & ~_finished(state, tolerance))
+
+    def step(carry: tuple[Array, DampedState]) -> tuple[Array, DampedState]:
+        free, state = carry
+        updates, state = optimizer.update(free, state, free, objective=objective)
+        return optax.apply_updates(free, updates), state
+
+    return jax.lax.while_loop(unfinished, step, (problem.start, _sized(problem, state)))
+
+
+def _finished(state: DampedState, tolerance: Array) -> Bool[Array, ""]:
+    """Whether nothing is gained by another step: certified, or known to fail."""
+    tested = _within(state, tolerance) & jnp.isfinite(state.drift)
+    return tested | state.at_floor | state.stuck | _stationary(state, tolerance) | ~_finite(state)
+
+
+def _within(state: DampedState, tolerance: Array) -> Bool[Array, ""]:
+    return state.definite & (state.decrement < tolerance)
+
+
+def _stationary(state: DampedState, tolerance: Array) -> Bool[Array, ""]:
+    """No slope, and no positive definite curvature either."""
+    return ~state.definite & (state.flatness < tolerance**2)
+
+
+def _finite(state: DampedState) -> Bool[Array, ""]:
+    slopes = jnp.all(jnp.isfinite(state.grad)) & jnp.all(jnp.isfinite(state.curvature))
+    return jnp.isfinite(state.value) & slopes
+
+
+class _Foreign(NamedTuple):
+    """State of another's optimiser in the loop; `still` counts updates in a row that promised nothing."""
+
+    free: Float[Array, " p"]
+    inner: Any
+    num_steps: Int[Array, ""]
+    still: Int[Array, ""]
+    broken: Bool[Array, ""]
+
+
+def _run_foreign(
+    problem: Problem, objective: Any, optimizer: Any, inner: Any, tolerance: Array, max_steps: Array
+) -> tuple[Float[Array, " p"], Int[Array, ""], Bool[Array, ""]]:
+    """optax's own loop. It ends when the steps run out, or promise a gain below half of tolerance² nats again and again."""
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def value_of(free: Array) -> Array:
+        return -jnp.sum(terms_at(problem.likelihood, free))
+
+    value_and_grad = _value_and_grad(value_of, inner)
+
+    def unfinished(carry: _Foreign) -> Array:
+        return (carry.num_steps < max_steps) & (carry.still < _STILL_STEPS) & ~carry.broken
+
+    def step(carry: _Foreign) -> _Foreign:
+        value, grad = value_and_grad(carry.free, state=carry.inner)
+        updates, inner = optimizer.update(
+            grad, carry.inner, carry.free, value=value, grad=grad, value_fn=value_of, objective=objective
+        )
+        promise = jnp.abs(jnp.sum(grad * updates))
+        moved = optax.apply_updates(carry.free, updates)
+        broken = ~(jnp.isfinite(value) & jnp.all(jnp.isfinite(grad)) & jnp.all(jnp.isfinite(moved)))
+        still = jnp.where(promise < 0.5 * tolerance**2, carry.still + 1, 0)
+        return _Foreign(jnp.where(broken, carry.free, moved), inner, carry.num_steps + 1, still, broken)
+
+    zero = jnp.zeros((), jnp.int32)
+    end = jax.lax.while_loop(unfinished, step, _Foreign(problem.start, inner, zero, zero, jnp.array(False)))
+    return end.free, end.num_steps, end.broken
+
+
+def _value_and_grad(value_of: Callable[[Array], Array], inner: Any) -> Callable[..., tuple[Array, Array]]:
+    """Value and gradient, from the optimiser's state where its line search has left them there."""
+    kept = [optax.tree.get_all_with_path(inner, name) for name in ("value", "grad")]
+    if all(len(found) == 1 for found in kept):
+        return optax.value_and_grad_from_state(value_of)
+    plain = jax.value_and_grad(value_of)
+    return lambda free, state: plain(free)
+
+
+def _probe(problem: Problem, objective: Any, free: Float[Array, " p"]) -> NewtonState:
+    """What Newton's method finds at a point that another optimiser reached, without moving from it.
+
+    One evaluation there, one at the end of the step that it would take.
+    """
+    optimizer = newton()
+
+    def step(_: int, states: tuple[NewtonState, NewtonState]) -> tuple[NewtonState, NewtonState]:
+        _, state = states
+        return state, optimizer.update(free, state, free, objective=objective)[1]
+
+    start = _sized(problem, optimizer.init(free))
+    here, beyond = jax.lax.fori_loop(0, 2, step, (start, start))
+    at_floor = 0.5 * here.decrement**2 <= rounding_error(here.terms)
+    return here._replace(drift=beyond.drift, lengthening=beyond.lengthening, at_floor=at_floor)
+
+
+def _judge(
+    problem: Problem,
+    state: NewtonState,
+    free: Float[Array, " p"],
+    num_steps: Array,
+    tolerance: Array,
+    max_steps: Array,
+    broken: Array,
+) -> Int[Array, ""]:
+    """The status, from the certificate alone: the first of these conditions that holds."""
+    regular = state.drift < DRIFT_LIMIT
+    within = _within(state, tolerance)
+    fading = within & ~regular
+    # The curvature's own diagonal, without the other parameters: weakness shared by several is not an edge.
+    faint = jnp.abs(jnp.diagonal(state.curvature)) < EDGE_INFORMATION
+    escaped = jnp.any(problem.restricted & faint & (jnp.abs(free - problem.start) > EDGE_DISTANCE))
+    at_floor = state.at_floor & state.definite & (state.decrement < ROUNDING_LIMIT)
+    singular = jnp.abs(state.pivot) <= singular_pivot(free.shape[0], free.dtype)
+    unmoved = jnp.all((free == problem.start) | ~jnp.isfinite(problem.start))
+    no_start = ~jnp.isfinite(state.value) & unmoved
+    conditions = [
+        (problem.num_observed < free.shape[0], Status.TOO_FEW_OBSERVATIONS),
+        (no_start, Status.BAD_START),
+        (broken | ~_finite(state), Status.NOT_FINITE),
+        (within & regular, Status.CONVERGED),
+        (at_floor & regular, Status.CONVERGED_TO_ROUNDING),
+        (escaped, Status.BOUNDARY),
+        ((fading | at_floor) & jnp.isfinite(state.drift) & (state.lengthening > _LENGTHENING), Status.BOUNDARY),
+        (fading & jnp.isfinite(state.drift), Status.SINGULAR_INFORMATION),
+        (_stationary(state, tolerance) & singular, Status.SINGULAR_INFORMATION),
+        (_stationary(state, tolerance), Status.INDEFINITE),
+        (num_steps >= max_steps, Status.STEP_LIMIT),
+    ]
+    tests = jnp.stack([jnp.asarray(condition) for condition, _ in conditions])
+    codes = jnp.array([status for _, status in conditions], jnp.int32)
+    return jnp.where(jnp.any(tests), codes[jnp.argmax(tests)], jnp.int32(Status.STALLED))
