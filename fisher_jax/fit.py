@@ -255,8 +255,6 @@ class Fit:
             status=self.status,
             culprit=self._culprit(),
             log_likelihood=float(self.log_likelihood),
-            aic=float(self.aic()),
-            bic=float(self.bic()),
             num_observations=float(self.num_observations),
             num_parameters=self.num_parameters,
             num_steps=int(self.num_steps),
@@ -280,13 +278,8 @@ class Fit:
         return self.summary()._repr_html_()
 
     def _rows(self, kind: str, level: float) -> list[Row]:
-        errors = np.asarray(self.layout.flatten(_uncertainty(self, kind)[1]))
-        ends = np.asarray(_flat_intervals(self, kind, "unconstrained", level))
-        theta = np.asarray(self.layout.flatten(self.params))
-        free = [
-            Row(name, float(theta[k]), float(errors[k]), float(ends[k, 0]), float(ends[k, 1]))
-            for k, name in enumerate(self.names)
-        ]
+        columns = np.asarray(_table(self, kind, level))
+        free = [Row(name, *map(float, numbers)) for name, numbers in zip(self.names, columns, strict=True)]
         return with_fixed(free, self.layout, self.layout.blocks(self.params))
 
     def _culprit(self) -> str:
@@ -530,16 +523,20 @@ def _uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], PyTree]:
     return matrix, fit.layout.unflatten(errors, 0.0)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _flat_intervals(fit: Fit, kind: str, scale: Any, level: Any) -> Float[Array, "q 2"]:
+@functools.partial(jax.jit, static_argnums=1)
+def _table(fit: Fit, kind: str, level: Any) -> Float[Array, "q 4"]:
+    """Estimate, standard error and both ends of the interval, a row for each name."""
     _, errors = _flat_uncertainty(fit, kind)
     theta = fit.layout.flatten(fit.params).astype(errors.dtype)
-    return intervals.wald(fit.layout, theta, errors, level, scale)
+    ends = intervals.wald(fit.layout, theta, errors, level, "unconstrained")
+    return jnp.concatenate([theta[:, None], errors[:, None], ends], axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _intervals(fit: Fit, kind: str, scale: Any, level: Any) -> PyTree:
-    ends = _flat_intervals(fit, kind, scale, level)
+    _, errors = _flat_uncertainty(fit, kind)
+    theta = fit.layout.flatten(fit.params).astype(errors.dtype)
+    ends = intervals.wald(fit.layout, theta, errors, level, scale)
     layout, values, start, result = fit.layout, fit.layout.blocks(fit.params), 0, []
     for leaf, value in zip(layout.leaves, values, strict=True):
         if leaf.is_fixed:

@@ -7,7 +7,7 @@ kind of curvature wanted) to an `Evaluation`. `fisher_jax.fit` supplies it.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,7 @@ class Evaluation(NamedTuple):
     curvature: Float[Array, "p p"]
 
 
-class Objective(Protocol):
-    """What a caller passes as `objective=`."""
-
-    def __call__(self, params: PyTree, kind: CurvatureKind, /) -> Evaluation: ...
+Objective = Callable[[PyTree, CurvatureKind], Evaluation]
 
 
 class DampedState(NamedTuple):
@@ -297,24 +294,25 @@ def _propose(state: DampedState) -> _Trial:
     diagonal = _positive_diagonal(state.largest_diagonal, gradient)
     undamped = state.definite & (state.decrement < UNDAMPED_BELOW) & ~state.rejected
     ladder = _dampings(state, diagonal, undamped)
-    factors = [linalg.factorise(state.curvature + jnp.diag(rung * diagonal)) for rung in ladder]
-    chosen, damping = factors[-1], ladder[-1]
-    for factor, rung in zip(factors[-2::-1], ladder[-2::-1], strict=True):
-        chosen = jax.tree.map(lambda new, old, use=factor.definite: jnp.where(use, new, old), factor, chosen)
-        damping = jnp.where(factor.definite, rung, damping)
+    factors = jax.vmap(lambda rung: linalg.factorise(state.curvature + jnp.diag(rung * diagonal)))(ladder)
+    least = jnp.where(jnp.any(factors.definite), jnp.argmax(factors.definite), len(ladder) - 1)
+    chosen, damping = jax.tree.map(lambda rungs: rungs[least], (factors, ladder))
     step = -linalg.solve(chosen, gradient)
     predicted = -_dot(gradient, step) - 0.5 * _dot(step, _times(state.curvature, step))
     return _Trial(step, predicted, undamped, damping, chosen)
 
 
-def _dampings(state: DampedState, diagonal: Float[Array, " p"], undamped: Bool[Array, ""]) -> list[Array]:
+def _dampings(
+    state: DampedState, diagonal: Float[Array, " p"], undamped: Bool[Array, ""]
+) -> Float[Array, "4"]:
     """λ as it is (or none), ten and a hundred times that, and one that is certain to suffice (Gershgorin's circles)."""
     root = jnp.sqrt(diagonal)
     scaled = state.curvature / root[:, None] / root[None, :]
     centre = jnp.diagonal(scaled)
     lowest = jnp.min(centre - (jnp.sum(jnp.abs(scaled), axis=1) - jnp.abs(centre)))
     certain = jnp.maximum(100 * state.damping, 1.01 * jnp.maximum(-lowest, 0.0) + state.damping)
-    return [jnp.where(undamped, 0.0, state.damping), 10 * state.damping, 100 * state.damping, certain]
+    least = jnp.where(undamped, 0.0, state.damping)
+    return jnp.stack([least, 10 * state.damping, 100 * state.damping, certain])
 
 
 def _positive_diagonal(largest: Float[Array, " p"], gradient: Float[Array, " p"]) -> Float[Array, " p"]:

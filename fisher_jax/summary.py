@@ -52,8 +52,6 @@ class Summary:
     status: Status
     culprit: str
     log_likelihood: float
-    aic: float
-    bic: float
     num_observations: float
     num_parameters: int
     num_steps: int
@@ -61,6 +59,16 @@ class Summary:
     precision: str
     covariance: str
     level: float
+
+    @property
+    def aic(self) -> float:
+        """Akaike's information criterion."""
+        return 2 * self.num_parameters - 2 * self.log_likelihood
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's Bayesian information criterion."""
+        return self.num_parameters * math.log(self.num_observations) - 2 * self.log_likelihood
 
     @property
     def facts(self) -> list[tuple[str, str]]:
