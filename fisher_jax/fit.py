@@ -29,7 +29,7 @@ from fisher_jax.model import (
 )
 from fisher_jax.optimizers import DampedState, newton
 from fisher_jax.parameters import Layout, Values
-from fisher_jax.solve import Problem, default_tolerance, maximise
+from fisher_jax.solve import EDGE_INFORMATION, Problem, default_tolerance, maximise
 from fisher_jax.status import Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
 
@@ -73,6 +73,8 @@ class Fit:
         n I(θ) in the user's parametrisation where the model has a closed form.
     suspect : integer array
         Index of the first observation whose log-density or score is not finite; −1 where there is none.
+    last_step : array (p,)
+        The last full Newton step in u: where a fit that ran to infinity was heading.
 
     Notes
     -----
@@ -101,6 +103,7 @@ class Fit:
     outer_product: Float[Array, "*b p p"]
     expected: Float[Array, "*b q q"] | None
     suspect: Int[Array, "*b"]
+    last_step: Float[Array, "*b p"]
     layout: Layout = field(metadata={"static": True}, repr=False)
 
     @property
@@ -304,14 +307,16 @@ class Fit:
         return describe_direction(direction, self._free_names())
 
     def _escaping(self, curvature: np.ndarray) -> str:
-        """What runs away: the constrained parameter that carries no information, else the direction of least curvature."""
-        diagonal = np.abs(np.diagonal(curvature))
-        faint = [k for k, limited in enumerate(self.layout.restricted) if limited and diagonal[k] < 1e-2]
+        """What runs away: the constrained parameters left without information, else where the last step was heading."""
+        diagonal, names = np.abs(np.diagonal(curvature)), self._free_names()
+        faint = [k for k, limited in enumerate(self.layout.restricted) if limited and diagonal[k] < EDGE_INFORMATION]
         if faint:
-            return ", ".join(self._free_names()[k] for k in faint)
-        values, vectors = np.linalg.eigh(curvature)
-        direction = vectors[:, 0] / vectors[np.argmax(np.abs(vectors[:, 0])), 0]
-        return describe_direction(direction, self._free_names())
+            return ", ".join(names[k] for k in faint)
+        step = np.asarray(self.last_step, np.float64)
+        if not np.any(step):
+            free = np.where(self.layout.restricted, np.abs(np.asarray(self.free)), 0.0)
+            return names[int(np.argmax(free))]
+        return describe_direction(step / step[np.argmax(np.abs(step))], names)
 
     def _free_names(self) -> tuple[str, ...]:
         """Names for the entries of u: those of θ where they correspond one to one."""
@@ -464,6 +469,7 @@ def _fit(
         outer_product=outer_product,
         expected=_expected(model, layout, params, sample, target),
         suspect=jnp.where(jnp.all(sound), -1, jnp.argmin(sound)).astype(jnp.int32),
+        last_step=found.last_step,
         layout=layout,
     )
 

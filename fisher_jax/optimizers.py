@@ -21,6 +21,8 @@ CurvatureKind = Literal["observed", "expected", "empirical"]
 
 UNDAMPED_BELOW = 0.1  # standard errors: within this distance a Newton step needs no damping
 DRIFT_LIMIT = 0.1  # relative change of curvature along a Newton step that a regular maximum never shows so close
+LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate minimum they do
+RUNAWAY_STEPS = 15  # so many such steps in a row, each taking most of the curvature away, and nothing will come
 _MOST_DAMPING = 1e14
 
 
@@ -45,8 +47,10 @@ class DampedState(NamedTuple):
     What belongs to the current point changes only when a step is accepted: `terms`, `value`, `grad`, `curvature`,
     `decrement` (distance to the minimum in standard errors; infinite where the curvature is not positive definite),
     `pivot` and `definite` (of the curvature) and `flatness` (squared gradient over the curvature's diagonal, summed).
-    `drift` and `lengthening` belong to the last undamped step, infinite after a damped one: the largest relative change of
-    the curvature along it, and the next such step's length as a multiple of its own.
+    `step`, `drift` and `lengthening` belong to the last undamped step towards a point where the curvature was positive
+    definite; drift and lengthening are infinite after a damped one: the step itself, the largest relative change of the
+    curvature along it, and the next such step's length as a multiple of its own. `runaway` counts such steps in a row
+    along which the curvature faded without the steps growing shorter.
     `damping`, `growth` and `largest_diagonal` change at every update; `at_floor` says that the last step promised less than
     the rounding error of the objective and did not come nearer either; `rejected` that it was not taken.
     """
@@ -60,13 +64,20 @@ class DampedState(NamedTuple):
     pivot: Float[Array, ""]
     definite: Bool[Array, ""]
     flatness: Float[Array, ""]
+    step: Float[Array, " p"]
     drift: Float[Array, ""]
     lengthening: Float[Array, ""]
+    runaway: Int[Array, ""]
     damping: Float[Array, ""]
     growth: Float[Array, ""]
     largest_diagonal: Float[Array, " p"]
     at_floor: Bool[Array, ""]
     rejected: Bool[Array, ""]
+
+    @property
+    def running_away(self) -> Bool[Array, ""]:
+        """The minimum lies at infinity."""
+        return self.runaway >= RUNAWAY_STEPS
 
     @property
     def stuck(self) -> Bool[Array, ""]:
@@ -270,8 +281,10 @@ def _initial_state(flat: Float[Array, " p"], params: PyTree, damping: float) -> 
         pivot=nothing,
         definite=jnp.array(False),
         flatness=infinite,
+        step=jnp.zeros_like(flat),
         drift=infinite,
         lengthening=infinite,
+        runaway=jnp.zeros((), jnp.int32),
         damping=jnp.full((), damping, dtype),
         growth=jnp.full((), 2.0, dtype),
         largest_diagonal=jnp.zeros((p,), dtype),
@@ -328,18 +341,19 @@ def _advance(
     old_gradient, _ = ravel_pytree(state.grad)
     factor = linalg.factorise(reached.curvature)
     half = linalg.solve_lower(factor, reached.gradient)
-    decrement = jnp.where(factor.definite, jnp.sqrt(_dot(half, half)), jnp.inf)
-
     finite = jnp.all(jnp.isfinite(reached.gradient)) & jnp.all(jnp.isfinite(reached.curvature))
     finite = finite & jnp.isfinite(jnp.sum(reached.value))
+    decrement = jnp.where(finite & factor.definite, jnp.sqrt(_dot(half, half)), jnp.inf)
+
     gain = jnp.sum(state.terms - reached.value)  # type: ignore[operator]
     indistinct = trial.predicted <= rounding_error(state.terms)  # type: ignore[arg-type]
-    nearer = indistinct & trial.undamped & (decrement < state.decrement)
+    # So close that the gain drowns in rounding, the slope still tells whether the step came nearer.
+    nearer = trial.undamped & (decrement < jnp.where(indistinct, 1.0, 0.5) * state.decrement)
     taken = first | (finite & ((gain > 1e-4 * trial.predicted) | nearer))
-
-    floor = indistinct & trial.undamped & ~(finite & nearer & (decrement < 0.5 * state.decrement)) & ~first
+    floor = indistinct & trial.undamped & ~(finite & (decrement < 0.5 * state.decrement)) & ~first
     drift, lengthening = _certificate(state, trial, reached, factor, old_gradient)
-    probed = trial.undamped & ~first
+    unprobed = jnp.where(trial.undamped, jnp.stack([state.drift, state.lengthening]), jnp.inf)
+    probed = trial.undamped & factor.definite & finite & ~first
     damping, growth = _next_damping(state, trial, gain, taken, first)
     largest = jnp.maximum(state.largest_diagonal, jnp.abs(jnp.diagonal(reached.curvature)))
     there = state._replace(
@@ -356,8 +370,10 @@ def _advance(
     state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), there, state)
     return taken, state._replace(
         count=state.count + 1,
-        drift=jnp.where(probed, drift, jnp.inf),
-        lengthening=jnp.where(probed, lengthening, jnp.inf),
+        step=jnp.where(probed, trial.step, state.step),
+        drift=jnp.where(probed, drift, unprobed[0]),
+        lengthening=jnp.where(probed, lengthening, unprobed[1]),
+        runaway=jnp.where(probed & taken & (drift > DRIFT_LIMIT) & (lengthening > LENGTHENING), state.runaway + 1, 0),
         damping=damping,
         growth=growth,
         at_floor=floor,
@@ -385,7 +401,7 @@ def _certificate(
     scale = _positive_diagonal(state.largest_diagonal, old_gradient)
     length = _dot(trial.step, scale * trial.step)
     lengthening = jnp.where(length > 0, _dot(trial.step, scale * following) / length, 0.0)
-    return jnp.where(jnp.isnan(drift), jnp.inf, drift), jnp.where(factor.definite, lengthening, jnp.nan)
+    return jnp.where(jnp.isnan(drift), jnp.inf, drift), lengthening
 
 
 def _next_damping(

@@ -13,6 +13,7 @@ from fisher_jax.linalg import singular_pivot
 from fisher_jax.model import Likelihood
 from fisher_jax.optimizers import (
     DRIFT_LIMIT,
+    LENGTHENING,
     CurvatureKind,
     DampedState,
     Evaluation,
@@ -25,7 +26,8 @@ from fisher_jax.status import Status
 ROUNDING_LIMIT = 0.01  # standard errors: a rounding floor further out than this is no success
 EDGE_INFORMATION = 1e-2  # information on a constrained parameter's own scale below which nothing is left to estimate
 EDGE_DISTANCE = 3.0  # how far it must have moved on that scale to count as running away
-_LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate maximum they do
+FAR_AWAY = 30.0  # and how far counts as running away in any case, unless it converges there
+LONGEST_STRIDE = 7.0  # how far a constrained parameter may move on that scale in one step
 _STILL_STEPS = 5  # updates in a row without promise after which another's optimiser is taken to have finished
 
 Expected = Callable[[Float[Array, " p"]], Float[Array, "p p"]]
@@ -47,6 +49,7 @@ class Solution(NamedTuple):
     free: Float[Array, " p"]
     terms: Float[Array, " n"]
     curvature: Float[Array, "p p"]
+    last_step: Float[Array, " p"]
     decrement: Float[Array, ""]
     num_steps: Int[Array, ""]
     status: Int[Array, ""]
@@ -74,7 +77,9 @@ def maximise(
     own = isinstance(state, NewtonState)
     certificate = state if own else _probe(problem, objective, free)
     status = _judge(problem, certificate, free, num_steps, tolerance, max_steps, broken)
-    return Solution(free, -certificate.terms, certificate.curvature, certificate.decrement, num_steps, status)
+    return Solution(
+        free, -certificate.terms, certificate.curvature, certificate.step, certificate.decrement, num_steps, status
+    )
 
 
 def _objective(problem: Problem) -> Callable[[Array, CurvatureKind], Evaluation]:
@@ -115,16 +120,31 @@ def _run_damped(
 
     def step(carry: tuple[Array, DampedState]) -> tuple[Array, DampedState]:
         free, state = carry
-        updates, state = optimizer.update(free, state, free, objective=objective)
+        updates, state = optimizer.update(free, state, free, objective=_within_stride(objective, problem, free))
         return optax.apply_updates(free, updates), state
 
     return jax.lax.while_loop(unfinished, step, (problem.start, _sized(problem, state)))
 
 
+def _within_stride(objective: Any, problem: Problem, free: Float[Array, " p"]) -> Any:
+    """The objective, infinite where a constrained parameter would leap by more than a factor e^`LONGEST_STRIDE` at once.
+
+    Far out on a logarithmic scale a log-density is often all rounding error, which may look like a gain.
+    """
+
+    def bounded(trial: Array, kind: CurvatureKind) -> Evaluation:
+        found = objective(trial, kind)
+        leaps = jnp.any(problem.restricted & (jnp.abs(trial - free) > LONGEST_STRIDE))
+        return found._replace(value=jnp.where(leaps, jnp.inf, found.value))
+
+    return bounded
+
+
 def _finished(state: DampedState, tolerance: Array) -> Bool[Array, ""]:
     """Whether nothing is gained by another step: certified, or known to fail."""
     tested = _within(state, tolerance) & jnp.isfinite(state.drift)
-    return tested | state.at_floor | state.stuck | _stationary(state, tolerance) | ~_finite(state)
+    failed = state.stuck | state.running_away | _stationary(state, tolerance) | ~_finite(state)
+    return tested | state.at_floor | failed
 
 
 def _within(state: DampedState, tolerance: Array) -> Bool[Array, ""]:
@@ -204,7 +224,7 @@ def _probe(problem: Problem, objective: Any, free: Float[Array, " p"]) -> Newton
     start = _sized(problem, optimizer.init(free))
     here, beyond = jax.lax.fori_loop(0, 2, step, (start, start))
     at_floor = 0.5 * here.decrement**2 <= rounding_error(here.terms)
-    return here._replace(drift=beyond.drift, lengthening=beyond.lengthening, at_floor=at_floor)
+    return here._replace(step=beyond.step, drift=beyond.drift, lengthening=beyond.lengthening, at_floor=at_floor)
 
 
 def _judge(
@@ -219,11 +239,15 @@ def _judge(
     """The status, from the certificate alone: the first of these conditions that holds."""
     regular = state.drift < DRIFT_LIMIT
     within = _within(state, tolerance)
-    fading = within & ~regular
+    stationary = _stationary(state, tolerance)
     # The curvature's own diagonal, without the other parameters: weakness shared by several is not an edge.
     faint = jnp.abs(jnp.diagonal(state.curvature)) < EDGE_INFORMATION
-    escaped = jnp.any(problem.restricted & faint & (jnp.abs(free - problem.start) > EDGE_DISTANCE))
-    at_floor = state.at_floor & state.definite & (state.decrement < ROUNDING_LIMIT)
+    moved = jnp.abs(free - problem.start)
+    escaped = jnp.any(problem.restricted & (faint & (moved > EDGE_DISTANCE) | (moved > FAR_AWAY)))
+    nearly = jnp.minimum(ROUNDING_LIMIT, 100 * default_tolerance(free.dtype))
+    near_enough = jnp.where(state.at_floor, ROUNDING_LIMIT, jnp.where(state.stuck, nearly, 0.0))
+    at_floor = state.definite & (state.decrement < near_enough)
+    fading = (within | at_floor | stationary) & ~regular & jnp.isfinite(state.drift)
     singular = jnp.abs(state.pivot) <= singular_pivot(free.shape[0], free.dtype)
     unmoved = jnp.all((free == problem.start) | ~jnp.isfinite(problem.start))
     no_start = ~jnp.isfinite(state.value) & unmoved
@@ -234,10 +258,10 @@ def _judge(
         (within & regular, Status.CONVERGED),
         (at_floor & regular, Status.CONVERGED_TO_ROUNDING),
         (escaped, Status.BOUNDARY),
-        ((fading | at_floor) & jnp.isfinite(state.drift) & (state.lengthening > _LENGTHENING), Status.BOUNDARY),
-        (fading & jnp.isfinite(state.drift), Status.SINGULAR_INFORMATION),
-        (_stationary(state, tolerance) & singular, Status.SINGULAR_INFORMATION),
-        (_stationary(state, tolerance), Status.INDEFINITE),
+        (state.running_away | fading & (state.lengthening > LENGTHENING), Status.BOUNDARY),
+        (fading & within, Status.SINGULAR_INFORMATION),
+        (stationary & singular, Status.SINGULAR_INFORMATION),
+        (stationary, Status.INDEFINITE),
         (num_steps >= max_steps, Status.STEP_LIMIT),
     ]
     tests = jnp.stack([jnp.asarray(condition) for condition, _ in conditions])

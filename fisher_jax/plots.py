@@ -1,0 +1,224 @@
+"""Pictures of a fit. They need matplotlib, which the extra `plots` brings."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.derivatives import at_door, hessian, terms_at
+from fisher_jax.inference.intervals import check_level
+from fisher_jax.model import Model, Sample, likelihood
+from fisher_jax.parameters import Layout, Values
+
+FURTHER_OUT = (10.0, 30.0, 100.0, 300.0)  # nats below the estimate, drawn as contours beside those of the levels
+_CALLER = "likelihood_surface"
+
+
+def likelihood_surface(
+    fit: Any,
+    model: Any,
+    data: PyTree,
+    names: Sequence[str],
+    *,
+    given: PyTree = None,
+    weights: Any = None,
+    level: float = 0.95,
+    path: Sequence[PyTree] | None = None,
+    extent: float = 4.0,
+    num_points: int = 81,
+    axes: Any = None,
+) -> Any:
+    """Contours of ℓ(θ) − ℓ(θ̂) in nats, total over the data, over two parameters, with the Wald ellipse beside them.
+
+    The ellipse is {θ : ½ (θ − θ̂)ᵀ J (θ − θ̂) = −log(1 − level)}, with J the total observed information of the two. The
+    contour of the same drop is drawn heavily: where the two part, the quadratic approximation behind Wald's standard
+    errors is poor.
+
+    Parameters
+    ----------
+    fit : Fit
+        One fit. If it did not converge, what it reached is marked with its status and no ellipse is drawn.
+    model, data, given, weights
+        Those of the fit.
+    names : two strings
+        The entries on the horizontal and vertical axis, out of `fit.names`. The others are held at the estimate.
+    level : float
+        Probability of the ellipse and of the heavy contour by the χ² distribution of two degrees of freedom.
+    path : sequence of pytrees like params, optional
+        What the optimiser went through, from the start on. Drawn as far as it lies in the window.
+    extent : float
+        Half-width of the window in conditional standard errors (the other parameters held): those of J⁻¹, or
+        1/√|Jᵢᵢ| for a fit that did not converge.
+    num_points : int
+        Points along each axis of the grid.
+    axes : matplotlib Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        In the user's parametrisation and units.
+
+    Raises
+    ------
+    ValueError
+        If the fit has a batch axis or belongs to other data, a name is unknown, an entry cannot be moved by itself
+        (that of a simplex), or its curvature is zero or not finite.
+    ImportError
+        If matplotlib is not installed.
+
+    Notes
+    -----
+    In a model of just these two entries J⁻¹ is `fit.covariance()`. In a larger one it is smaller: contours at fixed
+    others are comparable with the conditional ellipse only, and the legend says so. Outside a constraint, and where the
+    log-density is not finite, the picture is blank. Costs num_points² evaluations of ℓ, num_points at a time.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> from fisher_jax.plots import likelihood_surface
+    >>> from jax.scipy.stats import norm
+    >>> def log_density(params, y):
+    ...     return norm.logpdf(y, params["loc"], params["scale"])
+    >>> model = fj.Model(log_density, constraints={"scale": fj.positive})
+    >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
+    >>> fit = fj.fit(model, {"loc": 0.0, "scale": 1.0}, y)
+    >>> axes = likelihood_surface(fit, model, y, ["loc", "scale"], num_points=21)
+    >>> axes.get_xlabel(), axes.get_ylabel()
+    ('loc', 'scale')
+    """
+    pyplot = _pyplot()
+    check_level(level, _CALLER)
+    columns = _columns(fit, names)
+    model, natural, values, sample = at_door(model, fit.params, data, given, weights, _CALLER)
+    centre = np.asarray(fit.layout.flatten(fit.params), float)[list(columns)]
+    every = -np.asarray(hessian(model, fit.params, data, given=given, weights=weights), float)
+    curvature = every[np.ix_(columns, columns)]
+    half = extent * _half_widths(curvature, names, certified=bool(fit.converged))
+    x, y = np.linspace(centre - half, centre + half, num_points).T
+    grid = jnp.asarray(np.stack(np.meshgrid(x, y), axis=-1))
+    surface, at_estimate = _surface(model, fit.layout, natural, columns, values, sample, grid)
+    _check_same(fit, at_estimate)
+
+    axes = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")[1] if axes is None else axes
+    _draw_contours(axes, x, y, np.asarray(surface), level)
+    if path is not None:
+        _draw_path(axes, np.stack([np.asarray(fit.layout.flatten(params))[list(columns)] for params in path]))
+    if fit.converged:
+        _draw_ellipse(axes, centre, curvature, level, conditional=len(fit.names) > 2)
+    label = "estimate" if fit.converged else f"where the fit ended: {fit.status.label}"
+    axes.plot(*centre, marker="o", markersize=6, color="black", linestyle="none", label=label, zorder=4)
+    axes.set(xlabel=names[0], ylabel=names[1], xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1.01), "borderaxespad": 0, "ncols": 2, "columnspacing": 1.0}
+    axes.legend(fontsize="x-small", frameon=False, **above)
+    return axes
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as pyplot
+    except ImportError as error:
+        raise ImportError('fisher_jax.plots needs matplotlib: pip install "fisher_jax[plots]".') from error
+    return pyplot
+
+
+def _columns(fit: Any, names: Sequence[str]) -> tuple[int, int]:
+    """Where the two names stand in θ."""
+    if jnp.ndim(fit.log_likelihood):
+        raise ValueError(
+            f"{_CALLER}: draws one fit, but this one has a batch axis of shape {jnp.shape(fit.log_likelihood)}. "
+            "Take one of the batch by jax.tree.map(lambda leaf: leaf[i], fits)."
+        )
+    if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
+        raise ValueError(f"{_CALLER}: names={names!r}; expected two different ones out of {_listed(fit.names)}.")
+    tied = [n for _, leaf in fit.layout.free_leaves if leaf.free_size != leaf.size for n in leaf.entry_names]
+    for name in names:
+        if name not in fit.names:
+            raise ValueError(f"{_CALLER}: no estimated entry is named {name!r}; there are {_listed(fit.names)}.")
+        if name in tied:
+            raise ValueError(
+                f"{_CALLER}: the constraint of {name!r} ties it to other entries, so it cannot move while "
+                "they are held. Choose another, or write the model in parameters that vary freely."
+            )
+    return fit.names.index(names[0]), fit.names.index(names[1])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _half_widths(curvature: Float[np.ndarray, "2 2"], names: Sequence[str], certified: bool) -> Float[np.ndarray, "2"]:
+    """One standard error of each of two parameters; of each alone where together they have none."""
+    diagonal = np.abs(np.diagonal(curvature))
+    for name, entry in zip(names, diagonal, strict=True):
+        if not (np.isfinite(entry) and entry > 0):
+            raise ValueError(
+                f"{_CALLER}: the log-likelihood has curvature {entry:g} along {name!r}, so no window can be chosen. "
+                "See fit.diagnosis()."
+            )
+    return np.sqrt(np.diagonal(np.linalg.inv(curvature)) if certified else 1 / diagonal)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _surface(
+    model: Model,
+    layout: Layout,
+    natural: Layout,
+    columns: tuple[int, int],
+    values: Values,
+    sample: Sample,
+    grid: Float[Array, "m m 2"],
+) -> tuple[Float[Array, "m m"], Float[Array, ""]]:
+    """ℓ − ℓ̂ on the grid, NaN outside the constraints, and ℓ̂. Differences are summed, which float32 survives."""
+    target = likelihood(model, natural, values, sample, _CALLER)
+    estimate = natural.unconstrain(values)
+    best = terms_at(target, estimate)
+
+    def at(point: Float[Array, "2"]) -> Float[Array, ""]:
+        theta = estimate.at[jnp.array(columns)].set(point.astype(estimate.dtype))
+        inside = layout.contains(layout.blocks(natural.constrain(theta, values)))
+        return jnp.where(jnp.all(jnp.stack(inside)), jnp.sum(terms_at(target, theta) - best), jnp.nan)
+
+    return jax.lax.map(jax.vmap(at), grid), jnp.sum(best)
+
+
+def _check_same(fit: Any, log_likelihood: Any) -> None:
+    found, expected = float(log_likelihood), float(fit.log_likelihood)
+    if not np.isclose(found, expected, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"{_CALLER}: the log-likelihood at the estimate is {found:.6g} here but {expected:.6g} in the fit. "
+            "Give the model, data, given and weights of the fit."
+        )
+
+
+def _draw_contours(axes: Any, x: Any, y: Any, surface: Float[np.ndarray, "m m"], level: float) -> None:
+    heavy = float(np.log1p(-level))
+    fine = [*np.log1p([-0.5, -0.99]), *(-drop for drop in FURTHER_OUT)]
+    drops = sorted([heavy, *(float(drop) for drop in fine if abs(drop / heavy - 1) > 0.05)])
+    shown = np.ma.masked_invalid(surface)
+    widths = [2.2 if drop == heavy else 0.8 for drop in drops]
+    lines = axes.contour(x, y, shown, levels=drops, colors="tab:blue", linewidths=widths, linestyles="solid", zorder=2)
+    outer = [drop for drop in drops if drop < heavy]
+    axes.clabel(lines, levels=outer, fmt=lambda drop: f"{drop:.3g}".replace("-", "−"), fontsize="x-small")
+    difference = r"$\ell - \hat{\ell}$"
+    axes.plot([], [], color="tab:blue", linewidth=0.8, label=f"{difference} in nats, innermost −{-drops[-1]:.2g}")
+    axes.plot([], [], color="tab:blue", linewidth=2.2, label=f"{difference} = −{-heavy:.2f} (χ², {100 * level:g} %)")
+
+
+def _draw_path(axes: Any, points: Float[np.ndarray, "k 2"]) -> None:
+    style = {"color": "tab:orange", "linewidth": 1.2, "marker": "o", "markersize": 4}
+    axes.plot(*points.T, **style, label=f"optimiser's path, {len(points) - 1} steps", zorder=3)
+    axes.plot(*points[0], color="tab:orange", marker="o", markersize=8, fillstyle="none", zorder=3)
+
+
+def _draw_ellipse(axes: Any, centre: Any, curvature: Float[np.ndarray, "2 2"], level: float, conditional: bool) -> None:
+    """Points L⁻ᵀ r e(φ) about the centre, with J = L Lᵀ and ½ r² the drop in nats at the level."""
+    angle = np.linspace(0, 2 * np.pi, 200)
+    circle = np.sqrt(-2 * np.log1p(-level)) * np.stack([np.cos(angle), np.sin(angle)])
+    points = centre[:, None] + np.linalg.solve(np.linalg.cholesky(curvature).T, circle)
+    label = f"Wald ellipse, {100 * level:g} %" + (", others held" if conditional else "")
+    axes.plot(*points, color="tab:red", linestyle="--", linewidth=1.6, label=label, zorder=3)

@@ -1,0 +1,241 @@
+"""Every status is reached by a case that deserves it, and its message says what to look at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import norm
+
+import fisher_jax as fj
+from fisher_jax import Status
+
+
+def normal(params, y):
+    return norm.logpdf(y, params["loc"], params["scale"])
+
+
+NORMAL = fj.Model(normal, constraints={"scale": fj.positive})
+START = {"loc": 0.0, "scale": 1.0}
+SAMPLE = np.random.default_rng(0).normal(3.0, 2.0, 50)
+
+
+def logistic(beta, y, x):
+    eta = jnp.dot(x, beta)
+    return y * eta - jnp.logaddexp(0.0, eta)
+
+
+def design(n=60, columns=3, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, columns))
+    x[:, 0] = 1.0
+    return x, (rng.uniform(size=n) < 1 / (1 + np.exp(-x[:, 1]))).astype(float)
+
+
+def student(params, y):
+    df, z = params["df"], (y - params["loc"]) / params["scale"]
+    constant = jax.scipy.special.gammaln((df + 1) / 2) - jax.scipy.special.gammaln(df / 2) - 0.5 * jnp.log(df * jnp.pi)
+    return constant - jnp.log(params["scale"]) - (df + 1) / 2 * jnp.log1p(z**2 / df)
+
+
+def mixture(params, y):
+    first = jnp.log(params["weight"]) + norm.logpdf(y, params["loc"][0], 1.0)
+    second = jnp.log1p(-params["weight"]) + norm.logpdf(y, params["loc"][1], 1.0)
+    return jnp.logaddexp(first, second)
+
+
+def test_converged_means_within_the_tolerance_and_positive_definite():
+    fit = fj.fit(NORMAL, START, SAMPLE)
+    assert fit.status is Status.CONVERGED
+    assert fit.converged
+    assert fit.decrement < 1.5e-8
+    assert np.all(np.linalg.eigvalsh(fit.curvature) > 0)
+    np.testing.assert_allclose(fit.params["loc"], SAMPLE.mean(), rtol=1e-10)
+    np.testing.assert_allclose(fit.params["scale"], SAMPLE.std(), rtol=1e-10)
+
+
+def test_a_tolerance_below_the_precision_ends_converged_to_rounding():
+    fit = fj.fit(NORMAL, START, SAMPLE, tolerance=1e-30)
+    assert fit.status is Status.CONVERGED_TO_ROUNDING
+    assert fit.converged
+    assert fit.decrement < 1e-10
+
+
+def test_rounding_in_the_log_density_ends_converged_to_rounding():
+    def coarse(params, y):
+        return (normal(params, y) + 1e9) - 1e9
+
+    fit = fj.fit(fj.Model(coarse, constraints=NORMAL.constraints), START, SAMPLE)
+    assert fit.status in (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING)
+    np.testing.assert_allclose(fit.params["loc"], SAMPLE.mean(), atol=0.01 * SAMPLE.std() / 50**0.5)
+
+
+def test_too_few_steps_is_a_step_limit():
+    fit = fj.fit(NORMAL, START, SAMPLE, max_steps=2)
+    assert fit.status is Status.STEP_LIMIT
+    assert fit.num_steps == 2
+    assert not fit.converged
+
+
+def test_no_steps_at_all_reports_the_start():
+    fit = fj.fit(NORMAL, START, SAMPLE, max_steps=0)
+    assert fit.status is Status.STEP_LIMIT
+    assert fit.num_steps == 0
+    assert fit.params["loc"] == 0.0
+
+
+def test_more_steps_from_where_a_fit_stopped_lead_to_the_same_estimate():
+    part = fj.fit(NORMAL, START, SAMPLE, max_steps=2)
+    whole = fj.fit(NORMAL, part.params, SAMPLE)
+    assert whole.status is Status.CONVERGED
+    np.testing.assert_allclose(whole.params["scale"], SAMPLE.std(), rtol=1e-9)
+
+
+def test_starting_at_the_maximum_is_certified_and_not_just_believed():
+    fit = fj.fit(NORMAL, {"loc": SAMPLE.mean(), "scale": SAMPLE.std()}, SAMPLE)
+    assert fit.status is Status.CONVERGED
+    assert fit.num_steps <= 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_observation_that_is_not_finite_is_a_bad_start_and_is_named(bad):
+    sample = SAMPLE.copy()
+    sample[17] = bad
+    fit = fj.fit(NORMAL, START, sample)
+    assert fit.status is Status.BAD_START
+    assert fit.suspect == 17
+    with pytest.raises(fj.FitError, match="not finite at the starting parameters .first at observation 17."):
+        fit.raise_if_failed()
+
+
+def test_an_observation_outside_the_support_is_a_bad_start():
+    model = fj.Model(lambda rate, y: jnp.where(y >= 0, jnp.log(rate) - rate * y, -jnp.inf), constraints=fj.positive)
+    fit = fj.fit(model, 1.0, np.array([1.0, 2.0, -3.0, 1.0]))
+    assert fit.status is Status.BAD_START
+    assert fit.suspect == 2
+    assert not np.isfinite(fit.decrement)
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    def distance(loc, y):  # its derivative at y = loc is 0/0
+        return -jnp.sqrt((y - loc) ** 2)
+
+    fit = fj.fit(distance, 2.0, np.array([1.0, 4.0, 2.0, 3.0]))
+    assert fit.status is Status.NOT_FINITE
+    assert fit.suspect == 2
+    assert "norm of a zero vector" in fit.diagnosis()
+
+
+def test_fewer_observations_than_parameters_is_said():
+    fit = fj.fit(NORMAL, START, SAMPLE[:1])
+    assert fit.status is Status.TOO_FEW_OBSERVATIONS
+    assert "1 observations, 2 free parameters" in fit.diagnosis()
+
+
+def test_weights_that_leave_too_few_observations_are_said():
+    fit = fj.fit(NORMAL, START, SAMPLE, weights=np.eye(50)[3])
+    assert fit.status is Status.TOO_FEW_OBSERVATIONS
+
+
+def test_identical_columns_are_singular_and_the_direction_is_named():
+    x, y = design()
+    fit = fj.fit(logistic, np.zeros(4), y, given=np.column_stack([x, x[:, 1]]))
+    assert fit.status is Status.SINGULAR_INFORMATION
+    assert "params[1]" in fit.diagnosis()
+    assert "params[3]" in fit.diagnosis()
+    assert "params[0]" not in fit.diagnosis()
+    with pytest.warns(fj.FitWarning, match=r"singular.*direction"):
+        assert np.isnan(fit.covariance()).all()
+
+
+def test_two_parameters_that_enter_as_a_product_are_singular():
+    model = fj.Model(
+        lambda p, y: norm.logpdf(y, 0.0, p["a"] * p["b"]), constraints={"a": fj.positive, "b": fj.positive}
+    )
+    fit = fj.fit(model, {"a": 1.0, "b": 2.0}, SAMPLE)
+    assert fit.status is Status.SINGULAR_INFORMATION
+    assert "+1 a -1 b" in fit.diagnosis()
+
+
+def test_perfect_separation_is_a_boundary_and_never_converges():
+    x, _ = design()
+    fit = fj.fit(logistic, np.zeros(3), (x[:, 1] > 0).astype(float), given=x)
+    assert fit.status is Status.BOUNDARY
+    assert "infinity" in fit.diagnosis()
+    assert "+1 params[1]" in fit.diagnosis()
+    assert fit.num_steps < 40
+
+
+def test_quasi_separation_is_a_boundary_too():
+    x, y = design(200)
+    x[:, 2] = (np.arange(200) < 20).astype(float)
+    y[:20] = 1.0
+    fit = fj.fit(logistic, np.zeros(3), y, given=x)
+    assert fit.status is Status.BOUNDARY
+    assert "+1 params[2]" in fit.diagnosis()
+
+
+@pytest.mark.parametrize("level", [0.0, 5.0, 3.1, -1e6])
+def test_a_sample_without_variation_is_a_boundary(level):
+    fit = fj.fit(NORMAL, {"loc": 1.0, "scale": 1.0}, np.full(50, level))
+    assert fit.status is Status.BOUNDARY
+    assert "scale" in fit.diagnosis()
+
+
+def test_infinite_degrees_of_freedom_are_a_boundary():
+    sample = np.linspace(-1.7, 1.7, 60)  # tails lighter than the normal's
+    model = fj.Model(student, constraints={"df": fj.positive, "scale": fj.positive})
+    fit = fj.fit(model, {"df": 5.0, "loc": 0.0, "scale": 1.0}, sample)
+    assert fit.status is Status.BOUNDARY
+    assert "df" in fit.diagnosis()
+
+
+def test_a_variance_component_whose_best_value_is_zero_is_a_boundary():
+    model = fj.Model(lambda p, y: norm.logpdf(y, 0.0, jnp.sqrt(1.0 + p["extra"])), constraints={"extra": fj.positive})
+    fit = fj.fit(model, {"extra": 1.0}, 0.1 * SAMPLE)
+    assert fit.status is Status.BOUNDARY
+
+
+def test_a_mixture_weight_that_runs_to_its_edge_is_a_boundary():
+    model = fj.Model(mixture, constraints={"weight": fj.unit_interval})
+    sample = np.random.default_rng(1).normal(0.0, 0.8, 200)
+    fit = fj.fit(model, {"weight": 0.5, "loc": jnp.array([0.0, 8.0])}, sample)
+    assert fit.status is not Status.CONVERGED or 0.0 < fit.params["weight"] < 0.999
+
+
+def test_a_saddle_point_is_indefinite():
+    sample = np.random.default_rng(0).normal(size=200) + np.where(np.arange(200) < 100, -3.0, 3.0)
+    model = fj.Model(lambda loc, y: mixture({"weight": 0.5, "loc": loc}, y))
+    fit = fj.fit(model, np.full(2, sample.mean()), sample)
+    assert fit.status is Status.INDEFINITE
+    assert fj.fit(model, np.array([-0.1, 0.1]), sample).status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("smooth", [0.0, 0.1])
+def test_a_kink_at_the_maximum_never_converges(seed, smooth):
+    def kinked(loc, y):
+        return -10.0 * jnp.abs(y - loc) - smooth * (y - loc) ** 2
+
+    sample = np.random.default_rng(seed).normal(size=51)
+    fit = fj.fit(kinked, 0.7, sample)
+    assert fit.status in (Status.STALLED, Status.SINGULAR_INFORMATION)
+    if smooth:
+        assert fit.status is Status.STALLED
+        assert "kink" in fit.diagnosis()
+
+
+def test_a_degenerate_maximum_is_singular():
+    fit = fj.fit(lambda theta, y: -((theta - y) ** 4), 3.0, np.full(20, 1.0))
+    assert fit.status is Status.SINGULAR_INFORMATION
+
+
+def test_a_start_outside_its_constraint_known_only_at_run_time_is_a_bad_start():
+    fits = jax.vmap(lambda scale: fj.fit(NORMAL, {"loc": 0.0, "scale": scale}, SAMPLE))(jnp.array([1.0, -1.0]))
+    assert fits.status.tolist() == [Status.CONVERGED, Status.BAD_START]
+
+
+@pytest.mark.parametrize("status", Status)
+def test_every_status_has_a_meaning_and_every_failure_a_remedy(status):
+    assert status.meaning
+    assert status.converged or (status.causes and status.remedy)
+    assert status.label == status.label.lower()
