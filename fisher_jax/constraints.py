@@ -114,7 +114,7 @@ class Ordered(Constraint):
         steps = jnp.concatenate([free[..., :1], jnp.exp(free[..., 1:])], axis=-1)
         return jnp.cumsum(steps, axis=-1)
 
-    def inverse(self, value: Float[Array, "*b k"]) -> Float[Array, "*b k"]:
+    def inverse(self, value: Float[Array, "..."]) -> Float[Array, "*b k"]:
         _check_rank(value, 1, "ordered")
         return jnp.concatenate([value[..., :1], jnp.log(jnp.diff(value, axis=-1))], axis=-1)
 
@@ -136,7 +136,7 @@ class Simplex(Constraint):
     def forward(self, free: Float[Array, "*b j"]) -> Float[Array, "*b k"]:
         return jax.nn.softmax(free @ _contrasts(free.shape[-1] + 1).astype(free.dtype), axis=-1)
 
-    def inverse(self, value: Float[Array, "*b k"]) -> Float[Array, "*b j"]:
+    def inverse(self, value: Float[Array, "..."]) -> Float[Array, "*b j"]:
         _check_rank(value, 1, "simplex")
         return jnp.log(value) @ _contrasts(value.shape[-1]).astype(value.dtype).T
 
@@ -165,7 +165,7 @@ class PositiveDefinite(Constraint):
         lower = lower + jnp.diag(jnp.exp(diagonal) - diagonal)
         return jnp.einsum("ik,jk->ij", lower, lower, precision="highest")
 
-    def inverse(self, value: Float[Array, "d d"]) -> Float[Array, " k"]:
+    def inverse(self, value: Float[Array, "..."]) -> Float[Array, " k"]:
         if value.ndim != 2 or value.shape[0] != value.shape[1]:
             raise ValueError(
                 f"positive_definite: expected a square matrix, got shape {value.shape}. "
@@ -217,6 +217,7 @@ class Foreign(Constraint):
         return jnp.asarray(self.bijector.inverse(value))
 
     def contains(self, value: Any) -> Any:
+        value = jnp.asarray(value)
         free = self.inverse(value)
         back = self.forward(free)
         close = jnp.abs(back - value) <= jnp.sqrt(jnp.finfo(value.dtype).eps) * (1 + jnp.abs(value))
@@ -236,7 +237,7 @@ def as_constraint(given: Any) -> Constraint | None:
     return Foreign(given) if isinstance(given, Bijector) and not isinstance(given, type) else None
 
 
-def interval(low: float, high: float) -> Interval:
+def interval(low: float | int, high: float | int) -> Interval:
     """The constraint low < θ < high. Either end may be infinite, not both.
 
     Parameters

@@ -78,9 +78,7 @@ def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p
     return scores
 
 
-def outer_product_at(
-    target: Likelihood, flat: Float[Array, " p"]
-) -> tuple[Bool[Array, " n"], Float[Array, "p p"]]:
+def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool[Array, " n"], Float[Array, "p p"]]:
     """Which scores are finite, and Σ wᵢ sᵢ sᵢᵀ, never holding more than a chunk of scores."""
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
@@ -181,7 +179,7 @@ def _in_chunks(
 
 
 def _cut(leaf: Array, count: int, size: int, padding: int, mode: str) -> Array:
-    padded = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1), mode=mode)  # type: ignore[arg-type]
+    padded = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1), mode=mode)
     return padded.reshape((count, size, *leaf.shape[1:]))
 
 
@@ -211,13 +209,13 @@ def _log_likelihood(target: Likelihood, theta: Array, layout: Layout) -> Array:
 
 
 @jitted
-def _score(target: Likelihood, theta: Array, layout: Layout) -> PyTree:
-    return layout.unflatten(gradient_at(target, theta)[1], 0.0)
+def _score(target: Likelihood, theta: Array, layout: Layout) -> Values:
+    return layout.split(gradient_at(target, theta)[1], 0.0)
 
 
 @jitted
-def _scores(target: Likelihood, theta: Array, layout: Layout) -> PyTree:
-    return layout.unflatten(weigh(scores_at(target, theta), target.weights), 0.0)
+def _scores(target: Likelihood, theta: Array, layout: Layout) -> Values:
+    return layout.split(weigh(scores_at(target, theta), target.weights), 0.0)
 
 
 @jitted
@@ -226,9 +224,9 @@ def _hessian(target: Likelihood, theta: Array, layout: Layout) -> Array:
 
 
 @jitted
-def _product_with(target: Likelihood, theta: Array, layout: Layout, vector: PyTree) -> PyTree:
-    push = jax.jvp(lambda flat: gradient_at(target, flat)[1], (theta,), (layout.flatten(vector),))[1]
-    return layout.unflatten(push, 0.0)
+def _product_with(target: Likelihood, theta: Array, layout: Layout, vector: Values) -> Values:
+    push = jax.jvp(lambda flat: gradient_at(target, flat)[1], (theta,), (layout.join(vector),))[1]
+    return layout.split(push, 0.0)
 
 
 def log_likelihood(
@@ -300,7 +298,8 @@ def score(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, wei
     >>> print(fj.score(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0]))["loc"])
     3.0
     """
-    return _score(*at_door(model, params, data, given, weights, "score"), "score")
+    arguments = at_door(model, params, data, given, weights, "score")
+    return arguments[1].assemble(_score(*arguments, "score"))
 
 
 def scores(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None) -> PyTree:
@@ -334,7 +333,8 @@ def scores(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, we
     >>> print(fj.scores(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0]))["loc"])
     [1. 2.]
     """
-    return _scores(*at_door(model, params, data, given, weights, "scores"), "scores")
+    arguments = at_door(model, params, data, given, weights, "scores")
+    return arguments[1].assemble(_scores(*arguments, "scores"))
 
 
 def hessian(
@@ -413,6 +413,10 @@ def hessian_vector_product(
     """
     caller = "hessian_vector_product"
     arguments = (*at_door(model, params, data, given, weights, caller), caller)
-    if vector is None:
-        return functools.partial(_product_with, *arguments)
-    return _product_with(*arguments, vector)
+    layout = arguments[1]
+
+    def product(vector: PyTree) -> PyTree:
+        """∇²ℓ(θ) v."""
+        return layout.assemble(_product_with(*arguments, layout.blocks(vector)))
+
+    return product if vector is None else product(vector)

@@ -52,8 +52,8 @@ class Fit:
 
     Attributes
     ----------
-    params : pytree
-        The estimate, like the starting parameters.
+    values : list of arrays
+        The array leaves of `params`.
     log_likelihood : scalar array
         ℓ at the estimate in nats, total over the data.
     status_code : integer array
@@ -92,7 +92,7 @@ class Fit:
     3.000 ± 1.000
     """
 
-    params: PyTree
+    values: Values
     log_likelihood: Float[Array, "*b"]
     status_code: Int[Array, "*b"]
     num_steps: Int[Array, "*b"]
@@ -105,6 +105,11 @@ class Fit:
     suspect: Int[Array, "*b"]
     last_step: Float[Array, "*b p"]
     layout: Layout = field(metadata={"static": True}, repr=False)
+
+    @property
+    def params(self) -> PyTree:
+        """The estimate, a pytree like the starting parameters."""
+        return self.layout.assemble(self.values)
 
     @property
     def status(self) -> Any:
@@ -156,7 +161,7 @@ class Fit:
         """Standard errors, a pytree like `params`; zero for parameters held `fixed`. `kind` as for `covariance`."""
         self._check(kind, "standard_errors")
         self._warn("standard_errors")
-        return _uncertainty(self, kind)[1]
+        return self.layout.assemble(_uncertainty(self, kind)[1])
 
     def correlation(self, kind: str = "observed") -> Float[Array, "q q"]:
         """Correlation matrix of the estimate, in the order of `names`. `kind` as for `covariance`."""
@@ -165,7 +170,12 @@ class Fit:
         return covariances.correlation(_uncertainty(self, kind)[0])
 
     def confidence_intervals(
-        self, level: float = 0.95, method: str = "wald", *, kind: str = "observed", scale: str = "unconstrained"
+        self,
+        level: float | int | Array = 0.95,
+        method: str = "wald",
+        *,
+        kind: str = "observed",
+        scale: str = "unconstrained",
     ) -> PyTree:
         """Confidence intervals: a pytree like `params` whose leaves gain a last axis of two, lower and upper.
 
@@ -201,7 +211,7 @@ class Fit:
         intervals.check_level(level, caller)
         self._check(kind, caller)
         self._warn(caller)
-        return _intervals(self, kind, scale, level)
+        return self.layout.assemble(_intervals(self, kind, scale, level))
 
     def information(self, kind: str = "observed") -> Information:
         """The information per observation at the estimate, in the user's parametrisation, as an `Information`.
@@ -214,7 +224,9 @@ class Fit:
             If the kind is another, or constraints tie entries together, so that no matrix (q, q) exists.
         """
         if kind == "sandwich":
-            raise ValueError('information: kind="sandwich" is a covariance, not an information. Use covariance("sandwich").')
+            raise ValueError(
+                'information: kind="sandwich" is a covariance, not an information. Use covariance("sandwich").'
+            )
         self._check(kind, "information")
         if len(self.names) != self.num_parameters:
             raise ValueError(
@@ -245,7 +257,7 @@ class Fit:
             raise FitError(self.diagnosis())
         return self
 
-    def summary(self, kind: str = "observed", level: float = 0.95) -> Summary:
+    def summary(self, kind: str = "observed", level: float | int = 0.95) -> Summary:
         """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
 
         In a notebook it shows as a table. `kind` and `level` as for `confidence_intervals`.
@@ -267,7 +279,7 @@ class Fit:
             level=level,
         )
 
-    def to_frame(self, kind: str = "observed", level: float = 0.95) -> Any:
+    def to_frame(self, kind: str = "observed", level: float | int = 0.95) -> Any:
         """Estimates, standard errors and intervals as a pandas DataFrame by name (needs the extra `frames`)."""
         import pandas as pd
 
@@ -280,10 +292,10 @@ class Fit:
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 
-    def _rows(self, kind: str, level: float) -> list[Row]:
+    def _rows(self, kind: str, level: float | int) -> list[Row]:
         columns = np.asarray(_table(self, kind, level))
         free = [Row(name, *map(float, numbers)) for name, numbers in zip(self.names, columns, strict=True)]
-        return with_fixed(free, self.layout, self.layout.blocks(self.params))
+        return with_fixed(free, self.layout, self.values)
 
     def _culprit(self) -> str:
         """Which observation, parameter or direction the status is about, in words; empty where there is none."""
@@ -355,8 +367,8 @@ def fit(
     given: PyTree = None,
     weights: Any = None,
     optimizer: optax.GradientTransformation | None = None,
-    tolerance: float | None = None,
-    max_steps: int | None = None,
+    tolerance: float | Array | None = None,
+    max_steps: int | Array | None = None,
 ) -> Fit:
     """Fit a model by maximum likelihood: maximise ℓ(θ) = Σ wᵢ log p(yᵢ; θ) over the constrained parameters.
 
@@ -366,7 +378,7 @@ def fit(
         A model, or a bare log-density ``log_density(params, y)``, or ``log_density(params, y, z)`` with `given`.
     params : pytree, or None
         Starting values, strictly inside their constraints; `None` uses the model's `initial`. Their dtype is the precision
-        of the fit; Python numbers take JAX's default (float64 where x64 is enabled).
+        of the fit: float32 only if every leaf is; Python numbers take JAX's default (float64 where x64 is enabled).
     data : pytree
         The observations, each leaf with a leading axis of length n.
     given : pytree, optional
@@ -419,7 +431,10 @@ def fit(
     if tolerance is None:
         tolerance = default_tolerance(layout.dtype)
     check_stopping(tolerance, max_steps)
-    return _fit(model, layout, optimizer or newton(), values, sample, tolerance, max_steps)
+    optimizer = newton() if optimizer is None else optimizer
+    if max_steps is None:
+        max_steps = default_steps(optimizer, layout)
+    return _fit(model, layout, optimizer, values, sample, tolerance, max_steps)
 
 
 def check_stopping(tolerance: Any, max_steps: Any) -> None:
@@ -442,23 +457,21 @@ def _fit(
 ) -> Fit:
     target = likelihood(model, layout, values, sample, "fit")
     start = _checked_start(layout, values)
-    if max_steps is None:
-        max_steps = default_steps(optimizer, start)
     problem = Problem(
         target,
         start,
         jnp.array(layout.restricted),
         _num_observed(target),
-        None if model.information is None else functools.partial(_expected_in_free, model, layout, values, sample, target),
+        None
+        if model.information is None
+        else functools.partial(_expected_in_free, model, layout, values, sample, target),
     )
-    found = maximise(
-        problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32)
-    )
+    found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
     finite_scores, outer_product = outer_product_at(target, found.free)
-    params = layout.constrain(found.free, values)
+    estimate = layout.constrained_values(found.free, values)
     sound = jnp.isfinite(found.terms) & finite_scores
     return Fit(
-        params=params,
+        values=estimate,
         log_likelihood=jnp.sum(found.terms),
         status_code=found.status,
         num_steps=found.num_steps,
@@ -467,16 +480,17 @@ def _fit(
         free=found.free,
         curvature=found.curvature,
         outer_product=outer_product,
-        expected=_expected(model, layout, params, sample, target),
+        expected=_expected(model, layout, layout.assemble(estimate), sample, target),
         suspect=jnp.where(jnp.all(sound), -1, jnp.argmin(sound)).astype(jnp.int32),
         last_step=found.last_step,
         layout=layout,
     )
 
 
-def default_steps(optimizer: Any, start: Float[Array, " p"]) -> int:
+@functools.lru_cache(maxsize=256)
+def default_steps(optimizer: Any, layout: Layout) -> int:
     """How many steps an optimiser may take where the user does not say."""
-    state = jax.eval_shape(optimizer.init, start)
+    state = jax.eval_shape(optimizer.init, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype))
     return NEWTON_STEPS if isinstance(state, DampedState) else FOREIGN_STEPS
 
 
@@ -502,9 +516,7 @@ def _num_observed(target: Likelihood) -> Array:
 def _expected(model: Model, layout: Layout, params: PyTree, sample: Sample, target: Likelihood) -> Array | None:
     if model.information is None:
         return None
-    return total_expected(
-        model, layout, params, sample.given, _num_observations(target, layout), target.weights
-    )
+    return total_expected(model, layout, params, sample.given, _num_observations(target, layout), target.weights)
 
 
 def _expected_in_free(
@@ -518,46 +530,46 @@ def _expected_in_free(
 
 
 def _flat_uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Float[Array, " q"]]:
-    jacobian = fit.layout.jacobian(fit.free, fit.layout.blocks(fit.params))
+    jacobian = fit.layout.jacobian(fit.free, fit.values)
     matrix = covariances.covariance(kind, jacobian, fit.curvature, fit.outer_product, fit.expected)
     return matrix, covariances.standard_errors(matrix)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], PyTree]:
+def _uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Values]:
     matrix, errors = _flat_uncertainty(fit, kind)
-    return matrix, fit.layout.unflatten(errors, 0.0)
+    return matrix, fit.layout.split(errors, 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _table(fit: Fit, kind: str, level: Any) -> Float[Array, "q 4"]:
     """Estimate, standard error and both ends of the interval, a row for each name."""
     _, errors = _flat_uncertainty(fit, kind)
-    theta = fit.layout.flatten(fit.params).astype(errors.dtype)
+    theta = fit.layout.join(fit.values).astype(errors.dtype)
     ends = intervals.wald(fit.layout, theta, errors, level, "unconstrained")
     return jnp.concatenate([theta[:, None], errors[:, None], ends], axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _intervals(fit: Fit, kind: str, scale: Any, level: Any) -> PyTree:
+def _intervals(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
     _, errors = _flat_uncertainty(fit, kind)
-    theta = fit.layout.flatten(fit.params).astype(errors.dtype)
+    theta = fit.layout.join(fit.values).astype(errors.dtype)
     ends = intervals.wald(fit.layout, theta, errors, level, scale)
-    layout, values, start, result = fit.layout, fit.layout.blocks(fit.params), 0, []
-    for leaf, value in zip(layout.leaves, values, strict=True):
+    start, result = 0, []
+    for leaf, value in zip(fit.layout.leaves, fit.values, strict=True):
         if leaf.is_fixed:
             result.append(jnp.stack([value, value], axis=-1))
         else:
             result.append(ends[start : start + leaf.size].reshape((*leaf.shape, 2)))
             start += leaf.size
-    return layout.assemble(result)
+    return result
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _information(fit: Fit, kind: str) -> Float[Array, "q q"]:
     if kind == "expected":
         return covariances.precise(fit.expected) / fit.num_observations  # type: ignore[arg-type]
-    jacobian = covariances.precise(fit.layout.jacobian(fit.free, fit.layout.blocks(fit.params)))
+    jacobian = covariances.precise(fit.layout.jacobian(fit.free, fit.values))
     total = covariances.precise(fit.curvature if kind == "observed" else fit.outer_product)
     half = jnp.linalg.solve(jacobian.T, total)
     return jnp.linalg.solve(jacobian.T, half.T).T / fit.num_observations

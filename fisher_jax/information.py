@@ -121,7 +121,9 @@ def observed_information(
     """
     arguments = at_door(model, params, data, given, weights, "observed_information")
     matrix = _observed(*arguments, "observed_information")
-    return Information(matrix, jnp.zeros_like(matrix), arguments[1].names, "observed: minus the mean Hessian at the data")
+    return Information(
+        matrix, jnp.zeros_like(matrix), arguments[1].names, "observed: minus the mean Hessian at the data"
+    )
 
 
 def empirical_fisher(
@@ -196,12 +198,12 @@ def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, g
     """
     model = as_model(model, "fisher_information")
     if expectation is not None or model.information is None:
+        lack = "the model has no `information` in closed form"
+        if expectation is not None:
+            lack = f"expectation={expectation!r} is not a known way to take the expectation"
         raise ValueError(
-            "fisher_information: no route to the expectation. The model has no `information` in closed form"
-            if model.information is None
-            else f"fisher_information: expectation={expectation!r} is not a known way to take the expectation"
-            ". Give Model(…, information=function of params), the Fisher information of one observation, "
-            "or use observed_information or empirical_fisher, which need data."
+            f"fisher_information: no route to the expectation: {lack}. Give Model(…, information=function of params), the "
+            "Fisher information of one observation, or use observed_information or empirical_fisher, which need data."
         )
     layout, values = flatten_parameters(model, params, "fisher_information")
     matrix = _closed_form(model, layout, values, given)

@@ -1,8 +1,9 @@
 """Small symmetric matrices: factorise, solve, invert and diagnose. Everything reports, nothing repairs.
 
 A matrix is scaled to unit diagonal before it is factorised, so that definiteness and conditioning do not depend on the
-units of the parameters. Up to `UNROLLED` rows the factorisation is written out in element-wise operations, which XLA
-fuses and batches; LAPACK or cuSOLVER takes over above.
+units of the parameters. Up to `BLOCK` rows the factorisation is written out in element-wise operations, which XLA fuses
+and batches; above, a loop does the same block by block. LAPACK is not called where fits may be batched: it is slow on many
+small matrices, and XLA's CPU client can deadlock on two batched triangular solves at once (jaxlib 0.10.2).
 """
 
 from typing import NamedTuple
@@ -12,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-UNROLLED = 12
+BLOCK = 4  # larger blocks compile longer and run no faster
 
 
 class Factor(NamedTuple):
     """A = S L Lᵀ S with S = diag(`scale`) and L lower triangular, and what was found on the way.
 
-    `pivot` is the first pivot of the scaled matrix that is not clearly positive, or the smallest one if all are: in
-    (0, 1] for a positive definite matrix, about zero for a singular one, negative for an indefinite one, NaN for a
-    matrix that is not finite. L means something only where `definite` is true.
+    `pivot` is the smallest pivot of the scaled matrix if all are clearly positive, else the first that is not, less the
+    largest entry left in its column: in (0, 1] for a positive definite matrix, about zero for a singular one, negative
+    for an indefinite one, NaN for a matrix that is not finite. L means something only where `definite` is true.
     """
 
     lower: Float[Array, "p p"]
@@ -41,7 +42,7 @@ def factorise(matrix: Float[Array, "p p"]) -> Factor:
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     scaled = matrix / scale[:, None] / scale[None, :]
     threshold = singular_pivot(p, matrix.dtype)
-    lower, pivot = _unrolled(scaled, threshold) if p <= UNROLLED else _library(scaled)
+    lower, pivot = (_unrolled if p <= BLOCK else _by_blocks)(scaled, threshold)
     return Factor(lower, scale, pivot, pivot > threshold)
 
 
@@ -51,64 +52,95 @@ def _unrolled(scaled: Float[Array, "p p"], threshold: float) -> tuple[Float[Arra
     worst = jnp.ones((), scaled.dtype)
     sound = jnp.array(True)
     for j in range(p):
-        column = scaled[:, j]
-        for previous in columns:
-            column = column - previous * previous[j]
-        pivot = column[j]
-        worst = jnp.where(sound, jnp.minimum(worst, pivot), worst)
+        column, pivot = scaled[:, j], scaled[j, j]
+        left_over = jnp.max(jnp.abs(column[j + 1 :]), initial=0.0)
+        found = jnp.where(pivot > threshold, jnp.minimum(worst, pivot), pivot - left_over)
+        worst = jnp.where(sound, found, worst)
         sound = sound & (pivot > threshold)
-        column = column / jnp.sqrt(jnp.where(pivot > threshold, pivot, 1.0))
-        columns.append(jnp.where(jnp.arange(p) >= j, column, 0.0))
+        column = jnp.where(jnp.arange(p) >= j, column, 0.0) / jnp.sqrt(jnp.where(pivot > threshold, pivot, 1.0))
+        scaled = scaled - column[:, None] * column[None, :]
+        columns.append(column)
     lower = jnp.stack(columns, axis=1) if columns else jnp.zeros((0, 0), scaled.dtype)
     return lower, worst
 
 
-def _library(scaled: Float[Array, "p p"]) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
-    lower = jnp.linalg.cholesky(scaled, symmetrize_input=False)
-    smallest = jnp.min(jnp.diagonal(lower)) ** 2
-    return lower, jnp.where(jnp.isnan(smallest), _failed_pivot(scaled), smallest)
+def _by_blocks(scaled: Float[Array, "p p"], threshold: float) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
+    p = scaled.shape[-1]
+    m = _whole_blocks(p)
+    matrix = jnp.eye(m, dtype=scaled.dtype).at[:p, :p].set(scaled)
+
+    def step(k: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        matrix, lower, worst, sound = carry
+        start = k * BLOCK
+        corner, pivot = _unrolled(jax.lax.dynamic_slice(matrix, (start, start), (BLOCK, BLOCK)), threshold)
+        columns = jax.lax.dynamic_slice_in_dim(matrix, start, BLOCK, axis=1)
+        below = _substitute(corner, columns.T, range(BLOCK)).T
+        below = jnp.where((jnp.arange(m) >= start + BLOCK)[:, None], below, 0.0)
+        matrix = matrix - jnp.matmul(below, below.T, precision="highest")
+        columns = jax.lax.dynamic_update_slice_in_dim(below, corner, start, axis=0)
+        lower = jax.lax.dynamic_update_slice_in_dim(lower, columns, start, axis=1)
+        worst = jnp.where(sound, jnp.where(pivot > threshold, jnp.minimum(worst, pivot), pivot), worst)
+        return matrix, lower, worst, sound & (pivot > threshold)
+
+    start = (matrix, jnp.zeros_like(matrix), jnp.ones((), scaled.dtype), jnp.array(True))
+    _, lower, worst, _ = jax.lax.fori_loop(0, m // BLOCK, step, start)
+    return lower[:p, :p], worst
 
 
-def _failed_pivot(scaled: Float[Array, "p p"]) -> Float[Array, ""]:
-    """A stand-in for the pivot that the library does not return: the scaled matrix's smallest eigenvalue."""
-    finite = jnp.all(jnp.isfinite(scaled))
-    smallest = jnp.linalg.eigvalsh(jnp.where(finite, scaled, jnp.eye(scaled.shape[-1], dtype=scaled.dtype)))[0]
-    return jnp.where(finite, smallest, jnp.nan)
+def _whole_blocks(p: int) -> int:
+    """p rounded up to a multiple of the block size."""
+    return -(-p // BLOCK) * BLOCK
 
 
 def solve_lower(factor: Factor, right: Float[Array, "p *k"]) -> Float[Array, "p *k"]:
     """L⁻¹ S⁻¹ `right`: half of a solve. Its squared length is `right`ᵀ A⁻¹ `right`."""
     p = factor.scale.shape[0]
-    scaled = right / factor.scale.reshape((p,) + (1,) * (right.ndim - 1))
-    if p > UNROLLED:
-        return _triangular(factor.lower, scaled, transpose=False)
-    rows: list[Array] = []
-    for i in range(p):
-        row = scaled[i]
-        for j in range(i):
-            row = row - factor.lower[i, j] * rows[j]
-        rows.append(row / factor.lower[i, i])
-    return jnp.stack(rows) if rows else scaled
+    return _triangular(factor.lower, right / factor.scale.reshape((p,) + (1,) * (right.ndim - 1)), forward=True)
 
 
 def solve(factor: Factor, right: Float[Array, "p *k"]) -> Float[Array, "p *k"]:
     """A⁻¹ `right`."""
     p = factor.scale.shape[0]
-    half = solve_lower(factor, right)
-    if p > UNROLLED:
-        whole = _triangular(factor.lower, half, transpose=True)
-    else:
-        rows: list[Array] = [half[i] for i in range(p)]
-        for i in reversed(range(p)):
-            for j in range(i + 1, p):
-                rows[i] = rows[i] - factor.lower[j, i] * rows[j]
-            rows[i] = rows[i] / factor.lower[i, i]
-        whole = jnp.stack(rows) if rows else half
+    whole = _triangular(factor.lower.T, solve_lower(factor, right), forward=False)
     return whole / factor.scale.reshape((p,) + (1,) * (right.ndim - 1))
 
 
-def _triangular(lower: Array, right: Array, *, transpose: bool) -> Array:
-    return jax.scipy.linalg.solve_triangular(lower, right, lower=True, trans="T" if transpose else 0)
+def _triangular(triangle: Float[Array, "p p"], right: Float[Array, "p *k"], *, forward: bool) -> Float[Array, "p *k"]:
+    """Solve with a lower triangle from the first row on (`forward`), or with an upper one from the last."""
+    p = triangle.shape[0]
+    if p <= BLOCK:
+        return _substitute(triangle, right, range(p) if forward else range(p - 1, -1, -1))
+    solved = _substitute_by_blocks(triangle, right.reshape(p, -1), forward=forward)
+    return solved.reshape(right.shape)
+
+
+def _substitute_by_blocks(
+    triangle: Float[Array, "p p"], right: Float[Array, "p k"], *, forward: bool
+) -> Float[Array, "p k"]:
+    p, m = triangle.shape[0], _whole_blocks(triangle.shape[0])
+    triangle = jnp.eye(m, dtype=triangle.dtype).at[:p, :p].set(triangle)
+    right = jnp.pad(right, ((0, m - p), (0, 0)))
+    order = range(BLOCK) if forward else range(BLOCK - 1, -1, -1)
+
+    def step(k: Array, right: Array) -> Array:
+        start = (k if forward else m // BLOCK - 1 - k) * BLOCK
+        corner = jax.lax.dynamic_slice(triangle, (start, start), (BLOCK, BLOCK))
+        solved = _substitute(corner, jax.lax.dynamic_slice_in_dim(right, start, BLOCK), order)
+        columns = jax.lax.dynamic_slice_in_dim(triangle, start, BLOCK, axis=1)
+        right = right - jnp.matmul(columns, solved, precision="highest")
+        return jax.lax.dynamic_update_slice_in_dim(right, solved, start, axis=0)
+
+    return jax.lax.fori_loop(0, m // BLOCK, step, right)[:p]
+
+
+def _substitute(triangle: Float[Array, "p p"], right: Float[Array, "p *k"], order: range) -> Float[Array, "p *k"]:
+    """Solve a triangular system column by column: each unknown, once known, is taken out of all the other rows."""
+    solved: dict[int, Array] = {}
+    for j in order:
+        solved[j] = right[j] / triangle[j, j]
+        column = triangle[:, j].reshape((-1,) + (1,) * (right.ndim - 1))
+        right = right - column * solved[j][None]
+    return jnp.stack([solved[j] for j in range(len(solved))]) if solved else right
 
 
 def inverse(matrix: Float[Array, "p p"]) -> Float[Array, "p p"]:
@@ -118,12 +150,12 @@ def inverse(matrix: Float[Array, "p p"]) -> Float[Array, "p p"]:
     """
     factor = factorise(matrix)
     half = solve_lower(factor, jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
-    product = jnp.sum(half[:, :, None] * half[:, None, :], axis=0) if _small(matrix) else half.T @ half
+    product = (
+        jnp.sum(half[:, :, None] * half[:, None, :], axis=0)
+        if len(matrix) <= BLOCK
+        else jnp.matmul(half.T, half, precision="highest")
+    )
     return jnp.where(factor.definite, product, jnp.nan)
-
-
-def _small(matrix: Array) -> bool:
-    return matrix.shape[-1] <= UNROLLED
 
 
 def weakest_direction(matrix: np.ndarray) -> tuple[float, np.ndarray]:

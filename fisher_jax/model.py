@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.parameters import Layout, Table, Values, constraint_table, layout_of, path_name
 
-Callers = Callable[..., Any]
+UserFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +56,11 @@ class Model:
     {'scale': Interval(low=0.0, high=inf)}
     """
 
-    log_density: Callers
-    sample: Callers | None = field(default=None, kw_only=True)
+    log_density: Any
+    sample: UserFunction | None = field(default=None, kw_only=True)
     constraints: PyTree = field(default=None, kw_only=True)
-    initial: Callers | None = field(default=None, kw_only=True)
-    information: Callers | None = field(default=None, kw_only=True)
+    initial: UserFunction | None = field(default=None, kw_only=True)
+    information: UserFunction | None = field(default=None, kw_only=True)
 
     is_dependent = False
 
@@ -113,12 +113,12 @@ class _ById:
 
 
 def dependent(
-    terms: Callers,
+    terms: UserFunction,
     *,
-    sample: Callers | None = None,
+    sample: UserFunction | None = None,
     constraints: PyTree = None,
-    initial: Callers | None = None,
-    information: Callers | None = None,
+    initial: UserFunction | None = None,
+    information: UserFunction | None = None,
 ) -> Model:
     """A model of dependent data from its conditional log-densities log p(y_t | y_1, …, y_{t−1}).
 
@@ -213,10 +213,10 @@ def _is_numbers(tree: Any) -> bool:
 
 
 def _as_array(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array | np.ndarray) and leaf.dtype != object:
+    if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)
-    if array.dtype.kind not in "biufcV" or array.dtype == object:
+    if array.dtype.kind not in "biufcV":
         raise TypeError(
             f"data: expected arrays of numbers, got {type(leaf).__name__} of dtype {array.dtype}. "
             "Encode text and categories as numbers first."
@@ -249,7 +249,9 @@ def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> Any
     n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]
     if weights.ndim != 1 or (n is not None and weights.shape[0] != n):
         expected = f"({n},)" if n is not None else "(number of terms,)"
-        raise ValueError(f"{caller}: weights has shape {weights.shape}, expected {expected}, one weight per observation.")
+        raise ValueError(
+            f"{caller}: weights has shape {weights.shape}, expected {expected}, one weight per observation."
+        )
     if not isinstance(weights, jax.core.Tracer):
         host = np.asarray(weights)
         if not np.all(np.isfinite(host)) or np.any(host < 0):
@@ -319,7 +321,7 @@ def _terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...
     return _check_floating(value, "terms", caller)
 
 
-def _call(function: Callers, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
+def _call(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
     """Call the user's function; where its argument list is what does not fit, say how it is called."""
     _check_arity(function, len(arguments), name, caller)
     value = function(*arguments)
@@ -338,7 +340,7 @@ def _signature(function: _ById) -> Any:
         return None
 
 
-def _check_arity(function: Callers, count: int, name: str, caller: str) -> None:
+def _check_arity(function: UserFunction, count: int, name: str, caller: str) -> None:
     signature = _signature(_ById(function))
     if signature is None:
         return

@@ -24,6 +24,9 @@ DRIFT_LIMIT = 0.1  # relative change of curvature along a Newton step that a reg
 LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate minimum they do
 RUNAWAY_STEPS = 15  # so many such steps in a row, each taking most of the curvature away, and nothing will come
 _MOST_DAMPING = 1e14
+_LEAST_DAMPING = 1e-30  # far below rounding: the damping's unit may be a curvature met long ago
+_FORGETTING = 0.1  # what an accepted step leaves of the largest curvature seen
+_FLAT = 1e-6  # of the mean squared gradient: curvature below that is a plateau's, and says nothing about how far to go
 
 
 class Evaluation(NamedTuple):
@@ -55,7 +58,7 @@ class DampedState(NamedTuple):
     the rounding error of the objective and did not come nearer either; `rejected` that it was not taken.
     """
 
-    count: Int[Array, ""]
+    num_updates: Int[Array, ""]
     terms: Float[Array, "*n"] | None
     value: Float[Array, ""]
     grad: PyTree
@@ -105,7 +108,7 @@ def newton(*, damping: float = 1e-3) -> optax.GradientTransformationExtraArgs:
     Parameters
     ----------
     damping : float
-        Initial λ: the curvature's largest diagonal so far, times λ, is added to the curvature.
+        Initial λ: λ times the largest diagonal met of late is added to the curvature.
 
     Returns
     -------
@@ -116,10 +119,10 @@ def newton(*, damping: float = 1e-3) -> optax.GradientTransformationExtraArgs:
 
     Notes
     -----
-    λ follows Nielsen's rule. Where the curvature is not positive definite, λ is raised within the step until the sum is.
-    Within a tenth of a standard error of the minimum the step is undamped, hence quadratic convergence. The
-    `updates` passed in are not used. To combine an information-scaled direction with optax's own pieces (schedules,
-    clipping, momentum) use `scale_by_information`.
+    λ follows Nielsen's rule; it multiplies a slowly forgotten maximum of the curvature's diagonal. Where the curvature is
+    not positive definite, λ is raised within the step until the sum is. Within a tenth of a standard error of the minimum
+    the step is undamped, hence quadratic convergence. The `updates` passed in are not used. To combine an
+    information-scaled direction with optax's own pieces (schedules, clipping, momentum) use `scale_by_information`.
 
     References
     ----------
@@ -260,7 +263,7 @@ def _damped(kind: CurvatureKind, damping: float) -> optax.GradientTransformation
         flat, restore = ravel_pytree(params)
         state = with_terms(state, lambda: objective(params, kind))
         trial = _propose(state)
-        step = jnp.where(state.count == 0, 0.0, trial.step)
+        step = jnp.where(state.num_updates == 0, 0.0, trial.step)
         reached = objective(restore(flat + step), kind)
         taken, state = _advance(state, trial, reached, restore)
         return restore(jnp.where(taken, step, 0.0)), state
@@ -272,7 +275,7 @@ def _initial_state(flat: Float[Array, " p"], params: PyTree, damping: float) -> 
     p, dtype = flat.shape[0], flat.dtype
     nothing, infinite = jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype)
     return DampedState(
-        count=jnp.zeros((), jnp.int32),
+        num_updates=jnp.zeros((), jnp.int32),
         terms=None,
         value=infinite,
         grad=jax.tree.map(jnp.zeros_like, params),
@@ -305,6 +308,7 @@ def _propose(state: DampedState) -> _Trial:
     """The next step: undamped close to the minimum, else with the least of four dampings that makes it descend."""
     gradient, _ = ravel_pytree(state.grad)
     diagonal = _positive_diagonal(state.largest_diagonal, gradient)
+    diagonal = jnp.maximum(diagonal, _FLAT * gradient**2 / state.terms.size)  # type: ignore[union-attr]
     undamped = state.definite & (state.decrement < UNDAMPED_BELOW) & ~state.rejected
     ladder = _dampings(state, diagonal, undamped)
     factors = jax.vmap(lambda rung: linalg.factorise(state.curvature + jnp.diag(rung * diagonal)))(ladder)
@@ -315,9 +319,7 @@ def _propose(state: DampedState) -> _Trial:
     return _Trial(step, predicted, undamped, damping, chosen)
 
 
-def _dampings(
-    state: DampedState, diagonal: Float[Array, " p"], undamped: Bool[Array, ""]
-) -> Float[Array, "4"]:
+def _dampings(state: DampedState, diagonal: Float[Array, " p"], undamped: Bool[Array, ""]) -> Float[Array, "4"]:
     """λ as it is (or none), ten and a hundred times that, and one that is certain to suffice (Gershgorin's circles)."""
     root = jnp.sqrt(diagonal)
     scaled = state.curvature / root[:, None] / root[None, :]
@@ -337,7 +339,7 @@ def _advance(
     state: DampedState, trial: _Trial, reached: Evaluation, restore: Callable[[Array], PyTree]
 ) -> tuple[Bool[Array, ""], DampedState]:
     """Accept or reject the trial point, and carry on what the next step needs."""
-    first = state.count == 0
+    first = state.num_updates == 0
     old_gradient, _ = ravel_pytree(state.grad)
     factor = linalg.factorise(reached.curvature)
     half = linalg.solve_lower(factor, reached.gradient)
@@ -355,7 +357,7 @@ def _advance(
     unprobed = jnp.where(trial.undamped, jnp.stack([state.drift, state.lengthening]), jnp.inf)
     probed = trial.undamped & factor.definite & finite & ~first
     damping, growth = _next_damping(state, trial, gain, taken, first)
-    largest = jnp.maximum(state.largest_diagonal, jnp.abs(jnp.diagonal(reached.curvature)))
+    largest = jnp.maximum(_FORGETTING * state.largest_diagonal, jnp.abs(jnp.diagonal(reached.curvature)))
     there = state._replace(
         terms=reached.value,
         value=jnp.sum(reached.value),
@@ -369,7 +371,7 @@ def _advance(
     )
     state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), there, state)
     return taken, state._replace(
-        count=state.count + 1,
+        num_updates=state.num_updates + 1,
         step=jnp.where(probed, trial.step, state.step),
         drift=jnp.where(probed, drift, unprobed[0]),
         lengthening=jnp.where(probed, lengthening, unprobed[1]),
@@ -411,8 +413,7 @@ def _next_damping(
     used = jnp.where(trial.undamped, state.damping, trial.damping)
     ratio = jnp.where(trial.predicted > 0, gain / trial.predicted, 1.0)
     shrunk = used * jnp.maximum(1 / 3, 1 - (2 * jnp.minimum(ratio, 1.0) - 1) ** 3)
-    least = jnp.finfo(used.dtype).eps
-    damping = jnp.where(taken, jnp.maximum(shrunk, least), used * state.growth)
+    damping = jnp.where(taken, jnp.maximum(shrunk, _LEAST_DAMPING), used * state.growth)
     growth = jnp.where(taken, 2.0, 2 * state.growth)
     return jnp.where(first, state.damping, damping), jnp.where(first, state.growth, growth)
 

@@ -86,19 +86,21 @@ class Layout:
 
     def unconstrain(self, values: Values) -> Float[Array, " p"]:
         """u of the parameters."""
-        parts = [
-            jnp.ravel(leaf.constraint.inverse(jnp.asarray(values[i], self.dtype))) for i, leaf in self.free_leaves
-        ]
+        parts = [jnp.ravel(leaf.constraint.inverse(jnp.asarray(values[i], self.dtype))) for i, leaf in self.free_leaves]
         return jnp.concatenate(parts) if parts else jnp.zeros((0,), self.dtype)
 
     def constrain(self, free: Float[Array, " p"], values: Values) -> PyTree:
         """The parameters of u; fixed leaves are taken from `values`."""
+        return self.assemble(self.constrained_values(free, values))
+
+    def constrained_values(self, free: Float[Array, " p"], values: Values) -> Values:
+        """The array leaves of u's parameters."""
         result, start = list(values), 0
         for i, leaf in self.free_leaves:
             part = free[start : start + leaf.free_size].reshape(leaf.free_shape)
             result[i] = leaf.constraint.forward(part).reshape(leaf.shape)
             start += leaf.free_size
-        return self.assemble(result)
+        return result
 
     def assemble(self, values: Values) -> PyTree:
         """The pytree whose array leaves are `values`."""
@@ -112,12 +114,15 @@ class Layout:
 
     def flatten(self, params: PyTree) -> Float[Array, " q"]:
         """θ: the free leaves of a pytree with this structure, raveled and joined."""
-        values = self.blocks(params)
+        return self.join(self.blocks(params))
+
+    def join(self, values: Values) -> Float[Array, " q"]:
+        """θ of the array leaves."""
         parts = [jnp.ravel(jnp.asarray(values[i], self.dtype)) for i, _ in self.free_leaves]
         return jnp.concatenate(parts) if parts else jnp.zeros((0,), self.dtype)
 
-    def unflatten(self, theta: Float[Array, "*b q"], fill: Any) -> PyTree:
-        """A pytree like params of numbers that belong to the entries of θ; fixed leaves hold `fill`.
+    def split(self, theta: Float[Array, "*b q"], fill: Any) -> Values:
+        """Array leaves of numbers that belong to the entries of θ; fixed leaves hold `fill`.
 
         Axes before the last are kept in front of each leaf's own.
         """
@@ -127,11 +132,11 @@ class Layout:
         for i, leaf in self.free_leaves:
             result[i] = theta[..., start : start + leaf.size].reshape(batch + leaf.shape)
             start += leaf.size
-        return self.assemble(result)
+        return result
 
     def jacobian(self, free: Float[Array, " p"], values: Values) -> Float[Array, "q p"]:
         """D = ∂θ/∂u."""
-        return jax.jacfwd(lambda u: self.flatten(self.constrain(u, values)))(free)
+        return jax.jacfwd(lambda u: self.join(self.constrained_values(u, values)))(free)
 
     def contains(self, values: Values) -> list[Any]:
         """For each free leaf, whether its value lies strictly inside its constraint; on the host where values are known."""
@@ -186,9 +191,7 @@ def _floating_dtype(leaves: list[Any]) -> np.dtype:
 
     numpy's float64 counts as JAX will take it: float32 unless x64 is enabled.
     """
-    found = [
-        leaf.dtype for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
+    found = [leaf.dtype for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)]
     default = jnp.zeros(()).dtype
     if not found or any(isinstance(leaf, bool | int | float) for leaf in leaves):
         found = [*found, default]
@@ -209,9 +212,7 @@ class _Static:
 
 
 @functools.lru_cache(maxsize=1024)
-def _cached_layout(
-    treedef: Any, signature: tuple[Any, ...], dtype: np.dtype, table: Table, caller: str
-) -> Layout:
+def _cached_layout(treedef: Any, signature: tuple[Any, ...], dtype: np.dtype, table: Table, caller: str) -> Layout:
     skeleton = jax.tree.unflatten(treedef, range(len(signature)))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(skeleton)[0]]
     constraints = _match(table, paths, caller)

@@ -105,7 +105,7 @@ def likelihood_surface(
     _check_same(fit, at_estimate)
 
     axes = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")[1] if axes is None else axes
-    _draw_contours(axes, x, y, np.asarray(surface), level)
+    _draw_contours(axes, x, y, np.asarray(surface, float), level)
     if path is not None:
         _draw_path(axes, np.stack([np.asarray(fit.layout.flatten(params))[list(columns)] for params in path]))
     if fit.converged:
@@ -196,17 +196,27 @@ def _check_same(fit: Any, log_likelihood: Any) -> None:
 
 
 def _draw_contours(axes: Any, x: Any, y: Any, surface: Float[np.ndarray, "m m"], level: float) -> None:
-    heavy = float(np.log1p(-level))
-    fine = [*np.log1p([-0.5, -0.99]), *(-drop for drop in FURTHER_OUT)]
-    drops = sorted([heavy, *(float(drop) for drop in fine if abs(drop / heavy - 1) > 0.05)])
-    shown = np.ma.masked_invalid(surface)
-    widths = [2.2 if drop == heavy else 0.8 for drop in drops]
-    lines = axes.contour(x, y, shown, levels=drops, colors="tab:blue", linewidths=widths, linestyles="solid", zorder=2)
-    outer = [drop for drop in drops if drop < heavy]
-    axes.clabel(lines, levels=outer, fmt=lambda drop: f"{drop:.3g}".replace("-", "−"), fontsize="x-small")
+    """The drop of `level` heavily, the others lightly and labelled."""
+    shown, heavy = np.ma.masked_invalid(surface), float(np.log1p(-level))
+    levels = _contour_levels(heavy, shown.min(), shown.max())
+    if not levels:
+        return
+    style = {"colors": "tab:blue", "linestyles": "solid", "linewidths": [2.2 if z == heavy else 0.8 for z in levels]}
+    lines = axes.contour(x, y, shown, levels=levels, zorder=2, **style)
+    labelled = [z for z in levels if z != heavy]
+    axes.clabel(lines, levels=labelled, fmt=lambda z: f"{z:+.3g}".replace("-", "−"), fontsize="x-small")
     difference = r"$\ell - \hat{\ell}$"
-    axes.plot([], [], color="tab:blue", linewidth=0.8, label=f"{difference} in nats, innermost −{-drops[-1]:.2g}")
-    axes.plot([], [], color="tab:blue", linewidth=2.2, label=f"{difference} = −{-heavy:.2f} (χ², {100 * level:g} %)")
+    axes.plot([], [], color="tab:blue", linewidth=0.8, label=f"{difference} in nats")
+    if heavy in levels:
+        label = f"{difference} = −{-heavy:.2f} (χ², {100 * level:g} %)"
+        axes.plot([], [], color="tab:blue", linewidth=2.2, label=label)
+
+
+def _contour_levels(heavy: float, low: float, high: float) -> list[float]:
+    """Drops in the picture's range, in nats; gains of the same sizes too, which a saddle or a second mode has."""
+    fixed = [float(np.log(0.5)), float(np.log(0.01)), *(-drop for drop in FURTHER_OUT)]
+    drops = [heavy, *(drop for drop in fixed if abs(drop / heavy - 1) > 0.05)]
+    return sorted(z for drop in drops for z in (drop, -drop) if low < z < high)
 
 
 def _draw_path(axes: Any, points: Float[np.ndarray, "k 2"]) -> None:

@@ -71,15 +71,13 @@ def maximise(
     state = optimizer.init(problem.start)
     if isinstance(state, DampedState):
         free, state = _run_damped(problem, objective, optimizer, state, tolerance, max_steps)
-        num_steps, broken = state.count - 1, jnp.array(False)
+        num_steps, broken = state.num_updates - 1, jnp.array(False)
     else:
         free, num_steps, broken = _run_foreign(problem, objective, optimizer, state, tolerance, max_steps)
-    own = isinstance(state, NewtonState)
-    certificate = state if own else _probe(problem, objective, free)
-    status = _judge(problem, certificate, free, num_steps, tolerance, max_steps, broken)
-    return Solution(
-        free, -certificate.terms, certificate.curvature, certificate.step, certificate.decrement, num_steps, status
-    )
+    found = state if isinstance(state, NewtonState) else _probe(problem, objective, free)
+    status = _judge(problem, found, free, num_steps, tolerance, max_steps, broken)
+    terms = -jnp.asarray(found.terms)
+    return Solution(free, terms, found.curvature, found.step, found.decrement, num_steps, status)
 
 
 def _objective(problem: Problem) -> Callable[[Array, CurvatureKind], Evaluation]:
@@ -116,7 +114,7 @@ def _run_damped(
 ) -> tuple[Float[Array, " p"], DampedState]:
     def unfinished(carry: tuple[Array, DampedState]) -> Array:
         _, state = carry
-        return (state.count == 0) | ((state.count <= max_steps) & ~_finished(state, tolerance))
+        return (state.num_updates == 0) | ((state.num_updates <= max_steps) & ~_finished(state, tolerance))
 
     def step(carry: tuple[Array, DampedState]) -> tuple[Array, DampedState]:
         free, state = carry
@@ -217,7 +215,7 @@ def _probe(problem: Problem, objective: Any, free: Float[Array, " p"]) -> Newton
     """
     optimizer = newton()
 
-    def step(_: int, states: tuple[NewtonState, NewtonState]) -> tuple[NewtonState, NewtonState]:
+    def step(_: Any, states: tuple[NewtonState, NewtonState]) -> tuple[NewtonState, NewtonState]:
         _, state = states
         return state, optimizer.update(free, state, free, objective=objective)[1]
 
@@ -239,7 +237,6 @@ def _judge(
     """The status, from the certificate alone: the first of these conditions that holds."""
     regular = state.drift < DRIFT_LIMIT
     within = _within(state, tolerance)
-    stationary = _stationary(state, tolerance)
     # The curvature's own diagonal, without the other parameters: weakness shared by several is not an edge.
     faint = jnp.abs(jnp.diagonal(state.curvature)) < EDGE_INFORMATION
     moved = jnp.abs(free - problem.start)
@@ -247,8 +244,11 @@ def _judge(
     nearly = jnp.minimum(ROUNDING_LIMIT, 100 * default_tolerance(free.dtype))
     near_enough = jnp.where(state.at_floor, ROUNDING_LIMIT, jnp.where(state.stuck, nearly, 0.0))
     at_floor = state.definite & (state.decrement < near_enough)
+    slope = jnp.sqrt(state.flatness)
+    stationary = ~state.definite & (slope < jnp.maximum(tolerance, jnp.where(state.stuck, nearly, 0.0)))
     fading = (within | at_floor | stationary) & ~regular & jnp.isfinite(state.drift)
-    singular = jnp.abs(state.pivot) <= singular_pivot(free.shape[0], free.dtype)
+    # What is left of the slope leaves its mark on the curvature too, on a ridge that is curved.
+    singular = jnp.abs(state.pivot) <= jnp.maximum(singular_pivot(free.shape[0], free.dtype), slope)
     unmoved = jnp.all((free == problem.start) | ~jnp.isfinite(problem.start))
     no_start = ~jnp.isfinite(state.value) & unmoved
     conditions = [

@@ -30,6 +30,11 @@ class Status(enum.IntEnum):
     NOT_FINITE = 8
     TOO_FEW_OBSERVATIONS = 9
 
+    def __str__(self) -> str:
+        return self.label
+
+    __format__ = enum.Enum.__format__
+
     @property
     def converged(self) -> bool:
         """Whether the estimate is a certified local maximum."""

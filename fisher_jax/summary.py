@@ -2,6 +2,7 @@
 
 import html
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +28,10 @@ def with_fixed(free: list[Row], layout: Layout, values: list[Any]) -> list[Row]:
     for leaf, value in zip(layout.leaves, values, strict=True):
         if leaf.is_fixed:
             flat = np.ravel(np.asarray(value))
-            rows += [Row(f"{name} (fixed)", float(x), *[math.nan] * 3) for name, x in zip(leaf.entry_names, flat, strict=True)]
+            rows += [
+                Row(f"{name} (fixed)", float(x), *[math.nan] * 3)
+                for name, x in zip(leaf.entry_names, flat, strict=True)
+            ]
         else:
             rows += [next(given) for _ in leaf.entry_names]
     return rows
@@ -75,11 +79,18 @@ class Summary:
         """What stands above the table, as pairs of label and value."""
         return [
             ("Status", f"{self.status.label}, {self.num_steps} steps in {self.precision}"),
-            ("Distance to the maximum", f"{_decrement(self.decrement)} (decrement)"),
+            ("Distance to the maximum", self._distance()),
             ("Observations", f"{self.num_observations:g}, free parameters {self.num_parameters}"),
             ("Log-likelihood", f"{self.log_likelihood:.6f}, AIC {self.aic:.4f}, BIC {self.bic:.4f}"),
             ("Covariance", self.covariance),
         ]
+
+    def _distance(self) -> str:
+        if self.status == Status.BOUNDARY:
+            return "no maximum was found"
+        if not math.isfinite(self.decrement):
+            return "unknown, the curvature is not positive definite"
+        return f"{self.decrement:.1e} standard errors (decrement)"
 
     @property
     def header(self) -> tuple[str, str, str, str]:
@@ -114,7 +125,9 @@ class Summary:
         return table
 
     def _repr_html_(self) -> str:
-        facts = "".join(f"<tr><th>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>" for label, value in self.facts)
+        facts = "".join(
+            f"<tr><th>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>" for label, value in self.facts
+        )
         titles = "".join(f"<th>{html.escape(title)}</th>" for title in ("parameter", *self.header))
         body = "".join(
             f"<tr><th>{html.escape(row.name)}</th>" + "".join(f"<td>{_number(x)}</td>" for x in row[1:]) + "</tr>"
@@ -131,11 +144,5 @@ def _number(x: float) -> str:
     return "-" if math.isnan(x) else f"{x:.6g}"
 
 
-def _decrement(x: float) -> str:
-    return f"{x:.1e} standard errors" if math.isfinite(x) else "unknown, the curvature is not positive definite"
-
-
 def _wrapped(text: str) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ")

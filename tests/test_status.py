@@ -103,7 +103,7 @@ def test_an_observation_that_is_not_finite_is_a_bad_start_and_is_named(bad):
     fit = fj.fit(NORMAL, START, sample)
     assert fit.status is Status.BAD_START
     assert fit.suspect == 17
-    with pytest.raises(fj.FitError, match="not finite at the starting parameters .first at observation 17."):
+    with pytest.raises(fj.FitError, match=r"not finite at the starting parameters \(first at observation 17\)"):
         fit.raise_if_failed()
 
 
@@ -154,6 +154,17 @@ def test_two_parameters_that_enter_as_a_product_are_singular():
     fit = fj.fit(model, {"a": 1.0, "b": 2.0}, SAMPLE)
     assert fit.status is Status.SINGULAR_INFORMATION
     assert "+1 a -1 b" in fit.diagnosis()
+
+
+def test_a_ridge_of_maxima_is_singular_and_a_saddle_with_an_empty_diagonal_is_not():
+    def product(p, y):
+        return norm.logpdf(y, p["a"] * p["b"], 1.0)
+
+    sample = np.array([1.0, 2.0, 3.0])
+    for start in ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.5}):
+        assert fj.fit(product, start, sample).status is Status.SINGULAR_INFORMATION
+        assert fj.fit(product, start, sample, tolerance=1e-12).status is Status.SINGULAR_INFORMATION
+    assert fj.fit(product, {"a": 0.0, "b": 0.0}, sample).status is Status.INDEFINITE
 
 
 def test_perfect_separation_is_a_boundary_and_never_converges():
@@ -238,4 +249,4 @@ def test_a_start_outside_its_constraint_known_only_at_run_time_is_a_bad_start():
 def test_every_status_has_a_meaning_and_every_failure_a_remedy(status):
     assert status.meaning
     assert status.converged or (status.causes and status.remedy)
-    assert status.label == status.label.lower()
+    assert f"{status}" == str(status) == status.label

@@ -1,0 +1,306 @@
+"""Published data sets, and the models fitted to them.
+
+The data are those small enough to print and those that statsmodels ships; `PROBLEMS` names what is fitted to them.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammaln, log_ndtr, polygamma
+from jax.scipy.stats import gamma, norm, poisson
+
+import fisher_jax as fj
+
+
+def _numbers(text: str) -> np.ndarray:
+    return np.array(text.split(), float)
+
+
+def _rows(text: str, columns: int) -> np.ndarray:
+    """The columns of a table printed row after row."""
+    return _numbers(text).reshape(-1, columns).T
+
+
+# Ground beef servings in grams (Delignette-Muller & Dutang 2015, J. Stat. Soft. 64(4)), and how often each came.
+BEEF_SERVINGS, BEEF_COUNTS = _rows(
+    """10 1  11.5 1  17 1  20 8  24 2  25 7  25.5 2  26 1  30 6  32 1  40 18  44 1  50 49  51 11  52.5 1  60 6  64 1
+    65 1  70 3  75 5  79 3  80 54  90 1  100 19  105 13  115 2  117 1  120 1  125 1  130 26  150 3  160 1  200 3""",
+    columns=2,
+)
+
+# Counts at concentrations (R, ?stats4::mle).
+EC50_CONCENTRATION = np.arange(11.0)
+EC50_COUNTS = _numbers("26 17 13 12 20 5 9 8 5 4 8")
+
+# Germination of Orobanche seeds (Crowder 1978): seeds, germinated, dilution (0: 1/1, 1: 1/25, 2: 1/625).
+OROBANCHE_SEEDS, OROBANCHE_GERMINATED, OROBANCHE_DILUTION = _rows(
+    """43 2 0  51 9 0  44 5 0  71 16 0  24 2 0  7 0 0
+    19 17 1  56 43 1  87 79 1  55 50 1  10 9 1
+    13 11 2  62 47 2  104 90 2  51 46 2  11 9 2""",
+    columns=3,
+)
+
+# Beetles after five hours of carbon disulphide (Bliss 1935): log dose, exposed, died.
+BEETLE_DOSE, BEETLE_EXPOSED, BEETLE_DIED = _rows(
+    """1.6907 59 6  1.7242 60 13  1.7552 62 18  1.7842 56 28
+    1.8113 63 52  1.8369 59 53  1.8610 62 61  1.8839 60 60""",
+    columns=3,
+)
+
+# Ovarian cancer (R, survival::ovarian): days, died, ecog.ps, rx.
+OVARIAN_DAYS, OVARIAN_DIED, OVARIAN_ECOG, OVARIAN_RX = _rows(
+    """59 1 1 1  115 1 1 1  156 1 2 1  421 0 1 2  431 1 1 1  448 0 2 1  464 1 2 2  475 1 2 2  477 0 1 1  563 1 2 2
+    638 1 2 1  744 0 1 2  769 0 2 2  770 0 1 2  803 0 1 1  855 0 2 1  1040 0 2 1  1106 0 1 1  1129 0 1 2
+    1206 0 1 2  1227 0 2 2  268 1 2 1  329 1 1 1  353 1 2 2  365 1 1 2  377 0 1 2""",
+    columns=4,
+)
+
+
+def _with_constant(columns: np.ndarray) -> np.ndarray:
+    return np.column_stack([columns, np.ones(len(columns))])
+
+
+def as_stata_stores(columns: np.ndarray) -> np.ndarray:
+    """Rounded to float32, Stata's default storage; its arithmetic is in float64."""
+    return columns.astype(np.float32).astype(float)
+
+
+@functools.cache
+def spector() -> tuple[np.ndarray, np.ndarray]:
+    """Grade improved, and gpa, tuce, psi, const."""
+    from statsmodels.datasets import spector
+
+    data = spector.load_pandas()
+    return data.endog.to_numpy(float), _with_constant(data.exog.to_numpy(float))
+
+
+@functools.cache
+def randhie() -> tuple[np.ndarray, np.ndarray]:
+    """Visits to a doctor, and nine covariates with const last."""
+    from statsmodels.datasets import randhie
+
+    data = randhie.load_pandas()
+    return data.endog.to_numpy(float), _with_constant(data.exog.to_numpy(float))
+
+
+@functools.cache
+def ships() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Accidents; yr_con, op_75_79, const; months of service; ship. Six rows without service are left out."""
+    import statsmodels
+
+    path = Path(statsmodels.__file__).parent / "discrete" / "tests" / "results" / "ships.csv"
+    table = np.genfromtxt(path, delimiter=",", names=True)
+    table = table[np.isfinite(table["service"])]
+    design = _with_constant(np.column_stack([table["yr_con"], table["op_75_79"]]))
+    return table["accident"], design, table["service"], table["ship"]
+
+
+class Problem(NamedTuple):
+    """Arguments of a fit."""
+
+    model: Any
+    start: Any
+    data: Any
+    given: Any = None
+
+
+# The models, each on one observation.
+
+
+def gamma_log_density(params, y):
+    return gamma.logpdf(y, params["shape"], scale=1 / params["rate"])
+
+
+def gamma_information(params):
+    shape, rate = params["shape"], params["rate"]
+    return {
+        "shape": {"shape": polygamma(1, shape), "rate": -1 / rate},
+        "rate": {"shape": -1 / rate, "rate": shape / rate**2},
+    }
+
+
+def weibull_log_density(params, y):
+    shape, scale = params["shape"], params["scale"]
+    log_ratio = jnp.log(y) - jnp.log(scale)
+    return jnp.log(shape) + shape * log_ratio - jnp.log(y) - jnp.exp(shape * log_ratio)
+
+
+def weibull_information(params):
+    shape, scale = params["shape"], params["scale"]
+    lift = 1 - np.euler_gamma
+    mixed = -lift / scale
+    return {
+        "shape": {"shape": (lift**2 + np.pi**2 / 6) / shape**2, "scale": mixed},
+        "scale": {"shape": mixed, "scale": (shape / scale) ** 2},
+    }
+
+
+def lognormal_log_density(params, y):
+    return norm.logpdf(jnp.log(y), params["mu"], params["sigma"]) - jnp.log(y)
+
+
+def hyperbolic_count_log_density(params, y, x):
+    return poisson.logpmf(y, params["ymax"] / (1 + x / params["xhalf"]))
+
+
+def log_binomial_coefficient(n, k):
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+
+
+def log_rising_factorial(a, m):
+    """log of a (a + 1) … (a + m − 1); it cancels less than a difference of log-gammas where a is large."""
+    i = jnp.arange(128)  # no row has as many seeds
+    return jnp.sum(jnp.where(i < m, jnp.log(a + i), 0.0))
+
+
+def beta_binomial_log_density(params, y, z):
+    """One probability and one theta = a + b for all dilutions, or one of either for each."""
+    probability = jnp.broadcast_to(params["probability"], (3,))[z["dilution"]]
+    theta = jnp.broadcast_to(params["theta"], (3,))[z["dilution"]]
+    germinated = log_rising_factorial(probability * theta, y)
+    not_germinated = log_rising_factorial((1 - probability) * theta, z["n"] - y)
+    return log_binomial_coefficient(z["n"], y) + germinated + not_germinated - log_rising_factorial(theta, z["n"])
+
+
+def logit_log_probabilities(eta):
+    """log p and log(1 − p)."""
+    return jax.nn.log_sigmoid(eta), jax.nn.log_sigmoid(-eta)
+
+
+def probit_log_probabilities(eta):
+    return log_ndtr(eta), log_ndtr(-eta)
+
+
+def cloglog_log_probabilities(eta):
+    return jnp.log(-jnp.expm1(-jnp.exp(eta))), -jnp.exp(eta)
+
+
+def dose_response(log_probabilities):
+    """Binomial regression, with the expected information n p′²/(p(1 − p)) x xᵀ."""
+
+    def log_density(beta, y, z):
+        log_p, log_q = log_probabilities(z["x"] @ beta)
+        return log_binomial_coefficient(z["n"], y) + y * log_p + (z["n"] - y) * log_q
+
+    def information(beta, z):
+        eta = z["x"] @ beta
+        log_p, log_q = log_probabilities(eta)
+        slope = jax.grad(lambda eta: jnp.exp(log_probabilities(eta)[0]))(eta)
+        return z["n"] * slope**2 * jnp.exp(-log_p - log_q) * jnp.outer(z["x"], z["x"])
+
+    return fj.Model(log_density, information=information)
+
+
+def censored_weibull_log_density(params, y, z):
+    """Weibull regression of log time: log t = xᵀβ + σ w; a survivor contributes only log P(T > t)."""
+    location = params["intercept"] + params["ecog"] * z["ecog"] + params["rx"] * z["rx"]
+    w = (y["log_time"] - location) * jnp.exp(-params["log_scale"])
+    return y["died"] * (w - params["log_scale"] - y["log_time"]) - jnp.exp(w)
+
+
+def logit_log_density(beta, y, x):
+    return jax.nn.log_sigmoid((2 * y - 1) * (x @ beta))
+
+
+def probit_log_density(beta, y, x):
+    return log_ndtr((2 * y - 1) * (x @ beta))
+
+
+def poisson_log_density(beta, y, z):
+    eta = z["x"] @ beta + z["log_exposure"]
+    return y * eta - jnp.exp(eta) - gammaln(y + 1)
+
+
+def negative_binomial_log_density(y, size, log_odds):
+    """Variance/mean = 1 + odds, mean = size × odds."""
+    coefficient = gammaln(y + size) - gammaln(size) - gammaln(y + 1)
+    return coefficient + y * log_odds - (y + size) * jnp.logaddexp(0.0, log_odds)
+
+
+def nb2_log_density(params, y, x):
+    """Variance μ + α μ²."""
+    return negative_binomial_log_density(y, jnp.exp(-params["log_alpha"]), x @ params["beta"] + params["log_alpha"])
+
+
+def nb1_log_density(params, y, x):
+    """Variance μ (1 + α)."""
+    return negative_binomial_log_density(y, jnp.exp(x @ params["beta"] - params["log_alpha"]), params["log_alpha"])
+
+
+# The registry: model, start, data and covariates of each fit.
+
+GAMMA = fj.Model(gamma_log_density, constraints=fj.positive, information=gamma_information)
+WEIBULL = fj.Model(weibull_log_density, constraints=fj.positive, information=weibull_information)
+LOGNORMAL = fj.Model(lognormal_log_density, constraints={"sigma": fj.positive})
+HYPERBOLIC = fj.Model(hyperbolic_count_log_density, constraints=fj.positive)
+BETA_BINOMIAL = fj.Model(beta_binomial_log_density, constraints={"probability": fj.unit_interval, "theta": fj.positive})
+DOSE_RESPONSES = {
+    "logit": dose_response(logit_log_probabilities),
+    "probit": dose_response(probit_log_probabilities),
+    "cloglog": dose_response(cloglog_log_probabilities),
+}
+BEEF = np.repeat(BEEF_SERVINGS, BEEF_COUNTS.astype(int))
+
+
+def _orobanche(probability, theta):
+    given = {"n": OROBANCHE_SEEDS, "dilution": OROBANCHE_DILUTION.astype(int)}
+    start = {"probability": probability, "theta": theta}
+    return Problem(BETA_BINOMIAL, start, OROBANCHE_GERMINATED, given)
+
+
+def _beetles(link):
+    x = np.column_stack([np.ones(8), BEETLE_DOSE])
+    given = {"x": x, "n": BEETLE_EXPOSED}
+    return Problem(DOSE_RESPONSES[link], np.zeros(2), BEETLE_DIED, given)
+
+
+def _ovarian():
+    start = {"intercept": 0.0, "ecog": 0.0, "rx": 0.0, "log_scale": 0.0}
+    data = {"log_time": np.log(OVARIAN_DAYS), "died": OVARIAN_DIED}
+    given = {"ecog": OVARIAN_ECOG, "rx": OVARIAN_RX}
+    return Problem(censored_weibull_log_density, start, data, given)
+
+
+def _spector(log_density):
+    y, x = spector()
+    return Problem(log_density, np.zeros(4), y, as_stata_stores(x))
+
+
+def _randhie_poisson():
+    y, x = randhie()
+    given = {"x": as_stata_stores(x), "log_exposure": np.zeros(len(y))}
+    return Problem(poisson_log_density, np.zeros(10), y, given)
+
+
+def _randhie(log_density):
+    return Problem(log_density, {"beta": np.zeros(10), "log_alpha": 0.0}, *randhie())
+
+
+def _ships():
+    y, x, service, _ = ships()
+    return Problem(poisson_log_density, np.zeros(3), y, {"x": x, "log_exposure": np.log(service)})
+
+
+PROBLEMS = {
+    "gamma": lambda: Problem(GAMMA, {"shape": 1.0, "rate": 1.0}, BEEF),
+    "weibull": lambda: Problem(WEIBULL, {"shape": 1.0, "scale": 50.0}, BEEF),
+    "lognormal": lambda: Problem(LOGNORMAL, {"mu": 0.0, "sigma": 1.0}, BEEF),
+    "ec50": lambda: Problem(HYPERBOLIC, {"ymax": 10.0, "xhalf": 1.0}, EC50_COUNTS, EC50_CONCENTRATION),
+    "orobanche": lambda: _orobanche(np.full(3, 0.5), 1.0),
+    "orobanche, one probability": lambda: _orobanche(0.5, 1.0),
+    "orobanche, a theta each": lambda: _orobanche(np.full(3, 0.5), np.ones(3)),
+    "beetles, logit": lambda: _beetles("logit"),
+    "beetles, probit": lambda: _beetles("probit"),
+    "beetles, cloglog": lambda: _beetles("cloglog"),
+    "ovarian": _ovarian,
+    "spector, logit": lambda: _spector(logit_log_density),
+    "spector, probit": lambda: _spector(probit_log_density),
+    "randhie, poisson": _randhie_poisson,
+    "randhie, nb2": lambda: _randhie(nb2_log_density),
+    "randhie, nb1": lambda: _randhie(nb1_log_density),
+    "ships": _ships,
+}

@@ -1,0 +1,205 @@
+"""What must hold for every model: transformations, tracing, precision, pytrees."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import norm
+from registry import MODELS
+
+import fisher_jax as fj
+from fisher_jax import linalg
+
+
+def fit(name, **settings):
+    model, start, data, given = MODELS[name]
+    return fj.fit(model, start, data, given=given, **settings)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fit_survives_jit_and_a_pytree_round_trip(name):
+    model, start, data, given = MODELS[name]
+    plain = fit(name)
+    jitted = jax.jit(lambda y: fj.fit(model, start, y, given=given))(data)
+    leaves, treedef = jax.tree.flatten(plain)
+    rebuilt = jax.tree.unflatten(treedef, leaves)
+    for other in (jitted, rebuilt):
+        assert other.status is plain.status
+        np.testing.assert_allclose(other.covariance("sandwich"), plain.covariance("sandwich"), rtol=1e-8, atol=1e-16)
+        assert jax.tree.structure(other) == treedef
+
+
+@pytest.mark.parametrize("name", ["gamma", "logistic", "autoregression"])
+def test_vmap_equals_a_loop(name):
+    model, start, data, given = MODELS[name]
+    batch = np.stack([np.roll(data, k) for k in range(3)])
+    fits = jax.vmap(lambda y: fj.fit(model, start, y, given=given))(batch)
+    errors = jax.vmap(lambda one: one.standard_errors())(fits)
+    for k in range(3):
+        alone = fj.fit(model, start, batch[k], given=given)
+        assert fits.status[k] == alone.status
+        for mine, theirs in zip(
+            jax.tree.leaves((fits.params, errors)),
+            jax.tree.leaves((alone.params, alone.standard_errors())),
+            strict=True,
+        ):
+            np.testing.assert_allclose(mine[k], theirs, rtol=1e-8)
+
+
+def test_one_bad_data_set_harms_no_other_under_vmap():
+    model, start, data, _ = MODELS["gamma"]
+    batch = np.stack([data, np.full_like(data, np.nan), -data, np.full_like(data, 2.0), data])
+    fits = jax.vmap(lambda y: fj.fit(model, start, y))(batch)
+    alone = fit("gamma")
+    assert fits.status[0] == fits.status[4] == alone.status
+    assert np.all(fits.status[1:4] > fj.Status.CONVERGED_TO_ROUNDING)
+    np.testing.assert_allclose(fits.params["rate"][0], alone.params["rate"], rtol=1e-9)
+
+
+def test_fitting_more_data_of_the_same_shape_compiles_nothing_new():
+    traces = 0
+
+    def log_density(params, y):
+        nonlocal traces
+        traces += 1
+        return norm.logpdf(y, params["loc"], params["scale"])
+
+    constraints = {"scale": fj.positive}
+    y = np.random.default_rng(0).normal(size=40)
+    fj.fit(fj.Model(log_density, constraints=constraints), {"loc": 0.0, "scale": 1.0}, y)
+    before = traces
+    for k in range(3):
+        again = fj.fit(
+            fj.Model(log_density, constraints={"scale": fj.interval(0, np.inf)}),
+            {"loc": 1.0 * k, "scale": 2.0},
+            k + 2.0 * y,
+            max_steps=None,
+            tolerance=1e-6 / (k + 1),
+        )
+        again.standard_errors()
+    assert traces == before
+    fj.fit(fj.Model(log_density, constraints=constraints), {"loc": 0.0, "scale": 1.0}, y[:-1])
+    assert traces > before
+
+
+def single(tree):
+    """The floating arrays of a pytree in float32."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if np.asarray(x).dtype == float else x, tree)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float32_agrees_with_float64_within_a_hundredth_of_a_standard_error(name):
+    model, start, data, given = MODELS[name]
+    exact, coarse = fit(name), fj.fit(model, single(start), single(data), given=single(given))
+    assert coarse.free.dtype == jnp.float32
+    assert coarse.converged, coarse.status
+    distance = exact.layout.flatten(coarse.params) - exact.layout.flatten(exact.params)
+    assert np.max(np.abs(distance) / exact.layout.flatten(exact.standard_errors())) < 0.01
+    np.testing.assert_allclose(
+        coarse.layout.flatten(coarse.standard_errors()), exact.layout.flatten(exact.standard_errors()), rtol=0.01
+    )
+
+
+def test_parameters_may_be_any_pytree_and_are_named_by_their_path():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Line:
+        beta: jax.Array
+        noise: dict
+
+    model = fj.Model(
+        lambda p, y, x: norm.logpdf(y, jnp.dot(x, p.beta), p.noise["scale"]),
+        constraints=Line(beta=None, noise={"scale": fj.positive}),
+    )
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    y = x @ [1.0, 2.0] + np.random.default_rng(1).normal(size=50)
+    fit = fj.fit(model, Line(np.zeros(2), {"scale": 1.0}), y, given=x)
+    assert fit.names == ("beta[0]", "beta[1]", "noise.scale")
+    assert isinstance(fit.params, Line)
+    assert isinstance(fit.standard_errors(), Line)
+    np.testing.assert_allclose(fit.params.beta, np.linalg.lstsq(x, y)[0], rtol=1e-9)
+
+
+def test_leaves_that_are_no_arrays_are_carried_along():
+    model = fj.Model(lambda p, y: norm.logpdf(p["link"](y), p["loc"], 1.0))
+    fit = fj.fit(model, {"loc": 0.0, "link": jnp.log}, np.array([1.0, 2.0, 4.0]))
+    assert fit.names == ("loc",)
+    np.testing.assert_allclose(fit.params["loc"], np.log(2.0), rtol=1e-12)
+
+
+def test_data_may_be_a_pytree_and_integers_stay_integers():
+    seen = []
+
+    def log_density(rate, y):
+        seen.append(y["count"].dtype)
+        return y["count"] * jnp.log(rate) - rate * y["time"]
+
+    data = {"count": np.array([1, 2, 3], np.int16), "time": np.array([1.0, 2.0, 1.0])}
+    fit = fj.fit(fj.Model(log_density, constraints=fj.positive), 1.0, data)
+    np.testing.assert_allclose(fit.params, 1.5, rtol=1e-9)
+    assert set(seen) == {np.dtype(np.int16)}
+
+
+def test_initial_gives_the_start_where_none_is_given():
+    model = fj.Model(
+        lambda p, y: norm.logpdf(y, p["loc"], p["scale"]),
+        constraints={"scale": fj.positive},
+        initial=lambda y: {"loc": jnp.median(y), "scale": jnp.std(y)},
+    )
+    y = np.random.default_rng(0).normal(100.0, 1e-3, 50)
+    fit = fj.fit(model, None, y)
+    assert fit.status is fj.Status.CONVERGED
+    np.testing.assert_allclose(fit.params["scale"], y.std(), rtol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e9])
+def test_units_do_not_matter(scale):
+    _, start, data, _ = MODELS["gamma"]
+    there = fj.fit(MODELS["gamma"].model, {"shape": start["shape"], "rate": start["rate"] / scale}, data * scale)
+    here = fit("gamma")
+    assert there.status is fj.Status.CONVERGED
+    np.testing.assert_allclose(there.params["shape"], here.params["shape"], rtol=1e-7)
+    np.testing.assert_allclose(there.standard_errors()["rate"] * scale, here.standard_errors()["rate"], rtol=1e-7)
+
+
+@pytest.mark.parametrize("p", [1, 2, 5, 12, 13, 30])
+def test_small_matrices_are_factorised_solved_and_inverted(p):
+    rng = np.random.default_rng(p)
+    root = rng.normal(size=(p, p + 2)) * 10.0 ** rng.uniform(-3, 3, (p, 1))
+    matrix, right = jnp.asarray(root @ root.T), jnp.asarray(rng.normal(size=p))
+    factor = linalg.factorise(matrix)
+    assert factor.definite
+    assert 0 < factor.pivot <= 1 + 1e-12
+    np.testing.assert_allclose(matrix @ linalg.solve(factor, right), right, rtol=1e-6, atol=1e-6)
+    half = linalg.solve_lower(factor, right)
+    np.testing.assert_allclose(half @ half, right @ np.linalg.solve(matrix, right), rtol=1e-6)
+    inverse = linalg.inverse(matrix)
+    np.testing.assert_allclose(np.asarray(inverse) @ np.asarray(matrix), np.eye(p), atol=1e-5)
+    assert np.array_equal(inverse, inverse.T)
+
+
+@pytest.mark.parametrize("p", [2, 5, 13])
+def test_a_matrix_that_cannot_be_inverted_is_reported_and_not_repaired(p):
+    rng = np.random.default_rng(p)
+    singular = np.cov(rng.normal(size=(p, 50)))
+    singular[:, -1], singular[-1, :] = singular[:, 0], singular[0, :]
+    singular[-1, -1] = singular[0, 0]
+    indefinite = np.cov(rng.normal(size=(p, 50))) - 2.0 * np.eye(p)
+    assert not linalg.factorise(jnp.asarray(singular)).definite
+    assert abs(linalg.factorise(jnp.asarray(singular)).pivot) < 1e-12
+    assert linalg.factorise(jnp.asarray(indefinite)).pivot < -0.1
+    assert np.isnan(linalg.inverse(jnp.asarray(singular))).all()
+    assert not linalg.factorise(jnp.full((p, p), jnp.nan)).definite
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fit_lowers_for_cuda_without_host_callbacks(name):
+    model, start, data, given = MODELS[name]
+    exported = jax.export.export(
+        jax.jit(lambda y, z: fj.fit(model, start, y, given=z).log_likelihood), platforms=["cuda"]
+    )(data, given)
+    targets = re.findall(r"custom_call @([\w.]+)", exported.mlir_module())
+    assert not [target for target in targets if "callback" in target or "lapack" in target]

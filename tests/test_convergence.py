@@ -1,0 +1,174 @@
+"""A thousand data sets each, from distant starts: what converges, and what is said of the rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from data_sets import PROBLEMS
+from jax.scipy.special import gammaln
+from jax.scipy.stats import gamma, norm
+from jax.scipy.stats import t as student_t
+
+import fisher_jax as fj
+from fisher_jax import Status
+from fisher_jax.model import flatten_parameters
+
+POSITIVE = fj.positive
+
+
+def normal(params, y):
+    return norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"]))
+
+
+def negative_binomial(params, y):
+    mean, size = params["mean"], params["size"]
+    counts = gammaln(y + size) - gammaln(size) - gammaln(y + 1.0)
+    return counts + size * jnp.log(size / (size + mean)) + y * jnp.log(mean / (size + mean))
+
+
+def mixture(params, y):
+    first, second = (norm.logpdf(y, params["loc"][k], params["scale"][k]) for k in (0, 1))
+    return jnp.logaddexp(jnp.log(params["weight"]) + first, jnp.log1p(-params["weight"]) + second)
+
+
+def gev(params, y):
+    shape, inside = params["shape"], 1.0 + params["shape"] * (y - params["loc"]) / params["scale"]
+    t = jnp.log(jnp.where(inside > 0, inside, 1.0)) / shape
+    return jnp.where(inside > 0, -jnp.log(params["scale"]) - (1.0 + shape) * t - jnp.exp(-t), -jnp.inf)
+
+
+def mixture_sample(rng, size):
+    first = rng.uniform(size=size) < 0.4
+    return np.where(first, rng.normal(0.0, 1.0, size), rng.normal(3.0, 0.7, size))
+
+
+# model, truth, and how to draw from it
+CASES = {
+    "student_t": (
+        fj.Model(
+            lambda p, y: student_t.logpdf(y, p["df"], p["loc"], p["scale"]),
+            constraints={"df": POSITIVE, "scale": POSITIVE},
+        ),
+        {"df": 4.0, "loc": 1.0, "scale": 2.0},
+        lambda rng: 1.0 + 2.0 * rng.standard_t(4, (1000, 200)),
+    ),
+    "gamma": (
+        fj.Model(
+            lambda p, y: gamma.logpdf(y, p["shape"], scale=1.0 / p["rate"]),
+            constraints={"shape": POSITIVE, "rate": POSITIVE},
+        ),
+        {"shape": 2.5, "rate": 0.7},
+        lambda rng: rng.gamma(2.5, 1 / 0.7, (1000, 50)),
+    ),
+    "negative_binomial": (
+        fj.Model(negative_binomial, constraints={"mean": POSITIVE, "size": POSITIVE}),
+        {"mean": 4.0, "size": 1.6},
+        lambda rng: rng.negative_binomial(1.6, 1.6 / 5.6, (1000, 100)),
+    ),
+    "mixture": (
+        fj.Model(mixture, constraints={"weight": fj.unit_interval, "scale": POSITIVE}),
+        {"weight": 0.4, "loc": jnp.array([0.0, 3.0]), "scale": jnp.array([1.0, 0.7])},
+        lambda rng: mixture_sample(rng, (1000, 300)),
+    ),
+    "gev": (
+        fj.Model(gev, constraints={"scale": POSITIVE}),
+        {"loc": 10.0, "scale": 2.0, "shape": 0.1},
+        lambda rng: 10.0 + 2.0 * ((-np.log(rng.uniform(size=(1000, 100)))) ** -0.1 - 1.0) / 0.1,
+    ),
+}
+
+
+def ten_standard_errors_away(model, truth, sample, count):
+    """Starts in random directions on the unconstrained scale, by the covariance of the first sample's fit."""
+    layout, values = flatten_parameters(model, truth, "test")
+    spread = np.linalg.cholesky(np.linalg.inv(np.asarray(fj.fit(model, truth, sample).curvature)))
+    directions = np.random.default_rng(2).normal(size=(count, layout.num_free))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    free = np.asarray(layout.unconstrain(values))[None, :] + 10.0 * directions @ spread.T
+    return jax.vmap(lambda u: layout.constrain(u, values))(jnp.asarray(free))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [(0.0, 0.0), (1.0, 1.0), (10.0, -3.0), (100.0, -5.0), (-50.0, 5.0)])
+def test_every_normal_fit_converges_from_every_start(start):
+    samples = np.random.default_rng(1).normal(3.0, 2.0, (1000, 50))
+    fits = jax.vmap(lambda y: fj.fit(normal, {"loc": start[0], "log_scale": start[1]}, y))(samples)
+    assert np.all(fits.status == Status.CONVERGED)
+    np.testing.assert_allclose(fits.params["loc"], samples.mean(axis=1), rtol=1e-8)
+    np.testing.assert_allclose(fits.params["log_scale"], np.log(samples.std(axis=1)), rtol=1e-8)
+    assert np.max(fits.num_steps) <= 29
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_fit_converges_from_ten_standard_errors_away(case):
+    model, truth, draw = CASES[case]
+    samples = draw(np.random.default_rng(5))
+    starts = ten_standard_errors_away(model, truth, samples[0], len(samples))
+    fits = jax.vmap(lambda start, y: fj.fit(model, start, y))(starts, samples)
+    # A start at which an observation lies outside the support is no start; the fit must say so, and name the observation.
+    possible = np.isfinite(jax.vmap(lambda start, y: fj.log_likelihood(model, start, y))(starts, samples))
+    assert np.array_equal(fits.status == Status.BAD_START, ~possible)
+    assert np.sum(possible) > 500
+    at_edge = possible & maximum_at_the_edge(case, fits, samples)
+    assert np.sum(at_edge) <= 2
+    assert np.all(fits.status[possible & ~at_edge] == Status.CONVERGED)
+    assert np.all(fits.status[at_edge] == Status.BOUNDARY)
+    assert np.all(np.linalg.eigvalsh(fits.curvature[possible & ~at_edge]) > 0)
+
+
+def maximum_at_the_edge(case, fits, samples):
+    """Student-t samples that the normal fits as well as the t at its many degrees of freedom, but for rounding."""
+    if case != "student_t":
+        return np.zeros(len(samples), bool)
+    normal_value = jax.vmap(lambda y: jnp.sum(norm.logpdf(y, jnp.mean(y), jnp.std(y))))(samples)
+    return np.asarray((fits.params["df"] > 1e4) & (normal_value >= fits.log_likelihood - 0.01))
+
+
+@pytest.mark.slow
+def test_the_mixture_ends_in_the_same_place_from_near_and_far():
+    model, truth, draw = CASES["mixture"]
+    samples = draw(np.random.default_rng(5))
+    near = jax.vmap(lambda y: fj.fit(model, truth, y))(samples)
+    starts = ten_standard_errors_away(model, truth, samples[0], len(samples))
+    far = jax.vmap(lambda start, y: fj.fit(model, start, y))(starts, samples)
+    same = np.isclose(near.log_likelihood, far.log_likelihood, rtol=0, atol=1e-8)
+    assert np.mean(same) > 0.95  # the others ended in another local maximum, certified as one
+
+
+# From flat plateaus, and from where the curvature is many orders of magnitude larger than at the maximum.
+HARD = {
+    "spector, logit": (np.array([-3.5, -6.3, -3.1, 0.2]),),
+    "weibull": ({"shape": 20.0, "scale": 1000.0}, {"shape": 5.0, "scale": 0.01}),
+    "ovarian": (
+        {"intercept": 20.0, "ecog": 0.0, "rx": 0.0, "log_scale": -2.0},
+        {"intercept": 0.0, "ecog": 0.0, "rx": 0.0, "log_scale": -2.0},
+    ),
+    "lognormal": ({"mu": -50.0, "sigma": 1e-3}, {"mu": 100.0, "sigma": 1e-3}),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_smooth_likelihoods_are_climbed_from_hopeless_starts(name):
+    problem = PROBLEMS[name]()
+    usual = fj.fit(problem.model, problem.start, problem.data, given=problem.given)
+    for start in HARD[name]:
+        far = fj.fit(problem.model, start, problem.data, given=problem.given)
+        assert far.status is Status.CONVERGED
+        np.testing.assert_allclose(far.log_likelihood, usual.log_likelihood, rtol=1e-10)
+
+
+def test_float32_too_climbs_from_far_away():
+    problem = PROBLEMS["lognormal"]()
+    for mu in (-50.0, 100.0):
+        start = {"mu": np.float32(mu), "sigma": np.float32(1e-3)}
+        assert fj.fit(problem.model, start, np.asarray(problem.data, np.float32)).converged
+
+
+@pytest.mark.parametrize("p", [9, 40])
+def test_a_batch_of_fits_of_many_parameters_ends(p):
+    rng = np.random.default_rng(0)
+    x, ys = rng.normal(size=(100, p)), rng.normal(size=(300, 100))
+    fits = jax.vmap(lambda y: fj.fit(lambda b, y, x: norm.logpdf(y, jnp.dot(x, b), 1.0), np.zeros(p), y, given=x))(ys)
+    assert np.all(fits.status == Status.CONVERGED)
+    np.testing.assert_allclose(fits.params[7], np.linalg.lstsq(x, ys[7])[0], rtol=1e-8, atol=1e-10)

@@ -1,0 +1,162 @@
+"""Bad input: what is said, by whom, and what to do about it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import norm
+from registry import MODELS
+
+import fisher_jax as fj
+
+Y = np.random.default_rng(0).normal(size=30)
+START = {"loc": 0.0, "scale": 1.0}
+
+
+def density(params, y):
+    return norm.logpdf(y, params["loc"], params["scale"])
+
+
+def bound(**constraints):
+    return fj.Model(density, constraints=constraints)
+
+
+MISUSE = {
+    "function of the whole data set": (
+        lambda: fj.fit(lambda p, y: norm.logpdf(y, p, 1.0), 0.0, np.zeros((10, 3))),
+        ValueError,
+        r"fit: log_density\(params, y\) must return a scalar for ONE observation but returned shape \(3,\) for y of shape "
+        r"\(3,\).*fisher_jax.dependent",
+    ),
+    "integer density": (lambda: fj.fit(lambda p, y: jnp.int32(1), 0.0, Y), TypeError, "floating number in nats.*int32"),
+    "density that returns nothing": (lambda: fj.fit(lambda p, y: None, 0.0, Y), TypeError, "returned NoneType"),
+    "density that wants covariates": (
+        lambda: fj.fit(lambda p, y, x: 0.0, 0.0, Y),
+        TypeError,
+        r"takes \(p, y, x\), but is called as log_density\(params, y\). Pass its covariates as given=",
+    ),
+    "density without covariates": (lambda: fj.fit(density, START, Y, given=Y), TypeError, r"called as log_density\(params, y, z\)"),
+    "no function": (lambda: fj.fit("normal", START, Y), TypeError, "fit: expected a fisher_jax.Model or a function.*got str"),
+    "Model of no function": (lambda: fj.Model(3.0), TypeError, "Model: expected a function.*got float"),
+    "terms summed": (
+        lambda: fj.fit(fj.dependent(lambda p, y: jnp.sum(norm.logpdf(y, p, 1.0))), 0.0, Y),
+        ValueError,
+        r"one for each time, shape \(n,\), but returned shape \(\).*Do not sum them",
+    ),
+    "start outside": (lambda: fj.fit(bound(scale=fj.positive), {"loc": 0.0, "scale": -2.0}, Y), ValueError, "fit: parameter `scale` starts at -2.0, but must be positive"),
+    "start at the edge": (lambda: fj.fit(bound(scale=fj.positive), {"loc": 0.0, "scale": 0.0}, Y), ValueError, "`scale` starts at 0.0, but must be positive"),
+    "start not finite": (lambda: fj.fit(bound(), {"loc": np.nan, "scale": 1.0}, Y), ValueError, "`loc` starts at nan"),
+    "start outside an interval": (lambda: fj.fit(bound(loc=fj.interval(-1, 1)), {"loc": 3.0, "scale": 1.0}, Y), ValueError, "strictly between -1 and 1"),
+    "start not ordered": (lambda: fj.fit(fj.Model(lambda p, y: 0.0, constraints=fj.ordered), np.array([1.0, 0.0]), Y), ValueError, "strictly increasing"),
+    "start not on the simplex": (lambda: fj.fit(fj.Model(lambda p, y: 0.0, constraints=fj.simplex), np.array([0.5, 0.4]), Y), ValueError, "summing to one"),
+    "start not positive definite": (lambda: fj.fit(fj.Model(lambda p, y: 0.0, constraints=fj.positive_definite), np.array([[1.0, 2.0], [2.0, 1.0]]), Y), ValueError, "symmetric positive definite"),
+    "simplex of a scalar": (lambda: fj.fit(bound(loc=fj.simplex), START, Y), ValueError, r"`loc` of shape \(\): simplex: expected an array"),
+    "matrix constraint on a vector": (lambda: fj.fit(fj.Model(lambda p, y: 0.0, constraints=fj.positive_definite), np.ones(3), Y), ValueError, "expected a square matrix"),
+    "misspelt constraint": (lambda: fj.fit(bound(scael=fj.positive), START, Y), ValueError, r"constraints name `scael`, but params has `loc`, `scale`"),
+    "no constraint": (lambda: fj.Model(density, constraints={"scale": "positive"}), TypeError, "the constraint of `scale` is 'positive'"),
+    "empty interval": (lambda: fj.interval(2, 1), ValueError, r"low < high.*interval\(2, 1\)"),
+    "interval without ends": (lambda: fj.interval(-np.inf, np.inf), ValueError, "at least one finite end"),
+    "integer array": (lambda: fj.fit(lambda p, y: 0.0, np.array([1, 2]), Y), TypeError, "`params` has dtype int64; parameters are floating"),
+    "boolean": (lambda: fj.fit(lambda p, y: 0.0, {"a": True}, Y), TypeError, "`a` has dtype bool"),
+    "no parameters": (lambda: fj.fit(density, {}, Y), ValueError, "params holds no array"),
+    "all fixed": (lambda: fj.fit(bound(loc=fj.fixed, scale=fj.fixed), START, Y), ValueError, "every parameter is fixed"),
+    "no start": (lambda: fj.fit(density, None, Y), ValueError, "params is None and the model has no `initial`"),
+    "no data": (lambda: fj.fit(density, START, {}), ValueError, "data holds no array"),
+    "no observations": (lambda: fj.fit(density, START, np.zeros(0)), ValueError, "no observations"),
+    "scalar data": (lambda: fj.fit(density, START, 3.0), ValueError, "data is a scalar; expected a leading axis"),
+    "text": (lambda: fj.fit(density, START, np.array(["a", "b"])), TypeError, "expected arrays of numbers"),
+    "lengths differ": (lambda: fj.fit(lambda p, y, x: 0.0, 0.0, Y, given=Y[:-1]), ValueError, r"leading axes of data and given differ \(data: 30, given: 29\)"),
+    "weights of another length": (lambda: fj.fit(density, START, Y, weights=np.ones(3)), ValueError, r"weights has shape \(3,\), expected \(30,\)"),
+    "negative weights": (lambda: fj.fit(density, START, Y, weights=-np.ones(30)), ValueError, r"weights\[0\] is -1.0"),
+    "NaN weights": (lambda: fj.fit(density, START, Y, weights=np.full(30, np.nan)), ValueError, "weights must be finite"),
+    "tolerance": (lambda: fj.fit(density, START, Y, tolerance=0.0), ValueError, "tolerance=0.0 must be positive"),
+    "max_steps": (lambda: fj.fit(density, START, Y, max_steps=-1), ValueError, "max_steps=-1 must not be negative"),
+    "unknown covariance": (lambda: fitted().covariance("robust"), ValueError, "kind='robust' is unknown; choose from 'observed'"),
+    "expected without a route": (lambda: fitted().standard_errors("expected"), ValueError, 'kind="expected" needs the Fisher information'),
+    "sandwich as information": (lambda: fitted().information("sandwich"), ValueError, "is a covariance, not an information"),
+    "information on a simplex": (lambda: on_simplex().information(), ValueError, "leaves 1 free parameters among 2 entries"),
+    "level": (lambda: fitted().confidence_intervals(95), ValueError, "level=95 must lie strictly between 0 and 1"),
+    "unknown interval": (lambda: fitted().confidence_intervals(0.9, "exact"), ValueError, "method='exact' is unknown"),
+    "unknown scale": (lambda: fitted().confidence_intervals(scale="log"), ValueError, "scale='log' is unknown"),
+    "Fisher information without a route": (lambda: fj.fisher_information(density, START), ValueError, r"no route to the expectation.*Model\(…, information="),
+    "unknown expectation": (lambda: fj.fisher_information(MODELS["normal"].model, START, "exact"), ValueError, "expectation='exact' is not a known way"),
+    "information of a wrong shape": (lambda: fj.fisher_information(fj.Model(density, information=lambda p: jnp.eye(3)), START), ValueError, r"expected shape \(2, 2\) for the parameters loc, scale, got \(3, 3\)"),
+    "information nested wrongly": (lambda: fj.fisher_information(fj.Model(density, information=lambda p: {"loc": 1.0}), START), ValueError, "nested like params in params"),
+    "singular information": (lambda: fj.observed_information(lambda p, y: norm.logpdf(y, p["a"] + p["b"], 1.0), {"a": 0.0, "b": 0.0}, Y).inverse(), ValueError, r"not positive definite .* along \+1 a -1 b"),
+    "summary of a batch": (lambda: batch().summary(), ValueError, "has a batch axis"),
+    "covariance of a batch": (lambda: batch().covariance(), ValueError, r"has a batch axis of shape \(2,\).*jax.vmap"),
+}  # fmt: skip
+
+
+def fitted():
+    return fj.fit(bound(scale=fj.positive), START, Y)
+
+
+def on_simplex():
+    return fj.fit(
+        fj.Model(lambda p, y: jnp.log(p[y]), constraints=fj.simplex), np.array([0.4, 0.6]), np.array([0, 1, 1])
+    )
+
+
+def batch():
+    return jax.vmap(lambda y: fj.fit(bound(scale=fj.positive), START, y))(np.stack([Y, 2 * Y]))
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_misuse_is_refused_in_the_users_terms(name):
+    act, error, words = MISUSE[name]
+    with pytest.raises(error, match=words):
+        act()
+
+
+def test_standard_errors_of_a_failed_fit_come_with_a_warning_that_says_why():
+    failed = fj.fit(bound(scale=fj.positive), START, Y, max_steps=1)
+    with pytest.warns(fj.FitWarning, match="standard_errors: not to be relied on. Step limit.*Try: raise max_steps"):
+        failed.standard_errors()
+    with pytest.warns(fj.FitWarning, match="confidence_intervals"):
+        failed.confidence_intervals()
+
+
+def test_raise_if_failed_returns_a_good_fit_and_raises_for_a_bad_one():
+    good = fitted()
+    assert good.raise_if_failed() is good
+    with pytest.raises(fj.FitError, match="Step limit"):
+        fj.fit(bound(scale=fj.positive), START, Y, max_steps=1).raise_if_failed()
+
+
+def test_the_report_reads_so():
+    y = np.array([1.0, 2.0, 3.0, 6.0])
+    text = str(fj.fit(bound(scale=fj.positive), START, y).summary())
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert lines[0] == "Maximum-likelihood fit"
+    assert lines[1].startswith("  Status                   converged, ")
+    assert lines[1].endswith(" steps in float64")
+    assert lines[3:5] == [
+        "  Observations             4, free parameters 2",
+        "  Log-likelihood           -8.181280, AIC 20.3626, BIC 19.1351",
+    ]
+    assert lines[5] == "  Covariance               inverse observed information, (minus Hessian)⁻¹"
+    assert lines[7:] == [
+        "  parameter      estimate    std. error    lower 95 %    upper 95 %",
+        "  loc                   3      0.935414       1.16662       4.83338",
+        "  scale           1.87083      0.661438      0.935593       3.74094",
+    ]
+
+
+def test_the_report_of_a_failed_fit_warns_and_says_what_to_try():
+    text = str(fj.fit(bound(scale=fj.positive), START, Y, max_steps=1).summary("sandwich"))
+    assert "NOT TO BE RELIED ON. Step limit" in text
+    assert "sandwich" in text
+    assert "<b>NOT TO BE RELIED ON" in fj.fit(bound(scale=fj.positive), START, Y, max_steps=1)._repr_html_()
+
+
+def test_the_report_shows_in_a_notebook_and_as_a_frame():
+    fit = fitted()
+    page = fit.summary()._repr_html_()
+    assert page.count("<tr>") == 5 + 1 + 2
+    frame = fit.to_frame(level=0.9)
+    assert list(frame.index) == ["loc", "scale"]
+    assert list(frame.columns) == ["estimate", "standard_error", "lower", "upper"]
+    np.testing.assert_allclose(frame.loc["scale", "standard_error"], fit.standard_errors()["scale"], rtol=1e-12)
+    matrix = fit.information().to_frame()
+    np.testing.assert_allclose(matrix.loc["loc", "scale"], np.asarray(fit.information())[0, 1])

@@ -1,0 +1,134 @@
+"""The optimisers agree about the maximum, and work in optax's own loops."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from registry import MODELS
+
+import fisher_jax as fj
+from fisher_jax.optimizers import Evaluation
+
+ADAM = optax.adam(optax.exponential_decay(0.05, 2000, 0.1))
+OPTIMIZERS = {
+    "bhhh": fj.optimizers.bhhh(),
+    "fisher_scoring": fj.optimizers.fisher_scoring(),
+    "lbfgs": optax.lbfgs(),
+    "adam": ADAM,
+    "scaled by information": optax.chain(
+        fj.optimizers.scale_by_information("empirical", damping=0.01),
+        optax.scale_by_learning_rate(optax.linear_schedule(0.1, 1.0, 20)),
+    ),
+}
+
+
+def fit(name, **settings):
+    model, start, data, given = MODELS[name]
+    return fj.fit(model, start, data, given=given, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_optimiser_ends_within_a_thousandth_of_a_standard_error_of_newton(name, optimizer):
+    if optimizer == "fisher_scoring" and MODELS[name].model.information is None:
+        pytest.skip("no expected information")
+    reference = fit(name)
+    other = fit(name, optimizer=OPTIMIZERS[optimizer], tolerance=1e-5)
+    assert other.converged, other.status
+    errors = reference.layout.flatten(reference.standard_errors())
+    distance = reference.layout.flatten(other.params) - reference.layout.flatten(reference.params)
+    assert np.max(np.abs(distance / errors)) < 1e-3
+    np.testing.assert_allclose(other.decrement, 0.0, atol=1e-3)
+    np.testing.assert_allclose(other.covariance(), reference.covariance(), rtol=1e-3, atol=1e-3 * np.max(errors) ** 2)
+
+
+def test_a_first_order_optimiser_that_stops_early_is_not_called_converged():
+    early = fit("normal", optimizer=optax.adam(1e-3), max_steps=20)
+    assert early.status is fj.Status.STEP_LIMIT
+    assert early.num_steps == 20
+
+
+def test_an_optimiser_that_leaps_out_of_the_finite_is_said_to():
+    wild = fit("gamma", optimizer=optax.sgd(1e6))
+    assert wild.status in (fj.Status.NOT_FINITE, fj.Status.STALLED, fj.Status.BOUNDARY)
+    assert np.all(np.isfinite(wild.free))
+
+
+def test_the_decrement_is_the_distance_in_standard_errors():
+    whole = fit("normal")
+    start = {
+        "loc": float(whole.params["loc"]) + 0.01 * float(whole.standard_errors()["loc"]),
+        "scale": whole.params["scale"],
+    }
+    model, _, data, _ = MODELS["normal"]
+    np.testing.assert_allclose(fj.fit(model, start, data, max_steps=0).decrement, 0.01, rtol=1e-3)
+
+
+def test_newton_converges_quadratically():
+    whole = fit("poisson")
+    distances = [float(fit("poisson", max_steps=k).decrement) for k in range(1, int(whole.num_steps) + 1)]
+    close = [(a, b) for a, b in itertools.pairwise(distances) if 1e-6 < a < 0.1]
+    assert close
+    assert all(b < a**1.7 for a, b in close)
+
+
+def test_fisher_scoring_without_an_information_says_what_to_give():
+    with pytest.raises(ValueError, match=r"expected information.*Model\(…, information=…\)"):
+        fit("autoregression", optimizer=fj.optimizers.fisher_scoring())
+
+
+def rosenbrock(x):
+    return jnp.array([1.0 - x["a"], 10.0 * (x["b"] - x["a"] ** 2)])
+
+
+def objective(params, kind):
+    flat, restore = jax.flatten_util.ravel_pytree(params)
+    total = lambda v: jnp.sum(rosenbrock(restore(v)) ** 2)  # noqa: E731
+    return Evaluation(rosenbrock(params) ** 2, jax.grad(total)(flat), jax.hessian(total)(flat))
+
+
+def test_newton_minimises_in_a_plain_optax_loop_over_a_pytree():
+    optimizer, params = fj.optimizers.newton(), {"a": jnp.array(-1.2), "b": jnp.array(1.0)}
+    state = optimizer.init(params)
+    for _ in range(60):
+        updates, state = optimizer.update(params, state, params, objective=objective)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose([params["a"], params["b"]], 1.0, rtol=1e-8)
+    assert state.decrement < 1e-8
+
+
+def test_newton_evaluates_once_per_update_and_does_not_move_at_first():
+    calls, optimizer, x = [], fj.optimizers.newton(), jnp.array([3.0])
+
+    def counted(params, kind):
+        calls.append(kind)
+        return Evaluation(jnp.sum(params**4), 4 * params**3, jnp.diag(12 * params**2))
+
+    state = optimizer.init(x)._replace(terms=jnp.zeros(()))
+    updates, state = optimizer.update(x, state, x, objective=counted)
+    assert updates.tolist() == [0.0]
+    updates, state = optimizer.update(x, state, x, objective=counted)
+    assert updates[0] < 0
+    assert calls == ["observed", "observed"]
+
+
+def test_newton_never_accepts_a_worse_point():
+    model, start, data, _ = MODELS["gamma"]
+    values = [float(fj.fit(model, start, data, max_steps=k).log_likelihood) for k in range(15)]
+    assert np.all(np.diff(values) > -1e-9)
+
+
+def test_scale_by_information_is_a_newton_step_on_a_quadratic():
+    optimizer = fj.optimizers.scale_by_information()
+    x, h = jnp.array([2.0, -1.0]), jnp.array([[2.0, 0.3], [0.3, 1.0]])
+    scaled, _ = optimizer.update(h @ x, optimizer.init(x), x, objective=lambda p, kind: Evaluation(0.0, h @ p, h))
+    np.testing.assert_allclose(scaled, x, rtol=1e-12)
+
+
+def test_a_damping_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="damping: expected a positive number"):
+        fj.optimizers.newton(damping=0.0)
