@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from fisher_jax import linalg
 from fisher_jax.derivatives import derivatives_at, gradient_at, outer_product_at, terms_at
-from fisher_jax.linalg import singular_pivot
 from fisher_jax.model import Likelihood
 from fisher_jax.optimizers import (
     DRIFT_LIMIT,
@@ -28,7 +28,9 @@ EDGE_INFORMATION = 1e-2  # information on a constrained parameter's own scale be
 EDGE_DISTANCE = 3.0  # how far it must have moved on that scale to count as running away
 FAR_AWAY = 30.0  # and how far counts as running away in any case, unless it converges there
 LONGEST_STRIDE = 7.0  # how far a constrained parameter may move on that scale in one step
-_STILL_STEPS = 5  # updates in a row without promise after which another's optimiser is taken to have finished
+_STRETCH = 25  # steps of another's optimiser between two looks at the decrement
+_STILL_STEPS = 5  # so many updates in a row without promise, and it is taken to have finished
+_NO_PROMISE = 1e-6  # times tolerance² nats: what such an update promises at most
 
 Expected = Callable[[Float[Array, " p"]], Float[Array, "p p"]]
 
@@ -167,45 +169,66 @@ class _Foreign(NamedTuple):
     num_steps: Int[Array, ""]
     still: Int[Array, ""]
     broken: Bool[Array, ""]
+    arrived: Bool[Array, ""]
 
 
 def _run_foreign(
     problem: Problem, objective: Any, optimizer: Any, inner: Any, tolerance: Array, max_steps: Array
 ) -> tuple[Float[Array, " p"], Int[Array, ""], Bool[Array, ""]]:
-    """optax's own loop. It ends when the steps run out, or promise a gain below half of tolerance² nats again and again."""
-    optimizer = optax.with_extra_args_support(optimizer)
+    """The loop of optax, with a look at the decrement after every stretch of steps, since only that says when to stop."""
+    step = _foreign_step(problem, objective, optax.with_extra_args_support(optimizer), inner, tolerance)
 
+    def goes_on(carry: _Foreign) -> Array:
+        return (carry.num_steps < max_steps) & (carry.still < _STILL_STEPS) & ~carry.broken
+
+    def stretch(carry: _Foreign) -> _Foreign:
+        until = carry.num_steps + _STRETCH
+        carry = jax.lax.while_loop(lambda now: goes_on(now) & (now.num_steps < until), step, carry)
+        found = objective(carry.free, "observed")
+        factor = linalg.factorise(found.curvature)
+        squared = jnp.sum(linalg.solve_lower(factor, found.gradient) ** 2)
+        near = (squared < tolerance**2) | (0.5 * squared <= rounding_error(found.value))
+        return carry._replace(arrived=factor.definite & near)
+
+    zero, no = jnp.zeros((), jnp.int32), jnp.array(False)
+    start = _Foreign(problem.start, inner, zero, zero, no, no)
+    end = jax.lax.while_loop(lambda carry: goes_on(carry) & ~carry.arrived, stretch, start)
+    return end.free, end.num_steps, end.broken
+
+
+def _foreign_step(
+    problem: Problem, objective: Any, optimizer: Any, inner: Any, tolerance: Array
+) -> Callable[[_Foreign], _Foreign]:
     def value_of(free: Array) -> Array:
         return -jnp.sum(terms_at(problem.likelihood, free))
 
-    value_and_grad = _value_and_grad(value_of, inner)
-
-    def unfinished(carry: _Foreign) -> Array:
-        return (carry.num_steps < max_steps) & (carry.still < _STILL_STEPS) & ~carry.broken
+    searches = _line_search(inner)
+    value_and_grad = optax.value_and_grad_from_state(value_of) if searches else _plain(value_of)
+    # A line search of optax hands every extra argument on to value_fn, and refuses those that it does not know.
+    extra = {} if searches else {"objective": objective}
 
     def step(carry: _Foreign) -> _Foreign:
         value, grad = value_and_grad(carry.free, state=carry.inner)
         updates, inner = optimizer.update(
-            grad, carry.inner, carry.free, value=value, grad=grad, value_fn=value_of, objective=objective
+            grad, carry.inner, carry.free, value=value, grad=grad, value_fn=value_of, **extra
         )
         promise = jnp.abs(jnp.sum(grad * updates))
         moved = optax.apply_updates(carry.free, updates)
         broken = ~(jnp.isfinite(value) & jnp.all(jnp.isfinite(grad)) & jnp.all(jnp.isfinite(moved)))
-        still = jnp.where(promise < 0.5 * tolerance**2, carry.still + 1, 0)
-        return _Foreign(jnp.where(broken, carry.free, moved), inner, carry.num_steps + 1, still, broken)
+        still = jnp.where(promise < _NO_PROMISE * tolerance**2, carry.still + 1, 0)
+        return _Foreign(jnp.where(broken, carry.free, moved), inner, carry.num_steps + 1, still, broken, carry.arrived)
 
-    zero = jnp.zeros((), jnp.int32)
-    end = jax.lax.while_loop(unfinished, step, _Foreign(problem.start, inner, zero, zero, jnp.array(False)))
-    return end.free, end.num_steps, end.broken
+    return step
 
 
-def _value_and_grad(value_of: Callable[[Array], Array], inner: Any) -> Callable[..., tuple[Array, Array]]:
-    """Value and gradient, from the optimiser's state where its line search has left them there."""
-    kept = [optax.tree.get_all_with_path(inner, name) for name in ("value", "grad")]
-    if all(len(found) == 1 for found in kept):
-        return optax.value_and_grad_from_state(value_of)
-    plain = jax.value_and_grad(value_of)
-    return lambda free, state: plain(free)
+def _line_search(inner: Any) -> bool:
+    """Whether the optimiser's state keeps the value and gradient that its line search ended with."""
+    return all(len(optax.tree.get_all_with_path(inner, name)) == 1 for name in ("value", "grad"))
+
+
+def _plain(value_of: Callable[[Array], Array]) -> Callable[..., tuple[Array, Array]]:
+    value_and_grad = jax.value_and_grad(value_of)
+    return lambda free, state: value_and_grad(free)
 
 
 def _probe(problem: Problem, objective: Any, free: Float[Array, " p"]) -> NewtonState:
@@ -248,7 +271,7 @@ def _judge(
     stationary = ~state.definite & (slope < jnp.maximum(tolerance, jnp.where(state.stuck, nearly, 0.0)))
     fading = (within | at_floor | stationary) & ~regular & jnp.isfinite(state.drift)
     # What is left of the slope leaves its mark on the curvature too, on a ridge that is curved.
-    singular = jnp.abs(state.pivot) <= jnp.maximum(singular_pivot(free.shape[0], free.dtype), slope)
+    singular = jnp.abs(state.pivot) <= jnp.maximum(linalg.singular_pivot(free.shape[0], free.dtype), slope)
     unmoved = jnp.all((free == problem.start) | ~jnp.isfinite(problem.start))
     no_start = ~jnp.isfinite(state.value) & unmoved
     conditions = [

@@ -139,7 +139,7 @@ def test_the_report_reads_so():
     assert lines[7:] == [
         "  parameter      estimate    std. error    lower 95 %    upper 95 %",
         "  loc                   3      0.935414       1.16662       4.83338",
-        "  scale           1.87083      0.661438      0.935593       3.74094",
+        "  scale           1.87083      0.661438      0.935597       3.74093",
     ]
 
 

@@ -1,0 +1,102 @@
+"""The house keeps its plan: rooms import only from below, every public name is explained, nothing private is used."""
+
+import ast
+import inspect
+import pathlib
+import re
+
+import pytest
+
+import fisher_jax as fj
+
+PACKAGE = pathlib.Path(fj.__file__).parent
+ROWS = {
+    "_version": 0,
+    "status": 0,
+    "linalg": 0,
+    "constraints": 0,
+    "parameters": 1,
+    "model": 2,
+    "derivatives": 3,
+    "information": 4,
+    "optimizers": 4,
+    "solve": 5,
+    "inference": 6,
+    "summary": 6,
+    "fit": 7,
+    "plots": 8,
+    "__init__": 9,
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """The rooms that a module imports from, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("fisher_jax."):
+                first = name.split(".")[1]
+                yield first if first in ROWS else "__init__"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_rows_above_its_own(path):
+    own = room(path)
+    assert own in ROWS, f"{own} has no row: give it one here and in CONTRIBUTING.md"
+    for other in imported(path):
+        assert other == own or ROWS[other] < ROWS[own], f"{own} (row {ROWS[own]}) imports {other} (row {ROWS[other]})"
+
+
+def test_the_map_in_contributing_is_the_one_held_here():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    drawn = {
+        name.removesuffix(".py").rstrip("/"): int(row)
+        for row, name in re.findall(r"^\| (\d) \| `([\w./]+)`", text, re.M)
+    }
+    hidden = {"_version", "__init__"}
+    assert drawn == {name: row for name, row in ROWS.items() if name not in hidden}
+
+
+def test_nothing_private_of_jax_is_used_and_nothing_global_is_changed():
+    for path in MODULES:
+        text = path.read_text()
+        assert "jax._src" not in text
+        assert "config.update" not in text
+        assert "callback" not in text
+
+
+def public_objects():
+    for name in fj.__all__:
+        item = getattr(fj, name)
+        if callable(item):
+            yield name, item
+    for name in ("newton", "fisher_scoring", "bhhh", "scale_by_information"):
+        yield f"optimizers.{name}", getattr(fj.optimizers, name)
+
+
+@pytest.mark.parametrize(("name", "item"), [pytest.param(*pair, id=pair[0]) for pair in public_objects()])
+def test_every_public_name_is_explained_with_its_real_arguments(name, item):
+    text = inspect.getdoc(item)
+    assert text
+    assert len(text.splitlines()[0]) > 20
+    if inspect.isfunction(item):
+        for section in ("Parameters", "Returns", "Examples"):
+            assert section in text, f"{name} lacks {section}"
+        described = text[text.index("Parameters") : text.index("Returns")]
+        for argument in inspect.signature(item).parameters:
+            assert re.search(rf"\b{argument}\b", described), f"{name} does not explain {argument}"
+
+
+def test_files_can_be_read_in_one_sitting():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in MODULES}
+    assert max(lengths.values()) < 620, lengths

@@ -1,0 +1,62 @@
+"""What is written runs: docstring examples, the README's code, the notebooks."""
+
+import doctest
+import importlib
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import fisher_jax
+
+ROOT = pathlib.Path(fisher_jax.__file__).parent.parent
+MODULES = [info.name for info in pkgutil.walk_packages(fisher_jax.__path__, "fisher_jax.")]
+PLAIN = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_run(name):
+    with jax.enable_x64(False):  # as a reader's session is who has set nothing
+        failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert failed == 0
+
+
+def test_the_readme_example_runs_and_prints_what_the_readme_says():
+    text = (ROOT / "README.md").read_text()
+    code, printed = re.search(r"```python\n(.*?)```\n.*?```text\n(.*?)```", text, re.S).groups()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=PLAIN)
+    assert run.returncode == 0, run.stderr
+    assert without_rounding(run.stdout) == without_rounding(printed)
+
+
+def without_rounding(text):
+    """The decrement of a good fit is rounding error, another on each machine."""
+    return re.sub(r"\d\.\de-\d\d standard errors", "tiny", text).rstrip()
+
+
+@pytest.mark.slow
+def test_every_notebook_runs_from_a_clean_kernel():
+    command = [sys.executable, str(ROOT / "notebooks" / "run.py")]
+    run = subprocess.run(command, capture_output=True, text=True, env=PLAIN, cwd=ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_prints_reports_and_writes_a_picture(tmp_path):
+    command = [sys.executable, "-W", "error", str(ROOT / "notebooks" / "demo.py")]
+    run = subprocess.run(command, capture_output=True, text=True, env=PLAIN, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("Maximum-likelihood fit") >= 3
+    assert "NOT TO BE RELIED ON" not in run.stdout
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_notebooks_are_kept_with_their_figures():
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        assert '"image/png"' in path.read_text(), f"{path.name} has no figure: make notebooks"
