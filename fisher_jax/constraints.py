@@ -27,7 +27,7 @@ class Bijector(Protocol):
 class Constraint:
     """Base of the constraints: the methods' meaning, and what is true of an unconstrained parameter."""
 
-    description = "unconstrained"
+    description = "finite"
     restricts = True
 
     def forward(self, free: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -27,7 +27,7 @@ from fisher_jax.model import (
     likelihood,
     starting_parameters,
 )
-from fisher_jax.optimizers import DampedState, newton
+from fisher_jax.optimizers import UNDAMPED_BELOW, DampedState, newton
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.solve import EDGE_INFORMATION, Problem, default_tolerance, maximise
 from fisher_jax.status import Status
@@ -146,7 +146,8 @@ class Fit:
         -------
         array (q, q)
             In the order of `names`; float64 where x64 is enabled. Singular where a constraint ties entries together (a
-            simplex). NaN where the information is not positive definite; a `FitWarning` then says why.
+            simplex). NaN where the information is not positive definite or the status is `BOUNDARY`; a `FitWarning` then
+            says why.
 
         Raises
         ------
@@ -366,7 +367,7 @@ def fit(
     *,
     given: PyTree = None,
     weights: Any = None,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: Any = None,
     tolerance: float | Array | None = None,
     max_steps: int | Array | None = None,
 ) -> Fit:
@@ -389,7 +390,8 @@ def fit(
         Default `optimizers.newton()`. Any optax transformation will do; make it once and pass the same object again,
         since a new one compiles anew.
     tolerance : float, optional
-        Stop when the decrement is below this many standard errors; default √ε, 1.5e-8 in float64 and 3.5e-4 in float32.
+        Stop when the decrement is below this many standard errors (of the weighted sample, if there are weights), at most
+        0.1; default √ε, 1.5e-8 in float64 and 3.5e-4 in float32. Another's optimiser is looked at every 25 steps.
     max_steps : int, optional
         Default 200, or 10 000 for an optimiser that is not one of fisher_jax's.
 
@@ -432,17 +434,25 @@ def fit(
         tolerance = default_tolerance(layout.dtype)
     check_stopping(tolerance, max_steps)
     optimizer = newton() if optimizer is None else optimizer
+    if isinstance(optimizer, type) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"fit: optimizer must be an optax transformation such as optax.lbfgs(), got {optimizer!r}.")
     if max_steps is None:
         max_steps = default_steps(optimizer, layout)
     return _fit(model, layout, optimizer, values, sample, tolerance, max_steps)
 
 
 def check_stopping(tolerance: Any, max_steps: Any) -> None:
-    """Refuse a tolerance that is not positive and a negative number of steps."""
-    if not isinstance(tolerance, jax.core.Tracer) and not tolerance > 0:
-        raise ValueError(f"fit: tolerance={tolerance} must be positive: it is a distance in standard errors.")
-    if max_steps is not None and not isinstance(max_steps, jax.core.Tracer) and not max_steps >= 0:
-        raise ValueError(f"fit: max_steps={max_steps} must not be negative.")
+    """Refuse a tolerance that cannot be certified, and a number of steps that is none."""
+    if not isinstance(tolerance, jax.core.Tracer) and not 0 < tolerance <= UNDAMPED_BELOW:
+        raise ValueError(
+            f"fit: tolerance={tolerance} must be positive and at most {UNDAMPED_BELOW}: it is a distance in standard errors."
+        )
+    if max_steps is None or isinstance(max_steps, jax.core.Tracer):
+        return
+    if int(max_steps) != max_steps or not 0 <= max_steps < 2**31:
+        raise ValueError(
+            f"fit: max_steps={max_steps} must be a whole number from 0 to 2**31 - 1; it must not be negative."
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -455,6 +465,7 @@ def _fit(
     tolerance: Any,
     max_steps: Any,
 ) -> Fit:
+    values, sample = _without_derivatives((values, sample))
     target = likelihood(model, layout, values, sample, "fit")
     start = _checked_start(layout, values)
     problem = Problem(
@@ -468,7 +479,9 @@ def _fit(
     )
     found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
     finite_scores, outer_product = outer_product_at(target, found.free)
-    estimate = layout.constrained_values(found.free, values)
+    started = jnp.all(jnp.isfinite(start))
+    reached = layout.constrained_values(found.free, values)
+    estimate = [jnp.where(started, new, old) for new, old in zip(reached, values, strict=True)]
     sound = jnp.isfinite(found.terms) & finite_scores
     return Fit(
         values=estimate,
@@ -481,9 +494,22 @@ def _fit(
         curvature=found.curvature,
         outer_product=outer_product,
         expected=_expected(model, layout, layout.assemble(estimate), sample, target),
-        suspect=jnp.where(jnp.all(sound), -1, jnp.argmin(sound)).astype(jnp.int32),
+        suspect=jnp.where(jnp.all(sound) | ~started, -1, jnp.argmin(sound)).astype(jnp.int32),
         last_step=found.last_step,
         layout=layout,
+    )
+
+
+@jax.custom_jvp
+def _without_derivatives(inputs: Any) -> Any:
+    return inputs
+
+
+@_without_derivatives.defjvp
+def _refuse_derivatives(inputs: Any, tangents: Any) -> Any:
+    raise TypeError(
+        "fit: a fit cannot be differentiated: its steps are accepted or rejected, and their derivative is not that of the "
+        "maximum. Use the implicit function theorem with hessian and score at the estimate, or stop_gradient what goes in."
     )
 
 
@@ -532,6 +558,7 @@ def _expected_in_free(
 def _flat_uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Float[Array, " q"]]:
     jacobian = fit.layout.jacobian(fit.free, fit.values)
     matrix = covariances.covariance(kind, jacobian, fit.curvature, fit.outer_product, fit.expected)
+    matrix = jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, matrix)  # curvature on the way out measures nothing
     return matrix, covariances.standard_errors(matrix)
 
 

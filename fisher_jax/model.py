@@ -47,6 +47,9 @@ class Model:
     Two models are equal when they hold the same functions and constraints; what was compiled for one serves the other.
     A lambda written anew at each call is a new function and compiles anew: define it once.
 
+    The density must be written with jax.numpy (`jnp.where` in place of `if`), and is differentiated twice: forward only up to
+    three parameters, forward over reverse above, where `jax.lax.while_loop` cannot follow (`jax.lax.scan` can).
+
     Examples
     --------
     >>> import fisher_jax as fj
@@ -213,6 +216,7 @@ def _is_numbers(tree: Any) -> bool:
 
 
 def _as_array(leaf: Any) -> Any:
+    """An array of numbers as JAX will hold it without loss."""
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)
@@ -220,6 +224,13 @@ def _as_array(leaf: Any) -> Any:
         raise TypeError(
             f"data: expected arrays of numbers, got {type(leaf).__name__} of dtype {array.dtype}. "
             "Encode text and categories as numbers first."
+        )
+    narrow = jax.dtypes.canonicalize_dtype(array.dtype)
+    narrowed = array.dtype.kind in "iu" and narrow != array.dtype and array.size > 0
+    if narrowed and (array.max() > np.iinfo(narrow).max or array.min() < np.iinfo(narrow).min):
+        raise ValueError(
+            f"data: integers from {array.min()} to {array.max()} do not fit {narrow}, which is what JAX holds them in unless "
+            "x64 is enabled. Enable it, or give them as floating numbers."
         )
     return array
 
@@ -281,6 +292,7 @@ def likelihood(model: Model, layout: Layout, values: Values, sample: Sample, cal
                 "Give one weight for each term."
             )
         weights = jnp.asarray(weights, layout.dtype)
+        weights = jnp.where(weights >= 0, weights, jnp.nan)  # negative ones known only at run time: not finite, so said
         if not model.is_dependent:
             rows = _replace_unweighted(rows, weights)
     return Likelihood(terms, rows, weights, shape[0], not model.is_dependent)

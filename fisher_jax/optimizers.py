@@ -23,10 +23,9 @@ UNDAMPED_BELOW = 0.1  # standard errors: within this distance a Newton step need
 DRIFT_LIMIT = 0.1  # relative change of curvature along a Newton step that a regular maximum never shows so close
 LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate minimum they do
 RUNAWAY_STEPS = 15  # so many such steps in a row, each taking most of the curvature away, and nothing will come
-_MOST_DAMPING = 1e14
 _LEAST_DAMPING = 1e-30  # far below rounding: the damping's unit may be a curvature met long ago
+_FARTHEST = 1e8  # times the parameter, or one: a first proposal that leads farther owes it to a vanishing curvature
 _FORGETTING = 0.1  # what an accepted step leaves of the largest curvature seen
-_FLAT = 1e-6  # of the mean squared gradient: curvature below that is a plateau's, and says nothing about how far to go
 
 
 class Evaluation(NamedTuple):
@@ -55,7 +54,8 @@ class DampedState(NamedTuple):
     curvature along it, and the next such step's length as a multiple of its own. `runaway` counts such steps in a row
     along which the curvature faded without the steps growing shorter.
     `damping`, `growth` and `largest_diagonal` change at every update; `at_floor` says that the last step promised less than
-    the rounding error of the objective and did not come nearer either; `rejected` that it was not taken.
+    the rounding error of the objective and did not come nearer either; `rejected` that it was not taken; `stuck` that it was
+    not although it was too short to change a parameter.
     """
 
     num_updates: Int[Array, ""]
@@ -76,16 +76,12 @@ class DampedState(NamedTuple):
     largest_diagonal: Float[Array, " p"]
     at_floor: Bool[Array, ""]
     rejected: Bool[Array, ""]
+    stuck: Bool[Array, ""]
 
     @property
     def running_away(self) -> Bool[Array, ""]:
         """The minimum lies at infinity."""
         return self.runaway >= RUNAWAY_STEPS
-
-    @property
-    def stuck(self) -> Bool[Array, ""]:
-        """No step, however short, is accepted."""
-        return self.damping > _MOST_DAMPING
 
 
 class NewtonState(DampedState):
@@ -115,7 +111,8 @@ def newton(*, damping: float = 1e-3) -> optax.GradientTransformationExtraArgs:
     optax.GradientTransformationExtraArgs
         Its update needs the keyword `objective`, called as ``objective(params, "observed") -> Evaluation``. The first update
         evaluates at the start and does not move; each later one evaluates once, at its trial point, and either moves
-        there or stays. The parameters given must be those that the last update led to.
+        there or stays. The parameters given must be those that the last update led to. The first update gives the state
+        room for the objective's terms, so make it before a `jax.lax.scan` or `while_loop`.
 
     Notes
     -----
@@ -262,10 +259,11 @@ def _damped(kind: CurvatureKind, damping: float) -> optax.GradientTransformation
     ) -> tuple[PyTree, DampedState]:
         flat, restore = ravel_pytree(params)
         state = with_terms(state, lambda: objective(params, kind))
-        trial = _propose(state)
+        trial = _propose(state, flat)
         step = jnp.where(state.num_updates == 0, 0.0, trial.step)
         reached = objective(restore(flat + step), kind)
-        taken, state = _advance(state, trial, reached, restore)
+        unchanged = jnp.all(jnp.abs(step) <= jnp.finfo(flat.dtype).eps * jnp.abs(flat))
+        taken, state = _advance(state, trial, reached, restore, unchanged)
         return restore(jnp.where(taken, step, 0.0)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -293,6 +291,7 @@ def _initial_state(flat: Float[Array, " p"], params: PyTree, damping: float) -> 
         largest_diagonal=jnp.zeros((p,), dtype),
         at_floor=jnp.array(False),
         rejected=jnp.array(False),
+        stuck=jnp.array(False),
     )
 
 
@@ -304,11 +303,12 @@ def with_terms(state: DampedState, evaluate: Callable[[], Evaluation]) -> Damped
     return state._replace(terms=jnp.zeros(value.shape, value.dtype))
 
 
-def _propose(state: DampedState) -> _Trial:
+def _propose(state: DampedState, flat: Float[Array, " p"]) -> _Trial:
     """The next step: undamped close to the minimum, else with the least of four dampings that makes it descend."""
     gradient, _ = ravel_pytree(state.grad)
-    diagonal = _positive_diagonal(state.largest_diagonal, gradient)
-    diagonal = jnp.maximum(diagonal, _FLAT * gradient**2 / state.terms.size)  # type: ignore[union-attr]
+    # On a plateau the curvature is next to nothing, in one direction far less than in another: bound what it asks for.
+    plateau = jnp.abs(gradient) / (_FARTHEST * jnp.maximum(1.0, jnp.abs(flat)))
+    diagonal = jnp.maximum(_positive_diagonal(state.largest_diagonal, gradient), plateau)
     undamped = state.definite & (state.decrement < UNDAMPED_BELOW) & ~state.rejected
     ladder = _dampings(state, diagonal, undamped)
     factors = jax.vmap(lambda rung: linalg.factorise(state.curvature + jnp.diag(rung * diagonal)))(ladder)
@@ -336,7 +336,11 @@ def _positive_diagonal(largest: Float[Array, " p"], gradient: Float[Array, " p"]
 
 
 def _advance(
-    state: DampedState, trial: _Trial, reached: Evaluation, restore: Callable[[Array], PyTree]
+    state: DampedState,
+    trial: _Trial,
+    reached: Evaluation,
+    restore: Callable[[Array], PyTree],
+    unchanged: Bool[Array, ""],
 ) -> tuple[Bool[Array, ""], DampedState]:
     """Accept or reject the trial point, and carry on what the next step needs."""
     first = state.num_updates == 0
@@ -380,6 +384,7 @@ def _advance(
         growth=growth,
         at_floor=floor,
         rejected=~taken,
+        stuck=~taken & (unchanged | (damping > jnp.sqrt(jnp.finfo(damping.dtype).max))),
     )
 
 

@@ -29,8 +29,7 @@ EDGE_DISTANCE = 3.0  # how far it must have moved on that scale to count as runn
 FAR_AWAY = 30.0  # and how far counts as running away in any case, unless it converges there
 LONGEST_STRIDE = 7.0  # how far a constrained parameter may move on that scale in one step
 _STRETCH = 25  # steps of another's optimiser between two looks at the decrement
-_STILL_STEPS = 5  # so many updates in a row without promise, and it is taken to have finished
-_NO_PROMISE = 1e-6  # times tolerance² nats: what such an update promises at most
+_STILL_STEPS = 100  # so many updates in a row that change nothing, and it is taken to have finished
 
 Expected = Callable[[Float[Array, " p"]], Float[Array, "p p"]]
 
@@ -75,6 +74,7 @@ def maximise(
         free, state = _run_damped(problem, objective, optimizer, state, tolerance, max_steps)
         num_steps, broken = state.num_updates - 1, jnp.array(False)
     else:
+        _refuse_nested(state)
         free, num_steps, broken = _run_foreign(problem, objective, optimizer, state, tolerance, max_steps)
     found = state if isinstance(state, NewtonState) else _probe(problem, objective, free)
     status = _judge(problem, found, free, num_steps, tolerance, max_steps, broken)
@@ -105,6 +105,17 @@ def _objective(problem: Problem) -> Callable[[Array, CurvatureKind], Evaluation]
         return Evaluation(-terms, -gradient, problem.expected(free))
 
     return objective
+
+
+def _refuse_nested(state: Any) -> None:
+    """The damped methods decide about each step themselves, so nothing may scale it afterwards."""
+    if any(
+        isinstance(leaf, DampedState) for leaf in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, DampedState))
+    ):
+        raise ValueError(
+            "fit: newton, fisher_scoring and bhhh are whole optimisers and cannot be part of an optax.chain. "
+            "Chain fisher_jax.optimizers.scale_by_information instead."
+        )
 
 
 def _sized(problem: Problem, state: DampedState) -> DampedState:
@@ -162,7 +173,7 @@ def _finite(state: DampedState) -> Bool[Array, ""]:
 
 
 class _Foreign(NamedTuple):
-    """State of another's optimiser in the loop; `still` counts updates in a row that promised nothing."""
+    """State of another's optimiser in the loop; `still` counts updates in a row that changed nothing."""
 
     free: Float[Array, " p"]
     inner: Any
@@ -176,7 +187,7 @@ def _run_foreign(
     problem: Problem, objective: Any, optimizer: Any, inner: Any, tolerance: Array, max_steps: Array
 ) -> tuple[Float[Array, " p"], Int[Array, ""], Bool[Array, ""]]:
     """The loop of optax, with a look at the decrement after every stretch of steps, since only that says when to stop."""
-    step = _foreign_step(problem, objective, optax.with_extra_args_support(optimizer), inner, tolerance)
+    step = _foreign_step(problem, objective, optax.with_extra_args_support(optimizer), inner)
 
     def goes_on(carry: _Foreign) -> Array:
         return (carry.num_steps < max_steps) & (carry.still < _STILL_STEPS) & ~carry.broken
@@ -196,34 +207,43 @@ def _run_foreign(
     return end.free, end.num_steps, end.broken
 
 
-def _foreign_step(
-    problem: Problem, objective: Any, optimizer: Any, inner: Any, tolerance: Array
-) -> Callable[[_Foreign], _Foreign]:
+def _foreign_step(problem: Problem, objective: Any, optimizer: Any, inner: Any) -> Callable[[_Foreign], _Foreign]:
     def value_of(free: Array) -> Array:
         return -jnp.sum(terms_at(problem.likelihood, free))
 
-    searches = _line_search(inner)
-    value_and_grad = optax.value_and_grad_from_state(value_of) if searches else _plain(value_of)
-    # A line search of optax hands every extra argument on to value_fn, and refuses those that it does not know.
-    extra = {} if searches else {"objective": objective}
+    value_and_grad = optax.value_and_grad_from_state(value_of) if _line_search(inner) else _plain(value_of)
+
+    def update(free: Array, state: Any, value: Array, grad: Array, **extra: Any) -> tuple[Array, Any]:
+        return optimizer.update(grad, state, free, value=value, grad=grad, value_fn=value_of, **extra)
+
+    extra = {"objective": objective} if _asks_for_objective(update, problem.start, inner) else {}
 
     def step(carry: _Foreign) -> _Foreign:
         value, grad = value_and_grad(carry.free, state=carry.inner)
-        updates, inner = optimizer.update(
-            grad, carry.inner, carry.free, value=value, grad=grad, value_fn=value_of, **extra
-        )
-        promise = jnp.abs(jnp.sum(grad * updates))
+        updates, inner = update(carry.free, carry.inner, value, grad, **extra)
         moved = optax.apply_updates(carry.free, updates)
         broken = ~(jnp.isfinite(value) & jnp.all(jnp.isfinite(grad)) & jnp.all(jnp.isfinite(moved)))
-        still = jnp.where(promise < _NO_PROMISE * tolerance**2, carry.still + 1, 0)
+        still = jnp.where(jnp.all(moved == carry.free), carry.still + 1, 0)
         return _Foreign(jnp.where(broken, carry.free, moved), inner, carry.num_steps + 1, still, broken, carry.arrived)
 
     return step
 
 
+def _asks_for_objective(update: Callable[..., Any], free: Float[Array, " p"], inner: Any) -> bool:
+    """Whether an update fails for want of `objective`; optax's line searches refuse what they have not asked for."""
+    try:
+        jax.eval_shape(update, free, inner, jnp.zeros((), free.dtype), free)
+    except TypeError as error:
+        if "objective" in str(error):
+            return True
+        raise
+    return False
+
+
 def _line_search(inner: Any) -> bool:
     """Whether the optimiser's state keeps the value and gradient that its line search ended with."""
-    return all(len(optax.tree.get_all_with_path(inner, name)) == 1 for name in ("value", "grad"))
+    kept = [optax.tree.get_all_with_path(inner, name) for name in ("value", "grad")]
+    return all(len(found) == 1 and found[0][1] is not None for found in kept)
 
 
 def _plain(value_of: Callable[[Array], Array]) -> Callable[..., tuple[Array, Array]]:
@@ -275,11 +295,11 @@ def _judge(
     unmoved = jnp.all((free == problem.start) | ~jnp.isfinite(problem.start))
     no_start = ~jnp.isfinite(state.value) & unmoved
     conditions = [
-        (problem.num_observed < free.shape[0], Status.TOO_FEW_OBSERVATIONS),
         (no_start, Status.BAD_START),
         (broken | ~_finite(state), Status.NOT_FINITE),
         (within & regular, Status.CONVERGED),
         (at_floor & regular, Status.CONVERGED_TO_ROUNDING),
+        (problem.num_observed < free.shape[0], Status.TOO_FEW_OBSERVATIONS),
         (escaped, Status.BOUNDARY),
         (state.running_away | fading & (state.lengthening > LENGTHENING), Status.BOUNDARY),
         (fading & within, Status.SINGULAR_INFORMATION),

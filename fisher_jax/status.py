@@ -74,22 +74,23 @@ _TABLE = {
         "",
     ),
     Status.CONVERGED_TO_ROUNDING: _Entry(
-        "a local maximum as exactly as this precision can tell: no step improves the log-likelihood by more than its "
-        "rounding error, and the curvature is positive definite",
+        "a local maximum as nearly as this precision can tell: no step improves the log-likelihood by more than its "
+        "rounding error, and the curvature is positive definite; the decrement, too, is computed in this precision",
         "rounding in the log-density, or a tolerance below what the precision allows",
-        "nothing, if the decrement suits you; else use float64 or rewrite the log-density to cancel less",
+        "float64, or a log-density that cancels less, if the last digits matter",
     ),
     Status.STEP_LIMIT: _Entry(
         "the steps ran out before the maximum was certified",
-        "a distant start, a first-order optimiser that needs more steps, or a tolerance below its reach",
+        "a distant start, a first-order optimiser that needs more steps, a tolerance below its reach, or a log-likelihood "
+        "without an upper bound",
         "raise max_steps, start nearer, or fit again from these parameters",
     ),
     Status.STALLED: _Entry(
         "no step improves the log-likelihood although its gradient is not zero",
-        "a kink (abs, where, a quantile), an edge of the support that moves with the parameters, a discontinuity, or "
-        "too little precision",
-        "smooth the log-density or reparametrise; if the maximum is at a kink or an edge of the support, covariances "
-        "from curvature do not apply",
+        "a kink (abs, where, a quantile), an edge of the support that moves with the parameters, a discontinuity, too "
+        "little precision, a start so far off that the log-density is all rounding, or a learning rate that has faded",
+        "smooth the log-density or reparametrise, use float64, start nearer; if the maximum is at a kink or an edge of the "
+        "support, covariances from curvature do not apply",
     ),
     Status.BOUNDARY: _Entry(
         "a parameter runs to the edge of its range, or to infinity, and the log-likelihood keeps rising on the way",
@@ -101,8 +102,8 @@ _TABLE = {
     Status.SINGULAR_INFORMATION: _Entry(
         "the gradient is zero but the curvature is singular: some combination of the parameters cannot be estimated",
         "identical or collinear columns, two parameters that enter only as a product or a sum, equal mixture "
-        "components, or one parameter too many",
-        "remove or fix one parameter of the named direction",
+        "components, or one parameter too many; in float32 also a column whose spread is small beside its mean",
+        "remove or fix one parameter of the named direction; in float32, centre the columns or use float64",
     ),
     Status.INDEFINITE: _Entry(
         "the gradient is zero but the curvature is indefinite: a saddle point, not a maximum",
@@ -111,14 +112,15 @@ _TABLE = {
     ),
     Status.BAD_START: _Entry(
         "the log-density is not finite at the starting parameters",
-        "an observation outside the support, NaN or infinity in the data, or starting parameters that overflow",
+        "an observation outside the support, NaN or infinity in the data, starting parameters that overflow or lie outside "
+        "their constraint, or a negative weight",
         "look at the named observation, or start elsewhere",
     ),
     Status.NOT_FINITE: _Entry(
         "the log-density is finite at these parameters but its gradient or curvature is not, or the optimiser stepped to "
         "where they are not",
-        "jnp.where around a branch whose derivative is not finite, sqrt or a power at zero, norm of a zero vector; a "
-        "learning rate that is too large",
+        "jnp.where around a branch whose derivative is not finite, sqrt or a power at zero, norm of a zero vector, an "
+        "observation at the very edge of the support; a learning rate that is too large",
         "make the unused branch of each jnp.where safe as well (put a second jnp.where on its argument), or take shorter "
         "steps",
     ),

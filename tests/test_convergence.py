@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data_sets import PROBLEMS
 from jax.scipy.special import gammaln
-from jax.scipy.stats import gamma, norm
+from jax.scipy.stats import gamma, norm, poisson
 from jax.scipy.stats import t as student_t
 
 import fisher_jax as fj
@@ -156,6 +156,26 @@ def test_smooth_likelihoods_are_climbed_from_hopeless_starts(name):
         far = fj.fit(problem.model, start, problem.data, given=problem.given)
         assert far.status is Status.CONVERGED
         np.testing.assert_allclose(far.log_likelihood, usual.log_likelihood, rtol=1e-10)
+
+
+@pytest.mark.parametrize("slope", [10.0, 30.0])
+def test_a_log_linear_mean_is_found_from_where_it_overflows_all_sense(slope):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    counts = rng.poisson(np.exp(3 + 2 * x))
+    model = fj.Model(lambda p, y, z: poisson.logpmf(y, jnp.exp(p["level"] + p["slope"] * z)))
+    far = fj.fit(model, {"level": 0.0, "slope": slope}, counts, given=x)
+    assert far.status is Status.CONVERGED
+    np.testing.assert_allclose(far.params["slope"], 1.99505394, rtol=1e-7)
+
+
+def test_a_start_far_away_in_both_parameters_is_no_obstacle():
+    y = np.random.default_rng(0).normal(3.0, 2.0, 100)
+    model = fj.Model(lambda p, y: norm.logpdf(y, p["loc"], p["scale"]), constraints={"scale": POSITIVE})
+    for start in ({"loc": 0.0, "scale": 1e-20}, {"loc": 1e8, "scale": 1e-8}):
+        fit = fj.fit(model, start, y)
+        assert fit.status is Status.CONVERGED
+        np.testing.assert_allclose(fit.params["scale"], y.std(), rtol=1e-7)
 
 
 def test_float32_too_climbs_from_far_away():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.scipy.stats import norm
 from registry import MODELS
@@ -71,6 +72,15 @@ MISUSE = {
     "NaN weights": (lambda: fj.fit(density, START, Y, weights=np.full(30, np.nan)), ValueError, "weights must be finite"),
     "tolerance": (lambda: fj.fit(density, START, Y, tolerance=0.0), ValueError, "tolerance=0.0 must be positive"),
     "max_steps": (lambda: fj.fit(density, START, Y, max_steps=-1), ValueError, "max_steps=-1 must not be negative"),
+    "tolerance that certifies nothing": (lambda: fj.fit(density, START, Y, tolerance=10.0), ValueError, "tolerance=10.0 must be positive and at most 0.1"),
+    "max_steps past int32": (lambda: fj.fit(density, START, Y, max_steps=2**31), ValueError, "must be a whole number from 0 to"),
+    "max_steps in halves": (lambda: fj.fit(density, START, Y, max_steps=2.5), ValueError, "max_steps=2.5 must be a whole number"),
+    "optimiser by name": (lambda: fj.fit(density, START, Y, optimizer="adam"), TypeError, "optimizer must be an optax transformation such as optax.lbfgs.., got 'adam'"),
+    "optimiser not called": (lambda: fj.fit(density, START, Y, optimizer=optax.adam), TypeError, "must be an optax transformation"),
+    "newton in a chain": (lambda: fj.fit(density, START, Y, optimizer=optax.chain(fj.optimizers.newton(), optax.scale(0.5))), ValueError, "whole optimisers.*scale_by_information"),
+    "derivative through a fit": (lambda: jax.jacfwd(lambda y: fj.fit(density, START, y).params["loc"])(Y), TypeError, "fit: a fit cannot be differentiated"),
+    "gradient through a fit": (lambda: jax.grad(lambda y: fj.fit(density, START, y).params["loc"])(Y), TypeError, "fit: a fit cannot be differentiated"),
+    "integers that do not fit": (large_integers, ValueError, "integers from 3000000000 to 4000000000 do not fit int32.*Enable it"),
     "unknown covariance": (lambda: fitted().covariance("robust"), ValueError, "kind='robust' is unknown; choose from 'observed'"),
     "expected without a route": (lambda: fitted().standard_errors("expected"), ValueError, 'kind="expected" needs the Fisher information'),
     "sandwich as information": (lambda: fitted().information("sandwich"), ValueError, "is a covariance, not an information"),
@@ -86,6 +96,11 @@ MISUSE = {
     "summary of a batch": (lambda: batch().summary(), ValueError, "has a batch axis"),
     "covariance of a batch": (lambda: batch().covariance(), ValueError, r"has a batch axis of shape \(2,\).*jax.vmap"),
 }  # fmt: skip
+
+
+def large_integers():
+    with jax.enable_x64(False):
+        fj.fit(density, START, np.array([3_000_000_000, 4_000_000_000]))
 
 
 def fitted():

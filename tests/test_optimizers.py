@@ -58,6 +58,29 @@ def test_an_optimiser_that_leaps_out_of_the_finite_is_said_to():
     assert np.all(np.isfinite(wild.free))
 
 
+PAUSES = optax.join_schedules([optax.constant_schedule(0.0), optax.constant_schedule(0.05)], [10])
+UNUSUAL = {
+    "gradients gathered over steps": optax.MultiSteps(optax.adam(0.05), 8),
+    "a schedule that waits": optax.adam(PAUSES),
+    "another line search": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)),
+}
+
+
+@pytest.mark.parametrize("optimizer", UNUSUAL)
+def test_an_optimiser_is_not_thought_finished_because_it_pauses(optimizer):
+    assert fit("normal", optimizer=UNUSUAL[optimizer], tolerance=1e-3).status is fj.Status.CONVERGED
+
+
+def test_lbfgs_converges():
+    assert fit("normal", optimizer=optax.lbfgs()).converged
+
+
+def test_a_learning_rate_that_fades_is_not_a_success():
+    faded = fit("normal", optimizer=optax.sgd(optax.exponential_decay(0.001, 1, 0.5)))
+    assert faded.status is fj.Status.STALLED
+    assert "learning rate that has faded" in faded.diagnosis()
+
+
 def test_the_decrement_is_the_distance_in_standard_errors():
     whole = fit("normal")
     start = {

@@ -245,6 +245,33 @@ def test_a_start_outside_its_constraint_known_only_at_run_time_is_a_bad_start():
     assert fits.status.tolist() == [Status.CONVERGED, Status.BAD_START]
 
 
+def test_a_start_outside_its_constraint_blames_no_observation_and_is_kept():
+    fit = jax.jit(lambda scale: fj.fit(NORMAL, {"loc": 0.0, "scale": scale}, SAMPLE))(-1.0)
+    assert fit.status is Status.BAD_START
+    assert fit.suspect == -1
+    assert fit.params["scale"] == -1.0
+    assert "outside their constraint" in fit.diagnosis()
+
+
+def test_negative_weights_known_only_at_run_time_are_a_bad_start():
+    fit = jax.jit(lambda w: fj.fit(NORMAL, START, SAMPLE, weights=w))(-jnp.ones(50))
+    assert fit.status is Status.BAD_START
+
+
+def test_a_row_may_hold_many_observations_and_the_certificate_outranks_the_count():
+    together = fj.Model(lambda p, y: jnp.sum(normal(p, y)), constraints=NORMAL.constraints)
+    fit = fj.fit(together, START, SAMPLE[None, :])
+    assert fit.status is Status.CONVERGED
+    np.testing.assert_allclose(fit.params["loc"], SAMPLE.mean(), rtol=1e-8)
+
+
+def test_a_boundary_has_no_standard_errors_under_vmap_either():
+    fits = jax.vmap(lambda y: fj.fit(NORMAL, {"loc": 1.0, "scale": 1.0}, y))(np.stack([SAMPLE, np.full(50, 5.0)]))
+    errors = jax.vmap(lambda fit: fit.standard_errors())(fits)["loc"]
+    assert np.isfinite(errors[0])
+    assert np.isnan(errors[1])
+
+
 @pytest.mark.parametrize("status", Status)
 def test_every_status_has_a_meaning_and_every_failure_a_remedy(status):
     assert status.meaning
