@@ -4,7 +4,8 @@ from fisher_jax import optimizers
 from fisher_jax._version import __version__
 from fisher_jax.constraints import fixed, interval, ordered, positive, positive_definite, simplex, unit_interval
 from fisher_jax.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
-from fisher_jax.fit import Fit, FitError, FitWarning, fit
+from fisher_jax.fit import fit
+from fisher_jax.fitted import Fit, FitError, FitWarning
 from fisher_jax.information import Information, empirical_fisher, fisher_information, observed_information
 from fisher_jax.model import Model, dependent
 from fisher_jax.status import Status

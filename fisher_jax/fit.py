@@ -1,21 +1,15 @@
-"""The front door: `fit`, and the record of what it found."""
+"""The front door: `fit`."""
 
 import functools
-import warnings
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from fisher_jax import linalg
 from fisher_jax.derivatives import outer_product_at
-from fisher_jax.inference import covariance as covariances
-from fisher_jax.inference import intervals
-from fisher_jax.information import Information, describe_direction, total_expected
+from fisher_jax.fitted import Fit
+from fisher_jax.information import total_expected
 from fisher_jax.model import (
     Likelihood,
     Model,
@@ -29,335 +23,10 @@ from fisher_jax.model import (
 )
 from fisher_jax.optimizers import UNDAMPED_BELOW, DampedState, newton
 from fisher_jax.parameters import Layout, Values
-from fisher_jax.solve import EDGE_INFORMATION, Problem, default_tolerance, maximise
-from fisher_jax.status import Status
-from fisher_jax.summary import Row, Summary, diagnose, with_fixed
+from fisher_jax.solve import Problem, default_tolerance, maximise
 
 NEWTON_STEPS = 200
 FOREIGN_STEPS = 10_000
-
-
-class FitWarning(UserWarning):
-    """A standard error or interval was asked of a fit whose status does not support it."""
-
-
-class FitError(RuntimeError):
-    """Raised by `Fit.raise_if_failed`; the message is that of the status."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Fit:
-    """A maximum-likelihood fit: the estimate, how far it can be trusted, and what its uncertainty needs.
-
-    Attributes
-    ----------
-    values : list of arrays
-        The array leaves of `params`.
-    log_likelihood : scalar array
-        ℓ at the estimate in nats, total over the data.
-    status_code : integer array
-        The code of the `Status`.
-    num_steps : integer array
-        Updates that the optimiser made after looking at the start, those it took back included.
-    decrement : scalar array
-        sqrt(gᵀ J⁻¹ g) with total gradient g and observed curvature J: the distance to the maximum in standard errors;
-        infinite where J is not positive definite.
-    num_observations : scalar array
-        n: the number of log-density terms, or the sum of the weights.
-    free : array (p,)
-        The estimate on the unconstrained scale, u.
-    curvature, outer_product : arrays (p, p)
-        −∇²ℓ and Σ wᵢ sᵢ sᵢᵀ with respect to u, totals.
-    expected : array (q, q) or None
-        n I(θ) in the user's parametrisation where the model has a closed form.
-    suspect : integer array
-        Index of the first observation whose log-density or score is not finite; −1 where there is none.
-    last_step : array (p,)
-        The last full Newton step in u: where a fit that ran to infinity was heading.
-
-    Notes
-    -----
-    A pytree: a function that returns a fit can be jitted and vmapped, and then every array gains the leading axis. Call the
-    methods of such a fit under `jax.vmap`, as in ``jax.vmap(lambda fit: fit.standard_errors())(fits)``.
-
-    Examples
-    --------
-    >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> from jax.scipy.stats import poisson
-    >>> fit = fj.fit(lambda rate, y: poisson.logpmf(y, rate), 1.0, jnp.array([2, 4, 3]))
-    >>> fit.status
-    <Status.CONVERGED: 0>
-    >>> print(f"{fit.params:.3f} ± {fit.standard_errors():.3f}")
-    3.000 ± 1.000
-    """
-
-    values: Values
-    log_likelihood: Float[Array, "*b"]
-    status_code: Int[Array, "*b"]
-    num_steps: Int[Array, "*b"]
-    decrement: Float[Array, "*b"]
-    num_observations: Float[Array, "*b"]
-    free: Float[Array, "*b p"]
-    curvature: Float[Array, "*b p p"]
-    outer_product: Float[Array, "*b p p"]
-    expected: Float[Array, "*b q q"] | None
-    suspect: Int[Array, "*b"]
-    last_step: Float[Array, "*b p"]
-    layout: Layout = field(metadata={"static": True}, repr=False)
-
-    @property
-    def params(self) -> PyTree:
-        """The estimate, a pytree like the starting parameters."""
-        return self.layout.assemble(self.values)
-
-    @property
-    def status(self) -> Any:
-        """The `Status`; under a transformation, or with a batch axis, the array of codes."""
-        code = self.status_code
-        return code if isinstance(code, jax.core.Tracer) or jnp.ndim(code) else Status(int(code))
-
-    @property
-    def converged(self) -> Any:
-        """Whether the estimate is a certified local maximum; an array where the status is one."""
-        status = self.status
-        return status.converged if isinstance(status, Status) else status <= Status.CONVERGED_TO_ROUNDING
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the q estimated entries, in the order of rows and columns of every matrix."""
-        return self.layout.names
-
-    @property
-    def num_parameters(self) -> int:
-        """p: the number of free parameters, constraints taken into account."""
-        return self.layout.num_free
-
-    def covariance(self, kind: str = "observed") -> Float[Array, "q q"]:
-        """Covariance matrix of the estimate, in the user's own parametrisation.
-
-        Parameters
-        ----------
-        kind : {"observed", "expected", "empirical", "sandwich"}
-            Inverse of minus the Hessian; of n times the Fisher information; of the summed outer products of scores; or
-            White's robust H⁻¹ (Σ s sᵀ) H⁻¹, without a small-sample factor.
-
-        Returns
-        -------
-        array (q, q)
-            In the order of `names`; float64 where x64 is enabled. Singular where a constraint ties entries together (a
-            simplex). NaN where the information is not positive definite or the status is `BOUNDARY`; a `FitWarning` then
-            says why.
-
-        Raises
-        ------
-        ValueError
-            If the kind is unknown, or "expected" is asked of a model without a route to it.
-        """
-        self._check(kind, "covariance")
-        self._warn("covariance")
-        return _uncertainty(self, kind)[0]
-
-    def standard_errors(self, kind: str = "observed") -> PyTree:
-        """Standard errors, a pytree like `params`; zero for parameters held `fixed`. `kind` as for `covariance`."""
-        self._check(kind, "standard_errors")
-        self._warn("standard_errors")
-        return self.layout.assemble(_uncertainty(self, kind)[1])
-
-    def correlation(self, kind: str = "observed") -> Float[Array, "q q"]:
-        """Correlation matrix of the estimate, in the order of `names`. `kind` as for `covariance`."""
-        self._check(kind, "correlation")
-        self._warn("correlation")
-        return covariances.correlation(_uncertainty(self, kind)[0])
-
-    def confidence_intervals(
-        self,
-        level: float | int | Array = 0.95,
-        method: str = "wald",
-        *,
-        kind: str = "observed",
-        scale: str = "unconstrained",
-    ) -> PyTree:
-        """Confidence intervals: a pytree like `params` whose leaves gain a last axis of two, lower and upper.
-
-        Parameters
-        ----------
-        level : float
-            Coverage aimed at, between 0 and 1.
-        method : {"wald"}
-            From the standard errors. A kind of covariance is accepted here too and means a Wald interval of that kind.
-        kind : str
-            The covariance, as for `covariance`.
-        scale : {"unconstrained", "natural"}
-            Wald intervals are made on the scale of the constraint (the logarithm of a positive parameter, say) and mapped
-            back, so that they stay within the range; ``"natural"`` gives the symmetric textbook interval.
-
-        Returns
-        -------
-        pytree
-            Parameters held `fixed` have both ends at their value.
-
-        Raises
-        ------
-        ValueError
-            If an argument is none of those listed.
-        """
-        caller = "confidence_intervals"
-        if method in covariances.KINDS:
-            method, kind = "wald", method
-        if method != "wald":
-            raise ValueError(f'{caller}: method={method!r} is unknown; "wald" is what there is.')
-        if scale not in ("unconstrained", "natural"):
-            raise ValueError(f'{caller}: scale={scale!r} is unknown; choose "unconstrained" or "natural".')
-        intervals.check_level(level, caller)
-        self._check(kind, caller)
-        self._warn(caller)
-        return self.layout.assemble(_intervals(self, kind, scale, level))
-
-    def information(self, kind: str = "observed") -> Information:
-        """The information per observation at the estimate, in the user's parametrisation, as an `Information`.
-
-        `kind` is one of "observed", "expected" and "empirical"; the sandwich is a covariance and no information.
-
-        Raises
-        ------
-        ValueError
-            If the kind is another, or constraints tie entries together, so that no matrix (q, q) exists.
-        """
-        if kind == "sandwich":
-            raise ValueError(
-                'information: kind="sandwich" is a covariance, not an information. Use covariance("sandwich").'
-            )
-        self._check(kind, "information")
-        if len(self.names) != self.num_parameters:
-            raise ValueError(
-                f"information: a constraint leaves {self.num_parameters} free parameters among {len(self.names)} entries, so "
-                "their information has no matrix in these entries. Use covariance, or the functions of the module."
-            )
-        matrix = _information(self, kind)
-        route = f"{kind}: from the fit, divided by the number of observations"
-        return Information(matrix, jnp.zeros_like(matrix), self.names, route)
-
-    def aic(self) -> Float[Array, ""]:
-        """Akaike's information criterion 2p − 2ℓ."""
-        return 2.0 * self.num_parameters - 2.0 * self.log_likelihood
-
-    def bic(self) -> Float[Array, ""]:
-        """Schwarz's Bayesian information criterion p log n − 2ℓ."""
-        return self.num_parameters * jnp.log(self.num_observations) - 2.0 * self.log_likelihood
-
-    def diagnosis(self) -> str:
-        """The status in full: what is known, which observation or direction is to blame, likely causes, what to try."""
-        self._check_single("diagnosis")
-        return diagnose(self.status, self._culprit())
-
-    def raise_if_failed(self) -> "Fit":
-        """Return the fit if it converged; raise `FitError` with the diagnosis otherwise."""
-        self._check_single("raise_if_failed")
-        if not self.converged:
-            raise FitError(self.diagnosis())
-        return self
-
-    def summary(self, kind: str = "observed", level: float | int = 0.95) -> Summary:
-        """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
-
-        In a notebook it shows as a table. `kind` and `level` as for `confidence_intervals`.
-        """
-        self._check_single("summary")
-        self._check(kind, "summary")
-        intervals.check_level(level, "summary")
-        return Summary(
-            rows=self._rows(kind, level),
-            status=self.status,
-            culprit=self._culprit(),
-            log_likelihood=float(self.log_likelihood),
-            num_observations=float(self.num_observations),
-            num_parameters=self.num_parameters,
-            num_steps=int(self.num_steps),
-            decrement=float(self.decrement),
-            precision=str(self.free.dtype),
-            covariance=covariances.DESCRIPTIONS[kind],
-            level=level,
-        )
-
-    def to_frame(self, kind: str = "observed", level: float | int = 0.95) -> Any:
-        """Estimates, standard errors and intervals as a pandas DataFrame by name (needs the extra `frames`)."""
-        import pandas as pd
-
-        self._check_single("to_frame")
-        self._check(kind, "to_frame")
-        self._warn("to_frame")
-        rows = self._rows(kind, level)
-        return pd.DataFrame(rows, columns=list(Row._fields)).set_index("name")
-
-    def _repr_html_(self) -> str:
-        return self.summary()._repr_html_()
-
-    def _rows(self, kind: str, level: float | int) -> list[Row]:
-        columns = np.asarray(_table(self, kind, level))
-        free = [Row(name, *map(float, numbers)) for name, numbers in zip(self.names, columns, strict=True)]
-        return with_fixed(free, self.layout, self.values)
-
-    def _culprit(self) -> str:
-        """Which observation, parameter or direction the status is about, in words; empty where there is none."""
-        status = self.status
-        if status in (Status.BAD_START, Status.NOT_FINITE) and int(self.suspect) >= 0:
-            return f"first at observation {int(self.suspect)}"
-        if status in (Status.SINGULAR_INFORMATION, Status.INDEFINITE, Status.BOUNDARY):
-            return f"direction: {self._weakest()}"
-        if status == Status.TOO_FEW_OBSERVATIONS:
-            return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
-        return ""
-
-    def _weakest(self) -> str:
-        """The direction in which the curvature is least, by the names of the parameters."""
-        curvature = np.asarray(self.curvature, np.float64)
-        if not np.all(np.isfinite(curvature)):
-            return "unknown, since the curvature is not finite"
-        if self.status == Status.BOUNDARY:
-            return self._escaping(curvature)
-        _, direction = linalg.weakest_direction(curvature)
-        return describe_direction(direction, self._free_names())
-
-    def _escaping(self, curvature: np.ndarray) -> str:
-        """What runs away: the constrained parameters left without information, else where the last step was heading."""
-        diagonal, names = np.abs(np.diagonal(curvature)), self._free_names()
-        faint = [k for k, limited in enumerate(self.layout.restricted) if limited and diagonal[k] < EDGE_INFORMATION]
-        if faint:
-            return ", ".join(names[k] for k in faint)
-        step = np.asarray(self.last_step, np.float64)
-        if not np.any(step):
-            free = np.where(self.layout.restricted, np.abs(np.asarray(self.free)), 0.0)
-            return names[int(np.argmax(free))]
-        return describe_direction(step / step[np.argmax(np.abs(step))], names)
-
-    def _free_names(self) -> tuple[str, ...]:
-        """Names for the entries of u: those of θ where they correspond one to one."""
-        names: list[str] = []
-        for _, leaf in self.layout.free_leaves:
-            same = leaf.free_size == leaf.size
-            names += leaf.entry_names if same else [f"{leaf.name}, free coordinate {k}" for k in range(leaf.free_size)]
-        return tuple(names)
-
-    def _check(self, kind: str, caller: str) -> None:
-        covariances.check_kind(kind, has_expected=self.expected is not None, caller=caller)
-        if jnp.ndim(self.status_code):
-            raise ValueError(
-                f"{caller}: this fit has a batch axis of shape {jnp.shape(self.status_code)}. "
-                f"Map the method over it: jax.vmap(lambda fit: fit.{caller}(…))(fits)."
-            )
-
-    def _check_single(self, caller: str) -> None:
-        if not isinstance(self.status, Status):
-            raise ValueError(
-                f"{caller}: needs one fit whose values are known, but this one is inside a transformation or has a batch "
-                "axis. Call it outside; take one of a batch by jax.tree.map(lambda leaf: leaf[i], fits)."
-            )
-
-    def _warn(self, caller: str) -> None:
-        status = self.status
-        if isinstance(status, Status) and not status.converged:
-            warnings.warn(f"{caller}: not to be relied on. {self.diagnosis()}", FitWarning, stacklevel=3)
 
 
 def fit(
@@ -369,7 +38,7 @@ def fit(
     weights: Any = None,
     optimizer: Any = None,
     tolerance: float | Array | None = None,
-    max_steps: int | Array | None = None,
+    max_steps: float | int | Array | None = None,
 ) -> Fit:
     """Fit a model by maximum likelihood: maximise ℓ(θ) = Σ wᵢ log p(yᵢ; θ) over the constrained parameters.
 
@@ -450,16 +119,14 @@ def check_stopping(tolerance: Any, max_steps: Any) -> None:
     if max_steps is None or isinstance(max_steps, jax.core.Tracer):
         return
     if int(max_steps) != max_steps or not 0 <= max_steps < 2**31:
-        raise ValueError(
-            f"fit: max_steps={max_steps} must be a whole number from 0 to 2**31 - 1; it must not be negative."
-        )
+        raise ValueError(f"fit: max_steps={max_steps} must be a whole number from 0 to 2**31 - 1.")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _fit(
     model: Model,
     layout: Layout,
-    optimizer: optax.GradientTransformation,
+    optimizer: Any,
     values: Values,
     sample: Sample,
     tolerance: Any,
@@ -553,50 +220,3 @@ def _expected_in_free(
     jacobian = layout.jacobian(free, values)
     with jax.default_matmul_precision("highest"):
         return jacobian.T @ expected @ jacobian  # type: ignore[operator]
-
-
-def _flat_uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Float[Array, " q"]]:
-    jacobian = fit.layout.jacobian(fit.free, fit.values)
-    matrix = covariances.covariance(kind, jacobian, fit.curvature, fit.outer_product, fit.expected)
-    matrix = jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, matrix)  # curvature on the way out measures nothing
-    return matrix, covariances.standard_errors(matrix)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Values]:
-    matrix, errors = _flat_uncertainty(fit, kind)
-    return matrix, fit.layout.split(errors, 0.0)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _table(fit: Fit, kind: str, level: Any) -> Float[Array, "q 4"]:
-    """Estimate, standard error and both ends of the interval, a row for each name."""
-    _, errors = _flat_uncertainty(fit, kind)
-    theta = fit.layout.join(fit.values).astype(errors.dtype)
-    ends = intervals.wald(fit.layout, theta, errors, level, "unconstrained")
-    return jnp.concatenate([theta[:, None], errors[:, None], ends], axis=1)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _intervals(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
-    _, errors = _flat_uncertainty(fit, kind)
-    theta = fit.layout.join(fit.values).astype(errors.dtype)
-    ends = intervals.wald(fit.layout, theta, errors, level, scale)
-    start, result = 0, []
-    for leaf, value in zip(fit.layout.leaves, fit.values, strict=True):
-        if leaf.is_fixed:
-            result.append(jnp.stack([value, value], axis=-1))
-        else:
-            result.append(ends[start : start + leaf.size].reshape((*leaf.shape, 2)))
-            start += leaf.size
-    return result
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _information(fit: Fit, kind: str) -> Float[Array, "q q"]:
-    if kind == "expected":
-        return covariances.precise(fit.expected) / fit.num_observations  # type: ignore[arg-type]
-    jacobian = covariances.precise(fit.layout.jacobian(fit.free, fit.values))
-    total = covariances.precise(fit.curvature if kind == "observed" else fit.outer_product)
-    half = jnp.linalg.solve(jacobian.T, total)
-    return jnp.linalg.solve(jacobian.T, half.T).T / fit.num_observations

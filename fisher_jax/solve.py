@@ -26,7 +26,7 @@ from fisher_jax.status import Status
 ROUNDING_LIMIT = 0.01  # standard errors: a rounding floor further out than this is no success
 EDGE_INFORMATION = 1e-2  # information on a constrained parameter's own scale below which nothing is left to estimate
 EDGE_DISTANCE = 3.0  # how far it must have moved on that scale to count as running away
-FAR_AWAY = 30.0  # and how far counts as running away in any case, unless it converges there
+FAR_AWAY = 20.0  # and how far outward counts as running away in any case, unless it converges there
 LONGEST_STRIDE = 7.0  # how far a constrained parameter may move on that scale in one step
 _STRETCH = 25  # steps of another's optimiser between two looks at the decrement
 _STILL_STEPS = 100  # so many updates in a row that change nothing, and it is taken to have finished
@@ -63,7 +63,7 @@ def default_tolerance(dtype: Any) -> float:
 
 def maximise(
     problem: Problem,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: Any,
     tolerance: Float[Array, ""],
     max_steps: Int[Array, ""],
 ) -> Solution:
@@ -282,8 +282,8 @@ def _judge(
     within = _within(state, tolerance)
     # The curvature's own diagonal, without the other parameters: weakness shared by several is not an edge.
     faint = jnp.abs(jnp.diagonal(state.curvature)) < EDGE_INFORMATION
-    moved = jnp.abs(free - problem.start)
-    escaped = jnp.any(problem.restricted & (faint & (moved > EDGE_DISTANCE) | (moved > FAR_AWAY)))
+    moved, outward = jnp.abs(free - problem.start), jnp.abs(free) > jnp.abs(problem.start)
+    escaped = jnp.any(problem.restricted & (faint & (moved > EDGE_DISTANCE) | outward & (moved > FAR_AWAY)))
     nearly = jnp.minimum(ROUNDING_LIMIT, 100 * default_tolerance(free.dtype))
     near_enough = jnp.where(state.at_floor, ROUNDING_LIMIT, jnp.where(state.stuck, nearly, 0.0))
     at_floor = state.definite & (state.decrement < near_enough)

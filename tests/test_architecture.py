@@ -23,9 +23,10 @@ ROWS = {
     "solve": 5,
     "inference": 6,
     "summary": 6,
-    "fit": 7,
-    "plots": 8,
-    "__init__": 9,
+    "fitted": 7,
+    "fit": 8,
+    "plots": 9,
+    "__init__": 10,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -61,7 +62,7 @@ def test_the_map_in_contributing_is_the_one_held_here():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
     drawn = {
         name.removesuffix(".py").rstrip("/"): int(row)
-        for row, name in re.findall(r"^\| (\d) \| `([\w./]+)`", text, re.M)
+        for row, name in re.findall(r"^\| (\d+) \| `([\w./]+)`", text, re.M)
     }
     hidden = {"_version", "__init__"}
     assert drawn == {name: row for name, row in ROWS.items() if name not in hidden}
@@ -99,4 +100,4 @@ def test_every_public_name_is_explained_with_its_real_arguments(name, item):
 
 def test_files_can_be_read_in_one_sitting():
     lengths = {path.name: len(path.read_text().splitlines()) for path in MODULES}
-    assert max(lengths.values()) < 620, lengths
+    assert max(lengths.values()) < 450, lengths
