@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax import linalg
+from fisher_jax.extras import require
 from fisher_jax.inference import covariance as covariances
 from fisher_jax.inference import intervals
 from fisher_jax.information import Information, describe_direction
@@ -265,8 +266,7 @@ class Fit:
 
     def to_frame(self, kind: str = "observed", level: float | int = 0.95) -> Any:
         """Estimates, standard errors and intervals as a pandas DataFrame by name (needs the extra `frames`)."""
-        import pandas as pd
-
+        pd = require("pandas", "frames", "to_frame")
         self._check_single("to_frame")
         self._check(kind, "to_frame")
         self._warn("to_frame")

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax import linalg
 from fisher_jax.derivatives import at_door, derivatives_at, jitted, outer_product_at, weigh
+from fisher_jax.extras import require
 from fisher_jax.model import Likelihood, Model, as_model, flatten_parameters
 from fisher_jax.parameters import Layout, Values
 
@@ -71,8 +72,7 @@ class Information:
 
     def to_frame(self) -> Any:
         """The matrix as a pandas DataFrame with the names on both axes (needs the extra `frames`)."""
-        import pandas as pd
-
+        pd = require("pandas", "frames", "Information.to_frame")
         return pd.DataFrame(np.asarray(self.matrix), index=list(self.names), columns=list(self.names))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

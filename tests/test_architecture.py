@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(fj.__file__).parent
 ROWS = {
     "_version": 0,
     "status": 0,
+    "extras": 0,
     "linalg": 0,
     "constraints": 0,
     "parameters": 1,

@@ -9,6 +9,7 @@ from jax.scipy.stats import norm
 from registry import MODELS
 
 import fisher_jax as fj
+from fisher_jax.extras import require
 
 Y = np.random.default_rng(0).normal(size=30)
 START = {"loc": 0.0, "scale": 1.0}
@@ -130,6 +131,11 @@ def test_standard_errors_of_a_failed_fit_come_with_a_warning_that_says_why():
         failed.standard_errors()
     with pytest.warns(fj.FitWarning, match="confidence_intervals"):
         failed.confidence_intervals()
+
+
+def test_a_missing_extra_is_named_with_the_way_to_get_it():
+    with pytest.raises(ImportError, match=r'to_frame needs nopandas: pip install "fisher_jax\[frames\]"'):
+        require("nopandas", "frames", "to_frame")
 
 
 def test_raise_if_failed_returns_a_good_fit_and_raises_for_a_bad_one():
