@@ -53,9 +53,9 @@ class DampedState(NamedTuple):
     definite; drift and lengthening are infinite after a damped one: the step itself, the largest relative change of the
     curvature along it, and the next such step's length as a multiple of its own. `runaway` counts such steps in a row
     along which the curvature faded without the steps growing shorter.
-    `damping`, `growth` and `largest_diagonal` change at every update; `at_floor` says that the last step promised less than
-    the rounding error of the objective and did not come nearer either; `rejected` that it was not taken; `stuck` that it was
-    not although it was too short to change a parameter.
+    `largest_diagonal` changes when a step is accepted, `damping` and `growth` at every update; `at_floor` says that the last
+    step promised less than the rounding error of the objective and did not come nearer either; `rejected` that it was not
+    taken; `stuck` that it was not although it was too short to change a parameter.
     """
 
     num_updates: Int[Array, ""]
