@@ -36,6 +36,9 @@ class Model:
         ``information(params)`` or ``information(params, z)``: the Fisher information of one observation in closed form, as
         a (q, q) array in the order of the flattened parameters (JAX sorts the keys of a dictionary), or as a nested
         pytree as `jax.hessian` returns it, in which no order can be mistaken.
+    quantile : callable, optional
+        ``quantile(uniform, params)`` or ``quantile(uniform, params, z)``: the y that a number in (0, 1) stands for, the inverse
+        of the distribution function; what `QuasiMonteCarlo` draws with. Where y takes several numbers, `uniform` is a vector.
 
     Raises
     ------
@@ -64,6 +67,7 @@ class Model:
     constraints: PyTree = field(default=None, kw_only=True)
     initial: UserFunction | None = field(default=None, kw_only=True)
     information: UserFunction | None = field(default=None, kw_only=True)
+    quantile: UserFunction | None = field(default=None, kw_only=True)
 
     is_dependent = False
 
@@ -73,7 +77,7 @@ class Model:
                 f"Model: expected a function log_density(params, y), got {type(self.log_density).__name__}. "
                 "Write the log-density of one observation as a function."
             )
-        functions = (self.log_density, self.sample, self.initial, self.information)
+        functions = (self.log_density, self.sample, self.initial, self.information, self.quantile)
         key = (type(self), *(_ById(f) for f in functions), constraint_table(self.constraints, "Model"))
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
