@@ -1,19 +1,14 @@
-"""Score, scores, Hessian and products with it, of any log-density, by automatic differentiation.
-
-Up to `FORWARD_UP_TO` parameters each entry of the Hessian is one nested forward pass, which also yields the value and
-the gradient; above, each row is one forward pass over the reverse-mode gradient. `benchmarks/derivative_modes.py`
-measures where the crossing lies. Data are taken in chunks of rows, so that memory does not grow with n × p.
-"""
+"""Log-likelihood, score, scores, Hessian and products with it: what a user asks of a model at given parameters and data."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.differentiate import derivatives_at, gradient_at, scores_at, terms_at, weigh
 from fisher_jax.model import (
     Likelihood,
     Model,
@@ -24,163 +19,6 @@ from fisher_jax.model import (
     likelihood,
 )
 from fisher_jax.parameters import Layout, Values
-
-FORWARD_UP_TO = 3
-CHUNK_ENTRIES = 2**19  # rows × parameters held at once
-
-
-class Derivatives(NamedTuple):
-    """The log-likelihood at a point: weighted terms, their gradient and minus their Hessian, both totals."""
-
-    terms: Float[Array, " n"]
-    gradient: Float[Array, " p"]
-    curvature: Float[Array, "p p"]
-
-
-def weigh(terms: Float[Array, "n *k"], weights: Float[Array, " n"] | None) -> Float[Array, "n *k"]:
-    """Weighted terms; a weight of zero silences even NaN, since that observation is not there."""
-    if weights is None:
-        return terms
-    weights = weights.reshape((-1,) + (1,) * (terms.ndim - 1))
-    return jnp.where(weights == 0, 0.0, weights * terms)
-
-
-def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]:
-    """The weighted log-densities."""
-    return weigh(target.terms(flat, target.rows), target.weights)
-
-
-def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
-    """Terms, gradient and minus Hessian in one pass over the data."""
-    method = _by_entry if flat.shape[0] <= FORWARD_UP_TO else _by_row
-
-    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array]]:
-        terms, gradient, curvature = method(lambda u: target.terms(u, rows), flat, weights)
-        return terms, (gradient, curvature)
-
-    terms, (gradient, curvature) = _in_chunks(target, flat, of_chunk)
-    return Derivatives(terms, gradient, curvature)
-
-
-def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Array, " n"], Float[Array, " p"]]:
-    """Weighted terms and the gradient of their sum."""
-
-    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
-        terms, pull = jax.vjp(lambda u: target.terms(u, rows), flat)
-        return weigh(terms, weights), pull(_cotangent(terms, weights))[0]
-
-    return _in_chunks(target, flat, of_chunk)
-
-
-def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p"]:
-    """The gradient of each term, without its weight."""
-    scores, _ = _in_chunks(target, flat, lambda rows, _: (_chunk_scores(target, flat, rows), 0.0))
-    return scores
-
-
-def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool[Array, " n"], Float[Array, "p p"]]:
-    """Which scores are finite, and Σ wᵢ sᵢ sᵢᵀ, never holding more than a chunk of scores."""
-
-    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
-        scores = _chunk_scores(target, flat, rows)
-        counted = scores if weights is None else jnp.where((weights == 0)[:, None], 0.0, scores)
-        product = jnp.einsum("np,nq->pq", weigh(scores, weights), counted, precision="highest")
-        return jnp.all(jnp.isfinite(counted), axis=1), product
-
-    return _in_chunks(target, flat, of_chunk)
-
-
-def _by_entry(
-    terms: Callable[[Array], Array], flat: Float[Array, " p"], weights: Float[Array, " c"] | None
-) -> tuple[Float[Array, " c"], Float[Array, " p"], Float[Array, "p p"]]:
-    """Forward over forward: one nested pass for each entry of the upper triangle."""
-    p = flat.shape[0]
-    basis = np.eye(p, dtype=flat.dtype)
-    value = terms(flat) if p == 0 else None
-    gradient: list[Array] = []
-    upper: dict[tuple[int, int], Array] = {}
-    for a in range(p):
-        along_a = functools.partial(_directional, terms, basis[a])
-        for b in range(a, p):
-            (value, slope), (_, bend) = jax.jvp(along_a, (flat,), (basis[b],))
-            upper[a, b] = -jnp.sum(weigh(bend, weights))
-        gradient.append(jnp.sum(weigh(slope, weights)))
-    curvature = [jnp.stack([upper[min(a, b), max(a, b)] for b in range(p)]) for a in range(p)]
-    empty = jnp.zeros((0,), flat.dtype)
-    stacked = jnp.stack(curvature) if curvature else empty.reshape(0, 0)
-    return weigh(value, weights), jnp.stack(gradient) if gradient else empty, stacked  # type: ignore[arg-type]
-
-
-def _directional(terms: Callable[[Array], Array], direction: Any, flat: Array) -> tuple[Array, Array]:
-    return jax.jvp(terms, (flat,), (direction,))
-
-
-def _by_row(
-    terms: Callable[[Array], Array], flat: Float[Array, " p"], weights: Float[Array, " c"] | None
-) -> tuple[Float[Array, " c"], Float[Array, " p"], Float[Array, "p p"]]:
-    """Forward over reverse: the gradient linearised once, then pushed along each axis."""
-
-    def gradient_and_terms(u: Array) -> tuple[Array, Array]:
-        value, pull = jax.vjp(terms, u)
-        return pull(_cotangent(value, weights))[0], value
-
-    (gradient, value), push = jax.linearize(gradient_and_terms, flat)
-    rows = _batched(lambda axis: -push(axis)[0], jnp.eye(flat.shape[0], dtype=flat.dtype), value.shape[0])
-    return weigh(value, weights), gradient, 0.5 * (rows + rows.T)
-
-
-def _cotangent(value: Array, weights: Array | None) -> Array:
-    return jnp.ones_like(value) if weights is None else weights
-
-
-def _batched(function: Callable[[Array], Array], rows: Float[Array, "p p"], num_terms: int) -> Array:
-    """`vmap` over the rows, a few at a time where p × n would be too much at once."""
-    at_once = max(8, CHUNK_ENTRIES // max(num_terms, 1))
-    if at_once >= rows.shape[0]:
-        return jax.vmap(function)(rows)
-    return jax.lax.map(function, rows, batch_size=at_once)
-
-
-def _chunk_scores(target: Likelihood, flat: Float[Array, " p"], rows: PyTree) -> Float[Array, "c p"]:
-    if target.separable and flat.shape[0] > FORWARD_UP_TO:
-
-        def one(row: PyTree) -> Array:
-            return jax.grad(lambda u: target.terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])(flat)
-
-        return jax.vmap(one)(rows)
-    _, push = jax.linearize(lambda u: target.terms(u, rows), flat)
-    return _batched(push, jnp.eye(flat.shape[0], dtype=flat.dtype), target.num_terms).T
-
-
-def _in_chunks(
-    target: Likelihood, flat: Float[Array, " p"], of_chunk: Callable[[PyTree, Any], tuple[Array, Any]]
-) -> tuple[Array, Any]:
-    """Apply `of_chunk(rows, weights) -> (by_row, totals)` to all rows: by_row is joined, totals are added up."""
-    n, at_once = target.num_terms, max(256, CHUNK_ENTRIES // max(flat.shape[0], 1))
-    if not target.separable or n <= at_once:
-        return of_chunk(target.rows, target.weights)
-    count = -(-n // at_once)
-    size = -(-n // count)
-    padding = count * size - n
-    weights = target.weights
-    if padding and weights is None:
-        weights = jnp.ones((n,), flat.dtype)
-    chunks = jax.tree.map(lambda leaf: _cut(jnp.asarray(leaf), count, size, padding, "edge"), target.rows)
-    cut_weights = None if weights is None else _cut(weights, count, size, padding, "constant")
-
-    def body(totals: Any, chunk: Any) -> tuple[Any, Array]:
-        by_row, added = of_chunk(*chunk)
-        return jax.tree.map(jnp.add, totals, added), by_row
-
-    shapes = jax.eval_shape(of_chunk, *jax.tree.map(lambda leaf: leaf[0], (chunks, cut_weights)))[1]
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    totals, by_row = jax.lax.scan(body, zeros, (chunks, cut_weights))
-    return by_row.reshape((count * size, *by_row.shape[2:]))[:n], totals
-
-
-def _cut(leaf: Array, count: int, size: int, padding: int, mode: str) -> Array:
-    padded = jnp.pad(leaf, [(0, padding)] + [(0, 0)] * (leaf.ndim - 1), mode=mode)
-    return padded.reshape((count, size, *leaf.shape[1:]))
 
 
 def at_door(

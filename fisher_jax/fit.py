@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.derivatives import outer_product_at
+from fisher_jax.differentiate import outer_product_at
 from fisher_jax.fitted import Fit
 from fisher_jax.information import total_expected
 from fisher_jax.model import (

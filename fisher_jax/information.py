@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax import linalg
-from fisher_jax.derivatives import at_door, derivatives_at, jitted, outer_product_at, weigh
+from fisher_jax.derivatives import at_door, jitted
+from fisher_jax.differentiate import derivatives_at, outer_product_at, weigh
 from fisher_jax.extras import require
 from fisher_jax.model import Likelihood, Model, as_model, flatten_parameters
 from fisher_jax.parameters import Layout, Values

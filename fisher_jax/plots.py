@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.derivatives import at_door, hessian, terms_at
+from fisher_jax.derivatives import at_door, hessian
+from fisher_jax.differentiate import terms_at
 from fisher_jax.inference.intervals import check_level
 from fisher_jax.model import Model, Sample, likelihood
 from fisher_jax.parameters import Layout, Values

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from fisher_jax import linalg
-from fisher_jax.derivatives import derivatives_at, gradient_at, outer_product_at, terms_at
+from fisher_jax.differentiate import derivatives_at, gradient_at, outer_product_at, terms_at
 from fisher_jax.model import Likelihood
 from fisher_jax.optimizers import (
     DRIFT_LIMIT,
