@@ -4,18 +4,37 @@ from fisher_jax import optimizers
 from fisher_jax._version import __version__
 from fisher_jax.constraints import fixed, interval, ordered, positive, positive_definite, simplex, unit_interval
 from fisher_jax.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
+from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.fit import fit
 from fisher_jax.fitted import Fit, FitError, FitWarning
-from fisher_jax.information import Information, empirical_fisher, fisher_information, observed_information
+from fisher_jax.information import (
+    Covariance,
+    Estimate,
+    Information,
+    InformationWarning,
+    Regularity,
+    empirical_fisher,
+    fisher_information,
+    observed_information,
+)
+from fisher_jax.linked import linked
 from fisher_jax.model import Model, dependent
 from fisher_jax.status import Status
 
 __all__ = [
+    "Covariance",
+    "Enumeration",
+    "Estimate",
     "Fit",
     "FitError",
     "FitWarning",
     "Information",
+    "InformationWarning",
     "Model",
+    "MonteCarlo",
+    "Quadrature",
+    "QuasiMonteCarlo",
+    "Regularity",
     "Status",
     "__version__",
     "dependent",
@@ -26,6 +45,7 @@ __all__ = [
     "hessian",
     "hessian_vector_product",
     "interval",
+    "linked",
     "log_likelihood",
     "observed_information",
     "optimizers",

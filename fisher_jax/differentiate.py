@@ -117,6 +117,41 @@ def _directional(terms: Callable[[Array], Array], direction: Any, flat: Array) -
     return jax.jvp(terms, (flat,), (direction,))
 
 
+def each_at(
+    terms: Callable[[Array, PyTree], Array], flat: Float[Array, " p"], rows: PyTree
+) -> tuple[Float[Array, "c p"], Float[Array, "c p p"]]:
+    """The score and the Hessian of each row's term."""
+    p = flat.shape[0]
+    if p == 0:
+        empty = terms(flat, rows)[:, None] * jnp.zeros((0,), flat.dtype)
+        return empty, empty[:, :, None]
+    if p <= FORWARD_UP_TO:
+        _, slopes, bends = _entries(lambda u: terms(u, rows), flat)
+        return jnp.stack(slopes, axis=-1), _symmetric(bends, p)
+
+    def one(row: PyTree) -> tuple[Array, Array]:
+        gradient = jax.grad(lambda u: terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])
+        value, push = jax.linearize(gradient, flat)
+        return value, jax.vmap(push)(jnp.eye(p, dtype=flat.dtype))
+
+    scores, hessians = jax.vmap(one)(rows)
+    return scores, 0.5 * (hessians + jnp.swapaxes(hessians, -1, -2))
+
+
+def each_score_at(
+    terms: Callable[[Array, PyTree], Array], flat: Float[Array, " p"], rows: PyTree
+) -> Float[Array, "c p"]:
+    """The score of each row's term."""
+    if flat.shape[0] > FORWARD_UP_TO:
+
+        def one(row: PyTree) -> Array:
+            return jax.grad(lambda u: terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])(flat)
+
+        return jax.vmap(one)(rows)
+    value, push = jax.linearize(lambda u: terms(u, rows), flat)
+    return _batched(push, jnp.eye(flat.shape[0], dtype=flat.dtype), value.shape[0]).T
+
+
 def _by_row(
     terms: Callable[[Array], Array], flat: Float[Array, " p"], weights: Float[Array, " c"] | None
 ) -> tuple[Float[Array, " c"], Float[Array, " p"], Float[Array, "p p"]]:
@@ -144,12 +179,8 @@ def _batched(function: Callable[[Array], Array], rows: Float[Array, "p p"], num_
 
 
 def _chunk_scores(target: Likelihood, flat: Float[Array, " p"], rows: PyTree) -> Float[Array, "c p"]:
-    if target.separable and flat.shape[0] > FORWARD_UP_TO:
-
-        def one(row: PyTree) -> Array:
-            return jax.grad(lambda u: target.terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])(flat)
-
-        return jax.vmap(one)(rows)
+    if target.separable:
+        return each_score_at(target.terms, flat, rows)
     _, push = jax.linearize(lambda u: target.terms(u, rows), flat)
     return _batched(push, jnp.eye(flat.shape[0], dtype=flat.dtype), target.num_terms).T
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.differentiate import outer_product_at
 from fisher_jax.fitted import Fit
-from fisher_jax.information import total_expected
+from fisher_jax.information import has_closed_form, total_expected
 from fisher_jax.model import (
     Likelihood,
     Model,
@@ -140,9 +140,7 @@ def _fit(
         start,
         jnp.array(layout.restricted),
         _num_observed(target),
-        None
-        if model.information is None
-        else functools.partial(_expected_in_free, model, layout, values, sample, target),
+        functools.partial(_expected_in_free, model, layout, values, sample, target) if has_closed_form(model) else None,
     )
     found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
     finite_scores, outer_product = outer_product_at(target, found.free)
@@ -160,7 +158,7 @@ def _fit(
         free=found.free,
         curvature=found.curvature,
         outer_product=outer_product,
-        expected=_expected(model, layout, layout.assemble(estimate), sample, target),
+        expected=_expected(model, layout, estimate, sample, target),
         suspect=jnp.where(jnp.all(sound) | ~started, -1, jnp.argmin(sound)).astype(jnp.int32),
         last_step=found.last_step,
         layout=layout,
@@ -206,17 +204,17 @@ def _num_observed(target: Likelihood) -> Array:
     return jnp.sum(target.weights > 0)
 
 
-def _expected(model: Model, layout: Layout, params: PyTree, sample: Sample, target: Likelihood) -> Array | None:
-    if model.information is None:
+def _expected(model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood) -> Array | None:
+    if not has_closed_form(model):
         return None
-    return total_expected(model, layout, params, sample.given, _num_observations(target, layout), target.weights)
+    return total_expected(model, layout, values, sample.given, _num_observations(target, layout), target.weights)
 
 
 def _expected_in_free(
     model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood, free: Float[Array, " p"]
 ) -> Float[Array, "p p"]:
     """n I in the unconstrained parametrisation: Dᵀ I D."""
-    expected = _expected(model, layout, layout.constrain(free, values), sample, target)
+    expected = _expected(model, layout, layout.constrained_values(free, values), sample, target)
     jacobian = layout.jacobian(free, values)
     with jax.default_matmul_precision("highest"):
         return jacobian.T @ expected @ jacobian  # type: ignore[operator]

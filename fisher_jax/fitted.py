@@ -14,7 +14,7 @@ from fisher_jax import linalg
 from fisher_jax.extras import require
 from fisher_jax.inference import covariance as covariances
 from fisher_jax.inference import intervals
-from fisher_jax.information import Information, describe_direction
+from fisher_jax.information import Information
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.solve import EDGE_INFORMATION
 from fisher_jax.status import Status
@@ -220,7 +220,7 @@ class Fit:
             )
         matrix = _information(self, kind)
         route = f"{kind}: from the fit, divided by the number of observations"
-        return Information(matrix, jnp.zeros_like(matrix), self.names, route)
+        return Information(matrix, self.names, route)
 
     def aic(self) -> Float[Array, ""]:
         """Akaike's information criterion 2p − 2ℓ."""
@@ -300,7 +300,7 @@ class Fit:
         if self.status == Status.BOUNDARY:
             return self._escaping(curvature)
         _, direction = linalg.weakest_direction(curvature)
-        return describe_direction(direction, self._free_names())
+        return linalg.describe_direction(direction, self._free_names())
 
     def _escaping(self, curvature: np.ndarray) -> str:
         """What runs away: the constrained parameters left without information, else where the last step was heading."""
@@ -312,7 +312,7 @@ class Fit:
         if not np.any(step):
             free = np.where(self.layout.restricted, np.abs(np.asarray(self.free)), 0.0)
             return names[int(np.argmax(free))]
-        return describe_direction(step / step[np.argmax(np.abs(step))], names)
+        return linalg.describe_direction(step / step[np.argmax(np.abs(step))], names)
 
     def _free_names(self) -> tuple[str, ...]:
         """Names for the entries of u: those of θ where they correspond one to one."""

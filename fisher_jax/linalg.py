@@ -38,9 +38,7 @@ def singular_pivot(p: int, dtype: np.typing.DTypeLike) -> float:
 def factorise(matrix: Float[Array, "p p"]) -> Factor:
     """Cholesky factor of a symmetric matrix scaled to unit diagonal, with its definiteness."""
     p = matrix.shape[-1]
-    diagonal = jnp.abs(jnp.diagonal(matrix))
-    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    scaled = matrix / scale[:, None] / scale[None, :]
+    scaled, scale = to_unit_diagonal(matrix)
     threshold = singular_pivot(p, matrix.dtype)
     lower, pivot = (_unrolled if p <= BLOCK else _by_blocks)(scaled, threshold)
     return Factor(lower, scale, pivot, pivot > threshold)
@@ -158,14 +156,44 @@ def inverse(matrix: Float[Array, "p p"]) -> Float[Array, "p p"]:
     return jnp.where(factor.definite, product, jnp.nan)
 
 
-def weakest_direction(matrix: np.ndarray) -> tuple[float, np.ndarray]:
-    """Smallest eigenvalue of the matrix scaled to unit diagonal, and its eigenvector in the matrix's own units.
+def log_determinant(matrix: Float[Array, "p p"]) -> Float[Array, ""]:
+    """log det A of a positive definite matrix; NaN where A is not positive definite."""
+    factor = factorise(matrix)
+    diagonal = jnp.where(factor.definite, jnp.diagonal(factor.lower), 1.0)
+    return jnp.where(factor.definite, 2.0 * jnp.sum(jnp.log(diagonal) + jnp.log(factor.scale)), jnp.nan)
 
-    Runs on the host with numpy, for messages. The vector is scaled so that its largest entry is one in units of each
+
+def to_unit_diagonal(matrix: Float[Array, "p p"]) -> tuple[Float[Array, "p p"], Float[Array, " p"]]:
+    """The matrix with rows and columns divided by the square roots of its diagonal, and these; by one where that is zero."""
+    diagonal = jnp.abs(jnp.diagonal(matrix))
+    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    return matrix / scale[:, None] / scale[None, :], scale
+
+
+def weak_directions(matrix: np.ndarray, below: float) -> list[tuple[float, np.ndarray]]:
+    """Eigenvalues under `below` of the matrix scaled to unit diagonal, the least first, and their eigenvectors.
+
+    Runs on the host with numpy, for messages. Each vector is scaled so that its largest entry is one in units of each
     parameter's own conditional standard error.
     """
     diagonal = np.abs(np.diagonal(matrix))
     scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     values, vectors = np.linalg.eigh(matrix / scale[:, None] / scale[None, :])
-    vector = vectors[:, 0]
-    return float(values[0]), vector / vector[np.argmax(np.abs(vector))]
+    largest = [vector[np.argmax(np.abs(vector))] for vector in vectors.T]
+    return [
+        (float(value), vector / size)
+        for value, vector, size in zip(values, vectors.T, largest, strict=True)
+        if value < below
+    ]
+
+
+def weakest_direction(matrix: np.ndarray) -> tuple[float, np.ndarray]:
+    """The first of `weak_directions`, however strong it is."""
+    return weak_directions(matrix, np.inf)[0]
+
+
+def describe_direction(direction: np.ndarray, names: tuple[str, ...], most: int = 4) -> str:
+    """`+1 a −0.98 b`: the parameters that make up a direction, the largest first."""
+    order = [k for k in np.argsort(-np.abs(direction), kind="stable") if abs(direction[k]) >= 0.05]
+    said = " ".join(f"{direction[k]:+.2g} {names[k]}" for k in order[:most])
+    return said + (f" and {len(order) - most} more" if len(order) > most else "")

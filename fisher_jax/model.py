@@ -207,6 +207,15 @@ def check_sample(model: Model, data: PyTree, given: PyTree, weights: Any, caller
     return Sample(data, given, weights)
 
 
+def check_given(given: PyTree, caller: str) -> PyTree:
+    """Covariates as arrays with one leading axis."""
+    if given is None:
+        return None
+    given = _as_arrays(given)
+    _common_length({"given": given}, caller)
+    return given
+
+
 def _as_arrays(tree: PyTree) -> PyTree:
     if isinstance(tree, list | tuple) and not hasattr(tree, "_fields") and _is_numbers(tree):
         return np.asarray(tree)
@@ -278,15 +287,23 @@ def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> Any
     return weights
 
 
-def likelihood(model: Model, layout: Layout, values: Values, sample: Sample, caller: str) -> Likelihood:
-    """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
-    rows = sample.data if sample.given is None else (sample.data, sample.given)
+def terms_of(
+    model: Model, layout: Layout, values: Values, has_given: bool, caller: str
+) -> Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]:
+    """The log-densities as a function of u in `layout` and of rows, which are y or (y, z). Checks what comes back."""
     evaluate = _terms_at_once if model.is_dependent else _terms_one_by_one
 
     def terms(free: Float[Array, " p"], rows: PyTree) -> Float[Array, " n"]:
-        y, z = (rows, ()) if sample.given is None else (rows[0], (rows[1],))
+        y, z = (rows[0], (rows[1],)) if has_given else (rows, ())
         return evaluate(model, layout.constrain(free, values), y, z, caller).astype(layout.dtype)
 
+    return terms
+
+
+def likelihood(model: Model, layout: Layout, values: Values, sample: Sample, caller: str) -> Likelihood:
+    """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
+    rows = sample.data if sample.given is None else (sample.data, sample.given)
+    terms = terms_of(model, layout, values, sample.given is not None, caller)
     shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
     weights = sample.weights
     if weights is not None:

@@ -1,0 +1,209 @@
+"""How an expectation under the model is taken: by draws, by scrambled points, by quadrature, by listing all values.
+
+These records only say what is wanted; `fisher_information`, `check_score_mean` and their like do it.
+"""
+
+import itertools
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import jax
+from jaxtyping import Array, PyTree
+
+Estimator = Literal["bartlett", "outer", "hessian"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MonteCarlo:
+    """Independent draws from the model's own `sample`.
+
+    Parameters
+    ----------
+    key : PRNG key
+        As made by `jax.random.key`. The same key gives the same draws, whatever the chunks they are taken in.
+    num_samples : int
+        Draws for each row of `given`, or in all where there is none. Even, since errors come from pairs of draws.
+    estimator : {"bartlett", "outer", "hessian"}
+        ``"outer"`` averages s sᵀ, ``"hessian"`` averages −H. ``"bartlett"`` averages −H with the draws' s and s sᵀ + H as
+        control variates: both have mean zero in a regular model (the Bartlett identities), so what they explain of −H is
+        taken out. The coefficients come from other draws than those they are used on, so that no bias results.
+    fallback : {"outer", "hessian"}, optional
+        What ``"bartlett"`` gives instead where the draws contradict those zero means. Without it the matrix is NaN there.
+
+    Notes
+    -----
+    Exact to rounding, at any number of draws, for exponential families in any parametrisation and for Student's t.
+    Needs a Hessian for each draw, and at least 6 (1 + q + q (q + 1) / 2) draws; above some thirty parameters use ``"outer"``.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> draws = fj.MonteCarlo(jax.random.key(0), 1000)
+    >>> information = fj.fisher_information(fj.families.gamma, {"shape": 2.0, "rate": 3.0}, draws)
+    >>> information.num_samples
+    1000
+    """
+
+    key: Array
+    num_samples: int = field(metadata={"static": True})
+    estimator: Estimator = field(default="bartlett", metadata={"static": True})
+    fallback: Estimator | None = field(default=None, metadata={"static": True}, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_samples", _whole(self.num_samples))
+        check_draws("MonteCarlo", self.num_samples, self.estimator, self.fallback)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QuasiMonteCarlo:
+    """Scrambled Sobol points through the model's `quantile` function: less noise than draws where y is smooth in them.
+
+    Parameters
+    ----------
+    key : PRNG key
+        Scrambles the points.
+    num_samples : int
+        Points for each row of `given`, a multiple of 64: 64 independent scramblings of num_samples / 64 points, best a power
+        of two. The errors come from the differences between scramblings.
+    estimator, fallback
+        As for `MonteCarlo`.
+    dimension : int, optional
+        Length of the vector of uniform numbers that `quantile` takes; left out, it takes a scalar.
+
+    References
+    ----------
+    Owen, A. B. (1995), Randomly permuted (t,m,s)-nets; Burley, B. (2020), Practical hash-based Owen scrambling, J. Comput.
+    Graph. Tech. 9(4), 1-20.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> points = fj.QuasiMonteCarlo(jax.random.key(0), 1024)
+    >>> information = fj.fisher_information(fj.families.weibull, {"shape": 2.0, "scale": 3.0}, points)
+    >>> information.num_samples
+    1024
+    """
+
+    key: Array
+    num_samples: int = field(metadata={"static": True})
+    estimator: Estimator = field(default="bartlett", metadata={"static": True})
+    fallback: Estimator | None = field(default=None, metadata={"static": True}, kw_only=True)
+    dimension: int | None = field(default=None, metadata={"static": True}, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_samples", _whole(self.num_samples))
+        check_draws("QuasiMonteCarlo", self.num_samples, self.estimator, self.fallback)
+        if self.num_samples % SCRAMBLINGS:
+            raise ValueError(
+                f"QuasiMonteCarlo: num_samples={self.num_samples} must be a multiple of {SCRAMBLINGS}, which is the number of "
+                "independent scramblings that the errors come from."
+            )
+
+
+SCRAMBLINGS = 64
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """Numerical integration over a scalar y by the double-exponential rule, exact to rounding for smooth densities.
+
+    Parameters
+    ----------
+    lower, upper : float, or callable
+        Ends of the support, infinite ones included, or functions of params (and z) that return them. Where the density is
+        concentrated far from zero or on another scale than one, give finite ends or `points`.
+    order : int
+        Nodes in each piece, at least 16.
+    points : sequence of floats, or callable
+        Where to cut the interval into pieces: at kinks, jumps and peaks of the density; or a function of params (and z) that
+        returns them, increasing.
+
+    Notes
+    -----
+    The rule bears singularities at the ends of the pieces. The result's `errors` hold the change since half the order.
+
+    References
+    ----------
+    Takahasi, H. and Mori, M. (1974), Publ. RIMS 9, 721-741.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> rule = fj.Quadrature(0.0, jnp.inf)
+    >>> print(fj.fisher_information(fj.families.exponential, {"rate": 2.0}, rule).matrix.round(4))
+    [[0.25]]
+    """
+
+    lower: float | Callable[..., Any]
+    upper: float | Callable[..., Any]
+    order: int = 200
+    points: tuple[float, ...] | Callable[..., Any] = ()
+
+    def __post_init__(self) -> None:
+        if self.order < 16:
+            raise ValueError(f"Quadrature: order={self.order} must be at least 16 nodes.")
+        if not callable(self.points):
+            object.__setattr__(self, "points", tuple(float(point) for point in self.points))
+        ends = [end for end in (self.lower, *self._numbers(), self.upper) if not callable(end)]
+        if any(not low < high for low, high in itertools.pairwise(ends)):
+            raise ValueError(
+                f"Quadrature: expected lower < points < upper, increasing, got lower={self.lower}, "
+                f"points={self.points}, upper={self.upper}."
+            )
+        for name in ("lower", "upper"):
+            if not callable(getattr(self, name)):
+                object.__setattr__(self, name, float(getattr(self, name)))
+
+    def _numbers(self) -> tuple[float, ...]:
+        return () if callable(self.points) else self.points
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Enumeration:
+    """All values that y can take, or all that matter, listed.
+
+    Parameters
+    ----------
+    values : pytree
+        Observations with a leading axis, as `data` elsewhere: every value once. Of an infinite support give as many as
+        leave less than 1e-6 of the probability out; what is left out is missing from the result, and more is said to be.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> found = fj.fisher_information(fj.families.bernoulli, {"logit": 0.0}, fj.Enumeration(jnp.array([0, 1])))
+    >>> print(found.matrix)
+    [[0.25]]
+    """
+
+    values: PyTree
+
+
+Expectation = MonteCarlo | QuasiMonteCarlo | Quadrature | Enumeration
+
+
+def _whole(number: Any) -> Any:
+    """A whole number of whatever type as Python's own, anything else as it came."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        return number
+
+
+def check_draws(caller: str, num_samples: Any, estimator: str, fallback: str | None) -> None:
+    """Refuse a number of draws that cannot be paired, and estimators that there are none of."""
+    if not isinstance(num_samples, int) or num_samples < 2 or num_samples % 2:
+        raise ValueError(
+            f"{caller}: num_samples={num_samples!r} must be an even whole number, at least 2: errors come from pairs of draws."
+        )
+    if estimator not in get_args(Estimator):
+        raise ValueError(f'{caller}: estimator={estimator!r} is unknown; choose "bartlett", "outer" or "hessian".')
+    if fallback is not None and (estimator != "bartlett" or fallback not in ("outer", "hessian")):
+        raise ValueError(
+            f'{caller}: fallback={fallback!r} with estimator={estimator!r}: only "bartlett" falls back, to "outer" or "hessian"'
+        )

@@ -1,0 +1,23 @@
+"""The information matrices, expected and at the data, and the record that carries them."""
+
+from fisher_jax.information.at_data import empirical_fisher, observed_information
+from fisher_jax.information.closed_form import as_matrix, has_closed_form, total_expected
+from fisher_jax.information.errors import Estimate
+from fisher_jax.information.expected import InformationWarning, fisher_information
+from fisher_jax.information.inverse import Covariance
+from fisher_jax.information.record import Information
+from fisher_jax.information.regularity import Regularity
+
+__all__ = [
+    "Covariance",
+    "Estimate",
+    "Information",
+    "InformationWarning",
+    "Regularity",
+    "as_matrix",
+    "empirical_fisher",
+    "fisher_information",
+    "has_closed_form",
+    "observed_information",
+    "total_expected",
+]

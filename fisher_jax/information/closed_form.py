@@ -1,0 +1,97 @@
+"""Information without an expectation to take: a model's own closed form, and Jᵀ I_η J of a linked one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.differentiate import CHUNK_ENTRIES, FORWARD_UP_TO, in_chunks, weigh
+from fisher_jax.linked import LinkedModel
+from fisher_jax.model import Model
+from fisher_jax.parameters import Layout, Values
+
+
+def has_closed_form(model: Model) -> bool:
+    """Whether the expected information can be had without draws or quadrature."""
+    return model.information is not None or (isinstance(model, LinkedModel) and model.family.information is not None)
+
+
+def total_expected(
+    model: Model, layout: Layout, values: Values, given: PyTree, num_observations: Any, weights: Any
+) -> Float[Array, "q q"]:
+    """n I(θ), θ being `values`: summed over the covariates' rows, or n times that of one where there are none."""
+    one = _own if model.information is not None else _linked
+    if given is None:
+        return num_observations * one(model, layout, values, (), None)
+    q = len(layout.names)
+
+    def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Array]:
+        return jnp.zeros((jax.tree.leaves(rows)[0].shape[0], 0)), one(model, layout, values, (rows,), weights)
+
+    return in_chunks(jax.tree.map(jnp.asarray, given), weights, max(16, CHUNK_ENTRIES // q**2), of_chunk)[1]
+
+
+def _own(model: Model, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:
+    """The model's own closed form, of one observation or summed over rows."""
+    params = layout.assemble([jnp.asarray(value, layout.dtype) for value in values])
+    if not rows:
+        return as_matrix(model.information(params), layout)  # type: ignore[misc]
+    matrices = jax.vmap(lambda z: as_matrix(model.information(params, z), layout))(*rows)  # type: ignore[misc]
+    return jnp.sum(weigh(matrices, weights), axis=0)
+
+
+def _linked(model: Any, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:
+    """Jᵀ I_η J of one observation, or summed over rows, as one product of tall matrices."""
+
+    def one(*z: PyTree) -> tuple[Float[Array, "e q"], Float[Array, "e q"]]:
+        jacobian, inner = predicted(model, layout, values, z)
+        return jacobian, jnp.matmul(inner, jacobian, precision="highest")
+
+    left, right = jax.vmap(one)(*rows) if rows else jax.tree.map(lambda part: part[None], one())
+    right = weigh(right, weights)
+    if weights is not None:
+        left = jnp.where((weights == 0)[:, None, None], 0.0, left)
+    matrix = jnp.einsum("nep,neq->pq", left, right, precision="highest")
+    return 0.5 * (matrix + matrix.T)
+
+
+def predicted(
+    model: LinkedModel, layout: Layout, values: Values, z: tuple[PyTree, ...]
+) -> tuple[Float[Array, "e q"], Float[Array, "e e"]]:
+    """J = ∂η/∂θ and the family's information I_η, for one observation."""
+    natural = layout.natural()
+    theta = natural.unconstrain(values)
+
+    def predict(theta: Array) -> Array:
+        return model.predict(natural.constrain(theta, values), *z).astype(theta.dtype)
+
+    reverse = theta.shape[0] > max(FORWARD_UP_TO, jax.eval_shape(predict, theta).shape[0])
+    jacobian = (jax.jacrev if reverse else jax.jacfwd)(predict)(theta)
+    family_layout, inner = model.family_information(natural.constrain(theta, values), *z)
+    return jacobian, as_matrix(inner, family_layout).astype(theta.dtype)
+
+
+def as_matrix(information: Any, layout: Layout) -> Float[Array, "q q"]:
+    """A user's closed form as one matrix: an array (q, q), or nested like params in params, over the free leaves."""
+    q = len(layout.names)
+    if isinstance(information, jax.Array | np.ndarray | float | int):
+        matrix = jnp.asarray(information, layout.dtype)
+        if matrix.size == q * q and matrix.ndim in (0, 2):
+            return matrix.reshape(q, q)
+        raise ValueError(
+            f"information: expected shape {(q, q)} for the parameters {', '.join(layout.names)}, got {matrix.shape}. "
+            "Return it in this order, or nested like jax.hessian's result."
+        )
+    try:
+        rows = [layout.blocks(row) for row in layout.blocks(information)]
+    except ValueError as error:
+        raise ValueError(
+            f"information: expected an array {(q, q)} or a pytree nested like params in params, got {information!r}: {error}"
+        ) from error
+    free = layout.free_leaves
+    parts = [
+        [jnp.asarray(rows[i][j], layout.dtype).reshape(row.size, column.size) for j, column in free] for i, row in free
+    ]
+    return jnp.block(parts)

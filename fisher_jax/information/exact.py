@@ -1,0 +1,158 @@
+"""Fisher information by exact expectation: over all values of a discrete y, or by quadrature over a scalar one."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.differentiate import CHUNK_ENTRIES, each_at, in_chunks
+from fisher_jax.expectation import Enumeration, Quadrature
+from fisher_jax.information.draws import num_rows
+from fisher_jax.information.regularity import Regularity
+from fisher_jax.information.sampled import Sampled
+from fisher_jax.model import Model, terms_of
+from fisher_jax.parameters import Layout, Values
+
+ZERO_MEAN = 1e-6  # times the parameters' scale: how far from zero an exact mean may be by rounding and truncation
+
+
+class Moments(NamedTuple):
+    """Expectations of one observation: 1, s, s sᵀ, H, and s sᵀ by half of the nodes; and nodes that are not finite."""
+
+    mass: Float[Array, ""]
+    score: Float[Array, " q"]
+    outer: Float[Array, "q q"]
+    hessian: Float[Array, "q q"]
+    coarse: Float[Array, "q q"]
+    not_finite: Array
+
+
+def by_nodes(
+    model: Model, layout: Layout, values: Values, expectation: Quadrature | Enumeration, given: PyTree, caller: str
+) -> Sampled:
+    """E[s sᵀ] of one observation on average over the rows of `given`, with the change since half the order as its error."""
+    if model.is_dependent:
+        raise ValueError(
+            f"{caller}: {type(expectation).__name__} lists the values of one observation, but a dependent model draws a whole "
+            "series at once. Use MonteCarlo."
+        )
+    found, mass = moments(model, layout, values, expectation, given, caller)
+    q = len(layout.names)
+    errors = (found.outer - found.coarse)[None] if isinstance(expectation, Quadrature) else jnp.zeros((0, q, q))
+    return Sampled(0.5 * (found.outer + found.outer.T), 0.5 * (errors + errors.mT), judge(found, mass))
+
+
+def moments(
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str
+) -> tuple[Moments, Float[Array, ""]]:
+    """Averages over the rows of `given`, and the total probability that is farthest from one among them."""
+    theta = layout.unconstrain(values)
+    terms = terms_of(model, layout, values, given is not None, caller)
+
+    def one(*z: PyTree) -> Moments:
+        params = jax.lax.stop_gradient(layout.constrain(theta, values))
+        nodes, weights = _nodes(expectation, params, z, layout.dtype)
+        count = weights.shape[0]
+        rows = nodes
+        if z:
+            rows = (nodes, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), z[0]))
+        return _expect(terms, theta, rows, weights)
+
+    if given is None:
+        found = one()
+        return found, found.mass
+
+    def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Moments]:
+        each = jax.vmap(one)(rows)
+        kept = jnp.ones(each.mass.shape) if weights is None else weights
+        return each.mass, jax.tree.map(lambda part: jnp.tensordot(kept.astype(part.dtype), part, 1), each)
+
+    at_once = max(1, CHUNK_ENTRIES // (_num_nodes(expectation) * len(layout.names) ** 2))
+    masses, total = in_chunks(jax.tree.map(jnp.asarray, given), None, at_once, of_chunk)
+    mean = jax.tree.map(lambda part: part / num_rows(model, given), total)
+    return mean, masses[jnp.argmax(jnp.abs(masses - 1.0))]
+
+
+def _expect(terms: Any, theta: Float[Array, " q"], rows: PyTree, weights: Float[Array, " c"]) -> Moments:
+    """Sums over the nodes. One of probability zero counts for nothing, whatever its derivatives."""
+    probability = weights * jnp.exp(terms(theta, rows))
+    s, hessian = each_at(terms, theta, rows)
+    counted = probability != 0
+    finite = jnp.isfinite(probability) & jnp.all(jnp.isfinite(s), 1) & jnp.all(jnp.isfinite(hessian), (1, 2))
+    s = jnp.where(counted[:, None], s, 0.0)
+    hessian = jnp.where(counted[:, None, None], hessian, 0.0)
+    outer = jnp.einsum("c,ci,cj->ij", probability, s, s, precision="highest")
+    return Moments(
+        mass=jnp.sum(probability),
+        score=jnp.sum(probability[:, None] * s, axis=0),
+        outer=outer,
+        hessian=jnp.sum(probability[:, None, None] * hessian, axis=0),
+        coarse=2.0 * jnp.einsum("c,ci,cj->ij", probability[::2], s[::2], s[::2], precision="highest"),
+        not_finite=jnp.sum(counted & ~finite),
+    )
+
+
+def judge(found: Moments, mass: Float[Array, ""]) -> Regularity:
+    """The zero means in units of what rounding and truncation may leave of them."""
+    q = found.score.shape[0]
+    diagonal = jnp.abs(jnp.diagonal(found.outer))
+    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    tolerance = max(ZERO_MEAN, 1e4 * float(jnp.finfo(scale.dtype).eps))
+    return Regularity(
+        score_z=found.score / scale / tolerance,
+        equality_z=(found.outer + found.hessian) / (scale[:, None] * scale[None, :]) / tolerance,
+        tail=jnp.full((q,), jnp.nan, scale.dtype),
+        mass=mass,
+        num_not_finite=found.not_finite.astype(jnp.int32),
+        limit=1.0,
+    )
+
+
+def _num_nodes(expectation: Any) -> int:
+    if isinstance(expectation, Enumeration):
+        return jax.tree.leaves(expectation.values)[0].shape[0]
+    pieces = 1 if callable(expectation.points) else len(expectation.points) + 1
+    return expectation.order * pieces
+
+
+def _nodes(expectation: Any, params: PyTree, z: tuple[PyTree, ...], dtype: Any) -> tuple[PyTree, Float[Array, " c"]]:
+    if isinstance(expectation, Enumeration):
+        values = jax.tree.map(jnp.asarray, expectation.values)
+        return values, jnp.ones((jax.tree.leaves(values)[0].shape[0],), dtype)
+    cuts = [expectation.lower, *_points(expectation, params, z), expectation.upper]
+    ends = [jnp.asarray(end(params, *z) if callable(end) else end, dtype) for end in cuts]
+    pieces = [_double_exponential(low, high, expectation.order, dtype) for low, high in itertools.pairwise(ends)]
+    return tuple(jnp.concatenate(parts) for parts in zip(*pieces, strict=True))  # type: ignore[return-value]
+
+
+def _points(expectation: Quadrature, params: PyTree, z: tuple[PyTree, ...]) -> list[Any]:
+    return list(expectation.points(params, *z) if callable(expectation.points) else expectation.points)
+
+
+def _double_exponential(
+    low: Float[Array, ""], high: Float[Array, ""], order: int, dtype: Any
+) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    """Nodes and weights of ∫ f from low to high, either of which may be infinite, known only when run."""
+    count = order + order % 2
+    t = (np.arange(count) - 0.5 * (count - 1)) * (2 * _REACH / (count - 1))
+    step = jnp.asarray(t[1] - t[0], dtype)
+    u = jnp.asarray(0.5 * np.pi * np.sinh(t), dtype)
+    slope = step * jnp.asarray(0.5 * np.pi * np.cosh(t), dtype)
+    finite_low, finite_high = jnp.isfinite(low), jnp.isfinite(high)
+    near, far = jnp.where(finite_low, low, 0.0), jnp.where(finite_high, high, 0.0)
+    width, tail = far - near, jax.nn.sigmoid(-2.0 * jnp.abs(u))
+    inside = jnp.where(u < 0, near + width * tail, far - width * tail)
+    inside_weight = 2.0 * width * tail * (1.0 - tail) * slope
+    growth = jnp.exp(u)
+    choices = [finite_low & finite_high, finite_low, finite_high]
+    nodes = jnp.select(choices, [inside, near + growth, far - growth], jnp.sinh(u))
+    weights = jnp.select(choices, [inside_weight, growth * slope, growth * slope], jnp.cosh(u) * slope)
+    return nodes, weights
+
+
+_REACH = (
+    3.8  # of the trapezoidal rule: the nodes reach e^±35 on a half line, and within e^−70 of the end of an interval
+)

@@ -1,0 +1,174 @@
+"""The Fisher information of a model, by whichever route there is to the expectation."""
+
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
+from fisher_jax.information.closed_form import has_closed_form, total_expected
+from fisher_jax.information.draws import num_rows
+from fisher_jax.information.exact import by_nodes
+from fisher_jax.information.record import Information
+from fisher_jax.information.sampled import Sampled, by_draws
+from fisher_jax.model import Model, as_model, check_given, flatten_parameters
+from fisher_jax.parameters import Layout, Values
+
+_CALLER = "fisher_information"
+
+
+class InformationWarning(UserWarning):
+    """A Fisher information was asked for where the model is not regular, or the expectation was not taken well."""
+
+
+def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, given: PyTree = None) -> Information:
+    """Fisher information I(θ) = E_θ[s sᵀ] = −E_θ[H], expected under the model, per observation.
+
+    Parameters
+    ----------
+    model : Model or callable
+        A model; a bare log-density will do for `Quadrature` and `Enumeration`.
+    params : pytree
+        The parameters θ.
+    expectation : MonteCarlo, QuasiMonteCarlo, Quadrature, Enumeration or None
+        How the expectation is taken. `None` is the closed form: the model's own `information`, or Jᵀ I_η J of a `linked`
+        model whose family has one.
+    given : pytree, optional
+        Covariates with a leading axis of length n; the result is the average over their rows. Each row gets the
+        expectation's number of draws, and draws of its own.
+
+    Returns
+    -------
+    Information
+        With the route named, errors where it is sampled, and in `regularity` what the zero means of the score and of
+        s sᵀ + H looked like. Leaves that the model holds `fixed` are left out; other constraints play no part. For a
+        `dependent` model: per term of a series, so that the sampler's length counts.
+
+    Raises
+    ------
+    ValueError
+        If there is no route: the message says what to supply.
+
+    Warns
+    -----
+    InformationWarning
+        If the draws or nodes contradict the model's regularity: the two definitions differ then, or there is no finite
+        information. The matrix by ``"bartlett"`` is NaN in that case. Under a transformation look at `regularity.regular`.
+
+    Notes
+    -----
+    Works under `jax.jit`, and `jax.vmap` over parameters. Memory is that of a chunk, whatever the number of draws and rows.
+    `jax.grad` is that of closed forms and linked models; draws are held fixed under it, so that it is not the derivative
+    of a sampled expectation.
+
+    References
+    ----------
+    Lehmann, E. L. and Casella, G. (1998), Theory of Point Estimation, 2nd ed., eq. (2.5.9) and lemma 2.5.3. The control
+    variates are Bartlett's identities, Bartlett, M. S. (1953), Biometrika 40, 12-19.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> params = {"df": 4.0, "loc": 0.0, "scale": 2.0}
+    >>> exact = fj.fisher_information(fj.families.student_t, params)
+    >>> exact.route
+    'expected: closed form'
+    >>> sampled = fj.fisher_information(fj.families.student_t, params, fj.MonteCarlo(jax.random.key(0), 1000))
+    >>> sampled.route
+    'expected: Monte Carlo, −H with the Bartlett identities as control variates'
+    >>> print((sampled.matrix - exact.matrix).round(4))
+    [[ 0.  0. -0.]
+     [ 0.  0. -0.]
+     [-0. -0.  0.]]
+    """
+    model = as_model(model, _CALLER)
+    layout, values = flatten_parameters(model, params, _CALLER)
+    given = check_given(given, _CALLER)
+    if expectation is None:
+        _check_closed_form(model)
+        matrix = _closed_form(model, layout, values, given)
+        return Information(matrix, layout.names, f"expected: {_closed_form_route(model)}")
+    if not isinstance(expectation, MonteCarlo | QuasiMonteCarlo | Quadrature | Enumeration):
+        raise TypeError(
+            f"{_CALLER}: expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, "
+            f"got {type(expectation).__name__}."
+        )
+    found = by_expectation(model, layout.natural(), values, expectation, given, _CALLER)
+    per_row = expectation.num_samples if isinstance(expectation, MonteCarlo | QuasiMonteCarlo) else 0
+    result = Information(
+        found.matrix,
+        layout.names,
+        _route(expectation),
+        found.errors,
+        per_row * num_rows(model, given),
+        found.regularity,
+    )
+    _warn(result)
+    return result
+
+
+def by_expectation(
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str
+) -> Sampled:
+    """Compiled once for each model, set of shapes and kind of expectation."""
+    if isinstance(expectation, Quadrature):
+        return _by_quadrature(model, layout, values, expectation, given, caller)
+    if isinstance(expectation, Enumeration):
+        return _by_enumeration(model, layout, values, expectation, given, caller)
+    return _by_draws(model, layout, values, expectation, given, caller)
+
+
+_by_quadrature = functools.partial(jax.jit, static_argnums=(0, 1, 3, 5))(by_nodes)
+_by_enumeration = functools.partial(jax.jit, static_argnums=(0, 1, 5))(by_nodes)
+_by_draws = functools.partial(jax.jit, static_argnums=(0, 1, 5))(by_draws)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _closed_form(model: Model, layout: Layout, values: Values, given: PyTree) -> Float[Array, "q q"]:
+    return total_expected(model, layout, values, given, 1.0, None) / num_rows(model, given)
+
+
+def _check_closed_form(model: Model) -> None:
+    if not has_closed_form(model):
+        raise ValueError(
+            f"{_CALLER}: no route to the expectation: the model has no information in closed form. Give an expectation: "
+            "MonteCarlo(key, num_samples) if the model has a sampler, Quadrature(lower, upper) for a continuous scalar y, "
+            "Enumeration(values) for a discrete one; or Model(…, information=function of params); or a linked model. "
+            "observed_information and empirical_fisher need data instead."
+        )
+
+
+def _closed_form_route(model: Model) -> str:
+    return "closed form" if model.information is not None else "closed form of the family, Jᵀ I_η J"
+
+
+_AVERAGED = {
+    "bartlett": "−H with the Bartlett identities as control variates",
+    "outer": "mean of s sᵀ",
+    "hessian": "mean of −H",
+}
+
+
+def _route(expectation: Any) -> str:
+    if isinstance(expectation, Enumeration):
+        return f"expected: sum of p s sᵀ over {jax.tree.leaves(expectation.values)[0].shape[0]} values"
+    if isinstance(expectation, Quadrature):
+        return f"expected: quadrature of s sᵀ, order {expectation.order}"
+    how = "Monte Carlo" if isinstance(expectation, MonteCarlo) else "quasi-Monte Carlo"
+    fallback = f", or {_AVERAGED[expectation.fallback]} where those fail" if expectation.fallback else ""
+    return f"expected: {how}, {_AVERAGED[expectation.estimator]}{fallback}"
+
+
+def _warn(result: Information) -> None:
+    regularity = result.regularity
+    if regularity is None or isinstance(regularity.score_z, jax.core.Tracer) or jnp.ndim(regularity.score_z) != 1:
+        return
+    if found := result.diagnosis():
+        without = ' The matrix is NaN; estimator="outer" or "hessian", or fallback=, gives one of the definitions.'
+        message = f"{_CALLER}: not to be relied on: {found}."
+        warnings.warn(
+            message + (without if jnp.any(jnp.isnan(result.matrix)) else ""), InformationWarning, stacklevel=3
+        )

@@ -1,0 +1,275 @@
+"""Fisher information from draws, with control variates from the Bartlett identities, its error, and tests of regularity.
+
+Each draw gives a score s and, where wanted, a Hessian H. The controls [s, vech(s sᵀ + H)] have mean zero in a regular model.
+What is averaged is the target vech(−H) less what the controls explain of it, with coefficients regressed on other draws.
+Draws come in pairs: half the difference of a pair has the variance of its mean, whatever row of covariates they belong to.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from fisher_jax import linalg
+from fisher_jax.differentiate import CHUNK_ENTRIES, each_at, each_score_at
+from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
+from fisher_jax.information.draws import drawing, num_rows, unit_terms
+from fisher_jax.information.regularity import Regularity
+from fisher_jax.information.tails import tail_exponent
+from fisher_jax.model import Model
+from fisher_jax.parameters import Layout, Values
+
+PIECES = 64  # independent pieces of error from independent draws
+FOLDS = 4  # parts of the draws, each with coefficients from the others
+GUARD_LEVEL = 1e-5  # at which a zero mean is given up, over all of those tested
+
+
+class Moments(NamedTuple):
+    """Sums over pairs of draws, of r controls and m targets."""
+
+    means: Float[Array, "f r+m"]  # of the pairs' means, by fold
+    pieces: Float[Array, "k r+m"]  # of half the pairs' differences, by piece
+    squares: Float[Array, " r"]  # of half the differences, squared
+    sizes: Float[Array, " r"]  # of what the controls are the sum of, in absolute value
+    gram: Float[Array, "f r r+m"]  # products of differences, by fold
+    largest: Float[Array, "q t"]  # the largest absolute scores
+    not_finite: Int[Array, ""]
+
+
+class Sampled(NamedTuple):
+    """A sampled matrix per observation, its pieces of error, and what the zero means looked like."""
+
+    matrix: Float[Array, "q q"]
+    errors: Float[Array, "k q q"]
+    regularity: Regularity
+
+
+def by_draws(
+    model: Model, layout: Layout, values: Values, expectation: MonteCarlo | QuasiMonteCarlo, given: PyTree, caller: str
+) -> Sampled:
+    """The information of one observation, or of one term of a series, on average over the rows of `given`."""
+    q = len(layout.names)
+    pairs = num_rows(model, given) * (expectation.num_samples // 2)
+    found = moments(model, layout, values, expectation, given, caller)
+    regularity = judge(found, q, pairs, GUARD_LEVEL, pieces_only=isinstance(expectation, QuasiMonteCarlo))
+    if expectation.estimator == "bartlett":
+        check_enough(pairs, q, caller)
+        explained = combine(found, _coefficients(found.gram), pairs)
+        instead = _instead(found, expectation.fallback, q, pairs)
+        target, pieces = (jnp.where(regularity.zero_means, a, b) for a, b in zip(explained, instead, strict=True))
+    else:
+        target, pieces = combine(found, None, pairs)
+    terms = _terms_per_draw(model, layout, values, expectation, given, caller)
+    return Sampled(_square(target, q) / terms, _square(pieces, q) / terms, regularity)
+
+
+def moments(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> Moments:
+    """Run over all pairs of draws, a chunk at a time."""
+    theta = layout.unconstrain(values)
+    params = layout.assemble([jnp.asarray(value, layout.dtype) if _is_floating(value) else value for value in values])
+    draw = drawing(model, params, given, expectation, caller)
+    terms = unit_terms(model, layout, values, given is not None, caller)
+    pairs = num_rows(model, given) * (expectation.num_samples // 2)
+    if 2 * pairs >= 2**31:
+        raise ValueError(
+            f"{caller}: {expectation.num_samples} draws for each of {num_rows(model, given)} rows of given are more than "
+            "2³¹ in all. Give fewer draws, or some of the rows."
+        )
+    groups = PIECES if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
+    q = theta.shape[0]
+    width = q if expectation.estimator == "outer" else q + q * (q + 1)
+    chunk = _chunk_size(pairs, 2 * (width + q * q))
+
+    def of_chunk(k: Array) -> Moments:
+        number = k * chunk + jnp.arange(chunk)
+        rows = draw(jnp.minimum(number, pairs - 1))
+        return _accumulate(
+            _each(terms, theta, rows, expectation.estimator), number < pairs, groups, expectation, 2 * pairs
+        )
+
+    def body(k: Array, total: Moments) -> Moments:
+        new = of_chunk(k)
+        largest = jax.lax.top_k(jnp.concatenate([total.largest, new.largest], axis=1), new.largest.shape[1])[0]
+        return jax.tree.map(jnp.add, total, new)._replace(largest=largest)
+
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(of_chunk, jnp.array(0)))
+    count = -(-pairs // chunk)
+    return of_chunk(jnp.array(0)) if count == 1 else jax.lax.fori_loop(0, count, body, zeros)
+
+
+class _Each(NamedTuple):
+    """Of each draw: controls, targets, the absolute size of what controls are sums of, and absolute scores."""
+
+    controls: Float[Array, "c r"]
+    targets: Float[Array, "c m"]
+    sizes: Float[Array, "c r"]
+    scores: Float[Array, "c q"]
+
+
+def _each(terms: Any, theta: Float[Array, " q"], rows: PyTree, estimator: str) -> _Each:
+    q = theta.shape[0]
+    upper = np.triu_indices(q)
+    if estimator == "outer":
+        s = each_score_at(terms, theta, rows)
+        return _Each(s, s[:, upper[0]] * s[:, upper[1]], jnp.abs(s), jnp.abs(s))
+    s, hessian = each_at(terms, theta, rows)
+    outer, bend = s[:, upper[0]] * s[:, upper[1]], hessian[:, upper[0], upper[1]]
+    controls = jnp.concatenate([s, outer + bend], axis=1)
+    sizes = jnp.concatenate([jnp.abs(s), jnp.abs(outer) + jnp.abs(bend)], axis=1)
+    return _Each(controls, -bend, sizes, jnp.abs(s))
+
+
+def _accumulate(each: _Each, valid: Bool[Array, " c"], groups: int, expectation: Any, num_draws: int) -> Moments:
+    count = valid.shape[0]
+    both = jnp.concatenate([each.controls, each.targets], axis=1).reshape(2, count, -1)
+    finite = jnp.all(jnp.isfinite(both), axis=(0, 2))
+    both = jnp.where(valid[None, :, None], both, 0.0)
+    half = 0.5 * (both[0] - both[1])
+    r = each.controls.shape[1]
+    by_fold = half.reshape(-1, FOLDS, half.shape[1])
+    gram = jnp.zeros((FOLDS, 0, half.shape[1]), half.dtype)
+    if expectation.estimator == "bartlett":
+        gram = jnp.einsum("afr,afx->frx", by_fold[:, :, :r], by_fold, precision="highest")
+    masked = jnp.where(jnp.tile(valid, 2)[:, None], each.scores, 0.0)
+    kept = _num_largest(num_draws)
+    largest = jax.lax.top_k(_padded(masked.T, kept), kept)[0]
+    return Moments(
+        means=jnp.sum(0.5 * (both[0] + both[1]).reshape(by_fold.shape), axis=0),
+        pieces=jnp.sum(half.reshape(-1, groups, half.shape[1]), axis=0),
+        squares=jnp.sum(half[:, :r] ** 2, axis=0),
+        sizes=jnp.sum(jnp.where(jnp.tile(valid, 2)[:, None], each.sizes, 0.0), axis=0),
+        gram=gram,
+        largest=largest,
+        not_finite=jnp.sum(valid & ~finite),
+    )
+
+
+def combine(found: Moments, coefficients: Float[Array, "f r m"] | None, pairs: int) -> tuple[Array, Array]:
+    """Mean of targets − controls · coefficients, each fold with its own, and the pieces of its error."""
+    r = found.squares.shape[0]
+    means, pieces = found.means[:, r:], found.pieces[:, r:]
+    if coefficients is not None:
+        folds = np.arange(pieces.shape[0]) % FOLDS
+        means = means - jnp.einsum("fr,frm->fm", found.means[:, :r], coefficients, precision="highest")
+        pieces = pieces - jnp.einsum("kr,krm->km", found.pieces[:, :r], coefficients[folds], precision="highest")
+    return jnp.sum(means, axis=0) / pairs, pieces / pairs
+
+
+def _coefficients(gram: Float[Array, "f r r+m"]) -> Float[Array, "f r m"]:
+    """Regression of targets on controls for each fold, on the pairs of the others.
+
+    Any coefficients leave the mean unbiased, so a little is added to the diagonal where controls are dependent, and its
+    effect taken out again by iterating (Tikhonov).
+    """
+    r = gram.shape[1]
+    rest = jnp.sum(gram, axis=0) - gram
+    little = 1e3 * r * float(jnp.finfo(gram.dtype).eps)
+
+    def solve(gram: Array) -> Array:
+        scaled, scale = linalg.to_unit_diagonal(gram[:, :r])
+        right = gram[:, r:] / scale[:, None]
+        factor = linalg.factorise(scaled + little * jnp.eye(r, dtype=gram.dtype))
+        solution = jnp.zeros_like(right)
+        for _ in range(4):
+            left_over = right - jnp.matmul(scaled, solution, precision="highest")
+            solution = solution + linalg.solve(factor, left_over)
+        return solution / scale[:, None]
+
+    return jax.vmap(solve)(rest)
+
+
+def _instead(found: Moments, fallback: str | None, q: int, pairs: int) -> tuple[Array, Array]:
+    """What stands where the zero means fail: NaN, or the plain estimator that was asked for."""
+    target, pieces = combine(found, None, pairs)
+    if fallback == "hessian":
+        return target, pieces
+    if fallback is None:
+        return jnp.full_like(target, jnp.nan), jnp.full_like(pieces, jnp.nan)
+    outer = jnp.concatenate([jnp.zeros((q, target.shape[0])), -jnp.eye(target.shape[0])]).astype(target.dtype)
+    return combine(found, jnp.broadcast_to(outer, (FOLDS, *outer.shape)), pairs)
+
+
+def judge(found: Moments, q: int, pairs: int, level: float, *, pieces_only: bool) -> Regularity:
+    """z-values of the zero means, floored by rounding, and the tails of the scores."""
+    r = found.squares.shape[0]
+    mean, error = control_means(found, pairs, pieces_only=pieces_only)
+    z = jnp.where(mean == 0, 0.0, mean / jnp.where(error > 0, error, 1.0))
+    upper = np.triu_indices(q)
+    equality = jnp.full((q, q), jnp.nan, z.dtype)
+    if r > q:
+        equality = equality.at[upper].set(z[q:]).at[upper[1], upper[0]].set(z[q:])
+    freedom = min(pairs, found.pieces.shape[0]) if pieces_only else pairs
+    return Regularity(
+        score_z=z[:q],
+        equality_z=equality,
+        tail=tail_exponent(found.largest),
+        mass=jnp.ones((), z.dtype),
+        num_not_finite=found.not_finite.astype(jnp.int32),
+        limit=critical_value(level, r, freedom),
+    )
+
+
+def control_means(found: Moments, pairs: int, *, pieces_only: bool) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
+    """Mean of each control and its standard error, which rounding keeps from zero."""
+    r = found.squares.shape[0]
+    mean = jnp.sum(found.means[:, :r], axis=0) / pairs
+    squares = jnp.sum(found.pieces[:, :r] ** 2, axis=0) if pieces_only else found.squares
+    floor = 1e3 * float(jnp.finfo(mean.dtype).eps) * found.sizes / (2 * pairs)
+    return mean, jnp.sqrt(squares / pairs**2 + floor**2)
+
+
+def critical_value(level: float, count: int, freedom: int) -> float:
+    """|t| that the largest of `count` values exceeds with probability `level` at most (Bonferroni)."""
+    from scipy.special import stdtrit
+
+    return float(-stdtrit(freedom, level / (2 * max(count, 1))))
+
+
+def check_enough(pairs: int, q: int, caller: str) -> None:
+    """Refuse a regression on too few draws."""
+    needed = 6 * (1 + q + q * (q + 1) // 2)
+    if 2 * pairs < needed:
+        raise ValueError(
+            f'{caller}: estimator="bartlett" needs at least {needed} draws for {q} parameters, got {2 * pairs}. Give more, or '
+            'use estimator="outer".'
+        )
+
+
+def _terms_per_draw(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> int:
+    """How many log-densities one draw of y makes up: one, or for a series as many as it has terms."""
+    if not model.is_dependent:
+        return 1
+    from fisher_jax.model import terms_of
+
+    draw = drawing(model, layout.assemble(values), given, expectation, caller)
+    first = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], draw(jnp.zeros((1,), int))))
+    terms = terms_of(model, layout, values, given is not None, caller)
+    return jax.eval_shape(terms, layout.unconstrain(values), first).shape[0]
+
+
+def _chunk_size(pairs: int, width: int) -> int:
+    """Pairs taken at once: a multiple of the pieces, no more than there are."""
+    most = max(1, CHUNK_ENTRIES // (PIECES * width))
+    return PIECES * min(most, -(-pairs // PIECES))
+
+
+def _num_largest(num_draws: int) -> int:
+    """How many of the largest scores are looked at: two in a hundred; none where that is too few to tell."""
+    return 0 if num_draws < 2000 else min(num_draws // 50, 256) + 1
+
+
+def _padded(values: Float[Array, "q c"], least: int) -> Float[Array, "q d"]:
+    return jnp.pad(values, ((0, 0), (0, max(0, least - values.shape[1]))))
+
+
+def _square(entries: Float[Array, "*b m"], q: int) -> Float[Array, "*b q q"]:
+    """The symmetric matrix of its upper triangle."""
+    index = np.zeros((q, q), int)
+    index[np.triu_indices(q)] = np.arange(entries.shape[-1])
+    return entries[..., np.maximum(index, index.T)]
+
+
+def _is_floating(value: Any) -> bool:
+    return not hasattr(value, "dtype") or jnp.issubdtype(value.dtype, jnp.floating)

@@ -1,0 +1,131 @@
+"""`linked`: a family whose parameters are functions of the user's own; so are regressions, curves and images written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.model import Model, UserFunction
+from fisher_jax.parameters import Layout, layout_of
+
+
+class LinkedModel(Model):
+    """A model made by `linked`: its information is Jᵀ I_η J, where the family's own I_η is known."""
+
+    @property
+    def family(self) -> Model:
+        """The family whose parameters η are predicted."""
+        return self.log_density.family
+
+    def predict(self, params: PyTree, *z: PyTree) -> Float[Array, " e"]:
+        """The family's parameters η for one observation, flat, without those it holds fixed."""
+        return self.log_density.layout(params, *z)[1]
+
+    def family_information(self, params: PyTree, *z: PyTree) -> tuple[Layout, Any]:
+        """The layout of η and what the family's closed form returns at it, for one observation."""
+        layout, _, predicted = self.log_density.layout(params, *z)
+        return layout, self.family.information(predicted)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class _Linked:
+    """One of a family's functions, with its parameters predicted. Equal where family and predictor are."""
+
+    family: Model
+    predictor: UserFunction
+
+    def predicted(self, params: PyTree, *z: PyTree) -> dict[str, Any]:
+        """η as the family takes it."""
+        found = self.predictor(params, *z)
+        if not isinstance(found, dict):
+            raise TypeError(
+                f"linked: the predictor must return a dictionary of the family's parameters, as in "
+                f"{{'rate': …}}, but returned {type(found).__name__}."
+            )
+        return found
+
+
+class _LogDensity(_Linked):
+    def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Array:
+        predicted = self.predicted(params, *z)
+        try:
+            return self.family.log_density(predicted, y)
+        except KeyError as error:
+            raise ValueError(
+                f"linked: the family needs the parameter {error}, but the predictor returned "
+                f"{', '.join(sorted(map(str, predicted)))}."
+            ) from error
+
+    def layout(self, params: PyTree, *z: PyTree) -> tuple[Layout, Float[Array, " e"], dict[str, Any]]:
+        """How η is laid out, η flat, and η as it is."""
+        predicted = self.predicted(params, *z)
+        layout, values = layout_of(predicted, self.family.constraint_table, "linked")
+        return layout.natural(), layout.join([jnp.asarray(value) for value in values]), predicted
+
+
+class _Sample(_Linked):
+    def __call__(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
+        return self.family.sample(key, self.predicted(params, *z))  # type: ignore[misc]
+
+
+class _Quantile(_Linked):
+    def __call__(self, uniform: Array, params: PyTree, *z: PyTree) -> PyTree:
+        return self.family.quantile(uniform, self.predicted(params, *z))  # type: ignore[misc]
+
+
+def linked(
+    family: Model, predictor: UserFunction, *, constraints: PyTree = None, initial: UserFunction | None = None
+) -> Model:
+    """A model in which a family's parameters η are functions of the user's parameters θ and covariates z.
+
+    Its Fisher information is Jᵀ I_η J with J = ∂η/∂θ: exact, positive semi-definite, without draws or second derivatives.
+
+    Parameters
+    ----------
+    family : Model
+        One of `fisher_jax.families`, or any model whose params are a dictionary. For the exact information it needs its
+        closed form; without it the model is as any other.
+    predictor : callable
+        ``predictor(params, z)``, or ``predictor(params)`` where there are no covariates: the dictionary of the family's
+        parameters for one observation, those that the family holds fixed (a number of trials) included.
+    constraints, initial
+        Of the user's parameters, as for `Model`. The family's own constraints are not enforced: choose a predictor that
+        obeys them, an exponential for a rate, say.
+
+    Returns
+    -------
+    Model
+        With the family's sampler and quantile function, where it has them.
+
+    Raises
+    ------
+    TypeError
+        If the family is no model.
+
+    References
+    ----------
+    Lehmann, E. L. and Casella, G. (1998), Theory of Point Estimation, 2nd ed., eq. (2.6.16).
+
+    Examples
+    --------
+    A Poisson regression; an image is the same with the pixels' coordinates for z and a point-spread function inside.
+
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> model = fj.linked(fj.families.poisson, lambda beta, z: {"rate": jnp.exp(z @ beta)})
+    >>> design = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    >>> print(fj.fisher_information(model, jnp.zeros(2), given=design).matrix)
+    [[1.  0.5]
+     [0.5 0.5]]
+    """
+    if not isinstance(family, Model):
+        raise TypeError(f"linked: family must be a Model such as families.poisson, got {type(family).__name__}.")
+    if not callable(predictor):
+        raise TypeError(f"linked: predictor must be a function of params (and z), got {type(predictor).__name__}.")
+    return LinkedModel(
+        _LogDensity(family, predictor),
+        sample=None if family.sample is None else _Sample(family, predictor),
+        quantile=None if family.quantile is None else _Quantile(family, predictor),
+        constraints=constraints,
+        initial=initial,
+    )
