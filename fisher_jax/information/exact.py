@@ -95,16 +95,21 @@ def _expect(terms: Any, theta: Float[Array, " q"], rows: PyTree, weights: Float[
     )
 
 
-def judge(found: Moments, mass: Float[Array, ""]) -> Regularity:
-    """The zero means in units of what rounding and truncation may leave of them."""
-    q = found.score.shape[0]
+def tolerances(found: Moments) -> tuple[Float[Array, " q"], Float[Array, "q q"]]:
+    """What rounding and truncation may leave of the mean score, and of the mean of s sᵀ + H."""
     diagonal = jnp.abs(jnp.diagonal(found.outer))
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    tolerance = max(ZERO_MEAN, 1e4 * float(jnp.finfo(scale.dtype).eps))
+    small = max(ZERO_MEAN, 1e4 * float(jnp.finfo(scale.dtype).eps))
+    return small * scale, small * scale[:, None] * scale[None, :]
+
+
+def judge(found: Moments, mass: Float[Array, ""]) -> Regularity:
+    """The zero means in units of what rounding and truncation may leave of them."""
+    of_score, of_matrix = tolerances(found)
     return Regularity(
-        score_z=found.score / scale / tolerance,
-        equality_z=(found.outer + found.hessian) / (scale[:, None] * scale[None, :]) / tolerance,
-        tail=jnp.full((q,), jnp.nan, scale.dtype),
+        score_z=found.score / of_score,
+        equality_z=(found.outer + found.hessian) / of_matrix,
+        tail=jnp.full_like(of_score, jnp.nan),
         mass=mass,
         num_not_finite=found.not_finite.astype(jnp.int32),
         limit=1.0,

@@ -153,13 +153,19 @@ _AVERAGED = {
 
 
 def _route(expectation: Any) -> str:
-    if isinstance(expectation, Enumeration):
-        return f"expected: sum of p s sᵀ over {jax.tree.leaves(expectation.values)[0].shape[0]} values"
-    if isinstance(expectation, Quadrature):
-        return f"expected: quadrature of s sᵀ, order {expectation.order}"
-    how = "Monte Carlo" if isinstance(expectation, MonteCarlo) else "quasi-Monte Carlo"
+    if isinstance(expectation, Enumeration | Quadrature):
+        return f"expected: s sᵀ by {describe(expectation)}"
     fallback = f", or {_AVERAGED[expectation.fallback]} where those fail" if expectation.fallback else ""
-    return f"expected: {how}, {_AVERAGED[expectation.estimator]}{fallback}"
+    return f"expected: {describe(expectation)}, {_AVERAGED[expectation.estimator]}{fallback}"
+
+
+def describe(expectation: Any) -> str:
+    """How the expectation was taken, in words."""
+    if isinstance(expectation, Enumeration):
+        return f"enumeration of {jax.tree.leaves(expectation.values)[0].shape[0]} values"
+    if isinstance(expectation, Quadrature):
+        return f"quadrature of order {expectation.order}"
+    return "Monte Carlo" if isinstance(expectation, MonteCarlo) else "quasi-Monte Carlo"
 
 
 def _warn(result: Information) -> None:

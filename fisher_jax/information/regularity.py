@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 MASS_TOLERANCE = 1e-6  # by which probabilities may miss one
 HEAVIEST_TAIL = (
-    0.45  # tail exponent of the score above which its variance cannot be told from infinite; ½ is where it is
+    0.45  # tail exponent of the score above which its variance cannot be told from infinite, which it is from ½ on
 )
+HEAVY_TAIL = 0.25  # above which s sᵀ has no variance, so that z-values from draws mean little
 
 
 @jax.tree_util.register_dataclass
@@ -61,7 +62,9 @@ class Regularity:
             _count(int(self.num_not_finite)),
             _mass(float(self.mass)),
             _means(np.asarray(self.score_z), names, self.limit, "the score"),
-            _pairs(np.asarray(self.equality_z), names, self.limit),
+            _pairs(
+                np.asarray(self.equality_z), names, self.limit, heavy=bool(np.any(np.asarray(self.tail) > HEAVY_TAIL))
+            ),
             _tails(np.asarray(self.tail), names),
         ]
         return "; ".join(part for part in found if part)
@@ -96,7 +99,7 @@ def _means(z: np.ndarray, names: tuple[str, ...], limit: float, what: str) -> st
     )
 
 
-def _pairs(z: np.ndarray, names: tuple[str, ...], limit: float) -> str:
+def _pairs(z: np.ndarray, names: tuple[str, ...], limit: float, *, heavy: bool) -> str:
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1) if abs(z[i, j]) > limit]
     if not pairs:
         return ""
@@ -104,8 +107,11 @@ def _pairs(z: np.ndarray, names: tuple[str, ...], limit: float) -> str:
     said = ", ".join(names[i] if i == j else f"{names[j]} with {names[i]}" for i, j in pairs[:4])
     return (
         f"the mean of s sᵀ + H is not zero for {said} (z = {z[pairs[0]]:.3g}): the density has a kink or a moving edge, so "
-        "that the two definitions of the information differ"
+        "that the two definitions of the information differ" + (f", or {UNDECIDED}" if heavy else "")
     )
+
+
+UNDECIDED = "the scores' tails are too heavy for draws to tell (Quadrature can)"
 
 
 def _tails(tail: np.ndarray, names: tuple[str, ...]) -> str:

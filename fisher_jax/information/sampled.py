@@ -33,7 +33,10 @@ class Moments(NamedTuple):
     pieces: Float[Array, "k r+m"]  # of half the pairs' differences, by piece
     squares: Float[Array, " r"]  # of half the differences, squared
     sizes: Float[Array, " r"]  # of what the controls are the sum of, in absolute value
-    gram: Float[Array, "f r r+m"]  # products of differences, by fold
+    gram: Float[
+        Array, "f r r+m"
+    ]  # products of half the differences, by fold; for one row of covariates of the means too
+    sizes_of_folds: Float[Array, " f"]  # pairs in each fold
     largest: Float[Array, "q t"]  # the largest absolute scores
     not_finite: Int[Array, ""]
 
@@ -56,13 +59,13 @@ def by_draws(
     regularity = judge(found, q, pairs, GUARD_LEVEL, pieces_only=isinstance(expectation, QuasiMonteCarlo))
     if expectation.estimator == "bartlett":
         check_enough(pairs, q, caller)
-        explained = combine(found, _coefficients(found.gram), pairs)
+        explained = combine(found, _coefficients(found, one_row=num_rows(model, given) == 1), pairs)
         instead = _instead(found, expectation.fallback, q, pairs)
         target, pieces = (jnp.where(regularity.zero_means, a, b) for a, b in zip(explained, instead, strict=True))
     else:
         target, pieces = combine(found, None, pairs)
     terms = _terms_per_draw(model, layout, values, expectation, given, caller)
-    return Sampled(_square(target, q) / terms, _square(pieces, q) / terms, regularity)
+    return Sampled(square(target, q) / terms, square(pieces, q) / terms, regularity)
 
 
 def moments(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> Moments:
@@ -71,7 +74,8 @@ def moments(model: Model, layout: Layout, values: Values, expectation: Any, give
     params = layout.assemble([jnp.asarray(value, layout.dtype) if _is_floating(value) else value for value in values])
     draw = drawing(model, params, given, expectation, caller)
     terms = unit_terms(model, layout, values, given is not None, caller)
-    pairs = num_rows(model, given) * (expectation.num_samples // 2)
+    rows_of_given = num_rows(model, given)
+    pairs = rows_of_given * (expectation.num_samples // 2)
     if 2 * pairs >= 2**31:
         raise ValueError(
             f"{caller}: {expectation.num_samples} draws for each of {num_rows(model, given)} rows of given are more than "
@@ -86,7 +90,12 @@ def moments(model: Model, layout: Layout, values: Values, expectation: Any, give
         number = k * chunk + jnp.arange(chunk)
         rows = draw(jnp.minimum(number, pairs - 1))
         return _accumulate(
-            _each(terms, theta, rows, expectation.estimator), number < pairs, groups, expectation, 2 * pairs
+            _each(terms, theta, rows, expectation.estimator),
+            number < pairs,
+            groups,
+            expectation,
+            2 * pairs,
+            one_row=rows_of_given == 1,
         )
 
     def body(k: Array, total: Moments) -> Moments:
@@ -121,26 +130,30 @@ def _each(terms: Any, theta: Float[Array, " q"], rows: PyTree, estimator: str) -
     return _Each(controls, -bend, sizes, jnp.abs(s))
 
 
-def _accumulate(each: _Each, valid: Bool[Array, " c"], groups: int, expectation: Any, num_draws: int) -> Moments:
+def _accumulate(
+    each: _Each, valid: Bool[Array, " c"], groups: int, expectation: Any, num_draws: int, *, one_row: bool
+) -> Moments:
     count = valid.shape[0]
     both = jnp.concatenate([each.controls, each.targets], axis=1).reshape(2, count, -1)
     finite = jnp.all(jnp.isfinite(both), axis=(0, 2))
     both = jnp.where(valid[None, :, None], both, 0.0)
-    half = 0.5 * (both[0] - both[1])
+    half, mean = 0.5 * (both[0] - both[1]), 0.5 * (both[0] + both[1])
     r = each.controls.shape[1]
-    by_fold = half.reshape(-1, FOLDS, half.shape[1])
-    gram = jnp.zeros((FOLDS, 0, half.shape[1]), half.dtype)
+    gram = jnp.zeros((FOLDS, r if expectation.estimator == "bartlett" else 0, half.shape[1]), half.dtype)
     if expectation.estimator == "bartlett":
-        gram = jnp.einsum("afr,afx->frx", by_fold[:, :, :r], by_fold, precision="highest")
+        products = [half, mean] if one_row else [half]
+        for part in (product.reshape(-1, FOLDS, half.shape[1]) for product in products):
+            gram = gram + jnp.einsum("afr,afx->frx", part[:, :, :r], part, precision="highest")
     masked = jnp.where(jnp.tile(valid, 2)[:, None], each.scores, 0.0)
     kept = _num_largest(num_draws)
     largest = jax.lax.top_k(_padded(masked.T, kept), kept)[0]
     return Moments(
-        means=jnp.sum(0.5 * (both[0] + both[1]).reshape(by_fold.shape), axis=0),
+        means=jnp.sum(mean.reshape(-1, FOLDS, mean.shape[1]), axis=0),
         pieces=jnp.sum(half.reshape(-1, groups, half.shape[1]), axis=0),
         squares=jnp.sum(half[:, :r] ** 2, axis=0),
         sizes=jnp.sum(jnp.where(jnp.tile(valid, 2)[:, None], each.sizes, 0.0), axis=0),
         gram=gram,
+        sizes_of_folds=jnp.sum(valid.reshape(-1, FOLDS), axis=0).astype(half.dtype),
         largest=largest,
         not_finite=jnp.sum(valid & ~finite),
     )
@@ -157,14 +170,20 @@ def combine(found: Moments, coefficients: Float[Array, "f r m"] | None, pairs: i
     return jnp.sum(means, axis=0) / pairs, pieces / pairs
 
 
-def _coefficients(gram: Float[Array, "f r r+m"]) -> Float[Array, "f r m"]:
+def _coefficients(found: Moments, *, one_row: bool) -> Float[Array, "f r m"]:
     """Regression of targets on controls for each fold, on the pairs of the others.
 
-    Any coefficients leave the mean unbiased, so a little is added to the diagonal where controls are dependent, and its
-    effect taken out again by iterating (Tikhonov).
+    Between rows of covariates the targets differ in mean, which is no noise, so that only differences within a row count;
+    where there is one row, the pairs' means tell as much again. Any coefficients leave the estimate unbiased, so a little
+    is added to the diagonal where controls are dependent, and its effect taken out again by iterating (Tikhonov).
     """
+    gram = found.gram
     r = gram.shape[1]
     rest = jnp.sum(gram, axis=0) - gram
+    if one_row:
+        means = jnp.sum(found.means, axis=0) - found.means
+        counts = jnp.sum(found.sizes_of_folds) - found.sizes_of_folds
+        rest = rest - means[:, :r, None] * means[:, None, :] / counts[:, None, None]
     little = 1e3 * r * float(jnp.finfo(gram.dtype).eps)
 
     def solve(gram: Array) -> Array:
@@ -216,8 +235,12 @@ def control_means(found: Moments, pairs: int, *, pieces_only: bool) -> tuple[Flo
     r = found.squares.shape[0]
     mean = jnp.sum(found.means[:, :r], axis=0) / pairs
     squares = jnp.sum(found.pieces[:, :r] ** 2, axis=0) if pieces_only else found.squares
-    floor = 1e3 * float(jnp.finfo(mean.dtype).eps) * found.sizes / (2 * pairs)
-    return mean, jnp.sqrt(squares / pairs**2 + floor**2)
+    return mean, jnp.sqrt(squares / pairs**2 + rounding(found, pairs) ** 2)
+
+
+def rounding(found: Moments, pairs: int) -> Float[Array, " r"]:
+    """How far from zero rounding may keep the mean of each control."""
+    return 1e3 * float(jnp.finfo(found.sizes.dtype).eps) * found.sizes / (2 * pairs)
 
 
 def critical_value(level: float, count: int, freedom: int) -> float:
@@ -264,7 +287,7 @@ def _padded(values: Float[Array, "q c"], least: int) -> Float[Array, "q d"]:
     return jnp.pad(values, ((0, 0), (0, max(0, least - values.shape[1]))))
 
 
-def _square(entries: Float[Array, "*b m"], q: int) -> Float[Array, "*b q q"]:
+def square(entries: Float[Array, "*b m"], q: int) -> Float[Array, "*b q q"]:
     """The symmetric matrix of its upper triangle."""
     index = np.zeros((q, q), int)
     index[np.triu_indices(q)] = np.arange(entries.shape[-1])

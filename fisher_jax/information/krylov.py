@@ -1,0 +1,173 @@
+"""What products with a symmetric matrix tell of it: its solve, its log-determinant, and functions linear in z zᵀ by probes.
+
+Everything here takes the matrix as a function from a flat vector to its product, and calls it one vector at a time.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from fisher_jax.information.errors import Estimate
+
+Product = Callable[[Float[Array, " p"]], Float[Array, " p"]]
+
+
+class Solution(NamedTuple):
+    """What a solve by conjugate gradients came to.
+
+    Attributes
+    ----------
+    value : pytree
+        The solution, like `params`; leaves held `fixed` are zero.
+    residual : scalar array
+        Norm of what is left over by that of the right-hand side, computed afresh from the solution.
+    num_steps : integer array
+        Products that the search took.
+    converged : boolean array
+        Whether the residual is within the tolerance, and no direction without positive curvature was met.
+    """
+
+    value: PyTree
+    residual: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    converged: Bool[Array, ""]
+
+
+class _Search(NamedTuple):
+    """Conjugate gradients on the way. `x` and what follows are as of the last step; `positive` turns false for good."""
+
+    x: Float[Array, " p"]
+    rest: Float[Array, " p"]
+    direction: Float[Array, " p"]
+    square: Float[Array, ""]
+    num_steps: Int[Array, ""]
+    positive: Bool[Array, ""]
+
+
+def conjugate_gradients(product: Product, b: Float[Array, " p"], tolerance: Any, max_steps: Any) -> Solution:
+    """Solve A x = b for A positive definite; stops, not converged, where it meets a direction of no positive curvature."""
+    largest = jnp.max(jnp.abs(b), initial=0.0)
+    scale = jnp.where(largest > 0, largest, 1.0)
+    b = b / scale
+    whole = _dot(b, b)
+
+    def unfinished(search: _Search) -> Array:
+        return search.positive & (search.square > tolerance**2 * whole) & (search.num_steps < max_steps)
+
+    def step(search: _Search) -> _Search:
+        image = product(search.direction)
+        curvature = _dot(search.direction, image)
+        positive = curvature > 0
+        length = jnp.where(positive, search.square / jnp.where(positive, curvature, 1.0), 0.0)
+        rest = search.rest - length * image
+        square = _dot(rest, rest)
+        direction = rest + square / search.square * search.direction
+        return _Search(
+            search.x + length * search.direction,
+            rest,
+            direction,
+            square,
+            search.num_steps + 1,
+            search.positive & positive,
+        )
+
+    start = _Search(jnp.zeros_like(b), b, b, whole, jnp.zeros((), jnp.int32), jnp.ones((), bool))
+    end = jax.lax.while_loop(unfinished, step, start)
+    rest = b - product(end.x)
+    residual = jnp.sqrt(_dot(rest, rest) / jnp.where(whole > 0, whole, 1.0))
+    return Solution(scale * end.x, residual, end.num_steps, end.positive & (residual <= tolerance))
+
+
+def probed(
+    of_probe: Callable[[Float[Array, " p"]], PyTree], key: Array, num_probes: int, like: Float[Array, " p"]
+) -> Estimate:
+    """Mean of `of_probe(z)` over probes z of random signs, and its standard error, holding one probe at a time."""
+
+    def step(k: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        mean, squares = carry
+        share = 1.0 / (k + 1).astype(like.dtype)
+        found = of_probe(random_signs(jax.random.fold_in(key, k), like))
+        off = jax.tree.map(jnp.subtract, found, mean)
+        squares = jax.tree.map(lambda sum_, off: sum_ + (1.0 - share) * off**2, squares, off)
+        return jax.tree.map(lambda mean, off: mean + share * off, mean, off), squares
+
+    zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(of_probe, like))
+    mean, squares = jax.lax.fori_loop(0, num_probes, step, (zero, zero))
+    return Estimate(mean, jax.tree.map(lambda sum_: jnp.sqrt(sum_ / (num_probes * (num_probes - 1))), squares))
+
+
+def random_signs(key: Array, like: Float[Array, " p"]) -> Float[Array, " p"]:
+    """A probe z with E[z zᵀ] = I and no variance on its diagonal (Rademacher)."""
+    return jax.random.rademacher(key, like.shape, like.dtype)
+
+
+def log_determinant(
+    product: Product, key: Array, num_probes: int, num_steps: int, like: Float[Array, " p"]
+) -> Estimate:
+    """log det A by stochastic Lanczos quadrature, with the error of the probes and the change since half the steps."""
+    p = like.shape[0]
+    if p == 0:
+        return Estimate(jnp.zeros((), like.dtype), jnp.zeros((), like.dtype))
+    steps = min(num_steps, p)
+
+    def of_probe(k: Array) -> tuple[Array, Array]:
+        return _lanczos(product, random_signs(jax.random.fold_in(key, k), like), steps)
+
+    diagonal, beside = jax.lax.map(of_probe, jnp.arange(num_probes))
+    found = p * jax.vmap(_quadrature)(diagonal, beside)
+    variance = jnp.var(found, ddof=1) / num_probes
+    truncation = jnp.zeros((), like.dtype)
+    if steps < p:
+        half = max(1, steps // 2)
+        truncation = jnp.mean(p * jax.vmap(_quadrature)(diagonal[:, :half], beside[:, :half]) - found)
+    return Estimate(jnp.mean(found), jnp.sqrt(variance + truncation**2))
+
+
+def _quadrature(diagonal: Float[Array, " m"], beside: Float[Array, " m"]) -> Float[Array, ""]:
+    """e₁ᵀ log(T) e₁ of a tridiagonal T: nodes are its eigenvalues, weights the first entries of its eigenvectors, squared."""
+    off = jnp.diag(beside[:-1], 1)
+    nodes, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + off + off.T)
+    return jnp.sum(vectors[0] ** 2 * jnp.log(nodes))
+
+
+def _lanczos(
+    product: Product, start: Float[Array, " p"], num_steps: int
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
+    """The tridiagonal matrix of A on the Krylov space of `start`: its diagonal and what lies beside it.
+
+    Each vector is made orthogonal to all before it, twice. Where the space is exhausted, what remains of the tridiagonal
+    matrix is cut off (zero beside it) and filled with its first entry, which then has no weight.
+    """
+    q = start / jnp.sqrt(_dot(start, start))
+    zeros = jnp.zeros((num_steps,), start.dtype)
+    basis = jnp.zeros((num_steps, start.shape[0]), start.dtype)
+    little = 100.0 * jnp.finfo(start.dtype).eps
+
+    def step(k: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        q, alive, size, basis, diagonal, beside = carry
+        basis = jax.lax.dynamic_update_index_in_dim(basis, q, k, axis=0)
+        image = product(q)
+        along = _dot(q, image)
+        rest = _orthogonal(_orthogonal(image, basis), basis)
+        norm = jnp.sqrt(_dot(rest, rest))
+        size = jnp.maximum(size, jnp.abs(along) + norm)
+        diagonal = diagonal.at[k].set(jnp.where(alive, along, diagonal[0]))
+        alive = alive & ~(norm <= little * size)
+        beside = beside.at[k].set(jnp.where(alive, norm, 0.0))
+        q = jnp.where(alive, rest / jnp.where(alive, norm, 1.0), 0.0)
+        return q, alive, size, basis, diagonal, beside
+
+    carry = (q, jnp.ones((), bool), jnp.zeros((), start.dtype), basis, zeros, zeros)
+    return jax.lax.fori_loop(0, num_steps, step, carry)[-2:]
+
+
+def _orthogonal(vector: Float[Array, " p"], basis: Float[Array, "m p"]) -> Float[Array, " p"]:
+    inside = jnp.einsum("mp,p->m", basis, vector, precision="highest")
+    return vector - jnp.einsum("m,mp->p", inside, basis, precision="highest")
+
+
+def _dot(a: Float[Array, " p"], b: Float[Array, " p"]) -> Float[Array, ""]:
+    return jnp.dot(a, b, precision="highest")

@@ -1,0 +1,219 @@
+"""The two identities of Bartlett, tested on a model at given parameters: E[s] = 0 and Cov(s) = −E[H]."""
+
+import functools
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax import linalg
+from fisher_jax.expectation import Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
+from fisher_jax.information import exact, sampled
+from fisher_jax.information.draws import num_rows
+from fisher_jax.information.expected import describe
+from fisher_jax.information.regularity import HEAVIEST_TAIL, MASS_TOLERANCE, Regularity
+from fisher_jax.model import Model, as_model, check_given, flatten_parameters
+from fisher_jax.parameters import Layout, Values
+from fisher_jax.theory.record import Check
+
+IDENTITIES = {
+    "check_score_mean": "E[s] = 0",
+    "check_information_equality": "Cov(s) = −E[H]",
+}
+
+
+def check_score_mean(
+    model: Any, params: PyTree, expectation: Any, *, given: PyTree = None, level: float = 0.01
+) -> Check:
+    """Test E_θ[s] = 0: the score has mean zero under the model's own distribution.
+
+    Parameters
+    ----------
+    model, params, expectation, given
+        As for `fisher_information`; some expectation is needed. The estimator named in it plays no part.
+    level : float
+        Below which p-value the check fails.
+
+    Returns
+    -------
+    Check
+        With z by parameter (q,).
+
+    Notes
+    -----
+    It fails where the support depends on a parameter (the uniform distribution on (0, θ)), where the density is not
+    normalised, and where the sampler is not the density's.
+
+    References
+    ----------
+    Lehmann, E. L. and Casella, G. (1998), Theory of Point Estimation, 2nd ed., eq. (2.5.8).
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> check = fj.check_score_mean(fj.families.gamma, {"shape": 2.0, "rate": 1.0}, fj.MonteCarlo(jax.random.key(0), 10_000))
+    >>> bool(check.passed)
+    True
+    """
+    return _check("check_score_mean", model, params, expectation, given, level)
+
+
+def check_information_equality(
+    model: Any, params: PyTree, expectation: Any, *, given: PyTree = None, level: float = 0.01
+) -> Check:
+    """Test Cov_θ(s) = −E_θ[H]: the two definitions of the Fisher information agree.
+
+    Parameters
+    ----------
+    model, params, expectation, given
+        As for `fisher_information`; some expectation is needed. The estimator named in it plays no part.
+    level : float
+        Below which p-value the check fails.
+
+    Returns
+    -------
+    Check
+        With z by entry (q, q). Cov(s) is E[s sᵀ] − E[s] E[s]ᵀ; `score_mean`, `outer` and `minus_hessian` hold the pieces.
+
+    Notes
+    -----
+    It fails where the density has a kink in a parameter (Laplace's location), where the support depends on one, where
+    the information is singular (a skew-normal without skew) and, as far as draws can tell, where it is infinite
+    (generalised extreme values with shape below −½).
+
+    References
+    ----------
+    Lehmann, E. L. and Casella, G. (1998), Theory of Point Estimation, 2nd ed., lemma 2.5.3.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> draws = fj.MonteCarlo(jax.random.key(0), 10_000)
+    >>> check = fj.check_information_equality(fj.families.laplace, {"loc": 0.0, "scale": 1.0}, draws)
+    >>> bool(check.passed)
+    False
+    """
+    return _check("check_information_equality", model, params, expectation, given, level)
+
+
+def _check(caller: str, model: Any, params: PyTree, expectation: Any, given: PyTree, level: float) -> Check:
+    model = as_model(model, caller)
+    if not isinstance(expectation, Expectation):
+        raise TypeError(
+            f"{caller}: expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, "
+            f"got {type(expectation).__name__}. A closed form would have nothing to test."
+        )
+    if not 0 < level < 1:
+        raise ValueError(
+            f"{caller}: level={level} must lie between 0 and 1: it is the p-value below which the check fails."
+        )
+    layout, values = flatten_parameters(model, params, caller)
+    given = check_given(given, caller)
+    if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
+        expectation = replace(
+            expectation, estimator="outer" if caller == "check_score_mean" else "hessian", fallback=None
+        )
+        return _check_by_draws(model, layout.natural(), values, expectation, given, caller, level)
+    if isinstance(expectation, Quadrature):
+        return _check_by_quadrature(model, layout.natural(), values, expectation, given, caller, level)
+    return _check_by_enumeration(model, layout.natural(), values, expectation, given, caller, level)
+
+
+def _by_draws(
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: float
+) -> Check:
+    q = len(layout.names)
+    pairs = num_rows(model, given) * (expectation.num_samples // 2)
+    quasi = isinstance(expectation, QuasiMonteCarlo)
+    found = sampled.moments(model, layout, values, expectation, given, caller)
+    mean, error = sampled.control_means(found, pairs, pieces_only=quasi)
+    target = sampled.square(sampled.combine(found, None, pairs)[0], q)
+    what = _What(
+        score_mean=mean[:q],
+        outer=target if caller == "check_score_mean" else sampled.square(mean[q:], q) + target,
+        minus_hessian=jnp.full_like(target, jnp.nan) if caller == "check_score_mean" else target,
+        regularity=sampled.judge(found, q, pairs, sampled.GUARD_LEVEL, pieces_only=quasi),
+    )
+    num_pieces = min(pairs, found.pieces.shape[0])
+    if caller == "check_score_mean":
+        return _judge(what, mean, error, num_pieces if quasi else pairs, layout, caller, describe(expectation), level)
+    left, error = _covariance_plus_hessian(found, mean, pairs, q)
+    return _judge(what, left, error, num_pieces, layout, caller, describe(expectation), level)
+
+
+def _covariance_plus_hessian(
+    found: sampled.Moments, mean: Float[Array, " r"], pairs: int, q: int
+) -> tuple[Float[Array, "q q"], Float[Array, "q q"]]:
+    """Cov(s) + E[H] = E[s sᵀ + H] − E[s] E[s]ᵀ, and its error to first order."""
+    s, moved = mean[:q], found.pieces[:, :q] / pairs
+    product = s[None, :, None] * moved[:, None, :]
+    pieces = sampled.square(found.pieces[:, q : mean.shape[0]], q) / pairs - product - product.mT
+    floor = sampled.square(sampled.rounding(found, pairs)[q:], q)
+    left = sampled.square(mean[q:], q) - s[:, None] * s[None, :]
+    return left, jnp.sqrt(jnp.sum(pieces**2, axis=0) + floor**2)
+
+
+def _by_nodes(
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: float
+) -> Check:
+    found, mass = exact.moments(model, layout, values, expectation, given, caller)
+    what = _What(found.score, found.outer, -found.hessian, exact.judge(found, mass))
+    of_score, of_matrix = exact.tolerances(found)
+    if caller == "check_score_mean":
+        return _judge(what, found.score, of_score, None, layout, caller, describe(expectation), level)
+    left = found.outer - found.score[:, None] * found.score[None, :] + found.hessian
+    return _judge(what, left, of_matrix, None, layout, caller, describe(expectation), level)
+
+
+_check_by_draws = functools.partial(jax.jit, static_argnums=(0, 1, 5, 6))(_by_draws)
+_check_by_quadrature = functools.partial(jax.jit, static_argnums=(0, 1, 3, 5, 6))(_by_nodes)
+_check_by_enumeration = functools.partial(jax.jit, static_argnums=(0, 1, 5, 6))(_by_nodes)
+
+
+class _What(NamedTuple):
+    """The expectations themselves, and the tests made with them for `fisher_information`."""
+
+    score_mean: Array
+    outer: Array
+    minus_hessian: Array
+    regularity: Regularity
+
+
+def _judge(
+    what: _What, mean: Array, error: Array, freedom: int | None, layout: Layout, caller: str, route: str, level: float
+) -> Check:
+    """z, the p-value over all of them, and what else speaks against the identity."""
+    z = jnp.where(mean == 0, 0.0, mean / jnp.where(error > 0, error, 1.0))
+    upper = z if z.ndim == 1 else z[np.triu_indices(z.shape[0])]
+    p_value = _joint_p_value(jnp.max(jnp.abs(upper)), upper.shape[0], freedom)
+    regularity = what.regularity
+    singular = jnp.array(False) if z.ndim == 1 else ~linalg.factorise(what.outer).definite
+    sound = (regularity.num_not_finite == 0) & (jnp.abs(regularity.mass - 1.0) < MASS_TOLERANCE)
+    return Check(
+        mean=mean,
+        standard_error=error,
+        z=z,
+        p_value=p_value,
+        passed=(p_value > level) & sound & ~singular & ~jnp.any(regularity.tail > HEAVIEST_TAIL),
+        score_mean=what.score_mean,
+        outer=what.outer,
+        minus_hessian=what.minus_hessian,
+        singular=singular,
+        regularity=regularity,
+        names=layout.names,
+        identity=IDENTITIES[caller],
+        route=route,
+        level=level,
+    )
+
+
+def _joint_p_value(largest: Float[Array, ""], count: int, freedom: int | None) -> Float[Array, ""]:
+    """Probability that the largest of `count` |t| is so large (Šidák); one or zero where there is no chance in it."""
+    if freedom is None:
+        return jnp.where(largest <= 1.0, 1.0, 0.0)
+    ratio = freedom / (freedom + jnp.where(jnp.isfinite(largest), largest, 0.0) ** 2)
+    single = jax.scipy.special.betainc(0.5 * freedom, 0.5, ratio)
+    return jnp.where(jnp.isfinite(largest), -jnp.expm1(count * jnp.log1p(-single)), 0.0)
