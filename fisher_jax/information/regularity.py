@@ -8,9 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 MASS_TOLERANCE = 1e-6  # by which probabilities may miss one
-HEAVIEST_TAIL = (
-    0.45  # tail exponent of the score above which its variance cannot be told from infinite, which it is from ½ on
-)
+HEAVIEST_TAIL = 0.6  # estimated tail exponent of a score above which its variance is called infinite; it is from ½ on
 HEAVY_TAIL = 0.25  # above which s sᵀ has no variance, so that z-values from draws mean little
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a fit. They need matplotlib, which the extra `plots` brings."""
+"""The log-likelihood around a fit, with the ellipse that stands for it."""
 
 import functools
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from fisher_jax.differentiate import terms_at
 from fisher_jax.inference.intervals import check_level
 from fisher_jax.model import Model, Sample, likelihood
 from fisher_jax.parameters import Layout, Values
+from fisher_jax.plots.canvas import listed, pyplot
 
 FURTHER_OUT = (10.0, 30.0, 100.0, 300.0)  # nats below the estimate, drawn as contours beside those of the levels
 _CALLER = "likelihood_surface"
@@ -92,7 +93,7 @@ def likelihood_surface(
     >>> axes.get_xlabel(), axes.get_ylabel()
     ('loc', 'scale')
     """
-    pyplot = _pyplot()
+    figures = pyplot()
     check_level(level, _CALLER)
     columns = _columns(fit, names)
     model, natural, values, sample = at_door(model, fit.params, data, given, weights, _CALLER)
@@ -105,7 +106,7 @@ def likelihood_surface(
     surface, at_estimate = _surface(model, fit.layout, natural, columns, values, sample, grid)
     _check_same(fit, at_estimate)
 
-    axes = pyplot.subplots(figsize=(6.4, 4.8), layout="constrained")[1] if axes is None else axes
+    axes = figures.subplots(figsize=(6.4, 4.8), layout="constrained")[1] if axes is None else axes
     _draw_contours(axes, x, y, np.asarray(surface, float), level)
     if path is not None:
         _draw_path(axes, np.stack([np.asarray(fit.layout.flatten(params))[list(columns)] for params in path]))
@@ -119,14 +120,6 @@ def likelihood_surface(
     return axes
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as pyplot
-    except ImportError as error:
-        raise ImportError('fisher_jax.plots needs matplotlib: pip install "fisher_jax[plots]".') from error
-    return pyplot
-
-
 def _columns(fit: Any, names: Sequence[str]) -> tuple[int, int]:
     """Where the two names stand in θ."""
     if jnp.ndim(fit.log_likelihood):
@@ -135,21 +128,17 @@ def _columns(fit: Any, names: Sequence[str]) -> tuple[int, int]:
             "Take one of the batch by jax.tree.map(lambda leaf: leaf[i], fits)."
         )
     if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
-        raise ValueError(f"{_CALLER}: names={names!r}; expected two different ones out of {_listed(fit.names)}.")
+        raise ValueError(f"{_CALLER}: names={names!r}; expected two different ones out of {listed(fit.names)}.")
     tied = [n for _, leaf in fit.layout.free_leaves if leaf.free_size != leaf.size for n in leaf.entry_names]
     for name in names:
         if name not in fit.names:
-            raise ValueError(f"{_CALLER}: no estimated entry is named {name!r}; there are {_listed(fit.names)}.")
+            raise ValueError(f"{_CALLER}: no estimated entry is named {name!r}; there are {listed(fit.names)}.")
         if name in tied:
             raise ValueError(
                 f"{_CALLER}: the constraint of {name!r} ties it to other entries, so it cannot move while "
                 "they are held. Choose another, or write the model in parameters that vary freely."
             )
     return fit.names.index(names[0]), fit.names.index(names[1])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 def _half_widths(curvature: Float[np.ndarray, "2 2"], names: Sequence[str], certified: bool) -> Float[np.ndarray, "2"]:
