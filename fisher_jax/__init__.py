@@ -1,6 +1,6 @@
 """Fit any log-density by maximum likelihood, and know how far to trust the fit."""
 
-from fisher_jax import optimizers
+from fisher_jax import families, optimizers
 from fisher_jax._version import __version__
 from fisher_jax.constraints import fixed, interval, ordered, positive, positive_definite, simplex, unit_interval
 from fisher_jax.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
@@ -20,8 +20,10 @@ from fisher_jax.information import (
 from fisher_jax.linked import linked
 from fisher_jax.model import Model, dependent
 from fisher_jax.status import Status
+from fisher_jax.theory import Check, check_information_equality, check_score_mean, cramer_rao_bound
 
 __all__ = [
+    "Check",
     "Covariance",
     "Enumeration",
     "Estimate",
@@ -37,8 +39,12 @@ __all__ = [
     "Regularity",
     "Status",
     "__version__",
+    "check_information_equality",
+    "check_score_mean",
+    "cramer_rao_bound",
     "dependent",
     "empirical_fisher",
+    "families",
     "fisher_information",
     "fit",
     "fixed",

@@ -37,7 +37,7 @@ class Solution(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """Conjugate gradients on the way. `x` and what follows are as of the last step; `positive` turns false for good."""
+    """Conjugate gradients on the way, as of the last step; `positive` turns false for good, `afresh` true at the end."""
 
     x: Float[Array, " p"]
     rest: Float[Array, " p"]
@@ -45,39 +45,41 @@ class _Search(NamedTuple):
     square: Float[Array, ""]
     num_steps: Int[Array, ""]
     positive: Bool[Array, ""]
+    afresh: Bool[Array, ""]
 
 
 def conjugate_gradients(product: Product, b: Float[Array, " p"], tolerance: Any, max_steps: Any) -> Solution:
-    """Solve A x = b for A positive definite; stops, not converged, where it meets a direction of no positive curvature."""
+    """Solve A x = b for A positive definite; stops, not converged, where it meets a direction of no positive curvature.
+
+    The last trip of the loop steps no more but computes what is left over from x.
+    """
     largest = jnp.max(jnp.abs(b), initial=0.0)
     scale = jnp.where(largest > 0, largest, 1.0)
     b = b / scale
     whole = _dot(b, b)
 
-    def unfinished(search: _Search) -> Array:
-        return search.positive & (search.square > tolerance**2 * whole) & (search.num_steps < max_steps)
-
-    def step(search: _Search) -> _Search:
-        image = product(search.direction)
+    def trip(search: _Search) -> _Search:
+        last = ~(search.positive & (search.square > tolerance**2 * whole) & (search.num_steps < max_steps))
+        image = product(jnp.where(last, search.x, search.direction))
         curvature = _dot(search.direction, image)
         positive = curvature > 0
-        length = jnp.where(positive, search.square / jnp.where(positive, curvature, 1.0), 0.0)
-        rest = search.rest - length * image
+        length = jnp.where(positive & ~last, search.square / jnp.where(positive, curvature, 1.0), 0.0)
+        rest = jnp.where(last, b - image, search.rest - length * image)
         square = _dot(rest, rest)
-        direction = rest + square / search.square * search.direction
         return _Search(
             search.x + length * search.direction,
             rest,
-            direction,
+            rest + square / jnp.where(last, 1.0, search.square) * search.direction,
             square,
-            search.num_steps + 1,
-            search.positive & positive,
+            search.num_steps + ~last,
+            search.positive & (positive | last),
+            last,
         )
 
-    start = _Search(jnp.zeros_like(b), b, b, whole, jnp.zeros((), jnp.int32), jnp.ones((), bool))
-    end = jax.lax.while_loop(unfinished, step, start)
-    rest = b - product(end.x)
-    residual = jnp.sqrt(_dot(rest, rest) / jnp.where(whole > 0, whole, 1.0))
+    no, yes = jnp.zeros((), bool), jnp.ones((), bool)
+    start = _Search(jnp.zeros_like(b), b, b, whole, jnp.zeros((), jnp.int32), yes, no)
+    end = jax.lax.while_loop(lambda search: ~search.afresh, trip, start)
+    residual = jnp.sqrt(end.square / jnp.where(whole > 0, whole, 1.0))
     return Solution(scale * end.x, residual, end.num_steps, end.positive & (residual <= tolerance))
 
 

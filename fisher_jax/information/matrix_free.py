@@ -343,7 +343,10 @@ def _squared_rows(terms: Terms, theta: Float[Array, " p"], layout: Layout) -> Di
 
 def _looped(count: int, of_index: Callable[[Array], Any]) -> Any:
     """Σ of_index(k) over k < count, one at a time."""
-    return in_chunks(jnp.arange(count), None, 1, lambda k, _: (_nothing(k), of_index(k[0])))[1]
+    if count == 1:
+        return of_index(jnp.array(0))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(of_index, jnp.array(0)))
+    return jax.lax.fori_loop(0, count, lambda k, total: jax.tree.map(jnp.add, total, of_index(k)), zeros)
 
 
 def _nothing(rows: PyTree) -> Float[Array, "c 0"]:

@@ -139,7 +139,7 @@ class InformationOperator:
         ----------
         Bekas, C., Kokiopoulou, E. and Saad, Y. (2007), Applied Numerical Mathematics 57, 1214-1229, eq. (2.2).
         """
-        found = self._estimate("diagonal", key, num_probes)
+        found: Any = self._estimate("diagonal", key, num_probes)
         return Estimate(self.layout.assemble(found.value), self.layout.assemble(found.standard_error))
 
     def trace(self, key: Any = None, num_probes: int = 32) -> Estimate:

@@ -9,7 +9,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 MASS_TOLERANCE = 1e-6  # by which probabilities may miss one
 HEAVIEST_TAIL = 0.6  # estimated tail exponent of a score above which its variance is called infinite; it is from ½ on
-HEAVY_TAIL = 0.25  # above which s sᵀ has no variance, so that z-values from draws mean little
 
 
 @jax.tree_util.register_dataclass
@@ -60,9 +59,7 @@ class Regularity:
             _count(int(self.num_not_finite)),
             _mass(float(self.mass)),
             _means(np.asarray(self.score_z), names, self.limit, "the score"),
-            _pairs(
-                np.asarray(self.equality_z), names, self.limit, heavy=bool(np.any(np.asarray(self.tail) > HEAVY_TAIL))
-            ),
+            _pairs(np.asarray(self.equality_z), names, self.limit),
             _tails(np.asarray(self.tail), names),
         ]
         return "; ".join(part for part in found if part)
@@ -97,7 +94,7 @@ def _means(z: np.ndarray, names: tuple[str, ...], limit: float, what: str) -> st
     )
 
 
-def _pairs(z: np.ndarray, names: tuple[str, ...], limit: float, *, heavy: bool) -> str:
+def _pairs(z: np.ndarray, names: tuple[str, ...], limit: float) -> str:
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1) if abs(z[i, j]) > limit]
     if not pairs:
         return ""
@@ -105,7 +102,7 @@ def _pairs(z: np.ndarray, names: tuple[str, ...], limit: float, *, heavy: bool) 
     said = ", ".join(names[i] if i == j else f"{names[j]} with {names[i]}" for i, j in pairs[:4])
     return (
         f"the mean of s sᵀ + H is not zero for {said} (z = {z[pairs[0]]:.3g}): the density has a kink or a moving edge, so "
-        "that the two definitions of the information differ" + (f", or {UNDECIDED}" if heavy else "")
+        f"that the two definitions of the information differ, or {UNDECIDED}"
     )
 
 

@@ -33,9 +33,10 @@ class Moments(NamedTuple):
     pieces: Float[Array, "k r+m"]  # of half the pairs' differences, by piece
     squares: Float[Array, " r"]  # of half the differences, squared
     sizes: Float[Array, " r"]  # of what the controls are the sum of, in absolute value
+    basis: Float[Array, "r r"]  # in which the controls of `gram` are taken, empty where there is no regression
     gram: Float[
         Array, "f r r+m"
-    ]  # products of half the differences, by fold; for one row of covariates of the means too
+    ]  # products of half the differences, by fold, and of the means where `given` is one row
     sizes_of_folds: Float[Array, " f"]  # pairs in each fold
     largest: Float[Array, "q t"]  # the largest absolute scores
     not_finite: Int[Array, ""]
@@ -59,7 +60,7 @@ def by_draws(
     regularity = judge(found, q, pairs, GUARD_LEVEL, pieces_only=isinstance(expectation, QuasiMonteCarlo))
     if expectation.estimator == "bartlett":
         check_enough(pairs, q, caller)
-        explained = combine(found, _coefficients(found, one_row=num_rows(model, given) == 1), pairs)
+        explained = combine(found, coefficients(found, one_row=num_rows(model, given) == 1), pairs)
         instead = _instead(found, expectation.fallback, q, pairs)
         target, pieces = (jnp.where(regularity.zero_means, a, b) for a, b in zip(explained, instead, strict=True))
     else:
@@ -83,29 +84,24 @@ def moments(model: Model, layout: Layout, values: Values, expectation: Any, give
         )
     groups = PIECES if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
     q = theta.shape[0]
-    width = q if expectation.estimator == "outer" else q + q * (q + 1)
-    chunk = _chunk_size(pairs, 2 * (width + q * q))
+    width = q if expectation.estimator == "outer" else q + q * (q + 1) // 2
+    chunk = _chunk_size(pairs, 2 * (width + 2 * q * q))
 
-    def of_chunk(k: Array) -> Moments:
+    def of_chunk(k: Array, basis: Any) -> Moments:
         number = k * chunk + jnp.arange(chunk)
-        rows = draw(jnp.minimum(number, pairs - 1))
-        return _accumulate(
-            _each(terms, theta, rows, expectation.estimator),
-            number < pairs,
-            groups,
-            expectation,
-            2 * pairs,
-            one_row=rows_of_given == 1,
-        )
+        each = _each(terms, theta, draw(jnp.minimum(number, pairs - 1)), expectation.estimator)
+        return _accumulate(each, number < pairs, basis, groups, 2 * pairs, one_row=rows_of_given == 1)
 
     def body(k: Array, total: Moments) -> Moments:
-        new = of_chunk(k)
+        new = of_chunk(k, first if first is None else total.basis)
         largest = jax.lax.top_k(jnp.concatenate([total.largest, new.largest], axis=1), new.largest.shape[1])[0]
-        return jax.tree.map(jnp.add, total, new)._replace(largest=largest)
+        return jax.tree.map(jnp.add, total, new)._replace(largest=largest, basis=new.basis)
 
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(of_chunk, jnp.array(0)))
+    first = jnp.zeros((width, width), theta.dtype) if expectation.estimator == "bartlett" else None
+    shapes = jax.eval_shape(of_chunk, jnp.array(0), first)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     count = -(-pairs // chunk)
-    return of_chunk(jnp.array(0)) if count == 1 else jax.lax.fori_loop(0, count, body, zeros)
+    return of_chunk(jnp.array(0), first) if count == 1 else jax.lax.fori_loop(0, count, body, zeros)
 
 
 class _Each(NamedTuple):
@@ -131,32 +127,60 @@ def _each(terms: Any, theta: Float[Array, " q"], rows: PyTree, estimator: str) -
 
 
 def _accumulate(
-    each: _Each, valid: Bool[Array, " c"], groups: int, expectation: Any, num_draws: int, *, one_row: bool
+    each: _Each, valid: Bool[Array, " c"], basis: Any, groups: int, num_draws: int, *, one_row: bool
 ) -> Moments:
-    count = valid.shape[0]
+    count, r = valid.shape[0], each.controls.shape[1]
     both = jnp.concatenate([each.controls, each.targets], axis=1).reshape(2, count, -1)
     finite = jnp.all(jnp.isfinite(both), axis=(0, 2))
     both = jnp.where(valid[None, :, None], both, 0.0)
     half, mean = 0.5 * (both[0] - both[1]), 0.5 * (both[0] + both[1])
-    r = each.controls.shape[1]
-    gram = jnp.zeros((FOLDS, r if expectation.estimator == "bartlett" else 0, half.shape[1]), half.dtype)
-    if expectation.estimator == "bartlett":
-        products = [half, mean] if one_row else [half]
-        for part in (product.reshape(-1, FOLDS, half.shape[1]) for product in products):
-            gram = gram + jnp.einsum("afr,afx->frx", part[:, :, :r], part, precision="highest")
+    gram = jnp.zeros((FOLDS, 0, half.shape[1]), half.dtype)
+    if basis is None:
+        basis = jnp.zeros((0, 0), half.dtype)
+    else:
+        basis = jax.lax.cond(jnp.any(basis != 0), lambda: basis, lambda: _whitening(half[:, :r]))
+        gram = sum((_products(part, basis) for part in ([half, mean] if one_row else [half])), jnp.zeros(()))
     masked = jnp.where(jnp.tile(valid, 2)[:, None], each.scores, 0.0)
     kept = _num_largest(num_draws)
-    largest = jax.lax.top_k(_padded(masked.T, kept), kept)[0]
     return Moments(
         means=jnp.sum(mean.reshape(-1, FOLDS, mean.shape[1]), axis=0),
         pieces=jnp.sum(half.reshape(-1, groups, half.shape[1]), axis=0),
         squares=jnp.sum(half[:, :r] ** 2, axis=0),
         sizes=jnp.sum(jnp.where(jnp.tile(valid, 2)[:, None], each.sizes, 0.0), axis=0),
+        basis=basis,
         gram=gram,
         sizes_of_folds=jnp.sum(valid.reshape(-1, FOLDS), axis=0).astype(half.dtype),
-        largest=largest,
+        largest=jax.lax.top_k(_padded(masked.T, kept), kept)[0],
         not_finite=jnp.sum(valid & ~finite),
     )
+
+
+def _whitening(controls: Float[Array, "c r"]) -> Float[Array, "r r"]:
+    """A basis in which the controls are about uncorrelated, from those of the first chunk.
+
+    Controls can be so nearly dependent (Student's t with many degrees of freedom) that the squares of what tells them apart
+    drown in rounding. In this basis they do not, and what is nothing but rounding stays small. Any basis is right.
+    """
+    gram = jnp.matmul(controls.T, controls, precision="highest")
+    diagonal = jnp.diagonal(gram)
+    factor = linalg.factorise(
+        gram + jnp.diag(jnp.where(diagonal > 0, jnp.finfo(gram.dtype).eps ** 0.5 * diagonal, 1.0))
+    )
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return jnp.where(factor.definite, linalg.solve_lower(factor, identity), identity)
+
+
+def _little(gram: Float[Array, "r x"]) -> float:
+    """What may be added to a unit diagonal to make it definite."""
+    return 1e3 * gram.shape[0] * float(jnp.finfo(gram.dtype).eps)
+
+
+def _products(rows: Float[Array, "c x"], basis: Float[Array, "r r"]) -> Float[Array, "f r x"]:
+    """Sums by fold of products of controls, in the basis, with all that there is in a row."""
+    r = basis.shape[0]
+    controls = jnp.matmul(rows[:, :r], basis.T, precision="highest")
+    rows = jnp.concatenate([controls, rows[:, r:]], axis=1).reshape(-1, FOLDS, rows.shape[1])
+    return jnp.einsum("afr,afx->frx", rows[:, :, :r], rows, precision="highest")
 
 
 def combine(found: Moments, coefficients: Float[Array, "f r m"] | None, pairs: int) -> tuple[Array, Array]:
@@ -170,31 +194,33 @@ def combine(found: Moments, coefficients: Float[Array, "f r m"] | None, pairs: i
     return jnp.sum(means, axis=0) / pairs, pieces / pairs
 
 
-def _coefficients(found: Moments, *, one_row: bool) -> Float[Array, "f r m"]:
+def coefficients(found: Moments, *, one_row: bool) -> Float[Array, "f r m"]:
     """Regression of targets on controls for each fold, on the pairs of the others.
 
     Between rows of covariates the targets differ in mean, which is no noise, so that only differences within a row count;
     where there is one row, the pairs' means tell as much again. Any coefficients leave the estimate unbiased, so a little
     is added to the diagonal where controls are dependent, and its effect taken out again by iterating (Tikhonov).
     """
-    gram = found.gram
-    r = gram.shape[1]
-    rest = jnp.sum(gram, axis=0) - gram
+    basis, r = found.basis, found.basis.shape[0]
+    rest = jnp.sum(found.gram, axis=0) - found.gram
     if one_row:
         means = jnp.sum(found.means, axis=0) - found.means
         counts = jnp.sum(found.sizes_of_folds) - found.sizes_of_folds
-        rest = rest - means[:, :r, None] * means[:, None, :] / counts[:, None, None]
-    little = 1e3 * r * float(jnp.finfo(gram.dtype).eps)
+        controls = jnp.matmul(means[:, :r], basis.T, precision="highest")
+        whole = jnp.concatenate([controls, means[:, r:]], axis=1)
+        rest = rest - controls[:, :, None] * whole[:, None, :] / counts[:, None, None]
 
     def solve(gram: Array) -> Array:
-        scaled, scale = linalg.to_unit_diagonal(gram[:, :r])
-        right = gram[:, r:] / scale[:, None]
-        factor = linalg.factorise(scaled + little * jnp.eye(r, dtype=gram.dtype))
+        gram = gram / jnp.max(
+            jnp.diagonal(gram)
+        )  # and no closer to unit diagonal: what the basis left small is rounding
+        products, right = gram[:, :r], gram[:, r:]
+        factor = linalg.factorise(products + _little(products) * jnp.eye(r, dtype=gram.dtype))
         solution = jnp.zeros_like(right)
         for _ in range(4):
-            left_over = right - jnp.matmul(scaled, solution, precision="highest")
+            left_over = right - jnp.matmul(products, solution, precision="highest")
             solution = solution + linalg.solve(factor, left_over)
-        return solution / scale[:, None]
+        return jnp.matmul(basis.T, solution, precision="highest")
 
     return jax.vmap(solve)(rest)
 

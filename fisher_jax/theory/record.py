@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fisher_jax import linalg
-from fisher_jax.information.regularity import HEAVY_TAIL, UNDECIDED, Regularity
+from fisher_jax.information.regularity import UNDECIDED, Regularity
 
 
 @jax.tree_util.register_dataclass
@@ -98,7 +98,7 @@ class Check:
             found.append(
                 "The two definitions of the Fisher information differ: the density has a kink in a parameter, or its support "
                 "depends on one. Neither inverse is a bound without further thought."
-                + (f" Or {UNDECIDED}." if bool(np.any(np.asarray(self.regularity.tail) > HEAVY_TAIL)) else "")
+                + (f" Or {UNDECIDED}." if self.regularity.limit != 1.0 else "")
             )
         if bool(self.singular):
             _, direction = linalg.weakest_direction(np.asarray(self.outer))

@@ -1,0 +1,171 @@
+"""Families of choices: yes or no, how many of a known number, which of several."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
+
+from fisher_jax.constraints import fixed, positive, unit_interval
+from fisher_jax.families.common import (
+    Nested,
+    Params,
+    Scalar,
+    by_inversion,
+    floats,
+    not_a_count,
+    outside_support,
+    symmetric,
+    with_constant,
+)
+from fisher_jax.families.special import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
+from fisher_jax.model import Model
+
+# Bernoulli ------------------------------------------------------------------------------------------------------------
+
+
+def bernoulli_log_density(params: Params, y: ArrayLike) -> Scalar:
+    """Log-probability y · logit − log(1 + e^{logit}) of y = 0 or 1; `logit` = log(p / (1 − p)). Information p (1 − p)."""
+    y, logit = floats(y, params["logit"])
+    outside = (y < 0) | (y > 1) | ((y > 0) & (y < 1))
+    sign = 2.0 * jnp.where(outside, 0.0, y) - 1.0
+    return outside_support(outside, jax.nn.log_sigmoid(sign * logit))
+
+
+def bernoulli_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    logit = floats(params["logit"])[0]
+    return (floats(uniform)[0] > jax.nn.sigmoid(-logit)).astype(logit.dtype)
+
+
+def bernoulli_information(params: Params) -> Nested:
+    logit = floats(params["logit"])[0]
+    return symmetric(("logit",), jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit))
+
+
+bernoulli = Model(
+    bernoulli_log_density,
+    sample=by_inversion(bernoulli_quantile),
+    quantile=bernoulli_quantile,
+    information=bernoulli_information,
+)
+
+
+# Binomial -------------------------------------------------------------------------------------------------------------
+
+
+def _ways_at_their_mode(y: Array, trials: Array) -> Scalar:
+    """log C(n, y) + y log(y/n) + (n − y) log((n − y)/n), which is 0 at both ends."""
+    edge = (y == 0) | (y == trials)
+    y, trials = jnp.where(edge, 1.0, y), jnp.where(edge, 2.0, trials)
+    rest = trials - y
+    value = 0.5 * (jnp.log(trials) - jnp.log(y) - jnp.log(rest)) - HALF_LOG_TWO_PI
+    return jnp.where(edge, 0.0, value + stirling_error(trials) - stirling_error(y) - stirling_error(rest))
+
+
+def binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
+    """Log-probability log C(n, y) + y · logit − n log(1 + e^{logit}) of y successes, y = 0, …, n; `logit` = log(p / (1 − p)).
+
+    `trials` n is a known constant. Computed in saddle-point form. Information n p (1 − p).
+    """
+    y, logit, trials = floats(y, params["logit"], params["trials"])
+    outside = not_a_count(y) | (y > trials)
+    y = jnp.where(outside, 0.0, y)
+    success, failure = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
+    difference = jnp.where(logit < 0, trials * success - y, (trials - y) - trials * failure)  # n p − y
+    log_trials = jnp.log(trials)
+    terms = times_log_ratio(y, difference, log_trials + jax.nn.log_sigmoid(logit)) + times_log_ratio(
+        trials - y, -difference, log_trials + jax.nn.log_sigmoid(-logit)
+    )
+    return outside_support(outside, terms + _ways_at_their_mode(y, trials))
+
+
+def binomial_sample(key: Array, params: Params) -> Scalar:
+    logit, trials = floats(params["logit"], params["trials"])
+    fewer = jax.random.binomial(key, trials, jax.nn.sigmoid(-jnp.abs(logit)), (), logit.dtype)
+    return jnp.where(logit < 0, fewer, trials - fewer)
+
+
+def binomial_information(params: Params) -> Nested:
+    logit, trials = floats(params["logit"], params["trials"])
+    return with_constant(symmetric(("logit",), trials * jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit)), "trials")
+
+
+binomial = Model(
+    binomial_log_density, sample=binomial_sample, constraints={"trials": fixed}, information=binomial_information
+)
+
+
+# Beta-binomial --------------------------------------------------------------------------------------------------------
+
+
+def beta_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
+    """Log-probability of y successes in n trials whose probability is itself Beta(a, b), a = p c and b = (1 − p) c.
+
+    log C(n, y) + log B(a + y, b + n − y) − log B(a, b) with mean `probability` p in (0, 1), `concentration` c > 0 (variance
+    n p (1 − p) (c + n) / (c + 1)), and `trials` n a known constant. Computed in saddle-point form: exact in the binomial limit
+    c → ∞. No closed form of the information: enumerate 0, …, n.
+    """
+    y, p, c, trials = floats(y, params["probability"], params["concentration"], params["trials"])
+    outside = not_a_count(y) | (y > trials)
+    y = jnp.where(outside, 0.0, y)
+    a, b, rest = p * c, (1.0 - p) * c, trials - y
+    difference = c * (trials * p - y) / (c + trials)  # n (a + y) / (c + n) − y
+    shrunk = jnp.log(trials) - jnp.log(c + trials)
+    terms = times_log_ratio(y, difference, shrunk + jnp.log(a + y))
+    terms = terms + times_log_ratio(rest, -difference, shrunk + jnp.log(b + rest))
+    k, base = jnp.stack([y, rest, trials]), jnp.stack([a, b, c])
+    rising = (base - 0.5) * jnp.log1p(k / base) + stirling_error(base + k) - stirling_error(base)
+    return outside_support(outside, terms + rising[0] + rising[1] - rising[2] + _ways_at_their_mode(y, trials))
+
+
+def beta_binomial_sample(key: Array, params: Params) -> Scalar:
+    p, c, trials = floats(params["probability"], params["concentration"], params["trials"])
+    for_probability, for_count = jax.random.split(key)
+    log_a, log_b = jax.random.loggamma(for_probability, jnp.stack([p * c, (1.0 - p) * c]), (2,), p.dtype)
+    return binomial_sample(for_count, {"logit": log_a - log_b, "trials": trials})
+
+
+beta_binomial = Model(
+    beta_binomial_log_density,
+    sample=beta_binomial_sample,
+    constraints={"probability": unit_interval, "concentration": positive, "trials": fixed},
+)
+
+
+# Categorical ----------------------------------------------------------------------------------------------------------
+
+
+def categorical_log_density(params: Params, y: ArrayLike) -> Scalar:
+    """Log-probability log softmax(logits)_y of the category y = 0, …, K − 1; `logits` (K,).
+
+    A number added to all logits changes nothing, so the information diag(p) − p pᵀ has rank K − 1: fit with one logit held, by
+    `linked` or a density of your own.
+    """
+    position, logits = floats(y, params["logits"])
+    number = logits.shape[0]
+    outside = not_a_count(position) | (position > number - 1)
+    chosen = jnp.arange(number) == position
+    value = jnp.sum(jnp.where(chosen, jax.nn.log_softmax(logits), 0.0))
+    return outside_support(outside, jnp.where(jnp.isnan(position), jnp.nan, value))
+
+
+def categorical_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
+    cumulative = jnp.cumsum(jax.nn.softmax(floats(params["logits"])[0]))
+    u = floats(uniform)[0].astype(cumulative.dtype)
+    return jnp.sum(cumulative[:-1] < u)
+
+
+def categorical_sample(key: Array, params: Params) -> Int[Array, ""]:
+    return jax.random.categorical(key, floats(params["logits"])[0])
+
+
+def categorical_information(params: Params) -> Nested:
+    p = jax.nn.softmax(floats(params["logits"])[0])
+    return {"logits": {"logits": jnp.diag(p) - p[:, None] * p[None, :]}}
+
+
+categorical = Model(
+    categorical_log_density,
+    sample=categorical_sample,
+    quantile=categorical_quantile,
+    information=categorical_information,
+)

@@ -1,0 +1,109 @@
+"""Functions that keep log-densities and their derivatives exact where the textbook formula loses digits.
+
+Differences of log-gamma functions cancel: at counts of a million, float32 has no digit of a log-probability left, and
+float64 half. Loader's saddle-point form (Loader, C. 2000, Fast and accurate computation of binomial probabilities)
+replaces log Γ by `stirling_error`, which is small, and y log(mean/y) by `times_log_ratio`, which does not cancel near mean = y.
+All functions here are smooth through their special points, in value, first and second derivative.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import i0e, i1e
+from jaxtyping import Array, Float
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
+_SHIFT = 8
+
+
+def horner(coefficients: tuple[float, ...], x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The polynomial c₀ + c₁ x + c₂ x² + …"""
+    value = jnp.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
+    return value
+
+
+def stirling_error(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """S(x) = log Γ(x) − (x − ½) log x + x − ½ log 2π for x > 0, absolutely exact to a few rounding errors.
+
+    Stirling's series from 8 on; below, the recurrence of Γ leads there. With two derivatives it takes a third of the time of
+    `gammaln` and its own.
+    """
+    small = x < _SHIFT
+    low = jnp.where(small, x, 1.0)
+    far = jnp.where(small, low + _SHIFT, x)
+    pair, scale = low * (low + 7.0), 1.0 / (low + _SHIFT) ** 2
+    product = (pair * scale) * ((pair + 6.0) * scale) * ((pair + 10.0) * scale) * ((pair + 12.0) * scale)
+    step = (
+        (low - 0.5) * jnp.log1p(_SHIFT / low) - _SHIFT - jnp.log(product)
+    )  # the product of (x + k) / (x + 8), k = 0 … 7
+    return horner(_STIRLING, 1.0 / (far * far)) / far + jnp.where(small, step, 0.0)
+
+
+def log_ratio(difference: Float[Array, "*b"], base: Float[Array, "*b"], log_sum: Float[Array, "*b"]) -> Array:
+    """log((base + difference) / base) for base > 0, given log(base + difference)."""
+    near = jnp.abs(difference) < 0.5 * base
+    return jnp.where(near, jnp.log1p(jnp.where(near, difference / base, 0.0)), log_sum - jnp.log(base))
+
+
+def times_log_ratio(y: Float[Array, "*b"], difference: Float[Array, "*b"], log_mean: Float[Array, "*b"]) -> Array:
+    """y log(mean / y) with mean = y + difference, zero at y = 0, where `log_mean` must be finite all the same."""
+    empty = y == 0
+    return y * log_ratio(jnp.where(empty, 0.0, difference), jnp.where(empty, 1.0, y), log_mean)
+
+
+def log1p_over(w: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """log(1 + w) / w for w > −1, one at w = 0. Near there the series of 2 artanh(w / (2 + w)) / w."""
+    near = jnp.abs(w) < 0.3
+    small, large = jnp.where(near, w, 0.0), jnp.where(near, 1.0, w)
+    u = small / (2.0 + small)
+    series = 2.0 / (2.0 + small) * horner(tuple(1.0 / (2 * k + 1) for k in range(11)), u * u)
+    return jnp.where(near, series, jnp.log1p(large) / large)
+
+
+def expm1_over(w: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """(eʷ − 1) / w, one at w = 0."""
+    zero = w == 0
+    safe = jnp.where(zero, 1.0, w)
+    return jnp.where(zero, 1.0 + 0.5 * w, jnp.expm1(safe) / safe)
+
+
+def _bessel_series(terms: int) -> tuple[float, ...]:
+    """Coefficients of I₀(κ) e^{−κ} √(2πκ) in 1/κ (Hankel's expansion)."""
+    coefficients = [1.0]
+    for k in range(1, terms):
+        coefficients.append(coefficients[-1] * (2 * k - 1) ** 2 / (8.0 * k))
+    return tuple(coefficients)
+
+
+_HANKEL = _bessel_series(20)
+_HANKEL_FROM = 25.0
+
+
+def log_i0e(kappa: Float[Array, ""]) -> Float[Array, ""]:
+    """log(I₀(κ) e^{−κ}) for κ > 0. Hankel's expansion from 25 on, since derivatives of the Bessel functions cancel there."""
+    far = kappa > _HANKEL_FROM
+    low, high = jnp.where(far, 1.0, kappa), jnp.where(far, kappa, _HANKEL_FROM)
+    expansion = jnp.log(horner(_HANKEL, 1.0 / high)) - 0.5 * jnp.log(high) - HALF_LOG_TWO_PI
+    return jnp.where(far, expansion, jnp.log(i0e(low)))
+
+
+def bessel_ratio(kappa: Float[Array, ""]) -> Float[Array, ""]:
+    """A(κ) = I₁(κ) / I₀(κ), the mean resultant length of the von Mises distribution."""
+    return i1e(kappa) / i0e(kappa)
+
+
+def alternating_weights(terms: int) -> np.ndarray:
+    """Weights wₖ with Σ wₖ aₖ ≈ Σ (−1)ᵏ aₖ to 5.8^−terms (Cohen, Rodriguez Villegas and Zagier 2000, algorithm 1)."""
+    d = (3.0 + math.sqrt(8.0)) ** terms
+    d = (d + 1.0 / d) / 2.0
+    b, c, weights = -1.0, -d, []
+    for k in range(terms):
+        c = b - c
+        weights.append(c / d)
+        b *= (k + terms) * (k - terms) / ((k + 0.5) * (k + 1.0))
+    return np.array(weights)

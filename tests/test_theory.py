@@ -1,0 +1,105 @@
+"""What theory promises of scores and information, of every family: the identities, the routes' agreement, honest errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families_registry import FAMILIES
+
+import fisher_jax as fj
+from fisher_jax.information import sampled
+from fisher_jax.model import flatten_parameters
+
+CLOSED = [name for name, family in FAMILIES.items() if family.closed_form]
+LISTABLE = [name for name in CLOSED if FAMILIES[name].kind != "multivariate"]
+KINKED = {"laplace"}
+HEAVY = {"gev": 1, "generalized_pareto": 1}  # the point at which s sᵀ has no variance, so that draws cannot tell
+REPEATS, DRAWS = 400, 10_000
+
+
+def exact_expectation(name, point):
+    family = FAMILIES[name]
+    if family.kind == "discrete":
+        return fj.Enumeration(family.nodes(point))
+    return fj.Quadrature(*family.nodes(point), 400, points=family.cuts(point))
+
+
+def scaled(difference, reference):
+    """In units of √(I_ii I_jj)."""
+    size = np.sqrt(np.diagonal(reference))
+    size = np.where(size > 0, size, 1.0)
+    return np.abs(difference) / size[:, None] / size[None, :]
+
+
+@pytest.mark.parametrize("name", LISTABLE)
+@pytest.mark.filterwarnings("ignore::fisher_jax.InformationWarning")
+def test_quadrature_and_enumeration_agree_with_the_closed_form(name):
+    for point in FAMILIES[name].points:
+        closed = fj.fisher_information(FAMILIES[name].model, point)
+        found = fj.fisher_information(FAMILIES[name].model, point, exact_expectation(name, point))
+        assert found.names == closed.names
+        assert scaled(found.matrix - closed.matrix, closed.matrix).max() < 1e-8
+        assert bool(found.regularity.regular) is (name not in KINKED), found.diagnosis()
+
+
+@functools.lru_cache
+def repeated(name):
+    """A function of keys and a point: all three estimators from the same draws, with their pieces of error, and the guard."""
+    model = FAMILIES[name].model
+
+    @jax.jit
+    def run(keys, point):
+        layout, values = flatten_parameters(model, point, "test")
+        layout = layout.natural()
+        q, pairs = len(layout.names), DRAWS // 2
+        outer = jnp.concatenate([jnp.zeros((q, q * (q + 1) // 2)), -jnp.eye(q * (q + 1) // 2)])
+
+        def once(key):
+            found = sampled.moments(model, layout, values, fj.MonteCarlo(key, DRAWS), None, "test")
+            guard = sampled.judge(found, q, pairs, sampled.GUARD_LEVEL, pieces_only=False)
+            kinds = {
+                "bartlett": sampled.coefficients(found, one_row=True),
+                "outer": jnp.broadcast_to(outer, (sampled.FOLDS, *outer.shape)),
+                "hessian": None,
+            }
+            estimates = {kind: sampled.combine(found, coefficients, pairs) for kind, coefficients in kinds.items()}
+            return {k: (value, jnp.sum(e**2, axis=0) ** 0.5) for k, (value, e) in estimates.items()}, guard.zero_means
+
+        return jax.lax.map(once, keys, batch_size=4)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLOSED)
+def test_draws_agree_with_the_closed_form_within_their_own_errors_no_more_and_no_less(name):
+    family = FAMILIES[name]
+    for number, point in enumerate(family.points):
+        closed = np.asarray(fj.fisher_information(family.model, point))
+        upper = np.triu_indices(len(closed))
+        results, regular = repeated(name)(jax.random.split(jax.random.key(number), REPEATS), point)
+        if name not in KINKED and HEAVY.get(name) != number:
+            assert np.mean(~regular) <= 0.005
+        for kind, (value, error) in results.items():
+            if (name in KINKED and kind != "outer") or HEAVY.get(name) == number:
+                continue
+            assert_calibrated(
+                np.asarray(value), np.asarray(error), closed[upper], scaled(closed, closed)[upper], closed, kind
+            )
+
+
+def assert_calibrated(value, error, closed, _, matrix, kind):
+    upper = np.triu_indices(len(matrix))
+    off = scaled(np.abs(value - closed).max(axis=0)[_symmetric(len(matrix))], matrix)[upper]
+    live = off > 1e-10
+    z = (value - closed)[:, live] / error[:, live]
+    assert np.all(np.abs(z.mean(axis=0)) < 0.15), (kind, z.mean(axis=0))
+    assert np.all((z.std(axis=0) > 0.9) & (z.std(axis=0) < 1.1)), (kind, z.std(axis=0))
+
+
+def _symmetric(q):
+    index = np.zeros((q, q), int)
+    index[np.triu_indices(q)] = np.arange(q * (q + 1) // 2)
+    return np.maximum(index, index.T)
