@@ -139,7 +139,7 @@ def _accumulate(
         basis = jnp.zeros((0, 0), half.dtype)
     else:
         basis = jax.lax.cond(jnp.any(basis != 0), lambda: basis, lambda: _whitening(half[:, :r]))
-        gram = sum((_products(part, basis) for part in ([half, mean] if one_row else [half])), jnp.zeros(()))
+        gram = sum((_products(part, basis) for part in ([half, mean] if one_row else [half])), 0.0)
     masked = jnp.where(jnp.tile(valid, 2)[:, None], each.scores, 0.0)
     kept = _num_largest(num_draws)
     return Moments(
@@ -202,9 +202,9 @@ def coefficients(found: Moments, *, one_row: bool) -> Float[Array, "f r m"]:
     is added to the diagonal where controls are dependent, and its effect taken out again by iterating (Tikhonov).
     """
     basis, r = found.basis, found.basis.shape[0]
-    rest = jnp.sum(found.gram, axis=0) - found.gram
+    rest = jnp.sum(found.gram, axis=0, keepdims=True) - found.gram
     if one_row:
-        means = jnp.sum(found.means, axis=0) - found.means
+        means = jnp.sum(found.means, axis=0, keepdims=True) - found.means
         counts = jnp.sum(found.sizes_of_folds) - found.sizes_of_folds
         controls = jnp.matmul(means[:, :r], basis.T, precision="highest")
         whole = jnp.concatenate([controls, means[:, r:]], axis=1)
