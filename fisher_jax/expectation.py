@@ -67,12 +67,16 @@ class QuasiMonteCarlo:
     key : PRNG key
         Scrambles the points.
     num_samples : int
-        Points for each row of `given`, a multiple of 64: 64 independent scramblings of num_samples / 64 points, best a power
+        Points for each row of `given`, a multiple of 256: 256 independent scramblings of num_samples / 256 points, best a power
         of two. The errors come from the differences between scramblings.
     estimator, fallback
         As for `MonteCarlo`.
     dimension : int, optional
         Length of the vector of uniform numbers that `quantile` takes; left out, it takes a scalar.
+
+    Notes
+    -----
+    Worth it from some tens of thousands of points on; below, the scramblings hold too few points each.
 
     References
     ----------
@@ -104,7 +108,7 @@ class QuasiMonteCarlo:
             )
 
 
-SCRAMBLINGS = 64
+SCRAMBLINGS = 256
 
 
 @dataclass(frozen=True)

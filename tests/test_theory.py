@@ -58,7 +58,7 @@ def repeated(name):
 
         def once(key):
             found = sampled.moments(model, layout, values, fj.MonteCarlo(key, DRAWS), None, "test")
-            guard = sampled.judge(found, q, pairs, sampled.GUARD_LEVEL, pieces_only=False)
+            guard = sampled.judge(found, q, pairs, sampled.GUARD_LEVEL)
             kinds = {
                 "bartlett": sampled.coefficients(found, one_row=True),
                 "outer": jnp.broadcast_to(outer, (sampled.FOLDS, *outer.shape)),

@@ -51,7 +51,9 @@ class _Search(NamedTuple):
 def conjugate_gradients(product: Product, b: Float[Array, " p"], tolerance: Any, max_steps: Any) -> Solution:
     """Solve A x = b for A positive definite; stops, not converged, where it meets a direction of no positive curvature.
 
-    The last trip of the loop steps no more but computes what is left over from x.
+    The last trip of the loop steps no more but computes what is left over from x. A product of its own after the loop would
+    be compiled once more, and its norm fused with sums inside the product, which jaxlib 0.10.2 gets wrong on CPUs (jax issue
+    39103).
     """
     largest = jnp.max(jnp.abs(b), initial=0.0)
     scale = jnp.where(largest > 0, largest, 1.0)

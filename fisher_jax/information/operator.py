@@ -97,8 +97,8 @@ class InformationOperator:
 
         Notes
         -----
-        Costs about one and a half gradients of the log-likelihood for products of scores and linked models, two to two and
-        a half for a Hessian, and the drawing where there are draws. ``operator @ v`` is the same; `jax.vmap` takes several v.
+        Costs about one and a half to two gradients of the log-likelihood for products of scores and linked models, up to
+        three for a Hessian, and the drawing where there are draws. ``operator @ v`` is the same; `jax.vmap` takes several v.
 
         References
         ----------
@@ -137,7 +137,7 @@ class InformationOperator:
 
         References
         ----------
-        Bekas, C., Kokiopoulou, E. and Saad, Y. (2007), Applied Numerical Mathematics 57, 1214-1229, eq. (2.2).
+        Bekas, C., Kokiopoulou, E. and Saad, Y. (2007), Applied Numerical Mathematics 57, 1214-1229.
         """
         found: Any = self._estimate("diagonal", key, num_probes)
         return Estimate(self.layout.assemble(found.value), self.layout.assemble(found.standard_error))

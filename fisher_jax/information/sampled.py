@@ -57,7 +57,7 @@ def by_draws(
     q = len(layout.names)
     pairs = num_rows(model, given) * (expectation.num_samples // 2)
     found = moments(model, layout, values, expectation, given, caller)
-    regularity = judge(found, q, pairs, GUARD_LEVEL, pieces_only=isinstance(expectation, QuasiMonteCarlo))
+    regularity = judge(found, q, pairs, GUARD_LEVEL)
     if expectation.estimator == "bartlett":
         check_enough(pairs, q, caller)
         explained = combine(found, coefficients(found, one_row=num_rows(model, given) == 1), pairs)
@@ -85,7 +85,7 @@ def moments(model: Model, layout: Layout, values: Values, expectation: Any, give
     groups = PIECES if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
     q = theta.shape[0]
     width = q if expectation.estimator == "outer" else q + q * (q + 1) // 2
-    chunk = _chunk_size(pairs, 2 * (width + 2 * q * q))
+    chunk = _chunk_size(pairs, groups, 2 * (width + 2 * q * q))
 
     def of_chunk(k: Array, basis: Any) -> Moments:
         number = k * chunk + jnp.arange(chunk)
@@ -139,7 +139,7 @@ def _accumulate(
         basis = jnp.zeros((0, 0), half.dtype)
     else:
         basis = jax.lax.cond(jnp.any(basis != 0), lambda: basis, lambda: _whitening(half[:, :r]))
-        gram = sum((_products(part, basis) for part in ([half, mean] if one_row else [half])), 0.0)
+        gram = _products(half, basis) + (_products(mean, basis) if one_row else 0.0)
     masked = jnp.where(jnp.tile(valid, 2)[:, None], each.scores, 0.0)
     kept = _num_largest(num_draws)
     return Moments(
@@ -236,27 +236,28 @@ def _instead(found: Moments, fallback: str | None, q: int, pairs: int) -> tuple[
     return combine(found, jnp.broadcast_to(outer, (FOLDS, *outer.shape)), pairs)
 
 
-def judge(found: Moments, q: int, pairs: int, level: float, *, pieces_only: bool) -> Regularity:
-    """z-values of the zero means, floored by rounding, and the tails of the scores."""
+def judge(found: Moments, q: int, pairs: int, level: float) -> Regularity:
+    """z-values of the zero means, for scrambled points as if they were draws, and the tails of the scores."""
     r = found.squares.shape[0]
-    mean, error = control_means(found, pairs, pieces_only=pieces_only)
+    mean, error = control_means(found, pairs)
     z = jnp.where(mean == 0, 0.0, mean / jnp.where(error > 0, error, 1.0))
     upper = np.triu_indices(q)
     equality = jnp.full((q, q), jnp.nan, z.dtype)
     if r > q:
         equality = equality.at[upper].set(z[q:]).at[upper[1], upper[0]].set(z[q:])
-    freedom = min(pairs, found.pieces.shape[0]) if pieces_only else pairs
     return Regularity(
         score_z=z[:q],
         equality_z=equality,
         tail=tail_exponent(found.largest),
         mass=jnp.ones((), z.dtype),
         num_not_finite=found.not_finite.astype(jnp.int32),
-        limit=critical_value(level, r, freedom),
+        limit=critical_value(level, r, pairs),
     )
 
 
-def control_means(found: Moments, pairs: int, *, pieces_only: bool) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
+def control_means(
+    found: Moments, pairs: int, *, pieces_only: bool = False
+) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
     """Mean of each control and its standard error, which rounding keeps from zero."""
     r = found.squares.shape[0]
     mean = jnp.sum(found.means[:, :r], axis=0) / pairs
@@ -298,10 +299,10 @@ def _terms_per_draw(model: Model, layout: Layout, values: Values, expectation: A
     return jax.eval_shape(terms, layout.unconstrain(values), first).shape[0]
 
 
-def _chunk_size(pairs: int, width: int) -> int:
-    """Pairs taken at once: a multiple of the pieces, no more than there are."""
-    most = max(1, CHUNK_ENTRIES // (PIECES * width))
-    return PIECES * min(most, -(-pairs // PIECES))
+def _chunk_size(pairs: int, groups: int, width: int) -> int:
+    """Pairs taken at once: a multiple of the pieces of error, no more than there are."""
+    most = max(1, CHUNK_ENTRIES // (groups * width))
+    return groups * min(most, -(-pairs // groups))
 
 
 def _num_largest(num_draws: int) -> int:

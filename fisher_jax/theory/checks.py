@@ -135,7 +135,7 @@ def _by_draws(
         score_mean=mean[:q],
         outer=target if caller == "check_score_mean" else sampled.square(mean[q:], q) + target,
         minus_hessian=jnp.full_like(target, jnp.nan) if caller == "check_score_mean" else target,
-        regularity=sampled.judge(found, q, pairs, sampled.GUARD_LEVEL, pieces_only=quasi),
+        regularity=sampled.judge(found, q, pairs, sampled.GUARD_LEVEL),
     )
     num_pieces = min(pairs, found.pieces.shape[0])
     if caller == "check_score_mean":
