@@ -171,8 +171,8 @@ def _cotangent(value: Array, weights: Array | None) -> Array:
 
 
 def _batched(function: Callable[[Array], Array], rows: Float[Array, "p p"], num_terms: int) -> Array:
-    """`vmap` over the rows, a few at a time where p × n would be too much at once."""
-    at_once = max(8, CHUNK_ENTRIES // max(num_terms, 1))
+    """`vmap` over the rows, a few at a time, so that what they hold of the data stays in the cache."""
+    at_once = max(32, 2**14 // max(num_terms, 1))
     if at_once >= rows.shape[0]:
         return jax.vmap(function)(rows)
     return jax.lax.map(function, rows, batch_size=at_once)
@@ -190,10 +190,12 @@ def in_chunks(
     weights: Float[Array, " n"] | None,
     at_once: int,
     of_chunk: Callable[[PyTree, Any], tuple[Array, Any]],
+    dtype: Any,
 ) -> tuple[Array, Any]:
     """Apply `of_chunk(rows, weights) -> (by_row, totals)` to all rows: by_row is joined, totals are added up.
 
-    The rows are read where they lie; the last chunk goes back over rows already counted, with weight zero.
+    The rows are read where they lie; the last chunk goes back over rows already counted, with weight zero. `dtype` is that
+    of weights where there are none.
     """
     n = jax.tree.leaves(rows)[0].shape[0]
     count = -(-n // max(at_once, 1))
@@ -209,7 +211,7 @@ def in_chunks(
         )
         fresh = start + jnp.arange(size) >= k * size
         if not whole:
-            ones = jnp.ones((size,), _floating(rows, weights))
+            ones = jnp.ones((size,), dtype)
             part_weights = jnp.where(fresh, ones if part_weights is None else part_weights, 0.0)
         return start, part, part_weights, fresh
 
@@ -227,15 +229,10 @@ def in_chunks(
     return jax.lax.fori_loop(0, count, body, (jnp.zeros((n, *by_row.shape[1:]), by_row.dtype), zeros))
 
 
-def _floating(rows: PyTree, weights: Array | None) -> Any:
-    """The dtype of weights that have to be made."""
-    return jnp.result_type(*jax.tree.leaves((rows, weights)), jnp.float32) if weights is None else weights.dtype
-
-
 def _in_chunks(
     target: Likelihood, flat: Float[Array, " p"], of_chunk: Callable[[PyTree, Any], tuple[Array, Any]]
 ) -> tuple[Array, Any]:
     if not target.separable:
         return of_chunk(target.rows, target.weights)
     at_once = max(256, CHUNK_ENTRIES // max(flat.shape[0], 1))
-    return in_chunks(target.rows, target.weights, at_once, of_chunk)
+    return in_chunks(target.rows, target.weights, at_once, of_chunk, flat.dtype)

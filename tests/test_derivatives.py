@@ -121,3 +121,15 @@ def test_memory_stays_that_of_a_chunk_for_the_outer_products_of_a_million_scores
     )
     held = compiled.memory_analysis().temp_size_in_bytes
     assert held < 10**6 * 20 * 8 / 10  # a tenth of the scores, had they all been held
+
+
+def test_single_precision_parameters_with_double_precision_data_in_uneven_chunks(monkeypatch):
+    monkeypatch.setattr(differentiate, "CHUNK_ENTRIES", 2**10)
+    beta, y, x = problem(5)
+    regression, beta = normal_regression(), jnp.asarray(beta, jnp.float32)
+    data = {"data": y[:301], "given": x[:301]}
+    for function in (fj.score, fj.hessian, fj.empirical_fisher):
+        found = jnp.asarray(np.asarray(function(regression, beta, **data)))
+        exact = function(regression, np.asarray(beta, float), **data)
+        np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-2)
+    assert fj.empirical_fisher(regression, beta, **data).matrix.dtype == jnp.float32

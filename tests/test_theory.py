@@ -15,8 +15,8 @@ from fisher_jax.model import flatten_parameters
 CLOSED = [name for name, family in FAMILIES.items() if family.closed_form]
 LISTABLE = [name for name in CLOSED if FAMILIES[name].kind != "multivariate"]
 KINKED = {"laplace"}
-HEAVY = {"gev": 1, "generalized_pareto": 1}  # the point at which s sᵀ has no variance, so that draws cannot tell
-REPEATS, DRAWS = 400, 10_000
+HEAVY = {"gev", "generalized_pareto"}  # at their second points s sᵀ has no variance, so that draws cannot tell
+REPEATS, DRAWS = 400, 20_000
 
 
 def exact_expectation(name, point):
@@ -76,30 +76,36 @@ def repeated(name):
 @pytest.mark.parametrize("name", CLOSED)
 def test_draws_agree_with_the_closed_form_within_their_own_errors_no_more_and_no_less(name):
     family = FAMILIES[name]
-    for number, point in enumerate(family.points):
-        closed = np.asarray(fj.fisher_information(family.model, point))
-        upper = np.triu_indices(len(closed))
-        results, regular = repeated(name)(jax.random.split(jax.random.key(number), REPEATS), point)
-        if name not in KINKED and HEAVY.get(name) != number:
-            assert np.mean(~regular) <= 0.005
-        for kind, (value, error) in results.items():
-            if (name in KINKED and kind != "outer") or HEAVY.get(name) == number:
-                continue
-            assert_calibrated(
-                np.asarray(value), np.asarray(error), closed[upper], scaled(closed, closed)[upper], closed, kind
-            )
+    first, second = family.points
+    closed = np.asarray(fj.fisher_information(family.model, first))
+    results, regular = repeated(name)(jax.random.split(jax.random.key(1), REPEATS), first)
+    if name not in KINKED:
+        assert np.mean(~regular) <= 0.0025
+    for kind, (value, error) in results.items():
+        if name not in KINKED or kind == "outer":
+            assert_calibrated(np.asarray(value), np.asarray(error), closed, kind)
+    if name in HEAVY:
+        return
+    closed = np.asarray(fj.fisher_information(family.model, second))
+    results, _ = repeated(name)(jax.random.split(jax.random.key(2), REPEATS), second)
+    for kind, (value, error) in results.items():
+        if name not in KINKED or kind == "outer":
+            off = np.abs(value[0] - closed[np.triu_indices(len(closed))])
+            assert np.all(off < 4 * error[0] + 1e-10 * np.abs(closed).max()), kind
 
 
-def assert_calibrated(value, error, closed, _, matrix, kind):
+def assert_calibrated(value, error, matrix, kind):
+    """z-values of mean zero and deviation one: over all entries together, and for each but for the noise of the repetitions."""
     upper = np.triu_indices(len(matrix))
-    off = scaled(np.abs(value - closed).max(axis=0)[_symmetric(len(matrix))], matrix)[upper]
+    closed = matrix[upper]
+    size = np.sqrt(np.diagonal(matrix))
+    size = np.where(size > 0, size, 1.0)
+    off = np.abs(value - closed).max(axis=0) / (size[:, None] * size[None, :])[upper]
     live = off > 1e-10
+    if not live.any():
+        return
     z = (value - closed)[:, live] / error[:, live]
-    assert np.all(np.abs(z.mean(axis=0)) < 0.15), (kind, z.mean(axis=0))
-    assert np.all((z.std(axis=0) > 0.9) & (z.std(axis=0) < 1.1)), (kind, z.std(axis=0))
-
-
-def _symmetric(q):
-    index = np.zeros((q, q), int)
-    index[np.triu_indices(q)] = np.arange(q * (q + 1) // 2)
-    return np.maximum(index, index.T)
+    assert abs(z.mean()) < 0.15, (kind, z.mean(axis=0))
+    assert 0.9 < z.std() < 1.1, (kind, z.std(axis=0))
+    assert np.all(np.abs(z.mean(axis=0)) < 0.15 + 3 / np.sqrt(REPEATS)), (kind, z.mean(axis=0))
+    assert np.all(np.abs(z.std(axis=0) - 1.0) < 0.1 + 3 / np.sqrt(2 * REPEATS)), (kind, z.std(axis=0))

@@ -5,6 +5,8 @@ from fisher_jax.information.closed_form import as_matrix, has_closed_form, total
 from fisher_jax.information.errors import Estimate
 from fisher_jax.information.expected import InformationWarning, fisher_information
 from fisher_jax.information.inverse import Covariance
+from fisher_jax.information.krylov import Solution
+from fisher_jax.information.operator import InformationOperator, information_operator
 from fisher_jax.information.record import Information
 from fisher_jax.information.regularity import Regularity
 
@@ -12,12 +14,15 @@ __all__ = [
     "Covariance",
     "Estimate",
     "Information",
+    "InformationOperator",
     "InformationWarning",
     "Regularity",
+    "Solution",
     "as_matrix",
     "empirical_fisher",
     "fisher_information",
     "has_closed_form",
+    "information_operator",
     "observed_information",
     "total_expected",
 ]

@@ -30,7 +30,8 @@ def total_expected(
     def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Array]:
         return jnp.zeros((jax.tree.leaves(rows)[0].shape[0], 0)), one(model, layout, values, (rows,), weights)
 
-    return in_chunks(jax.tree.map(jnp.asarray, given), weights, max(16, CHUNK_ENTRIES // q**2), of_chunk)[1]
+    rows, at_once = jax.tree.map(jnp.asarray, given), max(16, CHUNK_ENTRIES // q**2)
+    return in_chunks(rows, weights, at_once, of_chunk, layout.dtype)[1]
 
 
 def _own(model: Model, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:

@@ -16,10 +16,10 @@ Pieces = Float[Array, "k ..."] | None  # None where there is no error
 
 
 class Estimate(NamedTuple):
-    """A number or an array, and its standard error of the same shape, zero where it is exact."""
+    """A number, an array or a pytree of them, and its standard error of the same shape, zero where it is exact."""
 
-    value: Float[Array, "..."]
-    standard_error: Float[Array, "..."]
+    value: Any
+    standard_error: Any
 
 
 def carried(function: Callable[[Array], Array], matrix: Array, errors: Pieces) -> tuple[Any, Any]:

@@ -71,7 +71,7 @@ def moments(
         return each.mass, jax.tree.map(lambda part: jnp.tensordot(kept.astype(part.dtype), part, 1), each)
 
     at_once = max(1, CHUNK_ENTRIES // (_num_nodes(expectation) * len(layout.names) ** 2))
-    masses, total = in_chunks(jax.tree.map(jnp.asarray, given), None, at_once, of_chunk)
+    masses, total = in_chunks(jax.tree.map(jnp.asarray, given), None, at_once, of_chunk, layout.dtype)
     mean = jax.tree.map(lambda part: part / num_rows(model, given), total)
     return mean, masses[jnp.argmax(jnp.abs(masses - 1.0))]
 

@@ -18,7 +18,7 @@ from fisher_jax.information.closed_form import as_matrix
 from fisher_jax.information.draws import Drawing, drawing, num_rows, unit_terms
 from fisher_jax.information.errors import Estimate
 from fisher_jax.information.krylov import Product, probed, random_signs
-from fisher_jax.information.sampled import PIECES, _terms_per_draw
+from fisher_jax.information.sampled import PIECES, terms_per_draw
 from fisher_jax.model import Likelihood, Model, terms_of
 from fisher_jax.parameters import Layout, Leaf, Values
 
@@ -35,12 +35,15 @@ class Rows(NamedTuple):
     rows: PyTree
     weights: Float[Array, " n"] | None
     num_rows: int
+    dtype: Any
 
     def summed(self, at_once: int, of_chunk: Callable[[PyTree, Any], Any]) -> Any:
         """Σ of_chunk(rows, weights)."""
-        return in_chunks(
-            self.rows, self.weights, at_once, lambda rows, weights: (_nothing(rows), of_chunk(rows, weights))
-        )[1]
+
+        def of_part(rows: PyTree, weights: Any) -> tuple[Array, Any]:
+            return _nothing(rows), of_chunk(rows, weights)
+
+        return in_chunks(self.rows, self.weights, at_once, of_part, self.dtype)[1]
 
     def whole(self, at_once: int) -> tuple[PyTree, Any] | None:
         """All rows and weights, where they are no more than may be taken at once."""
@@ -182,7 +185,7 @@ def observed(target: Likelihood, layout: Layout, values: Values) -> Matrix:
 
 def _at_data(target: Likelihood, theta: Float[Array, " p"], layout: Layout, prepare: Any, diagonal: Any) -> Matrix:
     total = target.num_terms if target.weights is None else jnp.sum(target.weights)
-    source = Rows(target.rows, target.weights, target.num_terms)
+    source = Rows(target.rows, target.weights, target.num_terms, theta.dtype)
     at_once, rows_at_once = ROWS_AT_ONCE, _rows_at_once(theta.shape[0])
     if not target.separable:
         at_once = rows_at_once = max(target.num_terms, jax.tree.leaves(target.rows)[0].shape[0])
@@ -227,7 +230,7 @@ def linked(model: Any, layout: Layout, values: Values, given: PyTree) -> Matrix:
     n = jax.tree.leaves(rows)[0].shape[0]
     at_once = _rows_at_once(theta.shape[0] * jax.eval_shape(of_all, theta, rows).shape[1])
     diagonal = _summed(squares, layout)
-    return Matrix(Rows(rows, None, n), prepare, diagonal, ROWS_AT_ONCE, at_once, n, theta, layout)
+    return Matrix(Rows(rows, None, n, theta.dtype), prepare, diagonal, ROWS_AT_ONCE, at_once, n, theta, layout)
 
 
 def sampled(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> Matrix:
@@ -241,7 +244,7 @@ def sampled(model: Model, layout: Layout, values: Values, expectation: Any, give
         )
     make = lambda layout, values: unit_terms(model, layout, values, given is not None, caller)  # noqa: E731
     terms = make(layout, values)
-    per_draw = _terms_per_draw(model, layout, values, expectation, given, caller)
+    per_draw = terms_per_draw(model, layout, values, expectation, given, caller)
     pieces = min(PIECES, pairs) if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
     draw = drawing(model, layout.constrain(theta, values), given, expectation, caller)
     outer = expectation.estimator == "outer"
@@ -336,7 +339,7 @@ def _squared_rows(terms: Terms, theta: Float[Array, " p"], layout: Layout) -> Di
             return _nothing(number), jnp.sum(weigh(scores**2, weights), axis=0)
 
         at_once = max(1, CHUNK_ENTRIES // (theta.shape[0] + value.shape[0]))
-        return layout.split(in_chunks(jnp.arange(value.shape[0]), weights, at_once, of_terms)[1], 0.0)
+        return layout.split(in_chunks(jnp.arange(value.shape[0]), weights, at_once, of_terms, layout.dtype)[1], 0.0)
 
     return diagonal
 

@@ -23,7 +23,7 @@ from fisher_jax.parameters import Layout, Values
 
 PIECES = 64  # independent pieces of error from independent draws
 FOLDS = 4  # parts of the draws, each with coefficients from the others
-GUARD_LEVEL = 1e-5  # at which a zero mean is given up, over all of those tested
+GUARD_LEVEL = 1e-9  # at which a zero mean is given up, over all of those tested; a kink is at z of the order of √draws
 
 
 class Moments(NamedTuple):
@@ -65,7 +65,7 @@ def by_draws(
         target, pieces = (jnp.where(regularity.zero_means, a, b) for a, b in zip(explained, instead, strict=True))
     else:
         target, pieces = combine(found, None, pairs)
-    terms = _terms_per_draw(model, layout, values, expectation, given, caller)
+    terms = terms_per_draw(model, layout, values, expectation, given, caller)
     return Sampled(square(target, q) / terms, square(pieces, q) / terms, regularity)
 
 
@@ -138,7 +138,8 @@ def _accumulate(
     if basis is None:
         basis = jnp.zeros((0, 0), half.dtype)
     else:
-        basis = jax.lax.cond(jnp.any(basis != 0), lambda: basis, lambda: _whitening(half[:, :r]))
+        rounding = 1e3 * jnp.finfo(half.dtype).eps * jnp.mean(each.sizes, axis=0)
+        basis = jax.lax.cond(jnp.any(basis != 0), lambda: basis, lambda: _whitening(half[:, :r], rounding))
         gram = _products(half, basis) + (_products(mean, basis) if one_row else 0.0)
     masked = jnp.where(jnp.tile(valid, 2)[:, None], each.scores, 0.0)
     kept = _num_largest(num_draws)
@@ -155,19 +156,21 @@ def _accumulate(
     )
 
 
-def _whitening(controls: Float[Array, "c r"]) -> Float[Array, "r r"]:
+def _whitening(controls: Float[Array, "c r"], rounding: Float[Array, " r"]) -> Float[Array, "r r"]:
     """A basis in which the controls are about uncorrelated, from those of the first chunk.
 
     Controls can be so nearly dependent (Student's t with many degrees of freedom) that the squares of what tells them apart
-    drown in rounding. In this basis they do not, and what is nothing but rounding stays small. Any basis is right.
+    drown in rounding. In this basis they do not. A control that is nothing but rounding, as s² + H of a parameter that is
+    linear in the density, is left out. Any basis is right.
     """
     gram = jnp.matmul(controls.T, controls, precision="highest")
     diagonal = jnp.diagonal(gram)
-    factor = linalg.factorise(
-        gram + jnp.diag(jnp.where(diagonal > 0, jnp.finfo(gram.dtype).eps ** 0.5 * diagonal, 1.0))
-    )
+    alive = diagonal > controls.shape[0] * rounding**2
+    both = alive[:, None] & alive[None, :]
+    raised = jnp.diag(jnp.where(alive, jnp.finfo(gram.dtype).eps ** 0.5 * diagonal, 1.0))
+    factor = linalg.factorise(jnp.where(both, gram, 0.0) + raised)
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return jnp.where(factor.definite, linalg.solve_lower(factor, identity), identity)
+    return jnp.where(both, jnp.where(factor.definite, linalg.solve_lower(factor, identity), identity), 0.0)
 
 
 def _little(gram: Float[Array, "r x"]) -> float:
@@ -287,7 +290,7 @@ def check_enough(pairs: int, q: int, caller: str) -> None:
         )
 
 
-def _terms_per_draw(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> int:
+def terms_per_draw(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> int:
     """How many log-densities one draw of y makes up: one, or for a series as many as it has terms."""
     if not model.is_dependent:
         return 1
