@@ -35,7 +35,9 @@ class MonteCarlo:
 
     Notes
     -----
-    Exact to rounding, at any number of draws, for exponential families in any parametrisation and for Student's t.
+    Exact to rounding, at any number of draws, for exponential families in any parametrisation, and for Student's t if all of
+    its parameters are free: the controls of one that is `fixed` are missing. Where scores have heavy tails, some ten
+    thousand draws are needed before the errors are all that they say.
     Needs a Hessian for each draw, and at least 6 (1 + q + q (q + 1) / 2) draws; above some thirty parameters use ``"outer"``.
 
     Examples

@@ -13,6 +13,8 @@ from fisher_jax.extras import require
 
 Y = np.random.default_rng(0).normal(size=30)
 START = {"loc": 0.0, "scale": 1.0}
+KEY = jax.random.key(0)
+DRAWS = fj.MonteCarlo(KEY, 100)
 
 
 def density(params, y):
@@ -90,13 +92,37 @@ MISUSE = {
     "unknown interval": (lambda: fitted().confidence_intervals(0.9, "exact"), ValueError, "method='exact' is unknown"),
     "unknown scale": (lambda: fitted().confidence_intervals(scale="log"), ValueError, "scale='log' is unknown"),
     "Fisher information without a route": (lambda: fj.fisher_information(density, START), ValueError, r"no route to the expectation.*Model\(…, information="),
-    "unknown expectation": (lambda: fj.fisher_information(MODELS["normal"].model, START, "exact"), ValueError, "expectation='exact' is not a known way"),
+    "unknown expectation": (lambda: fj.fisher_information(MODELS["normal"].model, START, "exact"), TypeError, "expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, got str"),
+    "draws without a sampler": (lambda: fj.fisher_information(density, START, DRAWS), ValueError, r"which has no sampler. Give Model\(…, sample="),
+    "points without a quantile": (lambda: fj.fisher_information(density, START, fj.QuasiMonteCarlo(KEY, 256)), ValueError, r"inverse of the distribution function. Give Model\(…, quantile="),
+    "odd number of draws": (lambda: fj.MonteCarlo(KEY, 101), ValueError, "num_samples=101 must be an even whole number"),
+    "points that do not divide": (lambda: fj.QuasiMonteCarlo(KEY, 1000), ValueError, "num_samples=1000 must be a multiple of 256"),
+    "unknown estimator": (lambda: fj.MonteCarlo(KEY, 100, "opg"), ValueError, 'estimator=.opg. is unknown; choose "bartlett"'),
+    "fallback from nothing": (lambda: fj.MonteCarlo(KEY, 100, "outer", fallback="hessian"), ValueError, 'only "bartlett" falls back'),
+    "too few draws": (lambda: fj.fisher_information(fj.families.normal, START, fj.MonteCarlo(KEY, 20)), ValueError, "needs at least 36 draws for 2 parameters, got 20"),
+    "quadrature backwards": (lambda: fj.Quadrature(1.0, 0.0), ValueError, "lower < points < upper.*got lower=1.0"),
+    "quadrature of few nodes": (lambda: fj.Quadrature(0.0, 1.0, 3), ValueError, "order=3 must be at least 16"),
+    "quadrature of a series": (lambda: fj.fisher_information(fj.dependent(lambda p, y: y[1:] * p), 1.0, fj.Quadrature(0.0, 1.0)), ValueError, "a dependent model draws a whole series"),
+    "linked to nothing": (lambda: fj.linked(density, lambda p, z: {"rate": p}), TypeError, "linked: family must be a Model such as families.poisson, got function"),
+    "predictor of a number": (lambda: fj.fisher_information(fj.linked(fj.families.poisson, lambda p: p), 1.0), TypeError, "predictor must return a dictionary.*but returned"),
+    "predictor of another name": (lambda: fj.log_likelihood(fj.linked(fj.families.poisson, lambda p: {"mean": p}), 1.0, np.array([1, 2])), ValueError, "family needs the parameter 'rate', but the predictor returned mean"),
+    "information of other parameters": (lambda: record() + record("a", "b"), ValueError, "cannot add the information on `a`, `b` to that on `loc`, `scale`"),
+    "marginal of nobody": (lambda: record().marginal("lcoation"), ValueError, "Information.marginal: no parameter is named 'lcoation'; there are `loc`, `scale`"),
+    "fixed twice": (lambda: record().fix(["loc", "loc"]), ValueError, "expected one or more different names"),
+    "reparametrised into others": (lambda: record().reparametrize(lambda p: {"loc": p["m"]}, {"m": 1.0}), ValueError, "gives `loc`, but the information is about.*`scale` is missing"),
+    "check of a closed form": (lambda: fj.check_score_mean(fj.families.normal, START, None), TypeError, "got NoneType. A closed form would have nothing to test"),
+    "level of a check": (lambda: fj.check_score_mean(fj.families.normal, START, DRAWS, level=5), ValueError, "level=5 must lie between 0 and 1"),
+    "rows of covariates without a length": (lambda: fj.fisher_information(fj.linked(fj.families.poisson, lambda p, z: {"rate": p}), 1.0, given=3.0), ValueError, "given is a scalar; expected a leading axis"),
     "information of a wrong shape": (lambda: fj.fisher_information(fj.Model(density, information=lambda p: jnp.eye(3)), START), ValueError, r"expected shape \(2, 2\) for the parameters loc, scale, got \(3, 3\)"),
     "information nested wrongly": (lambda: fj.fisher_information(fj.Model(density, information=lambda p: {"loc": 1.0}), START), ValueError, "nested like params in params"),
     "singular information": (lambda: fj.observed_information(lambda p, y: norm.logpdf(y, p["a"] + p["b"], 1.0), {"a": 0.0, "b": 0.0}, Y).inverse(), ValueError, r"not positive definite .* along \+1 a -1 b"),
     "summary of a batch": (lambda: batch().summary(), ValueError, "has a batch axis"),
     "covariance of a batch": (lambda: batch().covariance(), ValueError, r"has a batch axis of shape \(2,\).*jax.vmap"),
 }  # fmt: skip
+
+
+def record(*names):
+    return fj.Information(jnp.eye(2), names or ("loc", "scale"), "made up")
 
 
 def large_integers():

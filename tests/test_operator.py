@@ -101,12 +101,12 @@ def test_a_linked_model_has_its_exact_information(given):
 )
 def test_a_sampled_operator_is_the_dense_matrix_of_the_same_draws(way, estimator, monkeypatch):
     monkeypatch.setattr(matrix_free, "ROWS_AT_ONCE", 100)
-    expectation = way(KEY, 128, estimator)
+    expectation = way(KEY, 256, estimator)
     density = fj.Model(curve(), sample=sampler, quantile=quantile)
     operator = information_operator(density, PARAMS, expectation, given=X[:7])
     dense = fj.fisher_information(density, PARAMS, expectation, given=X[:7])
     assert operator.route == dense.route
-    assert operator.num_samples == dense.num_samples == 128 * 7
+    assert operator.num_samples == dense.num_samples == 256 * 7
     np.testing.assert_allclose(flat(operator @ VECTOR), dense.matrix @ FLAT, rtol=1e-10)
     diagonal = operator.diagonal(KEY, 2)
     error = flat(diagonal.standard_error)

@@ -1,6 +1,7 @@
 """What theory promises of scores and information, of every family: the identities, the routes' agreement, honest errors."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from families_registry import FAMILIES
 
 import fisher_jax as fj
+from fisher_jax import families
 from fisher_jax.information import sampled
 from fisher_jax.model import flatten_parameters
 
@@ -109,3 +111,84 @@ def assert_calibrated(value, error, matrix, kind):
     assert 0.9 < z.std() < 1.1, (kind, z.std(axis=0))
     assert np.all(np.abs(z.mean(axis=0)) < 0.15 + 3 / np.sqrt(REPEATS)), (kind, z.mean(axis=0))
     assert np.all(np.abs(z.std(axis=0) - 1.0) < 0.1 + 3 / np.sqrt(2 * REPEATS)), (kind, z.std(axis=0))
+
+
+SINGULAR = {"categorical", "multivariate_normal"}  # whose parameters are tied together
+REGULAR = [name for name in CLOSED if name not in KINKED | SINGULAR]
+CHECKS = {"score": fj.check_score_mean, "equality": fj.check_information_equality}
+
+
+def checked(model, point, seeds, number=10_000):
+    """Which of the checks fail, for each seed."""
+
+    @jax.jit
+    def run(keys):
+        def once(key):
+            return {name: ~check(model, point, fj.MonteCarlo(key, number)).passed for name, check in CHECKS.items()}
+
+        return jax.lax.map(once, keys, batch_size=4)
+
+    return {name: np.asarray(failed) for name, failed in run(jax.random.split(jax.random.key(5), seeds)).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGULAR)
+def test_regular_models_fail_the_checks_no_more_often_than_their_level(name):
+    failed = checked(FAMILIES[name].model, FAMILIES[name].points[0], 200)
+    for check, flags in failed.items():
+        assert flags.sum() <= 8, check  # at level 0.01 of 200 seeds, exceeded once in a thousand times
+
+
+def uniform(key, theta):
+    return theta * jax.random.uniform(key)
+
+
+LOC_SCALE = {"loc": 0.7, "scale": 1.3}
+CONTROLS = {
+    "uniform on (0, θ)": (
+        fj.Model(lambda t, y: jnp.where((y > 0) & (y < t), -jnp.log(t), -jnp.inf), sample=uniform),
+        2.0,
+        "score",
+        "support depends on a parameter",
+    ),
+    "laplace by −H": (families.laplace, LOC_SCALE, "equality", "kink"),
+    "skew-normal without skew": (
+        families.skew_normal,
+        LOC_SCALE | {"shape": 0.0},
+        "equality",
+        "singular along .*1 (loc|shape) .*1 (loc|shape):",
+    ),
+    "gev at −½": (families.gev, LOC_SCALE | {"shape": -0.5}, "equality", "definitions"),
+    "gev below −½": (families.gev, LOC_SCALE | {"shape": -0.7}, "equality", "may be infinite"),
+    "gev far below −½": (families.gev, LOC_SCALE | {"shape": -1.2}, "equality", "may be infinite"),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_what_is_not_regular_is_flagged(name):
+    model, point, check, words = CONTROLS[name]
+    assert checked(model, point, 20)[check].all()
+    report = str(CHECKS[check](model, point, fj.MonteCarlo(jax.random.key(0), 10_000)))
+    assert "FAILED" in report
+    assert re.search(words, report, re.S), report
+
+
+def test_a_sound_report_says_so_and_an_exact_one_leaves_no_chance():
+    point = FAMILIES["gamma"].points[0]
+    for check in CHECKS.values():
+        drawn = check(families.gamma, point, fj.MonteCarlo(jax.random.key(0), 10_000))
+        assert drawn.passed, drawn
+        assert "Nothing speaks against it" in str(drawn)
+        exact = check(families.gamma, point, fj.Quadrature(0.0, np.inf))
+        assert exact.passed
+        assert exact.p_value == 1.0
+        np.testing.assert_allclose(exact.mean, 0.0, atol=1e-8 * np.max(np.asarray(exact.outer)))
+    covariance = drawn.outer - jnp.outer(drawn.score_mean, drawn.score_mean)
+    np.testing.assert_allclose(covariance - drawn.minus_hessian, drawn.mean, atol=1e-12)
+
+
+def test_a_wrong_sampler_is_found_out():
+    wrong = fj.Model(
+        families.gamma.log_density, sample=lambda key, p: jax.random.gamma(key, p["shape"] + 0.2) / p["rate"]
+    )
+    assert not fj.check_score_mean(wrong, {"shape": 2.0, "rate": 1.0}, fj.MonteCarlo(jax.random.key(0), 10_000)).passed

@@ -71,7 +71,7 @@ class Check:
         numbers = zip(self.names, *map(np.asarray, (self.mean, self.standard_error, self.z)), strict=True)
         return [
             ("parameter", "E[s]", "std. error", "z"),
-            *((name, f"{m:.4g}", f"{e:.2g}", f"{z:.2f}") for name, m, e, z in numbers),
+            *((name, f"{m:.4g}", f"{e:.2g}", f"{z:.3g}") for name, m, e, z in numbers),
         ]
 
     def _entry_rows(self) -> list[tuple[str, ...]]:
@@ -81,7 +81,7 @@ class Check:
             entry = self.names[i] if i == j else f"{self.names[i]}, {self.names[j]}"
             numbers = (covariance[i, j], self.minus_hessian[i, j], self.mean[i, j])
             error, z = self.standard_error[i, j], self.z[i, j]
-            rows.append((entry, *(f"{float(x):.5g}" for x in numbers), f"{float(error):.2g}", f"{float(z):.2f}"))
+            rows.append((entry, *(f"{float(x):.5g}" for x in numbers), f"{float(error):.2g}", f"{float(z):.3g}"))
         return rows
 
     def _reading(self) -> list[str]:
