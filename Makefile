@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test fast lint format notebooks bench clean
+.PHONY: demo test fast exhaustive lint format notebooks bench clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/demo.py
@@ -12,7 +12,10 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 fast: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not exhaustive"
+
+exhaustive: $(READY)
+	$(BIN)/python -m pytest -n 2 -m exhaustive
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

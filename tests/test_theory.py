@@ -21,6 +21,12 @@ HEAVY = {"gev", "generalized_pareto"}  # at their second points s sᵀ has no va
 REPEATS, DRAWS = 400, 20_000
 
 
+def some_of(names):
+    """A few of the families in every run of the tests, the others by `make exhaustive`."""
+    few = {"gamma", "weibull", "negative_binomial", "gev", "student_t", "zero_inflated_poisson", "laplace", "dirichlet"}
+    return [pytest.param(name, marks=pytest.mark.slow if name in few else pytest.mark.exhaustive) for name in names]
+
+
 def exact_expectation(name, point):
     family = FAMILIES[name]
     if family.kind == "discrete":
@@ -74,8 +80,7 @@ def repeated(name):
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", some_of(CLOSED))
 def test_draws_agree_with_the_closed_form_within_their_own_errors_no_more_and_no_less(name):
     family = FAMILIES[name]
     first, second = family.points
@@ -131,8 +136,7 @@ def checked(model, point, seeds, number=10_000):
     return {name: np.asarray(failed) for name, failed in run(jax.random.split(jax.random.key(5), seeds)).items()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REGULAR)
+@pytest.mark.parametrize("name", some_of(REGULAR))
 def test_regular_models_fail_the_checks_no_more_often_than_their_level(name):
     failed = checked(FAMILIES[name].model, FAMILIES[name].points[0], 200)
     for check, flags in failed.items():

@@ -266,7 +266,7 @@ def information_operator(
     params: PyTree,
     expectation: Any = None,
     *,
-    kind: str | None = None,
+    kind: Any = None,
     data: PyTree = None,
     given: PyTree = None,
     weights: Any = None,

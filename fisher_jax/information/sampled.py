@@ -243,14 +243,14 @@ def coefficients(found: Moments, *, one_row: bool) -> Float[Array, "f r m"]:
 
 
 def _instead(found: Moments, fallback: str | None, q: int, pairs: int) -> tuple[Array, Array]:
-    """What stands where the zero means fail: NaN, or the plain estimator that was asked for."""
-    target, pieces = combine(found, None, pairs)
-    if fallback == "hessian":
-        return target, pieces
-    if fallback is None:
-        return jnp.full_like(target, jnp.nan), jnp.full_like(pieces, jnp.nan)
-    outer = jnp.concatenate([jnp.zeros((q, target.shape[0])), -jnp.eye(target.shape[0])]).astype(target.dtype)
-    return combine(found, jnp.broadcast_to(outer, (FOLDS, *outer.shape)), pairs)
+    """What stands where the zero means fail: the plain estimator that was asked for, or NaN."""
+    m = q * (q + 1) // 2
+    plain = {
+        "outer": np.concatenate([np.zeros((q, m)), -np.eye(m)]),
+        "hessian": np.zeros((q + m, m)),
+        None: np.full((q + m, m), np.nan),
+    }[fallback]
+    return combine(found, jnp.asarray(np.broadcast_to(plain, (FOLDS, q + m, m)), found.means.dtype), pairs)
 
 
 def judge(found: Moments, q: int, pairs: int, level: float) -> Regularity:
