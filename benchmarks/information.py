@@ -95,7 +95,7 @@ def measure(case, contestants):
     """Squared errors (repetitions, q, q) and median seconds of {name: key -> expectation}, in turns that rotate."""
     matrix, unit, _ = reference(case)
     errors, laps = ({name: [] for name in contestants} for _ in range(2))
-    for name, expectation in contestants.items():
+    for expectation in contestants.values():
         fj.fisher_information(case.model, case.params, expectation(jax.random.key(0))).matrix.block_until_ready()
     order = itertools.cycle(list(itertools.permutations(contestants)))
     for key in jax.random.split(jax.random.key(1), REPETITIONS):
@@ -190,7 +190,10 @@ def best_possible(name, params):
     left = noise - controls @ np.linalg.lstsq(controls, noise, rcond=1e-12)[0]
     gain = np.sum(noise**2, axis=0) / np.sum(left**2, axis=0)
     few = ", ".join(f"{names[i[k]]} with {names[j[k]]} {gain[k]:.3g}" for k in np.argsort(gain)[:4])
-    print(f"{name}: best coefficients gain {gain[i == j].min():.3g} or more on the diagonal; least {few}")
+    print(
+        f"{name}: best coefficients gain {gain[i == j].min():.3g} or more on the diagonal; {np.sum(gain < 100)} of {len(gain)} "
+        f"entries less than 100, least {few}"
+    )
 
 
 def main():

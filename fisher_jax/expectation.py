@@ -80,10 +80,6 @@ class QuasiMonteCarlo:
     -----
     Worth it from some tens of thousands of points on; below, the scramblings hold too few points each.
 
-    Notes
-    -----
-    Worth it from some tens of thousands of points on; below, the scramblings hold too few points each.
-
     References
     ----------
     Owen, A. B. (1995), Randomly permuted (t,m,s)-nets; Burley, B. (2020), Practical hash-based Owen scrambling, J. Comput.

@@ -94,7 +94,7 @@ def moments(model: Model, layout: Layout, values: Values, expectation: Any, give
 
     def body(k: Array, total: Moments) -> Moments:
         new = of_chunk(k, first if first is None else total.basis)
-        largest = jax.lax.top_k(jnp.concatenate([total.largest, new.largest], axis=1), new.largest.shape[1])[0]
+        largest = _largest(jnp.concatenate([total.largest, new.largest], axis=1), new.largest.shape[1])
         return jax.tree.map(jnp.add, total, new)._replace(largest=largest, basis=new.basis)
 
     first = jnp.zeros((width, width), theta.dtype) if expectation.estimator == "bartlett" else None
@@ -151,7 +151,7 @@ def _accumulate(
         basis=basis,
         gram=gram,
         sizes_of_folds=jnp.sum(valid.reshape(-1, FOLDS), axis=0).astype(half.dtype),
-        largest=jax.lax.top_k(_padded(masked.T, kept), kept)[0],
+        largest=_largest(_padded(masked.T, kept), kept),
         not_finite=jnp.sum(valid & ~finite),
     )
 
@@ -318,13 +318,19 @@ def terms_per_draw(model: Model, layout: Layout, values: Values, expectation: An
 
 def _chunk_size(pairs: int, groups: int, width: int) -> int:
     """Pairs taken at once: a multiple of the pieces of error, no more than there are."""
-    most = max(1, CHUNK_ENTRIES // (groups * width))
-    return groups * min(most, -(-pairs // groups))
+    blocks, most = -(-pairs // groups), max(1, CHUNK_ENTRIES // (groups * width))
+    return groups * -(-blocks // -(-blocks // most))
 
 
 def _num_largest(num_draws: int) -> int:
     """How many of the largest scores are looked at: two in a hundred; none where that is too few to tell."""
     return 0 if num_draws < 2000 else min(num_draws // 50, 256) + 1
+
+
+def _largest(values: Float[Array, "q c"], count: int) -> Float[Array, "q t"]:
+    """The largest of each row, found in float32, for which XLA need not sort the whole row."""
+    index = jax.lax.top_k(values.astype(jnp.float32), count)[1]
+    return jnp.take_along_axis(values, index, axis=1)
 
 
 def _padded(values: Float[Array, "q c"], least: int) -> Float[Array, "q d"]:
