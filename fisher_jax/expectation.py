@@ -7,12 +7,15 @@ import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, PyTree
 
-Estimator = Literal["bartlett", "outer", "hessian"]
+from fisher_jax.model import as_arrays
+
+ESTIMATORS = ("bartlett", "outer", "hessian")
 
 
 @jax.tree_util.register_dataclass
@@ -51,8 +54,8 @@ class MonteCarlo:
 
     key: Array
     num_samples: int = field(metadata={"static": True})
-    estimator: Estimator = field(default="bartlett", metadata={"static": True})
-    fallback: Estimator | None = field(default=None, metadata={"static": True}, kw_only=True)
+    estimator: str = field(default="bartlett", metadata={"static": True})
+    fallback: str | None = field(default=None, metadata={"static": True}, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", _whole(self.num_samples))
@@ -96,13 +99,15 @@ class QuasiMonteCarlo:
 
     key: Array
     num_samples: int = field(metadata={"static": True})
-    estimator: Estimator = field(default="bartlett", metadata={"static": True})
-    fallback: Estimator | None = field(default=None, metadata={"static": True}, kw_only=True)
+    estimator: str = field(default="bartlett", metadata={"static": True})
+    fallback: str | None = field(default=None, metadata={"static": True}, kw_only=True)
     dimension: int | None = field(default=None, metadata={"static": True}, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", _whole(self.num_samples))
         check_draws("QuasiMonteCarlo", self.num_samples, self.estimator, self.fallback)
+        if self.dimension is not None and (not isinstance(self.dimension, int) or self.dimension < 1):
+            raise ValueError(f"QuasiMonteCarlo: dimension={self.dimension!r} must be a whole number from 1, or None.")
         if self.num_samples % SCRAMBLINGS:
             raise ValueError(
                 f"QuasiMonteCarlo: num_samples={self.num_samples} must be a multiple of {SCRAMBLINGS}, which is the number of "
@@ -189,6 +194,17 @@ class Enumeration:
 
     values: PyTree
 
+    def __post_init__(self) -> None:
+        if all(isinstance(leaf, int | float | np.ndarray | jax.Array) for leaf in jax.tree.leaves(self.values)):
+            values = as_arrays(self.values)
+            lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(values)}
+            if len(lengths) != 1 or None in lengths:
+                raise ValueError(
+                    "Enumeration: values need one leading axis, of the same length in every leaf, got shapes "
+                    f"{[leaf.shape for leaf in jax.tree.leaves(values)]}."
+                )
+            object.__setattr__(self, "values", values)
+
 
 Expectation = MonteCarlo | QuasiMonteCarlo | Quadrature | Enumeration
 
@@ -207,7 +223,7 @@ def check_draws(caller: str, num_samples: Any, estimator: str, fallback: str | N
         raise ValueError(
             f"{caller}: num_samples={num_samples!r} must be an even whole number, at least 2: errors come from pairs of draws."
         )
-    if estimator not in get_args(Estimator):
+    if estimator not in ESTIMATORS:
         raise ValueError(f'{caller}: estimator={estimator!r} is unknown; choose "bartlett", "outer" or "hessian".')
     if fallback is not None and (estimator != "bartlett" or fallback not in ("outer", "hessian")):
         raise ValueError(

@@ -74,9 +74,7 @@ class _Quantile(_Linked):
         return self.family.quantile(uniform, self.predicted(params, *z))  # type: ignore[misc]
 
 
-def linked(
-    family: Model, predictor: UserFunction, *, constraints: PyTree = None, initial: UserFunction | None = None
-) -> Model:
+def linked(family: Any, predictor: Any, *, constraints: PyTree = None, initial: UserFunction | None = None) -> Model:
     """A model in which a family's parameters η are functions of the user's parameters θ and covariates z.
 
     Its Fisher information is Jᵀ I_η J with J = ∂η/∂θ: exact, positive semi-definite, without draws or second derivatives.

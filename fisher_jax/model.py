@@ -136,7 +136,8 @@ def dependent(
         of the data. A likelihood conditional on the first m values returns n − m terms; the number of observations
         is the number of terms.
     sample, constraints, initial, information
-        As for `Model`; `information` is that of one term on average.
+        As for `Model`; `information(params)` or `information(params, given)` is that of one term on average, all of `given`
+        at once.
 
     Returns
     -------
@@ -196,8 +197,8 @@ class Sample(NamedTuple):
 
 def check_sample(model: Model, data: PyTree, given: PyTree, weights: Any, caller: str) -> Sample:
     """Refuse data whose leaves disagree about n, or weights that do not fit; turn Python lists into arrays."""
-    data = _as_arrays(data)
-    given = None if given is None else _as_arrays(given)
+    data = as_arrays(data)
+    given = None if given is None else as_arrays(given)
     if not jax.tree.leaves(data):
         raise ValueError(f"{caller}: data holds no array. Give the observations, with a leading axis of length n.")
     if not model.is_dependent:
@@ -207,16 +208,17 @@ def check_sample(model: Model, data: PyTree, given: PyTree, weights: Any, caller
     return Sample(data, given, weights)
 
 
-def check_given(given: PyTree, caller: str) -> PyTree:
-    """Covariates as arrays with one leading axis."""
+def check_given(model: Model, given: PyTree, caller: str) -> PyTree:
+    """Covariates as arrays with one leading axis; those of a series come as they are."""
     if given is None:
         return None
-    given = _as_arrays(given)
-    _common_length({"given": given}, caller)
+    given = as_arrays(given)
+    if not model.is_dependent:
+        _common_length({"given": given}, caller)
     return given
 
 
-def _as_arrays(tree: PyTree) -> PyTree:
+def as_arrays(tree: PyTree) -> PyTree:
     if isinstance(tree, list | tuple) and not hasattr(tree, "_fields") and _is_numbers(tree):
         return np.asarray(tree)
     return jax.tree.map(_as_array, tree)

@@ -239,7 +239,7 @@ def test_scrambled_points_are_less_noisy_than_draws_and_say_so():
         found = run(jax.random.split(KEY, 100))
         z = (np.asarray(found.matrix) - np.asarray(exact.matrix)) / found.standard_error
         assert np.all(np.abs(np.mean(z, axis=0)) < 0.4)  # the differences between scramblings are skewed
-        assert np.all(np.abs(np.std(z, axis=0) - 1) < 0.2)
+        assert np.all(np.abs(np.std(z, axis=0) - 1) < 0.3)
         errors[kind] = np.std(found.matrix, axis=0)
     assert np.all(errors[fj.QuasiMonteCarlo] < errors[fj.MonteCarlo] / 1.5)
 
@@ -304,7 +304,9 @@ def test_nothing_left_out_of_an_expectation_goes_unsaid():
     with pytest.warns(fj.InformationWarning, match=r"probabilities add up to 0.9\d+, not 1: list more values"):
         fj.fisher_information(families.poisson, {"rate": 4.0}, fj.Enumeration(np.arange(9)))
     broken = fj.Model(families.gamma.log_density, sample=lambda key, p: jnp.nan * p["rate"])
-    with pytest.warns(fj.InformationWarning, match="draws have a log-density or derivative that is not finite"):
+    with pytest.warns(
+        fj.InformationWarning, match="draws or nodes have a log-density or derivative that is not finite"
+    ):
         fj.fisher_information(broken, GAMMA, draws(100, "outer"))
 
 
@@ -354,6 +356,44 @@ def test_draws_lower_for_cuda():
     assert jax.export.export(jax.jit(run), platforms=["cuda"])(KEY).mlir_module()
 
 
+def test_many_draws_in_single_precision_and_without_x64():
+    with jax.enable_x64(False):
+        found = fj.fisher_information(families.normal, {"loc": 0.0, "scale": 2.0}, draws(400_000, "outer"))
+        check = fj.check_score_mean(families.normal, {"loc": 0.0, "scale": 2.0}, draws(200_000))
+    np.testing.assert_allclose(found.matrix, np.diag([0.25, 0.5]), atol=5 * np.max(found.standard_error))
+    assert check.passed
+
+
+def test_a_quadrature_too_coarse_says_so_even_of_symmetric_densities():
+    coarse = fj.Quadrature(-np.inf, np.inf, order=40)
+    with pytest.warns(fj.InformationWarning):
+        found = fj.fisher_information(families.logistic, {"loc": 0.0, "scale": 1.0}, coarse)
+    exact = fj.fisher_information(families.logistic, {"loc": 0.0, "scale": 1.0})
+    off = np.abs(np.diag(found) - np.diag(exact))
+    assert np.all(off < 2 * np.diag(found.standard_error) + 1e-12)
+    assert np.max(off) > 1e-6
+
+
+def test_a_series_with_covariates_and_a_closed_form_counts_its_terms_once():
+    z = np.sin(np.arange(40.0))
+    series = fj.dependent(
+        lambda p, y, z: norm.logpdf(y[1:], p["b"] * z[1:], 1.0),
+        sample=lambda key, p, z: p["b"] * z + jax.random.normal(key, z.shape),
+        information=lambda p, z: jnp.mean(z[1:] ** 2)[None, None],
+    )
+    exact = fj.fisher_information(series, {"b": 1.0}, given=z)
+    np.testing.assert_allclose(exact.matrix, [[np.mean(z[1:] ** 2)]], rtol=1e-12)
+    sampled_too = fj.fisher_information(series, {"b": 1.0}, draws(400), given=z)
+    np.testing.assert_allclose(sampled_too.matrix, exact.matrix, rtol=1e-10)
+
+
+def test_values_may_be_listed_as_python_does():
+    found = fj.fisher_information(families.bernoulli, {"logit": 0.3}, fj.Enumeration([0, 1]))
+    np.testing.assert_allclose(
+        found.matrix, fj.fisher_information(families.bernoulli, {"logit": 0.3}).matrix, rtol=1e-12
+    )
+
+
 # The record.
 
 
@@ -392,7 +432,8 @@ def test_other_parameters_get_the_information_that_they_have_by_themselves():
 def test_information_adds_by_name_and_counts_observations():
     one = gamma_information()
     prior = fj.Information(jnp.diag(jnp.array([4.0, 9.0])), ("shape", "rate"), "prior")
-    total = 100 * one + prior
+    total = np.float64(100) * one + prior
+    assert isinstance(total, fj.Information)
     np.testing.assert_allclose(total.matrix, 100 * np.asarray(one) + np.diag([9.0, 4.0]))
     assert "prior" in total.route
     a, b = (fj.fisher_information(families.gamma, GAMMA, draws(2000, "outer", key=k)) for k in (1, 2))
@@ -451,6 +492,20 @@ def test_the_bound_obeys_constraints_that_tie_parameters_together():
     by_name = {name: k for k, name in enumerate(bound.names)}
     first = by_name["covariance[0,0]"]
     np.testing.assert_allclose(bound.matrix[first : first + 4, first : first + 4], expected, rtol=1e-9)
+
+
+def test_the_bound_on_a_simplex_by_any_route():
+    truth = {"p": jnp.array([0.2, 0.3, 0.5])}
+    model = fj.Model(
+        lambda p, y: jnp.log(p["p"])[y],
+        sample=lambda key, p: jax.random.categorical(key, jnp.log(p["p"])),
+        constraints={"p": fj.simplex},
+    )
+    exact = (np.diag(truth["p"]) - np.outer(truth["p"], truth["p"])) / 10
+    for expectation in (fj.Enumeration(np.arange(3)), draws(2000)):
+        bound = fj.cramer_rao_bound(model, truth, expectation, num_observations=10)
+        assert bound.names == ("p[0]", "p[1]", "p[2]")
+        np.testing.assert_allclose(bound.matrix, exact, atol=1e-10)
 
 
 def test_no_estimator_beats_the_bound_and_the_maximum_likelihood_estimate_reaches_it():

@@ -110,6 +110,16 @@ MISUSE = {
     "marginal of nobody": (lambda: record().marginal("lcoation"), ValueError, "Information.marginal: no parameter is named 'lcoation'; there are `loc`, `scale`"),
     "fixed twice": (lambda: record().fix(["loc", "loc"]), ValueError, "expected one or more different names"),
     "reparametrised into others": (lambda: record().reparametrize(lambda p: {"loc": p["m"]}, {"m": 1.0}), ValueError, "gives `loc`, but the information is about.*`scale` is missing"),
+    "bias of another shape": (lambda: fj.cramer_rao_bound(fj.families.normal, START, num_observations=9, bias=lambda p: p["loc"]), ValueError, "bias of loc, scale: give it the same structure"),
+    "bound for nobody": (lambda: fj.cramer_rao_bound(fj.families.normal, START, num_observations=0), ValueError, "num_observations=0 must be positive"),
+    "information outside": (lambda: fj.fisher_information(fj.families.normal, {"loc": 0.0, "scale": -1.0}), ValueError, "`scale` starts at -1.0, but must be positive"),
+    "everything fixed": (lambda: fj.fisher_information(fj.Model(density, constraints=fj.fixed), START, DRAWS), ValueError, "every parameter is fixed"),
+    "values of two lengths": (lambda: fj.Enumeration({"a": [0, 1], "b": [1, 2, 3]}), ValueError, "one leading axis"),
+    "points in no dimension": (lambda: fj.QuasiMonteCarlo(KEY, 256, dimension=0), ValueError, "dimension=0 must be a whole number"),
+    "inverse of a batch": (lambda: records().inverse(), ValueError, r"Information.inverse: this record has a batch axis.*jax.vmap"),
+    "trace of a batch": (lambda: records().trace(), ValueError, "has a batch axis"),
+    "record times a vector": (lambda: jnp.ones(2) * record(), TypeError, "only a number of observations"),
+    "marginal without a nuisance's information": (lambda: fj.Information(jnp.diag(jnp.array([1.0, 0.0])), ("a", "b"), "made up").marginal("a"), ValueError, "not positive definite.*along .*b"),
     "check of a closed form": (lambda: fj.check_score_mean(fj.families.normal, START, None), TypeError, "got NoneType. A closed form would have nothing to test"),
     "level of a check": (lambda: fj.check_score_mean(fj.families.normal, START, DRAWS, level=5), ValueError, "level=5 must lie between 0 and 1"),
     "rows of covariates without a length": (lambda: fj.fisher_information(fj.linked(fj.families.poisson, lambda p, z: {"rate": p}), 1.0, given=3.0), ValueError, "given is a scalar; expected a leading axis"),
@@ -123,6 +133,10 @@ MISUSE = {
 
 def record(*names):
     return fj.Information(jnp.eye(2), names or ("loc", "scale"), "made up")
+
+
+def records():
+    return jax.vmap(lambda rate: fj.fisher_information(fj.families.poisson, {"rate": rate}))(jnp.array([1.0, 2.0]))
 
 
 def large_integers():

@@ -25,6 +25,9 @@ def total_expected(
     one = _own if model.information is not None else _linked
     if given is None:
         return num_observations * one(model, layout, values, (), None)
+    if model.is_dependent:  # whose covariates come whole, and whose information is that of one term on average
+        params = layout.assemble([jnp.asarray(value, layout.dtype) for value in values])
+        return num_observations * as_matrix(model.information(params, given), layout)  # type: ignore[misc]
     q = len(layout.names)
 
     def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Array]:

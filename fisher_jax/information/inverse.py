@@ -35,7 +35,7 @@ class Covariance:
     --------
     >>> import fisher_jax as fj
     >>> information = fj.fisher_information(fj.families.normal, {"loc": 0.0, "scale": 2.0})
-    >>> print(information.inverse().matrix)
+    >>> print(information.inverse().matrix.round(4))
     [[4. 0.]
      [0. 2.]]
     """
@@ -53,6 +53,11 @@ class Covariance:
 
     def standard_errors(self, num_observations: Any = 1) -> Estimate:
         """Square roots (r,) of the diagonal divided by n, each with its own error."""
+        if jnp.ndim(self.matrix) != 2:
+            raise ValueError(
+                f"Covariance.standard_errors: this record has a batch axis, its matrix the shape {jnp.shape(self.matrix)}. "
+                "Map over it with jax.vmap."
+            )
         return estimated(lambda m: jnp.sqrt(jnp.diagonal(m) / num_observations), self.matrix, self.errors, ndim=1)
 
     def to_frame(self) -> Any:

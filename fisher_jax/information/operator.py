@@ -357,7 +357,7 @@ def information_operator(
 def _expected(model: Any, params: PyTree, expectation: Any, given: PyTree) -> InformationOperator:
     model = as_model(model, _CALLER)
     layout, values = flatten_parameters(model, params, _CALLER)
-    given = check_given(given, _CALLER)
+    given = check_given(model, given, _CALLER)
     if expectation is None:
         _check_linked(model)
     elif not isinstance(expectation, MonteCarlo | QuasiMonteCarlo):

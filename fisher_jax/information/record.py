@@ -72,6 +72,7 @@ class Information:
     @property
     def condition_number(self) -> Float[Array, ""]:
         """Largest by smallest eigenvalue of the matrix scaled to unit diagonal, which no choice of units changes."""
+        self._check_single("condition_number")
         values = jnp.linalg.eigvalsh(linalg.to_unit_diagonal(self.matrix)[0])
         return jnp.where(values[0] > 0, values[-1] / values[0], jnp.inf)
 
@@ -81,6 +82,7 @@ class Information:
         Those whose eigenvalue is under `below` when the matrix is scaled to unit diagonal; in `inverse` they make the
         variances large.
         """
+        self._check_single("weak_directions")
         found = linalg.weak_directions(np.asarray(self.matrix), below)
         return [
             f"{linalg.describe_direction(direction, self.names)} (eigenvalue {value:.3g})" for value, direction in found
@@ -102,6 +104,7 @@ class Information:
             If the matrix is not positive definite; the message names the weakest direction. Under a transformation, where
             nothing can be raised, the result is all NaN instead.
         """
+        self._check_single("inverse")
         matrix, errors = carried(linalg.inverse, self.matrix, self.errors)
         check_invertible(self.matrix, matrix, self.names)
         route = f"inverse of: {self.route}"
@@ -117,10 +120,12 @@ class Information:
 
     def log_determinant(self) -> Estimate:
         """log det I with its error; NaN where I is not positive definite. Differentiable: the criterion of D-optimal design."""
+        self._check_single("log_determinant")
         return estimated(linalg.log_determinant, self.matrix, self.errors, ndim=0)
 
     def trace(self) -> Estimate:
         """The sum of the diagonal with its error."""
+        self._check_single("trace")
         return estimated(jnp.trace, self.matrix, self.errors, ndim=0)
 
     def marginal(self, names: Sequence[str] | str) -> "Information":
@@ -131,6 +136,7 @@ class Information:
         names : strings
             Entries of `names`, or the name of a whole leaf such as ``"beta"``. All of the others are nuisance parameters.
         """
+        self._check_single("marginal")
         kept = self._indices(names, "marginal")
         other = np.setdiff1d(np.arange(len(self.names)), kept)
 
@@ -140,6 +146,8 @@ class Information:
 
         if not len(other):
             return self._take(kept, self.route)
+        nuisance = self.matrix[np.ix_(other, other)]
+        check_invertible(nuisance, linalg.inverse(nuisance), tuple(self.names[k] for k in other))
         matrix, errors = carried(schur, self.matrix, self.errors)
         others = ", ".join(self.names[k] for k in other)
         return replace(
@@ -153,6 +161,7 @@ class Information:
 
     def fix(self, names: Sequence[str] | str) -> "Information":
         """Information on the remaining parameters when those of `names` are known: their rows and columns are left out."""
+        self._check_single("fix")
         known = self._indices(names, "fix")
         kept = np.setdiff1d(np.arange(len(self.names)), known)
         return self._take(kept, f"{self.route}; {', '.join(self.names[k] for k in known)} known")
@@ -184,6 +193,7 @@ class Information:
         >>> print(log_rate.names, log_rate.matrix)
         ('log_rate',) [[4.]]
         """
+        self._check_single("reparametrize")
         new, values = layout_of(params, (), "reparametrize")
         old, _ = layout_of(function(new.assemble([jnp.asarray(v, new.dtype) for v in values])), (), "reparametrize")
         if missing := set(self.names) - set(old.names):
@@ -201,6 +211,8 @@ class Information:
         """Information of both sources together. Names are matched; their errors must come from different keys."""
         if not isinstance(other, Information):
             return NotImplemented
+        self._check_single("+")
+        other._check_single("+")
         if set(other.names) != set(self.names):
             raise ValueError(
                 f"Information: cannot add the information on {_listed(other.names)} to that on {_listed(self.names)}. "
@@ -219,20 +231,22 @@ class Information:
 
     def __mul__(self, factor: Any) -> "Information":
         """The information of so many observations."""
-        if isinstance(factor, Information):
-            return NotImplemented
+        if isinstance(factor, Information) or jnp.ndim(factor):
+            raise TypeError("Information: only a number of observations, a scalar, can multiply it.")
         errors = None if self.errors is None else factor * self.errors
-        said = factor if isinstance(factor, int | float) else "factor"
+        said = "factor" if isinstance(factor, jax.core.Tracer) else f"{float(factor):g}"
         return replace(self, matrix=factor * self.matrix, errors=errors, route=f"{said} × ({self.route})")
 
     __rmul__ = __mul__
 
     def diagnosis(self) -> str:
         """What speaks against the matrix, in words; empty where nothing does, or nothing was tested."""
+        self._check_single("diagnosis")
         return "" if self.regularity is None else self.regularity.describe(self.names)
 
     def to_frame(self) -> Any:
         """The matrix as a pandas DataFrame with the names on both axes (needs the extra `frames`)."""
+        self._check_single("to_frame")
         return as_frame(self.matrix, self.names, "Information.to_frame")
 
     def __str__(self) -> str:
@@ -243,6 +257,19 @@ class Information:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.matrix, dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **settings: Any) -> Any:
+        """numpy's numbers multiply the record as Python's do; any other function takes its matrix."""
+        if ufunc is np.multiply and method == "__call__":
+            return self * (inputs[1] if inputs[0] is self else inputs[0])
+        return getattr(ufunc, method)(*(np.asarray(x) if x is self else x for x in inputs), **settings)
+
+    def _check_single(self, caller: str) -> None:
+        if jnp.ndim(self.matrix) != 2:
+            raise ValueError(
+                f"Information.{caller}: this record has a batch axis, its matrix the shape {jnp.shape(self.matrix)}. Map over "
+                f"it: jax.vmap(lambda information: information.{caller}(…))(informations)."
+            )
 
     def _take(self, kept: Any, route: str) -> "Information":
         matrix, errors = carried(lambda m: m[np.ix_(kept, kept)], self.matrix, self.errors)

@@ -69,8 +69,8 @@ def _count(num_not_finite: int) -> str:
     if not num_not_finite:
         return ""
     return (
-        f"{num_not_finite} draws have a log-density or derivative that is not finite: does the sampler draw outside the "
-        "support, or a derivative overflow?"
+        f"{num_not_finite} draws or nodes have a log-density or derivative that is not finite: does the sampler draw outside "
+        "the support, or a derivative overflow?"
     )
 
 

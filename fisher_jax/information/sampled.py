@@ -54,7 +54,7 @@ def by_draws(
     model: Model, layout: Layout, values: Values, expectation: MonteCarlo | QuasiMonteCarlo, given: PyTree, caller: str
 ) -> Sampled:
     """The information of one observation, or of one term of a series, on average over the rows of `given`."""
-    q = len(layout.names)
+    q = layout.num_free
     pairs = num_rows(model, given) * (expectation.num_samples // 2)
     found = moments(model, layout, values, expectation, given, caller)
     regularity = judge(found, q, pairs, GUARD_LEVEL)
@@ -279,7 +279,7 @@ def control_means(
     r = found.squares.shape[0]
     mean = jnp.sum(found.means[:, :r], axis=0) / pairs
     squares = jnp.sum(found.pieces[:, :r] ** 2, axis=0) if pieces_only else found.squares
-    return mean, jnp.sqrt(squares / pairs**2 + rounding(found, pairs) ** 2)
+    return mean, jnp.sqrt(squares / float(pairs) ** 2 + rounding(found, pairs) ** 2)
 
 
 def rounding(found: Moments, pairs: int) -> Float[Array, " r"]:

@@ -1,5 +1,6 @@
 """The Cramér-Rao bound: for the parameters, for functions of them, for biased estimators."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -7,11 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax import linalg
-from fisher_jax.information import Covariance, fisher_information
+from fisher_jax.information import Covariance, Information, fisher_information
+from fisher_jax.information.draws import num_rows
 from fisher_jax.information.errors import carried
+from fisher_jax.information.expected import by_expectation, check_expectation, route_of, warn
 from fisher_jax.information.inverse import check_invertible
-from fisher_jax.model import as_model, flatten_parameters
+from fisher_jax.model import Model, as_model, check_given, check_start, flatten_parameters
 from fisher_jax.parameters import Layout, Values, layout_of
+
+_CALLER = "cramer_rao_bound"
 
 
 def cramer_rao_bound(
@@ -66,24 +71,54 @@ def cramer_rao_bound(
     >>> print(mean.names, mean.matrix)
     ('mean',) [[0.0025]]
     """
-    model = as_model(model, "cramer_rao_bound")
-    information = fisher_information(model, params, expectation, given=given)
-    layout, values = flatten_parameters(model, params, "cramer_rao_bound")
+    model = as_model(model, _CALLER)
+    check_number(num_observations)
+    layout, values = flatten_parameters(model, params, _CALLER)
+    information = _in_free(model, layout, values, params, expectation, given)
     names, slope = _slope(layout, values, function, bias)
-    free = layout.unconstrain(values)
-    tangent = layout.jacobian(free, values)
+    half = slope @ layout.jacobian(layout.unconstrain(values), values)
 
     def bound(matrix: Array) -> Array:
-        inner = linalg.inverse(tangent.T @ matrix @ tangent)
-        half = slope @ tangent
-        return half @ inner @ half.T / num_observations
+        return half @ linalg.inverse(matrix) @ half.T / num_observations
 
+    check_invertible(information.matrix, linalg.inverse(information.matrix), information.names)
     matrix, errors = carried(bound, information.matrix, information.errors)
-    if len(information.names) == layout.num_free:
-        check_invertible(information.matrix, matrix, information.names)
-    said = num_observations if isinstance(num_observations, int) else "n"
+    said = "n" if isinstance(num_observations, jax.core.Tracer) else f"{float(num_observations):g}"
     route = f"Cramér-Rao bound for {said} observations from: {information.route}"
     return Covariance(matrix, names, route, errors, information.num_samples)
+
+
+def _in_free(
+    model: Model, layout: Layout, values: Values, params: PyTree, expectation: Any, given: PyTree
+) -> Information:
+    """The information about u: on a simplex, say, only there do the identities hold that it rests on."""
+    if expectation is None:
+        found = fisher_information(model, params, given=given)
+        tangent = layout.jacobian(layout.unconstrain(values), values)
+        return replace(found, matrix=tangent.T @ found.matrix @ tangent, names=_free_names(layout))
+    check_expectation(expectation, _CALLER)
+    check_start(layout, values, _CALLER)
+    given = check_given(model, given, _CALLER)
+    taken = by_expectation(model, layout, values, expectation, given, _CALLER)
+    number = getattr(expectation, "num_samples", 0) * num_rows(model, given)
+    result = Information(
+        taken.matrix, _free_names(layout), route_of(expectation), taken.errors, number, taken.regularity
+    )
+    warn(result, _CALLER)
+    return result
+
+
+def _free_names(layout: Layout) -> tuple[str, ...]:
+    """The parameters' names where u has as many entries, else its own."""
+    if len(layout.names) == layout.num_free:
+        return layout.names
+    return tuple(f"free coordinate {k}" for k in range(layout.num_free))
+
+
+def check_number(num_observations: Any) -> None:
+    """Refuse a number of observations that is none."""
+    if not isinstance(num_observations, jax.core.Tracer) and not num_observations > 0:
+        raise ValueError(f"{_CALLER}: num_observations={num_observations} must be positive.")
 
 
 def _slope(layout: Layout, values: Values, function: Any, bias: Any) -> tuple[tuple[str, ...], Float[Array, "r q"]]:
@@ -98,8 +133,20 @@ def _slope(layout: Layout, values: Values, function: Any, bias: Any) -> tuple[tu
         names = tuple("function" + name.removeprefix("params") if _bare(name) else name for name in target.names)
         slope = jax.jacfwd(lambda theta: target.flatten(function(natural.constrain(theta, values))))(theta)
     if bias is not None:
+        _check_like(target, names, bias(natural.constrain(theta, values)))
         slope = slope + jax.jacfwd(lambda theta: target.flatten(bias(natural.constrain(theta, values))))(theta)
     return names, slope
+
+
+def _check_like(target: Layout, names: tuple[str, ...], bias: PyTree) -> None:
+    """Refuse a bias of another structure than what it is the bias of."""
+    found = layout_of(bias, (), "cramer_rao_bound: bias")[0]
+    same = found.treedef == target.treedef
+    if not same or [leaf.shape for leaf in found.leaves] != [leaf.shape for leaf in target.leaves]:
+        raise ValueError(
+            f"{_CALLER}: bias(params) returned {', '.join(found.names)}, but it is to be the bias of {', '.join(names)}: "
+            "give it the same structure and shapes."
+        )
 
 
 def _bare(name: str) -> bool:

@@ -15,7 +15,7 @@ from fisher_jax.information import exact, sampled
 from fisher_jax.information.draws import num_rows
 from fisher_jax.information.expected import describe
 from fisher_jax.information.regularity import HEAVIEST_TAIL, MASS_TOLERANCE, Regularity
-from fisher_jax.model import Model, as_model, check_given, flatten_parameters
+from fisher_jax.model import Model, as_model, check_given, check_start, flatten_parameters
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.theory.record import Check
 
@@ -26,7 +26,7 @@ IDENTITIES = {
 
 
 def check_score_mean(
-    model: Any, params: PyTree, expectation: Any, *, given: PyTree = None, level: float = 0.01
+    model: Any, params: PyTree, expectation: Any, *, given: PyTree = None, level: float | int = 0.01
 ) -> Check:
     """Test E_θ[s] = 0: the score has mean zero under the model's own distribution.
 
@@ -62,7 +62,7 @@ def check_score_mean(
 
 
 def check_information_equality(
-    model: Any, params: PyTree, expectation: Any, *, given: PyTree = None, level: float = 0.01
+    model: Any, params: PyTree, expectation: Any, *, given: PyTree = None, level: float | int = 0.01
 ) -> Check:
     """Test Cov_θ(s) = −E_θ[H]: the two definitions of the Fisher information agree.
 
@@ -99,7 +99,7 @@ def check_information_equality(
     return _check("check_information_equality", model, params, expectation, given, level)
 
 
-def _check(caller: str, model: Any, params: PyTree, expectation: Any, given: PyTree, level: float) -> Check:
+def _check(caller: str, model: Any, params: PyTree, expectation: Any, given: PyTree, level: Any) -> Check:
     model = as_model(model, caller)
     if not isinstance(expectation, Expectation):
         raise TypeError(
@@ -111,7 +111,8 @@ def _check(caller: str, model: Any, params: PyTree, expectation: Any, given: PyT
             f"{caller}: level={level} must lie between 0 and 1: it is the p-value below which the check fails."
         )
     layout, values = flatten_parameters(model, params, caller)
-    given = check_given(given, caller)
+    check_start(layout, values, caller)
+    given = check_given(model, given, caller)
     if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
         expectation = replace(
             expectation, estimator="outer" if caller == "check_score_mean" else "hessian", fallback=None
@@ -123,9 +124,9 @@ def _check(caller: str, model: Any, params: PyTree, expectation: Any, given: PyT
 
 
 def _by_draws(
-    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: float
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: Any
 ) -> Check:
-    q = len(layout.names)
+    q = layout.num_free
     pairs = num_rows(model, given) * (expectation.num_samples // 2)
     quasi = isinstance(expectation, QuasiMonteCarlo)
     found = sampled.moments(model, layout, values, expectation, given, caller)
@@ -157,7 +158,7 @@ def _covariance_plus_hessian(
 
 
 def _by_nodes(
-    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: float
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: Any
 ) -> Check:
     found, mass = exact.moments(model, layout, values, expectation, given, caller)
     what = _What(found.score, found.outer, -found.hessian, exact.judge(found, mass))
@@ -183,7 +184,7 @@ class _What(NamedTuple):
 
 
 def _judge(
-    what: _What, mean: Array, error: Array, freedom: int | None, layout: Layout, caller: str, route: str, level: float
+    what: _What, mean: Array, error: Array, freedom: int | None, layout: Layout, caller: str, route: str, level: Any
 ) -> Check:
     """z, the p-value over all of them, and what else speaks against the identity."""
     z = jnp.where(mean == 0, 0.0, mean / jnp.where(error > 0, error, 1.0))
