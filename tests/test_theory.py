@@ -23,7 +23,7 @@ REPEATS, DRAWS = 400, 20_000
 
 def some_of(names):
     """A few of the families in every run of the tests, the others by `make exhaustive`."""
-    few = {"weibull", "negative_binomial", "student_t", "laplace"}
+    few = {"weibull", "gamma", "student_t", "laplace"}
     return [pytest.param(name, marks=pytest.mark.slow if name in few else pytest.mark.exhaustive) for name in names]
 
 
