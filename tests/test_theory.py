@@ -68,7 +68,7 @@ def repeated(name):
             found = sampled.moments(model, layout, values, fj.MonteCarlo(key, DRAWS), None, "test")
             guard = sampled.judge(found, q, pairs, sampled.GUARD_LEVEL)
             kinds = {
-                "bartlett": sampled.coefficients(found, one_row=True),
+                "bartlett": sampled.coefficients(found, pairs, one_row=True),
                 "outer": jnp.broadcast_to(outer, (sampled.FOLDS, *outer.shape)),
                 "hessian": None,
             }

@@ -1,5 +1,6 @@
 """Information without an expectation to take: a model's own closed form, and Jᵀ I_η J of a linked one."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,8 +27,7 @@ def total_expected(
     if given is None:
         return num_observations * one(model, layout, values, (), None)
     if model.is_dependent:  # whose covariates come whole, and whose information is that of one term on average
-        params = layout.assemble([jnp.asarray(value, layout.dtype) for value in values])
-        return num_observations * as_matrix(model.information(params, given), layout)  # type: ignore[misc]
+        return num_observations * _of_one(model, layout, values)(given)
     q = len(layout.names)
 
     def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Array]:
@@ -39,11 +39,14 @@ def total_expected(
 
 def _own(model: Model, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:
     """The model's own closed form, of one observation or summed over rows."""
+    one = _of_one(model, layout, values)
+    return jnp.sum(weigh(jax.vmap(one)(*rows), weights), axis=0) if rows else one()
+
+
+def _of_one(model: Model, layout: Layout, values: Values) -> Callable[..., Float[Array, "q q"]]:
+    """The user's closed form as a function of the covariates, if there are any."""
     params = layout.assemble([jnp.asarray(value, layout.dtype) for value in values])
-    if not rows:
-        return as_matrix(model.information(params), layout)  # type: ignore[misc]
-    matrices = jax.vmap(lambda z: as_matrix(model.information(params, z), layout))(*rows)  # type: ignore[misc]
-    return jnp.sum(weigh(matrices, weights), axis=0)
+    return lambda *z: as_matrix(model.information(params, *z), layout)  # type: ignore[misc]
 
 
 def _linked(model: Any, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:

@@ -31,6 +31,28 @@ def num_rows(model: Model, given: PyTree) -> int:
     return 1 if given is None or model.is_dependent else jax.tree.leaves(given)[0].shape[0]
 
 
+def num_pairs(model: Model, expectation: Any, given: PyTree, caller: str) -> int:
+    """Pairs of draws over all rows, refused where their numbers would overflow."""
+    rows = num_rows(model, given)
+    pairs = rows * (expectation.num_samples // 2)
+    if 2 * pairs >= 2**31:
+        raise ValueError(
+            f"{caller}: {expectation.num_samples} draws for each of {rows} rows of given are more than 2³¹ in all. Give fewer "
+            "draws, or some of the rows."
+        )
+    return pairs
+
+
+def terms_per_draw(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> int:
+    """How many log-densities one draw of y makes up: one, or for a series as many as it has terms."""
+    if not model.is_dependent:
+        return 1
+    draw = drawing(model, layout.assemble(values), given, expectation, caller)
+    first = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], draw(jnp.zeros((1,), int))))
+    terms = terms_of(model, layout, values, given is not None, caller)
+    return jax.eval_shape(terms, layout.unconstrain(values), first).shape[0]
+
+
 def drawing(model: Model, params: PyTree, given: PyTree, expectation: Any, caller: str) -> Drawing:
     """The function from pair numbers (c,) to 2c rows: the first members of the pairs, then the second.
 

@@ -34,11 +34,6 @@ def by_nodes(
     model: Model, layout: Layout, values: Values, expectation: Quadrature | Enumeration, given: PyTree, caller: str
 ) -> Sampled:
     """E[s sᵀ] of one observation on average over the rows of `given`, with the change since half the order as its error."""
-    if model.is_dependent:
-        raise ValueError(
-            f"{caller}: {type(expectation).__name__} lists the values of one observation, but a dependent model draws a whole "
-            "series at once. Use MonteCarlo."
-        )
     found, mass = moments(model, layout, values, expectation, given, caller)
     q = layout.num_free
     errors = (found.outer - found.coarse)[None] if isinstance(expectation, Quadrature) else jnp.zeros((0, q, q))
@@ -49,6 +44,11 @@ def moments(
     model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str
 ) -> tuple[Moments, Float[Array, ""]]:
     """Averages over the rows of `given`, and the total probability that is farthest from one among them."""
+    if model.is_dependent:
+        raise ValueError(
+            f"{caller}: {type(expectation).__name__} lists the values of one observation, but a dependent model draws a whole "
+            "series at once. Use MonteCarlo."
+        )
     theta = layout.unconstrain(values)
     terms = terms_of(model, layout, values, given is not None, caller)
 

@@ -61,8 +61,8 @@ def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, g
     Notes
     -----
     Works under `jax.jit`, and `jax.vmap` over parameters. Memory is that of a chunk, whatever the number of draws and rows.
-    `jax.grad` is that of closed forms and linked models; draws are held fixed under it, so that it is not the derivative
-    of a sampled expectation.
+    `jax.grad` is that of closed forms, linked models and exact expectations. Draws are held fixed under it, so that it is not
+    the derivative of a sampled expectation, and by ``"bartlett"`` it may be NaN.
 
     References
     ----------
@@ -82,37 +82,49 @@ def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, g
     >>> print(abs(sampled.matrix - exact.matrix).max() < 1e-4)
     True
     """
-    model = as_model(model, _CALLER)
-    layout, values = flatten_parameters(model, params, _CALLER)
-    if layout.num_free == 0:
-        raise ValueError(f"{_CALLER}: every parameter is fixed, so that there is nothing to be informed of.")
-    check_start(layout, values, _CALLER)
-    given = check_given(model, given, _CALLER)
+    model, layout, values, given = at_door(model, params, given, _CALLER)
     if expectation is None:
         _check_closed_form(model)
         matrix = _closed_form(model, layout, values, given)
         return Information(matrix, layout.names, f"expected: {_closed_form_route(model)}")
-    check_expectation(expectation, _CALLER)
-    found = by_expectation(model, layout.natural(), values, expectation, given, _CALLER)
+    return taken(model, layout.natural(), layout.names, values, expectation, given, _CALLER)
+
+
+def at_door(model: Any, params: PyTree, given: PyTree, caller: str) -> tuple[Model, Layout, Values, PyTree]:
+    """Check a user's arguments, where there are no data."""
+    model = as_model(model, caller)
+    layout, values = flatten_parameters(model, params, caller)
+    if layout.num_free == 0:
+        raise ValueError(f"{caller}: every parameter is fixed, so that there is nothing to be informed of.")
+    check_start(layout, values, caller)
+    return model, layout, values, check_given(model, given, caller)
+
+
+def taken(
+    model: Model,
+    layout: Layout,
+    names: tuple[str, ...],
+    values: Values,
+    expectation: Any,
+    given: PyTree,
+    caller: str,
+) -> Information:
+    """The information about u in `layout`, whose entries have these names, by an expectation; warns of what it met."""
+    check_expectation(expectation, caller)
+    found = by_expectation(model, layout, values, expectation, given, caller)
     per_row = expectation.num_samples if isinstance(expectation, MonteCarlo | QuasiMonteCarlo) else 0
-    result = Information(
-        found.matrix,
-        layout.names,
-        route_of(expectation),
-        found.errors,
-        per_row * num_rows(model, given),
-        found.regularity,
-    )
-    warn(result, _CALLER)
+    number = per_row * num_rows(model, given)
+    result = Information(found.matrix, names, route_of(expectation), found.errors, number, found.regularity)
+    _warn(result, caller)
     return result
 
 
-def check_expectation(expectation: Any, caller: str) -> None:
+def check_expectation(expectation: Any, caller: str, hint: str = "") -> None:
     """Refuse what is no way to take an expectation."""
     if not isinstance(expectation, Expectation):
         raise TypeError(
             f"{caller}: expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, "
-            f"got {type(expectation).__name__}."
+            f"got {type(expectation).__name__}.{hint}"
         )
 
 
@@ -175,7 +187,7 @@ def describe(expectation: Any) -> str:
     return "Monte Carlo" if isinstance(expectation, MonteCarlo) else "quasi-Monte Carlo"
 
 
-def warn(result: Information, caller: str) -> None:
+def _warn(result: Information, caller: str) -> None:
     """Say on the host what speaks against a result."""
     regularity = result.regularity
     if regularity is None or isinstance(regularity.score_z, jax.core.Tracer) or jnp.ndim(regularity.score_z) != 1:
@@ -184,4 +196,4 @@ def warn(result: Information, caller: str) -> None:
         refused = _AVERAGED["bartlett"] in result.route and bool(jnp.any(jnp.isnan(result.matrix)))
         without = ' The matrix is NaN; estimator="outer" or "hessian", or fallback=, gives one of the definitions.'
         message = f"{caller}: not to be relied on: {found}."
-        warnings.warn(message + (without if refused else ""), InformationWarning, stacklevel=3)
+        warnings.warn(message + (without if refused else ""), InformationWarning, stacklevel=4)

@@ -15,10 +15,10 @@ from fisher_jax.constraints import fixed
 from fisher_jax.differentiate import CHUNK_ENTRIES, in_chunks, weigh
 from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo
 from fisher_jax.information.closed_form import as_matrix
-from fisher_jax.information.draws import Drawing, drawing, num_rows, unit_terms
+from fisher_jax.information.draws import Drawing, drawing, num_pairs, terms_per_draw, unit_terms
 from fisher_jax.information.errors import Estimate
 from fisher_jax.information.krylov import Product, probed, random_signs
-from fisher_jax.information.sampled import PIECES, terms_per_draw
+from fisher_jax.information.sampled import PIECES
 from fisher_jax.model import Likelihood, Model, terms_of
 from fisher_jax.parameters import Layout, Leaf, Values
 
@@ -236,12 +236,7 @@ def linked(model: Any, layout: Layout, values: Values, given: PyTree) -> Matrix:
 def sampled(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> Matrix:
     """The mean of s sᵀ, or of −H, over draws from the model."""
     theta = layout.unconstrain(values)
-    pairs = num_rows(model, given) * (expectation.num_samples // 2)
-    if 2 * pairs >= 2**31:
-        raise ValueError(
-            f"{caller}: {expectation.num_samples} draws for each of {num_rows(model, given)} rows of given are more than "
-            "2³¹ in all. Give fewer draws, or some of the rows."
-        )
+    pairs = num_pairs(model, expectation, given, caller)
     make = lambda layout, values: unit_terms(model, layout, values, given is not None, caller)  # noqa: E731
     terms = make(layout, values)
     per_draw = terms_per_draw(model, layout, values, expectation, given, caller)

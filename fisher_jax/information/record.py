@@ -95,8 +95,8 @@ class Information:
         ----------
         bias_correction : bool
             Take out the first-order bias E[Î⁻¹] − I⁻¹ ≈ I⁻¹ E[Δ I⁻¹ Δ] I⁻¹ of the inverse of a sampled matrix, Δ = Î − I,
-            which is upward whatever the distribution. The route says that it was done. It also takes the variance that
-            the errors report down a little; it can overshoot where the errors are not small.
+            which is upward whatever the distribution. The route says that it was done. The errors are those without it; it
+            can overshoot where they are not small.
 
         Raises
         ------
@@ -146,9 +146,8 @@ class Information:
 
         if not len(other):
             return self._take(kept, self.route)
-        nuisance = self.matrix[np.ix_(other, other)]
-        check_invertible(nuisance, linalg.inverse(nuisance), tuple(self.names[k] for k in other))
         matrix, errors = carried(schur, self.matrix, self.errors)
+        check_invertible(self.matrix[np.ix_(other, other)], matrix, tuple(self.names[k] for k in other))
         others = ", ".join(self.names[k] for k in other)
         return replace(
             self,

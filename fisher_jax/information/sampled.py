@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from fisher_jax import linalg
 from fisher_jax.differentiate import CHUNK_ENTRIES, each_at, each_score_at
 from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
-from fisher_jax.information.draws import drawing, num_rows, unit_terms
+from fisher_jax.information.draws import drawing, num_pairs, num_rows, terms_per_draw, unit_terms
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.tails import tail_exponent
 from fisher_jax.model import Model
@@ -34,10 +34,7 @@ class Moments(NamedTuple):
     squares: Float[Array, " r"]  # of half the differences, squared
     sizes: Float[Array, " r"]  # of what the controls are the sum of, in absolute value
     basis: Float[Array, "r r"]  # in which the controls of `gram` are taken, empty where there is no regression
-    gram: Float[
-        Array, "f r r+m"
-    ]  # products of half the differences, by fold, and of the means where `given` is one row
-    sizes_of_folds: Float[Array, " f"]  # pairs in each fold
+    gram: Float[Array, "f r r+m"]  # products by fold, of half the differences and for one row of `given` of the means
     largest: Float[Array, "q t"]  # the largest absolute scores
     not_finite: Int[Array, ""]
 
@@ -55,12 +52,13 @@ def by_draws(
 ) -> Sampled:
     """The information of one observation, or of one term of a series, on average over the rows of `given`."""
     q = layout.num_free
-    pairs = num_rows(model, given) * (expectation.num_samples // 2)
+    pairs = num_pairs(model, expectation, given, caller)
+    if expectation.estimator == "bartlett":
+        check_enough(pairs, q, caller)
     found = moments(model, layout, values, expectation, given, caller)
     regularity = judge(found, q, pairs, GUARD_LEVEL)
     if expectation.estimator == "bartlett":
-        check_enough(pairs, q, caller)
-        explained = combine(found, coefficients(found, one_row=num_rows(model, given) == 1), pairs)
+        explained = combine(found, coefficients(found, pairs, one_row=num_rows(model, given) == 1), pairs)
         instead = _instead(found, expectation.fallback, q, pairs)
         target, pieces = (jnp.where(regularity.zero_means, a, b) for a, b in zip(explained, instead, strict=True))
     else:
@@ -72,16 +70,9 @@ def by_draws(
 def moments(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> Moments:
     """Run over all pairs of draws, a chunk at a time."""
     theta = layout.unconstrain(values)
-    params = layout.assemble([jnp.asarray(value, layout.dtype) if _is_floating(value) else value for value in values])
-    draw = drawing(model, params, given, expectation, caller)
+    draw = drawing(model, layout.constrain(theta, values), given, expectation, caller)
     terms = unit_terms(model, layout, values, given is not None, caller)
-    rows_of_given = num_rows(model, given)
-    pairs = rows_of_given * (expectation.num_samples // 2)
-    if 2 * pairs >= 2**31:
-        raise ValueError(
-            f"{caller}: {expectation.num_samples} draws for each of {num_rows(model, given)} rows of given are more than "
-            "2³¹ in all. Give fewer draws, or some of the rows."
-        )
+    rows_of_given, pairs = num_rows(model, given), num_pairs(model, expectation, given, caller)
     groups = PIECES if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
     q = theta.shape[0]
     width = q if expectation.estimator == "outer" else q + q * (q + 1) // 2
@@ -131,7 +122,7 @@ def _accumulate(
 ) -> Moments:
     count, r = valid.shape[0], each.controls.shape[1]
     both = jnp.concatenate([each.controls, each.targets], axis=1).reshape(2, count, -1)
-    finite = jnp.all(jnp.isfinite(both), axis=(0, 2))
+    finite = jnp.all(jnp.isfinite(both), axis=2)
     both = jnp.where(valid[None, :, None], both, 0.0)
     half, mean = 0.5 * (both[0] - both[1]), 0.5 * (both[0] + both[1])
     gram = jnp.zeros((FOLDS, 0, half.shape[1]), half.dtype)
@@ -150,9 +141,8 @@ def _accumulate(
         sizes=jnp.sum(jnp.where(jnp.tile(valid, 2)[:, None], each.sizes, 0.0), axis=0),
         basis=basis,
         gram=gram,
-        sizes_of_folds=jnp.sum(valid.reshape(-1, FOLDS), axis=0).astype(half.dtype),
         largest=_largest(_padded(masked.T, kept), kept),
-        not_finite=jnp.sum(valid & ~finite),
+        not_finite=jnp.sum(valid[None, :] & ~finite),
     )
 
 
@@ -209,7 +199,7 @@ def _of_coefficients(controls: Float[Array, "f r"], coefficients: Float[Array, "
     return ((FOLDS - 1) / FOLDS) ** 0.5 * jnp.einsum("r,frm->fm", total, moved, precision="highest")
 
 
-def coefficients(found: Moments, *, one_row: bool) -> Float[Array, "f r m"]:
+def coefficients(found: Moments, pairs: int, *, one_row: bool) -> Float[Array, "f r m"]:
     """Regression of targets on controls for each fold, on the pairs of the others.
 
     Between rows of covariates the targets differ in mean, which is no noise, so that only differences within a row count;
@@ -220,15 +210,14 @@ def coefficients(found: Moments, *, one_row: bool) -> Float[Array, "f r m"]:
     rest = jnp.sum(found.gram, axis=0, keepdims=True) - found.gram
     if one_row:
         means = jnp.sum(found.means, axis=0, keepdims=True) - found.means
-        counts = jnp.sum(found.sizes_of_folds) - found.sizes_of_folds
+        counts = jnp.array([pairs - len(range(fold, pairs, FOLDS)) for fold in range(FOLDS)], means.dtype)
         controls = jnp.matmul(means[:, :r], basis.T, precision="highest")
         whole = jnp.concatenate([controls, means[:, r:]], axis=1)
         rest = rest - controls[:, :, None] * whole[:, None, :] / counts[:, None, None]
 
     def solve(gram: Array) -> Array:
-        gram = gram / jnp.max(
-            jnp.diagonal(gram)
-        )  # and no closer to unit diagonal: what the basis left small is rounding
+        # No closer to unit diagonal than by its largest entry: what the basis left small is rounding.
+        gram = gram / jnp.max(jnp.diagonal(gram))
         products, right = gram[:, :r], gram[:, r:]
         factor = linalg.factorise(products + _little(products) * jnp.eye(r, dtype=gram.dtype))
 
@@ -304,18 +293,6 @@ def check_enough(pairs: int, q: int, caller: str) -> None:
         )
 
 
-def terms_per_draw(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> int:
-    """How many log-densities one draw of y makes up: one, or for a series as many as it has terms."""
-    if not model.is_dependent:
-        return 1
-    from fisher_jax.model import terms_of
-
-    draw = drawing(model, layout.assemble(values), given, expectation, caller)
-    first = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], draw(jnp.zeros((1,), int))))
-    terms = terms_of(model, layout, values, given is not None, caller)
-    return jax.eval_shape(terms, layout.unconstrain(values), first).shape[0]
-
-
 def _chunk_size(pairs: int, groups: int, width: int) -> int:
     """Pairs taken at once: a multiple of the pieces of error, no more than there are."""
     blocks, most = -(-pairs // groups), max(1, CHUNK_ENTRIES // (groups * width))
@@ -342,7 +319,3 @@ def square(entries: Float[Array, "*b m"], q: int) -> Float[Array, "*b q q"]:
     index = np.zeros((q, q), int)
     index[np.triu_indices(q)] = np.arange(entries.shape[-1])
     return entries[..., np.maximum(index, index.T)]
-
-
-def _is_floating(value: Any) -> bool:
-    return not hasattr(value, "dtype") or jnp.issubdtype(value.dtype, jnp.floating)

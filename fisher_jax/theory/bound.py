@@ -9,11 +9,10 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax import linalg
 from fisher_jax.information import Covariance, Information, fisher_information
-from fisher_jax.information.draws import num_rows
 from fisher_jax.information.errors import carried
-from fisher_jax.information.expected import by_expectation, check_expectation, route_of, warn
+from fisher_jax.information.expected import at_door, taken
 from fisher_jax.information.inverse import check_invertible
-from fisher_jax.model import Model, as_model, check_given, check_start, flatten_parameters
+from fisher_jax.model import Model
 from fisher_jax.parameters import Layout, Values, layout_of
 
 _CALLER = "cramer_rao_bound"
@@ -71,41 +70,28 @@ def cramer_rao_bound(
     >>> print(mean.names, mean.matrix)
     ('mean',) [[0.0025]]
     """
-    model = as_model(model, _CALLER)
     check_number(num_observations)
-    layout, values = flatten_parameters(model, params, _CALLER)
-    information = _in_free(model, layout, values, params, expectation, given)
+    model, layout, values, given = at_door(model, params, given, _CALLER)
+    if expectation is None:
+        information = _closed_form_in_free(model, params, layout, values, given)
+    else:
+        information = taken(model, layout, _free_names(layout), values, expectation, given, _CALLER)
     names, slope = _slope(layout, values, function, bias)
     half = slope @ layout.jacobian(layout.unconstrain(values), values)
-
-    def bound(matrix: Array) -> Array:
-        return half @ linalg.inverse(matrix) @ half.T / num_observations
-
-    check_invertible(information.matrix, linalg.inverse(information.matrix), information.names)
-    matrix, errors = carried(bound, information.matrix, information.errors)
+    matrix, errors = carried(
+        lambda matrix: half @ linalg.inverse(matrix) @ half.T / num_observations, information.matrix, information.errors
+    )
+    check_invertible(information.matrix, matrix, information.names)
     said = "n" if isinstance(num_observations, jax.core.Tracer) else f"{float(num_observations):g}"
     route = f"Cramér-Rao bound for {said} observations from: {information.route}"
     return Covariance(matrix, names, route, errors, information.num_samples)
 
 
-def _in_free(
-    model: Model, layout: Layout, values: Values, params: PyTree, expectation: Any, given: PyTree
-) -> Information:
+def _closed_form_in_free(model: Model, params: PyTree, layout: Layout, values: Values, given: PyTree) -> Information:
     """The information about u: on a simplex, say, only there do the identities hold that it rests on."""
-    if expectation is None:
-        found = fisher_information(model, params, given=given)
-        tangent = layout.jacobian(layout.unconstrain(values), values)
-        return replace(found, matrix=tangent.T @ found.matrix @ tangent, names=_free_names(layout))
-    check_expectation(expectation, _CALLER)
-    check_start(layout, values, _CALLER)
-    given = check_given(model, given, _CALLER)
-    taken = by_expectation(model, layout, values, expectation, given, _CALLER)
-    number = getattr(expectation, "num_samples", 0) * num_rows(model, given)
-    result = Information(
-        taken.matrix, _free_names(layout), route_of(expectation), taken.errors, number, taken.regularity
-    )
-    warn(result, _CALLER)
-    return result
+    found = fisher_information(model, params, given=given)
+    tangent = layout.jacobian(layout.unconstrain(values), values)
+    return replace(found, matrix=tangent.T @ found.matrix @ tangent, names=_free_names(layout))
 
 
 def _free_names(layout: Layout) -> tuple[str, ...]:

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax import linalg
-from fisher_jax.expectation import Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
+from fisher_jax.expectation import MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information import exact, sampled
-from fisher_jax.information.draws import num_rows
-from fisher_jax.information.expected import describe
+from fisher_jax.information.draws import num_pairs
+from fisher_jax.information.expected import at_door, check_expectation, describe
 from fisher_jax.information.regularity import HEAVIEST_TAIL, MASS_TOLERANCE, Regularity
-from fisher_jax.model import Model, as_model, check_given, check_start, flatten_parameters
+from fisher_jax.model import Model
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.theory.record import Check
 
@@ -100,19 +100,12 @@ def check_information_equality(
 
 
 def _check(caller: str, model: Any, params: PyTree, expectation: Any, given: PyTree, level: Any) -> Check:
-    model = as_model(model, caller)
-    if not isinstance(expectation, Expectation):
-        raise TypeError(
-            f"{caller}: expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, "
-            f"got {type(expectation).__name__}. A closed form would have nothing to test."
-        )
+    check_expectation(expectation, caller, " A closed form would have nothing to test.")
     if not 0 < level < 1:
         raise ValueError(
             f"{caller}: level={level} must lie between 0 and 1: it is the p-value below which the check fails."
         )
-    layout, values = flatten_parameters(model, params, caller)
-    check_start(layout, values, caller)
-    given = check_given(model, given, caller)
+    model, layout, values, given = at_door(model, params, given, caller)
     if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
         expectation = replace(
             expectation, estimator="outer" if caller == "check_score_mean" else "hessian", fallback=None
@@ -127,7 +120,7 @@ def _by_draws(
     model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: Any
 ) -> Check:
     q = layout.num_free
-    pairs = num_rows(model, given) * (expectation.num_samples // 2)
+    pairs = num_pairs(model, expectation, given, caller)
     quasi = isinstance(expectation, QuasiMonteCarlo)
     found = sampled.moments(model, layout, values, expectation, given, caller)
     mean, error = sampled.control_means(found, pairs, pieces_only=quasi)
