@@ -2,6 +2,8 @@
 
 from fisher_jax import families, optimizers
 from fisher_jax._version import __version__
+from fisher_jax.batch import fit_batch
+from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.constraints import fixed, interval, ordered, positive, positive_definite, simplex, unit_interval
 from fisher_jax.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
@@ -26,6 +28,7 @@ from fisher_jax.status import Status
 from fisher_jax.theory import Check, check_information_equality, check_score_mean, cramer_rao_bound
 
 __all__ = [
+    "BatchFit",
     "Check",
     "Covariance",
     "Enumeration",
@@ -52,6 +55,7 @@ __all__ = [
     "families",
     "fisher_information",
     "fit",
+    "fit_batch",
     "fixed",
     "hessian",
     "hessian_vector_product",

@@ -5,25 +5,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from fisher_jax.differentiate import outer_product_at
+from fisher_jax.differentiate import outer_product_at, terms_at
 from fisher_jax.fitted import Fit
-from fisher_jax.information import has_closed_form, total_expected
+from fisher_jax.inference.covariance import KINDS
 from fisher_jax.model import (
-    Likelihood,
     Model,
     Sample,
     as_model,
     check_sample,
     check_start,
     flatten_parameters,
-    likelihood,
     starting_parameters,
 )
 from fisher_jax.optimizers import UNDAMPED_BELOW, DampedState, newton
 from fisher_jax.parameters import Layout, Values
-from fisher_jax.solve import Problem, default_tolerance, maximise
+from fisher_jax.problem import checked_start, num_observations, problem_of, total_information
+from fisher_jax.running import Problem
+from fisher_jax.solve import Solution, default_tolerance, maximise
 
 NEWTON_STEPS = 200
 FOREIGN_STEPS = 10_000
@@ -101,25 +101,34 @@ def fit(
     check_start(layout, values, "fit")
     if tolerance is None:
         tolerance = default_tolerance(layout.dtype)
-    check_stopping(tolerance, max_steps)
+    check_stopping(tolerance, max_steps, "fit")
     optimizer = newton() if optimizer is None else optimizer
-    if isinstance(optimizer, type) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"fit: optimizer must be an optax transformation such as optax.lbfgs(), got {optimizer!r}.")
+    check_optimizer(optimizer, "fit")
     if max_steps is None:
         max_steps = default_steps(optimizer, layout)
     return _fit(model, layout, optimizer, values, sample, tolerance, max_steps)
 
 
-def check_stopping(tolerance: Any, max_steps: Any) -> None:
+def check_optimizer(optimizer: Any, caller: str) -> None:
+    """Refuse what is no optax transformation."""
+    if isinstance(optimizer, type) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"{caller}: optimizer must be an optax transformation such as optax.lbfgs(), got {optimizer!r}."
+        )
+
+
+def check_stopping(tolerance: Any, max_steps: Any, caller: str) -> None:
     """Refuse a tolerance that cannot be certified, and a number of steps that is none."""
-    if not isinstance(tolerance, jax.core.Tracer) and not 0 < tolerance <= UNDAMPED_BELOW:
+    known = tolerance is not None and not isinstance(tolerance, jax.core.Tracer)
+    if known and not 0 < tolerance <= UNDAMPED_BELOW:
         raise ValueError(
-            f"fit: tolerance={tolerance} must be positive and at most {UNDAMPED_BELOW}: it is a distance in standard errors."
+            f"{caller}: tolerance={tolerance} must be positive and at most {UNDAMPED_BELOW}: "
+            "it is a distance in standard errors."
         )
     if max_steps is None or isinstance(max_steps, jax.core.Tracer):
         return
     if int(max_steps) != max_steps or not 0 <= max_steps < 2**31:
-        raise ValueError(f"fit: max_steps={max_steps} must be a whole number from 0 to 2**31 - 1.")
+        raise ValueError(f"{caller}: max_steps={max_steps} must be a whole number from 0 to 2**31 - 1.")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -133,33 +142,44 @@ def _fit(
     max_steps: Any,
 ) -> Fit:
     values, sample = _without_derivatives((values, sample))
-    target = likelihood(model, layout, values, sample, "fit")
-    start = _checked_start(layout, values)
-    problem = Problem(
-        target,
-        start,
-        jnp.array(layout.restricted),
-        _num_observed(target),
-        functools.partial(_expected_in_free, model, layout, values, sample, target) if has_closed_form(model) else None,
-    )
+    problem = problem_of(model, layout, values, sample, checked_start(layout, values), "fit")
     found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
-    finite_scores, outer_product = outer_product_at(target, found.free)
-    started = jnp.all(jnp.isfinite(start))
+    return record(model, layout, values, sample, problem, found, KINDS)
+
+
+def record(
+    model: Model,
+    layout: Layout,
+    values: Values,
+    sample: Sample,
+    problem: Problem,
+    found: Solution,
+    kinds: tuple[str, ...],
+) -> Fit:
+    """What is kept of a solution: what the covariances of these kinds need, so that they need no data.
+
+    Which observation is to blame is looked for where the scores are taken anyhow.
+    """
+    target, started = problem.likelihood, jnp.all(jnp.isfinite(problem.start))
     reached = layout.constrained_values(found.free, values)
     estimate = [jnp.where(started, new, old) for new, old in zip(reached, values, strict=True)]
-    sound = jnp.isfinite(found.terms) & finite_scores
+    suspect, outer_product = jnp.int32(-1), None
+    if {"empirical", "sandwich"} & set(kinds):
+        sound, outer_product = outer_product_at(target, found.free)
+        sound = sound & jnp.isfinite(terms_at(target, found.free))
+        suspect = jnp.where(jnp.all(sound) | ~started, -1, jnp.argmin(sound)).astype(jnp.int32)
     return Fit(
         values=estimate,
-        log_likelihood=jnp.sum(found.terms),
+        log_likelihood=found.log_likelihood,
         status_code=found.status,
         num_steps=found.num_steps,
         decrement=found.decrement,
-        num_observations=_num_observations(target, layout),
+        num_observations=num_observations(target, layout),
         free=found.free,
-        curvature=found.curvature,
+        curvature=found.curvature if {"observed", "sandwich"} & set(kinds) else None,
         outer_product=outer_product,
-        expected=_expected(model, layout, estimate, sample, target),
-        suspect=jnp.where(jnp.all(sound) | ~started, -1, jnp.argmin(sound)).astype(jnp.int32),
+        expected=total_information(model, layout, estimate, sample, target) if "expected" in kinds else None,
+        suspect=suspect,
         last_step=found.last_step,
         layout=layout,
     )
@@ -183,38 +203,3 @@ def default_steps(optimizer: Any, layout: Layout) -> int:
     """How many steps an optimiser may take where the user does not say."""
     state = jax.eval_shape(optimizer.init, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype))
     return NEWTON_STEPS if isinstance(state, DampedState) else FOREIGN_STEPS
-
-
-def _checked_start(layout: Layout, values: Values) -> Float[Array, " p"]:
-    """u at the start; NaN where a start known only at run time lies outside its constraint."""
-    inside = jnp.all(jnp.stack([jnp.asarray(test) for test in layout.contains(values)]))
-    return jnp.where(inside, layout.unconstrain(values), jnp.nan)
-
-
-def _num_observations(target: Likelihood, layout: Layout) -> Array:
-    if target.weights is None:
-        return jnp.asarray(target.num_terms, layout.dtype)
-    return jnp.sum(target.weights)
-
-
-def _num_observed(target: Likelihood) -> Array:
-    """How many observations there are, whatever their weight."""
-    if target.weights is None:
-        return jnp.asarray(target.num_terms)
-    return jnp.sum(target.weights > 0)
-
-
-def _expected(model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood) -> Array | None:
-    if not has_closed_form(model):
-        return None
-    return total_expected(model, layout, values, sample.given, _num_observations(target, layout), target.weights)
-
-
-def _expected_in_free(
-    model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood, free: Float[Array, " p"]
-) -> Float[Array, "p p"]:
-    """n I in the unconstrained parametrisation: Dᵀ I D."""
-    expected = _expected(model, layout, layout.constrained_values(free, values), sample, target)
-    jacobian = layout.jacobian(free, values)
-    with jax.default_matmul_precision("highest"):
-        return jacobian.T @ expected @ jacobian  # type: ignore[operator]

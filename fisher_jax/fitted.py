@@ -83,8 +83,8 @@ class Fit:
     decrement: Float[Array, "*b"]
     num_observations: Float[Array, "*b"]
     free: Float[Array, "*b p"]
-    curvature: Float[Array, "*b p p"]
-    outer_product: Float[Array, "*b p p"]
+    curvature: Float[Array, "*b p p"] | None
+    outer_product: Float[Array, "*b p p"] | None
     expected: Float[Array, "*b q q"] | None
     suspect: Int[Array, "*b"]
     last_step: Float[Array, "*b p"]
@@ -187,13 +187,7 @@ class Fit:
             If an argument is none of those listed.
         """
         caller = "confidence_intervals"
-        if method in covariances.KINDS:
-            method, kind = "wald", method
-        if method != "wald":
-            raise ValueError(f'{caller}: method={method!r} is unknown; "wald" is what there is.')
-        if scale not in ("unconstrained", "natural"):
-            raise ValueError(f'{caller}: scale={scale!r} is unknown; choose "unconstrained" or "natural".')
-        intervals.check_level(level, caller)
+        method, kind = intervals.check_method(level, method, kind, scale, caller)
         self._check(kind, caller)
         self._warn(caller)
         return self.layout.assemble(_intervals(self, kind, scale, level))
@@ -294,6 +288,8 @@ class Fit:
 
     def _weakest(self) -> str:
         """The direction in which the curvature is least, by the names of the parameters."""
+        if self.curvature is None:
+            return "unknown, since the curvature was not kept"
         curvature = np.asarray(self.curvature, np.float64)
         if not np.all(np.isfinite(curvature)):
             return "unknown, since the curvature is not finite"
@@ -324,6 +320,11 @@ class Fit:
 
     def _check(self, kind: str, caller: str) -> None:
         covariances.check_kind(kind, has_expected=self.expected is not None, caller=caller)
+        needed = {"observed": (self.curvature,), "empirical": (self.outer_product,), "expected": ()}
+        if any(matrix is None for matrix in needed.get(kind, (self.curvature, self.outer_product))):
+            raise ValueError(
+                f"{caller}: kind={kind!r} was not kept. Fit again with fit_batch(…, covariances=({kind!r},))."
+            )
         if jnp.ndim(self.status_code):
             raise ValueError(
                 f"{caller}: this fit has a batch axis of shape {jnp.shape(self.status_code)}. "
@@ -343,7 +344,8 @@ class Fit:
             warnings.warn(f"{caller}: not to be relied on. {self.diagnosis()}", FitWarning, stacklevel=3)
 
 
-def _flat_uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Float[Array, " q"]]:
+def flat_uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Float[Array, " q"]]:
+    """Covariance matrix and standard errors of the q entries; NaN at a boundary."""
     jacobian = fit.layout.jacobian(fit.free, fit.values)
     matrix = covariances.covariance(kind, jacobian, fit.curvature, fit.outer_product, fit.expected)
     matrix = jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, matrix)  # curvature on the way out measures nothing
@@ -352,14 +354,14 @@ def _flat_uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Float[A
 
 @functools.partial(jax.jit, static_argnums=1)
 def _uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Values]:
-    matrix, errors = _flat_uncertainty(fit, kind)
+    matrix, errors = flat_uncertainty(fit, kind)
     return matrix, fit.layout.split(errors, 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _table(fit: Fit, kind: str, level: Any) -> Float[Array, "q 4"]:
     """Estimate, standard error and both ends of the interval, a row for each name."""
-    _, errors = _flat_uncertainty(fit, kind)
+    _, errors = flat_uncertainty(fit, kind)
     theta = fit.layout.join(fit.values).astype(errors.dtype)
     ends = intervals.wald(fit.layout, theta, errors, level, "unconstrained")
     return jnp.concatenate([theta[:, None], errors[:, None], ends], axis=1)
@@ -367,7 +369,12 @@ def _table(fit: Fit, kind: str, level: Any) -> Float[Array, "q 4"]:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _intervals(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
-    _, errors = _flat_uncertainty(fit, kind)
+    return interval_leaves(fit, kind, scale, level)
+
+
+def interval_leaves(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
+    """Wald intervals as array leaves of the parameters, each with a last axis of two."""
+    _, errors = flat_uncertainty(fit, kind)
     theta = fit.layout.join(fit.values).astype(errors.dtype)
     ends = intervals.wald(fit.layout, theta, errors, level, scale)
     start, result = 0, []
@@ -385,6 +392,6 @@ def _information(fit: Fit, kind: str) -> Float[Array, "q q"]:
     if kind == "expected":
         return covariances.precise(fit.expected) / fit.num_observations  # type: ignore[arg-type]
     jacobian = covariances.precise(fit.layout.jacobian(fit.free, fit.values))
-    total = covariances.precise(fit.curvature if kind == "observed" else fit.outer_product)
+    total = covariances.precise(fit.curvature if kind == "observed" else fit.outer_product)  # type: ignore[arg-type]
     half = jnp.linalg.solve(jacobian.T, total)
     return jnp.linalg.solve(jacobian.T, half.T).T / fit.num_observations

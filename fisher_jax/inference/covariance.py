@@ -38,29 +38,29 @@ def precise(array: Array) -> Array:
 def covariance(
     kind: str,
     jacobian: Float[Array, "q p"],
-    curvature: Float[Array, "p p"],
-    outer_product: Float[Array, "p p"],
+    curvature: Float[Array, "p p"] | None,
+    outer_product: Float[Array, "p p"] | None,
     expected: Float[Array, "q q"] | None,
 ) -> Float[Array, "q q"]:
     """Covariance of θ̂: D V Dᵀ with V that of the unconstrained u and D = ∂θ/∂u.
 
-    All NaN where the matrix to be inverted is not positive definite.
+    All NaN where the matrix to be inverted is not positive definite. Only those matrices that the kind needs are looked at.
 
     References
     ----------
     White, H. (1982), Econometrica 50, 1-25, theorem 3.2, for the sandwich.
     """
-    jacobian, curvature, outer_product = precise(jacobian), precise(curvature), precise(outer_product)
+    jacobian = precise(jacobian)
     with jax.default_matmul_precision("highest"):
         if kind == "observed":
-            free = linalg.inverse(curvature)
+            free = linalg.inverse(precise(curvature))  # type: ignore[arg-type]
         elif kind == "empirical":
-            free = linalg.inverse(outer_product)
+            free = linalg.inverse(precise(outer_product))  # type: ignore[arg-type]
         elif kind == "expected":
             free = linalg.inverse(jacobian.T @ precise(expected) @ jacobian)  # type: ignore[arg-type]
         else:
-            bread = linalg.inverse(curvature)
-            free = bread @ outer_product @ bread
+            bread = linalg.inverse(precise(curvature))  # type: ignore[arg-type]
+            free = bread @ precise(outer_product) @ bread  # type: ignore[arg-type]
         result = jacobian @ free @ jacobian.T
     return 0.5 * (result + result.T)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fisher_jax.inference.covariance import KINDS
 from fisher_jax.parameters import Layout
 
 Scale = Literal["unconstrained", "natural"]
@@ -15,6 +16,18 @@ def check_level(level: Any, caller: str) -> None:
     """A confidence level is a number strictly between 0 and 1."""
     if not isinstance(level, jax.core.Tracer) and not 0 < level < 1:
         raise ValueError(f"{caller}: level={level} must lie strictly between 0 and 1, as 0.95 for 95 %.")
+
+
+def check_method(level: Any, method: str, kind: str, scale: str, caller: str) -> tuple[str, str]:
+    """The method and the kind of covariance meant, where a kind may stand for the method; what is unknown is refused."""
+    if method in KINDS:
+        method, kind = "wald", method
+    if method != "wald":
+        raise ValueError(f'{caller}: method={method!r} is unknown; "wald" is what there is.')
+    if scale not in ("unconstrained", "natural"):
+        raise ValueError(f'{caller}: scale={scale!r} is unknown; choose "unconstrained" or "natural".')
+    check_level(level, caller)
+    return method, kind
 
 
 def wald(

@@ -1,0 +1,262 @@
+"""The record of many fits: every name of `Fit` with a leading axis, one for each data set."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from fisher_jax import fitted
+from fisher_jax.batch_summary import BatchSummary, summarise
+from fisher_jax.extras import require
+from fisher_jax.fitted import Fit, FitError, FitWarning
+from fisher_jax.inference import covariance as covariances
+from fisher_jax.inference import intervals
+from fisher_jax.information import Information
+from fisher_jax.status import Status
+
+ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
+BLOCK = 4096  # fits that a method works on at once
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BatchFit:
+    """Many maximum-likelihood fits, each with a fate of its own. Arrays are numpy's, with a leading axis of length B.
+
+    Attributes
+    ----------
+    fits : Fit
+        All records in one, each array with a leading axis.
+    attempt : integer array (B,)
+        Which attempt gave the result, an index into `ATTEMPTS`: as asked, stronger damping, another start, float64.
+    utilisation : float
+        The part of the lanes' time that was spent on data sets.
+    kinds : tuple of str
+        The kinds of covariance that `fit_batch` was asked to keep.
+
+    Notes
+    -----
+    ``fits[3]`` is one `Fit`; ``fits[mask]`` and ``fits[10:20]`` are batches. A fit that failed keeps its numbers, so look at
+    `status` or `converged` first; those at a boundary have NaN for standard errors, as in `Fit`.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> from jax.scipy.stats import poisson
+    >>> counts = jnp.array([[2, 4, 3], [0, 1, 2]])
+    >>> fits = fj.fit_batch(lambda rate, y: poisson.logpmf(y, rate), 1.0, counts)
+    >>> print(fits.params.round(3), fits.standard_errors().round(3), fits.converged)
+    [3. 1.] [1.    0.577] [ True  True]
+    """
+
+    fits: Fit
+    attempt: Any
+    utilisation: Any
+    kinds: tuple[str, ...] = field(metadata={"static": True})
+
+    def __len__(self) -> int:
+        return len(self.fits.status_code)
+
+    def __getitem__(self, index: Any) -> Any:
+        one = isinstance(index, int | np.integer) and not isinstance(index, bool)
+        if one and not -len(self) <= index < len(self):
+            raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
+        fits = jax.tree.map(lambda leaf: leaf[index], self.fits)
+        return jax.tree.map(jnp.asarray, fits) if one else replace(self, fits=fits, attempt=self.attempt[index])
+
+    def __iter__(self) -> Iterator[Fit]:
+        return (self[k] for k in range(len(self)))
+
+    @property
+    def params(self) -> PyTree:
+        """The estimates, a pytree like the starting parameters; each leaf has a leading axis B."""
+        return self.fits.params
+
+    @property
+    def status(self) -> np.ndarray:
+        """The codes (B,); compare them with members of `Status`."""
+        return np.asarray(self.fits.status_code)
+
+    @property
+    def converged(self) -> np.ndarray:
+        """Whether each estimate is a certified local maximum, (B,)."""
+        return self.status <= Status.CONVERGED_TO_ROUNDING
+
+    @property
+    def log_likelihood(self) -> np.ndarray:
+        """ℓ at each estimate in nats, total over its data, (B,)."""
+        return np.asarray(self.fits.log_likelihood)
+
+    @property
+    def decrement(self) -> np.ndarray:
+        """Each one's distance to its maximum in standard errors, (B,)."""
+        return np.asarray(self.fits.decrement)
+
+    @property
+    def num_steps(self) -> np.ndarray:
+        """Steps of the attempt that gave each result, (B,)."""
+        return np.asarray(self.fits.num_steps)
+
+    @property
+    def num_observations(self) -> np.ndarray:
+        """n of each, or the sum of its weights, (B,)."""
+        return np.asarray(self.fits.num_observations)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the q estimated entries, in the order of rows and columns of every matrix."""
+        return self.fits.names
+
+    @property
+    def num_parameters(self) -> int:
+        """p: the number of free parameters of each fit."""
+        return self.fits.num_parameters
+
+    def covariance(self, kind: str = "observed") -> np.ndarray:
+        """Covariance matrices (B, q, q) in the user's parametrisation; `kind` as for `Fit.covariance`.
+
+        It must be one that `fit_batch` kept: name it in its `covariances`.
+        """
+        return self._of_each(_covariance, kind, "covariance")
+
+    def standard_errors(self, kind: str = "observed") -> PyTree:
+        """Standard errors, a pytree like `params`; zero for parameters held `fixed`."""
+        return self.fits.layout.assemble(self._of_each(_standard_errors, kind, "standard_errors"))
+
+    def correlation(self, kind: str = "observed") -> np.ndarray:
+        """Correlation matrices (B, q, q), in the order of `names`."""
+        return self._of_each(_correlation, kind, "correlation")
+
+    def confidence_intervals(
+        self, level: Any = 0.95, method: str = "wald", *, kind: str = "observed", scale: str = "unconstrained"
+    ) -> PyTree:
+        """Intervals: a pytree like `params` whose leaves gain a last axis of two. Arguments as for `Fit`."""
+        method, kind = intervals.check_method(level, method, kind, scale, "confidence_intervals")
+        found = self._of_each(_intervals, kind, "confidence_intervals", scale, float(level))
+        return self.fits.layout.assemble(found)
+
+    def information(self, kind: str = "observed") -> Information:
+        """The informations per observation, an `Information` whose matrix is (B, q, q): index it, or map over it."""
+        return self._of_each(_information, kind, "information")
+
+    def aic(self) -> np.ndarray:
+        """Akaike's information criterion 2p − 2ℓ, (B,)."""
+        return np.asarray(self.fits.aic())
+
+    def bic(self) -> np.ndarray:
+        """Schwarz's Bayesian information criterion p log n − 2ℓ, (B,)."""
+        return self.num_parameters * np.log(self.num_observations) - 2.0 * self.log_likelihood
+
+    def raise_if_failed(self) -> "BatchFit":
+        """Return the batch if all converged; raise `FitError` naming those that did not, with the first one's diagnosis."""
+        failed = np.flatnonzero(~self.converged)
+        if not len(failed):
+            return self
+        named = ", ".join(map(str, failed[:10])) + (", …" if len(failed) > 10 else "")
+        raise FitError(
+            f"{len(failed)} of {len(self)} fits did not converge: {named}. Of {failed[0]}: {self[failed[0]].diagnosis()}"
+        )
+
+    def summary(self, kind: str | None = None) -> BatchSummary:
+        """A report to print: how many ended how, the spread of steps, decrements and estimates, and the worst."""
+        kind = (self.kinds[0] if self.kinds else "") if kind is None else kind
+        errors = None
+        if kind:
+            matrices = self._of_each(_covariance, kind, "summary", warn=False)
+            errors = np.sqrt(np.diagonal(matrices, axis1=1, axis2=2))
+        return summarise(self.fits, self.attempt, ATTEMPTS, float(self.utilisation), kind, errors)
+
+    def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:
+        """One array (B,) for each estimate, each standard error (`name standard error`) and each fact of the fit."""
+        kind = (self.kinds[0] if self.kinds else "") if kind is None else kind
+        theta = np.asarray(jax.vmap(self.fits.layout.join)(self.fits.values)) if len(self) else np.zeros((0, 0))
+        columns = {name: theta[:, k] for k, name in enumerate(self.names)}
+        if kind:
+            matrices = self._of_each(_covariance, kind, "to_columns", warn=False)
+            errors = np.sqrt(np.diagonal(matrices, axis1=1, axis2=2))
+            columns |= {f"{name} standard error": errors[:, k] for k, name in enumerate(self.names)}
+        facts = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
+        return columns | {fact: np.asarray(getattr(self, fact)) for fact in facts}
+
+    def to_frame(self, kind: str | None = None) -> Any:
+        """A pandas DataFrame with a row for each fit and the columns of `to_columns`, the status in words."""
+        pd = require("pandas", "frames", "to_frame")
+        frame = pd.DataFrame(self.to_columns(kind))
+        labels = {int(status): status.label for status in Status}
+        return frame.assign(
+            status=frame["status"].map(labels).astype("category"),
+            attempt=pd.Categorical.from_codes(frame["attempt"], ATTEMPTS),
+        )
+
+    def to_parquet(self, path: Any, kind: str | None = None) -> None:
+        """Write the columns of `to_columns` to a Parquet file (needs the extra `stream`)."""
+        pa, parquet = require("pyarrow", "stream", "to_parquet"), require("pyarrow.parquet", "stream", "to_parquet")
+        parquet.write_table(pa.table(self.to_columns(kind)), path)
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def _of_each(self, function: Callable[..., Any], kind: str, caller: str, *static: Any, warn: bool = True) -> Any:
+        self._check(kind, caller)
+        failed = int(np.sum(~self.converged))
+        if failed and warn:
+            warnings.warn(
+                f"{caller}: {failed} of {len(self)} fits did not converge, and theirs is not to be relied on. "
+                "See `converged`, `status` and `summary()`.",
+                FitWarning,
+                stacklevel=3,
+            )
+        blocks = [_block(self.fits, start) for start in range(0, len(self), BLOCK)]
+        done = [jax.device_get(_mapped(function, static)(block, kind)) for block, _ in blocks]
+        parts = [jax.tree.map(lambda a, n=n: a[:n], part) for part, (_, n) in zip(done, blocks, strict=True)]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _check(self, kind: str, caller: str) -> None:
+        if kind in covariances.KINDS and kind not in self.kinds:
+            kept = ", ".join(map(repr, self.kinds)) or "none"
+            raise ValueError(
+                f"{caller}: kind={kind!r} was not kept ({kept} was). Fit again with fit_batch(…, covariances=({kind!r},))."
+            )
+        covariances.check_kind(kind, has_expected=self.fits.expected is not None, caller=caller)
+
+
+def _block(fits: Fit, start: int) -> tuple[Fit, int]:
+    """A block of fits of one size, its last filled up with the first of it, and how many there are."""
+    part = jax.tree.map(lambda leaf: leaf[start : start + BLOCK], fits)
+    count = len(part.status_code)
+    return jax.tree.map(lambda leaf: leaf[np.where(np.arange(BLOCK) < count, np.arange(BLOCK), 0)], part), count
+
+
+@functools.cache
+def _mapped(function: Callable[..., Any], static: tuple[Any, ...]) -> Callable[[Fit, str], Any]:
+    """The method of one fit mapped over a block, compiled once for each kind."""
+    return jax.jit(
+        lambda fits, kind: jax.vmap(lambda fit: function(fit, kind, *static))(fits),
+        static_argnums=1,
+    )
+
+
+def _covariance(fit: Fit, kind: str) -> Any:
+    return fitted.flat_uncertainty(fit, kind)[0]
+
+
+def _standard_errors(fit: Fit, kind: str) -> Any:
+    return fit.layout.split(fitted.flat_uncertainty(fit, kind)[1], 0.0)
+
+
+def _correlation(fit: Fit, kind: str) -> Any:
+    return covariances.correlation(fitted.flat_uncertainty(fit, kind)[0])
+
+
+def _intervals(fit: Fit, kind: str, scale: str, level: float) -> Any:
+    return fitted.interval_leaves(fit, kind, scale, level)
+
+
+def _information(fit: Fit, kind: str) -> Any:
+    return fit.information(kind)

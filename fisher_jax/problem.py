@@ -1,0 +1,64 @@
+"""From a model and its data to the problem in u that is maximised, with what is known of it in closed form."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fisher_jax.information import has_closed_form, total_expected
+from fisher_jax.model import Likelihood, Model, Sample, likelihood
+from fisher_jax.parameters import Layout, Values
+from fisher_jax.running import Problem
+
+
+def problem_of(
+    model: Model, layout: Layout, values: Values, sample: Sample, start: Float[Array, " p"], caller: str
+) -> Problem:
+    """What is to be maximised, in u. A start that is NaN lies outside its constraint."""
+    target = likelihood(model, layout, values, sample, caller)
+    expected = functools.partial(_expected_in_free, model, layout, values, sample, target)
+    return Problem(
+        target,
+        start,
+        jnp.array(layout.restricted),
+        num_observed(target),
+        expected if has_closed_form(model) else None,
+    )
+
+
+def checked_start(layout: Layout, values: Values) -> Float[Array, " p"]:
+    """u at the start; NaN where a start known only at run time lies outside its constraint."""
+    inside = jnp.all(jnp.stack([jnp.asarray(test) for test in layout.contains(values)]))
+    return jnp.where(inside, layout.unconstrain(values), jnp.nan)
+
+
+def num_observations(target: Likelihood, layout: Layout) -> Array:
+    """n: the number of terms, or the sum of their weights."""
+    if target.weights is None:
+        return jnp.asarray(target.num_terms, layout.dtype)
+    return jnp.sum(target.weights)
+
+
+def num_observed(target: Likelihood) -> Array:
+    """How many observations there are, whatever their weight."""
+    if target.weights is None:
+        return jnp.asarray(target.num_terms)
+    return jnp.sum(target.weights > 0)
+
+
+def total_information(model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood) -> Array | None:
+    """n I(θ) by the model's closed form, where it has one."""
+    if not has_closed_form(model):
+        return None
+    return total_expected(model, layout, values, sample.given, num_observations(target, layout), target.weights)
+
+
+def _expected_in_free(
+    model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood, free: Float[Array, " p"]
+) -> Float[Array, "p p"]:
+    """n I in the unconstrained parametrisation: Dᵀ I D."""
+    expected = total_information(model, layout, layout.constrained_values(free, values), sample, target)
+    jacobian = layout.jacobian(free, values)
+    with jax.default_matmul_precision("highest"):
+        return jacobian.T @ expected @ jacobian  # type: ignore[operator]
