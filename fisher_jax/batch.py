@@ -111,9 +111,9 @@ def fit_batch(
     Notes
     -----
     The step is that of `fit`. Results do not depend on the number of lanes or devices. Compiled once for each model,
-    optimiser, number of observations and of lanes; the number of data sets is free. On a CPU, XLA uses one core for small
-    steps: to use all, call ``jax.config.update("jax_num_cpu_devices", n)`` before anything else of JAX.
-    Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in lock-step.
+    optimiser, number of observations and of lanes; the number of data sets is free. On a CPU, XLA uses one core for
+    small steps: to use n, set the environment variable JAX_NUM_CPU_DEVICES=n (or JAX's option jax_num_cpu_devices) before
+    anything else of JAX. Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in lock-step.
 
     Examples
     --------

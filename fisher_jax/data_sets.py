@@ -1,14 +1,16 @@
 """Many data sets as the lanes take them: flat lists of arrays, those that differ with a leading axis. Checked at the door."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.lanes import Leaves
+from fisher_jax.lanes import Leaves, joined, parted
 from fisher_jax.model import (
     Model,
     Sample,
@@ -69,14 +71,12 @@ def data_sets(model: Model, params: PyTree, sample: Sample, axes: tuple[Any, Any
     if first.weights is not None:
         first = first._replace(weights=np.ones_like(first.weights))  # a bad weight is that data set's own trouble
     first = check_sample(model, first.data, first.given, first.weights, CALLER)
-    layout, values, value_marks = _starting_values(model, params, axes[0], moved, marks, first, size)
+    layout, values, own_values, start = _starting_values(model, params, axes[0], moved, first, marks, size)
     leaves, treedef = jax.tree.flatten((values, moved.data, moved.given, moved.weights))
-    mapped = tuple(mark.number is not None for mark in jax.tree.leaves([value_marks, *marks]))
-    own = [np.asarray(leaf) for leaf, is_own in zip(leaves, mapped, strict=True) if is_own]
-    shared = [leaf for leaf, is_own in zip(leaves, mapped, strict=True) if not is_own]
-    start = _starts(layout, values, value_marks, size)
+    mapped = own_values + _are_mapped(marks)
+    own, shared = parted(mapped, leaves)
     num_rows = max(jnp.shape(leaf)[0] for leaf in jax.tree.leaves(first.data))
-    return DataSets(layout, [start, *own], shared, mapped, treedef, num_rows)
+    return DataSets(layout, [start, *map(np.asarray, own)], shared, mapped, treedef, num_rows)
 
 
 def _is_none(leaf: Any) -> bool:
@@ -143,70 +143,73 @@ def _first(tree: PyTree, marks: PyTree) -> PyTree:
 
 
 def _starting_values(
-    model: Model, params: PyTree, axis: Any, moved: Sample, marks: list[PyTree], first: Sample, size: int
-) -> tuple[Layout, Values, list[_Axis]]:
-    """The layout, and the array leaves of the starting parameters with their axes."""
+    model: Model, params: PyTree, axis: Any, moved: Sample, first: Sample, marks: list[PyTree], size: int
+) -> tuple[Layout, Values, tuple[bool, ...], np.ndarray]:
+    """The layout, the array leaves of the starting parameters, which of them differ, and every start u (B, p)."""
     if params is None:
         layout, values = flatten_parameters(model, starting_parameters(model, None, first, CALLER), CALLER)
-        return layout, _initial(model, layout, moved, marks, size), [_Axis(0)] * len(values)
+        _refuse_all_fixed(layout)
+        leaves, treedef = jax.tree.flatten(moved)
+        mapped = _are_mapped(marks)
+        own, shared = parted(mapped, leaves)
+        values, start = _by_block(lambda own: _initial(model, layout, treedef, mapped, own, shared), own, size)
+        return layout, values, (True,) * len(values), start
     marked = _marked(params, axis, "params")
-    one = jax.tree.map(
-        lambda leaf, mark: leaf if mark.number is None else np.moveaxis(leaf, mark.number, 0)[0], params, marked
-    )
-    layout, _ = flatten_parameters(model, one, CALLER)
+    layout, _ = flatten_parameters(model, _first(_axis_first(params, marked), marked), CALLER)
+    _refuse_all_fixed(layout)
     value_marks = layout.blocks(marked)
     values = [_axis_first(block, mark) for block, mark in zip(layout.blocks(params), value_marks, strict=True)]
-    for value, mark in zip(values, value_marks, strict=True):
-        if mark.number is not None and len(value) != size:
+    mapped = _are_mapped(value_marks)
+    for value, differs in zip(values, mapped, strict=True):
+        if differs and len(value) != size:
             raise ValueError(
                 f"{CALLER}: params has starts for {len(value)} data sets, but there are {size}. "
                 "Give one start for each, or one for all with params_axis=None."
             )
-    return layout, values, value_marks
+    return layout, values, mapped, _starts(layout, values, mapped, size)
 
 
-def _initial(model: Model, layout: Layout, moved: Sample, marks: list[PyTree], size: int) -> Values:
-    """The leaves (B, …) of what the model's `initial` makes of each data set."""
-    axes = [jax.tree.map(lambda mark: None if mark.number is None else 0, mark) for mark in marks]
-
-    @jax.jit
-    def one(sample: Sample) -> Values:
-        def initial(data: PyTree, given: PyTree, weights: Any) -> Values:
-            params = starting_parameters(model, None, Sample(data, given, weights), CALLER)
-            return [jnp.asarray(value, layout.dtype) for value in layout.blocks(params)]
-
-        return jax.vmap(initial, axes)(*sample)
-
-    def block(start: int) -> Sample:
-        rows = np.minimum(np.arange(start, start + min(BLOCK, size)), size - 1)
-        cut = [
-            None
-            if tree is None
-            else jax.tree.map(lambda leaf, mark: leaf if mark.number is None else leaf[rows], tree, mark)
-            for tree, mark in zip(moved, marks, strict=True)
-        ]
-        return Sample(*cut)
-
-    parts = [jax.device_get(one(block(start))) for start in range(0, size, min(BLOCK, size))]
-    return [np.concatenate(leaves)[:size] for leaves in zip(*parts, strict=True)]
+def _are_mapped(marks: Any) -> tuple[bool, ...]:
+    return tuple(mark.number is not None for mark in jax.tree.leaves(marks))
 
 
-def _starts(layout: Layout, values: Values, marks: list[_Axis], size: int) -> np.ndarray:
-    """u at the start of each fit (B, p); NaN where it lies outside its constraint."""
+def _refuse_all_fixed(layout: Layout) -> None:
     if layout.num_free == 0:
         raise ValueError(f"{CALLER}: every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
-    if all(mark.number is None for mark in marks):
-        check_start(layout, values, CALLER)
-        return np.broadcast_to(np.asarray(layout.unconstrain(values)), (size, layout.num_free))
-    axes = [None if mark.number is None else 0 for mark in marks]
 
-    @jax.jit
-    def block(values: Values) -> Array:
-        return jax.vmap(lambda values: checked_start(layout, values), (axes,))(values)
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _initial(
+    model: Model, layout: Layout, treedef: Any, mapped: tuple[bool, ...], own: Leaves, shared: Leaves
+) -> tuple[Values, Float[Array, "R p"]]:
+    """The leaves of what the model's `initial` makes of each data set, and their u."""
+
+    def one(own: Leaves) -> tuple[Values, Array]:
+        params = starting_parameters(model, None, jax.tree.unflatten(treedef, joined(mapped, own, shared)), CALLER)
+        values = [jnp.asarray(value, layout.dtype) for value in layout.blocks(params)]
+        return values, checked_start(layout, values)
+
+    return jax.vmap(one)(own)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _unconstrained(layout: Layout, mapped: tuple[bool, ...], own: Leaves, shared: Leaves) -> Float[Array, "R p"]:
+    return jax.vmap(lambda own: checked_start(layout, joined(mapped, own, shared)))(own)
+
+
+def _by_block(function: Callable[[Leaves], Any], own: Leaves, size: int) -> Any:
+    """A mapped function over all rows, a block of one size at a time."""
     parts = []
-    for start in range(0, size, min(BLOCK, size)):
-        rows = np.minimum(np.arange(start, start + min(BLOCK, size)), size - 1)
-        cut = [value if axis is None else np.asarray(value)[rows] for value, axis in zip(values, axes, strict=True)]
-        parts.append(np.asarray(block(cut)))
-    return np.concatenate(parts)[:size]
+    for start in range(0, size, BLOCK):
+        rows = np.minimum(np.arange(start, start + BLOCK), size - 1)
+        parts.append(jax.device_get(function([leaf[rows] for leaf in own])))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *parts)
+
+
+def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int) -> np.ndarray:
+    """u at the start of each fit (B, p); NaN where it lies outside its constraint."""
+    own, shared = parted(mapped, values)
+    if own:
+        return _by_block(lambda own: _unconstrained(layout, mapped, own, shared), own, size)
+    check_start(layout, values, CALLER)
+    return np.broadcast_to(np.asarray(layout.unconstrain(values)), (size, layout.num_free))

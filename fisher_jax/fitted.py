@@ -3,7 +3,7 @@
 import functools
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,12 @@ from fisher_jax.parameters import Layout, Values
 from fisher_jax.solve import EDGE_INFORMATION
 from fisher_jax.status import Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
+
+
+if TYPE_CHECKING:
+    AnyArray = Array
+else:
+    AnyArray = Array | np.ndarray  # numpy's in a batch, which lives on the host
 
 
 class FitWarning(UserWarning):
@@ -77,17 +83,17 @@ class Fit:
     """
 
     values: Values
-    log_likelihood: Float[Array, "*b"]
-    status_code: Int[Array, "*b"]
-    num_steps: Int[Array, "*b"]
-    decrement: Float[Array, "*b"]
-    num_observations: Float[Array, "*b"]
-    free: Float[Array, "*b p"]
-    curvature: Float[Array, "*b p p"] | None
-    outer_product: Float[Array, "*b p p"] | None
-    expected: Float[Array, "*b q q"] | None
-    suspect: Int[Array, "*b"]
-    last_step: Float[Array, "*b p"]
+    log_likelihood: Float[AnyArray, "*b"]
+    status_code: Int[AnyArray, "*b"]
+    num_steps: Int[AnyArray, "*b"]
+    decrement: Float[AnyArray, "*b"]
+    num_observations: Float[AnyArray, "*b"]
+    free: Float[AnyArray, "*b p"]
+    curvature: Float[AnyArray, "*b p p"] | None
+    outer_product: Float[AnyArray, "*b p p"] | None
+    expected: Float[AnyArray, "*b q q"] | None
+    suspect: Int[AnyArray, "*b"]
+    last_step: Float[AnyArray, "*b p"]
     layout: Layout = field(metadata={"static": True}, repr=False)
 
     @property

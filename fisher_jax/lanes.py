@@ -26,6 +26,18 @@ from fisher_jax.solve import ended
 Leaves = list[Any]  # of the data sets: start u, then what differs among them
 
 
+def parted(mapped: tuple[bool, ...], leaves: Leaves) -> tuple[Leaves, Leaves]:
+    """Leaves that differ among the data sets, and those that all share."""
+    own = [leaf for leaf, differs in zip(leaves, mapped, strict=True) if differs]
+    return own, [leaf for leaf, differs in zip(leaves, mapped, strict=True) if not differs]
+
+
+def joined(mapped: tuple[bool, ...], own: Leaves, shared: Leaves) -> Leaves:
+    """All leaves in their order again."""
+    mine, common = iter(own), iter(shared)
+    return [next(mine) if differs else next(common) for differs in mapped]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a program is compiled for. Hashable.
@@ -50,9 +62,7 @@ class Plan:
 
     def parts(self, own: Leaves, shared: Leaves) -> tuple[Values, Sample]:
         """The parameters' leaves and the sample of one data set."""
-        mine, common = iter(own), iter(shared)
-        leaves = [next(mine) if mapped else next(common) for mapped in self.mapped]
-        values, data, given, weights = jax.tree.unflatten(self.treedef, leaves)
+        values, data, given, weights = jax.tree.unflatten(self.treedef, joined(self.mapped, own, shared))
         return values, Sample(data, given, weights)
 
     def problem(self, own: Leaves, shared: Leaves) -> Problem:
