@@ -1,7 +1,7 @@
 """The front door to many fits: `fit_batch`."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.data_sets import CALLER, DataSets, data_sets
+from fisher_jax.batch_fitted import BatchFit, joined_fits
+from fisher_jax.data_sets import CALLER, DataSets, data_sets, rows_of
 from fisher_jax.extras import require
 from fisher_jax.feed import Work, fits_of
 from fisher_jax.fit import check_optimizer, check_stopping, default_steps
@@ -21,6 +21,7 @@ from fisher_jax.information import has_closed_form
 from fisher_jax.lanes import Leaves, Plan, Settings
 from fisher_jax.model import Model, Sample, as_model
 from fisher_jax.optimizers import newton
+from fisher_jax.ragged import is_ragged, size_classes
 from fisher_jax.solve import default_tolerance
 from fisher_jax.status import Status
 
@@ -131,8 +132,26 @@ def fit_batch(
     check_stopping(tolerance, max_steps, CALLER)
     kinds = _checked_kinds(covariances, model)
     how = How(model, optimizer, tolerance, max_steps, kinds, _checked_lanes(num_lanes), _all_devices(mesh), progress)
-    sets = data_sets(model, params, Sample(data, given, weights), (params_axis, data_axis, given_axis, weights_axis))
-    return fit_data_sets(how, sets, retry=retry, float64_finish=float64_finish)
+    axes = (params_axis, data_axis, given_axis, weights_axis)
+    finish = functools.partial(fit_data_sets, how, retry=retry, float64_finish=float64_finish)
+    if is_ragged(data):
+        return _fit_ragged(finish, model, params, params_axis, Sample(data, given, weights))
+    return finish(data_sets(model, params, Sample(data, given, weights), axes))
+
+
+def _fit_ragged(
+    finish: Callable[[DataSets], BatchFit], model: Model, params: PyTree, params_axis: Any, sample: Sample
+) -> BatchFit:
+    """Each class of sizes by itself, and the fits in the order of the data sets."""
+    if not sample.data:
+        raise ValueError(f"{CALLER}: data is an empty list; there are no data sets.")
+    given_axis = 0 if is_ragged(sample.given) else None
+    parts, order = [], []
+    for rows, part in size_classes(model, rows_of(params, params_axis, 0), sample):
+        starts = rows_of(params, params_axis, rows)
+        parts.append(finish(data_sets(model, starts, part, (params_axis, 0, given_axis, 0))))
+        order.append(rows)
+    return joined_fits(parts, np.argsort(np.concatenate(order)))
 
 
 def fit_data_sets(how: How, sets: DataSets, *, retry: bool, float64_finish: bool) -> BatchFit:

@@ -226,6 +226,14 @@ class BatchFit:
         covariances.check_kind(kind, has_expected=self.fits.expected is not None, caller=caller)
 
 
+def joined_fits(parts: list[BatchFit], order: np.ndarray) -> BatchFit:
+    """Several batches in one, in the order given."""
+    fits = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *(part.fits for part in parts))
+    attempt = np.concatenate([part.attempt for part in parts])[order]
+    utilisation = np.average([part.utilisation for part in parts], weights=[len(part) for part in parts])
+    return BatchFit(fits, attempt, utilisation, parts[0].kinds)
+
+
 def _block(fits: Fit, start: int) -> tuple[Fit, int]:
     """A block of fits of one size, its last filled up with the first of it, and how many there are."""
     part = jax.tree.map(lambda leaf: leaf[start : start + BLOCK], fits)

@@ -96,6 +96,15 @@ def _marked(tree: PyTree, axis: Any, name: str) -> PyTree:
         ) from error
 
 
+def rows_of(params: PyTree, axis: Any, rows: Any) -> PyTree:
+    """The starting parameters of some data sets, or of one."""
+
+    def take(leaf: Any, mark: _Axis) -> Any:
+        return leaf if mark.number is None else np.take(np.asarray(leaf), rows, axis=mark.number)
+
+    return None if params is None else jax.tree.map(take, params, _marked(params, axis, "params"))
+
+
 @dataclass(frozen=True)
 class _Axis:
     """An axis or `None`, so that a tree of them has a leaf everywhere."""

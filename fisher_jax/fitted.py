@@ -20,7 +20,6 @@ from fisher_jax.solve import EDGE_INFORMATION
 from fisher_jax.status import Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
 
-
 if TYPE_CHECKING:
     AnyArray = Array
 else:

@@ -37,6 +37,7 @@ ROWS = {
     "batch_summary": 8,
     "batch_fitted": 9,
     "data_sets": 8,
+    "ragged": 8,
     "feed": 9,
     "batch": 10,
     "stream": 11,

@@ -1,0 +1,118 @@
+"""Data sets of different lengths: sorted into a few sizes, filled up, and what fills them given weight zero."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from fisher_jax.model import Model, Sample, as_arrays, check_sample, starting_parameters
+
+CALLER = "fit_batch"
+FILLING = 2**20  # rows that take about as long to fit as a program to compile
+
+
+class SizeClass(NamedTuple):
+    """Data sets filled up to one size: which they are, and their arrays with a leading axis."""
+
+    rows: np.ndarray
+    sample: Sample
+
+
+def is_ragged(data: Any) -> bool:
+    """A list holds one entry for each data set; several arrays of one data set are a tuple or a dictionary."""
+    return isinstance(data, list)
+
+
+def size_classes(model: Model, params: PyTree, sample: Sample) -> Iterator[SizeClass]:
+    """The data sets in classes of sizes 2, 3, 4, 6, 8, 12, …, as few as pay, each in one array.
+
+    `given` and `weights` are lists as `data` is, or `given` what all share. `params` are those of one data set.
+    """
+    entries = [as_arrays(entry) for entry in sample.data]
+    count = len(entries)
+    givens = _entries(sample.given, count, "given") if is_ragged(sample.given) else None
+    weights = _entries(sample.weights, count, "weights") if sample.weights is not None else [None] * count
+    lengths = np.array([_length(model, k, entry) for k, entry in enumerate(entries)])
+    sizes = _merged(np.array([_class_size(int(n)) for n in lengths]))
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        data = _stacked([_filled(entries[k], int(size)) for k in rows])
+        given = sample.given if givens is None else _stacked([_filled(givens[k], int(size)) for k in rows])
+        one_given = given if givens is None else jax.tree.map(lambda leaf: leaf[0], given)
+        terms = _num_terms(model, params, jax.tree.map(lambda leaf: leaf[0], data), one_given, int(size))
+        counted = [_weights(weights[k], terms - int(size) + int(lengths[k]), terms, int(k)) for k in rows]
+        yield SizeClass(rows, Sample(data, given, np.stack(counted)))
+
+
+def _entries(trees: Any, count: int, name: str) -> list[PyTree]:
+    if not isinstance(trees, list) or len(trees) != count:
+        what = f"a list of {len(trees)}" if isinstance(trees, list) else type(trees).__name__
+        raise ValueError(
+            f"{CALLER}: data is a list of {count} data sets, so {name} must be a list of {count} too, one entry for each; "
+            f"got {what}."
+        )
+    return [as_arrays(tree) for tree in trees]
+
+
+def _length(model: Model, number: int, entry: PyTree) -> int:
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(entry)}
+    if len(lengths) != 1 or -1 in lengths:
+        raise ValueError(
+            f"{CALLER}: data[{number}] holds arrays of shapes {[np.shape(leaf) for leaf in jax.tree.leaves(entry)]}; "
+            "those of one data set need the same leading axis, one row for each observation."
+        )
+    return lengths.pop()
+
+
+def _class_size(length: int) -> int:
+    """The next of 2, 3, 4, 6, 8, 12, …: at most half as long again."""
+    power = 2 << (max(length, 2) - 1).bit_length() - 1
+    return 3 * power // 4 if length <= 3 * power // 4 else power
+
+
+def _merged(sizes: np.ndarray) -> np.ndarray:
+    """Each class joins the next larger one if to fill it up costs less than to compile for it: `FILLING` rows."""
+    sizes, classes = sizes.copy(), np.unique(sizes)
+    for size, larger in itertools.pairwise(classes):
+        mine = sizes == size
+        if mine.sum() * (larger - size) <= FILLING:
+            sizes[mine] = larger
+    return sizes
+
+
+def _filled(tree: PyTree, size: int) -> PyTree:
+    """The last row again and again; ones where there is none."""
+
+    def fill(leaf: np.ndarray) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        last = leaf[-1:] if len(leaf) else np.ones((1, *leaf.shape[1:]), leaf.dtype)
+        return np.concatenate([leaf, np.repeat(last, size - len(leaf), axis=0)])
+
+    return jax.tree.map(fill, tree)
+
+
+def _stacked(trees: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _num_terms(model: Model, params: PyTree, data: PyTree, given: PyTree, size: int) -> int:
+    """How many log-densities a data set of this size has: one for each row, but of a series what its function returns."""
+    if not model.is_dependent:
+        check_sample(model, data, given, None, CALLER)
+        return size
+    params = starting_parameters(model, params, Sample(data, given, None), CALLER)
+    arguments = (params, data) if given is None else (params, data, given)
+    return jax.eval_shape(model.log_density, *arguments).shape[0]
+
+
+def _weights(weights: Any, count: int, terms: int, number: int) -> np.ndarray:
+    """The weights of a data set's own terms, and zeros for the rest."""
+    own = np.ones(max(count, 0)) if weights is None else np.asarray(weights, float)
+    if own.shape != (max(count, 0),):
+        raise ValueError(
+            f"{CALLER}: weights[{number}] has shape {own.shape}, expected ({count},), one weight per observation."
+        )
+    return np.concatenate([own, np.zeros(terms - len(own))])
