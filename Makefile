@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Neighbouring tests on the same worker, since they share what is compiled.
+WORKERS := -n 2 --dist worksteal
 
 .PHONY: demo test fast exhaustive lint format notebooks bench clean
 
@@ -9,13 +11,13 @@ demo: $(READY)
 	$(BIN)/python notebooks/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(WORKERS)
 
 fast: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not exhaustive"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not exhaustive"
 
 exhaustive: $(READY)
-	$(BIN)/python -m pytest -n 2 -m exhaustive
+	$(BIN)/python -m pytest $(WORKERS) -m exhaustive
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import some_of
 from jax.scipy.stats import norm
 from scipy.special import digamma, polygamma
 
@@ -73,7 +74,7 @@ LINKED = {
 }
 
 
-@pytest.mark.parametrize("name", LINKED)
+@pytest.mark.parametrize("name", some_of(LINKED, *(LINKED.keys() - {"negative binomial"})))
 def test_linked_information_is_that_of_the_expectation_over_y(name):
     predictor, family, expectation = LINKED[name]
     model = fj.linked(family, predictor)
@@ -159,15 +160,24 @@ def test_the_log_determinant_of_a_design_can_be_differentiated_by_the_design():
 # Draws: what is exact, what the errors say, when they refuse.
 
 
-@pytest.mark.parametrize("number", [200, 10_000])
-def test_draws_are_exact_for_exponential_families_and_students_t(number):
-    t = {"df": 4.0, "loc": 1.0, "scale": 2.0}
-    for family, point in ((families.gamma, GAMMA), (families.student_t, t)):
-        closed = fj.fisher_information(family, point)
-        found = fj.fisher_information(family, point, draws(number))
-        size = np.sqrt(np.diag(closed))
-        assert np.max(np.abs(found.matrix - closed.matrix) / np.outer(size, size)) < 1e-10
-        assert found.num_samples == number
+T = {"df": 4.0, "loc": 1.0, "scale": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "point", "number"),
+    [
+        pytest.param(families.gamma, GAMMA, 200, id="gamma, few"),
+        pytest.param(families.student_t, T, 10_000, id="student t, many"),
+        pytest.param(families.gamma, GAMMA, 10_000, marks=pytest.mark.exhaustive, id="gamma, many"),
+        pytest.param(families.student_t, T, 200, marks=pytest.mark.exhaustive, id="student t, few"),
+    ],
+)
+def test_draws_are_exact_for_exponential_families_and_students_t(family, point, number):
+    closed = fj.fisher_information(family, point)
+    found = fj.fisher_information(family, point, draws(number))
+    size = np.sqrt(np.diag(closed))
+    assert np.max(np.abs(found.matrix - closed.matrix) / np.outer(size, size)) < 1e-10
+    assert found.num_samples == number
 
 
 def test_the_draws_error_falls_as_one_over_the_root_of_their_number():
@@ -198,36 +208,35 @@ def test_errors_are_carried_to_all_that_is_derived():
 
     for name, (value, error) in derived(at).items():
         told = np.sqrt(np.mean(np.asarray(error) ** 2, axis=0))
-        np.testing.assert_allclose(told, np.std(value, axis=0), rtol=0.2, err_msg=name)
+        np.testing.assert_allclose(told, np.std(np.asarray(value), axis=0), rtol=0.2, err_msg=name)
 
 
 def test_the_bias_of_the_inverse_is_taken_out_on_request():
     def inverses(key):
         found = fj.fisher_information(families.gamma, GAMMA, fj.MonteCarlo(key, 300, "outer"))
-        return found.inverse().matrix, found.inverse(bias_correction=True).matrix
+        return found.inverse(), found.inverse(bias_correction=True)
 
     exact = np.linalg.inv(fj.fisher_information(families.gamma, GAMMA))
-    plain, corrected = jax.jit(jax.vmap(inverses))(jax.random.split(KEY, 4000))
+    inverted = jax.jit(jax.vmap(inverses))(jax.random.split(KEY, 4000))
+    plain, corrected = (np.asarray(one.matrix) for one in inverted)
     error = np.std(plain, axis=0) / np.sqrt(4000)
     assert np.all(np.abs(np.mean(plain, axis=0) - exact) > 5 * error)
     assert np.all(np.abs(np.mean(corrected, axis=0) - exact) < 0.25 * np.abs(np.mean(plain, axis=0) - exact))
-    found = fj.fisher_information(families.gamma, GAMMA, draws(300, "outer"))
-    assert "bias of the inverse taken out" in found.inverse(bias_correction=True).route
+    assert ["bias of the inverse taken out" in one.route for one in inverted] == [False, True]
 
 
 def test_covariates_are_averaged_over_and_their_differences_are_no_noise():
-    predictor, family, _ = LINKED["negative binomial"]
-    model = fj.linked(family, predictor)
+    model = fj.linked(families.weibull, lambda b, z: {"shape": jnp.exp(b[2]), "scale": jnp.exp(z[:2] @ b[:2])})
     exact = fj.fisher_information(model, BETA, given=X)
     for estimator in ("bartlett", "outer", "hessian"):
         found = fj.fisher_information(model, BETA, draws(1000, estimator), given=X)
         z = (found.matrix - exact.matrix) / found.standard_error
         assert found.num_samples == 40_000
         assert np.max(np.abs(z)) < 4, estimator
-    poisson = fj.linked(families.poisson, lambda b, z: {"rate": jnp.exp(z @ b)})
-    exact = fj.fisher_information(poisson, BETA, given=X)
+    bernoulli = fj.linked(families.bernoulli, lambda b, z: {"logit": z @ b})
+    exact = fj.fisher_information(bernoulli, BETA, given=X)
     np.testing.assert_allclose(
-        fj.fisher_information(poisson, BETA, draws(20), given=X).matrix, exact.matrix, rtol=1e-11
+        fj.fisher_information(bernoulli, BETA, draws(20), given=X).matrix, exact.matrix, rtol=1e-11
     )
 
 
@@ -291,10 +300,10 @@ def test_irregular_models_are_refused_by_name_and_answered_only_on_request():
     laplace = {"loc": 0.3, "scale": 2.0}
     with pytest.warns(fj.InformationWarning, match=r"s sᵀ \+ H is not zero for loc.*kink"):
         assert np.isnan(fj.fisher_information(families.laplace, laplace, draws()).matrix).all()
-    for fallback, first in (("outer", 0.25), ("hessian", 0.0)):
+    for fallback, only in (("outer", 0.25), ("hessian", -0.25)):  # its score is −1/θ throughout, its curvature 1/θ²
         with pytest.warns(fj.InformationWarning):
-            found = fj.fisher_information(families.laplace, laplace, draws(fallback=fallback))
-        np.testing.assert_allclose(found.matrix[0, 0], first, atol=1e-12)
+            found = fj.fisher_information(UNIFORM, 2.0, draws(1000, fallback=fallback))
+        np.testing.assert_allclose(found.matrix, [[only]], atol=1e-12)
         assert "where those fail" in found.route
     jitted = jax.jit(lambda key: fj.fisher_information(UNIFORM, 2.0, fj.MonteCarlo(key, 1000)))(KEY)
     assert not jitted.regularity.regular
