@@ -39,9 +39,9 @@ class MonteCarlo:
     Notes
     -----
     Exact to rounding, at any number of draws, for full exponential families in any parametrisation, and for Student's t if all
-    of its parameters are free: the controls of one that is `fixed` are missing. Where scores have heavy tails the errors
-    of ``"bartlett"`` can say too little: by a tenth for a negative binomial at 20 000 draws, by half for extreme values of
-    shape 0.23, and for these at a million draws still. `Quadrature` is a check on them.
+    of its parameters are free: the controls of one that is `fixed` are missing. Where what the controls leave has a heavy
+    tail, the errors of ``"bartlett"`` say too little with few draws: by half or more at a few hundred for some families, by a
+    tenth or two at 2000, and for extreme values of shape 0.23 by a seventh at 20 000. `Quadrature` is a check on them.
     Needs a Hessian for each draw, and at least 6 (1 + q + q (q + 1) / 2) draws; above some thirty parameters use ``"outer"``.
 
     Examples

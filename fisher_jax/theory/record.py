@@ -23,7 +23,8 @@ class Check:
     z : array
         `mean` in units of `standard_error`.
     p_value : scalar array
-        Probability of so large a z somewhere if the identity holds (Šidák); for an exact expectation one or zero.
+        Probability of so large a z somewhere if the identity holds (Šidák), where the skewness of independent draws has been
+        taken out of z (Hall 1992); for an exact expectation one or zero.
     passed : boolean array
         Whether nothing was found: p above `level`, every log-density finite, no score with so heavy a tail that its variance
         may be infinite, and no information that is singular.
