@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from fisher_jax.batch_fitted import BatchFit, joined_fits
 from fisher_jax.data_sets import CALLER, DataSets, data_sets, rows_of
 from fisher_jax.extras import require
-from fisher_jax.feed import Work, fits_of
+from fisher_jax.feed import Work, first_unsound, fits_of
 from fisher_jax.fit import check_optimizer, check_stopping, default_steps
 from fisher_jax.fitted import Fit
 from fisher_jax.inference.covariance import KINDS
@@ -167,6 +167,7 @@ def fit_data_sets(how: How, sets: DataSets, *, retry: bool, float64_finish: bool
             how, sets.started_at(np.where(np.isfinite(fits.free), fits.free, sets.own[0])), FIRST_DAMPING, work
         )
         fits = again
+    fits = _blamed(how, sets, fits)
     busy, trips = sum(w.busy for w in work), sum(w.trips for w in work)
     return BatchFit(fits, attempt, np.float64(busy / trips), how.kinds)
 
@@ -231,6 +232,16 @@ def _retried(how: How, sets: DataSets, fits: Fit, attempt: np.ndarray, work: lis
             fits = _replaced(fits, failed[rows[good]], jax.tree.map(lambda leaf, g=good: leaf[g], found))
             attempt[failed[rows[good]]] = rung
     return fits, attempt
+
+
+def _blamed(how: How, sets: DataSets, fits: Fit) -> Fit:
+    """With the observation to blame where a fit ended because something was not finite."""
+    rows = np.flatnonzero(np.isin(fits.status_code, (Status.BAD_START, Status.NOT_FINITE)))
+    plan, suspect = _plan(how, sets), fits.suspect.copy()
+    for start in range(0, len(rows), plan.rows):
+        part = rows[start : start + plan.rows]
+        suspect[part] = first_unsound(plan, sets.started_at(np.asarray(fits.free)).take(part).own, sets.shared)
+    return replace(fits, suspect=suspect)
 
 
 def _replaced(fits: Fit, rows: np.ndarray, by: Fit) -> Fit:

@@ -67,8 +67,9 @@ class BatchFit:
         one = isinstance(index, int | np.integer) and not isinstance(index, bool)
         if one and not -len(self) <= index < len(self):
             raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
-        fits = jax.tree.map(lambda leaf: leaf[index], self.fits)
-        return jax.tree.map(jnp.asarray, fits) if one else replace(self, fits=fits, attempt=self.attempt[index])
+        if one:
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self.fits)
+        return replace(self, fits=jax.tree.map(lambda leaf: leaf[index], self.fits), attempt=self.attempt[index])
 
     def __iter__(self) -> Iterator[Fit]:
         return (self[k] for k in range(len(self)))
@@ -143,7 +144,8 @@ class BatchFit:
 
     def information(self, kind: str = "observed") -> Information:
         """The informations per observation, an `Information` whose matrix is (B, q, q): index it, or map over it."""
-        return self._of_each(_information, kind, "information")
+        matrices = self._of_each(_information, kind, "information")
+        return replace(self[0].information(kind), matrix=jnp.asarray(matrices))
 
     def aic(self) -> np.ndarray:
         """Akaike's information criterion 2p − 2ℓ, (B,)."""
@@ -267,4 +269,4 @@ def _intervals(fit: Fit, kind: str, scale: str, level: float) -> Any:
 
 
 def _information(fit: Fit, kind: str) -> Any:
-    return fit.information(kind)
+    return fit.information(kind).matrix

@@ -118,6 +118,6 @@ def _worst(fits: Fit, status: np.ndarray) -> list[tuple[int, str]]:
     for code in np.unique(status):
         if not Status(int(code)).converged:
             for index in np.flatnonzero(status == code)[:WORST]:
-                one = jax.tree.map(lambda leaf, index=index: leaf[index], fits)
+                one = jax.tree.map(lambda leaf, index=index: np.asarray(leaf[index]), fits)
                 found.append((int(index), one.diagnosis().split(" Likely causes")[0]))
     return found

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fisher_jax.fit import record
+from fisher_jax.fit import record, unsound_at
 from fisher_jax.fitted import Fit
 from fisher_jax.lanes import Ended, Lanes, Leaves, Plan, Settings, empty_lanes, program, unpack
 from fisher_jax.running import begin
@@ -146,3 +146,18 @@ def _judged(
         return record(plan.model, plan.layout, values, sample, problem, found, kinds)
 
     return jax.vmap(one)(chunk, floats, integers)
+
+
+def first_unsound(plan: Plan, own: Leaves, shared: Leaves) -> np.ndarray:
+    """For each data set the first observation whose log-density or score is not finite at the start; −1 where all are."""
+    padded = jax.device_put([_grown(leaf, plan.rows) for leaf in own], _over_devices(plan))
+    return jax.device_get(_unsound(plan, padded, shared))[: len(own[0])]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _unsound(plan: Plan, own: Leaves, shared: Leaves) -> Any:
+    def one(own: Leaves) -> Any:
+        target = plan.problem(own, shared).likelihood
+        return unsound_at(target, own[0])
+
+    return jax.vmap(one)(own)

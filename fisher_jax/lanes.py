@@ -113,11 +113,21 @@ def empty_lanes(plan: Plan, chunk: Leaves, shared: Leaves) -> Lanes:
     """Idle lanes for all devices, to begin with."""
     lanes = plan.num_lanes * plan.mesh.size
     own = [np.zeros((lanes, *leaf.shape[1:]), leaf.dtype) for leaf in chunk]
-    shapes = jax.eval_shape(
-        lambda own: jax.vmap(lambda own: begin(plan.problem(own, shared), plan.optimizer))(own), own
-    )
+    shapes = _run_shapes(plan, *(tuple(map(_shape, leaves)) for leaves in (own, shared)))
     run = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
     return Lanes(jnp.full((lanes,), -1, jnp.int32), run, own)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
+
+
+@functools.lru_cache(maxsize=64)
+def _run_shapes(plan: Plan, own: tuple[Any, ...], shared: tuple[Any, ...]) -> Run:
+    def beginning(own: Leaves, shared: Leaves) -> Run:
+        return jax.vmap(lambda own: begin(plan.problem(own, shared), plan.optimizer))(own)
+
+    return jax.eval_shape(beginning, list(own), list(shared))
 
 
 @functools.lru_cache(maxsize=64)

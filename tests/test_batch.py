@@ -120,21 +120,20 @@ def test_an_observation_to_blame_is_named():
     assert reference().raise_if_failed() is reference()
 
 
-def kinked(params, y):
-    """No maximum is certified at a kink: data sets of this density never converge."""
-    return jnp.where(y[0] > 0, norm.logpdf(y[1], params, 1.0), -(jnp.abs(params - y[1]) ** 1.1))
+def endless(params, y):
+    """For data sets marked so, a log-likelihood that rises for ever: they never converge."""
+    return jnp.where(y[0] > 0, norm.logpdf(y[1], params, 1.0), params)
 
 
 def test_what_never_converges_is_retried_reported_and_holds_up_no_other():
     data = np.stack([np.ones((40, 25)), RNG.normal(size=(40, 25))], axis=-1)
     data[7, :, 0] = -1.0
-    fits = fj.fit_batch(kinked, 0.3, data, num_lanes=4)
-    assert not fits.converged[7]
+    fits = fj.fit_batch(endless, 0.3, data, num_lanes=4)
+    assert fits.status[7] == Status.STEP_LIMIT
     assert fits.converged[np.arange(40) != 7].all()
-    plain = fj.fit_batch(kinked, 0.3, data, num_lanes=4, retry=False)
-    np.testing.assert_array_equal(fits.params[7], plain.params[7])  # without success the first end stands
-    assert fits.status[7] == plain.status[7]
-    assert fits.attempt[7] == 0
+    plain = fj.fit_batch(endless, 0.3, data, num_lanes=4, retry=False)
+    np.testing.assert_array_equal(fits.params, plain.params)  # without success the first end stands
+    assert fits.attempt.max() == 0
 
 
 def saddle(params, y):
