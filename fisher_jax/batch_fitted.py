@@ -149,7 +149,7 @@ class BatchFit:
 
     def aic(self) -> np.ndarray:
         """Akaike's information criterion 2p − 2ℓ, (B,)."""
-        return np.asarray(self.fits.aic())
+        return 2.0 * self.num_parameters - 2.0 * self.log_likelihood
 
     def bic(self) -> np.ndarray:
         """Schwarz's Bayesian information criterion p log n − 2ℓ, (B,)."""

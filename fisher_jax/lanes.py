@@ -162,7 +162,8 @@ def _call(
 
     def body(loop: _Loop) -> _Loop:
         loop, new = _refill(plan, loop, count[0], first[0])
-        own = [leaf[loop.source] for leaf in buffer]
+        # Gathered once: fused into each of the derivatives' passes it would be read out of order again and again.
+        own = jax.lax.optimization_barrier([leaf[loop.source] for leaf in buffer])
         run = jax.vmap(functools.partial(_lane, plan, shared, settings))(own, new, loop.run)
         return _write(loop, run, settings.max_steps)
 
