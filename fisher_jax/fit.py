@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.differentiate import outer_product_at, terms_at
@@ -107,7 +108,17 @@ def fit(
     check_optimizer(optimizer, "fit")
     if max_steps is None:
         max_steps = default_steps(optimizer, layout)
-    return _fit(model, layout, optimizer, values, sample, tolerance, max_steps)
+    return _fit(model, layout, optimizer, _typed(layout, values), sample, tolerance, max_steps)
+
+
+def _typed(layout: Layout, values: Values) -> Values:
+    """Python's numbers as the arrays that a fit returns, so that to fit again from there compiles nothing anew."""
+    return [
+        np.asarray(value, jnp.int_ if leaf.is_fixed and isinstance(value, int) else layout.dtype)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else value
+        for leaf, value in zip(layout.leaves, values, strict=True)
+    ]
 
 
 def check_optimizer(optimizer: Any, caller: str) -> None:
