@@ -85,6 +85,7 @@ def test_fitting_more_data_of_the_same_shape_compiles_nothing_new():
             tolerance=1e-6 / (k + 1),
         )
         again.standard_errors()
+        fj.fit(fj.Model(log_density, constraints=constraints), again.params, y)
     assert traces == before
     fj.fit(fj.Model(log_density, constraints=constraints), {"loc": 0.0, "scale": 1.0}, y[:-1])
     assert traces > before
