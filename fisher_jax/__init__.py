@@ -1,6 +1,6 @@
 """Fit any log-density by maximum likelihood, and know how far to trust the fit."""
 
-from fisher_jax import families, optimizers
+from fisher_jax import families, optimizers, stream
 from fisher_jax._version import __version__
 from fisher_jax.batch import fit_batch
 from fisher_jax.batch_fitted import BatchFit
@@ -25,6 +25,7 @@ from fisher_jax.information import (
 from fisher_jax.linked import linked
 from fisher_jax.model import Model, dependent
 from fisher_jax.status import Status
+from fisher_jax.stream import StreamResult, fit_stream
 from fisher_jax.theory import Check, check_information_equality, check_score_mean, cramer_rao_bound
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Regularity",
     "Solution",
     "Status",
+    "StreamResult",
     "__version__",
     "check_information_equality",
     "check_score_mean",
@@ -56,6 +58,7 @@ __all__ = [
     "fisher_information",
     "fit",
     "fit_batch",
+    "fit_stream",
     "fixed",
     "hessian",
     "hessian_vector_product",
@@ -71,5 +74,6 @@ __all__ = [
     "score",
     "scores",
     "simplex",
+    "stream",
     "unit_interval",
 ]

@@ -170,8 +170,7 @@ class BatchFit:
         kind = (self.kinds[0] if self.kinds else "") if kind is None else kind
         errors = None
         if kind:
-            matrices = self._of_each(_covariance, kind, "summary", warn=False)
-            errors = np.sqrt(np.diagonal(matrices, axis1=1, axis2=2))
+            errors = np.sqrt(np.diagonal(matrices(self, kind, "summary"), axis1=1, axis2=2))
         return summarise(self.fits, self.attempt, ATTEMPTS, float(self.utilisation), kind, errors)
 
     def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:
@@ -180,8 +179,7 @@ class BatchFit:
         theta = np.asarray(jax.vmap(self.fits.layout.join)(self.fits.values)) if len(self) else np.zeros((0, 0))
         columns = {name: theta[:, k] for k, name in enumerate(self.names)}
         if kind:
-            matrices = self._of_each(_covariance, kind, "to_columns", warn=False)
-            errors = np.sqrt(np.diagonal(matrices, axis1=1, axis2=2))
+            errors = np.sqrt(np.diagonal(matrices(self, kind, "to_columns"), axis1=1, axis2=2))
             columns |= {f"{name} standard error": errors[:, k] for k, name in enumerate(self.names)}
         facts = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
         return columns | {fact: np.asarray(getattr(self, fact)) for fact in facts}
@@ -234,6 +232,11 @@ def joined_fits(parts: list[BatchFit], order: np.ndarray) -> BatchFit:
     attempt = np.concatenate([part.attempt for part in parts])[order]
     utilisation = np.average([part.utilisation for part in parts], weights=[len(part) for part in parts])
     return BatchFit(fits, attempt, utilisation, parts[0].kinds)
+
+
+def matrices(fits: BatchFit, kind: str, caller: str) -> np.ndarray:
+    """Covariances (B, q, q) for where the status stands beside them: without a warning of fits that failed."""
+    return fits._of_each(_covariance, kind, caller, warn=False)
 
 
 def _block(fits: Fit, start: int) -> tuple[Fit, int]:

@@ -1,0 +1,114 @@
+"""Where the results go: a Zarr group with an array for each column, or a folder of Parquet files, one for each block."""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from fisher_jax.extras import require
+from fisher_jax.stream.ledger import CALLER, PARTIAL, Ledger, reach_disk
+
+FORMATS = ("zarr", "parquet")
+Columns = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """What takes blocks of columns, each of which is on the disk when `write` returns."""
+
+    path: Path
+    ledger: Ledger
+
+    def write(self, number: int, start: int, size: int, columns: Columns) -> None:
+        """Write the rows from `start` on, a block of at most `size`."""
+
+    def open(self) -> Any:
+        """The results, to be read by the format's own library."""
+
+    def read(self) -> Columns:
+        """All columns, in memory."""
+
+
+class ZarrSink:
+    """A folder that `zarr.open_group` opens: an array (B, …) for each column, a chunk of it for each block."""
+
+    def __init__(self, path: Path) -> None:
+        self.zarr = require("zarr", "stream", CALLER)
+        self.path = path
+        # Zarr warns of anything unknown that lies in a group, but never looks at what lies in an array.
+        self.ledger = Ledger(path / "status" / "_fisher_jax")
+
+    def write(self, number: int, start: int, size: int, columns: Columns) -> None:
+        group = self.zarr.open_group(str(self.path), mode="a")
+        written = [self.path, self.path / "zarr.json"]
+        for name, column in columns.items():
+            if name not in group:
+                empty, chunk = (0, *column.shape[1:]), (size, *column.shape[1:])
+                missing = np.nan if column.dtype.kind == "f" else -1  # no row may look like a fit before it is one
+                group.create_array(name, shape=empty, chunks=chunk, dtype=column.dtype, fill_value=missing)
+            array = group[name]
+            array.resize((start + len(column), *column.shape[1:]))
+            array[start : start + len(column)] = column
+            place = self.path / name
+            written += [place, place / "zarr.json", place / "c", *_with_contents(place / "c" / str(number))]
+        written = [path for path in written if path.exists()]  # a chunk of nothing but NaN is not stored
+        reach_disk(written)
+
+    def open(self) -> Any:
+        return self.zarr.open_group(str(self.path), mode="r")
+
+    def read(self) -> Columns:
+        return {name: np.asarray(array[:]) for name, array in self.open().arrays()}
+
+
+class ParquetSink:
+    """A folder of Parquet files, one for each block, which other tools read as one data set."""
+
+    def __init__(self, path: Path) -> None:
+        self.arrow, self.parquet = (require(name, "stream", CALLER) for name in ("pyarrow", "pyarrow.parquet"))
+        self.path = path
+        self.ledger = Ledger(path / "_fisher_jax")  # what begins with an underscore is not read as data
+
+    def write(self, number: int, start: int, size: int, columns: Columns) -> None:
+        table = self.arrow.table({name: self._column(column) for name, column in columns.items()})
+        whole = self.path / f"part-{number:08d}.parquet"
+        partial = self.path / f".{whole.name}{PARTIAL}"
+        self.parquet.write_table(table, partial)
+        reach_disk([partial])
+        partial.replace(whole)
+        reach_disk([self.path])
+
+    def _column(self, column: np.ndarray) -> Any:
+        """Numbers, or lists of lists of one length for matrices."""
+        array = self.arrow.array(np.ascontiguousarray(column).reshape(-1))
+        for length in reversed(column.shape[1:]):
+            array = self.arrow.FixedSizeListArray.from_arrays(array, length)
+        return array
+
+    def open(self) -> Any:
+        return require("pyarrow.dataset", "stream", CALLER).dataset(str(self.path), format="parquet")
+
+    def read(self) -> Columns:
+        from fisher_jax.stream.tables import parquet
+
+        source = parquet(self.path, {name: name for name in self.open().schema.names})
+        return next(source.blocks(0, source.length or 0))
+
+
+def sink_at(path: Any, form: Any) -> Sink:
+    """The sink at a path, of the kind named, or else told by the path's ending."""
+    path = Path(path)
+    if form is None:
+        form = path.suffix.removeprefix(".")
+        if form not in FORMATS:
+            raise ValueError(
+                f"{CALLER}: the sink {str(path)!r} does not end in .zarr or .parquet. Name it so, or say sink_format='zarr' "
+                "or 'parquet'."
+            )
+    if form not in FORMATS:
+        raise ValueError(f"{CALLER}: sink_format={form!r} must be 'zarr' or 'parquet'.")
+    return ZarrSink(path) if form == "zarr" else ParquetSink(path)
+
+
+def _with_contents(path: Path) -> list[Path]:
+    return [path, *path.rglob("*")]
