@@ -1,0 +1,472 @@
+"""From disk to disk: the results are those of `fit_batch`, whatever the source, the sink, the blocks and the interruptions."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+from jax.scipy.stats import gamma, norm
+
+import fisher_jax as fj
+from fisher_jax.stream.fingerprint import fingerprint, unknown
+from fisher_jax.stream.ledger import differences
+from fisher_jax.stream.source import as_ragged
+
+START = {"shape": 1.0, "rate": 1.0}
+SETS, ROWS = 60, 25
+BENCHMARK = pathlib.Path(__file__).parents[1] / "benchmarks" / "streaming.py"
+
+
+def log_density(params, y):
+    return gamma.logpdf(y, params["shape"], scale=1 / params["rate"])
+
+
+MODEL = fj.Model(log_density, constraints=fj.positive)
+LINE = fj.Model(lambda p, y, z: norm.logpdf(y, p["a"] + p["b"] * z, p["s"]), constraints={"s": fj.positive})
+
+
+@pytest.fixture(scope="module")
+def data():
+    return np.random.default_rng(1).gamma(3.0, 0.5, (SETS, ROWS))
+
+
+@pytest.fixture(scope="module")
+def expected(data):
+    return fj.fit_batch(MODEL, START, data)
+
+
+def stream(source, sink, **settings):
+    return fj.fit_stream(MODEL, START, source, sink, **{"block": 16, **settings})
+
+
+def check(result, fits):
+    """The columns are those of the batch, to the last bit."""
+    found = result.to_columns()
+    assert result.num_fits == len(fits) == len(found["status"])
+    for name, column in fits.to_columns().items():
+        np.testing.assert_array_equal(found[name], column, err_msg=name)
+    if "observed" in fits.kinds:
+        np.testing.assert_array_equal(found["covariance (observed)"], fits.covariance("observed"))
+
+
+def as_zarr(data, folder):
+    zarr.create_array(str(folder / "y.zarr"), data=data, chunks=(7, 25))
+    return folder / "y.zarr"
+
+
+def as_zarr_array(data, folder):
+    return zarr.open_array(str(as_zarr(data, folder)), mode="r")
+
+
+def as_memory_map(data, folder):
+    np.save(folder / "y.npy", data)
+    return np.load(folder / "y.npy", mmap_mode="r")
+
+
+def as_npy(data, folder):
+    as_memory_map(data, folder)
+    return str(folder / "y.npy")
+
+
+def as_lists(data, folder):
+    pq.write_table(pa.table({"y": list(data), "id": np.arange(SETS)}), folder / "y.parquet", row_group_size=9)
+    return fj.stream.parquet(folder / "y.parquet", "y")
+
+
+def as_fixed_lists_in_a_folder(data, folder):
+    (folder / "rows").mkdir()
+    for k, part in enumerate(np.split(data, [13, 14])):
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), ROWS)
+        pq.write_table(pa.table({"y": lists}), folder / "rows" / f"{k}.parquet", row_group_size=20)
+    return folder / "rows"
+
+
+def as_number_columns(data, folder):
+    names = [f"year {k}" for k in range(ROWS)]
+    pq.write_table(pa.table(dict(zip(names, data.T, strict=True))), folder / "y.parquet")
+    return fj.stream.parquet(folder / "y.parquet", names)
+
+
+SOURCES = {
+    "array": lambda data, _: data,
+    "jax array": lambda data, _: jnp.asarray(data),
+    "memory map": as_memory_map,
+    "npy path": as_npy,
+    "zarr path": as_zarr,
+    "zarr array": as_zarr_array,
+    "parquet lists": as_lists,
+    "parquet folder": as_fixed_lists_in_a_folder,
+    "parquet number columns": as_number_columns,
+    "list of chunks": lambda data, _: np.split(data, [1, 1, 30, 47]),
+    "iterator of chunks": lambda data, _: (part for part in np.split(data, [0, 31, 33])),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_gives_what_fit_batch_gives(name, data, expected, tmp_path):
+    check(stream(SOURCES[name](data, tmp_path), tmp_path / "fits.zarr"), expected)
+
+
+@pytest.mark.parametrize("form", ["zarr", "parquet"])
+@pytest.mark.parametrize("block", [1, 7, SETS, 1000, None])
+def test_results_do_not_depend_on_sink_or_block(form, block, data, expected, tmp_path):
+    check(stream(data[:20], tmp_path / f"fits.{form}", block=block), expected[:20])
+
+
+def test_sinks_are_read_by_their_own_libraries(data, expected, tmp_path):
+    stream(data, tmp_path / "fits.zarr")
+    group = zarr.open_group(str(tmp_path / "fits.zarr"), mode="r")
+    assert dict(group.arrays()).keys() == expected.to_columns().keys() | {"covariance (observed)"}
+    stream(data, tmp_path / "fits.parquet")
+    table = pq.read_table(tmp_path / "fits.parquet")
+    np.testing.assert_array_equal(table["rate"], expected.params["rate"])
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".pkl", ".pickle")]
+
+
+def test_only_the_kinds_asked_for_are_written(data, tmp_path):
+    result = stream(data, tmp_path / "both.zarr", covariances=("sandwich", "observed"))
+    found, fits = result.to_columns(), fj.fit_batch(MODEL, START, data, covariances=("sandwich", "observed"))
+    np.testing.assert_array_equal(found["covariance (sandwich)"], fits.covariance("sandwich"))
+    np.testing.assert_array_equal(found["rate standard error"], fits.standard_errors("sandwich")["rate"])
+    np.testing.assert_array_equal(found["rate standard error (observed)"], fits.standard_errors("observed")["rate"])
+    none = stream(data, tmp_path / "none.zarr", covariances=()).to_columns()
+    assert not [name for name in none if "error" in name or "covariance" in name]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_covariates_weights_and_starts_are_shared_or_each_their_own(shared, tmp_path):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=ROWS if shared else (SETS, ROWS))
+    y = 1.0 + 2.0 * x + rng.normal(size=(SETS, ROWS))
+    weights = rng.integers(0, 3, ROWS if shared else (SETS, ROWS)).astype(float)
+    start = {"a": 0.0 if shared else rng.normal(size=SETS), "b": 0.0, "s": 1.0}
+    axes = {"given_axis": None if shared else 0, "weights_axis": None if shared else 0}
+    axes["params_axis"] = None if shared else {"a": 0, "b": None, "s": None}
+    given = x if shared else as_memory_map(x, tmp_path)
+    weighted = weights if shared else [weights[:40], weights[40:]]
+    result = fj.fit_stream(LINE, start, y, tmp_path / "a.zarr", given=given, weights=weighted, block=16, **axes)
+    check(result, fj.fit_batch(LINE, start, y, given=x, weights=weights, **axes))
+
+
+@pytest.mark.parametrize("form", ["array of arrays", "parquet"])
+def test_data_sets_may_differ_in_length(form, tmp_path):
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(10, 40, 20)
+    ys, weights = (
+        [draw(n) for n in lengths] for draw in (lambda n: rng.gamma(3.0, 0.5, n), lambda n: rng.integers(1, 3, n))
+    )
+    pq.write_table(pa.table({"y": ys, "w": weights}), tmp_path / "in.parquet", row_group_size=6)
+    parquet = {name: fj.stream.parquet(tmp_path / "in.parquet", name, ragged=True) for name in "yw"}
+    arrays = {"y": as_ragged(ys), "w": as_ragged(weights)}
+    source = parquet if form == "parquet" else arrays
+    expected = fj.fit_batch(MODEL, START, ys, weights=weights)
+    for block in (7, 100):
+        found = stream(source["y"], tmp_path / f"{block}.zarr", weights=source["w"], block=block).to_columns()
+        np.testing.assert_array_equal(found["status"], expected.status)
+        for name, column in expected.to_columns().items():
+            if name not in ("decrement", "num_steps"):
+                np.testing.assert_allclose(found[name], column, rtol=1e-8, err_msg=name)
+
+
+def test_a_pytree_of_integers_and_numbers_keeps_its_types_up_to_the_device(tmp_path):
+    seen = []
+
+    def density(rate, y):
+        seen.append((y["count"].dtype, y["time"].dtype))
+        return y["count"] * jnp.log(rate) - rate * y["time"]
+
+    rng = np.random.default_rng(3)
+    y = {"count": rng.poisson(4.0, (30, 12)).astype(np.uint16), "time": np.ones((30, 12), np.float32)}
+    result = fj.fit_stream(density, 1.0, y, tmp_path / "a.zarr", block=8)
+    assert set(seen) == {(np.dtype(np.uint16), np.dtype(np.float32))}
+    np.testing.assert_allclose(result.to_columns()["params"], y["count"].mean(axis=1), rtol=1e-6)
+
+
+def test_a_start_from_initial_and_numbers_by_name_from_parquet(tmp_path):
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(2, 30, ROWS))
+    pq.write_table(pa.table({"x": list(x), "y": list(y)}), tmp_path / "in.parquet")
+    columns = fj.stream.parquet(tmp_path / "in.parquet", {"left": "x", "right": "y"})
+    model = fj.Model(
+        lambda p, y: norm.logpdf(y["right"], p * y["left"]),
+        initial=lambda data: jnp.mean(data["left"] * data["right"]),
+    )
+    result = fj.fit_stream(model, None, columns, tmp_path / "fits.parquet", block=7)
+    np.testing.assert_allclose(result.to_columns()["params"], (x * y).sum(1) / (x * x).sum(1), rtol=1e-8)
+
+
+@pytest.mark.parametrize("form", ["zarr", "parquet"])
+def test_what_was_interrupted_goes_on_where_it_stopped(form, data, expected, tmp_path):
+    def breaks_off():
+        yield data[:40]
+        raise OSError("the disk is gone")
+
+    sink = tmp_path / f"fits.{form}"
+    with pytest.raises(OSError, match="gone"):
+        stream(breaks_off(), sink)
+    result = stream(iter([data[:50], data[50:]]), sink)
+    assert result.num_resumed == 32
+    check(result, expected)
+    assert stream(iter([data]), sink).num_resumed == SETS
+    check(stream(data, sink, overwrite=True), expected)
+
+
+def test_a_source_that_has_shrunk_since_is_refused(data, tmp_path):
+    def breaks_off():
+        yield data[:40]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        stream(breaks_off(), tmp_path / "fits.zarr")
+    with pytest.raises(ValueError, match="source now ends 2 data sets before the last that is done"):
+        stream(iter([data[:30]]), tmp_path / "fits.zarr")
+
+
+OTHERWISE = {
+    "tolerance": ({"tolerance": 1e-6}, "tolerance was 1e-08, is 1e-06"),
+    "block": ({"block": 17}, "block was 16, is 17"),
+    "kinds": ({"covariances": ("sandwich",)}, r"covariances\[0\] was observed, is sandwich"),
+    "steps": ({"max_steps": 50}, "max_steps was None, is 50"),
+    "retry": ({"retry": False}, "retry was True, is False"),
+    "start": ({"params": {"shape": 1.0, "rate": 2.0}}, r"params\['rate'\] was 1.0, is 2.0"),
+    "shape": ({"source": np.ones((SETS, 3))}, r"source was <f8 \(B, 25\), is <f8 \(B, 3\)"),
+    "dtype": ({"source": np.ones((SETS, ROWS), np.float32)}, r"source was <f8 \(B, 25\), is <f4 \(B, 25\)"),
+    "number": ({"source": np.ones((SETS + 1, ROWS))}, "source number of data sets was 60, is 61"),
+    "content": ({"source": np.ones((SETS, ROWS))}, "source first data set was"),
+    "constraints": ({"model": fj.Model(log_density)}, "constraints"),
+    "code": ({"model": fj.Model(lambda p, y: -log_density(p, y), constraints=fj.positive)}, "the code of log_density"),
+    "optimizer": (
+        {"optimizer": optax.adam(1e-2)},
+        "optimizer was None, is GradientTransformationExtraArgs of 2. Call",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_another_setting_is_refused_by_name(name, data, tmp_path):
+    plain = {"model": MODEL, "params": START, "source": data, "sink": tmp_path / "fits.zarr", "tolerance": 1e-8}
+    fj.fit_stream(**plain, block=16)
+    changed, message = OTHERWISE[name]
+    with pytest.raises(ValueError, match=f"begun otherwise.*{message}"):
+        fj.fit_stream(**{**plain, "block": 16, **changed})
+    fj.fit_stream(**plain, block=16, num_lanes=8, progress=True)  # of no influence
+
+
+def density_with(width, power=2):
+    weights = np.arange(3.0) * power
+
+    def density(p, y):
+        """What it says does not matter."""
+        return -(((y - p) / width) ** power) * weights[1]
+
+    return density
+
+
+def test_a_function_is_known_by_what_it_does_and_not_by_its_address():
+    one, same = fingerprint(density_with(1.5), "f"), fingerprint(density_with(1.5), "f")
+    assert one == same
+    assert not unknown(one)
+    assert json.loads(json.dumps(one)) == one
+    assert "0x" not in json.dumps(one)
+    assert differences(one, fingerprint(density_with(2.5), "f")) == ["f closure width was 1.5, is 2.5"]
+    assert [line.split(" was")[0] for line in differences(one, fingerprint(density_with(1.5, 3), "f"))] == [
+        "f closure power",
+        "f closure weights",
+    ]
+    assert unknown(fingerprint(lambda y: y, "f") | fingerprint(object(), "g")) == ["g"]
+
+
+def test_what_cannot_be_known_is_said(data, tmp_path):
+    unheard_of = object()
+    result = fj.fit_stream(lambda p, y: -((y - p) ** 2) * (unheard_of is not None), 0.0, data, tmp_path / "fits.zarr")
+    assert result.unknown == ("log_density closure unheard_of",)
+    assert "not fingerprinted" in str(result)
+
+
+def test_the_bar_counts_what_an_earlier_run_left(data, tmp_path, capsys):
+    stream(data, tmp_path / "fits.zarr", progress=True)
+    assert f"{SETS}/{SETS}" in capsys.readouterr().err
+    result = stream(data, tmp_path / "fits.zarr", progress=True)
+    assert f"converged={SETS}" in capsys.readouterr().err
+    assert f"{SETS} converged (100 %)" in str(result)
+
+
+REFUSED = {
+    "suffix": ({"sink": "fits.csv"}, "does not end in .zarr or .parquet"),
+    "format": ({"sink_format": "csv"}, "sink_format='csv' must be 'zarr' or 'parquet'"),
+    "empty": ({"source": np.ones((0, 3))}, "source is empty"),
+    "no chunks": ({"source": iter([])}, "source is empty"),
+    "lengths": ({"source": {"a": np.ones((3, 2)), "b": np.ones((4, 2))}}, "source a: 3, source b: 4"),
+    "given": ({"given": np.ones((3, ROWS)), "given_axis": 0}, "source: 60, given: 3"),
+    "late": ({"given": iter([np.ones((3, ROWS))]), "given_axis": 0}, "differs .*source: 16, given: 3"),
+    "axis": ({"given": np.ones((3, ROWS)), "given_axis": 1}, "given_axis=1: give 0"),
+    "block": ({"block": 0}, "block=0 must be a whole number"),
+    "kind": ({"covariances": ("exact",)}, "covariances names 'exact'"),
+    "chunks": ({"source": [np.ones((20, ROWS)), np.ones((2, 4))]}, "the chunks of source differ"),
+    "unheard": ({"source": "no_such.npy"}, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_and_leaves_no_trace(name, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changed, message = REFUSED[name]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        stream(**{"source": data, "sink": "fits.zarr", **changed})
+    if name != "chunks":
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", [3, np.float64(3.0), {"a": "text"}, None])
+def test_what_is_no_source_is_refused(source, tmp_path):
+    with pytest.raises((TypeError, ValueError), match="source"):
+        stream(source, tmp_path / "fits.zarr")
+
+
+def test_what_is_not_ours_is_neither_written_to_nor_removed(data, tmp_path):
+    zarr.create_array(str(tmp_path / "fits.zarr"), data=data)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="exists, but is no sink that fit_stream wrote"):
+            stream(data, tmp_path / "fits.zarr", overwrite=overwrite)
+    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "fits.zarr"), mode="r")[:], data)
+
+
+def test_parquet_that_holds_no_data_sets_is_refused(tmp_path):
+    pq.write_table(pa.table({"a": [[1.0], [1.0, 2.0]], "b": [1.0, None], "c": ["x", "y"]}), tmp_path / "in.parquet")
+    for column, message in {
+        "a": "differ in length",
+        "b": "missing values",
+        "c": "holds string",
+        "d": "no column",
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            stream(fj.stream.parquet(tmp_path / "in.parquet", column), tmp_path / "fits.zarr")
+
+
+def test_a_missing_library_is_named_with_its_extra(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ImportError, match=r'fit_stream needs zarr: pip install "fisher_jax\[stream\]"'):
+        stream(data, tmp_path / "fits.zarr")
+
+
+class Interrupted(BaseException):
+    """What no handler of errors expects."""
+
+
+@pytest.mark.parametrize(
+    ("form", "stride"),
+    [("zarr", 7), ("parquet", 1), pytest.param("zarr", 1, marks=pytest.mark.exhaustive)],
+)
+def test_a_break_at_any_step_of_writing_leaves_the_same_files(form, stride, data, tmp_path, monkeypatch):
+    """Every file is put in its place by a rename: break off before or after one of them, and go on."""
+    rename, left = pathlib.Path.replace, {"steps": 10**9, "before": False}
+
+    def break_off_there(self, target):
+        left["steps"] -= 1
+        if left["steps"] == 0 and left["before"]:
+            raise Interrupted
+        moved = rename(self, target)
+        if left["steps"] == 0:
+            raise Interrupted
+        return moved
+
+    monkeypatch.setattr(pathlib.Path, "replace", break_off_there)
+    stream(data[:40], tmp_path / f"whole.{form}")
+    files = contents(tmp_path / f"whole.{form}")
+    steps = 10**9 - left["steps"]
+    for step in range(1, steps + 1, stride):
+        sink = tmp_path / str(step) / f"fits.{form}"
+        left.update(steps=step, before=step % 2 == 0)
+        with pytest.raises(Interrupted):
+            stream(data[:40], sink)
+        left["steps"] = 10**9
+        stream(data[:40], sink)
+        assert contents(sink) == files, step
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+CHILD = """
+import sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import fisher_jax as fj
+from jax.scipy.stats import gamma
+
+def log_density(params, y):
+    return gamma.logpdf(y, params["shape"], scale=1 / params["rate"])
+
+model = fj.Model(log_density, constraints=fj.positive)
+print("ready", flush=True)
+fj.fit_stream(model, {"shape": 1.0, "rate": 1.0}, sys.argv[1], sys.argv[2], block=64)
+"""
+
+
+def killed_at_random(form, kills, folder):
+    """The sink of a run that was killed so many times, and that of one that was not."""
+    rng = np.random.default_rng(kills)
+    np.save(folder / "y.npy", rng.gamma(3.0, 0.5, (64 * 100 + 5, 30)))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def run(sink):
+        command = [sys.executable, "-W", "error", "-c", CHILD, str(folder / "y.npy"), str(folder / sink)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+
+    def wait(process):
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+
+    wait(run(f"whole.{form}"))
+    landed = 0
+    for _ in range(kills):
+        process = run(f"killed.{form}")
+        process.stdout.readline()
+        markers = len(list((folder / f"killed.{form}").rglob("block-*.json")))
+        while process.poll() is None and len(list((folder / f"killed.{form}").rglob("block-*.json"))) == markers:
+            time.sleep(0.002)  # until it is at work
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        landed += process.returncode == -signal.SIGKILL
+    assert landed == kills, "it was done before it was killed so often: make it longer"
+    wait(run(f"killed.{form}"))
+    return folder / f"killed.{form}", folder / f"whole.{form}"
+
+
+@pytest.mark.parametrize(
+    ("form", "kills"),
+    [
+        pytest.param("zarr", 2, marks=pytest.mark.slow),
+        pytest.param("parquet", 2, marks=pytest.mark.slow),
+        pytest.param("zarr", 20, marks=pytest.mark.exhaustive),
+        pytest.param("parquet", 20, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_run_killed_at_any_moments_ends_with_the_same_files(form, kills, tmp_path):
+    killed, whole = killed_at_random(form, kills, tmp_path)
+    assert contents(killed) == contents(whole)
+
+
+@pytest.mark.exhaustive
+def test_a_million_fits_stream_within_bounded_memory():
+    run = subprocess.run([sys.executable, str(BENCHMARK), "--json"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["fits"] == 1_000_000
+    assert found["gigabytes"] < 2.0
