@@ -1,0 +1,138 @@
+"""A million GEV fits from disk to disk: rate, memory, and cost per fit against a hundred thousand in memory.
+
+Three processes: one writes the data (annual maxima, n = 50, location and scale about 1, shape about 0.1); one imports jax and
+fisher_jax and says how much is then resident; one streams. The last first fits blocks of a hundred thousand in memory, then
+streams, then fits in memory again, all warm, and compares with the mean of the two, so that a slow moment of the machine meets
+both. Resident memory is the largest while streaming, pages of the source included.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+FITS, ROWS, IN_MEMORY = 1_000_000, 50, 100_000
+START = {"loc": 1.0, "scale": 1.0, "shape": 0.1}
+
+
+def write(path, fits):
+    """GEV by inversion, each data set with parameters of its own."""
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    out = np.lib.format.open_memmap(path, "w+", float, (fits, ROWS))
+    for start in range(0, fits, IN_MEMORY):
+        count = min(IN_MEMORY, fits - start)
+        loc, scale = rng.normal(1.0, 0.1, (2, count, 1))
+        shape = rng.normal(0.1, 0.05, (count, 1))
+        out[start : start + count] = loc + scale * (rng.exponential(size=(count, ROWS)) ** -shape - 1) / shape
+
+
+def resident():
+    """Bytes of this process in memory now."""
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Watch(threading.Thread):
+    """The most memory that was resident, looked at every ten milliseconds."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.most, self.done = 0, threading.Event()
+
+    def run(self):
+        while not self.done.wait(0.01):
+            self.most = max(self.most, resident())
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.join()
+
+
+def imported():
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import fisher_jax as fj
+
+    jax.block_until_ready(jax.numpy.zeros(3) + 1.0)
+    return fj
+
+
+def measure(source, sink):
+    """In this process: stream, between two fits in memory."""
+    fj = imported()
+    idle = resident()
+    import numpy as np
+
+    model = fj.families.gev
+    ys = np.load(source, mmap_mode="r")
+    some = np.array(ys[:IN_MEMORY])
+
+    def in_memory():
+        start = time.perf_counter()
+        fj.fit_batch(model, START, some).covariance()
+        return (time.perf_counter() - start) / len(some)
+
+    def stream(data, name):
+        with Watch() as watch:
+            start = time.perf_counter()
+            result = fj.fit_stream(model, START, data, pathlib.Path(sink, name))
+            return result, time.perf_counter() - start, watch.most
+
+    with_warnings_ignored(in_memory)
+    stream(ys[:2000], "warm.zarr")
+    before = with_warnings_ignored(in_memory)
+    result, seconds, most = stream(ys, "fits.zarr")
+    after = with_warnings_ignored(in_memory)
+    per_fit = seconds / len(ys)
+    print(json.dumps({
+        "fits": result.num_fits, "statuses": result.statuses, "per_second": 1 / per_fit, "seconds": seconds,
+        "in_memory_per_second": [1 / before, 1 / after], "ratio": per_fit / ((before + after) / 2),
+        "gigabytes": (most - idle) / 2**30, "idle_gigabytes": idle / 2**30,
+    }))  # fmt: skip
+
+
+def with_warnings_ignored(function):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some of 100 000 do not converge: it is their covariances that are warned of
+        return function()
+
+
+def main(arguments):
+    fits = next((int(text) for text in arguments if text.isdigit()), FITS)
+    with tempfile.TemporaryDirectory() as folder:
+        source = str(pathlib.Path(folder, "maxima.npy"))
+        subprocess.run([sys.executable, __file__, "write", source, str(fits)], check=True)
+        command = [sys.executable, __file__, "measure", source, folder]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    if "--json" in arguments:
+        print(json.dumps(found))
+        return
+    print(
+        f"{found['fits']} GEV fits, n = {ROWS}, float64, with covariances, from .npy to .zarr: {found['seconds']:.0f} s"
+    )
+    print(f"{found['per_second']:>12.0f} fits/s streamed")
+    print("{:>12.0f} and {:.0f} fits/s in memory, before and after".format(*found["in_memory_per_second"]))
+    print(f"{found['ratio']:>12.2f} times the cost per fit in memory")
+    print(f"{found['gigabytes']:>12.2f} GiB resident above the {found['idle_gigabytes']:.2f} of Python with fisher_jax")
+    print(f"  {found['statuses']}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["write"]:
+        write(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1:2] == ["measure"]:
+        measure(*sys.argv[2:])
+    else:
+        main(sys.argv[1:])
