@@ -4,8 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Neighbouring tests on the same worker, since they share what is compiled.
 WORKERS := -n 2 --dist worksteal
+PEERS := .venv/.peers
 
-.PHONY: demo test fast exhaustive lint format notebooks bench clean
+.PHONY: demo test fast exhaustive lint format notebooks bench bench-batches clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/demo.py
@@ -31,8 +32,11 @@ format: $(READY)
 notebooks: $(READY)
 	$(BIN)/python notebooks/run.py --write
 
-bench: $(READY)
+bench: $(PEERS)
 	$(BIN)/python benchmarks/run.py
+
+bench-batches: $(PEERS)
+	$(BIN)/python benchmarks/batches
 
 # The environment is made anew when the dependencies change, and only then.
 $(READY): pyproject.toml
@@ -40,6 +44,12 @@ $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(READY)
+
+# Peers that cannot be had here are left out of the tables, with a word.
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps picassosr==0.11.3
+	touch $(PEERS)
 
 clean:
 	rm -rf .venv

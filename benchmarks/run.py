@@ -4,7 +4,8 @@ import pathlib
 import subprocess
 import sys
 
-for script in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+here = pathlib.Path(__file__).parent
+for script in [*sorted(here.glob("*.py")), here / "batches"]:
     if script.name != "run.py":
         print(f"\n== {script.name}", flush=True)
         subprocess.run([sys.executable, str(script)], check=True)
