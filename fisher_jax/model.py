@@ -358,7 +358,7 @@ def _terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...
 
 def _call(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
     """Call the user's function; where its argument list is what does not fit, say how it is called."""
-    _check_arity(function, len(arguments), name, caller)
+    check_arity(function, ("params", "y", "z")[: len(arguments)], name, caller)
     value = function(*arguments)
     if value is None or isinstance(value, str | dict | list | tuple):
         raise TypeError(f"{caller}: {name} must return an array but returned {type(value).__name__}.")
@@ -375,16 +375,18 @@ def _signature(function: _ById) -> Any:
         return None
 
 
-def _check_arity(function: UserFunction, count: int, name: str, caller: str) -> None:
+def check_arity(function: UserFunction, names: tuple[str, ...], name: str, caller: str) -> None:
+    """Refuse a user's function that cannot be called with arguments of these names, the covariates' being `z`."""
     signature = _signature(_ById(function))
     if signature is None:
         return
     try:
-        signature.bind(*range(count))
+        signature.bind(*range(len(names)))
     except TypeError:
-        called = ("params, y, z" if count == 3 else "params, y") if name == "log_density" else f"{count} arguments"
-        hint = "Pass its covariates as given=." if count == 2 else "given= hands it the covariates as third argument."
-        raise TypeError(f"{caller}: {name} takes {signature}, but is called as {name}({called}). {hint}") from None
+        hint = "given= hands it the covariates as last argument." if "z" in names else "Pass its covariates as given=."
+        raise TypeError(
+            f"{caller}: {name} takes {signature}, but is called as {name}({', '.join(names)}). {hint}"
+        ) from None
 
 
 def _check_floating(value: Any, name: str, caller: str) -> Array:

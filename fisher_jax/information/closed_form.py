@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.differentiate import CHUNK_ENTRIES, FORWARD_UP_TO, in_chunks, weigh
 from fisher_jax.linked import LinkedModel
-from fisher_jax.model import Model
+from fisher_jax.model import Model, check_arity
 from fisher_jax.parameters import Layout, Values
 
 
@@ -24,6 +24,11 @@ def total_expected(
 ) -> Float[Array, "q q"]:
     """n I(θ), θ being `values`: summed over the covariates' rows, or n times that of one where there are none."""
     one = _own if model.information is not None else _linked
+    names = ("params",) if given is None else ("params", "z")
+    if model.information is not None:
+        check_arity(model.information, names, "information", "fisher_information")
+    else:
+        check_arity(model.log_density.predictor, names, "predictor", "linked")
     if given is None:
         return num_observations * one(model, layout, values, (), None)
     if model.is_dependent:  # whose covariates come whole, and whose information is that of one term on average
