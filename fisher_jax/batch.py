@@ -1,9 +1,8 @@
 """The front door to many fits: `fit_batch`."""
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,36 +10,14 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from fisher_jax.batch_fitted import BatchFit, joined_fits
-from fisher_jax.data_sets import CALLER, DataSets, data_sets, rows_of
-from fisher_jax.extras import require
-from fisher_jax.feed import Work, first_unsound, fits_of
-from fisher_jax.fit import check_optimizer, check_stopping, default_steps
-from fisher_jax.fitted import Fit
+from fisher_jax.data_sets import CALLER, DataSets, check_starts, data_sets, rows_of
+from fisher_jax.fit import check_optimizer, check_stopping
 from fisher_jax.inference.covariance import KINDS
 from fisher_jax.information import has_closed_form
-from fisher_jax.lanes import Leaves, Plan, Settings
+from fisher_jax.ladder import How, fit_data_sets, has_float64
 from fisher_jax.model import Model, Sample, as_model
 from fisher_jax.optimizers import newton
-from fisher_jax.ragged import is_ragged, size_classes
-from fisher_jax.solve import default_tolerance
-from fisher_jax.status import Status
-
-FIRST_DAMPING, STRONGER_DAMPING = 1e-3, 1.0
-QUEUE = 4  # data sets in a device's queue for each of its lanes
-_RETRIED = (Status.STEP_LIMIT, Status.STALLED, Status.INDEFINITE, Status.NOT_FINITE, Status.BAD_START)
-
-
-class How(NamedTuple):
-    """What was asked of a batch, beside the data."""
-
-    model: Model
-    optimizer: Any
-    tolerance: Any
-    max_steps: Any
-    kinds: tuple[str, ...]
-    num_lanes: int | None
-    mesh: Mesh
-    progress: bool
+from fisher_jax.ragged import each_initial, is_ragged, size_classes
 
 
 def fit_batch(
@@ -61,7 +38,7 @@ def fit_batch(
     retry: bool = True,
     float64_finish: bool = False,
     num_lanes: Any = None,
-    mesh: Mesh | None = None,
+    mesh: Any = None,
     progress: bool = False,
 ) -> BatchFit:
     """Fit a model to many data sets at once, each as `fit` would, none waiting for another.
@@ -74,7 +51,9 @@ def fit_batch(
         Starting values, one for all; one for each with `params_axis`; or `None` for what the model's `initial` makes of each.
     data : pytree, or list
         The observations of all data sets, each leaf with an axis over the data sets: (B, n, …) by default. Data sets of
-        different lengths come as a list, one entry for each; `given` and `weights`, if they differ, as lists too.
+        different lengths come as a list, one entry for each, and so do `given` and `weights` if they differ; several arrays of
+        one data set are therefore a tuple or a dictionary. They are filled up to a few sizes by their last row, with weight
+        zero: a term of a `dependent` model must not look ahead.
     given : pytree, optional
         Covariates, one set for all data sets unless `given_axis` says otherwise.
     weights : array, optional
@@ -87,11 +66,13 @@ def fit_batch(
         The kinds of covariance to be had from the result; each keeps a p × p matrix or two for every fit. ``()`` keeps none.
     retry : bool
         Take up again what ended at the step limit, stalled, at a saddle, not finite or with a bad start: first with a thousand
-        times the damping; then from another start (the model's `initial` if it has one, else two conditional standard errors
-        off where it ended); then in float64, if it was not and x64 is enabled. The first success counts, and `attempt` tells
-        which it was; without any, the first attempt's end stands.
+        times the damping; then from another start (the model's `initial` if it has one and that was not the start, else two
+        conditional standard errors off where it ended); then in float64, if it was not and x64 is enabled. The first success
+        counts, and `attempt` tells which it was; without any, the first attempt's end stands.
     float64_finish : bool
-        Take up every fit made in float32 again in float64 from where it ended (needs x64); results are then float64.
+        Take up fits made in float32 again in float64 from where they ended (needs x64): those that converged, whose status is
+        then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` says so). Results
+        are float64, and `num_steps` counts both.
     num_lanes : int, optional
         How many fits each device works on at once; the default keeps the working set within the cache of a CPU, or a GPU busy.
     mesh : jax.sharding.Mesh, optional
@@ -126,17 +107,30 @@ def fit_batch(
     True (500,) (500,)
     """
     model = as_model(model, CALLER)
-    _refuse_tracers((params, data, given, weights))
+    _refuse_tracers((params, data, given, weights, tolerance, max_steps))
     optimizer = newton() if optimizer is None else optimizer
     check_optimizer(optimizer, CALLER)
     check_stopping(tolerance, max_steps, CALLER)
     kinds = _checked_kinds(covariances, model)
+    if float64_finish and not has_float64():
+        raise ValueError(f"{CALLER}: float64_finish needs float64: switch JAX's option jax_enable_x64 on at the start.")
     how = How(model, optimizer, tolerance, max_steps, kinds, _checked_lanes(num_lanes), _all_devices(mesh), progress)
     axes = (params_axis, data_axis, given_axis, weights_axis)
     finish = functools.partial(fit_data_sets, how, retry=retry, float64_finish=float64_finish)
     if is_ragged(data):
+        _refuse_axes(axes, given)
         return _fit_ragged(finish, model, params, params_axis, Sample(data, given, weights))
     return finish(data_sets(model, params, Sample(data, given, weights), axes))
+
+
+def _refuse_axes(axes: tuple[Any, ...], given: PyTree) -> None:
+    """Of a list of data sets, what differs is a list too."""
+    _, data_axis, given_axis, weights_axis = axes
+    if data_axis != 0 or weights_axis != 0 or (given_axis is not None and not (given_axis == 0 and is_ragged(given))):
+        raise ValueError(
+            f"{CALLER}: a list of data sets has no axes over them: leave data_axis, given_axis and weights_axis out. "
+            "What differs among them is a list too."
+        )
 
 
 def _fit_ragged(
@@ -146,134 +140,15 @@ def _fit_ragged(
     if not sample.data:
         raise ValueError(f"{CALLER}: data is an empty list; there are no data sets.")
     given_axis = 0 if is_ragged(sample.given) else None
+    if params is None:
+        params, params_axis = each_initial(model, sample), 0
+    check_starts(params, params_axis, len(sample.data))
     parts, order = [], []
     for rows, part in size_classes(model, rows_of(params, params_axis, 0), sample):
         starts = rows_of(params, params_axis, rows)
         parts.append(finish(data_sets(model, starts, part, (params_axis, 0, given_axis, 0))))
         order.append(rows)
     return joined_fits(parts, np.argsort(np.concatenate(order)))
-
-
-def fit_data_sets(how: How, sets: DataSets, *, retry: bool, float64_finish: bool) -> BatchFit:
-    """Fit them, retry what failed, and finish in float64 if asked."""
-    work: list[Work] = []
-    fits = _run(how, sets, FIRST_DAMPING, work)
-    attempt = np.zeros(len(sets), np.int8)
-    if retry:
-        fits, attempt = _retried(how, sets, fits, attempt, work)
-    if float64_finish:
-        sets = sets.in_float64()
-        again = _run(
-            how, sets.started_at(np.where(np.isfinite(fits.free), fits.free, sets.own[0])), FIRST_DAMPING, work
-        )
-        fits = again
-    fits = _blamed(how, sets, fits)
-    busy, trips = sum(w.busy for w in work), sum(w.trips for w in work)
-    return BatchFit(fits, attempt, np.float64(busy / trips), how.kinds)
-
-
-def _run(how: How, sets: DataSets, damping: float, work: list[Work]) -> Fit:
-    """All fits from their starts, in one record."""
-    plan, settings = _plan(how, sets), _settings(how, sets, damping)
-    found = fits_of(plan, _chunks(sets, plan.rows), sets.shared, settings, how.kinds, work)
-    parts = list(_watched(found, len(sets)) if how.progress else found)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def _plan(how: How, sets: DataSets) -> Plan:
-    lanes = how.num_lanes or default_lanes(sets.num_rows, how.mesh.devices.flat[0].platform)
-    return Plan(how.model, sets.layout, how.optimizer, sets.treedef, sets.mapped, lanes, QUEUE * lanes, how.mesh)
-
-
-def default_lanes(num_rows: int, platform: str) -> int:
-    """Lanes × observations that stay in a CPU's cache, or keep an accelerator busy: a power of two."""
-    entries, most = (2**14, 1024) if platform == "cpu" else (2**22, 2**16)
-    return min(most, 2 ** max(0, (entries // num_rows).bit_length() - 1))
-
-
-def _settings(how: How, sets: DataSets, damping: float) -> Settings:
-    dtype = sets.layout.dtype
-    tolerance = default_tolerance(dtype) if how.tolerance is None else how.tolerance
-    steps = default_steps(how.optimizer, sets.layout) if how.max_steps is None else how.max_steps
-    return Settings(np.asarray(tolerance, dtype), np.int32(steps), np.asarray(damping, dtype))
-
-
-def _chunks(sets: DataSets, rows: int) -> Iterator[Leaves]:
-    for start in range(0, len(sets), rows):
-        yield [leaf[start : start + rows] for leaf in sets.own]
-
-
-def _watched(found: Iterator[Fit], total: int) -> Iterator[Fit]:
-    """The same fits, with a bar that shows the rate and the count of each status."""
-    counts: dict[str, int] = {}
-    with require("tqdm.auto", "progress", CALLER).tqdm(total=total, unit=" fits") as bar:
-        for fits in found:
-            codes, numbers = np.unique(fits.status_code, return_counts=True)
-            for code, number in zip(codes, numbers, strict=True):
-                label = Status(int(code)).label
-                counts[label] = counts.get(label, 0) + int(number)
-            bar.set_postfix(counts, refresh=False)
-            bar.update(len(fits.status_code))
-            yield fits
-
-
-def _retried(how: How, sets: DataSets, fits: Fit, attempt: np.ndarray, work: list[Work]) -> tuple[Fit, np.ndarray]:
-    """Take up again what failed and might not have: the ladder of `fit_batch`."""
-    how = how._replace(progress=False)
-    for rung, start_again in enumerate((_damped_more, _other_start, _in_float64), start=1):
-        failed = np.flatnonzero(np.isin(fits.status_code, _RETRIED))
-        tried = start_again(how, sets.take(failed), jax.tree.map(lambda leaf, f=failed: leaf[f], fits))
-        if not len(failed) or tried is None:
-            continue
-        rows, again, damping = tried
-        found = _run(how, again.take(rows), damping, work) if len(rows) else None
-        if found is not None:
-            good = found.status_code <= Status.CONVERGED_TO_ROUNDING
-            fits = _replaced(fits, failed[rows[good]], jax.tree.map(lambda leaf, g=good: leaf[g], found))
-            attempt[failed[rows[good]]] = rung
-    return fits, attempt
-
-
-def _blamed(how: How, sets: DataSets, fits: Fit) -> Fit:
-    """With the observation to blame where a fit ended because something was not finite."""
-    rows = np.flatnonzero(np.isin(fits.status_code, (Status.BAD_START, Status.NOT_FINITE)))
-    plan, suspect = _plan(how, sets), fits.suspect.copy()
-    for start in range(0, len(rows), plan.rows):
-        part = rows[start : start + plan.rows]
-        suspect[part] = first_unsound(plan, sets.started_at(np.asarray(fits.free)).take(part).own, sets.shared)
-    return replace(fits, suspect=suspect)
-
-
-def _replaced(fits: Fit, rows: np.ndarray, by: Fit) -> Fit:
-    def put(leaf: np.ndarray, new: np.ndarray) -> np.ndarray:
-        leaf = leaf.copy()
-        leaf[rows] = new
-        return leaf
-
-    return jax.tree.map(put, fits, replace(by, layout=fits.layout))
-
-
-Retry = tuple[np.ndarray, DataSets, float] | None  # which of the failed, from where, and how much damped
-
-
-def _damped_more(how: How, sets: DataSets, failed: Fit) -> Retry:
-    return np.flatnonzero(failed.status_code != Status.BAD_START), sets, STRONGER_DAMPING
-
-
-def _other_start(how: How, sets: DataSets, failed: Fit) -> Retry:
-    if failed.curvature is None:
-        return None
-    with np.errstate(divide="ignore"):  # where there is no curvature there is no start: not finite, so left out
-        scale = 1.0 / np.sqrt(np.abs(np.diagonal(failed.curvature, axis1=1, axis2=2)))
-    signs = np.where(np.arange(scale.shape[1]) % 2 == 0, 2.0, -2.0)
-    start = failed.free + signs * scale
-    return np.flatnonzero(np.all(np.isfinite(start), axis=1)), sets.started_at(start), FIRST_DAMPING
-
-
-def _in_float64(how: How, sets: DataSets, failed: Fit) -> Retry:
-    if sets.layout.dtype != np.float32 or jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
-        return None
-    return np.arange(len(sets)), sets.in_float64(), FIRST_DAMPING
 
 
 def _refuse_tracers(trees: Any) -> None:
@@ -284,6 +159,8 @@ def _refuse_tracers(trees: Any) -> None:
 
 
 def _checked_kinds(kinds: Any, model: Model) -> tuple[str, ...]:
+    if not isinstance(kinds, str | tuple | list):
+        raise TypeError(f"{CALLER}: covariances={kinds!r} must be a tuple of kinds, as in ('observed', 'sandwich').")
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in kinds:
         if kind not in KINDS:
@@ -297,13 +174,16 @@ def _checked_kinds(kinds: Any, model: Model) -> tuple[str, ...]:
 
 
 def _checked_lanes(num_lanes: Any) -> int | None:
-    if num_lanes is not None and (int(num_lanes) != num_lanes or num_lanes < 1):
-        raise ValueError(f"{CALLER}: num_lanes={num_lanes} must be a whole number, at least 1.")
+    whole = isinstance(num_lanes, int | np.integer) and not isinstance(num_lanes, bool)
+    if num_lanes is not None and (not whole or num_lanes < 1):
+        raise ValueError(f"{CALLER}: num_lanes={num_lanes!r} must be a whole number, at least 1.")
     return None if num_lanes is None else int(num_lanes)
 
 
-def _all_devices(mesh: Mesh | None) -> Mesh:
+def _all_devices(mesh: Any) -> Mesh:
     """The mesh's devices in one row, or all local ones, or the one that JAX was told to use."""
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f"{CALLER}: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}.")
     if mesh is not None:
         return _row(tuple(mesh.devices.flat))
     chosen = getattr(jax.config, "jax_default_device", None)

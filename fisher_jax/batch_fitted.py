@@ -1,6 +1,7 @@
 """The record of many fits: every name of `Fit` with a leading axis, one for each data set."""
 
 import functools
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from fisher_jax.information import Information
 from fisher_jax.status import Status
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
+FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
 BLOCK = 4096  # fits that a method works on at once
 
 
@@ -64,10 +66,12 @@ class BatchFit:
         return len(self.fits.status_code)
 
     def __getitem__(self, index: Any) -> Any:
-        one = isinstance(index, int | np.integer) and not isinstance(index, bool)
-        if one and not -len(self) <= index < len(self):
-            raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
-        if one:
+        if isinstance(index, bool):
+            raise IndexError(f"fits[{index}]: give a number, a slice, or an array of numbers or of truths (B,).")
+        if not isinstance(index, slice) and jnp.ndim(index) == 0:
+            index = operator.index(index)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
             return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self.fits)
         return replace(self, fits=jax.tree.map(lambda leaf: leaf[index], self.fits), attempt=self.attempt[index])
 
@@ -139,11 +143,11 @@ class BatchFit:
     ) -> PyTree:
         """Intervals: a pytree like `params` whose leaves gain a last axis of two. Arguments as for `Fit`."""
         method, kind = intervals.check_method(level, method, kind, scale, "confidence_intervals")
-        found = self._of_each(_intervals, kind, "confidence_intervals", scale, float(level))
+        found = self._of_each(_INTERVALS[scale], kind, "confidence_intervals", float(level))
         return self.fits.layout.assemble(found)
 
     def information(self, kind: str = "observed") -> Information:
-        """The informations per observation, an `Information` whose matrix is (B, q, q): index it, or map over it."""
+        """The informations per observation, an `Information` whose matrix is (B, q, q): `jax.vmap` its methods over it."""
         matrices = self._of_each(_information, kind, "information")
         return replace(self[0].information(kind), matrix=jnp.asarray(matrices))
 
@@ -174,15 +178,18 @@ class BatchFit:
         return summarise(self.fits, self.attempt, ATTEMPTS, float(self.utilisation), kind, errors)
 
     def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:
-        """One array (B,) for each estimate, each standard error (`name standard error`) and each fact of the fit."""
+        """One array (B,) for each estimate, each standard error (`name standard error`) and each of `FACTS`.
+
+        A parameter that has the name of a fact is called `parameter name`.
+        """
         kind = (self.kinds[0] if self.kinds else "") if kind is None else kind
-        theta = np.asarray(jax.vmap(self.fits.layout.join)(self.fits.values)) if len(self) else np.zeros((0, 0))
-        columns = {name: theta[:, k] for k, name in enumerate(self.names)}
+        theta = np.asarray(jax.vmap(self.fits.layout.join)(self.fits.values))
+        labels = [f"parameter {name}" if name in FACTS else name for name in self.names]
+        columns = {label: theta[:, k] for k, label in enumerate(labels)}
         if kind:
             errors = np.sqrt(np.diagonal(matrices(self, kind, "to_columns"), axis1=1, axis2=2))
-            columns |= {f"{name} standard error": errors[:, k] for k, name in enumerate(self.names)}
-        facts = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
-        return columns | {fact: np.asarray(getattr(self, fact)) for fact in facts}
+            columns |= {f"{label} standard error": errors[:, k] for k, label in enumerate(labels)}
+        return columns | {fact: np.asarray(getattr(self, fact)) for fact in FACTS}
 
     def to_frame(self, kind: str | None = None) -> Any:
         """A pandas DataFrame with a row for each fit and the columns of `to_columns`, the status in words."""
@@ -202,7 +209,7 @@ class BatchFit:
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 
-    def _of_each(self, function: Callable[..., Any], kind: str, caller: str, *static: Any, warn: bool = True) -> Any:
+    def _of_each(self, function: Callable[..., Any], kind: str, caller: str, *numbers: float, warn: bool = True) -> Any:
         self._check(kind, caller)
         failed = int(np.sum(~self.converged))
         if failed and warn:
@@ -212,8 +219,8 @@ class BatchFit:
                 FitWarning,
                 stacklevel=3,
             )
-        blocks = [_block(self.fits, start) for start in range(0, len(self), BLOCK)]
-        done = [jax.device_get(_mapped(function, static)(block, kind)) for block, _ in blocks]
+        blocks = [_block(self.fits, start) for start in range(0, max(len(self), 1), BLOCK)]
+        done = [jax.device_get(_mapped(function, kind, block, numbers)) for block, _ in blocks]
         parts = [jax.tree.map(lambda a, n=n: a[:n], part) for part, (_, n) in zip(done, blocks, strict=True)]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
@@ -243,16 +250,15 @@ def _block(fits: Fit, start: int) -> tuple[Fit, int]:
     """A block of fits of one size, its last filled up with the first of it, and how many there are."""
     part = jax.tree.map(lambda leaf: leaf[start : start + BLOCK], fits)
     count = len(part.status_code)
+    if count == 0:
+        return jax.tree.map(lambda leaf: np.zeros((BLOCK, *leaf.shape[1:]), leaf.dtype), part), 0
     return jax.tree.map(lambda leaf: leaf[np.where(np.arange(BLOCK) < count, np.arange(BLOCK), 0)], part), count
 
 
-@functools.cache
-def _mapped(function: Callable[..., Any], static: tuple[Any, ...]) -> Callable[[Fit, str], Any]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _mapped(function: Callable[..., Any], kind: str, fits: Fit, numbers: tuple[Any, ...]) -> Any:
     """The method of one fit mapped over a block, compiled once for each kind."""
-    return jax.jit(
-        lambda fits, kind: jax.vmap(lambda fit: function(fit, kind, *static))(fits),
-        static_argnums=1,
-    )
+    return jax.vmap(lambda fit: function(fit, kind, *numbers))(fits)
 
 
 def _covariance(fit: Fit, kind: str) -> Any:
@@ -267,8 +273,15 @@ def _correlation(fit: Fit, kind: str) -> Any:
     return covariances.correlation(fitted.flat_uncertainty(fit, kind)[0])
 
 
-def _intervals(fit: Fit, kind: str, scale: str, level: float) -> Any:
-    return fitted.interval_leaves(fit, kind, scale, level)
+def _within_range(fit: Fit, kind: str, level: Any) -> Any:
+    return fitted.interval_leaves(fit, kind, "unconstrained", level)
+
+
+def _symmetric(fit: Fit, kind: str, level: Any) -> Any:
+    return fitted.interval_leaves(fit, kind, "natural", level)
+
+
+_INTERVALS = {"unconstrained": _within_range, "natural": _symmetric}
 
 
 def _information(fit: Fit, kind: str) -> Any:

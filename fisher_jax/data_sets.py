@@ -20,18 +20,19 @@ from fisher_jax.model import (
     flatten_parameters,
     starting_parameters,
 )
-from fisher_jax.parameters import Layout, Values, path_name
+from fisher_jax.parameters import Layout, Values, path_name, typed
 from fisher_jax.problem import checked_start
 
 CALLER = "fit_batch"
-BLOCK = 4096  # data sets whose starts are computed at once
+BLOCK, BLOCK_ENTRIES = 4096, 2**22  # data sets whose starts are computed at once, and entries of theirs
 
 
 @dataclass(frozen=True)
 class DataSets:
     """B data sets. `own` holds the starts u (B, p) and then every array that differs, `shared` what is common to all.
 
-    `mapped` says of each leaf of (values, data, given, weights), put together by `treedef`, to which of the two it belongs.
+    `mapped` says of each leaf of (values, data, given, weights), put together by `treedef`, to which of the two it belongs;
+    `entries` is the number of entries of the largest array of one data set.
     """
 
     layout: Layout
@@ -39,7 +40,7 @@ class DataSets:
     shared: Leaves
     mapped: tuple[bool, ...]
     treedef: Any
-    num_rows: int
+    entries: int
 
     def __len__(self) -> int:
         return len(self.own[0])
@@ -66,17 +67,30 @@ def data_sets(model: Model, params: PyTree, sample: Sample, axes: tuple[Any, Any
     named = dict(zip(("data", "given", "weights"), sample, strict=True))
     marks = [_marked(tree, axis, name) for (name, tree), axis in zip(named.items(), axes[1:], strict=True)]
     moved = Sample(*(_axis_first(tree, mark) for tree, mark in zip(sample, marks, strict=True)))
-    size = _size({name: (tree, mark) for name, tree, mark in zip(named, sample, marks, strict=True)})
+    _refuse_flat(model, moved.data, marks[0])
+    parts = {name: (tree, mark) for name, tree, mark in zip(named, sample, marks, strict=True)}
+    size = _size(parts) or _size({"params": (params, _marked(params, axes[0], "params"))})
+    if not size:
+        raise ValueError(f"{CALLER}: every axis is None, so there is one data set only. Use fit.")
     first = Sample(*(_first(tree, mark) for tree, mark in zip(moved, marks, strict=True)))
-    if first.weights is not None:
+    if first.weights is not None and marks[2].number is not None:
         first = first._replace(weights=np.ones_like(first.weights))  # a bad weight is that data set's own trouble
     first = check_sample(model, first.data, first.given, first.weights, CALLER)
     layout, values, own_values, start = _starting_values(model, params, axes[0], moved, first, marks, size)
     leaves, treedef = jax.tree.flatten((values, moved.data, moved.given, moved.weights))
     mapped = own_values + _are_mapped(marks)
     own, shared = parted(mapped, leaves)
-    num_rows = max(jnp.shape(leaf)[0] for leaf in jax.tree.leaves(first.data))
-    return DataSets(layout, [start, *map(np.asarray, own)], shared, mapped, treedef, num_rows)
+    entries = max(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves((first.data, first.given)))
+    return DataSets(layout, [start, *map(np.asarray, own)], shared, mapped, treedef, entries)
+
+
+def _refuse_flat(model: Model, data: PyTree, marks: PyTree) -> None:
+    for leaf, mark in zip(jax.tree.leaves(data), jax.tree.leaves(marks), strict=True):
+        if mark.number is not None and np.ndim(leaf) == 1 and not model.is_dependent:
+            raise ValueError(
+                f"{CALLER}: data of shape {np.shape(leaf)} needs an axis over the data sets and one over the observations, "
+                "(B, n) by default. For one data set use fit."
+            )
 
 
 def _is_none(leaf: Any) -> bool:
@@ -87,6 +101,8 @@ def _marked(tree: PyTree, axis: Any, name: str) -> PyTree:
     """For each leaf its axis, or `None`; an axis may be given for a whole branch."""
     if tree is None:
         return None
+    if any(not isinstance(a, int | np.integer) or isinstance(a, bool) for a in jax.tree.leaves(axis)):
+        raise TypeError(f"{CALLER}: {name}_axis={axis!r} must be a whole number, None, or a pytree of them.")
     try:
         return jax.tree.map(lambda a, branch: jax.tree.map(lambda _: _Axis(a), branch), axis, tree, is_leaf=_is_none)
     except (ValueError, TypeError) as error:
@@ -94,6 +110,18 @@ def _marked(tree: PyTree, axis: Any, name: str) -> PyTree:
             f"{CALLER}: {name}_axis={axis!r} does not fit {name}: give a number or None for all of it, or a pytree of them "
             f"shaped like {name} or like its first branches."
         ) from error
+
+
+def check_starts(params: PyTree, axis: Any, count: int) -> None:
+    """Refuse starting parameters for another number of data sets."""
+    marked = _marked(params, axis, "params")
+    _axis_first(params, marked)
+    size = _size({"params": (params, marked)})
+    if size not in (0, count):
+        raise ValueError(
+            f"{CALLER}: params has starts for {size} data sets, but there are {count}. "
+            "Give one start for each, or one for all with params_axis=None."
+        )
 
 
 def rows_of(params: PyTree, axis: Any, rows: Any) -> PyTree:
@@ -127,7 +155,7 @@ def _axis_first(tree: PyTree, marks: PyTree) -> PyTree:
 
 
 def _size(parts: dict[str, tuple[PyTree, PyTree]]) -> int:
-    """B, on which all leaves must agree."""
+    """B, on which all leaves must agree; zero if none of them has an axis over data sets."""
     sizes = {}
     for name, (tree, marks) in parts.items():
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -135,7 +163,7 @@ def _size(parts: dict[str, tuple[PyTree, PyTree]]) -> int:
             if mark.number is not None:
                 sizes[f"{name} {path_name(path)}" if path else name] = np.shape(leaf)[mark.number]
     if not sizes:
-        raise ValueError(f"{CALLER}: every axis is None, so there is one data set only. Use fit.")
+        return 0
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name}: {size}" for name, size in sizes.items())
         raise ValueError(f"{CALLER}: the number of data sets differs ({said}). Their axes must have the same length B.")
@@ -167,7 +195,8 @@ def _starting_values(
     layout, _ = flatten_parameters(model, _first(_axis_first(params, marked), marked), CALLER)
     _refuse_all_fixed(layout)
     value_marks = layout.blocks(marked)
-    values = [_axis_first(block, mark) for block, mark in zip(layout.blocks(params), value_marks, strict=True)]
+    blocks = typed(layout, layout.blocks(params))
+    values = [_axis_first(block, mark) for block, mark in zip(blocks, value_marks, strict=True)]
     mapped = _are_mapped(value_marks)
     for value, differs in zip(values, mapped, strict=True):
         if differs and len(value) != size:
@@ -195,10 +224,18 @@ def _initial(
 
     def one(own: Leaves) -> tuple[Values, Array]:
         params = starting_parameters(model, None, jax.tree.unflatten(treedef, joined(mapped, own, shared)), CALLER)
-        values = [jnp.asarray(value, layout.dtype) for value in layout.blocks(params)]
+        free = {i for i, _ in layout.free_leaves}
+        blocks = enumerate(layout.blocks(params))
+        values = [jnp.asarray(value, layout.dtype if i in free else None) for i, value in blocks]
         return values, checked_start(layout, values)
 
-    return jax.vmap(one)(own)
+    try:
+        return jax.vmap(one)(own)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise TypeError(
+            f"{CALLER}: the model's `initial` is mapped over the data sets, so write it with jax.numpy and without float() or "
+            "if; or give `params` with params_axis=0."
+        ) from error
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -208,11 +245,23 @@ def _unconstrained(layout: Layout, mapped: tuple[bool, ...], own: Leaves, shared
 
 def _by_block(function: Callable[[Leaves], Any], own: Leaves, size: int) -> Any:
     """A mapped function over all rows, a block of one size at a time."""
+    entries = max(int(np.prod(leaf.shape[1:])) for leaf in own)
+    block = min(BLOCK, 1 << (size - 1).bit_length(), max(1, BLOCK_ENTRIES // max(entries, 1)))
     parts = []
-    for start in range(0, size, BLOCK):
-        rows = np.minimum(np.arange(start, start + BLOCK), size - 1)
+    for start in range(0, size, block):
+        rows = np.minimum(np.arange(start, start + block), size - 1)
         parts.append(jax.device_get(function([leaf[rows] for leaf in own])))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *parts)
+
+
+def initial_starts(model: Model, sets: DataSets) -> np.ndarray:
+    """u of what the model's `initial` makes of each data set (B, p); NaN where that lies outside its constraint."""
+    count = len(sets.layout.leaves)
+    leaves = joined(sets.mapped, sets.own[1:], sets.shared)[count:]
+    mapped = sets.mapped[count:]
+    own, shared = parted(mapped, leaves)
+    treedef = jax.tree.structure(Sample(*jax.tree.unflatten(sets.treedef, range(len(sets.mapped)))[1:]))
+    return _by_block(lambda own: _initial(model, sets.layout, treedef, mapped, own, shared), own, len(sets))[1]
 
 
 def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int) -> np.ndarray:

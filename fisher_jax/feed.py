@@ -35,6 +35,7 @@ def fits_of(
     plan: Plan, chunks: Iterable[Leaves], shared: Leaves, settings: Settings, kinds: tuple[str, ...], work: list[Work]
 ) -> Iterator[Fit]:
     """The fits of each chunk of at most `plan.rows` data sets, as numpy arrays, in order. `work` gains an entry per call."""
+    shared = _on_all_devices(plan, shared)
     opened: dict[int, _Open] = {}
     lanes: Lanes | None = None
     launched: Ended | None = None
@@ -80,15 +81,19 @@ def _launch(
     return program(plan)(lanes, own[0], shared, own[1], own[2], np.bool_(last), settings)
 
 
+def _on_all_devices(plan: Plan, shared: Leaves) -> Leaves:
+    return jax.device_put(shared, NamedSharding(plan.mesh, PartitionSpec()))
+
+
 def _over_devices(plan: Plan) -> NamedSharding:
     return NamedSharding(plan.mesh, PartitionSpec(plan.mesh.axis_names))
 
 
 def _padded(leaf: np.ndarray, starts: np.ndarray, counts: np.ndarray, capacity: int) -> np.ndarray:
-    """Each device's share, and behind it room that is never looked at."""
+    """Each device's share, filled up with the first data set."""
     if len(starts) == 1 and counts[0] == capacity:
         return leaf
-    whole = np.zeros((len(starts), capacity, *leaf.shape[1:]), leaf.dtype)
+    whole = np.repeat(leaf[:1], len(starts) * capacity, axis=0).reshape(len(starts), capacity, *leaf.shape[1:])
     for k, (start, count) in enumerate(zip(starts, counts, strict=True)):
         whole[k, :count] = leaf[start : start + count]
     return whole.reshape(-1, *leaf.shape[1:])
@@ -128,7 +133,7 @@ def _finish(plan: Plan, done: _Open, shared: Leaves, settings: Settings, kinds: 
 def _grown(leaf: np.ndarray, rows: int) -> np.ndarray:
     if len(leaf) == rows:
         return leaf
-    return np.concatenate([leaf, np.zeros((rows - len(leaf), *leaf.shape[1:]), leaf.dtype)])
+    return np.concatenate([leaf, np.repeat(leaf[:1], rows - len(leaf), axis=0)])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -151,7 +156,7 @@ def _judged(
 def first_unsound(plan: Plan, own: Leaves, shared: Leaves) -> np.ndarray:
     """For each data set the first observation whose log-density or score is not finite at the start; −1 where all are."""
     padded = jax.device_put([_grown(leaf, plan.rows) for leaf in own], _over_devices(plan))
-    return jax.device_get(_unsound(plan, padded, shared))[: len(own[0])]
+    return jax.device_get(_unsound(plan, padded, _on_all_devices(plan, shared)))[: len(own[0])]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.differentiate import outer_product_at, terms_at
@@ -22,7 +21,7 @@ from fisher_jax.model import (
     starting_parameters,
 )
 from fisher_jax.optimizers import UNDAMPED_BELOW, DampedState, newton
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.parameters import Layout, Values, typed
 from fisher_jax.problem import checked_start, num_observations, problem_of, total_information
 from fisher_jax.running import Problem
 from fisher_jax.solve import Solution, default_tolerance, maximise
@@ -108,17 +107,7 @@ def fit(
     check_optimizer(optimizer, "fit")
     if max_steps is None:
         max_steps = default_steps(optimizer, layout)
-    return _fit(model, layout, optimizer, _typed(layout, values), sample, tolerance, max_steps)
-
-
-def _typed(layout: Layout, values: Values) -> Values:
-    """Python's numbers as the arrays that a fit returns, so that to fit again from there compiles nothing anew."""
-    return [
-        np.asarray(value, jnp.int_ if leaf.is_fixed and isinstance(value, int) else layout.dtype)
-        if isinstance(value, int | float) and not isinstance(value, bool)
-        else value
-        for leaf, value in zip(layout.leaves, values, strict=True)
-    ]
+    return _fit(model, layout, optimizer, typed(layout, values), sample, tolerance, max_steps)
 
 
 def check_optimizer(optimizer: Any, caller: str) -> None:
@@ -220,5 +209,11 @@ def _refuse_derivatives(inputs: Any, tangents: Any) -> Any:
 @functools.lru_cache(maxsize=256)
 def default_steps(optimizer: Any, layout: Layout) -> int:
     """How many steps an optimiser may take where the user does not say."""
+    return NEWTON_STEPS if is_damped(optimizer, layout) else FOREIGN_STEPS
+
+
+@functools.lru_cache(maxsize=256)
+def is_damped(optimizer: Any, layout: Layout) -> bool:
+    """Whether an optimiser is one of the damped methods, `newton` and its like."""
     state = jax.eval_shape(optimizer.init, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype))
-    return NEWTON_STEPS if isinstance(state, DampedState) else FOREIGN_STEPS
+    return isinstance(state, DampedState)

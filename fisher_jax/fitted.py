@@ -324,8 +324,9 @@ class Fit:
         return tuple(names)
 
     def _check(self, kind: str, caller: str) -> None:
-        covariances.check_kind(kind, has_expected=self.expected is not None, caller=caller)
-        needed = {"observed": (self.curvature,), "empirical": (self.outer_product,), "expected": ()}
+        batched = self.curvature is None or self.outer_product is None
+        covariances.check_kind(kind, has_expected=self.expected is not None or batched, caller=caller)
+        needed = {"observed": (self.curvature,), "empirical": (self.outer_product,), "expected": (self.expected,)}
         if any(matrix is None for matrix in needed.get(kind, (self.curvature, self.outer_product))):
             raise ValueError(
                 f"{caller}: kind={kind!r} was not kept. Fit again with fit_batch(…, covariances=({kind!r},))."

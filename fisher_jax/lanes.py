@@ -84,7 +84,7 @@ class Settings(NamedTuple):
 
     tolerance: Any
     max_steps: Any
-    damping: Any
+    damping_factor: Any  # times the damping that the optimiser begins with
 
 
 class Ended(NamedTuple):
@@ -110,9 +110,9 @@ class _Loop(NamedTuple):
 
 
 def empty_lanes(plan: Plan, chunk: Leaves, shared: Leaves) -> Lanes:
-    """Idle lanes for all devices, to begin with."""
+    """Idle lanes for all devices, to begin with; what they step through in vain is the first data set."""
     lanes = plan.num_lanes * plan.mesh.size
-    own = [np.zeros((lanes, *leaf.shape[1:]), leaf.dtype) for leaf in chunk]
+    own = [np.repeat(leaf[:1], lanes, axis=0) for leaf in chunk]
     shapes = _run_shapes(plan, *(tuple(map(_shape, leaves)) for leaves in (own, shared)))
     run = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
     return Lanes(jnp.full((lanes,), -1, jnp.int32), run, own)
@@ -201,7 +201,8 @@ def _lane(plan: Plan, shared: Leaves, settings: Settings, own: Leaves, new: Bool
     problem = plan.problem(own, shared)
     fresh = begin(problem, plan.optimizer)
     if isinstance(fresh.state, DampedState):  # the terms of the last data set are looked at by no first step
-        fresh = fresh._replace(state=fresh.state._replace(terms=run.state.terms, damping=settings.damping))
+        damping = fresh.state.damping * settings.damping_factor
+        fresh = fresh._replace(state=fresh.state._replace(terms=run.state.terms, damping=damping))
     run = jax.tree.map(lambda fresh, old: jnp.where(new, fresh, old), fresh, run)
     return trip(problem, plan.optimizer, run, settings.tolerance, settings.max_steps)
 

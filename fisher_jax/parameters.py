@@ -178,6 +178,16 @@ def layout_of(params: PyTree, table: Table, caller: str) -> tuple[Layout, Values
     return layout, [leaf for leaf, static in zip(leaves, layout.statics, strict=True) if static is _ARRAY]
 
 
+def typed(layout: Layout, values: Values) -> Values:
+    """Python's numbers as the arrays that a fit returns, so that to fit again from there compiles nothing anew."""
+    return [
+        np.asarray(value, jnp.int_ if leaf.is_fixed and isinstance(value, int) else layout.dtype)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else value
+        for leaf, value in zip(layout.leaves, values, strict=True)
+    ]
+
+
 def _signature(leaf: Any) -> Any:
     if isinstance(leaf, bool | int | float):
         return ((), type(leaf))

@@ -29,18 +29,23 @@ def is_ragged(data: Any) -> bool:
 def size_classes(model: Model, params: PyTree, sample: Sample) -> Iterator[SizeClass]:
     """The data sets in classes of sizes 2, 3, 4, 6, 8, 12, …, as few as pay, each in one array.
 
-    `given` and `weights` are lists as `data` is, or `given` what all share. `params` are those of one data set.
+    `given` and `weights` are lists as `data` is; of series `given` may be what all share. `params` are those of one data set.
     """
     entries = [as_arrays(entry) for entry in sample.data]
     count = len(entries)
-    givens = _entries(sample.given, count, "given") if is_ragged(sample.given) else None
+    differs = is_ragged(sample.given) or (sample.given is not None and not model.is_dependent)
+    givens = _entries(sample.given, count, "given") if differs else None
     weights = _entries(sample.weights, count, "weights") if sample.weights is not None else [None] * count
-    lengths = np.array([_length(model, k, entry) for k, entry in enumerate(entries)])
+    lengths = np.array([_length(k, entry) for k, entry in enumerate(entries)])
+    if givens is not None and not model.is_dependent:
+        _check_givens(givens, lengths)
     sizes = _merged(np.array([_class_size(int(n)) for n in lengths]))
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes == size)
-        data = _stacked([_filled(entries[k], int(size)) for k in rows])
-        given = sample.given if givens is None else _stacked([_filled(givens[k], int(size)) for k in rows])
+        data = _stacked([_filled(entries[k], int(size), int(lengths[k])) for k in rows])
+        given = (
+            sample.given if givens is None else _stacked([_filled(givens[k], int(size), int(lengths[k])) for k in rows])
+        )
         one_given = given if givens is None else jax.tree.map(lambda leaf: leaf[0], given)
         terms = _num_terms(model, params, jax.tree.map(lambda leaf: leaf[0], data), one_given, int(size))
         counted = [_weights(weights[k], terms - int(size) + int(lengths[k]), terms, int(k)) for k in rows]
@@ -57,7 +62,26 @@ def _entries(trees: Any, count: int, name: str) -> list[PyTree]:
     return [as_arrays(tree) for tree in trees]
 
 
-def _length(model: Model, number: int, entry: PyTree) -> int:
+def _check_givens(givens: list[PyTree], lengths: np.ndarray) -> None:
+    for k, (given, length) in enumerate(zip(givens, lengths, strict=True)):
+        rows = [np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(given)]
+        if any(count != length for count in rows):
+            raise ValueError(
+                f"{CALLER}: given[{k}] has {rows[0]} rows, but data[{k}] has {length}; one row for each observation."
+            )
+
+
+def each_initial(model: Model, sample: Sample) -> PyTree:
+    """What the model's `initial` makes of each data set as it is, with a leading axis."""
+    givens = sample.given if is_ragged(sample.given) else [sample.given] * len(sample.data)
+    starts = [
+        starting_parameters(model, None, Sample(as_arrays(data), given, None), CALLER)
+        for data, given in zip(sample.data, givens, strict=True)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
+
+
+def _length(number: int, entry: PyTree) -> int:
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(entry)}
     if len(lengths) != 1 or -1 in lengths:
         raise ValueError(
@@ -83,11 +107,13 @@ def _merged(sizes: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def _filled(tree: PyTree, size: int) -> PyTree:
-    """The last row again and again; ones where there is none."""
+def _filled(tree: PyTree, size: int, length: int) -> PyTree:
+    """The last row again and again, ones where there is none; what has no row for each observation as it is."""
 
     def fill(leaf: np.ndarray) -> np.ndarray:
         leaf = np.asarray(leaf)
+        if leaf.ndim == 0 or len(leaf) != length:
+            return leaf
         last = leaf[-1:] if len(leaf) else np.ones((1, *leaf.shape[1:]), leaf.dtype)
         return np.concatenate([leaf, np.repeat(last, size - len(leaf), axis=0)])
 
@@ -95,7 +121,13 @@ def _filled(tree: PyTree, size: int) -> PyTree:
 
 
 def _stacked(trees: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+    try:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+    except ValueError as error:
+        raise ValueError(
+            f"{CALLER}: the data sets of a list must be alike but for their number of observations: the same pytree, and the "
+            f"same shape of one observation. ({error})"
+        ) from error
 
 
 def _num_terms(model: Model, params: PyTree, data: PyTree, given: PyTree, size: int) -> int:

@@ -39,10 +39,11 @@ ROWS = {
     "data_sets": 8,
     "ragged": 8,
     "feed": 9,
-    "batch": 10,
-    "stream": 11,
-    "plots": 12,
-    "__init__": 13,
+    "ladder": 10,
+    "batch": 11,
+    "stream": 12,
+    "plots": 13,
+    "__init__": 14,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -93,14 +93,15 @@ POISON = {
 }
 
 
-def test_poison_in_some_data_sets_reaches_no_other():
+@pytest.mark.parametrize("num_lanes", [None, 3])
+def test_poison_in_some_data_sets_reaches_no_other(num_lanes):
     data = np.repeat(DATA, 3, axis=0)
     bad = np.arange(5) * 20 + 3
     poisoned = data.copy()
     for row, (value, _) in zip(bad, POISON.values(), strict=True):
         poisoned[row] = value
     poisoned[110, 4] = 1e300  # a huge outlier
-    clean, fits = fj.fit_batch(GAMMA, START, data), fj.fit_batch(GAMMA, START, poisoned)
+    clean, fits = (fj.fit_batch(GAMMA, START, sets, num_lanes=num_lanes) for sets in (data, poisoned))
     assert [Status(code) for code in fits.status[bad]] == [status for _, status in POISON.values()]
     good = np.setdiff1d(np.arange(len(data)), [*bad, 110])
     np.testing.assert_array_equal(fits.status[good], clean.status[good])
@@ -149,6 +150,54 @@ def test_a_saddle_is_left_by_another_start_and_marked():
     np.testing.assert_array_equal(fits.attempt, [2, 0, 0, 2, 0, 0])
     left = fj.fit_batch(saddle, start, data, params_axis=0, retry=False)
     assert left.status[0] == Status.INDEFINITE
+
+
+def test_another_start_is_the_models_own_where_it_has_one():
+    model = fj.Model(saddle, initial=lambda y: {"a": jnp.sqrt(jnp.mean(y)), "b": jnp.zeros(())})
+    data = np.abs(RNG.normal(4.0, 0.1, (3, 20)))
+    start = {"a": np.array([0.0, 1.0, np.nan]), "b": np.zeros(3)}
+    for kinds in ((), ("observed",)):
+        fits = fj.fit_batch(model, start, data, params_axis=0, covariances=kinds)
+        assert fits.converged.all()
+        np.testing.assert_array_equal(fits.attempt, [2, 0, 2])
+
+
+def test_the_optimisers_own_damping_is_kept():
+    damped = fj.optimizers.newton(damping=100.0)
+    fits = fj.fit_batch(GAMMA, START, DATA[:4], optimizer=damped)
+    assert fits.num_steps[2] == fj.fit(GAMMA, START, DATA[2], optimizer=damped).num_steps
+    assert fits.num_steps[2] != reference().num_steps[2]
+
+
+def test_rows_without_a_data_set_are_never_made_up():
+    """Idle lanes step through a data set that is there: of zeros this density would never end."""
+
+    def doublings(params, y):
+        count = jax.lax.while_loop(lambda c: c[0] < 8.0, lambda c: (2 * c[0], c[1] + 1.0), (y, 0.0))[1]
+        return norm.logpdf(count, params, 1.0)
+
+    fits = fj.fit_batch(doublings, 0.0, RNG.uniform(0.1, 4.0, (3, 12)))
+    assert fits.converged.all()
+
+
+def test_an_empty_selection_is_a_batch_of_nothing():
+    none = reference()[~reference().converged]
+    assert none.covariance().shape == (0, 2, 2)
+    assert none.confidence_intervals()["rate"].shape == (0, 2)
+    assert len(none.to_frame()) == 0
+    assert "0, each with 2 free parameters" in str(none.summary())
+
+
+def test_many_starts_on_one_data_set():
+    starts = {"shape": np.array([0.5, 1.0, 4.0]), "rate": np.ones(3)}
+    fits = fj.fit_batch(GAMMA, starts, DATA[0], params_axis=0, data_axis=None)
+    np.testing.assert_allclose(fits.params["shape"], reference().params["shape"][0], rtol=1e-6)
+
+
+def test_parameters_named_like_columns_keep_their_own():
+    fits = fj.fit_batch(lambda p, y: norm.logpdf(y, p["status"], 1.0), {"status": 0.0}, DATA[:2])
+    np.testing.assert_allclose(fits.to_columns()["parameter status"], DATA[:2].mean(axis=1))
+    np.testing.assert_array_equal(fits.to_columns()["status"], 0)
 
 
 def test_axes_are_those_of_vmap():
@@ -200,6 +249,17 @@ def test_lists_hold_data_sets_of_different_lengths():
         np.testing.assert_allclose(fits.log_likelihood[k], alone.log_likelihood, rtol=1e-10)
 
 
+def test_starts_of_a_list_come_from_each_data_set_as_it_is():
+    model = fj.Model(
+        GAMMA.log_density,
+        constraints=GAMMA.constraints,
+        initial=lambda y: {"shape": jnp.mean(y), "rate": jnp.max(y)},
+    )
+    data = [np.array([1.0, 2.0, 9.0]), RNG.gamma(4.0, 0.5, 24)]
+    fits = fj.fit_batch(model, None, data, max_steps=0, retry=False)
+    np.testing.assert_allclose(fits.params["shape"], [4.0, data[1].mean()])
+
+
 def autoregression(params, y):
     return norm.logpdf(y[1:], params["phi"] * y[:-1], jnp.exp(params["log_scale"]))
 
@@ -236,6 +296,12 @@ def test_float32_may_be_finished_in_float64():
     assert double.fits.free.dtype == np.float64
     assert double.converged.all()
     assert in_standard_errors(double, reference()) < 1e-5
+    assert np.all(double.num_steps > single.num_steps)
+    short = fj.fit_batch(GAMMA, start, DATA.astype(np.float32), max_steps=9, retry=False, float64_finish=True)
+    assert short.converged.all()
+    assert np.all(short.attempt == 3)
+    wide = fj.fit_batch(GAMMA, START, DATA, float64_finish=True)
+    np.testing.assert_array_equal(wide.num_steps, reference().num_steps)
     assert in_standard_errors(single, reference()) < 1e-2
 
 
@@ -287,13 +353,13 @@ def test_progress_counts_each_status(capsys):
 
 def test_no_library_call_is_left_in_the_loop():
     """No LAPACK, and no batch and its neighbour compiled apart: the program lowers for CUDA as well."""
-    from fisher_jax import batch, lanes
+    from fisher_jax import batch, ladder, lanes
     from fisher_jax.data_sets import data_sets
     from fisher_jax.model import Sample
 
-    how = batch.How(GAMMA, fj.optimizers.newton(), None, None, ("observed",), 8, batch._all_devices(None), False)
+    how = ladder.How(GAMMA, fj.optimizers.newton(), None, None, ("observed",), 8, batch._all_devices(None), False)
     sets = data_sets(GAMMA, START, Sample(DATA, None, None), (None, 0, None, 0))
-    plan, settings = batch._plan(how, sets), batch._settings(how, sets, 1e-3)
+    plan, settings = ladder.plan_of(how, sets), ladder.settings_of(how, sets, 1.0)
     chunk = [np.zeros((plan.rows, *leaf.shape[1:]), leaf.dtype) for leaf in sets.own]
     empty = lanes.empty_lanes(plan, chunk, sets.shared)
     counts = np.zeros(1, np.int32)
