@@ -151,7 +151,7 @@ def _parts_of_object(value: Any, table: Table, name: str) -> list[tuple[str, Any
 
 
 def _has_docstring(code: types.CodeType) -> bool:
-    if sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 14):
         return bool(code.co_flags & inspect.CO_HAS_DOCSTRING)
     return bool(code.co_consts) and isinstance(code.co_consts[0], str)  # no constant of the code's own comes first
 
