@@ -20,7 +20,7 @@ from fisher_jax.solve import default_tolerance
 from fisher_jax.status import Status
 
 STRONGER = 1000.0  # times the damping that the optimiser begins with
-QUEUE = 4  # data sets in a device's queue for each of its lanes
+QUEUE = 8  # data sets in a device's queue for each of its lanes
 _RETRIED = (Status.STEP_LIMIT, Status.STALLED, Status.INDEFINITE, Status.NOT_FINITE, Status.BAD_START)
 _FINISHED = (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING, Status.STEP_LIMIT, Status.STALLED)
 
@@ -80,7 +80,7 @@ def plan_of(how: How, sets: DataSets) -> Plan:
 
 def default_lanes(entries: int, platform: str) -> int:
     """So many data sets of so many entries as stay in a CPU's cache, or keep an accelerator busy: a power of two."""
-    room, most = (2**14, 1024) if platform == "cpu" else (2**22, 2**16)
+    room, most = (2**13, 1024) if platform == "cpu" else (2**22, 2**16)
     return min(most, 2 ** max(0, (room // max(entries, 1)).bit_length() - 1))
 
 
