@@ -198,12 +198,7 @@ def _starting_values(
     blocks = typed(layout, layout.blocks(params))
     values = [_axis_first(block, mark) for block, mark in zip(blocks, value_marks, strict=True)]
     mapped = _are_mapped(value_marks)
-    for value, differs in zip(values, mapped, strict=True):
-        if differs and len(value) != size:
-            raise ValueError(
-                f"{CALLER}: params has starts for {len(value)} data sets, but there are {size}. "
-                "Give one start for each, or one for all with params_axis=None."
-            )
+    check_starts(params, axis, size)
     return layout, values, mapped, _starts(layout, values, mapped, size)
 
 

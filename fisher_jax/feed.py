@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fisher_jax.differentiate import outer_product_at
 from fisher_jax.fit import record, unsound_at
 from fisher_jax.fitted import Fit
 from fisher_jax.lanes import Ended, Lanes, Leaves, Plan, Settings, empty_lanes, program, unpack
@@ -163,6 +164,6 @@ def first_unsound(plan: Plan, own: Leaves, shared: Leaves) -> np.ndarray:
 def _unsound(plan: Plan, own: Leaves, shared: Leaves) -> Any:
     def one(own: Leaves) -> Any:
         target = plan.problem(own, shared).likelihood
-        return unsound_at(target, own[0])
+        return unsound_at(target, own[0], outer_product_at(target, own[0])[0])
 
     return jax.vmap(one)(own)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.differentiate import outer_product_at, terms_at
 from fisher_jax.fitted import Fit
@@ -166,8 +166,8 @@ def record(
     estimate = [jnp.where(started, new, old) for new, old in zip(reached, values, strict=True)]
     suspect, outer_product = jnp.int32(-1), None
     if {"empirical", "sandwich"} & set(kinds):
-        _, outer_product = outer_product_at(target, found.free)
-        suspect = unsound_at(target, found.free)
+        finite_scores, outer_product = outer_product_at(target, found.free)
+        suspect = unsound_at(target, found.free, finite_scores)
     return Fit(
         values=estimate,
         log_likelihood=found.log_likelihood,
@@ -185,9 +185,8 @@ def record(
     )
 
 
-def unsound_at(target: Likelihood, free: Float[Array, " p"]) -> Int[Array, ""]:
+def unsound_at(target: Likelihood, free: Float[Array, " p"], finite_scores: Bool[Array, " n"]) -> Int[Array, ""]:
     """Index of the first observation whose log-density or score is not finite; −1 where there is none, or no start."""
-    finite_scores, _ = outer_product_at(target, free)
     sound = finite_scores & jnp.isfinite(terms_at(target, free))
     started = jnp.all(jnp.isfinite(free))
     return jnp.where(jnp.all(sound) | ~started, -1, jnp.argmin(sound)).astype(jnp.int32)

@@ -1,6 +1,6 @@
 """A maximisation under way: begin it, advance it by one trip, and tell whether another can gain anything.
 
-`solve` runs one until it is done; `batch` runs many side by side, a trip for all of them at a time.
+`solve` runs one until it is done; `lanes` run many side by side, a trip for all of them at a time.
 """
 
 from collections.abc import Callable
