@@ -16,10 +16,10 @@ from fisher_jax import fitted
 from fisher_jax.batch_summary import BatchSummary, summarise
 from fisher_jax.extras import require
 from fisher_jax.fitted import Fit, FitError, FitWarning
-from fisher_jax.inference import covariance as covariances
-from fisher_jax.inference import intervals
 from fisher_jax.information import Information
 from fisher_jax.status import Status
+from fisher_jax.uncertainty import covariance as covariances
+from fisher_jax.uncertainty import intervals
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
 FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")

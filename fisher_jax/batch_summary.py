@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from fisher_jax.fitted import Fit
-from fisher_jax.inference.covariance import DESCRIPTIONS
 from fisher_jax.status import Status
+from fisher_jax.uncertainty.covariance import DESCRIPTIONS
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 WORST = 5

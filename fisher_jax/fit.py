@@ -1,6 +1,7 @@
 """The front door: `fit`."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,8 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.differentiate import outer_product_at, terms_at
-from fisher_jax.fitted import Fit
-from fisher_jax.inference.covariance import KINDS
+from fisher_jax.fitted import Fit, Origin
 from fisher_jax.model import (
     Likelihood,
     Model,
@@ -25,6 +25,7 @@ from fisher_jax.parameters import Layout, Values, typed
 from fisher_jax.problem import checked_start, num_observations, problem_of, total_information
 from fisher_jax.running import Problem
 from fisher_jax.solve import Solution, default_tolerance, maximise
+from fisher_jax.uncertainty.covariance import KINDS
 
 NEWTON_STEPS = 200
 FOREIGN_STEPS = 10_000
@@ -107,7 +108,9 @@ def fit(
     check_optimizer(optimizer, "fit")
     if max_steps is None:
         max_steps = default_steps(optimizer, layout)
-    return _fit(model, layout, optimizer, typed(layout, values), sample, tolerance, max_steps)
+    found = _fit(model, layout, optimizer, typed(layout, values), sample, tolerance, max_steps)
+    inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((found, sample)))
+    return found if inside else replace(found, origin=Origin(model, sample))
 
 
 def check_optimizer(optimizer: Any, caller: str) -> None:

@@ -2,8 +2,8 @@
 
 import functools
 import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax import linalg
 from fisher_jax.extras import require
-from fisher_jax.inference import covariance as covariances
-from fisher_jax.inference import intervals
 from fisher_jax.information import Information
+from fisher_jax.model import Model, Sample
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.solve import EDGE_INFORMATION
 from fisher_jax.status import Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
+from fisher_jax.uncertainty import covariance as covariances
+from fisher_jax.uncertainty import intervals
 
 if TYPE_CHECKING:
     AnyArray = Array
@@ -34,7 +35,13 @@ class FitError(RuntimeError):
     """Raised by `Fit.raise_if_failed`; the message is that of the status."""
 
 
-@jax.tree_util.register_dataclass
+class Origin(NamedTuple):
+    """What a fit was made from, for what cannot do without the data: profiles, clusters, influence, the bootstrap."""
+
+    model: Model
+    sample: Sample
+
+
 @dataclass(frozen=True)
 class Fit:
     """A maximum-likelihood fit: the estimate, how far it can be trusted, and what its uncertainty needs.
@@ -64,6 +71,8 @@ class Fit:
         Index of the first observation whose log-density or score is not finite; −1 where there is none.
     last_step : array (p,)
         The last full Newton step in u: where a fit that ran to infinity was heading.
+    origin : Origin or None
+        The model and the data. No part of the pytree: None once the fit has passed through a transformation.
 
     Notes
     -----
@@ -93,7 +102,8 @@ class Fit:
     expected: Float[AnyArray, "*b q q"] | None
     suspect: Int[AnyArray, "*b"]
     last_step: Float[AnyArray, "*b p"]
-    layout: Layout = field(metadata={"static": True}, repr=False)
+    layout: Layout = field(repr=False)
+    origin: Origin | None = field(default=None, repr=False)
 
     @property
     def params(self) -> PyTree:
@@ -348,6 +358,24 @@ class Fit:
         status = self.status
         if isinstance(status, Status) and not status.converged:
             warnings.warn(f"{caller}: not to be relied on. {self.diagnosis()}", FitWarning, stacklevel=3)
+
+
+jax.tree_util.register_dataclass(
+    Fit,
+    data_fields=[field.name for field in fields(Fit) if field.name not in ("layout", "origin")],
+    meta_fields=["layout"],
+    drop_fields=["origin"],
+)
+
+
+def origin_of(fit: Fit, caller: str) -> Origin:
+    """What the fit was made from; refused where it is not known."""
+    if fit.origin is None:
+        raise ValueError(
+            f"{caller}: needs the data, which this fit has lost on its way through a transformation (jit, vmap, tree.map). "
+            "Use a fit as `fit` returned it."
+        )
+    return fit.origin
 
 
 def flat_uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Float[Array, " q"]]:

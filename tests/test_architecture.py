@@ -28,7 +28,7 @@ ROWS = {
     "running": 5,
     "problem": 6,
     "solve": 6,
-    "inference": 6,
+    "uncertainty": 6,
     "summary": 6,
     "theory": 6,
     "lanes": 7,

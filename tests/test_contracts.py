@@ -209,3 +209,16 @@ def test_a_fit_lowers_for_cuda_without_host_callbacks(name):
     )(data, given)
     targets = re.findall(r"custom_call @([\w.]+)", exported.mlir_module())
     assert not [target for target in targets if "callback" in target or "lapack" in target]
+
+
+def test_a_fit_knows_what_it_was_made_from_until_a_transformation():
+    data = jnp.array([1.0, 2.0, 4.0])
+
+    def log_density(rate, y):
+        return jnp.log(rate) - rate * y
+
+    fit = fj.fit(log_density, 1.0, data)
+    assert fit.origin.model == fj.Model(log_density)
+    assert fit.origin.sample.data is data
+    assert jax.tree.map(lambda leaf: leaf, fit).origin is None
+    assert jax.jit(lambda y: fj.fit(log_density, 1.0, y))(data).origin is None

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.derivatives import at_door, hessian
 from fisher_jax.differentiate import terms_at
-from fisher_jax.inference.intervals import check_level
 from fisher_jax.model import Model, Sample, likelihood
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.plots.canvas import listed, pyplot
+from fisher_jax.uncertainty.intervals import check_level
 
 FURTHER_OUT = (10.0, 30.0, 100.0, 300.0)  # nats below the estimate, drawn as contours beside those of the levels
 _CALLER = "likelihood_surface"

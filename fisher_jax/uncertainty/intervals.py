@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fisher_jax.inference.covariance import KINDS
 from fisher_jax.parameters import Layout
+from fisher_jax.uncertainty.covariance import KINDS
 
 Scale = Literal["unconstrained", "natural"]
 

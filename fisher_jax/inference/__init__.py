@@ -1,1 +1,0 @@
-"""What a fit allows one to say: covariances and intervals, as functions of plain arrays."""

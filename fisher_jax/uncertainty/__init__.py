@@ -1,0 +1,1 @@
+"""How sure a fit is: covariances and intervals, as functions of plain arrays."""
