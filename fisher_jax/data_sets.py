@@ -32,7 +32,7 @@ class DataSets:
     """B data sets. `own` holds the starts u (B, p) and then every array that differs, `shared` what is common to all.
 
     `mapped` says of each leaf of (values, data, given, weights), put together by `treedef`, to which of the two it belongs;
-    `entries` is the number of entries of the largest array of one data set.
+    `entries` is the number of entries of the largest array that is one data set's own, or of its observations if more.
     """
 
     layout: Layout
@@ -80,7 +80,8 @@ def data_sets(model: Model, params: PyTree, sample: Sample, axes: tuple[Any, Any
     leaves, treedef = jax.tree.flatten((values, moved.data, moved.given, moved.weights))
     mapped = own_values + _are_mapped(marks)
     own, shared = parted(mapped, leaves)
-    entries = max(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves((first.data, first.given)))
+    rows = max(np.shape(leaf)[0] for leaf in jax.tree.leaves((first.data, first.given)))
+    entries = max(rows, *(int(np.prod(np.shape(leaf)[1:])) for leaf in own))
     return DataSets(layout, [start, *map(np.asarray, own)], shared, mapped, treedef, entries)
 
 

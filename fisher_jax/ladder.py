@@ -80,8 +80,8 @@ def plan_of(how: How, sets: DataSets) -> Plan:
 
 def default_lanes(entries: int, platform: str) -> int:
     """So many data sets of so many entries as stay in a CPU's cache, or keep an accelerator busy: a power of two."""
-    room, most = (2**13, 1024) if platform == "cpu" else (2**22, 2**16)
-    return min(most, 2 ** max(0, (room // max(entries, 1)).bit_length() - 1))
+    room, least, most = (2**13, 8, 1024) if platform == "cpu" else (2**22, 1, 2**16)
+    return int(np.clip(2 ** ((room // max(entries, 1)).bit_length() - 1), least, most))
 
 
 def settings_of(how: How, sets: DataSets, damping_factor: float) -> Settings:

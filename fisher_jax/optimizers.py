@@ -311,9 +311,13 @@ def _propose(state: DampedState, flat: Float[Array, " p"]) -> _Trial:
     diagonal = jnp.maximum(_positive_diagonal(state.largest_diagonal, gradient), plateau)
     undamped = state.definite & (state.decrement < UNDAMPED_BELOW) & ~state.rejected
     ladder = _dampings(state, diagonal, undamped)
-    factors = jax.vmap(lambda rung: linalg.factorise(state.curvature + jnp.diag(rung * diagonal)))(ladder)
-    least = jnp.where(jnp.any(factors.definite), jnp.argmax(factors.definite), len(ladder) - 1)
-    chosen, damping = jax.tree.map(lambda rungs: rungs[least], (factors, ladder))
+    # Factorised once more rather than picked from a stack: in a batch, picking is dearer than what is picked.
+    damped = [state.curvature + jnp.diag(rung * diagonal) for rung in ladder]
+    damping, matrix = ladder[3], damped[3]
+    for k in (2, 1, 0):
+        definite = linalg.factorise(damped[k]).definite
+        damping, matrix = jnp.where(definite, ladder[k], damping), jnp.where(definite, damped[k], matrix)
+    chosen = linalg.factorise(matrix)
     step = -linalg.solve(chosen, gradient)
     predicted = -_dot(gradient, step) - 0.5 * _dot(step, _times(state.curvature, step))
     return _Trial(step, predicted, undamped, damping, chosen)
@@ -346,11 +350,8 @@ def _advance(
     first = state.num_updates == 0
     old_gradient, _ = ravel_pytree(state.grad)
     factor = linalg.factorise(reached.curvature)
-    half = linalg.solve_lower(factor, reached.gradient)
-    finite = jnp.all(jnp.isfinite(reached.gradient)) & jnp.all(jnp.isfinite(reached.curvature))
-    finite = finite & jnp.isfinite(jnp.sum(reached.value))
-    decrement = jnp.where(finite & factor.definite, jnp.sqrt(_dot(half, half)), jnp.inf)
-
+    there = _standing(state, reached, factor, restore)
+    decrement, finite = there.decrement, is_finite(there)
     gain = jnp.sum(state.terms - reached.value)  # type: ignore[operator]
     indistinct = trial.predicted <= rounding_error(state.terms)  # type: ignore[arg-type]
     # So close that the gain drowns in rounding, the slope still tells whether the step came nearer.
@@ -362,17 +363,7 @@ def _advance(
     probed = trial.undamped & factor.definite & finite & ~first
     damping, growth = _next_damping(state, trial, gain, taken, first)
     largest = jnp.maximum(_FORGETTING * state.largest_diagonal, jnp.abs(jnp.diagonal(reached.curvature)))
-    there = state._replace(
-        terms=reached.value,
-        value=jnp.sum(reached.value),
-        grad=restore(reached.gradient),
-        curvature=reached.curvature,
-        decrement=decrement,
-        pivot=factor.pivot,
-        definite=factor.definite,
-        flatness=_flatness(reached),
-        largest_diagonal=jnp.where(jnp.isfinite(largest), largest, state.largest_diagonal),
-    )
+    there = there._replace(largest_diagonal=jnp.where(jnp.isfinite(largest), largest, state.largest_diagonal))
     state = jax.tree.map(lambda new, old: jnp.where(taken, new, old), there, state)
     return taken, state._replace(
         num_updates=state.num_updates + 1,
@@ -386,6 +377,41 @@ def _advance(
         rejected=~taken,
         stuck=~taken & (unchanged | (damping > jnp.sqrt(jnp.finfo(damping.dtype).max))),
     )
+
+
+def seen_at(state: DampedState, found: Evaluation) -> DampedState:
+    """The state of a damped method whose point is looked at anew, with another kind of curvature.
+
+    What it knows of its last step stays: where the one curvature fades along it, so does the other.
+    """
+    seen = _standing(state, found, linalg.factorise(found.curvature), lambda gradient: gradient)
+    near = 0.5 * seen.decrement**2 <= rounding_error(found.value)
+    return seen._replace(at_floor=state.at_floor | near)
+
+
+def _standing(
+    state: DampedState, found: Evaluation, factor: linalg.Factor, restore: Callable[[Array], PyTree]
+) -> DampedState:
+    """The state with what belongs to a point taken from an evaluation there."""
+    half = linalg.solve_lower(factor, found.gradient)
+    state = state._replace(
+        terms=found.value,
+        value=jnp.sum(found.value),
+        grad=restore(found.gradient),
+        curvature=found.curvature,
+        pivot=factor.pivot,
+        definite=factor.definite,
+        flatness=_flatness(found),
+    )
+    decrement = jnp.where(is_finite(state) & factor.definite, jnp.sqrt(_dot(half, half)), jnp.inf)
+    return state._replace(decrement=decrement)
+
+
+def is_finite(state: DampedState) -> Bool[Array, ""]:
+    """Whether value, slope and curvature are finite at the current point."""
+    gradient, _ = ravel_pytree(state.grad)
+    slopes = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(state.curvature))
+    return jnp.isfinite(state.value) & slopes
 
 
 def _flatness(reached: Evaluation) -> Float[Array, ""]:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fisher_jax.information import has_closed_form, total_expected
+from fisher_jax.differentiate import gradient_at
+from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
 from fisher_jax.model import Likelihood, Model, Sample, likelihood
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.running import Problem
@@ -17,13 +18,13 @@ def problem_of(
 ) -> Problem:
     """What is to be maximised, in u. A start that is NaN lies outside its constraint."""
     target = likelihood(model, layout, values, sample, caller)
-    expected = functools.partial(_expected_in_free, model, layout, values, sample, target)
+    scoring = functools.partial(_scoring, model, layout, values, sample, target)
     return Problem(
         target,
         start,
         jnp.array(layout.restricted),
         num_observed(target),
-        expected if has_closed_form(model) else None,
+        scoring if has_closed_form(model) else None,
     )
 
 
@@ -54,11 +55,14 @@ def total_information(model: Model, layout: Layout, values: Values, sample: Samp
     return total_expected(model, layout, values, sample.given, num_observations(target, layout), target.weights)
 
 
-def _expected_in_free(
+def _scoring(
     model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood, free: Float[Array, " p"]
-) -> Float[Array, "p p"]:
-    """n I in the unconstrained parametrisation: Dᵀ I D."""
+) -> Scoring:
+    """What Fisher scoring needs at u: of a linked model in one pass, of another its gradient and Dᵀ n I D."""
+    if model.information is None:
+        return scoring_at(model, layout, values, target, sample.given is not None, free)  # type: ignore[arg-type]
+    terms, gradient = gradient_at(target, free)
     expected = total_information(model, layout, layout.constrained_values(free, values), sample, target)
     jacobian = layout.jacobian(free, values)
     with jax.default_matmul_precision("highest"):
-        return jacobian.T @ expected @ jacobian  # type: ignore[operator]
+        return Scoring(terms, gradient, jacobian.T @ expected @ jacobian)  # type: ignore[operator]

@@ -7,8 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fisher_jax import linalg
-from fisher_jax.optimizers import DRIFT_LIMIT, LENGTHENING, NewtonState, newton, rounding_error
-from fisher_jax.running import Problem, Run, begin, finite, objective_of, sized, trip, unfinished, within
+from fisher_jax.optimizers import (
+    DRIFT_LIMIT,
+    LENGTHENING,
+    DampedState,
+    NewtonState,
+    is_finite,
+    newton,
+    rounding_error,
+    seen_at,
+)
+from fisher_jax.running import Problem, Run, begin, objective_of, sized, trip, unfinished, within
 from fisher_jax.status import Status
 
 ROUNDING_LIMIT = 0.01  # standard errors: a rounding floor further out than this is no success
@@ -46,13 +55,16 @@ def maximise(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_
 
 def ended(run: Run) -> Run:
     """What `conclude` needs of a run: little, so that many can be kept."""
-    state = run.state._replace(terms=None) if isinstance(run.state, NewtonState) else None
+    state = run.state._replace(terms=None) if isinstance(run.state, DampedState) else None
     return run._replace(state=state)
 
 
 def conclude(problem: Problem, run: Run, tolerance: Float[Array, ""], max_steps: Int[Array, ""]) -> Solution:
     """Certify where a run ended by the observed curvature, whatever the optimiser was."""
-    found = run.state if isinstance(run.state, NewtonState) else _probe(problem, objective_of(problem), run.free)
+    found = run.state
+    if not isinstance(found, NewtonState):
+        objective = objective_of(problem)
+        found = seen_at(found, objective(run.free, "observed")) if found else _probe(problem, objective, run.free)
     status = _judge(problem, found, run.free, run.num_steps, tolerance, max_steps, run.broken)
     return Solution(run.free, -found.value, found.curvature, found.step, found.decrement, run.num_steps, status)
 
@@ -76,7 +88,7 @@ def _probe(problem: Problem, objective: Any, free: Float[Array, " p"]) -> Newton
 
 def _judge(
     problem: Problem,
-    state: NewtonState,
+    state: DampedState,
     free: Float[Array, " p"],
     num_steps: Array,
     tolerance: Array,
@@ -102,7 +114,7 @@ def _judge(
     no_start = ~jnp.isfinite(state.value) & unmoved
     conditions = [
         (no_start, Status.BAD_START),
-        (broken | ~finite(state), Status.NOT_FINITE),
+        (broken | ~is_finite(state), Status.NOT_FINITE),
         (near & regular, Status.CONVERGED),
         (at_floor & regular, Status.CONVERGED_TO_ROUNDING),
         (problem.num_observed < free.shape[0], Status.TOO_FEW_OBSERVATIONS),

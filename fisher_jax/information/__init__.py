@@ -9,6 +9,7 @@ from fisher_jax.information.krylov import Solution
 from fisher_jax.information.operator import InformationOperator, information_operator
 from fisher_jax.information.record import Information
 from fisher_jax.information.regularity import Regularity
+from fisher_jax.information.scoring import Scoring, scoring_at
 
 __all__ = [
     "Covariance",
@@ -17,6 +18,7 @@ __all__ = [
     "InformationOperator",
     "InformationWarning",
     "Regularity",
+    "Scoring",
     "Solution",
     "as_matrix",
     "empirical_fisher",
@@ -24,5 +26,6 @@ __all__ = [
     "has_closed_form",
     "information_operator",
     "observed_information",
+    "scoring_at",
     "total_expected",
 ]
