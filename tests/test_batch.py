@@ -399,3 +399,31 @@ def test_two_devices_give_the_same():
         check=False,
     )
     assert done.stdout == "same\n", done.stderr
+
+
+@pytest.mark.exhaustive
+def test_every_fate_is_the_same_in_any_number_of_lanes():
+    """Good data, poison of every kind and what never converges: 1 to 100 000 lanes, one device and two."""
+    size = 600
+    uniform = np.random.default_rng(3).uniform(size=(size, 50))
+    y = 10.0 + 20.0 * ((-np.log(uniform)) ** -0.1 - 1.0)
+    for row, value in zip(range(0, size, 100), (np.nan, np.inf, 1e12, 0.0, -np.inf, 1e300), strict=True):
+        y[row, 7] = value
+    y[50] = 12.0
+    kink = np.zeros((size, 50))
+    kink[25::100] = 50.0
+
+    def log_density(params, y):
+        return families.gev.log_density(params, y["y"]) - y["kink"] * jnp.abs(params["loc"] - 10.0)
+
+    model = fj.Model(log_density, constraints={"scale": fj.positive})
+    start = {"loc": 11.0, "scale": 2.0, "shape": 0.1}
+    fit = functools.partial(fj.fit_batch, model, start, {"y": y, "kink": kink})
+    whole = fit()
+    assert len(np.unique(whole.status)) > 2
+    good = whole.converged
+    one = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("devices",))
+    for settings in [{"num_lanes": lanes} for lanes in (1, 7, 64, 1000, 100_000)] + [{"mesh": one}]:
+        fits = fit(**settings)
+        np.testing.assert_array_equal(fits.status, whole.status)
+        assert in_standard_errors(fits[good], whole[good]) < 1e-3
