@@ -12,6 +12,7 @@ from fisher_jax.fitted import Fit, FitError, FitWarning
 from fisher_jax.inference.delta import DeltaEstimate, delta_method
 from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
 from fisher_jax.inference.record import HypothesisTest
+from fisher_jax.inference.robust import robust
 from fisher_jax.inference.wald import wald_test
 from fisher_jax.information import (
     Covariance,
@@ -79,6 +80,7 @@ __all__ = [
     "ordered",
     "positive",
     "positive_definite",
+    "robust",
     "score",
     "scores",
     "simplex",
