@@ -9,10 +9,14 @@ from fisher_jax.derivatives import hessian, hessian_vector_product, log_likeliho
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.fit import fit
 from fisher_jax.fitted import Fit, FitError, FitWarning
+from fisher_jax.inference.coefficients import CoefficientTable, coefficient_table
+from fisher_jax.inference.comparison import Comparison, compare
 from fisher_jax.inference.delta import DeltaEstimate, delta_method
+from fisher_jax.inference.identification import Identifiability, identifiability
 from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
 from fisher_jax.inference.record import HypothesisTest
 from fisher_jax.inference.robust import robust
+from fisher_jax.inference.score import score_test
 from fisher_jax.inference.wald import wald_test
 from fisher_jax.information import (
     Covariance,
@@ -36,6 +40,8 @@ from fisher_jax.theory import Check, check_information_equality, check_score_mea
 __all__ = [
     "BatchFit",
     "Check",
+    "CoefficientTable",
+    "Comparison",
     "Covariance",
     "DeltaEstimate",
     "Enumeration",
@@ -44,6 +50,7 @@ __all__ = [
     "FitError",
     "FitWarning",
     "HypothesisTest",
+    "Identifiability",
     "Information",
     "InformationOperator",
     "InformationWarning",
@@ -58,6 +65,8 @@ __all__ = [
     "__version__",
     "check_information_equality",
     "check_score_mean",
+    "coefficient_table",
+    "compare",
     "cramer_rao_bound",
     "delta_method",
     "dependent",
@@ -70,6 +79,7 @@ __all__ = [
     "fixed",
     "hessian",
     "hessian_vector_product",
+    "identifiability",
     "information_operator",
     "interval",
     "likelihood_ratio_test",
@@ -82,6 +92,7 @@ __all__ = [
     "positive_definite",
     "robust",
     "score",
+    "score_test",
     "scores",
     "simplex",
     "stream",

@@ -241,18 +241,22 @@ class BatchFit:
         stacklevel: int = 3,
     ) -> Any:
         self._check(kind, caller)
+        if warn:
+            self._warn(caller, stacklevel + 1)
+        blocks = [_block(self.fits, start) for start in range(0, max(len(self), 1), BLOCK)]
+        done = [jax.device_get(_mapped(function, kind, block, numbers)) for block, _ in blocks]
+        parts = [jax.tree.map(lambda a, n=n: a[:n], part) for part, (_, n) in zip(done, blocks, strict=True)]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _warn(self, caller: str, stacklevel: int = 3) -> None:
         failed = int(np.sum(~self.converged))
-        if failed and warn:
+        if failed:
             warnings.warn(
                 f"{caller}: {failed} of {len(self)} fits did not converge, and theirs is not to be relied on. "
                 "See `converged`, `status` and `summary()`.",
                 FitWarning,
                 stacklevel=stacklevel,
             )
-        blocks = [_block(self.fits, start) for start in range(0, max(len(self), 1), BLOCK)]
-        done = [jax.device_get(_mapped(function, kind, block, numbers)) for block, _ in blocks]
-        parts = [jax.tree.map(lambda a, n=n: a[:n], part) for part, (_, n) in zip(done, blocks, strict=True)]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def _check(self, kind: str, caller: str) -> None:
         if kind in covariances.KINDS and kind not in self.kinds:
@@ -330,7 +334,7 @@ _INTERVALS = {"unconstrained": _within_range, "natural": _symmetric}
 
 
 def _tic(fit: Fit, kind: str) -> Any:
-    return criteria.tic(fit.log_likelihood, fit.curvature, fit.outer_product)  # type: ignore[arg-type]
+    return fitted.takeuchi(fit)
 
 
 def _information(fit: Fit, kind: str) -> Any:

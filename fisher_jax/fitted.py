@@ -250,7 +250,7 @@ class Fit:
         """Takeuchi's information criterion 2 tr(J⁻¹K) − 2ℓ, K = Σ s sᵀ, for a model that need not be right."""
         self._check("sandwich", "tic")
         self._warn("tic")
-        return criteria.tic(self.log_likelihood, self.curvature, self.outer_product)  # type: ignore[arg-type]
+        return takeuchi(self)
 
     def describe(self, kind: str) -> str:
         """A kind of covariance in words, as `summary` says it."""
@@ -380,6 +380,12 @@ def flat_covariance(fit: Fit, kind: str) -> Float[Array, "p p"]:
     middle = fit.meat if kind == "sandwich" and fit.meat is not None else fit.outer_product
     matrix = covariances.free_covariance(kind, jacobian, fit.curvature, middle, fit.expected)
     return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, matrix)
+
+
+def takeuchi(fit: Fit) -> Float[Array, ""]:
+    """TIC; NaN at a boundary."""
+    found = criteria.tic(fit.log_likelihood, fit.curvature, fit.outer_product)  # type: ignore[arg-type]
+    return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, found)
 
 
 @functools.partial(jax.jit, static_argnums=1)

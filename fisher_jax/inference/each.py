@@ -32,6 +32,16 @@ def is_known(fit: Any) -> bool:
     return isinstance(fit, BatchFit) or isinstance(fit.status, Status)
 
 
+def model_of(fit: Any, caller: str) -> Model:
+    """The model of a fit that knows its origin."""
+    return (batch_origin_of if isinstance(fit, BatchFit) else origin_of)(fit, caller)[0]
+
+
+def warn_of_failed(fit: Any, caller: str) -> None:
+    """A `FitWarning` where a fit, or one of a batch, did not converge, for the public function two calls up."""
+    fit._warn(caller, stacklevel=4)
+
+
 def of_each(fit: Any, function: Callable[..., Any], kind: str, caller: str, *numbers: Any) -> Any:
     """`function(fit, kind, *numbers)` of a fit, or of every one of a batch; with a warning of those that failed.
 
@@ -42,6 +52,14 @@ def of_each(fit: Any, function: Callable[..., Any], kind: str, caller: str, *num
         return fit._of_each(function, kind, caller, *numbers, stacklevel=4)
     fit._check(kind, caller)
     fit._warn(caller, stacklevel=4)
+    return _of_one(function, kind, fit, numbers)
+
+
+def quietly(fit: Any, function: Callable[..., Any], kind: str, caller: str, *numbers: Any) -> Any:
+    """The same without a word on fits that failed, for what is asked of these too."""
+    if isinstance(fit, BatchFit):
+        return fit._of_each(function, kind, caller, *numbers, warn=False)
+    fit._check(kind, caller)
     return _of_one(function, kind, fit, numbers)
 
 
@@ -67,7 +85,11 @@ def with_data(fit: Any, function: Callable[..., Any], caller: str, shared: tuple
     for start in range(0, len(fit), size):
         rows = np.minimum(np.arange(start, start + size), len(fit) - 1)
         block = jax.tree.map(lambda leaf, rows=rows: leaf[rows], own)
-        parts.append(jax.device_get(_block_with_data(function, model, _Put(sets.mapped, sets.treedef), block, sets.shared, shared)))
+        parts.append(
+            jax.device_get(
+                _block_with_data(function, model, _Put(sets.mapped, sets.treedef), block, sets.shared, shared)
+            )
+        )
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(fit)], *parts)
 
 

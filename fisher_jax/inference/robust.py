@@ -86,13 +86,15 @@ def robust(
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
     >>> by_ship = fj.robust(fit, clusters=ship)
     >>> print(f'{fit.standard_errors("sandwich")["rate"]:.3f} {by_ship.standard_errors("sandwich")["rate"]:.3f}')
-    0.383 0.555
+    0.368 0.265
     >>> print(by_ship.describe("sandwich"))
     sandwich by 3 clusters, factor G/(G − 1)
     """
     check_fit(fit, CALLER)
     if one_of(fit).curvature is None:
-        raise ValueError(f"{CALLER}: the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',)).")
+        raise ValueError(
+            f"{CALLER}: the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',))."
+        )
     how, labels = _checked(fit, clusters, lags, weights, correction)
     middle, plain, indefinite = with_data(fit, how, CALLER, shared=labels)
     said = how.describe()
@@ -163,14 +165,15 @@ class _Middle:
 
     def _factor(self, n: Array, p: int, clusters: Any = None) -> Array:
         n = precise(n)
-        by_cluster = 1.0 if clusters is None else clusters / jnp.where(clusters > 1, clusters - 1.0, jnp.nan)
-        return {
+        by_cluster = n if clusters is None else clusters / jnp.where(clusters > 1, clusters - 1.0, jnp.nan)
+        factors: dict[str, Array] = {
             "none": jnp.ones_like(n),
             "n/(n-1)": n / (n - 1.0),
             "n/(n-p)": n / jnp.where(n > p, n - p, jnp.nan),
             "G/(G-1)": by_cluster,
             "G/(G-1) (n-1)/(n-p)": by_cluster * (n - 1.0) / jnp.where(n > p, n - p, jnp.nan),
-        }[self.correction]
+        }
+        return factors[self.correction]
 
 
 def _is_indefinite(middle: Array, dtype: Any) -> Array:
@@ -219,7 +222,9 @@ def _codes(clusters: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
         return (), ()
     ways = clusters if isinstance(clusters, tuple) else (clusters,)
     if not 1 <= len(ways) <= 2:
-        raise ValueError(f"{CALLER}: clusters is a tuple of {len(ways)}; give an array of labels, or a tuple of two arrays.")
+        raise ValueError(
+            f"{CALLER}: clusters is a tuple of {len(ways)}; give an array of labels, or a tuple of two arrays."
+        )
     codes = [_one_way(way) for way in ways]
     if len(codes) == 2:
         if codes[0].shape != codes[1].shape:
@@ -233,7 +238,9 @@ def _one_way(labels: Any) -> np.ndarray:
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"{CALLER}: clusters has shape {labels.shape}; expected (n,), one label for each observation.")
     if labels.dtype.kind == "f" and np.any(np.isnan(labels)):
-        raise ValueError(f"{CALLER}: clusters[{int(np.argmax(np.isnan(labels)))}] is NaN. Give every observation a label.")
+        raise ValueError(
+            f"{CALLER}: clusters[{int(np.argmax(np.isnan(labels)))}] is NaN. Give every observation a label."
+        )
     known, codes = np.unique(labels, return_inverse=True)
     if len(known) == 1:
         raise ValueError(f"{CALLER}: all observations are in one cluster, so nothing tells how clusters vary.")

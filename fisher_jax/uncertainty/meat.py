@@ -44,9 +44,7 @@ def by_time(scores: Scores, weights: Float[Array, " n"] | None, lags: int) -> Fl
     """
     weighted = precise(weigh(scores, weights))
     padded = jnp.pad(weighted, ((lags, lags), (0, 0)))
-    windows = jax.lax.reduce_window(
-        padded, jnp.zeros((), padded.dtype), jax.lax.add, (lags + 1, 1), (1, 1), "valid"
-    )
+    windows = jax.lax.reduce_window(padded, jnp.zeros((), padded.dtype), jax.lax.add, (lags + 1, 1), (1, 1), "valid")
     return _product(windows, windows) / (lags + 1)
 
 
