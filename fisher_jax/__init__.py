@@ -9,6 +9,15 @@ from fisher_jax.derivatives import hessian, hessian_vector_product, log_likeliho
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.fit import fit
 from fisher_jax.fitted import Fit, FitError, FitWarning
+from fisher_jax.inference.coefficients import CoefficientTable, coefficient_table
+from fisher_jax.inference.comparison import Comparison, compare
+from fisher_jax.inference.delta import DeltaEstimate, delta_method
+from fisher_jax.inference.identification import Identifiability, identifiability
+from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
+from fisher_jax.inference.record import HypothesisTest
+from fisher_jax.inference.robust import robust
+from fisher_jax.inference.score import score_test
+from fisher_jax.inference.wald import wald_test
 from fisher_jax.information import (
     Covariance,
     Estimate,
@@ -31,12 +40,17 @@ from fisher_jax.theory import Check, check_information_equality, check_score_mea
 __all__ = [
     "BatchFit",
     "Check",
+    "CoefficientTable",
+    "Comparison",
     "Covariance",
+    "DeltaEstimate",
     "Enumeration",
     "Estimate",
     "Fit",
     "FitError",
     "FitWarning",
+    "HypothesisTest",
+    "Identifiability",
     "Information",
     "InformationOperator",
     "InformationWarning",
@@ -51,7 +65,10 @@ __all__ = [
     "__version__",
     "check_information_equality",
     "check_score_mean",
+    "coefficient_table",
+    "compare",
     "cramer_rao_bound",
+    "delta_method",
     "dependent",
     "empirical_fisher",
     "families",
@@ -62,8 +79,10 @@ __all__ = [
     "fixed",
     "hessian",
     "hessian_vector_product",
+    "identifiability",
     "information_operator",
     "interval",
+    "likelihood_ratio_test",
     "linked",
     "log_likelihood",
     "observed_information",
@@ -71,9 +90,12 @@ __all__ = [
     "ordered",
     "positive",
     "positive_definite",
+    "robust",
     "score",
+    "score_test",
     "scores",
     "simplex",
     "stream",
     "unit_interval",
+    "wald_test",
 ]

@@ -18,7 +18,7 @@ def problem_of(
 ) -> Problem:
     """What is to be maximised, in u. A start that is NaN lies outside its constraint."""
     target = likelihood(model, layout, values, sample, caller)
-    scoring = functools.partial(_scoring, model, layout, values, sample, target)
+    scoring = functools.partial(scoring_of, model, layout, values, sample, target)
     return Problem(
         target,
         start,
@@ -55,7 +55,7 @@ def total_information(model: Model, layout: Layout, values: Values, sample: Samp
     return total_expected(model, layout, values, sample.given, num_observations(target, layout), target.weights)
 
 
-def _scoring(
+def scoring_of(
     model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood, free: Float[Array, " p"]
 ) -> Scoring:
     """What Fisher scoring needs at u: of a linked model in one pass, of another its gradient and Dᵀ n I D."""
