@@ -13,6 +13,7 @@ from fisher_jax.inference.coefficients import CoefficientTable, coefficient_tabl
 from fisher_jax.inference.comparison import Comparison, compare
 from fisher_jax.inference.delta import DeltaEstimate, delta_method
 from fisher_jax.inference.identification import Identifiability, identifiability
+from fisher_jax.inference.influential import Influence, influence
 from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
 from fisher_jax.inference.record import HypothesisTest
 from fisher_jax.inference.robust import robust
@@ -51,6 +52,7 @@ __all__ = [
     "FitWarning",
     "HypothesisTest",
     "Identifiability",
+    "Influence",
     "Information",
     "InformationOperator",
     "InformationWarning",
@@ -80,6 +82,7 @@ __all__ = [
     "hessian",
     "hessian_vector_product",
     "identifiability",
+    "influence",
     "information_operator",
     "interval",
     "likelihood_ratio_test",
