@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from fisher_jax.damped import UNDAMPED_BELOW, DampedState
 from fisher_jax.differentiate import outer_product_at, terms_at
 from fisher_jax.fitted import Fit, Origin
 from fisher_jax.model import (
@@ -20,7 +21,7 @@ from fisher_jax.model import (
     flatten_parameters,
     starting_parameters,
 )
-from fisher_jax.optimizers import UNDAMPED_BELOW, DampedState, newton
+from fisher_jax.optimizers import newton
 from fisher_jax.parameters import Layout, Values, typed
 from fisher_jax.problem import checked_start, num_observations, problem_of, total_information
 from fisher_jax.running import Problem

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from fisher_jax.damped import DampedState
 from fisher_jax.model import Model, Sample
-from fisher_jax.optimizers import DampedState
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.problem import problem_of
 from fisher_jax.running import Problem, Run, begin, trip, unfinished

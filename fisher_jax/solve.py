@@ -7,16 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fisher_jax import linalg
-from fisher_jax.optimizers import (
-    DRIFT_LIMIT,
-    LENGTHENING,
-    DampedState,
-    NewtonState,
-    is_finite,
-    newton,
-    rounding_error,
-    seen_at,
-)
+from fisher_jax.damped import DRIFT_LIMIT, LENGTHENING, DampedState, NewtonState, is_finite, rounding_error, seen_at
+from fisher_jax.optimizers import newton
 from fisher_jax.running import Problem, Run, begin, objective_of, sized, trip, unfinished, within
 from fisher_jax.status import Status
 

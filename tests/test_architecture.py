@@ -24,6 +24,7 @@ ROWS = {
     "expectation": 3,
     "derivatives": 4,
     "information": 5,
+    "damped": 1,
     "optimizers": 4,
     "running": 5,
     "problem": 6,
