@@ -1,0 +1,71 @@
+"""Pictures of fits side by side, and of influence, show what the fits say."""
+
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import fisher_jax as fj
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from fisher_jax.plots import coefficient_plot, influence_plot
+
+Y = np.random.default_rng(3).gamma(4.0, 0.5, 15)
+START = {"shape": 1.0, "rate": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return fj.fit(fj.families.gamma, START, Y)
+
+
+def test_each_fit_has_its_estimates_and_intervals(fit):
+    exponential = fj.fit(fj.families.exponential, {"rate": 1.0}, Y)
+    axes = coefficient_plot(gamma=fit, exponential=exponential, names=["shape", "rate"], level=0.9)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["shape", "rate"]
+    bars = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 2]
+    wanted = fit.confidence_intervals(0.9)
+    np.testing.assert_allclose(bars[0], wanted["shape"], rtol=1e-6)
+    np.testing.assert_allclose(bars[1], wanted["rate"], rtol=1e-6)
+    np.testing.assert_allclose(bars[2], exponential.confidence_intervals(0.9)["rate"], rtol=1e-6)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["gamma", "exponential"]
+    with pytest.raises(ValueError, match="coefficient_plot: names lists `loc`, but the fits estimate `rate`, `shape`"):
+        coefficient_plot(fit, names=["loc"])
+
+
+def test_what_has_no_interval_stands_open():
+    edge = fj.fit(fj.families.gamma, START, np.full(6, 2.0))
+    axes = coefficient_plot(edge, reference=None)
+    assert [line.get_markerfacecolor() for line in axes.lines if len(line.get_xdata())] == ["none", "none"]
+
+
+def test_the_farthest_observations_are_named(fit):
+    found = fj.influence(fit)
+    axes = influence_plot(found, count=2, labels=[f"day {k}" for k in range(15)])
+    assert [text.get_text() for text in axes.texts] == [f"day {k}" for k in found.most_influential(2)]
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), found.distances)
+    with pytest.raises(ValueError, match="influence_plot: 2 labels for 15 observations"):
+        influence_plot(found, labels=["a", "b"])
+    with pytest.raises(TypeError, match="influence_plot: expected an Influence, got Fit"):
+        influence_plot(fit)
+
+
+def test_what_cannot_be_left_out_is_crossed():
+    z = np.array([0.0, 0.0, 0.0, 1.0])
+
+    def log_density(params, y, z):
+        return -0.5 * (y - params[0] - params[1] * z) ** 2
+
+    found = fj.influence(fj.fit(log_density, jnp.zeros(2), jnp.array([1.0, 1.2, 0.9, 3.0]), given=z))
+    axes = influence_plot(found, count=1)
+    (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
+    assert crosses.get_xdata().tolist() == [3]
+    assert axes.texts[0].get_text() == "3"
