@@ -1,0 +1,128 @@
+"""Coverage of nominal 95 % intervals and size of nominal 5 % tests, by simulation.
+
+``python benchmarks/calibration.py [--fits N] [--bootstraps M]``. Each share has its Monte Carlo standard error beside it. Fits
+without an interval (at a boundary, say) count as not covering, and how many there were is said. BCa intervals are of 999
+replicates each, so of fewer data sets. The tests are of one parameter at its true value.
+"""
+
+import argparse
+import dataclasses
+import time
+import warnings
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+
+import fisher_jax as fj
+
+SIZES = (20, 50, 200)
+TEST_SIZES = (25, 50, 100, 500)
+REPLICATES = 999
+KEPT = ("observed", "sandwich")
+
+
+def logistic(params, z):
+    return {"logit": params["intercept"] + params["slope"] * z}
+
+
+# The model, the truth, the parameter that is tested
+MODELS = {
+    "gamma": (fj.families.gamma, {"rate": 1.0, "shape": 2.0}, "shape"),
+    "logistic": (fj.linked(fj.families.bernoulli, logistic), {"intercept": -0.3, "slope": 1.0}, "slope"),
+    "GEV": (fj.families.gev, {"loc": 10.0, "scale": 2.0, "shape": 0.1}, "shape"),
+    "negative binomial": (fj.families.negative_binomial, {"mean": 5.0, "size": 2.0}, "size"),
+}
+
+
+def drawn(name, n, size, seed):
+    """Data sets (size, n) from the model at the truth, and covariates if there are any."""
+    model, truth, _ = MODELS[name]
+    given = np.linspace(-1.5, 1.5, n) if name == "logistic" else None
+    keys = jax.random.split(jax.random.key(seed), (size, n))
+    if given is None:
+        return np.asarray(jax.vmap(jax.vmap(lambda key: model.sample(key, truth)))(keys)), given
+    each = jax.vmap(lambda key, z: model.sample(key, truth, z))
+    return np.asarray(jax.vmap(each, (0, None))(keys, given)), given
+
+
+def fitted(name, n, size, seed=1):
+    data, given = drawn(name, n, size, seed)
+    return fj.fit_batch(MODELS[name][0], MODELS[name][1], data, given=given)
+
+
+def covered(ends, truth):
+    """Whether each interval (B, 2) holds the truth, parameter by parameter; one that is NaN does not."""
+    return {name: (ends[name][..., 0] <= value) & (value <= ends[name][..., 1]) for name, value in truth.items()}
+
+
+def share(hits):
+    """`94.6 ± 0.3`, in per cent."""
+    p = np.mean(hits)
+    return f"{100 * p:5.1f} ± {100 * np.sqrt(max(p * (1 - p), 1e-9) / len(hits)):.1f}"
+
+
+def by_bootstrap(fits, count):
+    """BCa intervals of the first fits; those that did not converge have none."""
+    ends = {name: np.full((count, 2), np.nan) for name in fits.names}
+    for k in np.flatnonzero(fits.converged[:count]):
+        found = fj.bootstrap(fits[int(k)], jax.random.key(int(k)), REPLICATES).confidence_intervals(0.95, "bca")
+        for name, both in ends.items():
+            both[k] = found[name]
+    return ends
+
+
+def coverage(arguments):
+    print("\nCoverage of nominal 95 % intervals, per cent")
+    print(
+        f"{'model':<20}{'n':>5}  {'parameter':<10}{'Wald':>13}{'profile':>13}{'BCa':>13}   without: Wald, profile, BCa"
+    )
+    for name, (_, truth, _) in MODELS.items():
+        for n in SIZES:
+            fits = fitted(name, n, arguments.fits)
+            every = [
+                fits.confidence_intervals(0.95),
+                fits.confidence_intervals(0.95, "profile"),
+                by_bootstrap(fits, arguments.bootstraps),
+            ]
+            hits = [covered(ends, truth) for ends in every]
+            for parameter in fits.names:
+                shares = "".join(f"{share(hit[parameter]):>13}" for hit in hits)
+                lost = [f"{100 * np.mean(np.isnan(np.asarray(ends[parameter])).any(axis=-1)):.1f} %" for ends in every]
+                print(f"{name:<20}{n:>5}  {parameter:<10}{shares}   {', '.join(lost)}", flush=True)
+
+
+def sizes(arguments):
+    print("\nSize of nominal 5 % tests of one parameter, per cent of the data sets where both fits converged")
+    print(f"{'model':<20}{'n':>5}  {'parameter':<10}{'Wald':>13}{'ratio':>13}{'score':>13}   both converged")
+    for name, (model, truth, tested) in MODELS.items():
+        held = dataclasses.replace(model, constraints={**(model.constraints or {}), tested: fj.fixed})
+        for n in TEST_SIZES:
+            data, given = drawn(name, n, arguments.fits, seed=2)
+            fits, nulls = (fj.fit_batch(m, truth, data, given=given, covariances=KEPT) for m in (model, held))
+            both = fits.converged & nulls.converged
+            tests = (
+                fj.wald_test(fits, {tested: truth[tested]}),
+                fj.likelihood_ratio_test(fits, nulls),
+                fj.score_test(nulls, tested),
+            )
+            shares = "".join(f"{share(test.p_value[both] < 0.05):>13}" for test in tests)
+            print(f"{name:<20}{n:>5}  {tested:<10}{shares}   {100 * np.mean(both):.1f} %", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fits", type=int, default=4000, help="data sets behind each share")
+    parser.add_argument("--bootstraps", type=int, default=400, help="data sets behind each share of BCa")
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fj.FitWarning)  # the tables count what these would say
+        coverage(arguments)
+        sizes(arguments)
+    print(f"\n{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
