@@ -1,0 +1,150 @@
+"""Both sides of the profiles of many functions of the parameters at once, from the model and its data."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from fisher_jax import linalg
+from fisher_jax.differentiate import CHUNK_ENTRIES
+from fisher_jax.model import Likelihood, Model, Sample, likelihood
+from fisher_jax.parameters import Layout, Values
+from fisher_jax.uncertainty.profile import End, Path, follow
+
+SIDES = (-1.0, 1.0)
+_ENTRIES_AT_ONCE = 2**24  # of the scores that all lanes hold together
+
+
+class Sides(NamedTuple):
+    """Profiles of m functions, below and above, as `profile.Path` holds them with axes (m, 2) in front.
+
+    `values` and `ends` are in the function's own unit; `codes` are those of `End`; `reached` is where an end that is no
+    cut-off was left, and `fallen` by how much the profile had fallen there.
+    """
+
+    estimates: Float[np.ndarray, " m"]
+    errors: Float[np.ndarray, " m"]
+    ends: Float[np.ndarray, "m 2"]
+    codes: Int[np.ndarray, "m 2"]
+    reached: Float[np.ndarray, "m 2"]
+    fallen: Float[np.ndarray, "m 2"]
+    singular: Any
+    values: Float[np.ndarray, "m 2 k"]
+    drops: Float[np.ndarray, "m 2 k"]
+    frees: Float[np.ndarray, "m 2 k p"]
+    trips: Int[np.ndarray, "m 2"]
+
+
+def cut_of(level: Any) -> float:
+    """By how many nats the profile may fall: half the quantile of χ² with one degree of freedom."""
+    from scipy.special import ndtri
+
+    return 0.5 * float(ndtri(0.5 * (1.0 + float(level)))) ** 2
+
+
+def profile_sides(
+    model: Model,
+    layout: Layout,
+    function: Callable[[PyTree], Any] | None,
+    values: Values,
+    sample: Sample,
+    free: Float[Array, " p"],
+    curvature: Float[Array, "p p"],
+    columns: np.ndarray,
+    level: Any,
+    caller: str,
+) -> Sides:
+    """The profiles of a function of the parameters, or of the entries of θ in `columns`, from the estimate u."""
+    rows = jax.tree.leaves(sample.data)[0].shape[0]
+    at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
+    parts = [
+        jax.device_get(
+            _profiles(
+                model, layout, function, caller, values, sample, free, curvature, columns[k : k + at_once], cut_of(level)
+            )
+        )
+        for k in range(0, len(columns), at_once)
+    ]
+    found, estimates, errors, ends, points = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    edges = layout.edges()[columns] if function is None else np.full((1, 2), np.inf) * np.array(SIDES)
+    return _sides(found, estimates, errors, ends, points, edges)
+
+
+def _sides(
+    found: Path, estimates: np.ndarray, errors: np.ndarray, ends: np.ndarray, points: np.ndarray, edges: np.ndarray
+) -> Sides:
+    last = np.maximum(np.sum(np.isfinite(found.drops), axis=-1) - 1, 0)[..., None]
+    reached = np.take_along_axis(points, last, -1)[..., 0]
+    known = [found.end == End.CUT_OFF, found.end == End.NEVER_FALLS, found.end == End.EDGE]
+    return Sides(
+        estimates=estimates,
+        errors=errors,
+        ends=np.select(known, [ends, edges, reached], np.nan),
+        codes=found.end,
+        reached=reached,
+        fallen=np.take_along_axis(found.drops, last, -1)[..., 0],
+        singular=found.singular,
+        values=points,
+        drops=found.drops,
+        frees=found.frees,
+        trips=found.trips,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _profiles(
+    model: Model,
+    layout: Layout,
+    function: Callable[[PyTree], Any] | None,
+    caller: str,
+    values: Values,
+    sample: Sample,
+    free: Float[Array, " p"],
+    curvature: Float[Array, "p p"],
+    columns: Int[Array, " m"],
+    cut: Any,
+) -> tuple[Path, Array, Array, Array, Array]:
+    """Paths (m, 2), estimates and standard errors (m,), ends (m, 2) and the function at every point (m, 2, k)."""
+    target = likelihood(model, layout, values, sample, caller)
+    return lanes(target, layout, function, values, free, curvature, columns, cut)
+
+
+def lanes(
+    target: Likelihood,
+    layout: Layout,
+    function: Callable[[PyTree], Any] | None,
+    values: Values,
+    free: Float[Array, " p"],
+    curvature: Float[Array, "p p"],
+    columns: Int[Array, " m"],
+    cut: Any,
+) -> tuple[Path, Array, Array, Array, Array]:
+    """The profiles of one data set, every side of every function a lane of its own."""
+    diagonal = jnp.abs(jnp.diagonal(curvature))
+    units = 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
+    inverse = linalg.inverse(curvature)
+
+    def natural(column: Array, u: Array) -> Array:
+        if function is not None:
+            return jnp.asarray(function(layout.constrain(u, values)), layout.dtype)
+        return layout.join(layout.constrained_values(u, values))[column]
+
+    def followed(column: Array, u: Array) -> Array:
+        return natural(column, u) if function is not None else layout.coordinates(u)[column]
+
+    def one(column: Array) -> tuple[Path, Array, Array, Array, Array]:
+        def side(sign: Array) -> Path:
+            return follow(target, lambda u: followed(column, u), free, units, sign, cut)
+
+        path = jax.vmap(side)(jnp.array(SIDES, layout.dtype))
+        estimate, slopes = jax.value_and_grad(lambda u: natural(column, u))(free)
+        error = jnp.sqrt(jnp.sum(slopes * jnp.sum(inverse * slopes[None, :], axis=1)))
+        ends = path.end_value if function is not None else jax.vmap(lambda u: natural(column, u))(path.end_free)
+        points = jax.vmap(jax.vmap(lambda u: natural(column, u)))(path.frees)
+        return path, estimate, error, ends, points
+
+    return jax.vmap(one)(columns)
