@@ -9,6 +9,7 @@ from fisher_jax.derivatives import hessian, hessian_vector_product, log_likeliho
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.fit import fit
 from fisher_jax.fitted import Fit, FitError, FitWarning
+from fisher_jax.inference.delta import DeltaEstimate, delta_method
 from fisher_jax.information import (
     Covariance,
     Estimate,
@@ -32,6 +33,7 @@ __all__ = [
     "BatchFit",
     "Check",
     "Covariance",
+    "DeltaEstimate",
     "Enumeration",
     "Estimate",
     "Fit",
@@ -52,6 +54,7 @@ __all__ = [
     "check_information_equality",
     "check_score_mean",
     "cramer_rao_bound",
+    "delta_method",
     "dependent",
     "empirical_fisher",
     "families",

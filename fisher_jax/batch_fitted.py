@@ -19,7 +19,7 @@ from fisher_jax.fitted import Fit, FitError, FitWarning
 from fisher_jax.information import Information
 from fisher_jax.status import Status
 from fisher_jax.uncertainty import covariance as covariances
-from fisher_jax.uncertainty import intervals
+from fisher_jax.uncertainty import criteria, intervals
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
 FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
@@ -159,6 +159,14 @@ class BatchFit:
         """Schwarz's Bayesian information criterion p log n − 2ℓ, (B,)."""
         return self.num_parameters * np.log(self.num_observations) - 2.0 * self.log_likelihood
 
+    def aicc(self) -> np.ndarray:
+        """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ, (B,); NaN where n ≤ p + 1."""
+        return np.asarray(criteria.aicc(self.log_likelihood, self.num_parameters, self.num_observations))
+
+    def tic(self) -> np.ndarray:
+        """Takeuchi's information criterion 2 tr(J⁻¹K) − 2ℓ, (B,); needs the kind "sandwich"."""
+        return self._of_each(_tic, "sandwich", "tic")
+
     def raise_if_failed(self) -> "BatchFit":
         """Return the batch if all converged; raise `FitError` naming those that did not, with the first one's diagnosis."""
         failed = np.flatnonzero(~self.converged)
@@ -209,7 +217,15 @@ class BatchFit:
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 
-    def _of_each(self, function: Callable[..., Any], kind: str, caller: str, *numbers: float, warn: bool = True) -> Any:
+    def _of_each(
+        self,
+        function: Callable[..., Any],
+        kind: str,
+        caller: str,
+        *numbers: Any,
+        warn: bool = True,
+        stacklevel: int = 3,
+    ) -> Any:
         self._check(kind, caller)
         failed = int(np.sum(~self.converged))
         if failed and warn:
@@ -217,7 +233,7 @@ class BatchFit:
                 f"{caller}: {failed} of {len(self)} fits did not converge, and theirs is not to be relied on. "
                 "See `converged`, `status` and `summary()`.",
                 FitWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
         blocks = [_block(self.fits, start) for start in range(0, max(len(self), 1), BLOCK)]
         done = [jax.device_get(_mapped(function, kind, block, numbers)) for block, _ in blocks]
@@ -282,6 +298,10 @@ def _symmetric(fit: Fit, kind: str, level: Any) -> Any:
 
 
 _INTERVALS = {"unconstrained": _within_range, "natural": _symmetric}
+
+
+def _tic(fit: Fit, kind: str) -> Any:
+    return criteria.tic(fit.log_likelihood, fit.curvature, fit.outer_product)  # type: ignore[arg-type]
 
 
 def _information(fit: Fit, kind: str) -> Any:

@@ -9,7 +9,6 @@ import numpy as np
 
 from fisher_jax.fitted import Fit
 from fisher_jax.status import Status
-from fisher_jax.uncertainty.covariance import DESCRIPTIONS
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 WORST = 5
@@ -92,7 +91,7 @@ def summarise(
             for label, count in statuses.items()
         ),
         *(("Attempt", f"{count} by {name}") for name, count in tried.items() if name != attempts[0]),
-        ("Covariance", DESCRIPTIONS.get(kind, "none kept")),
+        ("Covariance", fits.describe(kind) if kind else "none kept"),
         ("Lanes at work", f"{100 * utilisation:.1f} % of the time"),
     ]
     return BatchSummary(len(status), statuses, tried, _spread(fits, converged, errors), _worst(fits, status), facts)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from fisher_jax import linalg
 from fisher_jax.extras import require
 from fisher_jax.information import Information
 from fisher_jax.model import Model, Sample
@@ -19,7 +18,7 @@ from fisher_jax.solve import EDGE_INFORMATION
 from fisher_jax.status import Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
 from fisher_jax.uncertainty import covariance as covariances
-from fisher_jax.uncertainty import intervals
+from fisher_jax.uncertainty import criteria, direction, intervals
 
 if TYPE_CHECKING:
     AnyArray = Array
@@ -73,6 +72,8 @@ class Fit:
         The last full Newton step in u: where a fit that ran to infinity was heading.
     origin : Origin or None
         The model and the data. No part of the pytree: None once the fit has passed through a transformation.
+    meat, robust : array (p, p) or None, and str
+        What `robust` put into the middle of the sandwich in place of `outer_product`, and what it is, in words.
 
     Notes
     -----
@@ -104,6 +105,8 @@ class Fit:
     last_step: Float[AnyArray, "*b p"]
     layout: Layout = field(repr=False)
     origin: Origin | None = field(default=None, repr=False)
+    meat: Float[AnyArray, "*b p p"] | None = None
+    robust: str = ""
 
     @property
     def params(self) -> PyTree:
@@ -139,7 +142,7 @@ class Fit:
         ----------
         kind : {"observed", "expected", "empirical", "sandwich"}
             Inverse of minus the Hessian; of n times the Fisher information; of the summed outer products of scores; or
-            White's robust H⁻¹ (Σ s sᵀ) H⁻¹, without a small-sample factor.
+            White's robust H⁻¹ (Σ s sᵀ) H⁻¹, without a small-sample factor; see `robust` for other middles.
 
         Returns
         -------
@@ -239,6 +242,20 @@ class Fit:
         """Schwarz's Bayesian information criterion p log n − 2ℓ."""
         return self.num_parameters * jnp.log(self.num_observations) - 2.0 * self.log_likelihood
 
+    def aicc(self) -> Float[Array, ""]:
+        """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ; NaN where n ≤ p + 1."""
+        return criteria.aicc(self.log_likelihood, self.num_parameters, self.num_observations)
+
+    def tic(self) -> Float[Array, ""]:
+        """Takeuchi's information criterion 2 tr(J⁻¹K) − 2ℓ, K = Σ s sᵀ, for a model that need not be right."""
+        self._check("sandwich", "tic")
+        self._warn("tic")
+        return criteria.tic(self.log_likelihood, self.curvature, self.outer_product)
+
+    def describe(self, kind: str) -> str:
+        """A kind of covariance in words, as `summary` says it."""
+        return self.robust if kind == "sandwich" and self.robust else covariances.DESCRIPTIONS[kind]
+
     def diagnosis(self) -> str:
         """The status in full: what is known, which observation or direction is to blame, likely causes, what to try."""
         self._check_single("diagnosis")
@@ -269,7 +286,7 @@ class Fit:
             num_steps=int(self.num_steps),
             decrement=float(self.decrement),
             precision=str(self.free.dtype),
-            covariance=covariances.DESCRIPTIONS[kind],
+            covariance=self.describe(kind),
             level=level,
         )
 
@@ -295,49 +312,21 @@ class Fit:
         status = self.status
         if status in (Status.BAD_START, Status.NOT_FINITE) and int(self.suspect) >= 0:
             return f"first at observation {int(self.suspect)}"
-        if status in (Status.SINGULAR_INFORMATION, Status.INDEFINITE, Status.BOUNDARY):
-            return f"direction: {self._weakest()}"
+        if status == Status.BOUNDARY:
+            found = direction.escaping(self.curvature, self.free, self.last_step, self.layout, EDGE_INFORMATION)
+            return f"direction: {found}"
+        if status in (Status.SINGULAR_INFORMATION, Status.INDEFINITE):
+            return f"direction: {direction.weakest(self.curvature, self.layout)}"
         if status == Status.TOO_FEW_OBSERVATIONS:
             return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
         return ""
-
-    def _weakest(self) -> str:
-        """The direction in which the curvature is least, by the names of the parameters."""
-        if self.curvature is None:
-            return "unknown, since the curvature was not kept"
-        curvature = np.asarray(self.curvature, np.float64)
-        if not np.all(np.isfinite(curvature)):
-            return "unknown, since the curvature is not finite"
-        if self.status == Status.BOUNDARY:
-            return self._escaping(curvature)
-        _, direction = linalg.weakest_direction(curvature)
-        return linalg.describe_direction(direction, self._free_names())
-
-    def _escaping(self, curvature: np.ndarray) -> str:
-        """What runs away: the constrained parameters left without information, else where the last step was heading."""
-        diagonal, names = np.abs(np.diagonal(curvature)), self._free_names()
-        faint = [k for k, limited in enumerate(self.layout.restricted) if limited and diagonal[k] < EDGE_INFORMATION]
-        if faint:
-            return ", ".join(names[k] for k in faint)
-        step = np.asarray(self.last_step, np.float64)
-        if not np.any(step):
-            free = np.where(self.layout.restricted, np.abs(np.asarray(self.free)), 0.0)
-            return names[int(np.argmax(free))]
-        return linalg.describe_direction(step / step[np.argmax(np.abs(step))], names)
-
-    def _free_names(self) -> tuple[str, ...]:
-        """Names for the entries of u: those of θ where they correspond one to one."""
-        names: list[str] = []
-        for _, leaf in self.layout.free_leaves:
-            same = leaf.free_size == leaf.size
-            names += leaf.entry_names if same else [f"{leaf.name}, free coordinate {k}" for k in range(leaf.free_size)]
-        return tuple(names)
 
     def _check(self, kind: str, caller: str) -> None:
         batched = self.curvature is None or self.outer_product is None
         covariances.check_kind(kind, has_expected=self.expected is not None or batched, caller=caller)
         needed = {"observed": (self.curvature,), "empirical": (self.outer_product,), "expected": (self.expected,)}
-        if any(matrix is None for matrix in needed.get(kind, (self.curvature, self.outer_product))):
+        middle = self.outer_product if self.meat is None else self.meat
+        if any(matrix is None for matrix in needed.get(kind, (self.curvature, middle))):
             raise ValueError(
                 f"{caller}: kind={kind!r} was not kept. Fit again with fit_batch(…, covariances=({kind!r},))."
             )
@@ -354,16 +343,16 @@ class Fit:
                 "axis. Call it outside; take one of a batch by jax.tree.map(lambda leaf: leaf[i], fits)."
             )
 
-    def _warn(self, caller: str) -> None:
+    def _warn(self, caller: str, stacklevel: int = 3) -> None:
         status = self.status
         if isinstance(status, Status) and not status.converged:
-            warnings.warn(f"{caller}: not to be relied on. {self.diagnosis()}", FitWarning, stacklevel=3)
+            warnings.warn(f"{caller}: not to be relied on. {self.diagnosis()}", FitWarning, stacklevel=stacklevel)
 
 
 jax.tree_util.register_dataclass(
     Fit,
-    data_fields=[field.name for field in fields(Fit) if field.name not in ("layout", "origin")],
-    meta_fields=["layout"],
+    data_fields=[field.name for field in fields(Fit) if field.name not in ("layout", "origin", "robust")],
+    meta_fields=["layout", "robust"],
     drop_fields=["origin"],
 )
 
@@ -381,9 +370,16 @@ def origin_of(fit: Fit, caller: str) -> Origin:
 def flat_uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Float[Array, " q"]]:
     """Covariance matrix and standard errors of the q entries; NaN at a boundary."""
     jacobian = fit.layout.jacobian(fit.free, fit.values)
-    matrix = covariances.covariance(kind, jacobian, fit.curvature, fit.outer_product, fit.expected)
-    matrix = jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, matrix)  # curvature on the way out measures nothing
+    matrix = covariances.carried(jacobian, flat_covariance(fit, kind))
     return matrix, covariances.standard_errors(matrix)
+
+
+def flat_covariance(fit: Fit, kind: str) -> Float[Array, "p p"]:
+    """Covariance matrix of û; NaN at a boundary, since curvature on the way out measures nothing."""
+    jacobian = fit.layout.jacobian(fit.free, fit.values)
+    middle = fit.meat if kind == "sandwich" and fit.meat is not None else fit.outer_product
+    matrix = covariances.free_covariance(kind, jacobian, fit.curvature, middle, fit.expected)
+    return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, matrix)
 
 
 @functools.partial(jax.jit, static_argnums=1)

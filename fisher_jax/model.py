@@ -78,7 +78,7 @@ class Model:
                 "Write the log-density of one observation as a function."
             )
         functions = (self.log_density, self.sample, self.initial, self.information, self.quantile)
-        key = (type(self), *(_ById(f) for f in functions), constraint_table(self.constraints, "Model"))
+        key = (type(self), *(ById(f) for f in functions), constraint_table(self.constraints, "Model"))
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
 
@@ -100,7 +100,7 @@ class DependentModel(Model):
     is_dependent = True
 
 
-class _ById:
+class ById:
     """A function compared by what it is: equal functions first, then identity where equality is not to be had."""
 
     def __init__(self, function: Any) -> None:
@@ -114,7 +114,7 @@ class _ById:
         return self.hash
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _ById) or self.hash != other.hash:
+        if not isinstance(other, ById) or self.hash != other.hash:
             return False
         return self.function is other.function or (self.hash != id(self.function) and self.function == other.function)
 
@@ -366,7 +366,7 @@ def _call(function: UserFunction, arguments: tuple[Any, ...], name: str, caller:
 
 
 @functools.lru_cache(maxsize=256)
-def _signature(function: _ById) -> Any:
+def _signature(function: ById) -> Any:
     import inspect
 
     try:
@@ -377,7 +377,7 @@ def _signature(function: _ById) -> Any:
 
 def check_arity(function: UserFunction, names: tuple[str, ...], name: str, caller: str) -> None:
     """Refuse a user's function that cannot be called with arguments of these names, the covariates' being `z`."""
-    signature = _signature(_ById(function))
+    signature = _signature(ById(function))
     if signature is None:
         return
     try:

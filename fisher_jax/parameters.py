@@ -70,6 +70,15 @@ class Layout:
         """The name of every entry of θ."""
         return tuple(name for _, leaf in self.free_leaves for name in leaf.entry_names)
 
+    @functools.cached_property
+    def free_names(self) -> tuple[str, ...]:
+        """Names for the entries of u: those of θ where they correspond one to one."""
+        names: list[str] = []
+        for _, leaf in self.free_leaves:
+            same = leaf.free_size == leaf.size
+            names += leaf.entry_names if same else [f"{leaf.name}, free coordinate {k}" for k in range(leaf.free_size)]
+        return tuple(names)
+
     @property
     def num_free(self) -> int:
         """p: the length of u, which is the number of parameters estimated."""

@@ -41,6 +41,7 @@ ROWS = {
     "feed": 9,
     "ladder": 10,
     "batch": 11,
+    "inference": 12,
     "stream": 12,
     "plots": 13,
     "__init__": 14,

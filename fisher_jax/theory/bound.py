@@ -75,7 +75,7 @@ def cramer_rao_bound(
     if expectation is None:
         information = _closed_form_in_free(model, params, layout, values, given)
     else:
-        information = taken(model, layout, _free_names(layout), values, expectation, given, _CALLER)
+        information = taken(model, layout, layout.free_names, values, expectation, given, _CALLER)
     names, slope = _slope(layout, values, function, bias)
     half = slope @ layout.jacobian(layout.unconstrain(values), values)
     matrix, errors = carried(
@@ -91,14 +91,7 @@ def _closed_form_in_free(model: Model, params: PyTree, layout: Layout, values: V
     """The information about u: on a simplex, say, only there do the identities hold that it rests on."""
     found = fisher_information(model, params, given=given)
     tangent = layout.jacobian(layout.unconstrain(values), values)
-    return replace(found, matrix=tangent.T @ found.matrix @ tangent, names=_free_names(layout))
-
-
-def _free_names(layout: Layout) -> tuple[str, ...]:
-    """The parameters' names where u has as many entries, else its own."""
-    if len(layout.names) == layout.num_free:
-        return layout.names
-    return tuple(f"free coordinate {k}" for k in range(layout.num_free))
+    return replace(found, matrix=tangent.T @ found.matrix @ tangent, names=layout.free_names)
 
 
 def check_number(num_observations: Any) -> None:

@@ -35,14 +35,14 @@ def precise(array: Array) -> Array:
     return array.astype(jax.dtypes.canonicalize_dtype(jnp.float64))
 
 
-def covariance(
+def free_covariance(
     kind: str,
     jacobian: Float[Array, "q p"],
     curvature: Float[Array, "p p"] | None,
     outer_product: Float[Array, "p p"] | None,
     expected: Float[Array, "q q"] | None,
-) -> Float[Array, "q q"]:
-    """Covariance of θ̂: D V Dᵀ with V that of the unconstrained u and D = ∂θ/∂u.
+) -> Float[Array, "p p"]:
+    """Covariance of û, with `outer_product` the middle of the sandwich, and D = ∂θ/∂u for the expected information of θ.
 
     All NaN where the matrix to be inverted is not positive definite. Only those matrices that the kind needs are looked at.
 
@@ -50,17 +50,22 @@ def covariance(
     ----------
     White, H. (1982), Econometrica 50, 1-25, theorem 3.2, for the sandwich.
     """
-    jacobian = precise(jacobian)
     with jax.default_matmul_precision("highest"):
         if kind == "observed":
-            free = linalg.inverse(precise(curvature))  # type: ignore[arg-type]
-        elif kind == "empirical":
-            free = linalg.inverse(precise(outer_product))  # type: ignore[arg-type]
-        elif kind == "expected":
-            free = linalg.inverse(jacobian.T @ precise(expected) @ jacobian)  # type: ignore[arg-type]
-        else:
-            bread = linalg.inverse(precise(curvature))  # type: ignore[arg-type]
-            free = bread @ precise(outer_product) @ bread  # type: ignore[arg-type]
+            return linalg.inverse(precise(curvature))  # type: ignore[arg-type]
+        if kind == "empirical":
+            return linalg.inverse(precise(outer_product))  # type: ignore[arg-type]
+        if kind == "expected":
+            jacobian = precise(jacobian)
+            return linalg.inverse(jacobian.T @ precise(expected) @ jacobian)  # type: ignore[arg-type]
+        bread = linalg.inverse(precise(curvature))  # type: ignore[arg-type]
+        return bread @ precise(outer_product) @ bread  # type: ignore[arg-type]
+
+
+def carried(jacobian: Float[Array, "k p"], free: Float[Array, "p p"]) -> Float[Array, "k k"]:
+    """Covariance G V Gᵀ of what depends on û with derivative G, symmetric to the last bit."""
+    jacobian = jacobian.astype(free.dtype)
+    with jax.default_matmul_precision("highest"):
         result = jacobian @ free @ jacobian.T
     return 0.5 * (result + result.T)
 

@@ -1,0 +1,237 @@
+"""`delta_method`: how sure a function of the parameters is."""
+
+import html
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from fisher_jax.extras import require
+from fisher_jax.fitted import Fit, flat_covariance
+from fisher_jax.inference.each import check_fit, is_known, of_each, one_of
+from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
+from fisher_jax.inference.report import Table, number, warn
+from fisher_jax.model import ById
+from fisher_jax.uncertainty import covariance as covariances
+from fisher_jax.uncertainty import intervals
+
+FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
+SHOWN = 30  # rows of a report
+
+
+@dataclass(frozen=True)
+class DeltaEstimate:
+    """A function of the parameters at the estimate, and its uncertainty to first order.
+
+    Attributes
+    ----------
+    flat_value, flat_standard_error : arrays (k,)
+        All numbers that the function returned, in one row in the order of `names`, and their standard errors.
+    flat_interval : array (k, 2)
+        Lower and upper ends, symmetric: value ± z times standard error.
+    jacobian : array (k, p)
+        Derivatives with respect to the unconstrained parameters.
+    free_covariance : array (p, p)
+        Covariance of these.
+    flat : boolean array (k,)
+        Where the gradient is zero at the estimate, or so near to it that second-order terms dwarf what it tells: a
+        first-order standard error, however small, then says nothing.
+    names : tuple of str
+    level : float
+        The coverage aimed at by the intervals.
+    description : str
+        Which covariance was used.
+
+    Notes
+    -----
+    Of a `BatchFit` every array has a leading axis. `value`, `standard_error` and `interval` are laid out as the function
+    returns them.
+    """
+
+    flat_value: Any
+    flat_standard_error: Any
+    flat_interval: Any
+    jacobian: Any
+    free_covariance: Any
+    flat: Any
+    output: Output
+    level: float
+    description: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of every number."""
+        return self.output.names
+
+    @property
+    def value(self) -> PyTree:
+        """What the function returns at the estimate."""
+        return self.output.arranged(self.flat_value)
+
+    @property
+    def standard_error(self) -> PyTree:
+        """First-order standard errors, laid out like `value`."""
+        return self.output.arranged(self.flat_standard_error)
+
+    @property
+    def interval(self) -> PyTree:
+        """Like `value`, with a last axis of two, lower and upper."""
+        return self.output.arranged(self.flat_interval, trailing=1)
+
+    @property
+    def covariance(self) -> Array:
+        """Covariance matrix (k, k) of all numbers, in the order of `names`; formed when asked for."""
+        jacobian = jnp.asarray(self.jacobian).astype(self.free_covariance.dtype)
+        half = jnp.matmul(jacobian, jnp.asarray(self.free_covariance), precision="highest")
+        return jnp.matmul(half, jacobian.mT, precision="highest")
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each number (needs the extra `frames`); not of a batch."""
+        pd = require("pandas", "frames", "to_frame")
+        if jnp.ndim(self.flat_value) != 1:
+            raise ValueError("to_frame: this is of a batch. Take the arrays, or frame that of one fit: fits[0].")
+        return pd.DataFrame(self._columns(), index=pd.Index(self.names, name="name"))
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        ends = np.asarray(self.flat_interval)
+        columns = {"estimate": self.flat_value, "standard_error": self.flat_standard_error}
+        return {name: np.asarray(part) for name, part in columns.items()} | {"lower": ends[:, 0], "upper": ends[:, 1]}
+
+    def _table(self) -> Table:
+        percent = f"{100 * self.level:g} %"
+        rows = [
+            (name, *map(number, row)) for name, row in zip(self.names, zip(*self._columns().values(), strict=True))
+        ]
+        hidden = len(rows) - SHOWN
+        notes = [f"{hidden} more are not shown: see to_frame()."] if hidden > 0 else []
+        titles = ("function", "estimate", "std. error", f"lower {percent}", f"upper {percent}")
+        return Table("Delta method", [("Covariance", self.description)], titles, rows[:SHOWN], notes + self._notes())
+
+    def _notes(self) -> list[str]:
+        names = [name for name, flat in zip(self.names, np.asarray(self.flat), strict=True) if flat]
+        return [flatness(names)] if names else []
+
+    def __str__(self) -> str:
+        if jnp.ndim(self.flat_value) != 1 or isinstance(self.flat_value, jax.core.Tracer):
+            return f"Delta method: {', '.join(self.names[:SHOWN])}, of shape {jnp.shape(self.flat_value)}"
+        return str(self._table())
+
+    def _repr_html_(self) -> str:
+        if jnp.ndim(self.flat_value) != 1 or isinstance(self.flat_value, jax.core.Tracer):
+            return html.escape(str(self))
+        return self._table()._repr_html_()
+
+
+_STATIC = ("output", "level", "description")
+jax.tree_util.register_dataclass(
+    DeltaEstimate, [f.name for f in fields(DeltaEstimate) if f.name not in _STATIC], list(_STATIC)
+)
+
+
+def flatness(names: list[str]) -> str:
+    """What is said of numbers whose gradient vanishes."""
+    said = ", ".join(f"`{name}`" for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return (
+        f"the gradient of {said} is zero at the estimate: its first-order variance is 0 and says nothing of how uncertain it is, "
+        "which second-order terms decide. Use a profile or the bootstrap."
+    )
+
+
+def delta_method(function: Any, fit: Any, kind: str = "observed", level: float | int = 0.95) -> DeltaEstimate:
+    """The value of any function of the parameters at the estimate, its standard error and interval: var g(θ̂) ≈ G V Gᵀ.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(params)``: a number, an array of any shape, or a pytree of them, in terms of jax.numpy. Predictions over a
+        grid of covariates are ``lambda params: jax.vmap(lambda z: predict(params, z))(grid)``.
+    fit : Fit or BatchFit
+        Of a batch, every result gains the leading axis B.
+    kind : {"observed", "expected", "empirical", "sandwich"}
+        The covariance V, as for `Fit.covariance`.
+    level : float
+        Coverage aimed at by the intervals.
+
+    Returns
+    -------
+    DeltaEstimate
+        With `value`, `standard_error` and `interval` laid out as the function returns its numbers, and the `covariance` of
+        all of them. NaN where the covariance is; a `FitWarning` says why.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the function returns nothing or something that is not floating, or the covariance was not kept.
+
+    Notes
+    -----
+    Good as far as the function is straight over a few standard errors. Intervals are symmetric and may leave the range of what
+    is positive: ask for the logarithm and take the exponential of its ends. Where the gradient is zero at the estimate (a
+    square at zero, a product of two zeros) the first-order variance is zero and meaningless; this is found by the second
+    derivative along two directions, and said in `flat`, in print and by a `FitWarning`.
+
+    Cost: p passes of the function forward. A function equal to one given before is not compiled anew.
+
+    References
+    ----------
+    van der Vaart, A. W. (1998), Asymptotic Statistics, theorem 3.1.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
+    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    >>> mean = fj.delta_method(lambda params: params["shape"] / params["rate"], fit)
+    >>> print(f"{mean.value:.3f} ± {mean.standard_error:.3f}")
+    3.000 ± 0.899
+    """
+    caller = "delta_method"
+    check_fit(fit, caller)
+    intervals.check_level(level, caller)
+    output = outline(function, one_of(fit), "function", caller)
+    one = _Delta(OfParameters(ById(function)))
+    found = of_each(fit, one, kind, caller, level)
+    result = DeltaEstimate(*found, output, level, one_of(fit).describe(kind))
+    if is_known(fit):
+        flat = np.asarray(found[-1]).reshape(-1, len(output.names)).any(axis=0)
+        if flat.any():
+            warn(f"{caller}: {flatness([n for n, f in zip(output.names, flat, strict=True) if f])}")
+    return result
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """The delta method of one fit, compiled once for each function."""
+
+    function: OfParameters
+
+    def __call__(self, fit: Fit, kind: str, level: Any) -> tuple[Any, ...]:
+        value, jacobian = linearised(self.function, fit)
+        free = flat_covariance(fit, kind)
+        value = value.astype(free.dtype)
+        variance = jnp.sum(jnp.matmul(jacobian.astype(free.dtype), free, precision="highest") * jacobian, axis=1)
+        errors = jnp.sqrt(variance)
+        reach = jax.scipy.special.ndtri(0.5 * (1 + jnp.asarray(level, free.dtype))) * errors
+        ends = jnp.stack([value - reach, value + reach], axis=-1)
+        return value, errors, ends, jacobian, free, self._flat(fit, free, errors)
+
+    def _flat(self, fit: Fit, free: Float[Array, "p p"], errors: Float[Array, " k"]) -> Bool[Array, " k"]:
+        """Whether second-order changes over a standard error, along two directions with nothing special, dwarf the first."""
+        spread = covariances.standard_errors(free).astype(fit.free.dtype)
+        generator = np.random.default_rng(0)
+        bends = [
+            self._second(fit, spread * generator.normal(size=spread.shape).astype(fit.free.dtype)) for _ in range(2)
+        ]
+        second = jnp.maximum(*bends).astype(errors.dtype)
+        return (second > 0) & (errors <= FLAT_BELOW * second)
+
+    def _second(self, fit: Fit, direction: Float[Array, " p"]) -> Float[Array, " k"]:
+        """|½ dᵀHd| of every number."""
+
+        def slope(free: Array) -> Array:
+            return jax.jvp(lambda u: self.function(fit, u), (free,), (direction,))[1]
+
+        return 0.5 * jnp.abs(jax.jvp(slope, (fit.free,), (direction,))[1])

@@ -1,0 +1,74 @@
+"""A user's function of params, as a function of u: its values in one row, their names, and their derivatives."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.fitted import Fit
+from fisher_jax.model import ById
+from fisher_jax.parameters import path_name
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a function returns: the names of its numbers, and how they are laid out."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    treedef: Any
+
+    def arranged(self, flat: Array, *, trailing: int = 0) -> PyTree:
+        """Numbers in one row as the function returns them. So many axes come after that of the numbers, others before it."""
+        axis = flat.ndim - 1 - trailing
+        before, after = flat.shape[:axis], flat.shape[axis + 1 :]
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
+        xp = np if isinstance(flat, np.ndarray) else jnp
+        parts = xp.split(flat, ends, axis=axis)
+        leaves = [part.reshape(before + shape + after) for part, shape in zip(parts, self.shapes, strict=True)]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+@dataclass(frozen=True)
+class OfParameters:
+    """A function of params, hashable whatever it is."""
+
+    function: ById
+
+    def __call__(self, fit: Fit, free: Float[Array, " p"]) -> Float[Array, " k"]:
+        """Its numbers in one row, at u."""
+        leaves = jax.tree.leaves(self.function.function(fit.layout.constrain(free, fit.values)))
+        return jnp.concatenate([jnp.ravel(leaf).astype(free.dtype) for leaf in leaves])
+
+
+def outline(function: Any, fit: Fit, name: str, caller: str) -> Output:
+    """What a function of params returns, learnt without running it; `fit` may have a batch axis."""
+    if not callable(function):
+        raise TypeError(f"{caller}: {name} must be a function of params, got {type(function).__name__}.")
+    ahead = jnp.ndim(fit.status_code)
+    values = [jax.ShapeDtypeStruct(jnp.shape(value)[ahead:], jnp.result_type(value)) for value in fit.values]
+    returned = jax.eval_shape(lambda values: function(fit.layout.assemble(values)), values)
+    found, treedef = jax.tree_util.tree_flatten_with_path(returned)
+    if not found:
+        raise TypeError(f"{caller}: {name} must return a number, an array or a pytree of them, but returned nothing.")
+    for _, leaf in found:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{caller}: {name} must return floating numbers but returned dtype {leaf.dtype}. "
+                "Does it compare or round where it should compute?"
+            )
+    names = [_names(path_name(path) if path else name, leaf.shape) for path, leaf in found]
+    return Output(tuple(sum(names, [])), tuple(leaf.shape for _, leaf in found), treedef)
+
+
+def _names(name: str, shape: tuple[int, ...]) -> list[str]:
+    return [f"{name}[{','.join(map(str, index))}]" if shape else name for index in np.ndindex(shape)]
+
+
+def linearised(function: Any, fit: Fit) -> tuple[Float[Array, " k"], Float[Array, "k p"]]:
+    """The numbers of `function(fit, u)` at the estimate, and their derivatives."""
+    value, push = jax.linearize(lambda free: function(fit, free), fit.free)
+    return value, jax.vmap(push)(jnp.eye(fit.free.shape[0], dtype=fit.free.dtype)).T
