@@ -23,6 +23,7 @@ from fisher_jax.information import (
     information_operator,
     observed_information,
 )
+from fisher_jax.inference.profile_likelihood import Profile, profile_likelihood
 from fisher_jax.linked import linked
 from fisher_jax.model import Model, dependent
 from fisher_jax.status import Status
@@ -44,6 +45,7 @@ __all__ = [
     "InformationWarning",
     "Model",
     "MonteCarlo",
+    "Profile",
     "Quadrature",
     "QuasiMonteCarlo",
     "Regularity",
@@ -74,6 +76,7 @@ __all__ = [
     "ordered",
     "positive",
     "positive_definite",
+    "profile_likelihood",
     "score",
     "scores",
     "simplex",

@@ -19,6 +19,7 @@ from fisher_jax.status import Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
 from fisher_jax.uncertainty import covariance as covariances
 from fisher_jax.uncertainty import criteria, direction, intervals
+from fisher_jax.uncertainty.profile_sides import profile_sides
 
 if TYPE_CHECKING:
     AnyArray = Array
@@ -186,8 +187,9 @@ class Fit:
         ----------
         level : float
             Coverage aimed at, between 0 and 1.
-        method : {"wald"}
-            From the standard errors. A kind of covariance is accepted here too and means a Wald interval of that kind.
+        method : {"wald", "profile"}
+            From the standard errors, or from the profile likelihood of each entry (see `profile_likelihood`, which tells more).
+            A kind of covariance is accepted here too and means a Wald interval of that kind.
         kind : str
             The covariance, as for `covariance`.
         scale : {"unconstrained", "natural"}
@@ -208,6 +210,8 @@ class Fit:
         method, kind = intervals.check_method(level, method, kind, scale, caller)
         self._check(kind, caller)
         self._warn(caller)
+        if method == "profile":
+            return self.layout.assemble(_with_fixed(self, jnp.asarray(_profile_ends(self, level, caller))))
         return self.layout.assemble(_intervals(self, kind, scale, level))
 
     def information(self, kind: str = "observed") -> Information:
@@ -406,7 +410,11 @@ def interval_leaves(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
     """Wald intervals as array leaves of the parameters, each with a last axis of two."""
     _, errors = flat_uncertainty(fit, kind)
     theta = fit.layout.join(fit.values).astype(errors.dtype)
-    ends = intervals.wald(fit.layout, theta, errors, level, scale)
+    return _with_fixed(fit, intervals.wald(fit.layout, theta, errors, level, scale))
+
+
+def _with_fixed(fit: Fit, ends: Float[Array, "q 2"]) -> Values:
+    """Both ends for each entry of θ as array leaves; those of fixed parameters are their value."""
     start, result = 0, []
     for leaf, value in zip(fit.layout.leaves, fit.values, strict=True):
         if leaf.is_fixed:
@@ -415,6 +423,18 @@ def interval_leaves(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
             result.append(ends[start : start + leaf.size].reshape((*leaf.shape, 2)))
             start += leaf.size
     return result
+
+
+def _profile_ends(fit: Fit, level: Any, caller: str) -> np.ndarray:
+    """Ends of the profile intervals (q, 2), with a warning of those that could not be told."""
+    model, sample = origin_of(fit, caller)
+    columns = np.arange(len(fit.names))
+    found = profile_sides(model, fit.layout, None, fit.values, sample, fit.free, fit.curvature, columns, level, caller)
+    unknown = [name for name, ends in zip(fit.names, found.ends, strict=True) if np.any(np.isnan(ends))]
+    if unknown:
+        said = f"{caller}: an end is NaN for {', '.join(unknown)}; print fisher_jax.profile_likelihood(fit) to see why."
+        warnings.warn(said, FitWarning, stacklevel=3)
+    return found.ends
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -22,8 +22,10 @@ def check_method(level: Any, method: str, kind: str, scale: str, caller: str) ->
     """The method and the kind of covariance meant, where a kind may stand for the method; what is unknown is refused."""
     if method in KINDS:
         method, kind = "wald", method
-    if method != "wald":
-        raise ValueError(f'{caller}: method={method!r} is unknown; "wald" is what there is.')
+    if method not in ("wald", "profile"):
+        raise ValueError(f'{caller}: method={method!r} is unknown; choose "wald" or "profile".')
+    if method == "profile" and (kind, scale) != ("observed", "unconstrained"):
+        raise ValueError(f'{caller}: method="profile" needs no covariance and no scale; leave `kind` and `scale` out.')
     if scale not in ("unconstrained", "natural"):
         raise ValueError(f'{caller}: scale={scale!r} is unknown; choose "unconstrained" or "natural".')
     check_level(level, caller)

@@ -54,12 +54,10 @@ _WORDS = {
 class Path(NamedTuple):
     """One side of a profile: its points from the estimate outwards (NaN after the last), and its end.
 
-    `drops` are ℓ̂ − ℓ_p, `slopes` the derivatives of ℓ_p with respect to g; `end_free` is u at the end, or at the last point.
+    `drops` are ℓ̂ − ℓ_p; `end_free` is u at the end, or at the last point.
     """
 
-    values: Float[Array, " k"]
     drops: Float[Array, " k"]
-    slopes: Float[Array, " k"]
     frees: Float[Array, "k p"]
     end_free: Float[Array, " p"]
     end_value: Float[Array, ""]
@@ -93,16 +91,26 @@ class _Walk(NamedTuple):
 
 
 def follow(
-    target: Likelihood, restriction: Restriction, free: Float[Array, " p"], units: Float[Array, " p"], side: Any, cut: Any
+    target: Likelihood,
+    restriction: Restriction,
+    span: Any,
+    free: Float[Array, " p"],
+    units: Float[Array, " p"],
+    side: Any,
+    cut: Any,
 ) -> Path:
-    """The profile of g(u) from the maximum at u in the direction `side` = ±1 of g, to where it has fallen by `cut` nats."""
+    """The profile of g(u) from the maximum at u in the direction `side` = ±1 of g, to where it has fallen by `cut` nats.
+
+    `span` is a change of g that is large whatever the likelihood: that of a logarithm or a logit, say. It is infinite where
+    there is none, and NaN where g may have a range that it does not leave.
+    """
     best = terms_at(target, free)
     cut = jnp.asarray(cut, free.dtype)
-    side = jnp.asarray(side, free.dtype)
+    side, span = jnp.asarray(side, free.dtype), jnp.asarray(span, free.dtype)
 
     def trip(walk: _Walk) -> _Walk:
         there = look(target, restriction, best, units, walk.trial)
-        return _advance(walk, there, side, cut)
+        return _advance(walk, there, side, cut, span)
 
     def running(walk: _Walk) -> Bool[Array, ""]:
         return (walk.path.end == End.RUNNING) & (walk.path.trips < MOST_TRIPS) & (walk.count < MOST_POINTS)
@@ -116,9 +124,7 @@ def _start(shapes: Point, free: Float[Array, " p"]) -> _Walk:
     zero, none = jnp.zeros((), free.dtype), jnp.zeros((), jnp.int32)
     blank = jnp.full((MOST_POINTS,), jnp.nan, free.dtype)
     path = Path(
-        values=blank,
         drops=blank,
-        slopes=blank,
         frees=jnp.full((MOST_POINTS, *free.shape), jnp.nan, free.dtype),
         end_free=free,
         end_value=zero,
@@ -149,11 +155,11 @@ def _start(shapes: Point, free: Float[Array, " p"]) -> _Walk:
     )
 
 
-def _advance(walk: _Walk, there: Point, side: Array, cut: Array) -> _Walk:
+def _advance(walk: _Walk, there: Point, side: Array, cut: Array, span: Array) -> _Walk:
     """One trip: judge the point looked at, then go on, back nearer to the path, or back to its last point."""
     first = walk.count == 0
     walk = walk._replace(path=walk.path._replace(trips=walk.path.trips + 1), tries=walk.tries + 1)
-    taken = jnp.where(walk.predicted, _sound(walk, there), _gains(walk, there)) | first
+    taken = jnp.where(walk.predicted, _sound(walk, there, cut), _gains(walk, there)) | first
     here = _choose(taken, there, walk.here)
     part = jnp.where(taken, 1.0, 0.25 * walk.part)
     arrived = first | ((taken | ~walk.predicted) & _on_path(here, taken, walk.tries, cut))
@@ -162,7 +168,7 @@ def _advance(walk: _Walk, there: Point, side: Array, cut: Array) -> _Walk:
         here=here, part=part, predicted=jnp.array(False), trial=here.free + part * _newton(here, walk.goal)
     )
     onward = _onward(walk._replace(here=here), side, cut)
-    back = _back(walk, side)
+    back = _back(walk, side, cut, span)
     result = _choose(arrived, onward, _choose(failed, back, correcting))
     dead = first & ~there.finite
     return result._replace(path=result.path._replace(end=jnp.where(dead, jnp.int32(End.STUCK), result.path.end)))
@@ -172,9 +178,10 @@ def _newton(point: Point, goal: Array) -> Float[Array, " p"]:
     return point.inward + point.tangent * (goal - point.value)
 
 
-def _sound(walk: _Walk, there: Point) -> Bool[Array, ""]:
-    """Whether a predicted point is near enough to the path; after several shorter strides any that is finite."""
-    return there.finite & ((there.definite & (there.distance < 1.0)) | (walk.failures >= 5))
+def _sound(walk: _Walk, there: Point, cut: Array) -> Bool[Array, ""]:
+    """Whether a predicted point is near enough to the path, and not far beyond its end."""
+    near = there.definite & (there.distance < 1.0)
+    return there.finite & (there.drop < 4.0 * cut) & (near | (walk.failures >= 5))
 
 
 def _gains(walk: _Walk, there: Point) -> Bool[Array, ""]:
@@ -195,15 +202,14 @@ def _onward(walk: _Walk, side: Array, cut: Array) -> _Walk:
     """The point is on the path: write it down, see whether this is the end, and predict the next."""
     here, first = walk.here, walk.count == 0
     drop = jnp.where(first, 0.0, here.drop - 0.5 * jnp.where(here.definite, here.distance, 0.0) ** 2)
-    unit = jnp.where(first, _unit(here), walk.unit)
     origin = jnp.where(first, here.value, walk.origin)
     way = side * (here.value - origin)
+    unit = jnp.where(first, _unit(here), jnp.where(walk.count == 1, way / _spacing(cut), walk.unit))
     path = walk.path
+    now = jnp.arange(MOST_POINTS) == walk.count
     path = path._replace(
-        values=path.values.at[walk.count].set(here.value),
-        drops=path.drops.at[walk.count].set(drop),
-        slopes=path.slopes.at[walk.count].set(here.slope),
-        frees=path.frees.at[walk.count].set(here.free),
+        drops=jnp.where(now, drop, path.drops),
+        frees=jnp.where(now[:, None], here.free[None, :], path.frees),
         singular=path.singular | here.singular,
         bend=jnp.where(first, here.bend, path.bend),
     )
@@ -281,16 +287,18 @@ def _predict(base: Point, before: Point, goal: Array, curved: Any) -> Float[Arra
     return base.free + _newton(base, goal) + 0.5 * ahead * change
 
 
-def _back(walk: _Walk, side: Array) -> _Walk:
+def _back(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
     """No maximum was found at the goal: aim at a nearer one, or end here."""
     base, failures = walk.base, walk.failures + 1
     ahead = 0.25 * (walk.goal - base.value)
     goal = base.value + ahead
     way = jnp.abs(base.value - walk.origin)
-    runs_off = jnp.sum((base.tangent * way) ** 2) > 1e4 * jnp.sum((base.free - walk.path.frees[0]) ** 2)
+    runs_off = jnp.isnan(span) & (jnp.sum((base.tangent * way) ** 2) > 1e4 * jnp.sum((base.free - walk.path.frees[0]) ** 2))
     given_up = (failures > _MOST_FAILURES) | (goal == base.value)
     close = runs_off & (jnp.abs(ahead) < 1e-6 * way)
-    code = jnp.where(walk.flat > 0, End.NEVER_FALLS, jnp.where(runs_off, End.EDGE, End.STUCK))
+    loss = span * (jnp.abs(base.slope) + 0.5 * span * jnp.abs(base.bend))
+    level = (walk.flat > 0) | (loss < _NEARLY_FLAT * (cut - base.drop))
+    code = jnp.where(level, End.NEVER_FALLS, jnp.where(runs_off, End.EDGE, End.STUCK))
     end = jnp.where(given_up | close, code, End.RUNNING).astype(jnp.int32)
     return walk._replace(
         goal=goal,

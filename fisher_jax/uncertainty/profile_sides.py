@@ -16,6 +16,7 @@ from fisher_jax.parameters import Layout, Values
 from fisher_jax.uncertainty.profile import End, Path, follow
 
 SIDES = (-1.0, 1.0)
+_SPAN = 3.0  # on a logarithmic or logistic scale
 _ENTRIES_AT_ONCE = 2**24  # of the scores that all lanes hold together
 
 
@@ -49,7 +50,7 @@ def cut_of(level: Any) -> float:
 def profile_sides(
     model: Model,
     layout: Layout,
-    function: Callable[[PyTree], Any] | None,
+    function: Callable[[PyTree], Array] | None,
     values: Values,
     sample: Sample,
     free: Float[Array, " p"],
@@ -58,7 +59,10 @@ def profile_sides(
     level: Any,
     caller: str,
 ) -> Sides:
-    """The profiles of a function of the parameters, or of the entries of θ in `columns`, from the estimate u."""
+    """The profiles, from the estimate u, of the numbers in `columns` of a function of params, or of θ where it is None.
+
+    The function returns an array (k,), and is hashable, as it is compiled once for each.
+    """
     rows = jax.tree.leaves(sample.data)[0].shape[0]
     at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
     parts = [
@@ -70,7 +74,7 @@ def profile_sides(
         for k in range(0, len(columns), at_once)
     ]
     found, estimates, errors, ends, points = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    edges = layout.edges()[columns] if function is None else np.full((1, 2), np.inf) * np.array(SIDES)
+    edges = layout.edges()[columns] if function is None else np.array(SIDES) * np.full((len(columns), 2), np.inf)
     return _sides(found, estimates, errors, ends, points, edges)
 
 
@@ -99,13 +103,13 @@ def _sides(
 def _profiles(
     model: Model,
     layout: Layout,
-    function: Callable[[PyTree], Any] | None,
+    function: Callable[[PyTree], Array] | None,
     caller: str,
     values: Values,
     sample: Sample,
     free: Float[Array, " p"],
     curvature: Float[Array, "p p"],
-    columns: Int[Array, " m"],
+    columns: Any,
     cut: Any,
 ) -> tuple[Path, Array, Array, Array, Array]:
     """Paths (m, 2), estimates and standard errors (m,), ends (m, 2) and the function at every point (m, 2, k)."""
@@ -116,7 +120,7 @@ def _profiles(
 def lanes(
     target: Likelihood,
     layout: Layout,
-    function: Callable[[PyTree], Any] | None,
+    function: Callable[[PyTree], Array] | None,
     values: Values,
     free: Float[Array, " p"],
     curvature: Float[Array, "p p"],
@@ -130,15 +134,19 @@ def lanes(
 
     def natural(column: Array, u: Array) -> Array:
         if function is not None:
-            return jnp.asarray(function(layout.constrain(u, values)), layout.dtype)
+            return function(layout.constrain(u, values)).astype(layout.dtype)[column]
         return layout.join(layout.constrained_values(u, values))[column]
 
     def followed(column: Array, u: Array) -> Array:
         return natural(column, u) if function is not None else layout.coordinates(u)[column]
 
+    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), _SPAN, jnp.inf)
+
     def one(column: Array) -> tuple[Path, Array, Array, Array, Array]:
+        span = spans[column] if function is None else jnp.nan
+
         def side(sign: Array) -> Path:
-            return follow(target, lambda u: followed(column, u), free, units, sign, cut)
+            return follow(target, lambda u: followed(column, u), span, free, units, sign, cut)
 
         path = jax.vmap(side)(jnp.array(SIDES, layout.dtype))
         estimate, slopes = jax.value_and_grad(lambda u: natural(column, u))(free)
