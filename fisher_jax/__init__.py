@@ -10,6 +10,9 @@ from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMon
 from fisher_jax.fit import fit
 from fisher_jax.fitted import Fit, FitError, FitWarning
 from fisher_jax.inference.delta import DeltaEstimate, delta_method
+from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
+from fisher_jax.inference.record import HypothesisTest
+from fisher_jax.inference.wald import wald_test
 from fisher_jax.information import (
     Covariance,
     Estimate,
@@ -40,6 +43,7 @@ __all__ = [
     "Fit",
     "FitError",
     "FitWarning",
+    "HypothesisTest",
     "Information",
     "InformationOperator",
     "InformationWarning",
@@ -69,6 +73,7 @@ __all__ = [
     "hessian_vector_product",
     "information_operator",
     "interval",
+    "likelihood_ratio_test",
     "linked",
     "log_likelihood",
     "observed_information",
@@ -82,4 +87,5 @@ __all__ = [
     "simplex",
     "stream",
     "unit_interval",
+    "wald_test",
 ]

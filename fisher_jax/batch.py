@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fisher_jax.batch_fitted import BatchFit, joined_fits
+from fisher_jax.batch_fitted import BatchFit, BatchOrigin, joined_fits
 from fisher_jax.data_sets import CALLER, DataSets, check_starts, data_sets, rows_of
 from fisher_jax.fit import check_optimizer, check_stopping
 from fisher_jax.information import has_closed_form
@@ -120,7 +121,8 @@ def fit_batch(
     if is_ragged(data):
         _refuse_axes(axes, given)
         return _fit_ragged(finish, model, params, params_axis, Sample(data, given, weights))
-    return finish(data_sets(model, params, Sample(data, given, weights), axes))
+    sets = data_sets(model, params, Sample(data, given, weights), axes)
+    return replace(finish(sets), origin=BatchOrigin(model, sets))
 
 
 def _refuse_axes(axes: tuple[Any, ...], given: PyTree) -> None:

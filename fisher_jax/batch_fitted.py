@@ -5,7 +5,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ from jaxtyping import PyTree
 
 from fisher_jax import fitted
 from fisher_jax.batch_summary import BatchSummary, summarise
+from fisher_jax.data_sets import DataSets
 from fisher_jax.extras import require
-from fisher_jax.fitted import Fit, FitError, FitWarning
+from fisher_jax.fitted import Fit, FitError, FitWarning, Origin
 from fisher_jax.information import Information
+from fisher_jax.model import Model
 from fisher_jax.status import Status
 from fisher_jax.uncertainty import covariance as covariances
 from fisher_jax.uncertainty import criteria, intervals
@@ -26,7 +28,13 @@ FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status
 BLOCK = 4096  # fits that a method works on at once
 
 
-@jax.tree_util.register_dataclass
+class BatchOrigin(NamedTuple):
+    """What the fits of a batch were made from; each one's own data by `sets.sample`."""
+
+    model: Model
+    sets: DataSets
+
+
 @dataclass(frozen=True)
 class BatchFit:
     """Many maximum-likelihood fits, each with a fate of its own. Arrays are numpy's, with a leading axis of length B.
@@ -41,6 +49,8 @@ class BatchFit:
         The part of the lanes' time that was spent on data sets.
     kinds : tuple of str
         The kinds of covariance that `fit_batch` was asked to keep.
+    origin : BatchOrigin or None
+        The model and the data sets. No part of the pytree; None after a transformation and of a list of data sets.
 
     Notes
     -----
@@ -60,7 +70,8 @@ class BatchFit:
     fits: Fit
     attempt: Any
     utilisation: Any
-    kinds: tuple[str, ...] = field(metadata={"static": True})
+    kinds: tuple[str, ...]
+    origin: BatchOrigin | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.fits.status_code)
@@ -72,8 +83,11 @@ class BatchFit:
             index = operator.index(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
-            return jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self.fits)
-        return replace(self, fits=jax.tree.map(lambda leaf: leaf[index], self.fits), attempt=self.attempt[index])
+            one = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), self.fits)
+            return replace(one, origin=self.origin and Origin(self.origin.model, self.origin.sets.sample(index)))
+        some = jax.tree.map(lambda leaf: leaf[index], self.fits)
+        origin = self.origin and self.origin._replace(sets=self.origin.sets.take(index))
+        return replace(self, fits=some, attempt=self.attempt[index], origin=origin)
 
     def __iter__(self) -> Iterator[Fit]:
         return (self[k] for k in range(len(self)))
@@ -247,6 +261,21 @@ class BatchFit:
                 f"{caller}: kind={kind!r} was not kept ({kept} was). Fit again with fit_batch(…, covariances=({kind!r},))."
             )
         covariances.check_kind(kind, has_expected=self.fits.expected is not None, caller=caller)
+
+
+jax.tree_util.register_dataclass(
+    BatchFit, data_fields=["fits", "attempt", "utilisation"], meta_fields=["kinds"], drop_fields=["origin"]
+)
+
+
+def batch_origin_of(fits: BatchFit, caller: str) -> BatchOrigin:
+    """What the fits were made from; refused where it is not known."""
+    if fits.origin is None:
+        raise ValueError(
+            f"{caller}: needs the data, which this batch does not have: it was made from a list of data sets, or went through "
+            "a transformation. Fit data sets of one length together, or take each by itself."
+        )
+    return fits.origin
 
 
 def joined_fits(parts: list[BatchFit], order: np.ndarray) -> BatchFit:

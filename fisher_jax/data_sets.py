@@ -49,6 +49,19 @@ class DataSets:
         """Some of the data sets."""
         return replace(self, own=[leaf[rows] for leaf in self.own])
 
+    def sample(self, row: int) -> Sample:
+        """The data, covariates and weights of one of them."""
+        leaves = joined(self.mapped, [leaf[row] for leaf in self.own[1:]], self.shared)
+        return Sample(*jax.tree.unflatten(self.treedef, leaves)[1:])
+
+    def axes(self) -> Sample:
+        """For each array of data, covariates and weights, 0 where the data sets differ in it and None where they share it."""
+        return Sample(*jax.tree.unflatten(self.treedef, [0 if differs else None for differs in self.mapped])[1:])
+
+    def arrays(self) -> Sample:
+        """The arrays to which `axes` belong."""
+        return Sample(*jax.tree.unflatten(self.treedef, joined(self.mapped, self.own[1:], self.shared))[1:])
+
     def started_at(self, start: np.ndarray) -> "DataSets":
         """The same from other starts (B, p)."""
         return replace(self, own=[np.asarray(start, self.layout.dtype), *self.own[1:]])

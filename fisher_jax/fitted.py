@@ -254,7 +254,7 @@ class Fit:
         """Takeuchi's information criterion 2 tr(J⁻¹K) − 2ℓ, K = Σ s sᵀ, for a model that need not be right."""
         self._check("sandwich", "tic")
         self._warn("tic")
-        return criteria.tic(self.log_likelihood, self.curvature, self.outer_product)
+        return criteria.tic(self.log_likelihood, self.curvature, self.outer_product)  # type: ignore[arg-type]
 
     def describe(self, kind: str) -> str:
         """A kind of covariance in words, as `summary` says it."""

@@ -102,9 +102,8 @@ class DeltaEstimate:
 
     def _table(self) -> Table:
         percent = f"{100 * self.level:g} %"
-        rows = [
-            (name, *map(number, row)) for name, row in zip(self.names, zip(*self._columns().values(), strict=True))
-        ]
+        columns = zip(*self._columns().values(), strict=True)
+        rows = [(name, *map(number, row)) for name, row in zip(self.names, columns, strict=True)]
         hidden = len(rows) - SHOWN
         notes = [f"{hidden} more are not shown: see to_frame()."] if hidden > 0 else []
         titles = ("function", "estimate", "std. error", f"lower {percent}", f"upper {percent}")
@@ -135,8 +134,8 @@ def flatness(names: list[str]) -> str:
     """What is said of numbers whose gradient vanishes."""
     said = ", ".join(f"`{name}`" for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return (
-        f"the gradient of {said} is zero at the estimate: its first-order variance is 0 and says nothing of how uncertain it is, "
-        "which second-order terms decide. Use a profile or the bootstrap."
+        f"the gradient of {said} is zero at the estimate: its first-order variance is 0 and says nothing of how uncertain "
+        "it is, which second-order terms decide. Use a profile or the bootstrap."
     )
 
 
@@ -193,12 +192,12 @@ def delta_method(function: Any, fit: Any, kind: str = "observed", level: float |
     intervals.check_level(level, caller)
     output = outline(function, one_of(fit), "function", caller)
     one = _Delta(OfParameters(ById(function)))
-    found = of_each(fit, one, kind, caller, level)
-    result = DeltaEstimate(*found, output, level, one_of(fit).describe(kind))
+    value, errors, ends, jacobian, free, flat = of_each(fit, one, kind, caller, level)
+    result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, one_of(fit).describe(kind))
     if is_known(fit):
-        flat = np.asarray(found[-1]).reshape(-1, len(output.names)).any(axis=0)
-        if flat.any():
-            warn(f"{caller}: {flatness([n for n, f in zip(output.names, flat, strict=True) if f])}")
+        somewhere = np.any(np.asarray(flat).reshape(-1, len(output.names)), axis=0)
+        if np.any(somewhere):
+            warn(f"{caller}: {flatness([output.names[k] for k in np.flatnonzero(somewhere)])}")
     return result
 
 

@@ -1,5 +1,6 @@
 """A user's function of params, as a function of u: its values in one row, their names, and their derivatives."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,14 @@ def outline(function: Any, fit: Fit, name: str, caller: str) -> Output:
                 f"{caller}: {name} must return floating numbers but returned dtype {leaf.dtype}. "
                 "Does it compare or round where it should compute?"
             )
-    names = [_names(path_name(path) if path else name, leaf.shape) for path, leaf in found]
-    return Output(tuple(sum(names, [])), tuple(leaf.shape for _, leaf in found), treedef)
+    names = [_names(named_within(name, path), leaf.shape) for path, leaf in found]
+    return Output(tuple(itertools.chain(*names)), tuple(leaf.shape for _, leaf in found), treedef)
+
+
+def named_within(root: str, path: Any) -> str:
+    """A path's name, with that of its root where it has none of its own: `params`, `params[1]`, `scale`."""
+    name = path_name(path) if path else ""
+    return root + name if not name or name.startswith("[") else name
 
 
 def _names(name: str, shape: tuple[int, ...]) -> list[str]:

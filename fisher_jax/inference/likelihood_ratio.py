@@ -1,0 +1,216 @@
+"""`likelihood_ratio_test`: how much likelihood does a restriction cost?"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fisher_jax.batch_fitted import BatchFit
+from fisher_jax.constraints import Interval
+from fisher_jax.differentiate import terms_at
+from fisher_jax.fitted import Fit
+from fisher_jax.inference.each import check_fit, is_known, one_of
+from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
+from fisher_jax.inference.record import HypothesisTest, chi_squared_test
+from fisher_jax.inference.report import warn
+from fisher_jax.inference.restricted import refit
+from fisher_jax.inference.samples import same_data
+from fisher_jax.model import Model, Sample, likelihood
+from fisher_jax.parameters import Layout, Values
+from fisher_jax.status import Status
+
+TEST = "Likelihood-ratio test"
+SHORT_OF_EDGE = 1e-4  # by which a fit that runs to a boundary may stay below the supremum there, in the statistic
+
+
+def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -> HypothesisTest:
+    """Test a null hypothesis by twice the log-likelihood that it costs: 2 (ℓ(θ̂) − ℓ(θ̂₀)).
+
+    Parameters
+    ----------
+    fit : Fit or BatchFit
+        The fit without the restriction.
+    null : Fit, BatchFit or pytree
+        The fit of the restricted model to the same data. Or hypothesised values as for `wald_test`, by structure or by name, as
+        in ``{"shape": 1.0}``: the model is then fitted again with these held, from the estimates of the others.
+    num_on_boundary : int, optional
+        How many of the restrictions put a parameter on the edge of its range (a variance or a mixture's weight of zero).
+        Default: as many as can be told from the constraints and the hypothesised values.
+
+    Returns
+    -------
+    HypothesisTest
+        Chi-squared with the difference of the numbers of free parameters. With one parameter on the boundary `mixture_p_value`
+        is the one that holds; with more, both are too large or too small and a note says so.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the fits are of different data, the null has not fewer free parameters, or the hypothesis is none.
+
+    Notes
+    -----
+    That the models are nested is for the caller to know; only the numbers of parameters and the data are compared. A null that
+    fits better than the alternative means that the alternative is not at its maximum: p is NaN, the statistic negative, and a
+    `FitWarning` says so. Below zero by no more than rounding and the fit's decrement explain, it is zero. Where either fit has
+    not converged, that is said too. In float32 the difference is summed by observations where the data are known.
+
+    References
+    ----------
+    Wilks, S. S. (1938), Ann. Math. Statist. 9, 60-62; Self, S. G. and Liang, K.-Y. (1987), J. Amer. Statist. Assoc. 82,
+    605-610, cases 5 and 6.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
+    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    >>> test = fj.likelihood_ratio_test(fit, {"shape": 1.0})
+    >>> print(f"{test.statistic:.3f} {test.p_value:.3f}")
+    2.149 0.143
+    """
+    caller = "likelihood_ratio_test"
+    check_fit(fit, caller)
+    if callable(null) and not isinstance(null, Fit | BatchFit):
+        raise TypeError(
+            f"{caller}: a restriction given as a function would need the maximum under it. Write the model under the null, fit "
+            "it and give that fit; or give hypothesised values; or use wald_test, which takes functions."
+        )
+    words: tuple[str, ...] = ("the restricted model",)
+    if not isinstance(null, Fit | BatchFit):
+        hypothesis = hypothesised(one_of(fit).layout, null, caller)
+        free_positions(one_of(fit).layout, hypothesis, caller)
+        words, edge = hypothesis.words, _on_edge(one_of(fit).layout, hypothesis)
+        null = refit(fit, hypothesis, caller)
+    else:
+        _check_pair(fit, null, caller)
+        edge = _fixed_on_edge(one_of(fit).layout, one_of(null)) if isinstance(null, Fit) else 0
+    freedom = one_of(fit).num_parameters - one_of(null).num_parameters
+    if num_on_boundary is not None:
+        edge = _checked_number(num_on_boundary, freedom, caller)
+    statistic, notes = _statistic(fit, null, caller)
+    notes += _boundary_notes(edge, freedom) + (_status_notes(fit, null, edge, caller) if is_known(fit) else ())
+    return chi_squared_test(statistic, freedom, TEST, words, "", notes, num_on_boundary=edge)
+
+
+def _checked_number(number: Any, freedom: int, caller: str) -> int:
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not whole or not 0 <= number <= freedom:
+        raise ValueError(f"{caller}: num_on_boundary={number!r} must be a whole number from 0 to {freedom}.")
+    return int(number)
+
+
+def _check_pair(fit: Any, null: Any, caller: str) -> None:
+    """Refuse fits that cannot be compared."""
+    if isinstance(fit, BatchFit) != isinstance(null, BatchFit):
+        raise TypeError(f"{caller}: got a {type(fit).__name__} and a {type(null).__name__}. Give two of a kind.")
+    one, other = one_of(fit), one_of(null)
+    if not one.num_parameters > other.num_parameters:
+        raise ValueError(
+            f"{caller}: the null fit has {other.num_parameters} free parameters and the other {one.num_parameters}, so the "
+            "null is not nested in it. Give the larger model first."
+        )
+    if is_known(fit) and is_known(null) and not same_data(fit, null):
+        raise ValueError(
+            f"{caller}: the two fits are of different data. Likelihoods can be compared only of the same observations: fit "
+            "both models to these, the ones with missing covariates left out of both."
+        )
+
+
+def _statistic(fit: Any, null: Any, caller: str) -> tuple[Any, tuple[str, ...]]:
+    """The statistic, zero where it is negative by rounding, and a note where it is more negative than that."""
+    better, null_better = one_of(fit).log_likelihood, one_of(null).log_likelihood
+    both = isinstance(fit, Fit) and isinstance(null, Fit) and fit.origin is not None and null.origin is not None
+    raw = 2.0 * (_by_terms(fit, null) if both and fit.layout.dtype == np.float32 else better - null_better)
+    host = isinstance(raw, np.ndarray)
+    statistic = jnp.where((raw < 0) & (raw >= -_shortfall(one_of(fit))), 0.0, raw)
+    notes: tuple[str, ...] = ()
+    if is_known(fit):
+        worse = np.asarray(statistic) < 0
+        if np.any(worse):
+            which = f" in {int(np.sum(worse))} of {worse.size} fits" if worse.ndim else ""
+            most = float(np.max(-0.5 * np.asarray(statistic)[worse]))
+            notes = (
+                f"the null fits better than the alternative{which}, by up to {most:.3g} in log-likelihood: the alternative is "
+                "not at its maximum. Fit it again from the null's estimate; there is no p-value until then.",
+            )
+            warn(f"{caller}: {notes[0]}", stacklevel=4)
+    return (np.asarray(statistic) if host else statistic), notes
+
+
+def _shortfall(fit: Fit) -> Array:
+    """How much the statistic may lack since the fit stopped where it did: by rounding, its decrement, or before an edge."""
+    rounding = 1e3 * jnp.finfo(jnp.asarray(fit.log_likelihood).dtype).eps * (1.0 + jnp.abs(fit.log_likelihood))
+    decrement = jnp.where(jnp.isfinite(fit.decrement), fit.decrement, 0.0)
+    stopped = jnp.where(fit.status_code == Status.BOUNDARY, SHORT_OF_EDGE, 2.0 * decrement**2)
+    return rounding + stopped
+
+
+def _by_terms(fit: Fit, null: Fit) -> Any:
+    """ℓ(θ̂) − ℓ(θ̂₀) from the differences of the terms, which float32 survives."""
+    terms = [np.asarray(_terms(*f.origin, f.layout, f.values, f.free), np.float64) for f in (fit, null)]  # type: ignore[misc]
+    return jnp.asarray(np.sum(terms[0] - terms[1]), fit.layout.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _terms(model: Model, sample: Sample, layout: Layout, values: Values, free: Array) -> Array:
+    return terms_at(likelihood(model, layout, values, sample, "likelihood_ratio_test"), free)
+
+
+def _on_edge(layout: Layout, hypothesis: Hypothesis) -> int:
+    """How many hypothesised values lie at an end of their parameter's range."""
+    ends = [_ends(layout.leaves[i].constraint) for i, _ in hypothesis.where]
+    return sum(float(value) in end for value, end in zip(hypothesis.values, ends, strict=True))
+
+
+def _fixed_on_edge(layout: Layout, null: Fit) -> int:
+    """How many parameters that the null holds fixed and the other estimates lie at an end of their range."""
+    free = {leaf.name: leaf for _, leaf in layout.free_leaves}
+    count = 0
+    for leaf, value in zip(null.layout.leaves, null.values, strict=True):
+        if leaf.is_fixed and leaf.name in free and not isinstance(value, jax.core.Tracer):
+            count += int(np.isin(np.asarray(value, float), _ends(free[leaf.name].constraint)).sum())
+    return count
+
+
+def _ends(constraint: Any) -> list[float]:
+    return [constraint.low, constraint.high] if isinstance(constraint, Interval) else []
+
+
+def _boundary_notes(edge: int, freedom: int) -> tuple[str, ...]:
+    if edge == 0:
+        return ()
+    if edge == 1:
+        return (
+            f"under the null one parameter lies on the boundary of its range, where the statistic is not chi-squared with "
+            f"{freedom} but an even mixture of {freedom - 1} and {freedom} degrees of freedom: the p-value of the mixture is "
+            "the one to use, provided that the others lie inside. The plain one is too large.",
+        )
+    return (
+        f"under the null {edge} parameters lie on the boundary of their range: the statistic is a mixture of chi-squared "
+        "distributions whose weights depend on the information. The p-value is too large; use a parametric bootstrap.",
+    )
+
+
+def _status_notes(fit: Any, null: Any, edge: int, caller: str) -> tuple[str, ...]:
+    """What the statuses of the two fits mean for the test; at a boundary that the null is known to lie on, nothing."""
+    notes = []
+    for label, found in (("alternative", fit), ("null", null)):
+        if isinstance(found, Fit):
+            expected = label == "alternative" and edge and found.status == Status.BOUNDARY
+            if not found.converged and not expected:
+                notes.append(
+                    f"the fit of the {label} ended with status {found.status.label}, so the test is not to be relied on."
+                )
+                if found.status == Status.BOUNDARY:
+                    notes[-1] += " At the boundary of a parameter's range the statistic need not be chi-squared."
+        elif not np.all(found.converged):
+            notes.append(
+                f"{int(np.sum(~found.converged))} fits of the {label} did not converge; theirs is not to be relied on."
+            )
+    if notes:
+        warn(f"{caller}: {' '.join(notes)}", stacklevel=4)
+    return tuple(notes)

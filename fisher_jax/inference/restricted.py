@@ -1,0 +1,99 @@
+"""A model with some entries of its parameters held, as a model of the others; and its fit to the data of a fit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from fisher_jax.batch import fit_batch
+from fisher_jax.batch_fitted import BatchFit, batch_origin_of
+from fisher_jax.constraints import Interval, Unconstrained, fixed
+from fisher_jax.fit import fit
+from fisher_jax.fitted import origin_of
+from fisher_jax.inference.hypothesis import Hypothesis
+from fisher_jax.model import ById, DependentModel, Model
+from fisher_jax.parameters import Layout
+
+Parts = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class _Restricted:
+    """A model's log-density, its parameters in two parts: those estimated and those held, by leaf."""
+
+    function: ById
+    layout: Layout
+    held: tuple[tuple[int, ...], ...]  # of each leaf, the entries held, in order
+
+    def __call__(self, parts: Parts, *arguments: PyTree) -> Array:
+        leaves = zip(self.layout.leaves, self.held, parts["estimated"], parts["held"], strict=True)
+        values = [_joined(leaf.shape, held, a, b) for leaf, held, a, b in leaves]
+        return self.function.function(self.layout.assemble(values), *arguments)
+
+
+def _joined(shape: tuple[int, ...], held: tuple[int, ...], estimated: Any, values: Any) -> Array:
+    """A leaf from its two parts, of which one may be absent."""
+    if estimated is None or values is None:
+        return jnp.reshape(values if estimated is None else estimated, shape)
+    others = [k for k in range(int(np.prod(shape))) if k not in held]
+    order = np.argsort([*others, *held])
+    return jnp.concatenate([estimated, values.astype(estimated.dtype)])[order].reshape(shape)
+
+
+def refit(full: Any, hypothesis: Hypothesis, caller: str) -> Any:
+    """The fit, or the fits of a batch, with the hypothesised values held; starting from the estimates of the others."""
+    model, layout = (batch_origin_of if isinstance(full, BatchFit) else origin_of)(full, caller)[0], _layout(full)
+    held = tuple(tuple(hypothesis.entries_of(i)) for i in range(len(layout.leaves)))
+    _refuse_tied(layout, held, caller)
+    under = _Restricted(ById(model.log_density), layout, held)
+    parts, constraints = _split(full, hypothesis, held)
+    kind = DependentModel if model.is_dependent else Model
+    restricted = kind(under, constraints=constraints)
+    if isinstance(full, BatchFit):
+        sets = batch_origin_of(full, caller).sets
+        (data, given, weights), axes = sets.arrays(), sets.axes()
+        return fit_batch(
+            restricted, parts, data, given=given, weights=weights, params_axis=0, data_axis=axes.data, given_axis=axes.given,
+            weights_axis=axes.weights, covariances=(),
+        )  # fmt: skip
+    data, given, weights = origin_of(full, caller).sample
+    return fit(restricted, parts, data, given=given, weights=weights)
+
+
+def _layout(full: Any) -> Layout:
+    return (full.fits if isinstance(full, BatchFit) else full).layout
+
+
+def _refuse_tied(layout: Layout, held: tuple[tuple[int, ...], ...], caller: str) -> None:
+    for leaf, entries in zip(layout.leaves, held, strict=True):
+        if 0 < len(entries) < leaf.size and not isinstance(leaf.constraint, Interval | Unconstrained):
+            raise ValueError(
+                f"{caller}: `{leaf.name}` is {leaf.constraint.description}, so some of its entries cannot be held while the "
+                "others move. Write the model under the hypothesis, fit it, and give that fit."
+            )
+
+
+def _split(full: Any, hypothesis: Hypothesis, held: tuple[tuple[int, ...], ...]) -> tuple[Parts, Parts]:
+    """The two parts of the starting parameters, and the constraints of each."""
+    batched, layout = isinstance(full, BatchFit), _layout(full)
+    values = (full.fits if batched else full).values
+    parts: Parts = {"estimated": [], "held": []}
+    constraints: Parts = {"estimated": [], "held": []}
+    for i, (leaf, entries) in enumerate(zip(layout.leaves, held, strict=True)):
+        value = np.asarray(values[i])
+        fill = np.array(list(hypothesis.entries_of(i).values()), layout.dtype)
+        fill = np.broadcast_to(fill, (len(value), len(fill))) if batched else fill
+        if leaf.is_fixed or len(entries) == leaf.size:
+            estimated, kept = None, value if leaf.is_fixed else fill.reshape(value.shape)
+        elif not entries:
+            estimated, kept = value, None
+        else:
+            flat = value.reshape((*value.shape[: int(batched)], -1))
+            estimated, kept = np.delete(flat, entries, axis=-1), fill
+        parts["estimated"].append(estimated)
+        parts["held"].append(kept)
+        constraints["estimated"].append(leaf.constraint if estimated is not None else None)
+        constraints["held"].append(fixed if kept is not None else None)
+    return parts, constraints
