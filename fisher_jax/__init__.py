@@ -26,6 +26,8 @@ from fisher_jax.information import (
     information_operator,
     observed_information,
 )
+from fisher_jax.inference.bootstrap import bootstrap
+from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.profile_likelihood import Profile, profile_likelihood
 from fisher_jax.linked import linked
 from fisher_jax.model import Model, dependent
@@ -35,6 +37,7 @@ from fisher_jax.theory import Check, check_information_equality, check_score_mea
 
 __all__ = [
     "BatchFit",
+    "Bootstrap",
     "Check",
     "Covariance",
     "DeltaEstimate",
@@ -57,6 +60,7 @@ __all__ = [
     "Status",
     "StreamResult",
     "__version__",
+    "bootstrap",
     "check_information_equality",
     "check_score_mean",
     "cramer_rao_bound",

@@ -167,7 +167,7 @@ def _advance(walk: _Walk, there: Point, side: Array, cut: Array, span: Array) ->
     correcting = walk._replace(
         here=here, part=part, predicted=jnp.array(False), trial=here.free + part * _newton(here, walk.goal)
     )
-    onward = _onward(walk._replace(here=here), side, cut)
+    onward = _onward(walk._replace(here=here), side, cut, span)
     back = _back(walk, side, cut, span)
     result = _choose(arrived, onward, _choose(failed, back, correcting))
     dead = first & ~there.finite
@@ -198,7 +198,7 @@ def _on_path(here: Point, taken: Array, tries: Array, cut: Array) -> Bool[Array,
     return here.definite & ((here.distance < tolerance) | floor)
 
 
-def _onward(walk: _Walk, side: Array, cut: Array) -> _Walk:
+def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
     """The point is on the path: write it down, see whether this is the end, and predict the next."""
     here, first = walk.here, walk.count == 0
     drop = jnp.where(first, 0.0, here.drop - 0.5 * jnp.where(here.definite, here.distance, 0.0) ** 2)
@@ -222,7 +222,8 @@ def _onward(walk: _Walk, side: Array, cut: Array) -> _Walk:
     aim = way + step
     astray = jnp.isfinite(outside) & ((aim <= inside) | (aim >= outside) | (bracketed % 8 == 0))
     aim = jnp.where(astray, 0.5 * (inside + outside), aim)
-    fading = (-side * here.slope * way < _NEARLY_FLAT * (cut - drop)) & (way > 2.0 * unit) & ~jnp.isfinite(outside)
+    long = (way > 2.0 * unit) | (way > span)
+    fading = (-side * here.slope * way < _NEARLY_FLAT * (cut - drop)) & long & ~jnp.isfinite(outside)
     flat = jnp.where(fading, walk.flat + 1, 0)
     precision = jnp.finfo(here.free.dtype).eps ** (1 / 3)
     reached = ~first & (jnp.abs(drop - cut) <= precision * cut)
