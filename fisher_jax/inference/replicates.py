@@ -46,7 +46,7 @@ def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, caller: str, **s
 def resampled_weights(scheme: Scheme, weights: Any, key: Any, count: int) -> Iterator[np.ndarray]:
     """Weights (R, n) of all replicates in chunks; `weights` are those of the fit where they multiply what is drawn."""
     for numbers in chunks_of(count, len(scheme.unit_of)):
-        drawn = np.asarray(_counts(_Held(scheme), key, numbers))[:, scheme.unit_of]
+        drawn = np.asarray(resampled_counts(scheme, key, numbers))[:, scheme.unit_of]
         drawn = drawn[: max(0, count - int(numbers[0]))]
         yield drawn if weights is None else drawn * np.asarray(weights)[None, :]
 
@@ -56,18 +56,6 @@ def chunks_of(count: int, entries: int) -> Iterator[np.ndarray]:
     size = max(1, min(count, _ENTRIES // max(entries, 1)))
     for start in range(0, count, size):
         yield np.arange(start, start + size)
-
-
-class _Held:
-    """A scheme as a static argument, compared by identity."""
-
-    def __init__(self, scheme: Scheme) -> None:
-        self.scheme = scheme
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _counts(held: _Held, key: Any, numbers: Any) -> Array:
-    return jax.vmap(lambda number: resampled_counts(held.scheme, key, number))(numbers)
 
 
 def _joined(parts: list[BatchFit]) -> BatchFit:

@@ -1,6 +1,7 @@
 """Resampling as weights: how often each term of a likelihood comes in a replicate, from a key and the replicate's number."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,21 @@ def of_blocks(num_terms: int, length: int, *, circular: bool) -> Scheme:
     return Scheme(np.arange(num_terms), None, num_terms, starts, length, num_terms)
 
 
-def resampled_counts(scheme: Scheme, key: Array, number: Int[Array, ""]) -> Float[Array, " g"]:
-    """How often each unit comes in one replicate."""
-    num_draws = -(-scheme.total // scheme.length)
-    starts = jax.random.randint(jax.random.fold_in(key, number), (num_draws,), 0, scheme.num_starts)
-    if scheme.copies is not None:
-        starts = jnp.searchsorted(jnp.cumsum(jnp.asarray(scheme.copies)), starts, side="right")
-    runs = (starts[:, None] + jnp.arange(scheme.length)[None, :]).reshape(-1)[: scheme.total] % scheme.num_units
-    return jnp.zeros((scheme.num_units,), int).at[runs].add(1).astype(float)
+def resampled_counts(scheme: Scheme, key: Any, numbers: Int[np.ndarray, " r"]) -> Float[Array, "r g"]:
+    """How often each unit comes in each of these replicates; a replicate depends on the key and its own number only."""
+    fixed = (scheme.num_units, scheme.num_starts, scheme.length, scheme.total)
+    return _counts(fixed, scheme.copies, key, numbers)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _counts(fixed: tuple[int, int, int, int], copies: Any, key: Any, numbers: Int[Array, " r"]) -> Float[Array, "r g"]:
+    num_units, num_starts, length, total = fixed
+
+    def one(number: Array) -> Array:
+        starts = jax.random.randint(jax.random.fold_in(key, number), (-(-total // length),), 0, num_starts)
+        if copies is not None:
+            starts = jnp.searchsorted(jnp.cumsum(copies), starts, side="right")
+        runs = (starts[:, None] + jnp.arange(length)[None, :]).reshape(-1)[:total] % num_units
+        return jnp.zeros((num_units,), int).at[runs].add(1).astype(float)
+
+    return jax.vmap(one)(numbers)
