@@ -220,7 +220,7 @@ def profile_likelihood(
     origin = origin_of(fit, CALLER)
     fit._warn(CALLER)
     names, numbers, columns = _wanted(fit, function, parameters)
-    best, restarts = fit, 0
+    best, restarts = _finished(fit, origin)
     while True:
         sides = profile_sides(
             origin.model, best.layout, numbers, best.values, origin.sample, best.free, best.curvature, columns, level, CALLER
@@ -254,6 +254,24 @@ def _wanted(
     return tuple(fit.names[k] for k in chosen), None, np.array(chosen)
 
 
+def _finished(fit: Fit, origin: Origin) -> tuple[Fit, int]:
+    """The fit, or where it stopped too early the one that goes on from there."""
+    if fit.status not in (Status.STEP_LIMIT, Status.STALLED):
+        return fit, 0
+    further = _refitted(fit, origin, fit.values)
+    return (fit, 0) if further is None else (further, 1)
+
+
+def _refitted(fit: Fit, origin: Origin, values: Any) -> Fit | None:
+    """A fit from other parameters, if it ends higher."""
+    if not all(map(bool, fit.layout.contains(values))):
+        return None
+    sample = origin.sample
+    start = fit.layout.assemble([np.asarray(value) for value in values])
+    found = fit_once(origin.model, start, sample.data, given=sample.given, weights=sample.weights)
+    return found if float(found.log_likelihood) > float(fit.log_likelihood) else None
+
+
 def _better(fit: Fit, origin: Origin, sides: Sides) -> Fit | None:
     """A fit from the best point that was met, if there is a better one than this."""
     fallen = np.where(sides.codes == End.BETTER_FOUND, sides.fallen, np.inf)
@@ -262,12 +280,7 @@ def _better(fit: Fit, origin: Origin, sides: Sides) -> Fit | None:
     row, side = np.unravel_index(np.argmin(fallen), fallen.shape)
     last = int(np.sum(np.isfinite(sides.drops[row, side]))) - 1
     values = fit.layout.constrained_values(jnp.asarray(sides.frees[row, side, last]), fit.values)
-    if not all(map(bool, fit.layout.contains(values))):
-        return None
-    sample = origin.sample
-    start = fit.layout.assemble([np.asarray(value) for value in values])
-    found = fit_once(origin.model, start, sample.data, given=sample.given, weights=sample.weights)
-    return found if float(found.log_likelihood) > float(fit.log_likelihood) else None
+    return _refitted(fit, origin, values)
 
 
 def _record(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restarts: int, gained: float) -> Profile:
