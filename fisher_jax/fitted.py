@@ -211,7 +211,7 @@ class Fit:
         self._check(kind, caller)
         self._warn(caller)
         if method == "profile":
-            return self.layout.assemble(_with_fixed(self, jnp.asarray(_profile_ends(self, level, caller))))
+            return self.layout.assemble(with_fixed_ends(self, jnp.asarray(_profile_ends(self, level, caller))))
         return self.layout.assemble(_intervals(self, kind, scale, level))
 
     def information(self, kind: str = "observed") -> Information:
@@ -410,10 +410,10 @@ def interval_leaves(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
     """Wald intervals as array leaves of the parameters, each with a last axis of two."""
     _, errors = flat_uncertainty(fit, kind)
     theta = fit.layout.join(fit.values).astype(errors.dtype)
-    return _with_fixed(fit, intervals.wald(fit.layout, theta, errors, level, scale))
+    return with_fixed_ends(fit, intervals.wald(fit.layout, theta, errors, level, scale))
 
 
-def _with_fixed(fit: Fit, ends: Float[Array, "q 2"]) -> Values:
+def with_fixed_ends(fit: Fit, ends: Float[Array, "q 2"]) -> Values:
     """Both ends for each entry of θ as array leaves; those of fixed parameters are their value."""
     start, result = 0, []
     for leaf, value in zip(fit.layout.leaves, fit.values, strict=True):

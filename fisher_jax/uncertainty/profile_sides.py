@@ -20,6 +20,9 @@ _SPAN = 3.0  # on a logarithmic or logistic scale
 _ENTRIES_AT_ONCE = 2**24  # of the scores that all lanes hold together
 
 
+_BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
+
+
 class Sides(NamedTuple):
     """Profiles of m functions, below and above, as `profile.Path` holds them with axes (m, 2) in front.
 
@@ -117,6 +120,57 @@ def _profiles(
     return lanes(target, layout, function, values, free, curvature, columns, cut)
 
 
+def profile_ends_of_each(
+    model: Model,
+    layout: Layout,
+    rebuild: tuple[tuple[bool, ...], Any],
+    own: list[Any],
+    shared: list[Any],
+    fits: tuple[Values, Any, Any],
+    level: Any,
+    caller: str,
+) -> Float[np.ndarray, "b q 2"]:
+    """Ends of the profile intervals of many fits, in blocks.
+
+    `own` and `shared` are the arrays that differ between data sets and those that do not; `rebuild` says which is which, and
+    how (values, data, given, weights) are put together from them. `fits` are the values, u and curvatures of all.
+    """
+    edges, count = layout.edges(), len(fits[1])
+    entries = 2 * len(edges) * max((int(np.prod(np.shape(leaf)[1:2])) for leaf in own), default=1)
+    size = min(count, max(1, _BATCH_ENTRIES // entries))
+    parts = []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        block = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], (own, fits))
+        parts.append(jax.device_get(_ends_of_each(model, layout, rebuild, caller, *block, shared, cut_of(level))))
+    codes, ends = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _ends_of_each(
+    model: Model,
+    layout: Layout,
+    rebuild: tuple[tuple[bool, ...], Any],
+    caller: str,
+    own: list[Any],
+    fits: tuple[Values, Array, Array],
+    shared: list[Any],
+    cut: Any,
+) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
+    mapped, treedef = rebuild
+
+    def one(own: list[Any], fit: tuple[Values, Array, Array]) -> tuple[Array, Array]:
+        differing, common = iter(own), iter(shared)
+        _, *sample = jax.tree.unflatten(treedef, [next(differing if differs else common) for differs in mapped])
+        values, free, curvature = fit
+        target = likelihood(model, layout, values, Sample(*sample), caller)
+        path, _, _, ends, _ = lanes(target, layout, None, values, free, curvature, np.arange(len(layout.names)), cut)
+        return path.end, ends
+
+    return jax.vmap(one)(own, fits)
+
+
 def lanes(
     target: Likelihood,
     layout: Layout,
@@ -124,7 +178,7 @@ def lanes(
     values: Values,
     free: Float[Array, " p"],
     curvature: Float[Array, "p p"],
-    columns: Int[Array, " m"],
+    columns: Any,
     cut: Any,
 ) -> tuple[Path, Array, Array, Array, Array]:
     """The profiles of one data set, every side of every function a lane of its own."""
@@ -155,4 +209,4 @@ def lanes(
         points = jax.vmap(jax.vmap(lambda u: natural(column, u)))(path.frees)
         return path, estimate, error, ends, points
 
-    return jax.vmap(one)(columns)
+    return jax.vmap(one)(jnp.asarray(columns))
