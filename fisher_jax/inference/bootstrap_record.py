@@ -103,9 +103,10 @@ class Bootstrap:
         check_level(level, caller)
         if method not in INTERVALS:
             raise ValueError(f"{caller}: method={method!r} is unknown; choose from {', '.join(map(repr, INTERVALS))}.")
-        return self._arranged(self._intervals(level, method, function), function, trailing=1)
+        return self._arranged(self.flat_intervals(level, method, function), function, trailing=1)
 
-    def _intervals(self, level: Any, method: str, function: Any) -> Float[np.ndarray, "k 2"]:
+    def flat_intervals(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> Float[np.ndarray, "k 2"]:
+        """The intervals in one column, in the order of `fit.names` or of the function's numbers."""
         drawn, estimate = self.replicates(function), self._estimate(function)
         if method == "percentile":
             return bootstrap_intervals.percentile(drawn, level)
@@ -159,7 +160,7 @@ class Bootstrap:
         names = self.fit.names if output is None else output.names
         drawn, estimate = self.replicates(function), self._estimate(function)
         errors, bias = np.std(drawn, axis=0, ddof=1), np.mean(drawn, axis=0) - estimate
-        ends = self._intervals(level, method, function)
+        ends = self.flat_intervals(level, method, function)
         percent = f"{100 * level:g} %"
         titles = ("parameter", "estimate", "bias", "std. error", f"lower {percent}", f"upper {percent}")
         rows = [

@@ -81,6 +81,7 @@ class _Walk(NamedTuple):
     stride: Float[Array, ""]
     inside: Float[Array, ""]
     outside: Float[Array, ""]
+    to_lose: Float[Array, ""]
     part: Float[Array, ""]
     tries: Int[Array, ""]
     failures: Int[Array, ""]
@@ -145,6 +146,7 @@ def _start(shapes: Point, free: Float[Array, " p"]) -> _Walk:
         stride=zero,
         inside=zero,
         outside=jnp.full((), jnp.inf, free.dtype),
+        to_lose=zero,
         part=jnp.ones((), free.dtype),
         tries=none,
         failures=none,
@@ -223,7 +225,9 @@ def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
     astray = jnp.isfinite(outside) & ((aim <= inside) | (aim >= outside) | (bracketed % 8 == 0))
     aim = jnp.where(astray, 0.5 * (inside + outside), aim)
     long = (way > 2.0 * unit) | (way > span)
-    fading = (-side * here.slope * way < _NEARLY_FLAT * (cut - drop)) & long & ~jnp.isfinite(outside)
+    to_lose = -side * here.slope * way  # by as far again, were the slope to stay
+    fades = (to_lose <= 0.9 * walk.to_lose) | (to_lose <= 1e3 * here.rounding)
+    fading = (to_lose < _NEARLY_FLAT * (cut - drop)) & fades & long & ~jnp.isfinite(outside)
     flat = jnp.where(fading, walk.flat + 1, 0)
     precision = jnp.finfo(here.free.dtype).eps ** (1 / 3)
     reached = ~first & (jnp.abs(drop - cut) <= precision * cut)
@@ -243,6 +247,7 @@ def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
         stride=jnp.abs(aim - way),
         inside=inside,
         outside=outside,
+        to_lose=to_lose,
         part=jnp.ones_like(walk.part),
         predicted=jnp.array(True),
         tries=jnp.zeros_like(walk.tries),

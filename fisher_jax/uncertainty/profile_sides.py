@@ -90,7 +90,7 @@ def _sides(
     return Sides(
         estimates=estimates,
         errors=errors,
-        ends=np.select(known, [ends, edges, reached], np.nan),
+        ends=np.select(known, [ends, edges, reached], np.nan).astype(ends.dtype),
         codes=found.end,
         reached=reached,
         fallen=np.take_along_axis(found.drops, last, -1)[..., 0],
@@ -144,7 +144,7 @@ def profile_ends_of_each(
         block = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], (own, fits))
         parts.append(jax.device_get(_ends_of_each(model, layout, rebuild, caller, *block, shared, cut_of(level))))
     codes, ends = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
-    return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan)
+    return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
