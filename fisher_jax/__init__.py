@@ -28,6 +28,7 @@ from fisher_jax.information import (
 )
 from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.inference.bootstrap_record import Bootstrap
+from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
 from fisher_jax.inference.profile_likelihood import Profile, profile_likelihood
 from fisher_jax.linked import linked
 from fisher_jax.model import Model, dependent
@@ -48,6 +49,7 @@ __all__ = [
     "FitWarning",
     "HypothesisTest",
     "Information",
+    "InformationMatrixTest",
     "InformationOperator",
     "InformationWarning",
     "Model",
@@ -75,6 +77,7 @@ __all__ = [
     "fixed",
     "hessian",
     "hessian_vector_product",
+    "information_matrix_test",
     "information_operator",
     "interval",
     "likelihood_ratio_test",

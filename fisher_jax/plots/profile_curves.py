@@ -10,6 +10,7 @@ from fisher_jax.plots.canvas import listed, pyplot
 from fisher_jax.uncertainty.profile_sides import cut_of
 
 _CALLER = "profile_curves"
+_WIDE = 50.0  # positive values that differ by such a factor are drawn on a logarithmic axis
 _HARDLY = 0.05  # of the signed root, from point to point
 _SCALES = {"signed_root": "signed root", "log_likelihood": "profile − maximum, in nats"}
 
@@ -46,7 +47,8 @@ def profile_curves(
     Notes
     -----
     The curve is a monotone cubic of r through the points that were followed, which are marked; those farther than half as far
-    again as the cut-off are left out. Where an end is infinite the curve levels out and is cut off.
+    again as the cut-off are left out. Where an end is infinite the curve levels out and is cut off. Positive values that differ
+    by a factor of fifty or more are drawn on a logarithmic axis.
 
     Examples
     --------
@@ -89,7 +91,9 @@ def _rows(profile: Any, names: str | Sequence[str] | None) -> list[int]:
 def _draw(panel: Any, profile: Any, row: int, scale: str) -> None:
     end = float(np.sqrt(2 * cut_of(profile.level)))
     value, root = _shown(np.asarray(profile.value[row], float), np.asarray(profile.signed_root[row], float), 1.5 * end)
-    grid, curve = _smooth(value, root)
+    wide = len(value) > 1 and value[0] > 0 and value[-1] > _WIDE * value[0]
+    grid, curve = _smooth(np.log(value) if wide else value, root)
+    grid = np.exp(grid) if wide else grid
     nats = scale == "log_likelihood"
     if not len(grid):
         panel.set(xlabel=profile.names[row], ylabel=_SCALES[scale])
@@ -109,7 +113,7 @@ def _draw(panel: Any, profile: Any, row: int, scale: str) -> None:
     for limit in (profile.lower[row], profile.upper[row]):
         if np.isfinite(limit) and grid[0] <= limit <= grid[-1]:
             panel.axvline(float(limit), color="tab:blue", linewidth=0.8, linestyle="-", alpha=0.5)
-    panel.set(xlabel=profile.names[row], ylabel=_SCALES[scale])
+    panel.set(xlabel=profile.names[row], ylabel=_SCALES[scale], xscale="log" if wide else "linear")
 
 
 def _scaled(root: Float[np.ndarray, " n"], nats: bool) -> Float[np.ndarray, " n"]:
