@@ -225,7 +225,7 @@ class _Gradients:
         if self.function is not None:
             gradient = jnp.concatenate([gradient, linearised(self.function, fit)[1]])
         if kind == "observed":
-            return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, fit.curvature), gradient
+            return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, fit.curvature), gradient  # type: ignore[arg-type]
         if kind == "empirical":
             return fit.outer_product, gradient
         half = jnp.matmul(jacobian.T, fit.expected, precision="highest")  # type: ignore[arg-type]
