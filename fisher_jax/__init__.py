@@ -9,9 +9,18 @@ from fisher_jax.derivatives import hessian, hessian_vector_product, log_likeliho
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.fit import fit
 from fisher_jax.fitted import Fit, FitError, FitWarning
+from fisher_jax.inference.bootstrap import bootstrap
+from fisher_jax.inference.bootstrap_record import Bootstrap
+from fisher_jax.inference.coefficients import CoefficientTable, coefficient_table
+from fisher_jax.inference.comparison import Comparison, compare
 from fisher_jax.inference.delta import DeltaEstimate, delta_method
+from fisher_jax.inference.identification import Identifiability, identifiability
+from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
 from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
+from fisher_jax.inference.profile_likelihood import Profile, profile_likelihood
 from fisher_jax.inference.record import HypothesisTest
+from fisher_jax.inference.robust import robust
+from fisher_jax.inference.score import score_test
 from fisher_jax.inference.wald import wald_test
 from fisher_jax.information import (
     Covariance,
@@ -26,10 +35,6 @@ from fisher_jax.information import (
     information_operator,
     observed_information,
 )
-from fisher_jax.inference.bootstrap import bootstrap
-from fisher_jax.inference.bootstrap_record import Bootstrap
-from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
-from fisher_jax.inference.profile_likelihood import Profile, profile_likelihood
 from fisher_jax.linked import linked
 from fisher_jax.model import Model, dependent
 from fisher_jax.status import Status
@@ -40,6 +45,8 @@ __all__ = [
     "BatchFit",
     "Bootstrap",
     "Check",
+    "CoefficientTable",
+    "Comparison",
     "Covariance",
     "DeltaEstimate",
     "Enumeration",
@@ -48,6 +55,7 @@ __all__ = [
     "FitError",
     "FitWarning",
     "HypothesisTest",
+    "Identifiability",
     "Information",
     "InformationMatrixTest",
     "InformationOperator",
@@ -65,6 +73,8 @@ __all__ = [
     "bootstrap",
     "check_information_equality",
     "check_score_mean",
+    "coefficient_table",
+    "compare",
     "cramer_rao_bound",
     "delta_method",
     "dependent",
@@ -77,6 +87,7 @@ __all__ = [
     "fixed",
     "hessian",
     "hessian_vector_product",
+    "identifiability",
     "information_matrix_test",
     "information_operator",
     "interval",
@@ -89,7 +100,9 @@ __all__ = [
     "positive",
     "positive_definite",
     "profile_likelihood",
+    "robust",
     "score",
+    "score_test",
     "scores",
     "simplex",
     "stream",

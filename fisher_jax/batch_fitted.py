@@ -173,11 +173,15 @@ class BatchFit:
         unknown = int(np.sum(np.any(np.isnan(ends), axis=(1, 2))))
         if unknown:
             warnings.warn(
-                f"{caller}: an end is NaN in {unknown} of {len(self)} fits; print fisher_jax.profile_likelihood(fits[k]) to see why.",
+                f"{caller}: an end is NaN in {unknown} of {len(self)} fits; print fisher_jax.profile_likelihood(fits[k]) to "
+                "see why.",
                 FitWarning,
                 stacklevel=3,
             )
-        return layout.assemble([np.asarray(leaf) for leaf in jax.vmap(fitted.with_fixed_ends)(fits, jnp.asarray(ends))])
+        leaves = jax.vmap(lambda values, ends: intervals.as_leaves(layout, values, ends))(
+            fits.values, jnp.asarray(ends)
+        )
+        return layout.assemble([np.asarray(leaf) for leaf in leaves])
 
     def information(self, kind: str = "observed") -> Information:
         """The informations per observation, an `Information` whose matrix is (B, q, q): `jax.vmap` its methods over it."""
@@ -260,18 +264,22 @@ class BatchFit:
         stacklevel: int = 3,
     ) -> Any:
         self._check(kind, caller)
+        if warn:
+            self._warn(caller, stacklevel + 1)
+        blocks = [_block(self.fits, start) for start in range(0, max(len(self), 1), BLOCK)]
+        done = [jax.device_get(_mapped(function, kind, block, numbers)) for block, _ in blocks]
+        parts = [jax.tree.map(lambda a, n=n: a[:n], part) for part, (_, n) in zip(done, blocks, strict=True)]
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def _warn(self, caller: str, stacklevel: int = 3) -> None:
         failed = int(np.sum(~self.converged))
-        if failed and warn:
+        if failed:
             warnings.warn(
                 f"{caller}: {failed} of {len(self)} fits did not converge, and theirs is not to be relied on. "
                 "See `converged`, `status` and `summary()`.",
                 FitWarning,
                 stacklevel=stacklevel,
             )
-        blocks = [_block(self.fits, start) for start in range(0, max(len(self), 1), BLOCK)]
-        done = [jax.device_get(_mapped(function, kind, block, numbers)) for block, _ in blocks]
-        parts = [jax.tree.map(lambda a, n=n: a[:n], part) for part, (_, n) in zip(done, blocks, strict=True)]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def _check(self, kind: str, caller: str) -> None:
         if kind in covariances.KINDS and kind not in self.kinds:
@@ -349,7 +357,7 @@ _INTERVALS = {"unconstrained": _within_range, "natural": _symmetric}
 
 
 def _tic(fit: Fit, kind: str) -> Any:
-    return criteria.tic(fit.log_likelihood, fit.curvature, fit.outer_product)  # type: ignore[arg-type]
+    return fitted.takeuchi(fit)
 
 
 def _information(fit: Fit, kind: str) -> Any:

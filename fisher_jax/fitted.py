@@ -19,7 +19,7 @@ from fisher_jax.status import Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
 from fisher_jax.uncertainty import covariance as covariances
 from fisher_jax.uncertainty import criteria, direction, intervals
-from fisher_jax.uncertainty.profile_sides import profile_sides
+from fisher_jax.uncertainty.profile_sides import profile_ends
 
 if TYPE_CHECKING:
     AnyArray = Array
@@ -211,7 +211,12 @@ class Fit:
         self._check(kind, caller)
         self._warn(caller)
         if method == "profile":
-            return self.layout.assemble(with_fixed_ends(self, jnp.asarray(_profile_ends(self, level, caller))))
+            ends, unknown = profile_ends(
+                *origin_of(self, caller), self.layout, (self.values, self.free, self.curvature), level
+            )
+            if unknown:
+                warnings.warn(f"{caller}: {unknown}", FitWarning, stacklevel=2)
+            return self.layout.assemble(intervals.as_leaves(self.layout, self.values, jnp.asarray(ends)))
         return self.layout.assemble(_intervals(self, kind, scale, level))
 
     def information(self, kind: str = "observed") -> Information:
@@ -254,7 +259,7 @@ class Fit:
         """Takeuchi's information criterion 2 tr(J⁻¹K) − 2ℓ, K = Σ s sᵀ, for a model that need not be right."""
         self._check("sandwich", "tic")
         self._warn("tic")
-        return criteria.tic(self.log_likelihood, self.curvature, self.outer_product)  # type: ignore[arg-type]
+        return takeuchi(self)
 
     def describe(self, kind: str) -> str:
         """A kind of covariance in words, as `summary` says it."""
@@ -386,6 +391,12 @@ def flat_covariance(fit: Fit, kind: str) -> Float[Array, "p p"]:
     return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, matrix)
 
 
+def takeuchi(fit: Fit) -> Float[Array, ""]:
+    """TIC; NaN at a boundary."""
+    found = criteria.tic(fit.log_likelihood, fit.curvature, fit.outer_product)  # type: ignore[arg-type]
+    return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, found)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _uncertainty(fit: Fit, kind: str) -> tuple[Float[Array, "q q"], Values]:
     matrix, errors = flat_uncertainty(fit, kind)
@@ -410,31 +421,7 @@ def interval_leaves(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
     """Wald intervals as array leaves of the parameters, each with a last axis of two."""
     _, errors = flat_uncertainty(fit, kind)
     theta = fit.layout.join(fit.values).astype(errors.dtype)
-    return with_fixed_ends(fit, intervals.wald(fit.layout, theta, errors, level, scale))
-
-
-def with_fixed_ends(fit: Fit, ends: Float[Array, "q 2"]) -> Values:
-    """Both ends for each entry of θ as array leaves; those of fixed parameters are their value."""
-    start, result = 0, []
-    for leaf, value in zip(fit.layout.leaves, fit.values, strict=True):
-        if leaf.is_fixed:
-            result.append(jnp.stack([value, value], axis=-1))
-        else:
-            result.append(ends[start : start + leaf.size].reshape((*leaf.shape, 2)))
-            start += leaf.size
-    return result
-
-
-def _profile_ends(fit: Fit, level: Any, caller: str) -> np.ndarray:
-    """Ends of the profile intervals (q, 2), with a warning of those that could not be told."""
-    model, sample = origin_of(fit, caller)
-    columns = np.arange(len(fit.names))
-    found = profile_sides(model, fit.layout, None, fit.values, sample, fit.free, fit.curvature, columns, level, caller)
-    unknown = [name for name, ends in zip(fit.names, found.ends, strict=True) if np.any(np.isnan(ends))]
-    if unknown:
-        said = f"{caller}: an end is NaN for {', '.join(unknown)}; print fisher_jax.profile_likelihood(fit) to see why."
-        warnings.warn(said, FitWarning, stacklevel=3)
-    return found.ends
+    return intervals.as_leaves(fit.layout, fit.values, intervals.wald(fit.layout, theta, errors, level, scale))
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -158,7 +158,9 @@ class Layout:
 
     def edges(self) -> np.ndarray:
         """The ends of the range of each entry of θ, (q, 2)."""
-        pairs = [np.stack([np.ravel(end) for end in leaf.constraint.edges(leaf.shape)], -1) for _, leaf in self.free_leaves]
+        pairs = [
+            np.stack([np.ravel(end) for end in leaf.constraint.edges(leaf.shape)], -1) for _, leaf in self.free_leaves
+        ]
         return np.concatenate(pairs) if pairs else np.zeros((0, 2))
 
     def contains(self, values: Values) -> list[Any]:

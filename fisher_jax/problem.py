@@ -17,7 +17,7 @@ def problem_of(
 ) -> Problem:
     """What is to be maximised, in u. A start that is NaN lies outside its constraint."""
     target = likelihood(model, layout, values, sample, caller)
-    expected = functools.partial(_expected_in_free, model, layout, values, sample, target)
+    expected = functools.partial(expected_in_free, model, layout, values, sample, target)
     return Problem(
         target,
         start,
@@ -54,7 +54,7 @@ def total_information(model: Model, layout: Layout, values: Values, sample: Samp
     return total_expected(model, layout, values, sample.given, num_observations(target, layout), target.weights)
 
 
-def _expected_in_free(
+def expected_in_free(
     model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood, free: Float[Array, " p"]
 ) -> Float[Array, "p p"]:
     """n I in the unconstrained parametrisation: Dᵀ I D."""

@@ -23,9 +23,7 @@ def exponential(rate, y):
     return jnp.log(rate) - rate * y
 
 
-MODEL = fj.Model(
-    exponential, sample=lambda key, rate: jax.random.exponential(key) / rate, constraints=fj.positive
-)
+MODEL = fj.Model(exponential, sample=lambda key, rate: jax.random.exponential(key) / rate, constraints=fj.positive)
 
 
 @functools.cache
@@ -191,7 +189,19 @@ def test_the_report_reads_so_and_fixed_parameters_stay():
     found = fj.bootstrap(fj.fit(model, {"rate": 1.0, "held": 3.0}, WAITS), KEY, 100)
     lines = str(found).splitlines()
     assert lines[:3] == ["Bootstrap", "  Replicates  100, nonparametric", "  Intervals   percentile"]
-    assert lines[4].split() == ["parameter", "estimate", "bias", "std.", "error", "lower", "95", "%", "upper", "95", "%"]
+    assert lines[4].split() == [
+        "parameter",
+        "estimate",
+        "bias",
+        "std.",
+        "error",
+        "lower",
+        "95",
+        "%",
+        "upper",
+        "95",
+        "%",
+    ]
     assert len(lines) == 6
     assert found.standard_errors()["held"] == 0
     assert found.confidence_intervals()["held"].tolist() == [3.0, 3.0]

@@ -74,7 +74,8 @@ def bootstrap(
     Notes
     -----
     All but "parametric" keep the data as they are and draw how often each observation counts, so that only weights (B, n)
-    are held, a chunk at a time. Frequency weights of the fit are taken as so many equal observations, and must be whole numbers.
+    are held, a chunk at a time. Frequency weights of the fit are taken as so many equal observations, and must be whole
+    numbers.
 
     The nonparametric bootstrap is for independent observations or clusters, and is refused for a `dependent` model. The
     parametric one needs `sample`; that of a dependent model must draw the whole series, ``sample(key, params)``. No bootstrap
@@ -97,7 +98,9 @@ def bootstrap(
     """
     check_fit(fit, CALLER)
     if isinstance(fit, BatchFit):
-        raise TypeError(f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3].")
+        raise TypeError(
+            f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
+        )
     origin = origin_of(fit, CALLER)
     _check(fit, num_replicates, method, block_length, acceleration)
     count, settings = int(num_replicates), {"covariances": (), "num_lanes": num_lanes, "progress": progress}
@@ -136,7 +139,9 @@ def _check(fit: Fit, num_replicates: Any, method: str, block_length: Any, accele
             "and with no other."
         )
     if "block" in method and acceleration == "jackknife":
-        raise ValueError(f'{CALLER}: acceleration="jackknife" leaves out observations one by one, which blocks do not allow.')
+        raise ValueError(
+            f'{CALLER}: acceleration="jackknife" leaves out observations one by one, which blocks do not allow.'
+        )
 
 
 def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: Any) -> tuple[Scheme, Any]:

@@ -105,7 +105,9 @@ class Bootstrap:
             raise ValueError(f"{caller}: method={method!r} is unknown; choose from {', '.join(map(repr, INTERVALS))}.")
         return self._arranged(self.flat_intervals(level, method, function), function, trailing=1)
 
-    def flat_intervals(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> Float[np.ndarray, "k 2"]:
+    def flat_intervals(
+        self, level: Any = 0.95, method: str = "percentile", function: Any = None
+    ) -> Float[np.ndarray, "k 2"]:
         """The intervals in one column, in the order of `fit.names` or of the function's numbers."""
         drawn, estimate = self.replicates(function), self._estimate(function)
         if method == "percentile":
@@ -217,5 +219,3 @@ def _evaluated(function: OfParameters | None, fits: Fit) -> Float[Array, "b k"]:
 @functools.partial(jax.jit, static_argnums=0)
 def _linearised(function: OfParameters | None, fit: Fit) -> Float[Array, "k p"]:
     return linearised(lambda fit, free: _numbers(function, fit, free), fit)[1]
-
-

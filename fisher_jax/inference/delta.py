@@ -185,7 +185,7 @@ def delta_method(function: Any, fit: Any, kind: str = "observed", level: float |
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
     >>> mean = fj.delta_method(lambda params: params["shape"] / params["rate"], fit)
     >>> print(f"{mean.value:.3f} ± {mean.standard_error:.3f}")
-    3.000 ± 0.899
+    3.000 ± 0.927
     """
     caller = "delta_method"
     check_fit(fit, caller)

@@ -2,13 +2,18 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.fitted import Fit
+from fisher_jax.batch_fitted import BLOCK, BatchFit, batch_origin_of
+from fisher_jax.fitted import Fit, origin_of
+from fisher_jax.lanes import joined
+from fisher_jax.model import Model, Sample
 from fisher_jax.status import Status
+
+ENTRIES = 2**22  # entries of data times parameters that are worked on at once
 
 
 def check_fit(fit: Any, caller: str) -> None:
@@ -27,6 +32,16 @@ def is_known(fit: Any) -> bool:
     return isinstance(fit, BatchFit) or isinstance(fit.status, Status)
 
 
+def model_of(fit: Any, caller: str) -> Model:
+    """The model of a fit that knows its origin."""
+    return (batch_origin_of if isinstance(fit, BatchFit) else origin_of)(fit, caller)[0]
+
+
+def warn_of_failed(fit: Any, caller: str) -> None:
+    """A `FitWarning` where a fit, or one of a batch, did not converge, for the public function two calls up."""
+    fit._warn(caller, stacklevel=4)
+
+
 def of_each(fit: Any, function: Callable[..., Any], kind: str, caller: str, *numbers: Any) -> Any:
     """`function(fit, kind, *numbers)` of a fit, or of every one of a batch; with a warning of those that failed.
 
@@ -40,6 +55,64 @@ def of_each(fit: Any, function: Callable[..., Any], kind: str, caller: str, *num
     return _of_one(function, kind, fit, numbers)
 
 
+def quietly(fit: Any, function: Callable[..., Any], kind: str, caller: str, *numbers: Any) -> Any:
+    """The same without a word on fits that failed, for what is asked of these too."""
+    if isinstance(fit, BatchFit):
+        return fit._of_each(function, kind, caller, *numbers, warn=False)
+    fit._check(kind, caller)
+    return _of_one(function, kind, fit, numbers)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _of_one(function: Callable[..., Any], kind: str, fit: Fit, numbers: tuple[Any, ...]) -> Any:
     return function(fit, kind, *numbers)
+
+
+def with_data(fit: Any, function: Callable[..., Any], caller: str, shared: tuple = (), each: tuple = ()) -> Any:
+    """`function(fit, model, sample, *shared, *each)` of a fit and its data, or of every one of a batch with its own.
+
+    Arrays in `each` have a leading axis over the fits of a batch. The function is hashable, as in `of_each`; the arrays that it
+    returns are numpy's for a batch.
+    """
+    check_fit(fit, caller)
+    if isinstance(fit, Fit):
+        model, sample = origin_of(fit, caller)
+        return _one_with_data(function, model, fit, sample, (*shared, *each))
+    model, sets = batch_origin_of(fit, caller)
+    own = [fit.fits, sets.own[1:], [np.asarray(array) for array in each]]
+    size = max(1, min(BLOCK, len(fit), ENTRIES // max(1, sets.entries * fit.num_parameters)))
+    parts = []
+    for start in range(0, len(fit), size):
+        rows = np.minimum(np.arange(start, start + size), len(fit) - 1)
+        block = jax.tree.map(lambda leaf, rows=rows: leaf[rows], own)
+        parts.append(
+            jax.device_get(
+                _block_with_data(function, model, _Put(sets.mapped, sets.treedef), block, sets.shared, shared)
+            )
+        )
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(fit)], *parts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _one_with_data(function: Callable[..., Any], model: Model, fit: Fit, sample: Sample, arrays: tuple) -> Any:
+    return function(fit, model, sample, *arrays)
+
+
+class _Put(NamedTuple):
+    """How the arrays of a data set are put together."""
+
+    mapped: tuple[bool, ...]
+    treedef: Any
+
+    def sample(self, own: list[Any], shared: list[Any]) -> Sample:
+        return Sample(*jax.tree.unflatten(self.treedef, joined(self.mapped, own, shared))[1:])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _block_with_data(
+    function: Callable[..., Any], model: Model, put: _Put, block: list[Any], common: list[Any], shared: tuple
+) -> Any:
+    def one(fit: Fit, own: list[Any], each: list[Any]) -> Any:
+        return function(fit, model, put.sample(own, common), *shared, *each)
+
+    return jax.vmap(one)(*block)

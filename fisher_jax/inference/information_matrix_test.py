@@ -54,7 +54,10 @@ class InformationMatrixTest:
         facts = [
             ("Null hypothesis", "the model is right: Σ s sᵀ + H has mean zero"),
             ("Statistic", f"{number(self.statistic)}, {self.degrees_of_freedom} indicators that vary"),
-            ("p-value", f"{number(self.p_value)}, by {self.num_replicates - self.num_failed} replicates from the model"),
+            (
+                "p-value",
+                f"{number(self.p_value)}, by {self.num_replicates - self.num_failed} replicates from the model",
+            ),
         ]
         rows = [(name, number(z)) for name, z in zip(self.names, np.asarray(self.indicators), strict=True)]
         return Table("Information-matrix test", facts, ("indicator", "z"), rows, list(self.notes))
@@ -76,7 +79,9 @@ jax.tree_util.register_dataclass(
 )
 
 
-def information_matrix_test(fit: Any, key: Any, num_replicates: Any = 999, *, num_lanes: Any = None) -> InformationMatrixTest:
+def information_matrix_test(
+    fit: Any, key: Any, num_replicates: Any = 999, *, num_lanes: Any = None
+) -> InformationMatrixTest:
     """Test the model by its information equality: at the truth Σ s sᵀ and −H have the same mean.
 
     Parameters
@@ -122,7 +127,9 @@ def information_matrix_test(fit: Any, key: Any, num_replicates: Any = 999, *, nu
     """
     check_fit(fit, CALLER)
     if isinstance(fit, BatchFit):
-        raise TypeError(f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3].")
+        raise TypeError(
+            f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
+        )
     origin = origin_of(fit, CALLER)
     if not fit.converged:
         raise ValueError(f"{CALLER}: needs a fit that converged. {fit.diagnosis()}")

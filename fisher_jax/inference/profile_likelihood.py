@@ -223,7 +223,16 @@ def profile_likelihood(
     best, restarts = _finished(fit, origin)
     while True:
         sides = profile_sides(
-            origin.model, best.layout, numbers, best.values, origin.sample, best.free, best.curvature, columns, level, CALLER
+            origin.model,
+            best.layout,
+            numbers,
+            best.values,
+            origin.sample,
+            best.free,
+            best.curvature,
+            columns,
+            level,
+            CALLER,
         )
         better = _better(best, origin, sides) if restarts < _MOST_RESTARTS else None
         if better is None:
@@ -293,7 +302,9 @@ def _record(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restar
     free = np.take_along_axis(joined[2], order[..., None], axis=1)
     kept = slice(0, max(int(np.max(np.sum(used, axis=1))), 1))
     notes = tuple(_notes(fit, sides, names, level, restarts, gained))
-    failed = [n for k, n in enumerate(names) if np.any(np.isin(sides.codes[k], (End.STUCK, End.RUNNING, End.BETTER_FOUND)))]
+    failed = [
+        n for k, n in enumerate(names) if np.any(np.isin(sides.codes[k], (End.STUCK, End.RUNNING, End.BETTER_FOUND)))
+    ]
     if failed:
         warn(f"{CALLER}: an end is NaN for {', '.join(failed)}; print the profile to see why.", stacklevel=4)
     return Profile(

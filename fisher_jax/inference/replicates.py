@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -39,7 +38,9 @@ def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, caller: str, **s
         drawn = _draw(origin.model, fit.layout, fit.values, given, rows, key, numbers)
         _check_drawn(drawn, origin, rows, caller)
         fresh = jax.device_get(drawn)
-        parts.append(fit_batch(origin.model, fit.params, fresh, given=given, weights=weights, weights_axis=None, **settings))
+        parts.append(
+            fit_batch(origin.model, fit.params, fresh, given=given, weights=weights, weights_axis=None, **settings)
+        )
     return _cut(_joined(parts), count)
 
 
@@ -102,7 +103,9 @@ def _num_rows(origin: Origin, given: PyTree) -> int:
         return 0
     if given is not None:
         return jax.tree.leaves(given)[0].shape[0]
-    return jax.tree.leaves(sample.data)[0].shape[0] if sample.weights is None else int(np.sum(np.asarray(sample.weights)))
+    return (
+        jax.tree.leaves(sample.data)[0].shape[0] if sample.weights is None else int(np.sum(np.asarray(sample.weights)))
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
@@ -142,5 +145,3 @@ def each_left_out(units: int, unit_of: np.ndarray, weights: Any, one_copy: bool)
     for numbers in chunks_of(units, len(unit_of)):
         taken = unit_of[None, :] == numbers[numbers < units][:, None]
         yield np.where(taken, base - 1.0 if one_copy else 0.0, base)
-
-

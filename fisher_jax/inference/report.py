@@ -58,10 +58,21 @@ def number(x: Any) -> str:
     return "-" if math.isnan(float(x)) else f"{float(x):.6g}"
 
 
-def latex(text: str) -> str:
+def _latex(text: str) -> str:
     """A name as LaTeX prints it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def tabular(titles: tuple[str, ...], rows: list[tuple[str, ...]], foot: list[tuple[str, ...]] | None = None) -> str:
+    """A LaTeX tabular of texts."""
+
+    def line(cells: tuple[str, ...]) -> str:
+        return " & ".join(_latex(cell) for cell in cells) + r" \\"
+
+    body = [line(row) for row in rows] + ([r"\midrule", *map(line, foot)] if foot else [])
+    head = [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule", line(titles), r"\midrule"]
+    return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}"])
 
 
 def warn(text: str, stacklevel: int = 3) -> None:

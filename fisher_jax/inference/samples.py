@@ -1,4 +1,4 @@
-"""The data behind fits: whether two are of the same."""
+"""Several fits given at once: by name, and whether they are of the same data."""
 
 from typing import Any
 
@@ -34,3 +34,23 @@ def _alike(x: Any, y: Any) -> bool:
     if x is y or x is None or y is None or np.shape(x) != np.shape(y):
         return True
     return np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f")
+
+
+def named_fits(fits: Any, named: dict[str, Any], caller: str) -> dict[str, Fit]:
+    """All fits by name; what is none is refused."""
+    if fits is not None and not isinstance(fits, dict):
+        raise TypeError(
+            f"{caller}: expected fits by name, as in {caller}(gamma=fit), or a dict, got {type(fits).__name__}."
+        )
+    if twice := set(fits or {}) & set(named):
+        raise ValueError(f"{caller}: the name {sorted(twice)[0]!r} is given twice.")
+    found = {str(name): fit for name, fit in {**(fits or {}), **named}.items()}
+    for name, fit in found.items():
+        if isinstance(fit, BatchFit):
+            raise TypeError(
+                f"{caller}: {name!r} is a BatchFit, one table for many fits. Take one, fits[0], or the arrays fits.aic()."
+            )
+        if not isinstance(fit, Fit):
+            raise TypeError(f"{caller}: {name!r} is no Fit but {type(fit).__name__}.")
+        fit._check_single(caller)
+    return found

@@ -5,4 +5,10 @@ from fisher_jax.plots.information import information_ellipses, information_heat_
 from fisher_jax.plots.likelihood_surface import likelihood_surface
 from fisher_jax.plots.profile_curves import profile_curves
 
-__all__ = ["bootstrap_histogram", "information_ellipses", "information_heat_map", "likelihood_surface", "profile_curves"]
+__all__ = [
+    "bootstrap_histogram",
+    "information_ellipses",
+    "information_heat_map",
+    "likelihood_surface",
+    "profile_curves",
+]

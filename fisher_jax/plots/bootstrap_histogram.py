@@ -74,7 +74,9 @@ def bootstrap_histogram(
         panel.set(xlabel=name, ylabel="density")
     axes[0].legend(fontsize="x-small", frameon=False)
     if bootstrap.num_failed:
-        axes[0].set_title(f"{bootstrap.num_failed} of {len(bootstrap.kept)} failed and are left out", fontsize="x-small")
+        axes[0].set_title(
+            f"{bootstrap.num_failed} of {len(bootstrap.kept)} failed and are left out", fontsize="x-small"
+        )
     return axes
 
 

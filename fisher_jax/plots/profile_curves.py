@@ -106,9 +106,11 @@ def _draw(panel: Any, profile: Any, row: int, scale: str) -> None:
     if np.isfinite(error) and error > 0:
         straight = (grid - centre) / error
         near = np.abs(straight) < 1.5 * end
-        panel.plot(grid[near], _scaled(straight[near], nats), color="tab:red", linestyle="--", linewidth=1.2, label="Wald")
+        panel.plot(
+            grid[near], _scaled(straight[near], nats), color="tab:red", linestyle="--", linewidth=1.2, label="Wald"
+        )
     cut = {"color": "0.4", "linewidth": 0.8, "linestyle": ":"}
-    for level in ([-cut_of(profile.level)] if nats else [-end, end]):
+    for level in [-cut_of(profile.level)] if nats else [-end, end]:
         panel.axhline(level, **cut, label=f"{100 * profile.level:g} %" if level < 0 else None)
     for limit in (profile.lower[row], profile.upper[row]):
         if np.isfinite(limit) and grid[0] <= limit <= grid[-1]:

@@ -42,9 +42,7 @@ def bca(
     return found
 
 
-def acceleration(
-    influence: Float[np.ndarray, "g k"], copies: Int[np.ndarray, " g"] | None
-) -> Float[np.ndarray, " k"]:
+def acceleration(influence: Float[np.ndarray, "g k"], copies: Int[np.ndarray, " g"] | None) -> Float[np.ndarray, " k"]:
     """Σ L³ / (6 (Σ L²)^{3/2}) of the influences L, each counted as often as it has copies; zero where none has any."""
     copies = np.ones(len(influence)) if copies is None else copies
     squares, cubes = copies @ influence**2, copies @ influence**3

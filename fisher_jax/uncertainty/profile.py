@@ -299,7 +299,9 @@ def _back(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
     ahead = 0.25 * (walk.goal - base.value)
     goal = base.value + ahead
     way = jnp.abs(base.value - walk.origin)
-    runs_off = jnp.isnan(span) & (jnp.sum((base.tangent * way) ** 2) > 1e4 * jnp.sum((base.free - walk.path.frees[0]) ** 2))
+    runs_off = jnp.isnan(span) & (
+        jnp.sum((base.tangent * way) ** 2) > 1e4 * jnp.sum((base.free - walk.path.frees[0]) ** 2)
+    )
     given_up = (failures > _MOST_FAILURES) | (goal == base.value)
     close = runs_off & (jnp.abs(ahead) < 1e-6 * way)
     loss = span * (jnp.abs(base.slope) + 0.5 * span * jnp.abs(base.bend))

@@ -71,7 +71,16 @@ def profile_sides(
     parts = [
         jax.device_get(
             _profiles(
-                model, layout, function, caller, values, sample, free, curvature, columns[k : k + at_once], cut_of(level)
+                model,
+                layout,
+                function,
+                caller,
+                values,
+                sample,
+                free,
+                curvature,
+                columns[k : k + at_once],
+                cut_of(level),
             )
         )
         for k in range(0, len(columns), at_once)
@@ -79,6 +88,18 @@ def profile_sides(
     found, estimates, errors, ends, points = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     edges = layout.edges()[columns] if function is None else np.array(SIDES) * np.full((len(columns), 2), np.inf)
     return _sides(found, estimates, errors, ends, points, edges)
+
+
+def profile_ends(
+    model: Model, sample: Sample, layout: Layout, fit: tuple[Values, Any, Any], level: Any
+) -> tuple[Float[np.ndarray, "q 2"], str]:
+    """Ends of the profile intervals of all entries of θ, and in words which could not be told. `fit` is values, u, curvature."""
+    values, free, curvature = fit
+    columns, caller = np.arange(len(layout.names)), "confidence_intervals"
+    ends = profile_sides(model, layout, None, values, sample, free, curvature, columns, level, caller).ends
+    unknown = [name for name, pair in zip(layout.names, ends, strict=True) if np.any(np.isnan(pair))]
+    said = f"an end is NaN for {', '.join(unknown)}; print fisher_jax.profile_likelihood(fit) to see why."
+    return ends, said if unknown else ""
 
 
 def _sides(
