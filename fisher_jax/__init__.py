@@ -9,12 +9,16 @@ from fisher_jax.derivatives import hessian, hessian_vector_product, log_likeliho
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.fit import fit
 from fisher_jax.fitted import Fit, FitError, FitWarning
+from fisher_jax.inference.bootstrap import bootstrap
+from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.coefficients import CoefficientTable, coefficient_table
 from fisher_jax.inference.comparison import Comparison, compare
 from fisher_jax.inference.delta import DeltaEstimate, delta_method
 from fisher_jax.inference.identification import Identifiability, identifiability
 from fisher_jax.inference.influential import Influence, influence
+from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
 from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
+from fisher_jax.inference.profile_likelihood import Profile, profile_likelihood
 from fisher_jax.inference.record import HypothesisTest
 from fisher_jax.inference.robust import robust
 from fisher_jax.inference.score import score_test
@@ -40,6 +44,7 @@ from fisher_jax.theory import Check, check_information_equality, check_score_mea
 
 __all__ = [
     "BatchFit",
+    "Bootstrap",
     "Check",
     "CoefficientTable",
     "Comparison",
@@ -54,10 +59,12 @@ __all__ = [
     "Identifiability",
     "Influence",
     "Information",
+    "InformationMatrixTest",
     "InformationOperator",
     "InformationWarning",
     "Model",
     "MonteCarlo",
+    "Profile",
     "Quadrature",
     "QuasiMonteCarlo",
     "Regularity",
@@ -65,6 +72,7 @@ __all__ = [
     "Status",
     "StreamResult",
     "__version__",
+    "bootstrap",
     "check_information_equality",
     "check_score_mean",
     "coefficient_table",
@@ -83,6 +91,7 @@ __all__ = [
     "hessian_vector_product",
     "identifiability",
     "influence",
+    "information_matrix_test",
     "information_operator",
     "interval",
     "likelihood_ratio_test",
@@ -93,6 +102,7 @@ __all__ = [
     "ordered",
     "positive",
     "positive_definite",
+    "profile_likelihood",
     "robust",
     "score",
     "score_test",

@@ -22,6 +22,7 @@ from fisher_jax.model import Model
 from fisher_jax.status import Status
 from fisher_jax.uncertainty import covariance as covariances
 from fisher_jax.uncertainty import criteria, intervals
+from fisher_jax.uncertainty.profile_sides import profile_ends_of_each
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
 FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
@@ -157,8 +158,30 @@ class BatchFit:
     ) -> PyTree:
         """Intervals: a pytree like `params` whose leaves gain a last axis of two. Arguments as for `Fit`."""
         method, kind = intervals.check_method(level, method, kind, scale, "confidence_intervals")
+        if method == "profile":
+            return self._profile_intervals(level, "confidence_intervals")
         found = self._of_each(_INTERVALS[scale], kind, "confidence_intervals", float(level))
         return self.fits.layout.assemble(found)
+
+    def _profile_intervals(self, level: Any, caller: str) -> PyTree:
+        self._check("observed", caller)
+        model, sets = batch_origin_of(self, caller)
+        fits, layout = self.fits, self.fits.layout
+        known = (fits.values, fits.free, fits.curvature)
+        rebuild = (sets.mapped, sets.treedef)
+        ends = profile_ends_of_each(model, layout, rebuild, sets.own[1:], sets.shared, known, level, caller)
+        unknown = int(np.sum(np.any(np.isnan(ends), axis=(1, 2))))
+        if unknown:
+            warnings.warn(
+                f"{caller}: an end is NaN in {unknown} of {len(self)} fits; print fisher_jax.profile_likelihood(fits[k]) to "
+                "see why.",
+                FitWarning,
+                stacklevel=3,
+            )
+        leaves = jax.vmap(lambda values, ends: intervals.as_leaves(layout, values, ends))(
+            fits.values, jnp.asarray(ends)
+        )
+        return layout.assemble([np.asarray(leaf) for leaf in leaves])
 
     def information(self, kind: str = "observed") -> Information:
         """The informations per observation, an `Information` whose matrix is (B, q, q): `jax.vmap` its methods over it."""

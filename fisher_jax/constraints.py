@@ -46,6 +46,14 @@ class Constraint:
         """Ends of an interval of natural half-width `half_width`, made on a scale on which it cannot leave the range."""
         return value - half_width, value + half_width
 
+    def coordinate(self, free: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Each entry, increasing, on a scale of its own that has no ends, where the constraint knows one."""
+        return self.forward(free)
+
+    def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """What each entry of a value of this shape cannot pass, below and above."""
+        return np.full(shape, -np.inf), np.full(shape, np.inf)
+
 
 @dataclass(frozen=True)
 class Unconstrained(Constraint):
@@ -100,6 +108,12 @@ class Interval(Constraint):
         free, step = self.inverse(value), half_width / slope
         return self.forward(free - step), self.forward(free + step)
 
+    def coordinate(self, free: Float[Array, "..."]) -> Float[Array, "..."]:
+        return free
+
+    def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(shape, self.low), np.full(shape, self.high)
+
 
 @dataclass(frozen=True)
 class Ordered(Constraint):
@@ -148,6 +162,12 @@ class Simplex(Constraint):
     def bounds(self, value: Float[Array, "*b k"], half_width: Float[Array, "*b k"]) -> tuple[Array, Array]:
         return unit_interval.bounds(value, half_width)
 
+    def coordinate(self, free: Float[Array, "*b j"]) -> Float[Array, "*b k"]:
+        return unit_interval.inverse(self.forward(free))
+
+    def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        return unit_interval.edges(shape)
+
 
 @dataclass(frozen=True)
 class PositiveDefinite(Constraint):
@@ -188,6 +208,14 @@ class PositiveDefinite(Constraint):
         safe = jnp.where(on_diagonal, value, 1.0)
         log_low, log_high = positive.bounds(safe, half_width)
         return jnp.where(on_diagonal, log_low, low), jnp.where(on_diagonal, log_high, high)
+
+    def coordinate(self, free: Float[Array, " k"]) -> Float[Array, "d d"]:
+        value = self.forward(free)
+        on_diagonal = jnp.eye(value.shape[0], dtype=bool)
+        return jnp.where(on_diagonal, jnp.log(jnp.where(on_diagonal, value, 1.0)), value)
+
+    def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        return np.where(np.eye(shape[0], dtype=bool), 0.0, -np.inf), np.full(shape, np.inf)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fisher_jax.status import Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
 from fisher_jax.uncertainty import covariance as covariances
 from fisher_jax.uncertainty import criteria, direction, intervals
+from fisher_jax.uncertainty.profile_sides import profile_ends
 
 if TYPE_CHECKING:
     AnyArray = Array
@@ -186,8 +187,9 @@ class Fit:
         ----------
         level : float
             Coverage aimed at, between 0 and 1.
-        method : {"wald"}
-            From the standard errors. A kind of covariance is accepted here too and means a Wald interval of that kind.
+        method : {"wald", "profile"}
+            From the standard errors, or from the profile likelihood of each entry (see `profile_likelihood`, which tells more).
+            A kind of covariance is accepted here too and means a Wald interval of that kind.
         kind : str
             The covariance, as for `covariance`.
         scale : {"unconstrained", "natural"}
@@ -208,6 +210,13 @@ class Fit:
         method, kind = intervals.check_method(level, method, kind, scale, caller)
         self._check(kind, caller)
         self._warn(caller)
+        if method == "profile":
+            ends, unknown = profile_ends(
+                *origin_of(self, caller), self.layout, (self.values, self.free, self.curvature), level
+            )
+            if unknown:
+                warnings.warn(f"{caller}: {unknown}", FitWarning, stacklevel=2)
+            return self.layout.assemble(intervals.as_leaves(self.layout, self.values, jnp.asarray(ends)))
         return self.layout.assemble(_intervals(self, kind, scale, level))
 
     def information(self, kind: str = "observed") -> Information:
@@ -412,15 +421,7 @@ def interval_leaves(fit: Fit, kind: str, scale: Any, level: Any) -> Values:
     """Wald intervals as array leaves of the parameters, each with a last axis of two."""
     _, errors = flat_uncertainty(fit, kind)
     theta = fit.layout.join(fit.values).astype(errors.dtype)
-    ends = intervals.wald(fit.layout, theta, errors, level, scale)
-    start, result = 0, []
-    for leaf, value in zip(fit.layout.leaves, fit.values, strict=True):
-        if leaf.is_fixed:
-            result.append(jnp.stack([value, value], axis=-1))
-        else:
-            result.append(ends[start : start + leaf.size].reshape((*leaf.shape, 2)))
-            start += leaf.size
-    return result
+    return intervals.as_leaves(fit.layout, fit.values, intervals.wald(fit.layout, theta, errors, level, scale))
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -147,6 +147,22 @@ class Layout:
         """D = ∂θ/∂u."""
         return jax.jacfwd(lambda u: self.join(self.constrained_values(u, values)))(free)
 
+    def coordinates(self, free: Float[Array, " p"]) -> Float[Array, " q"]:
+        """θ with each entry on its constraint's own scale, on which it can move without end."""
+        parts, start = [], 0
+        for _, leaf in self.free_leaves:
+            part = free[start : start + leaf.free_size].reshape(leaf.free_shape)
+            parts.append(jnp.ravel(leaf.constraint.coordinate(part)))
+            start += leaf.free_size
+        return jnp.concatenate(parts) if parts else jnp.zeros((0,), self.dtype)
+
+    def edges(self) -> np.ndarray:
+        """The ends of the range of each entry of θ, (q, 2)."""
+        pairs = [
+            np.stack([np.ravel(end) for end in leaf.constraint.edges(leaf.shape)], -1) for _, leaf in self.free_leaves
+        ]
+        return np.concatenate(pairs) if pairs else np.zeros((0, 2))
+
     def contains(self, values: Values) -> list[Any]:
         """For each free leaf, whether its value lies strictly inside its constraint; on the host where values are known."""
         return [leaf.constraint.contains(_concrete(values[i], self.dtype)) for i, leaf in self.free_leaves]

@@ -22,7 +22,7 @@ class Output:
     shapes: tuple[tuple[int, ...], ...]
     treedef: Any
 
-    def arranged(self, flat: Array, *, trailing: int = 0) -> PyTree:
+    def arranged(self, flat: Any, *, trailing: int = 0) -> PyTree:
         """Numbers in one row as the function returns them. So many axes come after that of the numbers, others before it."""
         axis = flat.ndim - 1 - trailing
         before, after = flat.shape[:axis], flat.shape[axis + 1 :]

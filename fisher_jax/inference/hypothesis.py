@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.constraints import Interval
 from fisher_jax.inference.functions import named_within
 from fisher_jax.parameters import Layout
 
@@ -68,6 +69,9 @@ def _entries(layout: Layout, i: int, k: int | None, value: Any, name: str, calle
             f"got {value.dtype} of shape {value.shape}."
         )
     flat = np.broadcast_to(value, shape).ravel().astype(float)
+    constraint = layout.leaves[i].constraint
+    if isinstance(constraint, Interval) and np.any((flat < constraint.low) | (flat > constraint.high)):
+        raise ValueError(f"{caller}: `{name}` is {constraint.description}, and cannot be {value}.")
     return {(i, j if k is None else k): float(x) for j, x in enumerate(flat) if not np.isnan(x)}
 
 

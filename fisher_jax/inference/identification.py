@@ -14,6 +14,7 @@ from fisher_jax.inference.functions import OfParameters, linearised, outline
 from fisher_jax.inference.report import Table, number
 from fisher_jax.inference.wald import Entries
 from fisher_jax.model import ById
+from fisher_jax.status import Status
 from fisher_jax.uncertainty.identification import identified, identify
 
 CALLER = "identifiability"
@@ -28,7 +29,7 @@ class Identifiability:
     ----------
     eigenvalues : array (p,)
         Of the information scaled to unit diagonal, ascending; they add up to p, and are all one where no parameter's estimate
-        depends on another's. NaN where the information is not finite.
+        depends on another's. NaN where the information is not finite, or the fit ended at a boundary.
     directions : array (p, p)
         A row for each eigenvalue: how much of each parameter is in it, in units of that parameter's conditional standard error.
     direction_names : tuple of str
@@ -41,6 +42,8 @@ class Identifiability:
         What does not depend on a singular direction.
     standard_errors : array (k,)
         Of what is identified, by a generalised inverse of the information; NaN for the rest.
+    status : str
+        What the fit's status adds to it; empty for a fit that converged, and of a batch.
     """
 
     eigenvalues: np.ndarray
@@ -51,6 +54,7 @@ class Identifiability:
     names: tuple[str, ...]
     identified: np.ndarray
     standard_errors: np.ndarray
+    status: str = ""
 
     @property
     def all_identified(self) -> Any:
@@ -74,7 +78,7 @@ class Identifiability:
 
     def _table(self) -> Table:
         if np.any(np.isnan(self.eigenvalues)):
-            return Table("Identifiability", [("Information", "not finite, so nothing can be said")])
+            return Table("Identifiability", [("Information", self.status or "not finite, so nothing can be said")])
         shown = np.flatnonzero(self.singular | self.weak)
         shown = shown if len(shown) else np.arange(min(1, len(self.eigenvalues)))
         labels = np.where(self.singular, "none", np.where(self.weak, "weak", "sound"))
@@ -107,7 +111,8 @@ class Identifiability:
                 "along a weak direction standard errors are large and Wald intervals doubtful: use profiles, or say more about "
                 "these parameters (a constraint, a value held fixed, other data)."
             )
-        return notes or ["every direction is well informed about."]
+        notes = notes or ["every direction is well informed about."]
+        return [*notes, self.status] if self.status else notes
 
     def __str__(self) -> str:
         if self.eigenvalues.ndim == 1:
@@ -195,7 +200,16 @@ def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -
         names=record.names + (output.names if output else ()),
         identified=holds,
         standard_errors=errors,
+        status=_said_of_status(fit) if isinstance(fit, Fit) else "",
     )
+
+
+def _said_of_status(fit: Fit) -> str:
+    if fit.status == Status.BOUNDARY:
+        return f"the fit ran to a boundary ({fit._culprit()}), on the way to which the curvature measures nothing."
+    if fit.converged or fit.status == Status.SINGULAR_INFORMATION:
+        return ""
+    return f"the fit ended with status {fit.status.label}: this is not said of a maximum."
 
 
 @dataclass(frozen=True)
@@ -211,7 +225,7 @@ class _Gradients:
         if self.function is not None:
             gradient = jnp.concatenate([gradient, linearised(self.function, fit)[1]])
         if kind == "observed":
-            return fit.curvature, gradient
+            return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, fit.curvature), gradient  # type: ignore[arg-type]
         if kind == "empirical":
             return fit.outer_product, gradient
         half = jnp.matmul(jacobian.T, fit.expected, precision="highest")  # type: ignore[arg-type]

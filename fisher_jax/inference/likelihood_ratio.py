@@ -1,6 +1,7 @@
 """`likelihood_ratio_test`: how much likelihood does a restriction cost?"""
 
 import functools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.constraints import Interval
 from fisher_jax.differentiate import terms_at
 from fisher_jax.fitted import Fit
-from fisher_jax.inference.each import check_fit, is_known, one_of
+from fisher_jax.inference.each import check_fit, is_known, one_of, with_data
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.inference.report import warn
@@ -80,18 +81,25 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
             "it and give that fit; or give hypothesised values; or use wald_test, which takes functions."
         )
     words: tuple[str, ...] = ("the restricted model",)
-    if not isinstance(null, Fit | BatchFit):
-        hypothesis = hypothesised(one_of(fit).layout, null, caller)
-        free_positions(one_of(fit).layout, hypothesis, caller)
-        words, edge = hypothesis.words, _on_edge(one_of(fit).layout, hypothesis)
-        null = refit(fit, hypothesis, caller)
-    else:
+    left, layout = 0, one_of(fit).layout
+    if isinstance(null, Fit | BatchFit):
         _check_pair(fit, null, caller)
-        edge = _fixed_on_edge(one_of(fit).layout, one_of(null)) if isinstance(null, Fit) else 0
-    freedom = one_of(fit).num_parameters - one_of(null).num_parameters
+        edge = _fixed_on_edge(layout, one_of(null)) if isinstance(null, Fit) else 0
+        gained, left = _gained(fit, null), one_of(null).num_parameters
+    else:
+        hypothesis = hypothesised(layout, null, caller)
+        positions = free_positions(layout, hypothesis, caller)
+        words, edge = hypothesis.words, _on_edge(layout, hypothesis)
+        if len(positions) == len(layout.names):  # nothing is left to be fitted
+            null = None
+            gained = with_data(fit, _AllHeld(tuple(hypothesis.values.tolist())), caller)
+        else:
+            null = refit(fit, hypothesis, caller)
+            gained, left = _gained(fit, null), one_of(null).num_parameters
+    freedom = one_of(fit).num_parameters - left
     if num_on_boundary is not None:
         edge = _checked_number(num_on_boundary, freedom, caller)
-    statistic, notes = _statistic(fit, null, caller)
+    statistic, notes = _statistic(fit, gained, caller)
     notes += _boundary_notes(edge, freedom) + (_status_notes(fit, null, edge, caller) if is_known(fit) else ())
     return chi_squared_test(statistic, freedom, TEST, words, "", notes, num_on_boundary=edge)
 
@@ -120,11 +128,29 @@ def _check_pair(fit: Any, null: Any, caller: str) -> None:
         )
 
 
-def _statistic(fit: Any, null: Any, caller: str) -> tuple[Any, tuple[str, ...]]:
+def _gained(fit: Any, null: Any) -> Any:
+    """ℓ(θ̂) − ℓ(θ̂₀)."""
+    known = isinstance(fit, Fit) and isinstance(null, Fit) and fit.origin is not None and null.origin is not None
+    if known and fit.layout.dtype == np.float32:
+        return _by_terms(fit, null)
+    return one_of(fit).log_likelihood - one_of(null).log_likelihood
+
+
+@dataclass(frozen=True)
+class _AllHeld:
+    """What is gained over the point that a hypothesis consists of, by one fit and its data."""
+
+    theta: tuple[float, ...]
+
+    def __call__(self, fit: Fit, model: Model, sample: Sample) -> Array:
+        target = likelihood(model, fit.layout.natural(), fit.values, sample, "likelihood_ratio_test")
+        theta = fit.layout.natural().unconstrain(fit.layout.constrained_values(fit.free, fit.values))
+        return jnp.sum(terms_at(target, theta) - terms_at(target, jnp.array(self.theta, fit.free.dtype)))
+
+
+def _statistic(fit: Any, gained: Any, caller: str) -> tuple[Any, tuple[str, ...]]:
     """The statistic, zero where it is negative by rounding, and a note where it is more negative than that."""
-    better, null_better = one_of(fit).log_likelihood, one_of(null).log_likelihood
-    both = isinstance(fit, Fit) and isinstance(null, Fit) and fit.origin is not None and null.origin is not None
-    raw = 2.0 * (_by_terms(fit, null) if both and fit.layout.dtype == np.float32 else better - null_better)
+    raw = 2.0 * gained
     host = isinstance(raw, np.ndarray)
     statistic = jnp.where((raw < 0) & (raw >= -_shortfall(one_of(fit))), 0.0, raw)
     notes: tuple[str, ...] = ()
@@ -150,14 +176,18 @@ def _shortfall(fit: Fit) -> Array:
 
 
 def _by_terms(fit: Fit, null: Fit) -> Any:
-    """ℓ(θ̂) − ℓ(θ̂₀) from the differences of the terms, which float32 survives."""
-    terms = [np.asarray(_terms(*f.origin, f.layout, f.values, f.free), np.float64) for f in (fit, null)]  # type: ignore[misc]
-    return jnp.asarray(np.sum(terms[0] - terms[1]), fit.layout.dtype)
+    """The same from the differences of the terms, in float64 where x64 is enabled."""
+    wide = jax.dtypes.canonicalize_dtype(np.float64)
+    terms = [
+        np.asarray(_terms(*f.origin, replace(f.layout, dtype=wide), f.values, f.free), np.float64)  # type: ignore[misc]
+        for f in (fit, null)
+    ]
+    return jnp.asarray(np.sum(terms[0] - terms[1]), wide)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _terms(model: Model, sample: Sample, layout: Layout, values: Values, free: Array) -> Array:
-    return terms_at(likelihood(model, layout, values, sample, "likelihood_ratio_test"), free)
+    return terms_at(likelihood(model, layout, values, sample, "likelihood_ratio_test"), free.astype(layout.dtype))
 
 
 def _on_edge(layout: Layout, hypothesis: Hypothesis) -> int:
@@ -198,7 +228,7 @@ def _boundary_notes(edge: int, freedom: int) -> tuple[str, ...]:
 def _status_notes(fit: Any, null: Any, edge: int, caller: str) -> tuple[str, ...]:
     """What the statuses of the two fits mean for the test; at a boundary that the null is known to lie on, nothing."""
     notes = []
-    for label, found in (("alternative", fit), ("null", null)):
+    for label, found in (("alternative", fit), *([("null", null)] if null is not None else [])):
         if isinstance(found, Fit):
             expected = label == "alternative" and edge and found.status == Status.BOUNDARY
             if not found.converged and not expected:

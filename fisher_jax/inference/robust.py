@@ -66,9 +66,9 @@ def robust(
     Notes
     -----
     What others do: Stata's maximum-likelihood commands multiply by n/(n − 1) for ``vce(robust)`` and by G/(G − 1) for
-    ``vce(cluster)``; its ``regress`` by n/(n − p) and by G/(G − 1) (n − 1)/(n − p). statsmodels calls the first of none HC0
-    and of n/(n − p) HC1, multiplies by G/(G − 1) (n − 1)/(n − p) for clusters unless told ``use_correction=False``, and by none
-    for HAC.
+    ``vce(cluster)``; its ``regress`` by n/(n − p) and by G/(G − 1) (n − 1)/(n − p). statsmodels multiplies by none for HC0, by
+    n/(n − p) for HC1 of linear models only (of likelihoods it is HC0 again), by G/(G − 1) (n − 1)/(n − p) for clusters unless
+    told ``use_correction=False``, and by none for HAC.
 
     n is the number of terms, or the sum of frequency weights. Clusters of weight zero do not count. With few clusters (under
     some forty) standard errors are too small whatever the factor, and tests of as many restrictions as clusters have none.

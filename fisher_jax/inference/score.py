@@ -228,6 +228,7 @@ def _warn_of_none(statistic: np.ndarray, of_candidates: bool) -> None:
     many = f"{int(np.sum(none))} of {none.size} tests have" if none.ndim else "there is"
     why = "a candidate follows from what the model has already, or has NaN; or " if of_candidates else ""
     warn(
-        f"{CALLER}: {many} no statistic: {why}the information is singular, indefinite or not finite there.",
+        f"{CALLER}: {many} no statistic: {why}the information is singular, not finite or indefinite (which that of "
+        'kind="empirical" never is).',
         stacklevel=4,
     )

@@ -106,7 +106,7 @@ class _Wald:
         factor = linalg.factorise(variance)
         squared = jnp.sum(linalg.solve_lower(factor, away) ** 2)
         scale = jnp.sqrt(jnp.abs(jnp.diagonal(free)))
-        return jnp.where(factor.definite, squared, jnp.nan), slopes * scale.astype(slopes.dtype), variance
+        return jnp.where(factor.definite, squared, jnp.nan), slopes * scale.astype(slopes.dtype)[None, :], variance
 
 
 def _check_rank(slopes: Float[np.ndarray, "*b k p"], names: tuple[str, ...], caller: str) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fisher_jax.parameters import Layout
+from fisher_jax.parameters import Layout, Values
 from fisher_jax.uncertainty.covariance import KINDS
 
 Scale = Literal["unconstrained", "natural"]
@@ -22,8 +22,10 @@ def check_method(level: Any, method: str, kind: str, scale: str, caller: str) ->
     """The method and the kind of covariance meant, where a kind may stand for the method; what is unknown is refused."""
     if method in KINDS:
         method, kind = "wald", method
-    if method != "wald":
-        raise ValueError(f'{caller}: method={method!r} is unknown; "wald" is what there is.')
+    if method not in ("wald", "profile"):
+        raise ValueError(f'{caller}: method={method!r} is unknown; choose "wald" or "profile".')
+    if method == "profile" and (kind, scale) != ("observed", "unconstrained"):
+        raise ValueError(f'{caller}: method="profile" needs no covariance and no scale; leave `kind` and `scale` out.')
     if scale not in ("unconstrained", "natural"):
         raise ValueError(f'{caller}: scale={scale!r} is unknown; choose "unconstrained" or "natural".')
     check_level(level, caller)
@@ -49,3 +51,15 @@ def wald(
         parts.append(jnp.stack([low.reshape(-1), high.reshape(-1)], axis=-1))
         start += leaf.size
     return jnp.concatenate(parts) if parts else jnp.zeros((0, 2), errors.dtype)
+
+
+def as_leaves(layout: Layout, values: Values, ends: Float[Array, "q 2"]) -> Values:
+    """Both ends for each entry of θ as array leaves of the parameters; those of fixed ones are their value."""
+    start, result = 0, []
+    for leaf, value in zip(layout.leaves, values, strict=True):
+        if leaf.is_fixed:
+            result.append(jnp.stack([value, value], axis=-1))
+        else:
+            result.append(ends[start : start + leaf.size].reshape((*leaf.shape, 2)))
+            start += leaf.size
+    return result

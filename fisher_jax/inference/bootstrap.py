@@ -1,0 +1,183 @@
+"""`bootstrap`: how an estimate varies from sample to sample, seen by fitting replicates of the data."""
+
+from typing import Any
+
+import numpy as np
+
+from fisher_jax.batch_fitted import BatchFit
+from fisher_jax.fitted import Fit, Origin, origin_of
+from fisher_jax.inference.bootstrap_record import FAILED_NOTE, Bootstrap, failures
+from fisher_jax.inference.each import check_fit
+from fisher_jax.inference.replicates import (
+    each_left_out,
+    refit_drawn,
+    refit_weighted,
+    resampled_weights,
+    whole_weights,
+)
+from fisher_jax.inference.report import warn
+from fisher_jax.uncertainty.resampling import Scheme, of_blocks, of_units
+from fisher_jax.uncertainty.unit_scores import unit_influence
+
+CALLER = "bootstrap"
+METHODS = ("nonparametric", "parametric", "block", "circular block")
+ACCELERATIONS = ("infinitesimal", "jackknife")
+
+
+def bootstrap(
+    fit: Any,
+    key: Any,
+    num_replicates: Any = 2000,
+    *,
+    method: str = "nonparametric",
+    clusters: Any = None,
+    block_length: Any = None,
+    acceleration: str = "infinitesimal",
+    num_lanes: Any = None,
+    progress: bool = False,
+) -> Bootstrap:
+    """Fit many replicates of the data, each as `fit` would from the estimate, all in one batch.
+
+    Parameters
+    ----------
+    fit : Fit
+        As `fit` returned it; it must have converged.
+    key : jax.random.key
+        The same key gives the same replicates, whatever the number of lanes.
+    num_replicates : int
+        B.
+    method : {"nonparametric", "parametric", "block", "circular block"}
+        Observations (or clusters) drawn with replacement; data drawn from the model at the estimate by its `sample`, for the
+        same covariates; or blocks of consecutive observations, for data that depend on each other, which begin anywhere
+        (and go round the end, if circular). For a `dependent` model a block is one of its terms, each with its own past.
+    clusters : array (n,), optional
+        Which cluster each observation belongs to: whole clusters are drawn.
+    block_length : int, optional
+        Length of the blocks, needed by "block" and "circular block".
+    acceleration : {"infinitesimal", "jackknife"}
+        What BCa intervals take as the influence of each observation or cluster: the derivative of the estimate with respect
+        to its weight, or what leaving it out changes, by a fit for each.
+    num_lanes, progress
+        As for `fit_batch`.
+
+    Returns
+    -------
+    Bootstrap
+        The replicates, with standard errors, bias, covariance and intervals of parameters and of functions of them.
+        Replicates whose fit failed are counted, said, and left out of these.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the fit did not converge or has lost its data, or the arguments do not fit together.
+
+    Notes
+    -----
+    All but "parametric" keep the data as they are and draw how often each observation counts, so that only weights (B, n)
+    are held, a chunk at a time. Frequency weights of the fit are taken as so many equal observations, and must be whole
+    numbers.
+
+    The nonparametric bootstrap is for independent observations or clusters, and is refused for a `dependent` model. The
+    parametric one needs `sample`; that of a dependent model must draw the whole series, ``sample(key, params)``. No bootstrap
+    is right where the estimate lies on the boundary of its range.
+
+    References
+    ----------
+    Efron, B. and Tibshirani, R. (1993), An Introduction to the Bootstrap, eqs (6.6), (14.10), (14.14), (14.15);
+    Künsch, H. (1989), Ann. Statist. 17, 1217-1241, section 2, for blocks.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> y = fj.families.exponential.sample
+    >>> data = jax.vmap(lambda key: y(key, {"rate": 2.0}))(jax.random.split(jax.random.key(1), 40))
+    >>> fit = fj.fit(fj.families.exponential, {"rate": 1.0}, data)
+    >>> replicates = fj.bootstrap(fit, jax.random.key(2), 500)
+    >>> replicates.params["rate"].shape, replicates.confidence_intervals(0.9, "bca")["rate"].shape
+    ((500,), (2,))
+    """
+    check_fit(fit, CALLER)
+    if isinstance(fit, BatchFit):
+        raise TypeError(
+            f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
+        )
+    origin = origin_of(fit, CALLER)
+    _check(fit, num_replicates, method, block_length, acceleration)
+    count, settings = int(num_replicates), {"covariances": (), "num_lanes": num_lanes, "progress": progress}
+    scheme, weights = _scheme(fit, origin, method, clusters, block_length)
+    if method == "parametric":
+        fits = refit_drawn(fit, origin, key, count, CALLER, **settings)
+    else:
+        fits = refit_weighted(fit, origin, resampled_weights(scheme, weights, key, count), **settings)
+    left_out = None
+    if acceleration == "jackknife":
+        units = each_left_out(scheme.num_units, scheme.unit_of, origin.sample.weights, scheme.copies is not None)
+        left_out = refit_weighted(fit, origin, units, **settings)
+    influence = None
+    if "block" not in method and not (origin.model.is_dependent and origin.sample.weights is not None):
+        known = (origin.model, fit.layout, fit.values, origin.sample, fit.free, fit.curvature)
+        influence = np.asarray(unit_influence(*known, scheme.unit_of, scheme.num_units, weights))
+    found = Bootstrap(fit, fits, influence, scheme.copies, left_out, _described(method, clusters, block_length, scheme))
+    if failures(fits) or (left_out is not None and failures(left_out)):
+        warn(f"{CALLER}: {FAILED_NOTE.format(failures(fits) or 'none', len(fits))}")
+    return found
+
+
+def _check(fit: Fit, num_replicates: Any, method: str, block_length: Any, acceleration: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"{CALLER}: method={method!r} is unknown; choose from {', '.join(map(repr, METHODS))}.")
+    if acceleration not in ACCELERATIONS:
+        raise ValueError(f'{CALLER}: acceleration={acceleration!r} is unknown; choose "infinitesimal" or "jackknife".')
+    whole = isinstance(num_replicates, int | np.integer) and not isinstance(num_replicates, bool)
+    if not whole or num_replicates < 2:
+        raise ValueError(f"{CALLER}: num_replicates={num_replicates!r} must be a whole number, at least 2.")
+    if not fit.converged:
+        raise ValueError(f"{CALLER}: needs a fit that converged, for it starts each replicate there. {fit.diagnosis()}")
+    if ("block" in method) != (block_length is not None):
+        raise ValueError(
+            f'{CALLER}: block_length={block_length!r} with method={method!r}; give a length with "block" or "circular block", '
+            "and with no other."
+        )
+    if "block" in method and acceleration == "jackknife":
+        raise ValueError(
+            f'{CALLER}: acceleration="jackknife" leaves out observations one by one, which blocks do not allow.'
+        )
+
+
+def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: Any) -> tuple[Scheme, Any]:
+    """What is drawn, and the weights that multiply it."""
+    model, sample = origin
+    num_terms = int(fit.num_observations) if sample.weights is None else len(sample.weights)
+    if clusters is not None:
+        if method != "nonparametric":
+            raise ValueError(f'{CALLER}: clusters are drawn by method="nonparametric", not {method!r}.')
+        clusters = np.asarray(clusters)
+        if clusters.shape != (num_terms,):
+            raise ValueError(
+                f"{CALLER}: clusters has shape {clusters.shape}, expected ({num_terms},), one label for each observation."
+            )
+        unit_of = np.unique(clusters, return_inverse=True)[1].reshape(-1)
+        if unit_of.max() == 0:
+            raise ValueError(f"{CALLER}: clusters has one label only, so every replicate would be the data themselves.")
+        return of_units(unit_of, None), sample.weights
+    if "block" in method:
+        whole = isinstance(block_length, int | np.integer) and not isinstance(block_length, bool)
+        if not whole or not 1 <= block_length < num_terms:
+            raise ValueError(
+                f"{CALLER}: block_length={block_length!r} must be a whole number from 1 to {num_terms - 1}, less than the "
+                "number of observations."
+            )
+        return of_blocks(num_terms, int(block_length), circular="circular" in method), sample.weights
+    if model.is_dependent and method == "nonparametric":
+        raise ValueError(
+            f'{CALLER}: the terms of a dependent model cannot be drawn one by one. Use method="block" with block_length, or '
+            '"parametric" if the model can draw a series.'
+        )
+    copies = None if sample.weights is None else whole_weights(sample.weights, CALLER)
+    return of_units(np.arange(num_terms), copies), None
+
+
+def _described(method: str, clusters: Any, block_length: Any, scheme: Scheme) -> str:
+    if clusters is not None:
+        return f"nonparametric, {scheme.num_units} clusters"
+    return method if block_length is None else f"{method}s of {block_length}"

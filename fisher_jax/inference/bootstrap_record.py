@@ -1,0 +1,221 @@
+"""The record of a bootstrap: its replicates, and what they say of the estimate and of functions of it."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from fisher_jax.batch_fitted import BatchFit
+from fisher_jax.extras import require
+from fisher_jax.fitted import Fit
+from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
+from fisher_jax.inference.report import Table, number, warn
+from fisher_jax.model import ById
+from fisher_jax.status import Status
+from fisher_jax.uncertainty import bootstrap_intervals
+from fisher_jax.uncertainty.intervals import check_level
+
+INTERVALS = ("percentile", "basic", "bca")
+FAILED_NOTE = "of the replicates' fits failed: {} of {}. They are left out of every figure."
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Bootstrap:
+    """Replicates of an estimate. It prints as a table.
+
+    Attributes
+    ----------
+    fit : Fit
+        The fit whose data were replicated.
+    fits : BatchFit
+        The fits of the replicates, those that failed included.
+    influence : array (g, p) or None
+        Derivative of the unconstrained estimate with respect to the weight of each observation or cluster.
+    copies : array (g,) or None
+        How many equal observations each stands for.
+    left_out : BatchFit or None
+        The fits with each left out, where the exact jackknife was asked for.
+    description : str
+        How the replicates were drawn.
+    """
+
+    fit: Fit
+    fits: BatchFit
+    influence: Any
+    copies: Any
+    left_out: BatchFit | None
+    description: str
+
+    @property
+    def params(self) -> PyTree:
+        """The replicates' estimates, a pytree like the fit's whose leaves have a leading axis B; see `kept`."""
+        return self.fits.params
+
+    @property
+    def kept(self) -> Bool[np.ndarray, " b"]:
+        """Which replicates converged; only these enter any figure."""
+        return self.fits.converged
+
+    @property
+    def num_failed(self) -> int:
+        """How many replicates are left out."""
+        return int(np.sum(~self.kept))
+
+    def replicates(self, function: Any = None) -> Float[np.ndarray, "r k"]:
+        """The parameters, or the numbers of a function of them, at every kept replicate, in one row each."""
+        return np.asarray(_evaluated(_hashable(function), self.fits.fits))[self.kept]
+
+    def standard_errors(self, function: Any = None) -> PyTree:
+        """Standard deviation over the replicates: a pytree like `params`, or as the function returns it."""
+        return self._arranged(np.std(self.replicates(function), axis=0, ddof=1), function, fill=0.0)
+
+    def bias(self, function: Any = None) -> PyTree:
+        """Mean of the replicates less the estimate, as for `standard_errors`."""
+        found = np.mean(self.replicates(function), axis=0) - self._estimate(function)
+        return self._arranged(found, function, fill=0.0)
+
+    def covariance(self, function: Any = None) -> Float[np.ndarray, "k k"]:
+        """Covariance matrix over the replicates, in the order of `fit.names` or of the function's numbers."""
+        return np.atleast_2d(np.cov(self.replicates(function), rowvar=False))
+
+    def confidence_intervals(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> PyTree:
+        """Intervals: leaves like those of `params`, or of what the function returns, with a last axis of two.
+
+        Parameters
+        ----------
+        level : float
+            Coverage aimed at.
+        method : {"percentile", "basic", "bca"}
+            Quantiles of the replicates; these reflected about the estimate; or quantiles corrected for bias and skewness.
+        function : callable, optional
+            ``function(params)`` returns a number, an array or a pytree of them.
+
+        Returns
+        -------
+        pytree
+            NaN, with a `FitWarning`, where all replicates lie on one side of the estimate and BCa does not exist.
+        """
+        caller = "confidence_intervals"
+        check_level(level, caller)
+        if method not in INTERVALS:
+            raise ValueError(f"{caller}: method={method!r} is unknown; choose from {', '.join(map(repr, INTERVALS))}.")
+        return self._arranged(self.flat_intervals(level, method, function), function, trailing=1)
+
+    def flat_intervals(
+        self, level: Any = 0.95, method: str = "percentile", function: Any = None
+    ) -> Float[np.ndarray, "k 2"]:
+        """The intervals in one column, in the order of `fit.names` or of the function's numbers."""
+        drawn, estimate = self.replicates(function), self._estimate(function)
+        if method == "percentile":
+            return bootstrap_intervals.percentile(drawn, level)
+        if method == "basic":
+            return bootstrap_intervals.basic(drawn, estimate, level)
+        found = bootstrap_intervals.bca(drawn, estimate, self._acceleration(function), level)
+        if np.any(np.isnan(found)):
+            warn("confidence_intervals: BCa does not exist where all replicates lie on one side of the estimate.", 4)
+        return found
+
+    def _acceleration(self, function: Any) -> Float[np.ndarray, " k"]:
+        if self.left_out is not None:
+            kept = self.left_out.converged
+            values = np.asarray(_evaluated(_hashable(function), self.left_out.fits))[kept]
+            copies = None if self.copies is None else self.copies[kept]
+            return bootstrap_intervals.jackknife_acceleration(values, copies)
+        if self.influence is None:
+            raise ValueError(
+                'confidence_intervals: method="bca" needs the influence of observations by themselves, which blocks do not '
+                'have. Use "percentile" or "basic".'
+            )
+        jacobian = np.asarray(_linearised(_hashable(function), self.fit))
+        return bootstrap_intervals.acceleration(np.asarray(self.influence) @ jacobian.T, self.copies)
+
+    def _estimate(self, function: Any) -> Float[np.ndarray, " k"]:
+        return np.asarray(_value(_hashable(function), self.fit))
+
+    def _output(self, function: Any) -> Output | None:
+        return None if function is None else outline(function, self.fit, "function", "bootstrap")
+
+    def _arranged(self, flat: np.ndarray, function: Any, trailing: int = 0, fill: float | None = None) -> PyTree:
+        """Numbers in one row laid out as the parameters or as the function returns them."""
+        output, layout = self._output(function), self.fit.layout
+        if output is not None:
+            return output.arranged(flat, trailing=trailing)
+        leaves, start = [], 0
+        for leaf, value in zip(layout.leaves, self.fit.values, strict=True):
+            extra = flat.shape[1:]
+            if leaf.is_fixed:
+                held = np.asarray(value, float) if fill is None else np.full(leaf.shape, fill)
+                leaves.append(np.broadcast_to(held.reshape(leaf.shape + (1,) * len(extra)), leaf.shape + extra))
+            else:
+                leaves.append(flat[start : start + leaf.size].reshape(leaf.shape + extra))
+                start += leaf.size
+        return layout.assemble(leaves)
+
+    def summary(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> Table:
+        """A table of estimate, bias, standard error and interval."""
+        check_level(level, "summary")
+        output = self._output(function)
+        names = self.fit.names if output is None else output.names
+        drawn, estimate = self.replicates(function), self._estimate(function)
+        errors, bias = np.std(drawn, axis=0, ddof=1), np.mean(drawn, axis=0) - estimate
+        ends = self.flat_intervals(level, method, function)
+        percent = f"{100 * level:g} %"
+        titles = ("parameter", "estimate", "bias", "std. error", f"lower {percent}", f"upper {percent}")
+        rows = [
+            (name, *map(number, (value, b, e, *pair)))
+            for name, value, b, e, pair in zip(names, estimate, bias, errors, ends, strict=True)
+        ]
+        facts = [("Replicates", f"{len(self.fits)}, {self.description}"), ("Intervals", method)]
+        notes = [FAILED_NOTE.format(failures(self.fits), len(self.fits))] if self.num_failed else []
+        if self.left_out is not None and failures(self.left_out):
+            notes.append(f"of the fits with one left out failed: {failures(self.left_out)}, and are left out of BCa.")
+        return Table("Bootstrap", facts, titles, rows, notes)
+
+    def to_frame(self) -> Any:
+        """The kept replicates as a pandas DataFrame, a column for each parameter (needs the extra `frames`)."""
+        pd = require("pandas", "frames", "to_frame")
+        return pd.DataFrame(self.replicates(), columns=list(self.fit.names))
+
+    def __str__(self) -> str:
+        return str(self.summary())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+
+def failures(fits: BatchFit) -> str:
+    """How many failed, by status, in words; empty where none did."""
+    codes, counts = np.unique(fits.status[~fits.converged], return_counts=True)
+    return ", ".join(f"{count} {Status(int(code)).label}" for code, count in zip(codes, counts, strict=True))
+
+
+def _hashable(function: Any) -> OfParameters | None:
+    return None if function is None else OfParameters(ById(function))
+
+
+def _numbers(function: OfParameters | None, fit: Fit, free: Float[Array, " p"]) -> Float[Array, " k"]:
+    if function is not None:
+        return function(fit, free)
+    return fit.layout.join(fit.layout.constrained_values(free, fit.values))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _value(function: OfParameters | None, fit: Fit) -> Float[Array, " k"]:
+    return _numbers(function, fit, fit.free)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluated(function: OfParameters | None, fits: Fit) -> Float[Array, "b k"]:
+    return jax.vmap(lambda fit: _numbers(function, fit, fit.free))(fits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _linearised(function: OfParameters | None, fit: Fit) -> Float[Array, "k p"]:
+    return linearised(lambda fit, free: _numbers(function, fit, free), fit)[1]

@@ -1,0 +1,180 @@
+"""`information_matrix_test`: do the two faces of the information agree at the estimate, as they must if the model is right?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from fisher_jax.batch_fitted import BatchFit
+from fisher_jax.fitted import Fit, origin_of
+from fisher_jax.inference.bootstrap_record import failures
+from fisher_jax.inference.each import check_fit
+from fisher_jax.inference.replicates import refit_drawn
+from fisher_jax.inference.report import Table, number, warn
+
+CALLER = "information_matrix_test"
+_LEAST = 1e-8  # of the largest: variances below are those of indicators that are zero by construction
+
+
+@dataclass(frozen=True)
+class InformationMatrixTest:
+    """White's information-matrix test with its distribution under the model by simulation. It prints as a report.
+
+    Attributes
+    ----------
+    statistic : float
+        T = (d − d̄)ᵀ V⁻¹ (d − d̄), d the indicators at the data, d̄ and V their mean and covariance over the replicates and the
+        data.
+    p_value : float
+        The share of the replicates and the data whose T is at least as large.
+    degrees_of_freedom : int
+        How many indicators vary independently.
+    indicators : array (p(p + 1)/2,)
+        z-scores of the entries of (1/n) Σ (s sᵀ + H) in the unconstrained parameters; NaN where one cannot vary.
+    names : tuple of str
+        The pair of parameters of each.
+    num_replicates, num_failed : int
+        How many data sets were drawn, and of how many the fit failed; these are left out.
+    notes : tuple of str
+        What a reader must know of it.
+    """
+
+    statistic: Any
+    p_value: Any
+    degrees_of_freedom: int
+    indicators: Any
+    names: tuple[str, ...]
+    num_replicates: int
+    num_failed: int
+    notes: tuple[str, ...]
+
+    def _table(self) -> Table:
+        facts = [
+            ("Null hypothesis", "the model is right: Σ s sᵀ + H has mean zero"),
+            ("Statistic", f"{number(self.statistic)}, {self.degrees_of_freedom} indicators that vary"),
+            (
+                "p-value",
+                f"{number(self.p_value)}, by {self.num_replicates - self.num_failed} replicates from the model",
+            ),
+        ]
+        rows = [(name, number(z)) for name, z in zip(self.names, np.asarray(self.indicators), strict=True)]
+        return Table("Information-matrix test", facts, ("indicator", "z"), rows, list(self.notes))
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
+
+
+jax.tree_util.register_dataclass(
+    InformationMatrixTest,
+    ["statistic", "p_value", "indicators"],
+    ["degrees_of_freedom", "names", "num_replicates", "num_failed", "notes"],
+)
+
+
+def information_matrix_test(
+    fit: Any, key: Any, num_replicates: Any = 999, *, num_lanes: Any = None
+) -> InformationMatrixTest:
+    """Test the model by its information equality: at the truth Σ s sᵀ and −H have the same mean.
+
+    Parameters
+    ----------
+    fit : Fit
+        As `fit` returned it; it must have converged, and its model must have `sample`.
+    key : jax.random.key
+        For the replicates.
+    num_replicates : int
+        Data sets drawn from the model at the estimate and fitted; at least 99.
+    num_lanes : int, optional
+        As for `fit_batch`.
+
+    Returns
+    -------
+    InformationMatrixTest
+        A small p-value says that the model is wrong in a way that makes the usual standard errors wrong too. It prints.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the fit did not converge, has lost its data, or its model cannot be drawn from.
+
+    Notes
+    -----
+    A parametric bootstrap: the indicators (1/n) Σ (s sᵀ + H) are taken at each replicate's own estimate, so that their mean and
+    covariance V under the model, estimation included, need no derivatives of third order and no χ² approximation. White's
+    form with V from the outer products of the data rejects a true model far too often: at a nominal 5 %, in 15 % of samples
+    of 500. Indicators that are zero by construction (those of a normal's mean, say) drop out of V.
+
+    References
+    ----------
+    White, H. (1982), Econometrica 50, 1-25, section 4; Horowitz, J. (1994), J. Econometrics 61, 395-411, for the bootstrap.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> draw = lambda key: fj.families.gamma.sample(key, {"shape": 3.0, "rate": 1.0})
+    >>> data = jax.vmap(draw)(jax.random.split(jax.random.key(1), 60))
+    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, data)
+    >>> fj.information_matrix_test(fit, jax.random.key(2), 199).degrees_of_freedom
+    3
+    """
+    check_fit(fit, CALLER)
+    if isinstance(fit, BatchFit):
+        raise TypeError(
+            f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
+        )
+    origin = origin_of(fit, CALLER)
+    if not fit.converged:
+        raise ValueError(f"{CALLER}: needs a fit that converged. {fit.diagnosis()}")
+    whole = isinstance(num_replicates, int | np.integer) and not isinstance(num_replicates, bool)
+    if not whole or num_replicates < 99:
+        raise ValueError(f"{CALLER}: num_replicates={num_replicates!r} must be a whole number, at least 99.")
+    settings = {"covariances": ("sandwich",), "num_lanes": num_lanes}
+    fits = refit_drawn(fit, origin, key, int(num_replicates), CALLER, **settings)
+    said = failures(fits)
+    notes = () if not said else (f"of the replicates' fits failed: {said} of {len(fits)}. They are left out.",)
+    if said:
+        warn(f"{CALLER}: {notes[0]}")
+    drawn = _indicators(fits.fits)[fits.converged]
+    return _test(fit, _indicators(fit)[None], drawn, len(fits), notes)
+
+
+def _indicators(fit: Fit) -> Float[np.ndarray, "*b k"]:
+    """The upper triangle of (1/n) Σ (s sᵀ + H), in the unconstrained parameters."""
+    upper = np.triu_indices(fit.num_parameters)
+    difference = np.asarray(fit.outer_product, float) - np.asarray(fit.curvature, float)
+    return difference[(..., *upper)] / np.asarray(fit.num_observations, float)[..., None]
+
+
+def _test(
+    fit: Fit, observed: Float[np.ndarray, "1 k"], drawn: Float[np.ndarray, "r k"], count: int, notes: tuple[str, ...]
+) -> InformationMatrixTest:
+    """The place of the data among the replicates, all treated alike, by Mahalanobis distance from their common mean."""
+    scale = np.asarray(np.diagonal(np.asarray(fit.curvature, float))) / float(fit.num_observations)
+    upper = np.triu_indices(fit.num_parameters)
+    every = np.concatenate([observed, drawn]) / np.sqrt(np.outer(scale, scale))[upper]
+    off = every - every.mean(axis=0)
+    spread = off.std(axis=0)
+    varies = spread**2 > _LEAST * max(np.max(spread**2), 1e-3)
+    scores = np.where(varies, off / np.where(varies, spread, 1.0), 0.0)
+    values, vectors = np.linalg.eigh(scores.T @ scores / len(scores))
+    kept = values > _LEAST * values[-1]
+    distances = np.sum((scores @ vectors[:, kept]) ** 2 / values[kept], axis=1)
+    labels = fit.layout.free_names
+    return InformationMatrixTest(
+        statistic=distances[0],
+        p_value=np.mean(distances >= distances[0] * (1 - 1e-12)),
+        degrees_of_freedom=int(kept.sum()),
+        indicators=np.where(varies, scores[0], np.nan),
+        names=tuple(f"{labels[i]}, {labels[j]}" for i, j in zip(*upper, strict=True)),
+        num_replicates=count,
+        num_failed=count - len(drawn),
+        notes=notes,
+    )

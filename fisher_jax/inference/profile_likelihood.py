@@ -1,0 +1,349 @@
+"""`profile_likelihood`: how the likelihood falls as one parameter, or one function of them, is moved and the rest follow."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.batch_fitted import BatchFit
+from fisher_jax.extras import require
+from fisher_jax.fit import fit as fit_once
+from fisher_jax.fitted import Fit, Origin, origin_of
+from fisher_jax.inference.each import check_fit
+from fisher_jax.inference.functions import outline
+from fisher_jax.inference.report import Table, number, warn
+from fisher_jax.model import ById
+from fisher_jax.status import Status
+from fisher_jax.uncertainty.intervals import check_level
+from fisher_jax.uncertainty.profile import End
+from fisher_jax.uncertainty.profile_sides import Sides, cut_of, profile_sides
+
+CALLER = "profile_likelihood"
+_MOST_RESTARTS = 5
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Profile likelihoods of parameters or of functions of them, with the intervals that they give.
+
+    Attributes
+    ----------
+    estimate, standard_error : arrays (m,)
+        At the maximum; the standard error is Wald's, from the observed information, in the same unit.
+    lower, upper : arrays (m,)
+        Ends of the interval {c : ℓ̂ − ℓ_p(c) ≤ ½ χ²₁(level)}. Where the profile never falls so far, the edge of the parameter's
+        range or ±inf; NaN where it could not be told. `lower_end` and `upper_end` say in words which.
+    end_codes : integer array (m, 2)
+        The same as codes.
+    value, signed_root : arrays (m, k)
+        The curve: c in increasing order, and r = sign(c − ĉ) √(2(ℓ̂ − ℓ_p(c))), which is a straight line for a quadratic
+        likelihood; NaN in unused places at the end.
+    free : array (m, k, p)
+        The unconstrained parameters along the curve; `params` gives the parameters themselves.
+    reached, fallen : arrays (m, 2)
+        Where each side was left, and by how many nats the profile had fallen there.
+    names : tuple of str
+    level : float
+        The coverage aimed at.
+    fit : Fit
+        The fit that was profiled: the one given, or one restarted from a better point that was found on the way.
+    num_restarts : int
+        How often that happened.
+    notes : tuple of str
+        What a reader must know of it.
+    """
+
+    estimate: Any
+    standard_error: Any
+    lower: Any
+    upper: Any
+    end_codes: Any
+    value: Any
+    signed_root: Any
+    free: Any
+    reached: Any
+    fallen: Any
+    fit: Fit
+    names: tuple[str, ...]
+    level: float
+    num_restarts: int
+    notes: tuple[str, ...]
+
+    @property
+    def lower_end(self) -> tuple[str, ...]:
+        """How each lower end was come by, in words."""
+        return tuple(End(int(code)).words for code in self.end_codes[:, 0])
+
+    @property
+    def upper_end(self) -> tuple[str, ...]:
+        """How each upper end was come by, in words."""
+        return tuple(End(int(code)).words for code in self.end_codes[:, 1])
+
+    @property
+    def interval(self) -> Float[np.ndarray, "m 2"]:
+        """Lower and upper ends."""
+        return np.stack([self.lower, self.upper], axis=-1)
+
+    @property
+    def log_likelihood(self) -> Float[np.ndarray, "m k"]:
+        """ℓ_p along the curve less its maximum, in nats."""
+        return -0.5 * self.signed_root**2
+
+    @property
+    def skewness(self) -> Float[np.ndarray, "m 2"]:
+        """Each half of the interval over Wald's, z standard errors: 1 where the likelihood is quadratic."""
+        wald = np.sqrt(2 * cut_of(self.level)) * self.standard_error
+        return np.stack([self.estimate - self.lower, self.upper - self.estimate], axis=-1) / wald[:, None]
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters along the curve: a pytree like the fit's, each leaf with axes (m, k) in front."""
+        layout, values = self.fit.layout, self.fit.values
+        return jax.vmap(jax.vmap(lambda free: layout.constrain(free, values)))(jnp.asarray(self.free))
+
+    def to_frame(self) -> Any:
+        """The table as a pandas DataFrame by name (needs the extra `frames`)."""
+        pd = require("pandas", "frames", "to_frame")
+        columns = {
+            "estimate": self.estimate,
+            "lower": self.lower,
+            "upper": self.upper,
+            "lower_over_wald": self.skewness[:, 0],
+            "upper_over_wald": self.skewness[:, 1],
+            "lower_end": self.lower_end,
+            "upper_end": self.upper_end,
+        }
+        return pd.DataFrame(columns, index=pd.Index(self.names, name="name"))
+
+    def _table(self) -> Table:
+        percent = f"{100 * self.level:g} %"
+        titles = ("parameter", "estimate", f"lower {percent}", f"upper {percent}", "lower / Wald", "upper / Wald")
+        numbers = np.column_stack([self.estimate, self.lower, self.upper, self.skewness])
+        rows = [(name, *map(number, row)) for name, row in zip(self.names, numbers, strict=True)]
+        facts = [("Cut-off", f"{cut_of(self.level):.4f} nats below the maximum, ½ χ² with one degree of freedom")]
+        return Table("Profile likelihood", facts, titles, rows, list(self.notes))
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return self._table()._repr_html_()
+
+
+_STATIC = ("names", "level", "num_restarts", "notes")
+jax.tree_util.register_dataclass(Profile, [f.name for f in fields(Profile) if f.name not in _STATIC], list(_STATIC))
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A user's function, hashable, with its numbers in one row."""
+
+    function: ById
+
+    def __call__(self, params: PyTree) -> Float[Array, " k"]:
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(self.function.function(params))])
+
+
+def profile_likelihood(
+    fit: Any, function: Any = None, *, level: Any = 0.95, parameters: str | Sequence[str] | None = None
+) -> Profile:
+    """Profile likelihoods ℓ_p(c) = max {ℓ(θ) : g(θ) = c} of parameters or of functions g of them, and their intervals.
+
+    Parameters
+    ----------
+    fit : Fit
+        As `fit` returned it. One that ended at a boundary or with singular information can be profiled too: the ends that
+        exist are found, and the others said.
+    function : callable, optional
+        ``function(params)`` returns a number, or an array or pytree of them, each profiled by itself. By default every
+        estimated entry of the parameters is.
+    level : float
+        Coverage aimed at, strictly between 0 and 1: the cut-off lies ½ χ²₁(level) nats below the maximum.
+    parameters : str or sequence of str, optional
+        Only these entries, by the names in `fit.names`, or by a leaf's name for all of its entries.
+
+    Returns
+    -------
+    Profile
+        Prints as a table. The curves are kept, for `fisher_jax.plots.profile_curves`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is none of those described, or the fit has lost its data.
+
+    Notes
+    -----
+    All sides of all profiles are followed at once. From a point with ∇ℓ = λ ∇g the path of restricted maxima is predicted
+    along its tangent and corrected by Newton steps, which use the Hessians of ℓ and g; λ is the profile's slope and, with its
+    derivative, says where the cut-off lies. An end is exact to rounding. The interval does not depend on how the parameter is
+    written: that of a scale is the image of that of its logarithm.
+
+    If a point better than the estimate is met, the fit is made again from there, and `num_restarts`, `fit` and the printed
+    table say so. A likelihood with several peaks is left at the first crossing of the cut-off on either side; a path on
+    which the other parameters would have to leap cannot be followed beyond, and is said to be stuck. Near the edge of the
+    parameter space the χ² distribution does not hold; what is returned then is the set of values within the cut-off.
+
+    A function is compiled once for each object: define it once, not as a lambda at each call. Cost: some ten Hessians for each
+    side, and for memory the scores of as many rows as a Hessian takes at once.
+
+    References
+    ----------
+    Venzon, D. J. and Moolgavkar, S. H. (1988), Appl. Statist. 37, 87-94, eq. (2) for the intervals' ends.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> counts = jnp.array([2.0, 4.0, 3.0])
+    >>> fit = fj.fit(fj.families.poisson, {"rate": 1.0}, counts)
+    >>> profile = fj.profile_likelihood(fit)
+    >>> print(f"{profile.lower[0]:.3f} {profile.upper[0]:.3f}")
+    1.442 5.408
+    >>> halved = fj.profile_likelihood(fit, lambda params: {"probability of none": jnp.exp(-params["rate"])})
+    >>> print(halved.names, halved.interval.round(4))
+    ('probability of none',) [[0.0047 0.2327]]
+    """
+    check_fit(fit, CALLER)
+    check_level(level, CALLER)
+    if isinstance(fit, BatchFit):
+        raise TypeError(
+            f"{CALLER}: takes one fit, for each has curves of its own. Take one, fits[3], or use fits.confidence_intervals("
+            f'{level}, "profile") for the intervals of all.'
+        )
+    origin = origin_of(fit, CALLER)
+    fit._warn(CALLER)
+    names, numbers, columns = _wanted(fit, function, parameters)
+    best, restarts = _finished(fit, origin)
+    while True:
+        sides = profile_sides(
+            origin.model,
+            best.layout,
+            numbers,
+            best.values,
+            origin.sample,
+            best.free,
+            best.curvature,
+            columns,
+            level,
+            CALLER,
+        )
+        better = _better(best, origin, sides) if restarts < _MOST_RESTARTS else None
+        if better is None:
+            return _record(best, sides, names, float(level), restarts, float(best.log_likelihood - fit.log_likelihood))
+        best, restarts = better, restarts + 1
+
+
+def _wanted(
+    fit: Fit, function: Any, parameters: str | Sequence[str] | None
+) -> tuple[tuple[str, ...], _Numbers | None, np.ndarray]:
+    """Names, the function if there is one, and which of its numbers, or of the entries of θ, are meant."""
+    if function is not None:
+        if parameters is not None:
+            raise ValueError(f"{CALLER}: give a function or the names of parameters, not both.")
+        output = outline(function, fit, "function", CALLER)
+        return output.names, _Numbers(ById(function)), np.arange(len(output.names))
+    if parameters is None:
+        return fit.names, None, np.arange(len(fit.names))
+    chosen: list[int] = []
+    for name in [parameters] if isinstance(parameters, str) else parameters:
+        found = [k for k, entry in enumerate(fit.names) if name in (entry, entry.partition("[")[0])]
+        if not found:
+            listed = ", ".join(f"`{entry}`" for entry in fit.names)
+            raise ValueError(f"{CALLER}: parameters names {name!r}, which is not estimated; there are {listed}.")
+        chosen += found
+    if not chosen:
+        raise ValueError(f"{CALLER}: parameters is empty. Leave it out to profile all.")
+    return tuple(fit.names[k] for k in chosen), None, np.array(chosen)
+
+
+def _finished(fit: Fit, origin: Origin) -> tuple[Fit, int]:
+    """The fit, or where it stopped too early the one that goes on from there."""
+    if fit.status not in (Status.STEP_LIMIT, Status.STALLED):
+        return fit, 0
+    further = _refitted(fit, origin, fit.values)
+    return (fit, 0) if further is None else (further, 1)
+
+
+def _refitted(fit: Fit, origin: Origin, values: Any) -> Fit | None:
+    """A fit from other parameters, if it ends higher."""
+    if not all(map(bool, fit.layout.contains(values))):
+        return None
+    sample = origin.sample
+    start = fit.layout.assemble([np.asarray(value) for value in values])
+    found = fit_once(origin.model, start, sample.data, given=sample.given, weights=sample.weights)
+    return found if float(found.log_likelihood) > float(fit.log_likelihood) else None
+
+
+def _better(fit: Fit, origin: Origin, sides: Sides) -> Fit | None:
+    """A fit from the best point that was met, if there is a better one than this."""
+    fallen = np.where(sides.codes == End.BETTER_FOUND, sides.fallen, np.inf)
+    if not np.any(np.isfinite(fallen)):
+        return None
+    row, side = np.unravel_index(np.argmin(fallen), fallen.shape)
+    last = int(np.sum(np.isfinite(sides.drops[row, side]))) - 1
+    values = fit.layout.constrained_values(jnp.asarray(sides.frees[row, side, last]), fit.values)
+    return _refitted(fit, origin, values)
+
+
+def _record(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restarts: int, gained: float) -> Profile:
+    roots = np.sqrt(2 * np.maximum(sides.drops, 0.0)) * np.array([-1.0, 1.0])[:, None]
+    below, above = (slice(None), 0, slice(None, 0, -1)), (slice(None), 1)
+    joined = [np.concatenate([a[below], a[above]], axis=1) for a in (sides.values, roots, sides.frees)]
+    used = np.isfinite(joined[1])
+    order = np.argsort(np.where(used, joined[0], np.inf), axis=1, kind="stable")
+    value, root = (np.take_along_axis(a, order, axis=1) for a in joined[:2])
+    free = np.take_along_axis(joined[2], order[..., None], axis=1)
+    kept = slice(0, max(int(np.max(np.sum(used, axis=1))), 1))
+    notes = tuple(_notes(fit, sides, names, level, restarts, gained))
+    failed = [
+        n for k, n in enumerate(names) if np.any(np.isin(sides.codes[k], (End.STUCK, End.RUNNING, End.BETTER_FOUND)))
+    ]
+    if failed:
+        warn(f"{CALLER}: an end is NaN for {', '.join(failed)}; print the profile to see why.", stacklevel=4)
+    return Profile(
+        estimate=sides.estimates,
+        standard_error=np.where(fit.status == Status.BOUNDARY, np.nan, sides.errors),
+        lower=sides.ends[:, 0],
+        upper=sides.ends[:, 1],
+        end_codes=sides.codes,
+        value=value[:, kept],
+        signed_root=root[:, kept],
+        free=free[:, kept],
+        reached=sides.reached,
+        fallen=sides.fallen,
+        fit=fit,
+        names=names,
+        level=level,
+        num_restarts=restarts,
+        notes=notes,
+    )
+
+
+def _notes(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restarts: int, gained: float) -> list[str]:
+    notes = []
+    if restarts:
+        notes.append(
+            f"a better optimum was found on the way, higher by {gained:.4g} nats: the fit was made again from there, and what "
+            "is shown is about that fit (`.fit`)."
+        )
+    if not fit.converged:
+        notes.append(f"the fit did not converge: {fit.diagnosis()}")
+    for k, name in enumerate(names):
+        for side, word in enumerate(("lower", "upper")):
+            code = End(int(sides.codes[k, side]))
+            if code != End.CUT_OFF:
+                notes.append(
+                    f"{name}, {word} end: {code.words}; at {number(sides.reached[k, side])} the profile has fallen by "
+                    f"{max(sides.fallen[k, side], 0.0):.4g} of {cut_of(level):.4g} nats."
+                )
+    singular = [name for k, name in enumerate(names) if np.any(sides.singular[k])]
+    if singular:
+        notes.append(f"on the profile of {', '.join(singular)} some of the other parameters cannot be told apart.")
+    return notes

@@ -1,0 +1,147 @@
+"""Fits of many replicates of one fit's data: drawn from the model, or the same data weighted anew. A chunk at a time."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from fisher_jax.batch import fit_batch
+from fisher_jax.batch_fitted import BatchFit, joined_fits
+from fisher_jax.fitted import Fit, Origin
+from fisher_jax.model import Model
+from fisher_jax.uncertainty.resampling import Scheme, resampled_counts
+
+_ENTRIES = 2**23  # of what is drawn at once
+
+
+def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], **settings: Any) -> BatchFit:
+    """Fits of the same data under chunks of weights (R, n), from the estimate."""
+    sample = origin.sample
+    parts = [
+        fit_batch(
+            origin.model, fit.params, sample.data, given=sample.given, weights=weights, data_axis=None, **settings
+        )
+        for weights in weights_of
+    ]
+    return _joined(parts)
+
+
+def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, caller: str, **settings: Any) -> BatchFit:
+    """Fits of data drawn from the model at the estimate, from the estimate."""
+    given, weights = _given_of_draws(origin, caller)
+    rows = _num_rows(origin, given)
+    parts = []
+    for numbers in chunks_of(count, _entries(origin.sample.data)):
+        drawn = _draw(origin.model, fit.layout, fit.values, given, rows, key, numbers)
+        _check_drawn(drawn, origin, rows, caller)
+        fresh = jax.device_get(drawn)
+        parts.append(
+            fit_batch(origin.model, fit.params, fresh, given=given, weights=weights, weights_axis=None, **settings)
+        )
+    return _cut(_joined(parts), count)
+
+
+def resampled_weights(scheme: Scheme, weights: Any, key: Any, count: int) -> Iterator[np.ndarray]:
+    """Weights (R, n) of all replicates in chunks; `weights` are those of the fit where they multiply what is drawn."""
+    for numbers in chunks_of(count, len(scheme.unit_of)):
+        drawn = np.asarray(resampled_counts(scheme, key, numbers))[:, scheme.unit_of]
+        drawn = drawn[: max(0, count - int(numbers[0]))]
+        yield drawn if weights is None else drawn * np.asarray(weights)[None, :]
+
+
+def chunks_of(count: int, entries: int) -> Iterator[np.ndarray]:
+    """The numbers of the replicates in chunks of one size; the last goes on past the count."""
+    size = max(1, min(count, _ENTRIES // max(entries, 1)))
+    for start in range(0, count, size):
+        yield np.arange(start, start + size)
+
+
+def _joined(parts: list[BatchFit]) -> BatchFit:
+    return joined_fits(parts, np.arange(sum(map(len, parts))))
+
+
+def _cut(fits: BatchFit, count: int) -> BatchFit:
+    return fits if len(fits) == count else fits[:count]
+
+
+def _entries(data: PyTree) -> int:
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(data))
+
+
+def _given_of_draws(origin: Origin, caller: str) -> tuple[PyTree, Any]:
+    """Covariates of each observation to be drawn, and the weights of the terms; frequency weights become repeated rows."""
+    model, sample = origin
+    if model.sample is None:
+        raise ValueError(
+            f"{caller}: draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
+        )
+    if sample.weights is None or model.is_dependent:
+        return sample.given, sample.weights
+    times = whole_weights(sample.weights, caller)
+    if sample.given is None:
+        return None, None
+    return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), times, axis=0), sample.given), None
+
+
+def whole_weights(weights: Any, caller: str) -> np.ndarray:
+    """Weights as whole numbers; others are refused, since they say nothing of how many observations there are."""
+    host = np.asarray(weights)
+    if np.any(host != np.round(host)):
+        raise ValueError(
+            f"{caller}: the fit's weights are frequencies, how many equal observations a row stands for, so they must be whole "
+            f"numbers here; weights[{int(np.argmax(host != np.round(host)))}] is not."
+        )
+    return host.astype(int)
+
+
+def _num_rows(origin: Origin, given: PyTree) -> int:
+    model, sample = origin
+    if model.is_dependent:
+        return 0
+    if given is not None:
+        return jax.tree.leaves(given)[0].shape[0]
+    return (
+        jax.tree.leaves(sample.data)[0].shape[0] if sample.weights is None else int(np.sum(np.asarray(sample.weights)))
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+def _draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: Any, numbers: Any) -> PyTree:
+    """Data (R, n, …) of some replicates, each from a key of its own."""
+    params, sample = layout.assemble(values), model.sample
+    also = () if given is None else (given,)
+
+    def one(number: Array) -> PyTree:
+        own = jax.random.fold_in(key, number)
+        if model.is_dependent:
+            return sample(own, params, *also)  # type: ignore[misc]
+        return jax.vmap(lambda k, *z: sample(k, params, *z))(jax.random.split(own, rows), *also)  # type: ignore[misc]
+
+    return jax.vmap(one)(numbers)
+
+
+def _check_drawn(drawn: PyTree, origin: Origin, rows: int, caller: str) -> None:
+    """Refuse a sampler whose draws are not shaped like the data."""
+
+    def shape(leaf: Any) -> tuple[int, ...]:
+        return tuple(leaf.shape) if origin.model.is_dependent else (rows, *leaf.shape[1:])
+
+    expected = [shape(leaf) for leaf in jax.tree.leaves(origin.sample.data)]
+    got = [tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(drawn)]
+    alike = jax.tree.structure(drawn) == jax.tree.structure(origin.sample.data)
+    if not alike or got != expected:
+        raise ValueError(
+            f"{caller}: what the model's sampler draws has leaves of shape {got}, the data {expected}. "
+            "`sample` must return data like those fitted: one observation, or for a dependent model the whole series."
+        )
+
+
+def each_left_out(units: int, unit_of: np.ndarray, weights: Any, one_copy: bool) -> Iterator[np.ndarray]:
+    """Weights (R, n) with one unit after the other left out, or one copy of it."""
+    base = np.ones(len(unit_of)) if weights is None else np.asarray(weights, float)
+    for numbers in chunks_of(units, len(unit_of)):
+        taken = unit_of[None, :] == numbers[numbers < units][:, None]
+        yield np.where(taken, base - 1.0 if one_copy else 0.0, base)

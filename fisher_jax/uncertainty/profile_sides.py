@@ -1,0 +1,233 @@
+"""Both sides of the profiles of many functions of the parameters at once, from the model and its data."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from fisher_jax import linalg
+from fisher_jax.differentiate import CHUNK_ENTRIES
+from fisher_jax.model import Likelihood, Model, Sample, likelihood
+from fisher_jax.parameters import Layout, Values
+from fisher_jax.uncertainty.profile import End, Path, follow
+
+SIDES = (-1.0, 1.0)
+_SPAN = 3.0  # on a logarithmic or logistic scale
+_ENTRIES_AT_ONCE = 2**24  # of the scores that all lanes hold together
+
+
+_BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
+
+
+class Sides(NamedTuple):
+    """Profiles of m functions, below and above, as `profile.Path` holds them with axes (m, 2) in front.
+
+    `values` and `ends` are in the function's own unit; `codes` are those of `End`; `reached` is where an end that is no
+    cut-off was left, and `fallen` by how much the profile had fallen there.
+    """
+
+    estimates: Float[np.ndarray, " m"]
+    errors: Float[np.ndarray, " m"]
+    ends: Float[np.ndarray, "m 2"]
+    codes: Int[np.ndarray, "m 2"]
+    reached: Float[np.ndarray, "m 2"]
+    fallen: Float[np.ndarray, "m 2"]
+    singular: Any
+    values: Float[np.ndarray, "m 2 k"]
+    drops: Float[np.ndarray, "m 2 k"]
+    frees: Float[np.ndarray, "m 2 k p"]
+    trips: Int[np.ndarray, "m 2"]
+
+
+def cut_of(level: Any) -> float:
+    """By how many nats the profile may fall: half the quantile of χ² with one degree of freedom."""
+    from scipy.special import ndtri
+
+    return 0.5 * float(ndtri(0.5 * (1.0 + float(level)))) ** 2
+
+
+def profile_sides(
+    model: Model,
+    layout: Layout,
+    function: Callable[[PyTree], Array] | None,
+    values: Values,
+    sample: Sample,
+    free: Float[Array, " p"],
+    curvature: Float[Array, "p p"],
+    columns: np.ndarray,
+    level: Any,
+    caller: str,
+) -> Sides:
+    """The profiles, from the estimate u, of the numbers in `columns` of a function of params, or of θ where it is None.
+
+    The function returns an array (k,), and is hashable, as it is compiled once for each.
+    """
+    rows = jax.tree.leaves(sample.data)[0].shape[0]
+    at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
+    parts = [
+        jax.device_get(
+            _profiles(
+                model,
+                layout,
+                function,
+                caller,
+                values,
+                sample,
+                free,
+                curvature,
+                columns[k : k + at_once],
+                cut_of(level),
+            )
+        )
+        for k in range(0, len(columns), at_once)
+    ]
+    found, estimates, errors, ends, points = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    edges = layout.edges()[columns] if function is None else np.array(SIDES) * np.full((len(columns), 2), np.inf)
+    return _sides(found, estimates, errors, ends, points, edges)
+
+
+def profile_ends(
+    model: Model, sample: Sample, layout: Layout, fit: tuple[Values, Any, Any], level: Any
+) -> tuple[Float[np.ndarray, "q 2"], str]:
+    """Ends of the profile intervals of all entries of θ, and in words which could not be told. `fit` is values, u, curvature."""
+    values, free, curvature = fit
+    columns, caller = np.arange(len(layout.names)), "confidence_intervals"
+    ends = profile_sides(model, layout, None, values, sample, free, curvature, columns, level, caller).ends
+    unknown = [name for name, pair in zip(layout.names, ends, strict=True) if np.any(np.isnan(pair))]
+    said = f"an end is NaN for {', '.join(unknown)}; print fisher_jax.profile_likelihood(fit) to see why."
+    return ends, said if unknown else ""
+
+
+def _sides(
+    found: Path, estimates: np.ndarray, errors: np.ndarray, ends: np.ndarray, points: np.ndarray, edges: np.ndarray
+) -> Sides:
+    last = np.maximum(np.sum(np.isfinite(found.drops), axis=-1) - 1, 0)[..., None]
+    reached = np.take_along_axis(points, last, -1)[..., 0]
+    known = [found.end == End.CUT_OFF, found.end == End.NEVER_FALLS, found.end == End.EDGE]
+    return Sides(
+        estimates=estimates,
+        errors=errors,
+        ends=np.select(known, [ends, edges, reached], np.nan).astype(ends.dtype),
+        codes=found.end,
+        reached=reached,
+        fallen=np.take_along_axis(found.drops, last, -1)[..., 0],
+        singular=found.singular,
+        values=points,
+        drops=found.drops,
+        frees=found.frees,
+        trips=found.trips,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _profiles(
+    model: Model,
+    layout: Layout,
+    function: Callable[[PyTree], Array] | None,
+    caller: str,
+    values: Values,
+    sample: Sample,
+    free: Float[Array, " p"],
+    curvature: Float[Array, "p p"],
+    columns: Any,
+    cut: Any,
+) -> tuple[Path, Array, Array, Array, Array]:
+    """Paths (m, 2), estimates and standard errors (m,), ends (m, 2) and the function at every point (m, 2, k)."""
+    target = likelihood(model, layout, values, sample, caller)
+    return lanes(target, layout, function, values, free, curvature, columns, cut)
+
+
+def profile_ends_of_each(
+    model: Model,
+    layout: Layout,
+    rebuild: tuple[tuple[bool, ...], Any],
+    own: list[Any],
+    shared: list[Any],
+    fits: tuple[Values, Any, Any],
+    level: Any,
+    caller: str,
+) -> Float[np.ndarray, "b q 2"]:
+    """Ends of the profile intervals of many fits, in blocks.
+
+    `own` and `shared` are the arrays that differ between data sets and those that do not; `rebuild` says which is which, and
+    how (values, data, given, weights) are put together from them. `fits` are the values, u and curvatures of all.
+    """
+    edges, count = layout.edges(), len(fits[1])
+    entries = 2 * len(edges) * max((int(np.prod(np.shape(leaf)[1:2])) for leaf in own), default=1)
+    size = min(count, max(1, _BATCH_ENTRIES // entries))
+    parts = []
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        block = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], (own, fits))
+        parts.append(jax.device_get(_ends_of_each(model, layout, rebuild, caller, *block, shared, cut_of(level))))
+    codes, ends = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _ends_of_each(
+    model: Model,
+    layout: Layout,
+    rebuild: tuple[tuple[bool, ...], Any],
+    caller: str,
+    own: list[Any],
+    fits: tuple[Values, Array, Array],
+    shared: list[Any],
+    cut: Any,
+) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
+    mapped, treedef = rebuild
+
+    def one(own: list[Any], fit: tuple[Values, Array, Array]) -> tuple[Array, Array]:
+        differing, common = iter(own), iter(shared)
+        _, *sample = jax.tree.unflatten(treedef, [next(differing if differs else common) for differs in mapped])
+        values, free, curvature = fit
+        target = likelihood(model, layout, values, Sample(*sample), caller)
+        path, _, _, ends, _ = lanes(target, layout, None, values, free, curvature, np.arange(len(layout.names)), cut)
+        return path.end, ends
+
+    return jax.vmap(one)(own, fits)
+
+
+def lanes(
+    target: Likelihood,
+    layout: Layout,
+    function: Callable[[PyTree], Array] | None,
+    values: Values,
+    free: Float[Array, " p"],
+    curvature: Float[Array, "p p"],
+    columns: Any,
+    cut: Any,
+) -> tuple[Path, Array, Array, Array, Array]:
+    """The profiles of one data set, every side of every function a lane of its own."""
+    diagonal = jnp.abs(jnp.diagonal(curvature))
+    units = 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
+    inverse = linalg.inverse(curvature)
+
+    def natural(column: Array, u: Array) -> Array:
+        if function is not None:
+            return function(layout.constrain(u, values)).astype(layout.dtype)[column]
+        return layout.join(layout.constrained_values(u, values))[column]
+
+    def followed(column: Array, u: Array) -> Array:
+        return natural(column, u) if function is not None else layout.coordinates(u)[column]
+
+    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), _SPAN, jnp.inf)
+
+    def one(column: Array) -> tuple[Path, Array, Array, Array, Array]:
+        span = spans[column] if function is None else jnp.nan
+
+        def side(sign: Array) -> Path:
+            return follow(target, lambda u: followed(column, u), span, free, units, sign, cut)
+
+        path = jax.vmap(side)(jnp.array(SIDES, layout.dtype))
+        estimate, slopes = jax.value_and_grad(lambda u: natural(column, u))(free)
+        error = jnp.sqrt(jnp.sum(slopes * jnp.sum(inverse * slopes[None, :], axis=1)))
+        ends = path.end_value if function is not None else jax.vmap(lambda u: natural(column, u))(path.end_free)
+        points = jax.vmap(jax.vmap(lambda u: natural(column, u)))(path.frees)
+        return path, estimate, error, ends, points
+
+    return jax.vmap(one)(jnp.asarray(columns))

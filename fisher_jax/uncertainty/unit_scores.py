@@ -1,0 +1,36 @@
+"""How an estimate would move with the weight of an observation or of a cluster, to first order."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fisher_jax import linalg
+from fisher_jax.differentiate import scores_at
+from fisher_jax.model import Model, Sample, likelihood
+from fisher_jax.parameters import Layout, Values
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 7))
+def unit_influence(
+    model: Model,
+    layout: Layout,
+    values: Values,
+    sample: Sample,
+    free: Float[Array, " p"],
+    curvature: Float[Array, "p p"],
+    unit_of: Int[np.ndarray, " n"] | Int[Array, " n"],
+    num_units: int,
+    weights: Any,
+) -> Float[Array, "g p"]:
+    """du/dw = J⁻¹ Σ sᵢ over the terms of each unit, weighted where weights multiply them."""
+    target = likelihood(model, layout, values, sample, "influence")
+    scores = scores_at(target, free)
+    if weights is not None:
+        weights = jnp.asarray(weights, scores.dtype)[:, None]
+        scores = jnp.where(weights == 0, 0.0, weights * scores)
+    summed = jnp.zeros((num_units, free.shape[0]), scores.dtype).at[unit_of].add(scores)
+    return linalg.solve(linalg.factorise(curvature), summed.T).T

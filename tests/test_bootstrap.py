@@ -1,0 +1,210 @@
+"""The bootstrap: replicates that are what they should be, intervals as others make them, failures that are said."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from jax.scipy.stats import norm
+
+import fisher_jax as fj
+from fisher_jax.uncertainty.resampling import of_blocks, of_units, resampled_counts
+
+KEY = jax.random.key(5)
+RNG = np.random.default_rng(2)
+WAITS = RNG.exponential(0.5, 40)
+CLUSTERS = np.repeat(np.arange(8), 5)
+
+
+def exponential(rate, y):
+    return jnp.log(rate) - rate * y
+
+
+MODEL = fj.Model(exponential, sample=lambda key, rate: jax.random.exponential(key) / rate, constraints=fj.positive)
+
+
+@functools.cache
+def fitted():
+    return fj.fit(MODEL, 1.0, WAITS)
+
+
+@functools.cache
+def nonparametric():
+    return fj.bootstrap(fitted(), KEY, 2000)
+
+
+@functools.cache
+def by_jackknife():
+    return fj.bootstrap(fitted(), KEY, 2000, acceleration="jackknife")
+
+
+def within(received, expected, count, errors=4.0):
+    """A standard deviation over `count` replicates, within so many of its own standard errors."""
+    assert abs(received / expected - 1) < errors / np.sqrt(2 * count)
+
+
+def test_counts_are_those_of_explicit_resampling():
+    """Weights and rows drawn anew are the same samples: the estimate is one over the mean of either."""
+    found = nonparametric()
+    counts = np.asarray(resampled_counts(of_units(np.arange(40), None), KEY, np.arange(2000)))
+    assert np.all(counts.sum(axis=1) == 40)
+    resamples = np.stack([np.repeat(WAITS, row.astype(int)) for row in counts])
+    np.testing.assert_allclose(found.params, 1 / resamples.mean(axis=1), rtol=1e-7)
+    again = fj.fit_batch(MODEL, 1.0, resamples[:50])
+    np.testing.assert_allclose(found.params[:50], again.params, rtol=1e-7)
+
+
+def test_replicates_come_from_the_key_alone():
+    found = nonparametric()
+    fewer = fj.bootstrap(fitted(), KEY, 300, num_lanes=7)
+    np.testing.assert_allclose(fewer.params, found.params[:300], rtol=1e-9)
+    other = fj.bootstrap(fitted(), jax.random.key(6), 300)
+    assert np.all(other.params != found.params[:300])
+
+
+def test_standard_errors_agree_with_theory():
+    """To first order λ̂ varies as λ² times the mean: with the sample's own variance, or with the model's."""
+    rate = 1 / WAITS.mean()
+    nearly = fj.bootstrap(fj.fit(MODEL, 1.0, np.tile(WAITS, 25)), KEY, 2000)  # n = 1000: first order holds
+    within(nearly.standard_errors(), rate**2 * WAITS.std() / np.sqrt(1000), 2000)
+    drawn = fj.bootstrap(fitted(), KEY, 2000, method="parametric")
+    # the exact law: λ̂ is λ n / Gamma(n), so that E λ̂ = λ n/(n−1) and var λ̂ = (λ n)²/((n−1)²(n−2))
+    within(drawn.standard_errors(), rate * 40 / 39 / np.sqrt(38), 2000, errors=5.0)
+    assert abs(drawn.bias() - rate / 39) < 4 * drawn.standard_errors() / np.sqrt(2000)
+    np.testing.assert_allclose(drawn.covariance()[0, 0], drawn.standard_errors() ** 2)
+
+
+def test_frequency_weights_stand_for_equal_observations():
+    values, counts = np.array([0.2, 0.5, 1.0]), np.array([10, 6, 4])
+    weighted = fj.bootstrap(fj.fit(MODEL, 1.0, values, weights=counts), KEY, 500, acceleration="jackknife")
+    in_full = fj.bootstrap(fj.fit(MODEL, 1.0, np.repeat(values, counts)), KEY, 500, acceleration="jackknife")
+    np.testing.assert_allclose(weighted.params, in_full.params, rtol=1e-7)
+    bca = [b.confidence_intervals(0.9, "bca") for b in (weighted, in_full)]
+    np.testing.assert_allclose(bca[0], bca[1], rtol=1e-6)
+    drawn = fj.bootstrap(fj.fit(MODEL, 1.0, values, weights=counts), KEY, 20, method="parametric")
+    assert drawn.fits.num_observations.tolist() == [20.0] * 20
+
+
+@pytest.mark.parametrize("method", ["percentile", "basic", "bca"])
+def test_intervals_are_scipys_on_the_same_replicates(method):
+    found = by_jackknife()
+    same = types.SimpleNamespace(bootstrap_distribution=np.asarray(found.params), standard_error=0.0)
+    theirs = scipy.stats.bootstrap(
+        (WAITS,),
+        lambda y, axis: 1 / np.mean(y, axis=axis),
+        n_resamples=0,
+        bootstrap_result=same,
+        method=method,
+        confidence_level=0.9,
+        vectorized=True,
+    ).confidence_interval
+    np.testing.assert_allclose(found.confidence_intervals(0.9, method), theirs, rtol=1e-6)
+    squared = found.confidence_intervals(0.9, method, lambda rate: {"squared": rate**2})
+    if method != "basic":  # these two follow a monotone function
+        np.testing.assert_allclose(squared["squared"], np.square(theirs), rtol=1e-3)
+
+
+def test_the_infinitesimal_jackknife_has_nearly_the_same_acceleration():
+    """By hand: the influence on λ̂ = 1/ȳ is −λ²(y − ȳ), so that a = −Σ(y−ȳ)³ / (6 (Σ(y−ȳ)²)^{3/2})."""
+    off = WAITS - WAITS.mean()
+    expected = -np.sum(off**3) / (6 * np.sum(off**2) ** 1.5)
+    np.testing.assert_allclose(nonparametric()._acceleration(None), [expected], rtol=1e-6)
+    infinitesimal = nonparametric().confidence_intervals(0.95, "bca")
+    exact = by_jackknife().confidence_intervals(0.95, "bca")
+    np.testing.assert_allclose(infinitesimal, exact, rtol=0.02)
+
+
+def test_clusters_are_drawn_whole():
+    found = fj.bootstrap(fitted(), KEY, 2000, clusters=[f"c{k}" for k in CLUSTERS])
+    scheme = of_units(CLUSTERS, None)
+    weights = np.asarray(resampled_counts(scheme, KEY, np.arange(2000)))[:, CLUSTERS]
+    np.testing.assert_allclose(found.params, weights.sum(axis=1) / (weights @ WAITS), rtol=1e-7)
+    assert "nonparametric, 8 clusters" in str(found)
+    off = np.add.reduceat(WAITS - WAITS.mean(), np.arange(0, 40, 5))
+    expected = -np.sum(off**3) / (6 * np.sum(off**2) ** 1.5)
+    np.testing.assert_allclose(found._acceleration(None), [expected], rtol=1e-6)
+
+
+def test_blocks_are_consecutive_and_of_their_length():
+    moving = np.asarray(resampled_counts(of_blocks(12, 4, circular=False), KEY, np.arange(3000)))
+    circular = np.asarray(resampled_counts(of_blocks(12, 4, circular=True), KEY, np.arange(3000)))
+    assert np.all(moving.sum(axis=1) == 12)
+    # three blocks begin at one of nine places, and the third term lies in those that begin at the first three
+    np.testing.assert_allclose(moving.mean(axis=0)[[0, 2, 5]], [3 / 9, 9 / 9, 12 / 9], atol=0.06)
+    np.testing.assert_allclose(circular.mean(axis=0), 1.0, atol=0.06)
+    one = np.asarray(resampled_counts(of_blocks(12, 11, circular=False), KEY, np.arange(50)))
+    assert set(one.sum(axis=1)) == {12.0}
+
+
+def terms(params, y):
+    return norm.logpdf(y[1:], params["phi"] * y[:-1], params["scale"])
+
+
+def series(key, params):
+    steps = params["scale"] * jax.random.normal(key, (200,))
+    return jax.lax.scan(lambda y, e: (params["phi"] * y + e,) * 2, 0.0, steps)[1]
+
+
+SERIES = np.asarray(series(jax.random.key(1), {"phi": 0.6, "scale": 1.0}))
+
+
+def test_a_series_is_drawn_in_blocks_or_from_the_model():
+    model = fj.dependent(terms, sample=series, constraints={"scale": fj.positive})
+    fit = fj.fit(model, {"phi": 0.0, "scale": 1.0}, SERIES)
+    errors = fit.standard_errors()
+    for found in (
+        fj.bootstrap(fit, KEY, 400, method="circular block", block_length=10),
+        fj.bootstrap(fit, KEY, 400, method="parametric"),
+    ):
+        assert found.kept.all()
+        assert found.standard_errors()["phi"] == pytest.approx(float(errors["phi"]), rel=0.25)
+    blocks = fj.bootstrap(fit, KEY, 50, method="block", block_length=10)
+    assert "blocks of 10" in str(blocks)
+    with pytest.raises(ValueError, match="influence of observations by themselves, which blocks do not"):
+        blocks.confidence_intervals(0.9, "bca")
+
+
+def test_failed_replicates_are_counted_said_and_left_out():
+    """Of two successes in three, many resamples are all alike: their probability runs to an edge."""
+    model = fj.Model(lambda p, y: jnp.where(y > 0, jnp.log(p), jnp.log1p(-p)), constraints=fj.unit_interval)
+    fit = fj.fit(model, 0.5, np.array([1.0, 1.0, 0.0]))
+    with pytest.warns(fj.FitWarning, match=r"replicates' fits failed: \d+ boundary of 200"):
+        found = fj.bootstrap(fit, KEY, 200)
+    counts = np.asarray(resampled_counts(of_units(np.arange(3), None), KEY, np.arange(200)))
+    alike = (counts[:, 2] == 0) | (counts[:, 2] == 3)
+    assert found.num_failed == alike.sum() > 20
+    assert found.fits.status[alike].tolist() == [fj.Status.BOUNDARY] * int(alike.sum())
+    assert len(found.replicates()) == 200 - found.num_failed
+    assert f"{found.num_failed} boundary of 200. They are left out of every figure." in str(found)
+    assert np.isfinite(found.standard_errors())
+
+
+def test_the_report_reads_so_and_fixed_parameters_stay():
+    model = fj.Model(
+        lambda p, y: exponential(p["rate"], y) + 0 * p["held"], constraints={"rate": fj.positive, "held": fj.fixed}
+    )
+    found = fj.bootstrap(fj.fit(model, {"rate": 1.0, "held": 3.0}, WAITS), KEY, 100)
+    lines = str(found).splitlines()
+    assert lines[:3] == ["Bootstrap", "  Replicates  100, nonparametric", "  Intervals   percentile"]
+    assert lines[4].split() == [
+        "parameter",
+        "estimate",
+        "bias",
+        "std.",
+        "error",
+        "lower",
+        "95",
+        "%",
+        "upper",
+        "95",
+        "%",
+    ]
+    assert len(lines) == 6
+    assert found.standard_errors()["held"] == 0
+    assert found.confidence_intervals()["held"].tolist() == [3.0, 3.0]
+    assert found.to_frame().shape == (100, 1)
+    assert "<td>100, nonparametric</td>" in found._repr_html_()
+    np.testing.assert_allclose(found.params["rate"], nonparametric().params[:100], rtol=1e-9)
