@@ -120,7 +120,7 @@ class BatchFit:
 
     @property
     def num_steps(self) -> np.ndarray:
-        """Steps of the attempt that gave each result, (B,)."""
+        """Steps of the attempt that gave each result, with those of a finish in float64, (B,)."""
         return np.asarray(self.fits.num_steps)
 
     @property
@@ -219,7 +219,7 @@ class BatchFit:
         kind = (self.kinds[0] if self.kinds else "") if kind is None else kind
         errors = None
         if kind:
-            errors = np.sqrt(np.diagonal(matrices(self, kind, "summary"), axis1=1, axis2=2))
+            errors = root_diagonals(matrices(self, kind, "summary"))
         return summarise(self.fits, self.attempt, ATTEMPTS, float(self.utilisation), kind, errors)
 
     def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:
@@ -232,7 +232,7 @@ class BatchFit:
         labels = [f"parameter {name}" if name in FACTS else name for name in self.names]
         columns = {label: theta[:, k] for k, label in enumerate(labels)}
         if kind:
-            errors = np.sqrt(np.diagonal(matrices(self, kind, "to_columns"), axis1=1, axis2=2))
+            errors = root_diagonals(matrices(self, kind, "to_columns"))
             columns |= {f"{label} standard error": errors[:, k] for k, label in enumerate(labels)}
         return columns | {fact: np.asarray(getattr(self, fact)) for fact in FACTS}
 
@@ -316,6 +316,11 @@ def joined_fits(parts: list[BatchFit], order: np.ndarray) -> BatchFit:
 def matrices(fits: BatchFit, kind: str, caller: str) -> np.ndarray:
     """Covariances (B, q, q) for where the status stands beside them: without a warning of fits that failed."""
     return fits._of_each(_covariance, kind, caller, warn=False)
+
+
+def root_diagonals(matrices: np.ndarray) -> np.ndarray:
+    """Standard errors (B, q) of covariances (B, q, q)."""
+    return np.sqrt(np.diagonal(matrices, axis1=1, axis2=2))
 
 
 def _block(fits: Fit, start: int) -> tuple[Fit, int]:

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.data_sets import CALLER
 from fisher_jax.model import Model, Sample, as_arrays, check_sample, starting_parameters
 
-CALLER = "fit_batch"
 FILLING = 2**20  # rows that take about as long to fit as a program to compile
 
 

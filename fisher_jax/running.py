@@ -91,7 +91,7 @@ def objective_of(problem: Problem) -> Callable[[Array, CurvatureKind], Evaluatio
             return Evaluation(-terms, -gradient, outer_product_at(target, free)[1])
         if problem.expected is None:
             raise ValueError(
-                "fit: fisher_scoring needs the expected information, and the model has none. Give "
+                "optimizer: fisher_scoring needs the expected information, and the model has none. Give "
                 "Model(…, information=…), the Fisher information of one observation, or use newton or bhhh."
             )
         terms, gradient, information = problem.expected(free)
@@ -106,7 +106,7 @@ def _refuse_nested(state: Any) -> None:
         isinstance(leaf, DampedState) for leaf in jax.tree.leaves(state, is_leaf=lambda s: isinstance(s, DampedState))
     ):
         raise ValueError(
-            "fit: newton, fisher_scoring and bhhh are whole optimisers and cannot be part of an optax.chain. "
+            "optimizer: newton, fisher_scoring and bhhh are whole optimisers and cannot be part of an optax.chain. "
             "Chain fisher_jax.optimizers.scale_by_information instead."
         )
 

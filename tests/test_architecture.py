@@ -38,7 +38,7 @@ ROWS = {
     "batch_summary": 8,
     "batch_fitted": 9,
     "data_sets": 8,
-    "ragged": 8,
+    "ragged": 9,
     "feed": 9,
     "ladder": 10,
     "batch": 11,

@@ -311,6 +311,8 @@ REFUSED = {
     "late": ({"given": iter([np.ones((3, ROWS))]), "given_axis": 0}, "differs .*source: 16, given: 3"),
     "axis": ({"given": np.ones((3, ROWS)), "given_axis": 1}, "given_axis=1: give 0"),
     "block": ({"block": 0}, "block=0 must be a whole number"),
+    "word": ({"block": "all"}, "block='all' must be a whole number"),
+    "no sink": ({"sink": None}, "sink must be a path that ends in .zarr or .parquet, got NoneType"),
     "kind": ({"covariances": ("exact",)}, "covariances names 'exact'"),
     "chunks": ({"source": [np.ones((20, ROWS)), np.ones((2, 4))]}, "the chunks of source differ"),
     "unheard": ({"source": "no_such.npy"}, "does not exist"),
@@ -321,7 +323,7 @@ REFUSED = {
 def test_what_does_not_fit_is_refused_and_leaves_no_trace(name, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changed, message = REFUSED[name]
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=message):
         stream(**{"source": data, "sink": "fits.zarr", **changed})
     if name != "chunks":
         assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.batch import fit_batch
-from fisher_jax.batch_fitted import BatchFit, matrices
+from fisher_jax.batch_fitted import BatchFit, matrices, root_diagonals
 from fisher_jax.extras import require
 from fisher_jax.model import Model
 from fisher_jax.status import Status
@@ -80,7 +80,7 @@ def columns_of(fits: BatchFit) -> Columns:
     columns = fits.to_columns("")
     for kind in fits.kinds:
         covariance = matrices(fits, kind, CALLER)
-        errors = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+        errors = root_diagonals(covariance)
         which = "" if kind == fits.kinds[0] else f" ({kind})"
         columns |= {f"{name} standard error{which}": errors[:, k] for k, name in enumerate(fits.names)}
         columns[f"covariance ({kind})"] = covariance

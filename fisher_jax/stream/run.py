@@ -4,6 +4,7 @@ import time
 from functools import partial
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -137,6 +138,6 @@ def fit_stream(
 
 
 def _checked_block(block: Any) -> int:
-    if isinstance(block, bool) or int(block) != block or block < 1:
-        raise ValueError(f"{CALLER}: block={block} must be a whole number, at least 1.")
+    if not isinstance(block, int | np.integer) or isinstance(block, bool) or block < 1:
+        raise ValueError(f"{CALLER}: block={block!r} must be a whole number, at least 1.")
     return int(block)

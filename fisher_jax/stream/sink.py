@@ -1,5 +1,6 @@
 """Where the results go: a Zarr group with an array for each column, or a folder of Parquet files, one for each block."""
 
+import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -97,6 +98,11 @@ class ParquetSink:
 
 def sink_at(path: Any, form: Any) -> Sink:
     """The sink at a path, of the kind named, or else told by the path's ending."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"{CALLER}: sink must be a path that ends in .zarr or .parquet, got {type(path).__name__}. For results in memory "
+            "use fit_batch."
+        )
     path = Path(path)
     if form is None:
         form = path.suffix.removeprefix(".")
