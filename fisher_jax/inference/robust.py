@@ -28,7 +28,7 @@ CORRECTIONS = {
 
 
 def robust(
-    fit: Any, *, clusters: Any = None, lags: Any = None, weights: str = "frequency", correction: str | None = None
+    fit: Any, *, clusters: Any = None, lags: Any = None, weights: Any = "frequency", correction: Any = None
 ) -> Any:
     """The same fit whose covariance of kind "sandwich" is J⁻¹ K J⁻¹ with another estimate K of the score's variance.
 
