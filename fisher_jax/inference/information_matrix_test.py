@@ -141,11 +141,11 @@ def information_matrix_test(
     settings = {"covariances": ("sandwich",), "num_lanes": num_lanes}
     fits = refit_drawn(fit, origin, key, int(num_replicates), CALLER, **settings)
     said = failures(fits)
-    notes = () if not said else (f"of the replicates' fits failed: {said} of {len(fits)}. They are left out.",)
+    note = f"of the replicates' fits failed: {said} of {len(fits)}. They are left out."
     if said:
-        warn(f"{CALLER}: {notes[0]}")
+        warn(f"{CALLER}: {note}")
     drawn = _indicators(fits.fits)[fits.converged]
-    return _test(fit, _indicators(fit)[None], drawn, len(fits), notes)
+    return _test(fit, _indicators(fit)[None], drawn, len(fits), (note,) if said else ())
 
 
 def _indicators(fit: Fit) -> np.ndarray:
