@@ -18,7 +18,8 @@ from fisher_jax.inference.identification import Identifiability, identifiability
 from fisher_jax.inference.influential import Influence, influence
 from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
 from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
-from fisher_jax.inference.profile_likelihood import Profile, profile_likelihood
+from fisher_jax.inference.profile_likelihood import profile_likelihood
+from fisher_jax.inference.profile_record import Profile
 from fisher_jax.inference.record import HypothesisTest
 from fisher_jax.inference.robust import robust
 from fisher_jax.inference.score import score_test

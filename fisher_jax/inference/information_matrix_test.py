@@ -59,7 +59,9 @@ class InformationMatrixTest:
                 f"{number(self.p_value)}, by {self.num_replicates - self.num_failed} replicates from the model",
             ),
         ]
-        rows = [(name, number(z)) for name, z in zip(self.names, np.asarray(self.indicators), strict=True)]
+        rows: list[tuple[str, ...]] = [
+            (name, number(z)) for name, z in zip(self.names, np.asarray(self.indicators), strict=True)
+        ]
         return Table("Information-matrix test", facts, ("indicator", "z"), rows, list(self.notes))
 
     def __str__(self) -> str:
@@ -139,18 +141,18 @@ def information_matrix_test(
     settings = {"covariances": ("sandwich",), "num_lanes": num_lanes}
     fits = refit_drawn(fit, origin, key, int(num_replicates), CALLER, **settings)
     said = failures(fits)
-    notes = () if not said else (f"of the replicates' fits failed: {said} of {len(fits)}. They are left out.",)
+    note = f"of the replicates' fits failed: {said} of {len(fits)}. They are left out."
     if said:
-        warn(f"{CALLER}: {notes[0]}")
+        warn(f"{CALLER}: {note}")
     drawn = _indicators(fits.fits)[fits.converged]
-    return _test(fit, _indicators(fit)[None], drawn, len(fits), notes)
+    return _test(fit, _indicators(fit)[None], drawn, len(fits), (note,) if said else ())
 
 
-def _indicators(fit: Fit) -> Float[np.ndarray, "*b k"]:
+def _indicators(fit: Fit) -> np.ndarray:
     """The upper triangle of (1/n) Σ (s sᵀ + H), in the unconstrained parameters."""
-    upper = np.triu_indices(fit.num_parameters)
+    rows, columns = np.triu_indices(fit.num_parameters)
     difference = np.asarray(fit.outer_product, float) - np.asarray(fit.curvature, float)
-    return difference[(..., *upper)] / np.asarray(fit.num_observations, float)[..., None]
+    return difference[..., rows, columns] / np.asarray(fit.num_observations, float)[..., None]
 
 
 def _test(
@@ -158,8 +160,8 @@ def _test(
 ) -> InformationMatrixTest:
     """The place of the data among the replicates, all treated alike, by Mahalanobis distance from their common mean."""
     scale = np.asarray(np.diagonal(np.asarray(fit.curvature, float))) / float(fit.num_observations)
-    upper = np.triu_indices(fit.num_parameters)
-    every = np.concatenate([observed, drawn]) / np.sqrt(np.outer(scale, scale))[upper]
+    rows, columns = np.triu_indices(fit.num_parameters)
+    every = np.concatenate([observed, drawn]) / np.sqrt(scale[rows] * scale[columns])
     off = every - every.mean(axis=0)
     spread = off.std(axis=0)
     varies = spread**2 > _LEAST * max(np.max(spread**2), 1e-3)
@@ -173,7 +175,7 @@ def _test(
         p_value=np.mean(distances >= distances[0] * (1 - 1e-12)),
         degrees_of_freedom=int(kept.sum()),
         indicators=np.where(varies, scores[0], np.nan),
-        names=tuple(f"{labels[i]}, {labels[j]}" for i, j in zip(*upper, strict=True)),
+        names=tuple(f"{labels[i]}, {labels[j]}" for i, j in zip(rows, columns, strict=True)),
         num_replicates=count,
         num_failed=count - len(drawn),
         notes=notes,

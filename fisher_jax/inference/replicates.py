@@ -131,8 +131,8 @@ def _check_drawn(drawn: PyTree, origin: Origin, rows: int, caller: str) -> None:
 
     expected = [shape(leaf) for leaf in jax.tree.leaves(origin.sample.data)]
     got = [tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(drawn)]
-    alike = jax.tree.structure(drawn) == jax.tree.structure(origin.sample.data)
-    if not alike or got != expected:
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (drawn, origin.sample.data)]
+    if structures[0] != structures[1] or got != expected:
         raise ValueError(
             f"{caller}: what the model's sampler draws has leaves of shape {got}, the data {expected}. "
             "`sample` must return data like those fitted: one observation, or for a dependent model the whole series."

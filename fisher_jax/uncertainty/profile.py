@@ -87,7 +87,7 @@ class _Walk(NamedTuple):
     failures: Int[Array, ""]
     flat: Int[Array, ""]
     bracketed: Int[Array, ""]
-    count: Int[Array, ""]
+    num_points: Int[Array, ""]
     path: Path
 
 
@@ -114,7 +114,7 @@ def follow(
         return _advance(walk, there, side, cut, span)
 
     def running(walk: _Walk) -> Bool[Array, ""]:
-        return (walk.path.end == End.RUNNING) & (walk.path.trips < MOST_TRIPS) & (walk.count < MOST_POINTS)
+        return (walk.path.end == End.RUNNING) & (walk.path.trips < MOST_TRIPS) & (walk.num_points < MOST_POINTS)
 
     shapes = jax.eval_shape(lambda: look(target, restriction, best, units, free))
     return jax.lax.while_loop(running, trip, _start(shapes, free)).path
@@ -152,14 +152,14 @@ def _start(shapes: Point, free: Float[Array, " p"]) -> _Walk:
         failures=none,
         flat=none,
         bracketed=none,
-        count=none,
+        num_points=none,
         path=path,
     )
 
 
 def _advance(walk: _Walk, there: Point, side: Array, cut: Array, span: Array) -> _Walk:
     """One trip: judge the point looked at, then go on, back nearer to the path, or back to its last point."""
-    first = walk.count == 0
+    first = walk.num_points == 0
     walk = walk._replace(path=walk.path._replace(trips=walk.path.trips + 1), tries=walk.tries + 1)
     taken = jnp.where(walk.predicted, _sound(walk, there, cut), _gains(walk, there)) | first
     here = _choose(taken, there, walk.here)
@@ -202,13 +202,13 @@ def _on_path(here: Point, taken: Array, tries: Array, cut: Array) -> Bool[Array,
 
 def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
     """The point is on the path: write it down, see whether this is the end, and predict the next."""
-    here, first = walk.here, walk.count == 0
+    here, first = walk.here, walk.num_points == 0
     drop = jnp.where(first, 0.0, here.drop - 0.5 * jnp.where(here.definite, here.distance, 0.0) ** 2)
     origin = jnp.where(first, here.value, walk.origin)
     way = side * (here.value - origin)
-    unit = jnp.where(first, _unit(here), jnp.where(walk.count == 1, way / _spacing(cut), walk.unit))
+    unit = jnp.where(first, _unit(here), jnp.where(walk.num_points == 1, way / _spacing(cut), walk.unit))
     path = walk.path
-    now = jnp.arange(MOST_POINTS) == walk.count
+    now = jnp.arange(MOST_POINTS) == walk.num_points
     path = path._replace(
         drops=jnp.where(now, drop, path.drops),
         frees=jnp.where(now[:, None], here.free[None, :], path.frees),
@@ -254,8 +254,8 @@ def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
         failures=jnp.zeros_like(walk.failures),
         flat=flat,
         bracketed=bracketed,
-        count=walk.count + 1,
-        trial=_predict(base, walk.base, goal, walk.count > 0),
+        num_points=walk.num_points + 1,
+        trial=_predict(base, walk.base, goal, walk.num_points > 0),
         path=path._replace(end=end, end_value=last, end_free=here.free + _newton(here, last)),
     )
 

@@ -93,7 +93,10 @@ def profile_sides(
 def profile_ends(
     model: Model, sample: Sample, layout: Layout, fit: tuple[Values, Any, Any], level: Any
 ) -> tuple[Float[np.ndarray, "q 2"], str]:
-    """Ends of the profile intervals of all entries of θ, and in words which could not be told. `fit` is values, u, curvature."""
+    """Ends of the profile intervals of all entries of θ, and in words which could not be told.
+
+    `fit` is values, u and curvature.
+    """
     values, free, curvature = fit
     columns, caller = np.arange(len(layout.names)), "confidence_intervals"
     ends = profile_sides(model, layout, None, values, sample, free, curvature, columns, level, caller).ends
@@ -103,7 +106,7 @@ def profile_ends(
 
 
 def _sides(
-    found: Path, estimates: np.ndarray, errors: np.ndarray, ends: np.ndarray, points: np.ndarray, edges: np.ndarray
+    found: Any, estimates: np.ndarray, errors: np.ndarray, ends: np.ndarray, points: np.ndarray, edges: np.ndarray
 ) -> Sides:
     last = np.maximum(np.sum(np.isfinite(found.drops), axis=-1) - 1, 0)[..., None]
     reached = np.take_along_axis(points, last, -1)[..., 0]
