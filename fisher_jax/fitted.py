@@ -211,11 +211,7 @@ class Fit:
         self._check(kind, caller)
         self._warn(caller)
         if method == "profile":
-            ends, unknown = profile_ends(
-                *origin_of(self, caller), self.layout, (self.values, self.free, self.curvature), level
-            )
-            if unknown:
-                warnings.warn(f"{caller}: {unknown}", FitWarning, stacklevel=2)
+            ends = self._profile_ends(level, caller)
             return self.layout.assemble(intervals.as_leaves(self.layout, self.values, jnp.asarray(ends)))
         return self.layout.assemble(_intervals(self, kind, scale, level))
 
@@ -277,16 +273,17 @@ class Fit:
             raise FitError(self.diagnosis())
         return self
 
-    def summary(self, kind: str = "observed", level: float | int = 0.95) -> Summary:
+    def summary(self, kind: str = "observed", level: float | int = 0.95, method: str = "wald") -> Summary:
         """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
 
-        In a notebook it shows as a table. `kind` and `level` as for `confidence_intervals`.
+        In a notebook it shows as a table. `kind`, that of the standard errors, `level` and `method` as for
+        `confidence_intervals`.
         """
         self._check_single("summary")
         self._check(kind, "summary")
-        intervals.check_level(level, "summary")
+        intervals.check_interval(level, method, "summary")
         return Summary(
-            rows=self._rows(kind, level),
+            rows=self._rows(kind, level, method, "summary"),
             status=self.status,
             culprit=self._culprit(),
             log_likelihood=float(self.log_likelihood),
@@ -297,24 +294,35 @@ class Fit:
             precision=str(self.free.dtype),
             covariance=self.describe(kind),
             level=level,
+            intervals="" if method == "wald" else "by profile likelihood",
         )
 
-    def to_frame(self, kind: str = "observed", level: float | int = 0.95) -> Any:
+    def to_frame(self, kind: str = "observed", level: float | int = 0.95, method: str = "wald") -> Any:
         """Estimates, standard errors and intervals as a pandas DataFrame by name (needs the extra `frames`)."""
         pd = require("pandas", "frames", "to_frame")
         self._check_single("to_frame")
         self._check(kind, "to_frame")
+        intervals.check_interval(level, method, "to_frame")
         self._warn("to_frame")
-        rows = self._rows(kind, level)
+        rows = self._rows(kind, level, method, "to_frame")
         return pd.DataFrame(rows, columns=list(Row._fields)).set_index("name")
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
 
-    def _rows(self, kind: str, level: float | int) -> list[Row]:
-        columns = np.asarray(_table(self, kind, level))
+    def _rows(self, kind: str, level: float | int, method: str = "wald", caller: str = "") -> list[Row]:
+        columns = np.array(_table(self, kind, level))
+        if method == "profile":
+            columns[:, 2:] = self._profile_ends(level, caller)
         free = [Row(name, *map(float, numbers)) for name, numbers in zip(self.names, columns, strict=True)]
         return with_fixed(free, self.layout, self.values)
+
+    def _profile_ends(self, level: Any, caller: str) -> Float[np.ndarray, "q 2"]:
+        known = (self.values, self.free, self.curvature)
+        ends, unknown = profile_ends(*origin_of(self, caller), self.layout, known, level)
+        if unknown:
+            warnings.warn(f"{caller}: {unknown}", FitWarning, stacklevel=3)
+        return ends
 
     def _culprit(self) -> str:
         """Which observation, parameter or direction the status is about, in words; empty where there is none."""

@@ -63,6 +63,7 @@ class Summary:
     precision: str
     covariance: str
     level: float
+    intervals: str = ""
 
     @property
     def aic(self) -> float:
@@ -83,6 +84,7 @@ class Summary:
             ("Observations", f"{self.num_observations:g}, free parameters {self.num_parameters}"),
             ("Log-likelihood", f"{self.log_likelihood:.6f}, AIC {self.aic:.4f}, BIC {self.bic:.4f}"),
             ("Covariance", self.covariance),
+            *([("Intervals", self.intervals)] if self.intervals else []),
         ]
 
     def _distance(self) -> str:

@@ -266,3 +266,16 @@ def test_profile_intervals_cover_as_often_as_they_say():
     for name, truth in (("shape", 3.0), ("rate", 1.0)):
         share = np.mean((found[name][:, 0] < truth) & (truth < found[name][:, 1]))
         assert abs(share - 0.95) < 0.015 + 3 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_a_summary_may_show_profile_intervals():
+    y = np.array([1.0, 2.0, 3.0, 6.0, 4.0])
+    fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    text, ends = str(fit.summary("sandwich", 0.9, "profile")), fit.confidence_intervals(0.9, "profile")
+    assert "Intervals                by profile likelihood" in text
+    assert f"{ends['shape'][0]:.6g}" in text
+    assert f"{ends['shape'][1]:.6g}" in text
+    frame = fit.to_frame(level=0.9, method="profile")
+    np.testing.assert_allclose(frame.loc["rate", ["lower", "upper"]].to_numpy(float), ends["rate"], rtol=1e-12)
+    with pytest.raises(ValueError, match="summary: method='bca' is unknown"):
+        fit.summary(method="bca")

@@ -22,14 +22,19 @@ def check_method(level: Any, method: str, kind: str, scale: str, caller: str) ->
     """The method and the kind of covariance meant, where a kind may stand for the method; what is unknown is refused."""
     if method in KINDS:
         method, kind = "wald", method
-    if method not in ("wald", "profile"):
-        raise ValueError(f'{caller}: method={method!r} is unknown; choose "wald" or "profile".')
+    check_interval(level, method, caller)
     if method == "profile" and (kind, scale) != ("observed", "unconstrained"):
         raise ValueError(f'{caller}: method="profile" needs no covariance and no scale; leave `kind` and `scale` out.')
     if scale not in ("unconstrained", "natural"):
         raise ValueError(f'{caller}: scale={scale!r} is unknown; choose "unconstrained" or "natural".')
-    check_level(level, caller)
     return method, kind
+
+
+def check_interval(level: Any, method: str, caller: str) -> None:
+    """Refuse a level that is none and a method that does not exist."""
+    if method not in ("wald", "profile"):
+        raise ValueError(f'{caller}: method={method!r} is unknown; choose "wald" or "profile".')
+    check_level(level, caller)
 
 
 def wald(
