@@ -111,6 +111,18 @@ def sizes(arguments):
             print(f"{name:<20}{n:>5}  {tested:<10}{shares}   {100 * np.mean(both):.1f} %", flush=True)
 
 
+def information_matrix(arguments):
+    print(
+        f"\nSize of the information-matrix test at a nominal 5 %, n = 50, {REPLICATES // 5} replicates each, per cent"
+    )
+    for name in MODELS:
+        fits = fitted(name, 50, arguments.bootstraps, seed=3)
+        rows = np.flatnonzero(fits.converged).tolist()
+        tests = [fj.information_matrix_test(fits[k], jax.random.key(k), REPLICATES // 5) for k in rows]
+        hits = np.array([float(test.p_value) < 0.05 for test in tests])
+        print(f"{name:<20}{share(hits):>13}   of {len(hits)} data sets", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fits", type=int, default=4000, help="data sets behind each share")
@@ -121,6 +133,7 @@ def main():
         warnings.simplefilter("ignore", fj.FitWarning)  # the tables count what these would say
         coverage(arguments)
         sizes(arguments)
+        information_matrix(arguments)
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 
