@@ -1,5 +1,6 @@
 """Tests of hypotheses, functions of parameters and comparisons: printed and closed-form values, edges, and what is said."""
 
+import dataclasses
 import functools
 import warnings
 
@@ -288,6 +289,16 @@ def test_a_null_that_fits_better_than_the_alternative_is_said_to():
     assert float(found.statistic) < 0
     assert np.isnan(found.p_value)
     assert "ended with status step limit" in " ".join(str(found).split())
+
+
+def test_a_restricted_fit_needs_a_start_inside_and_a_robust_one_a_wald_test():
+    ran_out = dataclasses.replace(at_boundary(), values=[at_boundary().values[0], jnp.array(0.0)])
+    with pytest.raises(
+        ValueError, match=r"the estimate of `tau2`, 0\.0, is not inside its range, so the restricted model has no"
+    ):
+        fj.likelihood_ratio_test(ran_out, {"mu": 0.0})
+    found = fj.likelihood_ratio_test(fj.robust(counts(), correction="n/(n-1)"), 2.0)
+    assert "a likelihood ratio takes no account" in " ".join(str(found).split())
 
 
 def test_identifiability_names_what_is_lost_and_keeps_what_is_not():
