@@ -294,7 +294,7 @@ def test_a_null_that_fits_better_than_the_alternative_is_said_to():
 def test_a_restricted_fit_needs_a_start_inside_and_a_robust_one_a_wald_test():
     ran_out = dataclasses.replace(at_boundary(), values=[at_boundary().values[0], jnp.array(0.0)])
     with pytest.raises(
-        ValueError, match="the estimate of `tau2`, 0.0, is not inside its range, so the restricted model has no"
+        ValueError, match=r"the estimate of `tau2`, 0\.0, is not inside its range, so the restricted model has no"
     ):
         fj.likelihood_ratio_test(ran_out, {"mu": 0.0})
     found = fj.likelihood_ratio_test(fj.robust(counts(), correction="n/(n-1)"), 2.0)

@@ -71,8 +71,8 @@ def robust(
     told ``use_correction=False``, and by none for HAC.
 
     With two ways of clusters some take the smaller G for both. n is the number of terms, or the sum of frequency weights.
-    Clusters of weight zero do not count. With few clusters (under some forty) standard errors are too small whatever the factor,
-    and as many restrictions as there are clusters cannot be tested at once.
+    Clusters of weight zero do not count. With few clusters (under some forty) standard errors are too small whatever the
+    factor, and as many restrictions as there are clusters cannot be tested at once.
 
     References
     ----------
