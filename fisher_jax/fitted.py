@@ -259,7 +259,7 @@ class Fit:
         """Takeuchi's information criterion 2 tr(J⁻¹K) − 2ℓ, K = Σ s sᵀ, for a model that need not be right."""
         self._check("sandwich", "tic")
         self._warn("tic")
-        return takeuchi(self)
+        return _takeuchi(self)
 
     def describe(self, kind: str) -> str:
         """A kind of covariance in words, as `summary` says it."""
@@ -395,6 +395,9 @@ def takeuchi(fit: Fit) -> Float[Array, ""]:
     """TIC; NaN at a boundary."""
     found = criteria.tic(fit.log_likelihood, fit.curvature, fit.outer_product)  # type: ignore[arg-type]
     return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, found)
+
+
+_takeuchi = jax.jit(takeuchi)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -1,5 +1,7 @@
 """Bad input: what is said, by whom, and what to do about it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,6 +186,60 @@ MISUSE = {
     "information of a wrong shape": (lambda: fj.fisher_information(fj.Model(density, information=lambda p: jnp.eye(3)), START), ValueError, r"expected shape \(2, 2\) for the parameters loc, scale, got \(3, 3\)"),
     "information nested wrongly": (lambda: fj.fisher_information(fj.Model(density, information=lambda p: {"loc": 1.0}), START), ValueError, "nested like params in params"),
     "singular information": (lambda: fj.observed_information(lambda p, y: norm.logpdf(y, p["a"] + p["b"], 1.0), {"a": 0.0, "b": 0.0}, Y).inverse(), ValueError, r"not positive definite .* along \+1 a -1 b"),
+    "delta method of a number": (lambda: fj.delta_method(3.0, fitted()), TypeError, "delta_method: function must be a function of params, got float"),
+    "delta method of nothing": (lambda: fj.delta_method(lambda p: None, fitted()), TypeError, "must return a number, an array or a pytree of them, but returned nothing"),
+    "delta method of a comparison": (lambda: fj.delta_method(lambda p: p["loc"] > 0, fitted()), TypeError, "must return floating numbers but returned dtype bool"),
+    "delta method of no fit": (lambda: fj.delta_method(lambda p: p, START), TypeError, "delta_method: expected a Fit or a BatchFit, got dict"),
+    "delta method at a level": (lambda: fj.delta_method(lambda p: p, fitted(), level=95), ValueError, "delta_method: level=95 must lie strictly"),
+    "Wald test of a stranger": (lambda: fj.wald_test(fitted(), {"locus": 0.0}), ValueError, "wald_test: the hypothesis names `locus`, but the parameters are `loc`, `scale`"),
+    "Wald test of nothing": (lambda: fj.wald_test(fitted(), {"loc": None}), ValueError, "the hypothesis restricts nothing"),
+    "Wald test of two values": (lambda: fj.wald_test(fitted(), {"loc": np.zeros(2)}), ValueError, r"value of `loc` must be a number or an array of shape \(\), got float64 of shape \(2,\)"),
+    "Wald test of a traced value": (lambda: jax.jit(lambda x: fj.wald_test(fitted(), {"loc": x}))(0.0), TypeError, "value of `loc` must be known now, but is traced"),
+    "Wald test out of range": (lambda: fj.wald_test(fitted(), {"scale": -1.0}), ValueError, "`scale` is positive, and cannot be -1.0"),
+    "Wald test twice over": (lambda: fj.wald_test(fitted(), lambda p: (p["loc"], 2 * p["loc"])), ValueError, r"not independent at the estimate: the derivative of \+1 restriction\[0\] -0.5 restriction\[1\] is zero"),
+    "Wald test of a constant": (lambda: fj.wald_test(fitted(), lambda p: 0.0 * p["loc"]), ValueError, r"the derivative of \+1 restriction is zero"),
+    "Wald test of a fixed parameter": (lambda: fj.wald_test(held(), {"scale": 1.0}), ValueError, "`scale` was held fixed in this fit.*use score_test"),
+    "Wald test of an unknown kind": (lambda: fj.wald_test(fitted(), {"loc": 0.0}, "robust"), ValueError, "wald_test: kind='robust' is unknown"),
+    "likelihood ratio of a function": (lambda: fj.likelihood_ratio_test(fitted(), lambda p: p["loc"]), TypeError, "a restriction given as a function would need the maximum under it.*wald_test"),
+    "likelihood ratio the wrong way round": (lambda: fj.likelihood_ratio_test(held(), fitted()), ValueError, "the null fit has 2 free parameters and the other 1.*larger model first"),
+    "likelihood ratio of other data": (lambda: fj.likelihood_ratio_test(fitted(), held(2 * Y)), ValueError, "the two fits are of different data"),
+    "likelihood ratio of another number of data": (lambda: fj.likelihood_ratio_test(fitted(), held(Y[:-1])), ValueError, "the two fits are of different data"),
+    "likelihood ratio of part of a simplex": (lambda: fj.likelihood_ratio_test(on_simplex(), {"params[0]": 0.5}), ValueError, "some of its entries cannot be held while the others move"),
+    "likelihood ratio far beyond the boundary": (lambda: fj.likelihood_ratio_test(fitted(), held(), num_on_boundary=2), ValueError, "num_on_boundary=2 must be a whole number from 0 to 1"),
+    "likelihood ratio without the data": (lambda: fj.likelihood_ratio_test(jax.tree.map(jnp.asarray, fitted()), {"loc": 0.0}), ValueError, "likelihood_ratio_test: needs the data, which this fit has lost"),
+    "score test of nothing held": (lambda: fj.score_test(fitted()), ValueError, "score_test: this fit holds no parameter fixed"),
+    "score test of a stranger": (lambda: fj.score_test(held(), "loc"), ValueError, "freed names 'loc', but what this fit holds fixed is `scale`"),
+    "score test of two things": (lambda: fj.score_test(held(), "scale", candidates=np.ones((30, 1))), ValueError, "freed and candidates are two tests"),
+    "score test that enters without candidates": (lambda: fj.score_test(held(), enters="rate"), ValueError, "enters says where candidates enter, but there are none"),
+    "score test without a route": (lambda: fj.score_test(held(), kind="expected"), ValueError, 'kind="expected" needs the Fisher information, and this model has no closed form'),
+    "score test of an unknown kind": (lambda: fj.score_test(held(), kind="robust"), ValueError, "score_test: kind='robust' is unknown"),
+    "candidates into the unknown": (lambda: fj.score_test(fitted(), candidates=np.ones((30, 1))), ValueError, r"how candidates enter this model is not known. Give enters=function\(params, y, z, offset\)"),
+    "candidates in a row": (lambda: fj.score_test(fitted(), candidates=np.ones(30)), ValueError, r"shape \(30,\); expected numbers \(n, K\)"),
+    "candidates of another length": (lambda: fj.score_test(fitted(), candidates=np.ones((9, 1)), enters=shifted), ValueError, "candidates has 9 rows, but the data have 30"),
+    "candidates of another model": (lambda: fj.score_test(fitted(), candidates=np.ones((30, 1)), enters=lambda p, y, offset: density(p, 2 * y + offset)), ValueError, "is not the model's own log-density: their scores differ"),
+    "candidates with other arguments": (lambda: fj.score_test(fitted(), candidates=np.ones((30, 1)), enters=lambda p, y: 0.0), TypeError, r"enters takes \(p, y\), but is called as enters\(params, y, offset\)"),
+    "candidates by number": (lambda: fj.score_test(by_rate(), candidates=np.ones((30, 1)), enters=3), TypeError, "enters must be a parameter's name or a function, got int"),
+    "candidates for another parameter": (lambda: fj.score_test(by_rate(), candidates=np.ones((30, 1)), enters="mean"), ValueError, "enters='mean' names none of the family's parameters, which are rate"),
+    "robust in two ways": (lambda: fj.robust(fitted(), clusters=np.arange(30) // 3, lags=2), ValueError, "clusters and lags are two answers to one question"),
+    "robust weights": (lambda: fj.robust(fitted(), weights=np.ones(30)), ValueError, r'weights=an array of shape \(30,\) must be "frequency" or "sampling"'),
+    "robust factor": (lambda: fj.robust(fitted(), correction="G/(G-1)"), ValueError, r"correction='G/\(G-1\)' is none of 'none', 'n/\(n-1\)', 'n/\(n-p\)'"),
+    "robust with half a lag": (lambda: fj.robust(fitted(), lags=0.5), ValueError, "lags=0.5 must be a whole number, at least 0"),
+    "robust with all lags": (lambda: fj.robust(fitted(), lags=30), ValueError, "lags=30 must be below the number of terms, 30"),
+    "robust times twice there": (lambda: fj.robust(weighted(), lags=1), ValueError, "frequency weights 0 or 1, for none is there twice"),
+    "clusters of another length": (lambda: fj.robust(fitted(), clusters=[1, 2]), ValueError, "clusters has 2 labels, but the likelihood has 30 terms"),
+    "one cluster": (lambda: fj.robust(fitted(), clusters=np.zeros(30)), ValueError, "all observations are in one cluster"),
+    "cluster without a name": (lambda: fj.robust(fitted(), clusters=np.append(np.arange(29.0), np.nan)), ValueError, r"clusters\[29\] is NaN"),
+    "clusters in three ways": (lambda: fj.robust(fitted(), clusters=(Y, Y, Y)), ValueError, "clusters is a tuple of 3"),
+    "clusters in two lengths": (lambda: fj.robust(fitted(), clusters=(np.arange(30), np.arange(29))), ValueError, "two arrays of clusters have lengths 30 and 29"),
+    "clusters in a table": (lambda: fj.robust(fitted(), clusters=np.ones((30, 2))), ValueError, r"clusters has shape \(30, 2\); expected \(n,\)"),
+    "identifiability of a sandwich": (lambda: fj.identifiability(fitted(), kind="sandwich"), ValueError, 'kind=.sandwich. must be "observed", "expected" or "empirical"'),
+    "comparison of one": (lambda: fj.compare(only=fitted()), ValueError, "compare: got 1 fit; give at least two"),
+    "comparison of other data": (lambda: fj.compare(a=fitted(), b=held(Y[:-1])), ValueError, "'a' and 'b' are fits of different data .30 and 29 observations."),
+    "comparison by luck": (lambda: fj.compare(a=fitted(), b=held(), criterion="luck"), ValueError, "criterion='luck' is unknown; choose from 'aic', 'aicc', 'bic', 'tic'"),
+    "comparison of no names": (lambda: fj.compare([fitted()]), TypeError, "compare: expected fits by name"),
+    "comparison of no fit": (lambda: fj.compare(a=fitted(), b=3), TypeError, "compare: 'b' is no Fit but int"),
+    "comparison of a name twice": (lambda: fj.compare({"a": fitted()}, a=held()), ValueError, "the name 'a' is given twice"),
+    "table of nothing": (lambda: fj.coefficient_table(), ValueError, "coefficient_table: got no fit"),
     "summary of a batch": (lambda: batch().summary(), ValueError, "has a batch axis"),
     "covariance of a batch": (lambda: batch().covariance(), ValueError, r"has a batch axis of shape \(2,\).*jax.vmap"),
 }  # fmt: skip
@@ -202,8 +258,26 @@ def large_integers():
         fj.fit(density, START, np.array([3_000_000_000, 4_000_000_000]))
 
 
+@functools.cache
 def fitted():
     return fj.fit(bound(scale=fj.positive), START, Y)
+
+
+def held(y=Y):  # compiled once
+    return fj.fit(bound(scale=fj.fixed), START, y)
+
+
+def weighted():
+    return fj.fit(bound(scale=fj.positive), START, Y, weights=np.full(30, 2.0))
+
+
+def shifted(params, y, offset):
+    return density(params, y - offset)
+
+
+def by_rate():
+    model = fj.linked(fj.families.poisson, lambda rate: {"rate": rate}, constraints=fj.positive)
+    return fj.fit(model, 1.0, np.arange(30.0))
 
 
 def on_simplex():

@@ -79,6 +79,8 @@ def with_data(fit: Any, function: Callable[..., Any], caller: str, shared: tuple
         model, sample = origin_of(fit, caller)
         return _one_with_data(function, model, fit, sample, (*shared, *each))
     model, sets = batch_origin_of(fit, caller)
+    if not len(fit):
+        raise ValueError(f"{caller}: there are no fits in this batch.")
     own = [fit.fits, sets.own[1:], [np.asarray(array) for array in each]]
     size = max(1, min(BLOCK, len(fit), ENTRIES // max(1, sets.entries * fit.num_parameters)))
     parts = []

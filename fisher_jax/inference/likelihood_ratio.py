@@ -36,7 +36,7 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
         The fit without the restriction.
     null : Fit, BatchFit or pytree
         The fit of the restricted model to the same data. Or hypothesised values as for `wald_test`, by structure or by name, as
-        in ``{"shape": 1.0}``: the model is then fitted again with these held, from the estimates of the others.
+        in ``{"shape": 1.0}``: the model is then fitted again with these held, from the estimates of the others, by `newton`.
     num_on_boundary : int, optional
         How many of the restrictions put a parameter on the edge of its range (a variance or a mixture's weight of zero).
         Default: as many as can be told from the constraints and the hypothesised values.
@@ -100,7 +100,11 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
     if num_on_boundary is not None:
         edge = _checked_number(num_on_boundary, freedom, caller)
     statistic, notes = _statistic(fit, gained, caller)
-    notes += _boundary_notes(edge, freedom) + (_status_notes(fit, null, edge, caller) if is_known(fit) else ())
+    notes += (
+        _robust_notes(one_of(fit))
+        + _boundary_notes(edge, freedom)
+        + (_status_notes(fit, null, edge, caller) if is_known(fit) else ())
+    )
     return chi_squared_test(statistic, freedom, TEST, words, "", notes, num_on_boundary=edge)
 
 
@@ -208,6 +212,15 @@ def _fixed_on_edge(layout: Layout, null: Fit) -> int:
 
 def _ends(constraint: Any) -> list[float]:
     return [constraint.low, constraint.high] if isinstance(constraint, Interval) else []
+
+
+def _robust_notes(fit: Fit) -> tuple[str, ...]:
+    if not fit.robust:
+        return ()
+    return (
+        f"the fit has a robust covariance ({fit.robust}), of which a likelihood ratio takes no account: it is chi-squared only "
+        'if the likelihood is right as it stands. Use wald_test or score_test with kind="sandwich".',
+    )
 
 
 def _boundary_notes(edge: int, freedom: int) -> tuple[str, ...]:

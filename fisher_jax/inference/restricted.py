@@ -11,7 +11,7 @@ from fisher_jax.batch import fit_batch
 from fisher_jax.batch_fitted import BatchFit, batch_origin_of
 from fisher_jax.constraints import Interval, Unconstrained, fixed
 from fisher_jax.fit import fit
-from fisher_jax.fitted import origin_of
+from fisher_jax.fitted import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.model import ById, DependentModel, Model
 from fisher_jax.parameters import Layout
@@ -58,8 +58,19 @@ def refit(full: Any, hypothesis: Hypothesis, caller: str) -> Any:
             restricted, parts, data, given=given, weights=weights, params_axis=0, data_axis=axes.data, given_axis=axes.given,
             weights_axis=axes.weights, covariances=(),
         )  # fmt: skip
+    _check_inside(full, held, caller)
     data, given, weights = origin_of(full, caller).sample
     return fit(restricted, parts, data, given=given, weights=weights)
+
+
+def _check_inside(full: Fit, held: tuple[tuple[int, ...], ...], caller: str) -> None:
+    """Refuse to start from an estimate that ran to the very edge of its range."""
+    for (i, leaf), inside in zip(full.layout.free_leaves, full.layout.contains(full.values), strict=True):
+        if not held[i] and not inside:
+            raise ValueError(
+                f"{caller}: the estimate of `{leaf.name}`, {np.asarray(full.values[i])}, is not inside its range, so the "
+                "restricted model has no start. Write the model under the hypothesis, fit it, and give that fit."
+            )
 
 
 def _layout(full: Any) -> Layout:

@@ -28,7 +28,7 @@ CORRECTIONS = {
 
 
 def robust(
-    fit: Any, *, clusters: Any = None, lags: Any = None, weights: str = "frequency", correction: str | None = None
+    fit: Any, *, clusters: Any = None, lags: Any = None, weights: Any = "frequency", correction: Any = None
 ) -> Any:
     """The same fit whose covariance of kind "sandwich" is J⁻¹ K J⁻¹ with another estimate K of the score's variance.
 
@@ -70,8 +70,9 @@ def robust(
     n/(n − p) for HC1 of linear models only (of likelihoods it is HC0 again), by G/(G − 1) (n − 1)/(n − p) for clusters unless
     told ``use_correction=False``, and by none for HAC.
 
-    n is the number of terms, or the sum of frequency weights. Clusters of weight zero do not count. With few clusters (under
-    some forty) standard errors are too small whatever the factor, and tests of as many restrictions as clusters have none.
+    With two ways of clusters some take the smaller G for both. n is the number of terms, or the sum of frequency weights.
+    Clusters of weight zero do not count. With few clusters (under some forty) standard errors are too small whatever the
+    factor, and as many restrictions as there are clusters cannot be tested at once.
 
     References
     ----------
