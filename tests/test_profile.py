@@ -11,6 +11,7 @@ from helpers import some_of
 from jax.scipy.stats import norm
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import gammaln, xlogy
+from scipy.stats import nbinom, poisson
 
 import fisher_jax as fj
 
@@ -179,6 +180,27 @@ def test_separation_leaves_a_slope_with_a_lower_end_only():
     np.testing.assert_allclose(profile.lower[0], exact, rtol=1e-7)
     assert profile.upper[0] == np.inf
     assert "Params, upper end: never falls to the cut-off" in str(profile)
+
+
+def test_another_parameter_may_leave_the_edge_that_it_lies_at():
+    """Counts less spread than Poisson: the size of a negative binomial is infinite at the estimate, but not far from it."""
+    y = np.random.default_rng(0).poisson(3.8, size=(400, 20))[9]
+    fit = fj.fit(fj.families.negative_binomial, {"mean": 5.0, "size": 2.0}, y)
+    assert fit.status == fj.Status.BOUNDARY
+
+    def best(mean):
+        def loss(log_size):
+            size = np.exp(log_size)
+            return -np.sum(nbinom.logpmf(y, size, size / (size + mean)))
+
+        return max(-minimize_scalar(loss, bounds=(-1.0, 8.0), method="bounded").fun, np.sum(poisson.logpmf(y, mean)))
+
+    top = np.sum(poisson.logpmf(y, y.mean()))
+    exact = [brentq(lambda mean: best(mean) - top + CUT, y.mean(), far) for far in (0.4 * y.mean(), 2.0 * y.mean())]
+    assert best(exact[1]) > np.sum(poisson.logpmf(y, exact[1])) + 0.01  # a Poisson's profile ends nearer
+    with pytest.warns(fj.FitWarning, match="Boundary"):
+        profile = fj.profile_likelihood(fit, parameters="mean")
+    np.testing.assert_allclose(profile.interval[0], exact, rtol=1e-7)
 
 
 def test_a_singular_direction_is_infinite_and_the_rest_is_told():

@@ -93,7 +93,7 @@ def profile_likelihood(
     1.442 5.408
     >>> halved = fj.profile_likelihood(fit, lambda params: {"probability of none": jnp.exp(-params["rate"])})
     >>> print(halved.names, halved.interval.round(4))
-    ('probability of none',) [[0.0047 0.2327]]
+    ('probability of none',) [[0.0045 0.2366]]
     """
     check_fit(fit, CALLER)
     check_level(level, CALLER)

@@ -72,6 +72,7 @@ class _Walk(NamedTuple):
 
     trial: Float[Array, " p"]
     predicted: Bool[Array, ""]
+    leapt: Bool[Array, ""]
     here: Point
     base: Point
     before: Point
@@ -95,6 +96,7 @@ def follow(
     target: Likelihood,
     restriction: Restriction,
     span: Any,
+    constrained: Bool[Array, " p"],
     free: Float[Array, " p"],
     units: Float[Array, " p"],
     side: Any,
@@ -110,13 +112,13 @@ def follow(
     side, span = jnp.asarray(side, free.dtype), jnp.asarray(span, free.dtype)
 
     def trip(walk: _Walk) -> _Walk:
-        there = look(target, restriction, best, units, walk.trial)
+        there = look(target, restriction, best, units, constrained, walk.trial)
         return _advance(walk, there, side, cut, span)
 
     def running(walk: _Walk) -> Bool[Array, ""]:
         return (walk.path.end == End.RUNNING) & (walk.path.trips < MOST_TRIPS) & (walk.num_points < MOST_POINTS)
 
-    shapes = jax.eval_shape(lambda: look(target, restriction, best, units, free))
+    shapes = jax.eval_shape(lambda: look(target, restriction, best, units, constrained, free))
     return jax.lax.while_loop(running, trip, _start(shapes, free)).path
 
 
@@ -137,6 +139,7 @@ def _start(shapes: Point, free: Float[Array, " p"]) -> _Walk:
     return _Walk(
         trial=free,
         predicted=jnp.array(True),
+        leapt=jnp.array(False),
         here=nothing,
         base=nothing,
         before=nothing,
@@ -165,13 +168,15 @@ def _advance(walk: _Walk, there: Point, side: Array, cut: Array, span: Array) ->
     here = _choose(taken, there, walk.here)
     part = jnp.where(taken, 1.0, 0.25 * walk.part)
     arrived = first | ((taken | ~walk.predicted) & _on_path(here, taken, walk.tries, cut))
-    failed = ~arrived & ((walk.predicted & ~taken) | (walk.tries > _MOST_TRIES))
+    leaps = walk.predicted & ~taken & there.finite & ~walk.leapt & jnp.any(there.leap != 0)
+    failed = ~arrived & ~leaps & ((walk.predicted & ~taken) | (walk.tries > _MOST_TRIES))
     correcting = walk._replace(
         here=here, part=part, predicted=jnp.array(False), trial=here.free + part * _newton(here, walk.goal)
     )
     onward = _onward(walk._replace(here=here), side, cut, span)
     back = _back(walk, side, cut, span)
-    result = _choose(arrived, onward, _choose(failed, back, correcting))
+    leaping = walk._replace(trial=there.free + there.leap, leapt=jnp.array(True))
+    result = _choose(arrived, onward, _choose(failed, back, _choose(leaps, leaping, correcting)))
     dead = first & ~there.finite
     return result._replace(path=result.path._replace(end=jnp.where(dead, jnp.int32(End.STUCK), result.path.end)))
 
@@ -181,9 +186,9 @@ def _newton(point: Point, goal: Array) -> Float[Array, " p"]:
 
 
 def _sound(walk: _Walk, there: Point, cut: Array) -> Bool[Array, ""]:
-    """Whether a predicted point is near enough to the path, and not far beyond its end."""
+    """Whether a predicted point is near enough to the path, and not far beyond its end; after a leap it need not be near."""
     near = there.definite & (there.distance < 1.0)
-    return there.finite & (there.drop < 4.0 * cut) & (near | (walk.failures >= 5))
+    return there.finite & (there.drop < 4.0 * cut) & (near | walk.leapt | (walk.failures >= 5))
 
 
 def _gains(walk: _Walk, there: Point) -> Bool[Array, ""]:
@@ -250,6 +255,7 @@ def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
         to_lose=to_lose,
         part=jnp.ones_like(walk.part),
         predicted=jnp.array(True),
+        leapt=jnp.array(False),
         tries=jnp.zeros_like(walk.tries),
         failures=jnp.zeros_like(walk.failures),
         flat=flat,
@@ -313,6 +319,7 @@ def _back(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
         stride=jnp.abs(ahead),
         trial=base.free + _newton(base, goal),
         predicted=jnp.array(True),
+        leapt=jnp.array(False),
         part=jnp.ones_like(walk.part),
         tries=jnp.zeros_like(walk.tries),
         failures=failures,

@@ -208,7 +208,7 @@ def lanes(
     """The profiles of one data set, every side of every function a lane of its own."""
     diagonal = jnp.abs(jnp.diagonal(curvature))
     units = 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
-    inverse = linalg.inverse(curvature)
+    inverse, constrained = linalg.inverse(curvature), jnp.array(layout.restricted)
 
     def natural(column: Array, u: Array) -> Array:
         if function is not None:
@@ -224,7 +224,7 @@ def lanes(
         span = spans[column] if function is None else jnp.nan
 
         def side(sign: Array) -> Path:
-            return follow(target, lambda u: followed(column, u), span, free, units, sign, cut)
+            return follow(target, lambda u: followed(column, u), span, constrained, free, units, sign, cut)
 
         path = jax.vmap(side)(jnp.array(SIDES, layout.dtype))
         estimate, slopes = jax.value_and_grad(lambda u: natural(column, u))(free)

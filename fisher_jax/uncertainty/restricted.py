@@ -14,8 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 from fisher_jax import linalg
 from fisher_jax.damped import rounding_error
-from fisher_jax.differentiate import derivatives_at
+from fisher_jax.differentiate import Derivatives, derivatives_at
 from fisher_jax.model import Likelihood
+
+_FAINT = 1e-2  # information on a parameter's own scale below which nothing is left to tell it by
 
 Restriction = Callable[[Float[Array, " p"]], Float[Array, ""]]
 
@@ -26,7 +28,8 @@ class Point(NamedTuple):
     `drop` is ℓ̂ − ℓ, `value` is g, `slope` and `bend` are the first two derivatives of ℓ_p (exact on the path). `inward` is
     Newton's step to the path at constant g, `distance` its length in standard errors, `tangent` is du/dg along the path.
     `stiffness` is what −bend would be with all else held. `definite` says whether the point is near a maximum and no
-    saddle, `singular` whether some of what is not held cannot be told there.
+    saddle, `singular` whether some of what is not held cannot be told there. `leap` takes parameters that lie far out
+    towards an edge, where nothing is left to tell them by, back to where something is, in the direction uphill.
     """
 
     free: Float[Array, " p"]
@@ -38,6 +41,7 @@ class Point(NamedTuple):
     stiffness: Float[Array, ""]
     inward: Float[Array, " p"]
     tangent: Float[Array, " p"]
+    leap: Float[Array, " p"]
     distance: Float[Array, ""]
     definite: Bool[Array, ""]
     singular: Bool[Array, ""]
@@ -49,9 +53,13 @@ def look(
     restriction: Restriction,
     best: Float[Array, " n"],
     units: Float[Array, " p"],
+    constrained: Bool[Array, " p"],
     free: Float[Array, " p"],
 ) -> Point:
-    """What is known at u. `best` are the terms at the maximum, `units` make the entries of u comparable."""
+    """What is known at u. `best` are the terms at the maximum, `units` make the entries of u comparable.
+
+    `constrained` says of each entry of u whether a constraint made it.
+    """
     found = derivatives_at(target, free)
     value, slopes = jax.value_and_grad(restriction)(free)
     direction = units * slopes
@@ -78,11 +86,19 @@ def look(
         stiffness=curvature[0, 0] / length**2,
         inward=units * reflect(across),
         tangent=units * reflect(along) * (sign / length),
+        leap=jnp.where(constrained & (jnp.abs(direction) < 0.5 * length), _leap(found), 0.0),
         distance=jnp.sqrt(jnp.sum(half**2)),
         definite=definite,
         singular=singular,
         finite=jnp.isfinite(drop) & jnp.isfinite(bend) & jnp.isfinite(slope) & jnp.isfinite(value),
     )
+
+
+def _leap(found: Derivatives) -> Float[Array, " p"]:
+    """On a logarithmic scale information fades as e^{−|u|} towards an edge: as far back as makes it about a tenth."""
+    left = jnp.abs(jnp.diagonal(found.curvature))
+    faint = (left < _FAINT) & (left > 0) & jnp.isfinite(found.gradient)
+    return jnp.where(faint, jnp.sign(found.gradient) * jnp.log(10 * _FAINT / jnp.where(faint, left, 1.0)), 0.0)
 
 
 def _reflection(
