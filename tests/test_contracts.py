@@ -222,3 +222,28 @@ def test_a_fit_knows_what_it_was_made_from_until_a_transformation():
     assert fit.origin.sample.data is data
     assert jax.tree.map(lambda leaf: leaf, fit).origin is None
     assert jax.jit(lambda y: fj.fit(log_density, 1.0, y))(data).origin is None
+
+
+def test_inference_lowers_for_cuda_without_host_callbacks():
+    from fisher_jax.inference.influential import _influence_of
+    from fisher_jax.uncertainty.profile_sides import _profiles
+
+    model, start, data, given = MODELS["gamma"]
+    fit = fj.fit(model, start, data, given=given)
+    sample, columns = fit.origin.sample, np.arange(2)
+
+    def profiles(free):
+        return _profiles(model, fit.layout, None, "test", fit.values, sample, free, fit.curvature, columns, 1.92)
+
+    def influence(free):
+        return _influence_of(dataclasses.replace(fit, free=free), model, sample)
+
+    def tests(data):
+        fit = fj.fit(model, start, data)
+        ratio = fj.delta_method(lambda params: params["shape"] / params["rate"], fit)
+        return fj.wald_test(fit, {"shape": 1.0}, "sandwich").statistic, ratio.flat_standard_error
+
+    for function, argument in ((profiles, fit.free), (influence, fit.free), (tests, data)):
+        exported = jax.export.export(jax.jit(function), platforms=["cuda"])(argument)
+        targets = re.findall(r"custom_call @([\w.]+)", exported.mlir_module())
+        assert not [target for target in targets if "callback" in target or "lapack" in target]
