@@ -19,7 +19,6 @@ from fisher_jax.uncertainty import bootstrap_intervals
 from fisher_jax.uncertainty.intervals import check_level
 
 INTERVALS = ("percentile", "basic", "bca")
-FAILED_NOTE = "of the replicates' fits failed: {} of {}. They are left out of every figure."
 
 
 @jax.tree_util.register_dataclass
@@ -64,6 +63,16 @@ class Bootstrap:
     def num_failed(self) -> int:
         """How many replicates are left out."""
         return int(np.sum(~self.kept))
+
+    @property
+    def notes(self) -> list[str]:
+        """Which fits failed, and what became of them; empty where none did."""
+        said = {"the replicates' fits": self.fits, "the fits with one left out": self.left_out}
+        return [
+            f"of {name} failed: {failures(fits)} of {len(fits)}. They are left out of every figure."
+            for name, fits in said.items()
+            if fits is not None and failures(fits)
+        ]
 
     def replicates(self, function: Any = None) -> Float[np.ndarray, "r k"]:
         """The parameters, or the numbers of a function of them, at every kept replicate, in one row each."""
@@ -170,10 +179,7 @@ class Bootstrap:
             for name, value, b, e, pair in zip(names, estimate, bias, errors, ends, strict=True)
         ]
         facts = [("Replicates", f"{len(self.fits)}, {self.description}"), ("Intervals", method)]
-        notes = [FAILED_NOTE.format(failures(self.fits), len(self.fits))] if self.num_failed else []
-        if self.left_out is not None and failures(self.left_out):
-            notes.append(f"of the fits with one left out failed: {failures(self.left_out)}, and are left out of BCa.")
-        return Table("Bootstrap", facts, titles, rows, notes)
+        return Table("Bootstrap", facts, titles, rows, self.notes)
 
     def to_frame(self) -> Any:
         """The kept replicates as a pandas DataFrame, a column for each parameter (needs the extra `frames`)."""
