@@ -77,6 +77,7 @@ def test_standard_errors_agree_with_theory():
     np.testing.assert_allclose(drawn.covariance()[0, 0], drawn.standard_errors() ** 2)
 
 
+@pytest.mark.exhaustive
 def test_frequency_weights_stand_for_equal_observations():
     values, counts = np.array([0.2, 0.5, 1.0]), np.array([10, 6, 4])
     weighted = fj.bootstrap(fj.fit(MODEL, 1.0, values, weights=counts), KEY, 500, acceleration="jackknife")

@@ -134,6 +134,7 @@ def test_one_parameter_and_what_is_printed_of_it():
     assert list(profile.to_frame().index) == ["rate"]
 
 
+@pytest.mark.exhaustive
 def test_float32_ends_are_right_to_its_own_precision():
     start = {"shape": np.float32(1.0), "rate": np.float32(1.0)}
     fit = fj.fit(GAMMA, start, BEEF.astype(np.float32))
@@ -145,6 +146,7 @@ def test_float32_ends_are_right_to_its_own_precision():
 # Where there is no end, or not that one.
 
 
+@pytest.mark.exhaustive
 def test_an_infinite_end_is_said():
     profile = fj.profile_likelihood(fitted("orobanche"), parameters="theta")
     assert profile.upper[0] == np.inf
@@ -291,8 +293,7 @@ def test_profile_intervals_cover_as_often_as_they_say():
 
 
 def test_a_summary_may_show_profile_intervals():
-    y = np.array([1.0, 2.0, 3.0, 6.0, 4.0])
-    fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    fit = fitted("gamma")
     text, ends = str(fit.summary("sandwich", 0.9, "profile")), fit.confidence_intervals(0.9, "profile")
     assert "Intervals                by profile likelihood" in text
     assert f"{ends['shape'][0]:.6g}" in text
