@@ -73,6 +73,7 @@ def test_curves_say_what_is_wrong_with_what_they_are_given():
         profile_curves(profile(), axes=plt.subplots(1, 2)[1])
 
 
+@pytest.mark.exhaustive
 def test_a_histogram_holds_the_replicates_their_interval_and_the_normal_curve():
     (panel,) = bootstrap_histogram(replicates(), level=0.9)
     panel.figure.canvas.draw()

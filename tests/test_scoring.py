@@ -45,9 +45,9 @@ def problem(name, weights):
     [
         ("poisson", WEIGHTS),
         ("binomial", None),
-        ("normal", WEIGHTS),
-        ("student_t", None),
-        ("multivariate_normal", WEIGHTS),
+        pytest.param("normal", WEIGHTS, marks=pytest.mark.exhaustive),
+        pytest.param("student_t", None, marks=pytest.mark.exhaustive),
+        pytest.param("multivariate_normal", WEIGHTS, marks=pytest.mark.exhaustive),
     ],
 )
 def test_scoring_in_one_pass_is_the_gradient_and_the_expected_information(name, weights):
