@@ -17,6 +17,7 @@ from fisher_jax import linalg
 from fisher_jax.damped import (
     CurvatureKind,
     DampedState,
+    Evaluation,
     NewtonState,
     Objective,
     advance,
@@ -24,6 +25,8 @@ from fisher_jax.damped import (
     propose,
     with_terms,
 )
+
+__all__ = ["Evaluation", "bhhh", "fisher_scoring", "newton", "scale_by_information"]
 
 
 def newton(*, damping: float = 1e-3) -> optax.GradientTransformationExtraArgs:
