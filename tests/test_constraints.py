@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import some_of
 from jax.scipy.stats import beta, multivariate_normal, norm
 
 import fisher_jax as fj
@@ -118,7 +119,7 @@ SEPARATE = {  # constraints that leave as many free coordinates as entries: an u
 }
 
 
-@pytest.mark.parametrize("name", SEPARATE)
+@pytest.mark.parametrize("name", some_of(SEPARATE, "positive", "interval"))
 def test_a_constraint_changes_neither_estimate_nor_any_covariance(name):
     density, constraints, start, data = SEPARATE[name]
     bound = fj.fit(fj.Model(density, constraints=constraints), start, data)

@@ -112,7 +112,7 @@ def from_afar(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", some_of(CASES, "student_t", "mixture", "gev"))  # with edges, or maxima that compete
+@pytest.mark.parametrize("case", some_of(CASES, "student_t", "mixture"))  # with edges, or maxima that compete
 def test_every_fit_converges_from_ten_standard_errors_away(case):
     model = CASES[case][0]
     samples, starts, fits = from_afar(case)
@@ -157,7 +157,7 @@ HARD = {
 }
 
 
-@pytest.mark.parametrize("name", some_of(HARD, "spector, logit", "weibull", "lognormal"))
+@pytest.mark.parametrize("name", some_of(HARD, "spector, logit", "weibull"))
 def test_smooth_likelihoods_are_climbed_from_hopeless_starts(name):
     problem = PROBLEMS[name]()
     usual = fj.fit(problem.model, problem.start, problem.data, given=problem.given)
@@ -196,7 +196,7 @@ def test_float32_too_climbs_from_far_away():
         assert fj.fit(problem.model, start, np.asarray(problem.data, np.float32)).converged
 
 
-@pytest.mark.parametrize("p", [9, 40])
+@pytest.mark.parametrize("p", [9, pytest.param(40, marks=pytest.mark.exhaustive)])
 def test_a_batch_of_fits_of_many_parameters_ends(p):
     rng = np.random.default_rng(0)
     x, ys = rng.normal(size=(100, p)), rng.normal(size=(300, 100))

@@ -31,7 +31,7 @@ def problem(p):
 
 
 @pytest.mark.parametrize("chunk", [2**19, 2**10], ids=["whole", "chunked"])
-@pytest.mark.parametrize("p", [1, 3, 4, 20])
+@pytest.mark.parametrize("p", [1, *(pytest.param(p, marks=pytest.mark.exhaustive) for p in (3, 20)), 4])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_all_derivatives_of_a_regression_have_their_closed_form(p, chunk, weighted, monkeypatch):
     monkeypatch.setattr(differentiate, "CHUNK_ENTRIES", chunk)

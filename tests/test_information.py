@@ -116,6 +116,7 @@ def test_curved_families_of_one_parameter(family, predictor, theta, closed):
     np.testing.assert_allclose(information.matrix, [[closed]], rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_an_image_is_pixels_with_coordinates_for_covariates():
     pixels = np.stack(np.meshgrid(np.arange(7.0), np.arange(7.0)), -1).reshape(-1, 2)
 
@@ -211,6 +212,7 @@ def test_errors_are_carried_to_all_that_is_derived():
         np.testing.assert_allclose(told, np.std(np.asarray(value), axis=0), rtol=0.2, err_msg=name)
 
 
+@pytest.mark.exhaustive
 def test_the_bias_of_the_inverse_is_taken_out_on_request():
     def inverses(key):
         found = fj.fisher_information(families.gamma, GAMMA, fj.MonteCarlo(key, 300, "outer"))

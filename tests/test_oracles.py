@@ -105,6 +105,7 @@ def test_hyperbolic_mean_of_counts_matches_the_recomputed_maximum():
     assert_printed(fit.covariance()[0, 1], "-3.7205381176")
 
 
+@pytest.mark.exhaustive
 def test_beta_binomial_with_a_probability_for_each_dilution_matches_recomputed_orobanche():
     fit = fitted("orobanche")
     assert_printed(
@@ -187,6 +188,7 @@ def test_spector_probit_matches_stata():
     assert_printed(fit.log_likelihood, "-12.8188033249334")
 
 
+@pytest.mark.exhaustive
 def test_randhie_poisson_matches_stata():
     fit = fitted("randhie, poisson")
     assert_printed(
@@ -209,6 +211,7 @@ def test_randhie_nb2_matches_stata():
     assert_printed(fit.standard_errors()["log_alpha"], "0.0143932")
 
 
+@pytest.mark.exhaustive
 def test_randhie_nb1_matches_stata():
     fit = fitted("randhie, nb1")
     assert_printed(fit.log_likelihood, "-43278.75612911823")

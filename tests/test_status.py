@@ -225,7 +225,7 @@ def kinked(loc, y, smooth):
     return -10.0 * jnp.abs(y - loc) - smooth * (y - loc) ** 2
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, 5))])
 @pytest.mark.parametrize("smooth", [0.0, 0.1])
 def test_a_kink_at_the_maximum_never_converges(seed, smooth):
     sample = np.random.default_rng(seed).normal(size=51)

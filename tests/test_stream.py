@@ -367,7 +367,11 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize(
     ("form", "stride"),
-    [("zarr", 7), ("parquet", 1), pytest.param("zarr", 1, marks=pytest.mark.exhaustive)],
+    [
+        ("zarr", 7),
+        pytest.param("parquet", 1, marks=pytest.mark.exhaustive),
+        pytest.param("zarr", 1, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_break_at_any_step_of_writing_leaves_the_same_files(form, stride, data, tmp_path, monkeypatch):
     """Every file is put in its place by a rename: break off before or after one of them, and go on."""
@@ -455,7 +459,6 @@ def killed_at_random(form, kills, folder):
     ("form", "kills"),
     [
         pytest.param("zarr", 2, marks=pytest.mark.slow),
-        pytest.param("parquet", 2, marks=pytest.mark.slow),
         pytest.param("zarr", 20, marks=pytest.mark.exhaustive),
         pytest.param("parquet", 20, marks=pytest.mark.exhaustive),
     ],
