@@ -11,7 +11,7 @@ from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.each import check_fit
-from fisher_jax.inference.replicates import refit_drawn
+from fisher_jax.inference.replicates import check_key, refit_drawn
 from fisher_jax.inference.report import Table, number, warn
 
 CALLER = "information_matrix_test"
@@ -135,6 +135,8 @@ def information_matrix_test(
     origin = origin_of(fit, CALLER)
     if not fit.converged:
         raise ValueError(f"{CALLER}: needs a fit that converged. {fit.diagnosis()}")
+    fit._check("sandwich", CALLER)
+    check_key(key, CALLER)
     whole = isinstance(num_replicates, int | np.integer) and not isinstance(num_replicates, bool)
     if not whole or num_replicates < 99:
         raise ValueError(f"{CALLER}: num_replicates={num_replicates!r} must be a whole number, at least 99.")
