@@ -6,7 +6,7 @@ import numpy as np
 
 from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import Fit, Origin, origin_of
-from fisher_jax.inference.bootstrap_record import FAILED_NOTE, Bootstrap, failures
+from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.clusters import cluster_codes
 from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.replicates import (
@@ -121,8 +121,8 @@ def bootstrap(
         known = (origin.model, fit.layout, fit.values, origin.sample, fit.free, fit.curvature)
         influence = np.asarray(unit_influence(*known, scheme.unit_of, scheme.num_units, weights))
     found = Bootstrap(fit, fits, influence, scheme.copies, left_out, _described(method, clusters, block_length, scheme))
-    if failures(fits) or (left_out is not None and failures(left_out)):
-        warn(f"{CALLER}: {FAILED_NOTE.format(failures(fits) or 'none', len(fits))}")
+    for note in found.failed_notes():
+        warn(f"{CALLER}: {note}")
     return found
 
 

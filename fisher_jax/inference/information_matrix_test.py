@@ -93,14 +93,16 @@ def information_matrix_test(
     key : jax.random.key
         For the replicates.
     num_replicates : int
-        Data sets drawn from the model at the estimate and fitted; at least 99.
+        Data sets drawn from the model at the estimate and fitted; at least 99, and of many parameters more than there are
+        indicators, p(p + 1)/2.
     num_lanes : int, optional
         As for `fit_batch`.
 
     Returns
     -------
     InformationMatrixTest
-        A small p-value says that the model is wrong in a way that makes the usual standard errors wrong too. It prints.
+        A small p-value says that the model is wrong in a way that makes the usual standard errors wrong too. It prints. NaN,
+        with a `FitWarning`, where no more replicates converged than indicators vary, since all are then equally far off.
 
     Raises
     ------
@@ -147,7 +149,10 @@ def information_matrix_test(
     if said:
         warn(f"{CALLER}: {note}")
     drawn = _indicators(fits.fits)[fits.converged]
-    return _test(fit, _indicators(fit)[None], drawn, len(fits), (note,) if said else ())
+    found = _test(fit, _indicators(fit)[None], drawn, len(fits), (note,) if said else ())
+    if np.isnan(found.p_value):
+        warn(f"{CALLER}: {found.notes[-1]}")
+    return found
 
 
 def _indicators(fit: Fit) -> np.ndarray:
@@ -171,10 +176,17 @@ def _test(
     values, vectors = np.linalg.eigh(scores.T @ scores / len(scores))
     kept = values > _LEAST * values[-1]
     distances = np.sum((scores @ vectors[:, kept]) ** 2 / values[kept], axis=1)
+    if kept.sum() >= len(drawn):
+        distances = np.full(len(distances), np.nan)
+        notes += (
+            f"{len(drawn)} replicates do not tell {np.sum(varies)} indicators apart: all data sets are equally far off. Ask "
+            "for more replicates.",
+        )
+    farther = distances >= distances[0] * (1 - 1e-12)
     labels = fit.layout.free_names
     return InformationMatrixTest(
         statistic=distances[0],
-        p_value=np.mean(distances >= distances[0] * (1 - 1e-12)),
+        p_value=np.mean(np.where(np.isnan(distances), np.nan, farther)),
         degrees_of_freedom=int(kept.sum()),
         indicators=np.where(varies, scores[0], np.nan),
         names=tuple(f"{labels[i]}, {labels[j]}" for i, j in zip(rows, columns, strict=True)),

@@ -153,4 +153,4 @@ def each_left_out(units: int, unit_of: np.ndarray, weights: Any, one_copy: bool)
     base = np.ones(len(unit_of)) if weights is None else np.asarray(weights, float)
     for numbers in chunks_of(units, len(unit_of)):
         taken = unit_of[None, :] == numbers[numbers < units][:, None]
-        yield np.where(taken, base - 1.0 if one_copy else 0.0, base)
+        yield np.where(taken, np.maximum(base - 1.0, 0.0) if one_copy else 0.0, base)
