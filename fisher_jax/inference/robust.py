@@ -57,7 +57,8 @@ def robust(
     -------
     Fit or BatchFit
         Where the covariance is not positive semi-definite, as two ways of clusters may have it, that is said by a `FitWarning`
-        and in reports, and nothing is mended: a negative variance has a standard error NaN.
+        and in reports, and nothing is mended: a negative variance has a standard error NaN. So it has, with a `FitWarning`,
+        where the small-sample factor does not exist.
 
     Raises
     ------
@@ -100,6 +101,13 @@ def robust(
     how, labels = _checked(fit, clusters, lags, weights, correction)
     middle, plain, indefinite = with_data(fit, how, CALLER, shared=labels)
     said = how.describe()
+    lost = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
+    if np.any(lost):
+        share = f" in {int(np.sum(lost))} of {np.size(lost)} fits" if np.ndim(lost) else ""
+        warn(
+            f"{CALLER}: there is no such covariance{share}, and its entries are NaN: {how.describe()}, needs more than one "
+            "cluster that counts, and more observations than parameters where p is in it."
+        )
     if np.any(indefinite):
         share = f" in {int(np.sum(indefinite))} of {np.size(indefinite)} fits" if np.ndim(indefinite) else ""
         said += f"; not positive semi-definite{share}"
