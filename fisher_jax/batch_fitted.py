@@ -165,6 +165,7 @@ class BatchFit:
 
     def _profile_intervals(self, level: Any, caller: str) -> PyTree:
         self._check("observed", caller)
+        self._warn(caller, 4)
         model, sets = batch_origin_of(self, caller)
         fits, layout = self.fits, self.fits.layout
         known = (fits.values, fits.free, fits.curvature)

@@ -175,7 +175,7 @@ class Fit:
 
     def confidence_intervals(
         self,
-        level: float | int | Array = 0.95,
+        level: Any = 0.95,
         method: str = "wald",
         *,
         kind: str = "observed",
@@ -273,7 +273,7 @@ class Fit:
             raise FitError(self.diagnosis())
         return self
 
-    def summary(self, kind: str = "observed", level: float | int = 0.95, method: str = "wald") -> Summary:
+    def summary(self, kind: str = "observed", level: Any = 0.95, method: str = "wald") -> Summary:
         """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
 
         In a notebook it shows as a table. `kind`, that of the standard errors, `level` and `method` as for
@@ -297,7 +297,7 @@ class Fit:
             intervals="" if method == "wald" else "by profile likelihood",
         )
 
-    def to_frame(self, kind: str = "observed", level: float | int = 0.95, method: str = "wald") -> Any:
+    def to_frame(self, kind: str = "observed", level: Any = 0.95, method: str = "wald") -> Any:
         """Estimates, standard errors and intervals as a pandas DataFrame by name (needs the extra `frames`)."""
         pd = require("pandas", "frames", "to_frame")
         self._check_single("to_frame")

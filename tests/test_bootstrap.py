@@ -2,6 +2,7 @@
 
 import functools
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import scipy.stats
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
+from fisher_jax.plots import bootstrap_histogram
+from fisher_jax.uncertainty import bootstrap_intervals
 from fisher_jax.uncertainty.resampling import of_blocks, of_units, resampled_counts
 
 KEY = jax.random.key(5)
@@ -182,6 +185,44 @@ def test_failed_replicates_are_counted_said_and_left_out():
     assert len(found.replicates()) == 200 - found.num_failed
     assert f"{found.num_failed} boundary of 200. They are left out of every figure." in str(found)
     assert np.isfinite(found.standard_errors())
+
+
+def test_of_too_few_replicates_nothing_is_said():
+    """Of one success in two, half of the resamples are all alike."""
+    model = fj.Model(lambda p, y: jnp.where(y > 0, jnp.log(p), jnp.log1p(-p)), constraints=fj.unit_interval)
+    fit = fj.fit(model, 0.5, np.array([1.0, 0.0]))
+    left = {}
+    for seed in range(20):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fj.FitWarning)
+            found = fj.bootstrap(fit, jax.random.key(seed), 2)
+        left[len(found.replicates())] = found
+    for count in (0, 1):
+        found = left[count]
+        assert str(found).splitlines()[5].split() == ["params", "0.5", "-", "-", "-", "-"]
+        for method in ("percentile", "basic", "bca"):
+            assert np.isnan(found.confidence_intervals(0.9, method)).all()
+        assert np.isnan([found.standard_errors(), found.bias()]).all()
+        with pytest.raises(ValueError, match=f"{count} of 2 replicates converged, which make no histogram"):
+            bootstrap_histogram(found)
+    with pytest.raises(TypeError, match="bootstrap: function must be a function of params, got str"):
+        left[2].confidence_intervals(0.9, "percentile", "params")
+    assert left[2].covariance() == pytest.approx(float(left[2].standard_errors()) ** 2)
+
+
+def test_a_bca_interval_that_would_run_backwards_does_not_exist():
+    drawn = np.random.default_rng(0).normal(size=(200, 2))
+    found = bootstrap_intervals.bca(drawn, np.zeros(2), np.array([0.1, 0.6]), 0.95)
+    assert found[0, 0] < found[0, 1]
+    assert np.isnan(found[1]).all()
+
+
+def test_an_observation_of_weight_zero_is_not_left_out_a_second_time():
+    kept = fj.bootstrap(fj.fit(MODEL, 1.0, WAITS), KEY, 20, acceleration="jackknife")
+    data, weights = np.append(WAITS, [5.0, np.nan]), np.append(np.ones(len(WAITS)), [0.0, 0.0])
+    found = fj.bootstrap(fj.fit(MODEL, 1.0, data, weights=weights), KEY, 20, acceleration="jackknife")
+    assert found.left_out.converged.all()
+    assert found._acceleration(None) == pytest.approx(kept._acceleration(None), rel=1e-6)
 
 
 def test_the_report_reads_so_and_fixed_parameters_stay():

@@ -236,6 +236,16 @@ def test_a_whole_simplex_can_be_held():
         fj.wald_test(fit, np.full(3, 1 / 3))
 
 
+def test_a_hypothesis_must_lie_in_the_parameters_range():
+    counts = np.array([0, 1, 1, 2, 2, 2])
+    fit = fj.fit(fj.Model(lambda p, y: jnp.log(p[y]), constraints=fj.simplex), np.full(3, 1 / 3), counts)
+    for values in ([0.5, 0.5, 0.5], [-0.5, 0.5, 1.0]):
+        with pytest.raises(
+            ValueError, match="`params` is positive and summing to one along its last axis, and cannot be"
+        ):
+            fj.likelihood_ratio_test(fit, np.array(values))
+
+
 # At the edges.
 
 
@@ -260,6 +270,22 @@ def test_a_null_on_the_boundary_has_the_mixtures_p_value_and_says_why():
     assert fj.likelihood_ratio_test(inside, null, num_on_boundary=0).mixture_p_value is None
     # The score points inwards from there too, and needs the null only.
     assert np.isfinite(fj.score_test(null, "tau2").statistic)
+
+
+@functools.cache
+def edge_of_batches():
+    data = at_boundary().origin.sample.data
+    many = np.stack([data + effects(), data + 2 * effects()])
+    null = fj.Model(variance_log_density, constraints={"tau2": fj.fixed})
+    return fj.fit_batch(VARIANCE, {"mu": 0.0, "tau2": 1.0}, many), fj.fit_batch(null, {"mu": 0.0, "tau2": 0.0}, many)
+
+
+def test_a_batch_of_nulls_on_the_boundary_has_the_mixtures_p_values_too():
+    fits, nulls = edge_of_batches()
+    found = fj.likelihood_ratio_test(fits, nulls)
+    for k in range(2):
+        alone = fj.likelihood_ratio_test(fits[k], nulls[k])
+        np.testing.assert_allclose(found.mixture_p_value[k], alone.mixture_p_value, rtol=1e-9)
 
 
 def effects():
@@ -323,6 +349,17 @@ def test_identifiability_names_what_is_lost_and_keeps_what_is_not():
     weak = fj.identifiability(fitted("beetles, logit"))
     assert weak.weak[0]
     assert "0.00032         weak" in str(weak)
+
+
+@pytest.mark.parametrize("unit", [1e8, 1e-8])
+def test_what_is_identified_does_not_depend_on_units(unit):
+    model = fj.Model(lambda p, y: norm.logpdf(y, p["a"], p["s"]) + 0.0 * p["b"], constraints={"s": fj.positive})
+    data = unit * np.random.default_rng(0).normal(size=30)
+    fit = fj.fit(model, {"a": 0.0, "b": 0.0, "s": unit}, data)
+    found = fj.identifiability(fit, lambda p: {"sum": p["a"] + p["b"], "ratio": p["a"] / p["s"]})
+    assert dict(zip(found.names, found.identified.tolist(), strict=True)) == {
+        "a": True, "b": False, "s": True, "sum": False, "ratio": True,
+    }  # fmt: skip
 
 
 @pytest.mark.exhaustive
@@ -389,6 +426,15 @@ def test_a_candidate_has_the_same_score_as_a_held_effect_freed(kind):
     found = fj.score_test(linked, candidates=columns[:, :2], kind=kind)
     freed = fj.score_test(effect_held(), "effect", kind=kind)
     np.testing.assert_allclose(found.statistic[0], freed.statistic, rtol=1e-7)
+
+
+def test_the_score_test_does_not_pass_over_clusters():
+    _, _, columns, linked, _ = regression()
+    by_cluster = fj.robust(linked, clusters=np.arange(200) // 4)
+    with pytest.raises(ValueError, match=r"score_test: this fit has a robust covariance \(sandwich by 50 clusters"):
+        fj.score_test(by_cluster, candidates=columns, kind="sandwich")
+    same = fj.score_test(linked, candidates=columns[:, :4]).statistic
+    np.testing.assert_array_equal(fj.score_test(by_cluster, candidates=columns[:, :4]).statistic, same)
 
 
 @functools.cache
@@ -465,6 +511,17 @@ def test_fits_are_compared_in_a_table():
     assert np.all(np.isnan(edge.tic))
 
 
+def test_data_laid_out_otherwise_may_be_the_same():
+    """A model of y alone, and one whose data are both y and a covariate."""
+    x, y = np.random.default_rng(0).normal(size=(2, 30))
+    alone = fj.fit(lambda p, y: norm.logpdf(y, p), 0.0, y)
+    both = fj.fit(lambda p, d: norm.logpdf(d["y"], p[0] + p[1] * d["x"]), np.zeros(2), {"x": x, "y": y})
+    assert set(fj.compare(alone=alone, both=both).names) == {"alone", "both"}
+    assert float(fj.likelihood_ratio_test(both, alone).statistic) > 0
+    with pytest.raises(ValueError, match="fits of different data"):
+        fj.compare(alone=alone, other=fj.fit(lambda p, y: norm.logpdf(y, p), 0.0, y + 1.0))
+
+
 def test_coefficients_stand_side_by_side():
     table = fj.coefficient_table(free=fitted("gamma"), held=held(4.5))
     assert table.parameters == ("rate", "shape")
@@ -488,6 +545,28 @@ def test_float32_fits_have_the_same_tests():
     for test, expected in ((fj.wald_test, 2.06776264), (fj.likelihood_ratio_test, 1.90756971524)):
         np.testing.assert_allclose(test(single, {"shape": 4.5}).statistic, expected, rtol=1e-3)
     np.testing.assert_allclose(fj.delta_method(mean, single).standard_error, 2.308065509652, rtol=1e-3)
+
+
+def test_float32_batches_have_the_ratios_of_their_fits():
+    """Of 20 000 terms each log-likelihood is known to a few thousandths in float32, their difference by terms far better."""
+    data = np.random.default_rng(0).gamma(1.0, 2.0, size=(2, 20_000)).astype(np.float32)
+    start = {"shape": np.float32(1.0), "rate": np.float32(0.5)}
+    fits, nulls = (fj.fit_batch(model, start, data) for model in (GAMMA, HELD))
+    found = fj.likelihood_ratio_test(fits, nulls).statistic
+    rough = 2 * (fits.log_likelihood - nulls.log_likelihood)
+    for k in range(2):
+        alone = fj.likelihood_ratio_test(fits[k], nulls[k]).statistic
+        np.testing.assert_allclose(found[k], alone, rtol=1e-6)
+        assert abs(rough[k] - alone) > 1e-3
+
+
+def test_float32_fits_of_rows_and_of_weights_can_be_compared():
+    start = {"shape": np.float32(1.0), "rate": np.float32(1.0)}
+    data = np.array([1.0, 2.0, 3.0, 6.0], np.float32)
+    rows = fj.fit(GAMMA, start, np.repeat(data, 2))
+    weighted = fj.fit(HELD, start, data, weights=np.full(4, 2.0, np.float32))
+    expected = 2 * (rows.log_likelihood - weighted.log_likelihood)
+    np.testing.assert_allclose(fj.likelihood_ratio_test(rows, weighted).statistic, expected, rtol=1e-5)
 
 
 @pytest.mark.exhaustive

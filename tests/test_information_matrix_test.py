@@ -54,3 +54,16 @@ def test_a_true_model_is_rejected_as_often_as_it_should_be(name):
     """At n = 50 within 3 to 7 % at a nominal 5 %, over 1000 samples (Monte Carlo error 0.7 %)."""
     rejected = np.mean(p_values(name, 1000, 199) <= 0.05)
     assert 0.03 < rejected < 0.07
+
+
+def test_fewer_replicates_than_indicators_give_no_p_value():
+    """In as many dimensions as there are points, all lie equally far from their mean."""
+    from fisher_jax.inference.information_matrix_test import _test
+
+    model, start, draw = MODELS["normal"]
+    fit = fj.fit(model, start, draw(np.random.default_rng(3), 50))
+    drawn = np.random.default_rng(0).normal(size=(9, 3))
+    for count, known in ((0, False), (2, False), (3, False), (4, True), (8, True)):
+        found = _test(fit, drawn[:1], drawn[1 : 1 + count], 99, ())
+        assert np.isfinite(found.p_value) == np.isfinite(found.statistic) == known
+        assert ("replicates do not tell" in str(found)) != known

@@ -91,6 +91,12 @@ MISUSE = {
     "sandwich as information": (lambda: fitted().information("sandwich"), ValueError, "is a covariance, not an information"),
     "information on a simplex": (lambda: on_simplex().information(), ValueError, "leaves 1 free parameters among 2 entries"),
     "level": (lambda: fitted().confidence_intervals(95), ValueError, "level=95 must lie strictly between 0 and 1"),
+    "level in words": (lambda: fitted().confidence_intervals("95%"), TypeError, "level='95%' must be a number strictly between 0 and 1"),
+    "levels": (lambda: fitted().confidence_intervals(np.array([0.9, 0.95])), TypeError, "level=array.* must be a number"),
+    "delta of nothing": (lambda: fj.delta_method(lambda p: p["loc"][None][:0], fitted()), TypeError, "must return a number, an array or a pytree of them, but returned nothing"),
+    "nothing freed": (lambda: fj.score_test(held(), ()), ValueError, r"score_test: freed=\(\) must be a parameter's name or several"),
+    "a number freed": (lambda: fj.score_test(held(), 5), ValueError, "score_test: freed=5 must be a parameter's name"),
+    "no candidates": (lambda: fj.score_test(by_rate(), candidates=np.ones((30, 0))), ValueError, r"shape \(30, 0\); expected numbers \(n, K\)"),
     "unknown interval": (lambda: fitted().confidence_intervals(0.9, "exact"), ValueError, "method='exact' is unknown"),
     "unknown scale": (lambda: fitted().confidence_intervals(scale="log"), ValueError, "scale='log' is unknown"),
     "profile interval of a covariance": (lambda: fitted().confidence_intervals(0.9, "profile", kind="sandwich"), ValueError, 'method="profile" needs no covariance and no scale'),
@@ -108,12 +114,17 @@ MISUSE = {
     "bootstrap of a failed fit": (lambda: fj.bootstrap(fj.fit(bound(scale=fj.positive), START, Y, max_steps=1), KEY), ValueError, "bootstrap: needs a fit that converged.*Step limit"),
     "bootstrap of a batch": (lambda: fj.bootstrap(fj.fit_batch(bound(scale=fj.positive), START, np.stack([Y, 2 * Y])), KEY), TypeError, "takes one fit, which it makes a batch of"),
     "bootstrap without the data": (lambda: fj.bootstrap(jax.tree.map(jnp.asarray, fitted()), KEY), ValueError, "bootstrap: needs the data, which this fit has lost"),
+    "bootstrap of a number for a key": (lambda: fj.bootstrap(fitted(), 3), TypeError, r"bootstrap: key is int; expected one key, as jax.random.key\(3\)"),
+    "bootstrap of many keys": (lambda: fj.bootstrap(fitted(), jax.random.split(KEY, 3)), TypeError, "bootstrap: key is .*expected one key"),
+    "bootstrap of a fit without curvature": (lambda: fj.bootstrap(bare(), KEY), ValueError, r"bootstrap: kind='observed' was not kept. Fit again with fit_batch\(…, covariances=\('observed',\)\)"),
+    "profile of a fit without curvature": (lambda: fj.profile_likelihood(bare()), ValueError, "profile_likelihood: kind='observed' was not kept"),
+    "information-matrix test of a fit without scores": (lambda: fj.information_matrix_test(bare("observed"), KEY), ValueError, "information_matrix_test: kind='sandwich' was not kept"),
     "bootstrap of blocks without length": (lambda: fj.bootstrap(fitted(), KEY, method="block"), ValueError, 'block_length=None with method=.block.; give a length with "block"'),
     "bootstrap with a length for nothing": (lambda: fj.bootstrap(fitted(), KEY, block_length=3), ValueError, "block_length=3 with method='nonparametric'"),
     "bootstrap of one block": (lambda: fj.bootstrap(fitted(), KEY, method="block", block_length=30), ValueError, "block_length=30 must be a whole number from 1 to 29"),
     "bootstrap of blocks by jackknife": (lambda: fj.bootstrap(fitted(), KEY, method="block", block_length=3, acceleration="jackknife"), ValueError, "leaves out observations one by one, which blocks do not allow"),
     "bootstrap of other clusters": (lambda: fj.bootstrap(fitted(), KEY, clusters=[1, 2]), ValueError, r"clusters has shape \(2,\), expected \(30,\)"),
-    "bootstrap of one cluster": (lambda: fj.bootstrap(fitted(), KEY, clusters=np.zeros(30)), ValueError, "one label only, so every replicate would be the data themselves"),
+    "bootstrap of one cluster": (lambda: fj.bootstrap(fitted(), KEY, clusters=np.zeros(30)), ValueError, "bootstrap: all observations are in one cluster"),
     "parametric bootstrap of clusters": (lambda: fj.bootstrap(fitted(), KEY, clusters=np.arange(30), method="parametric"), ValueError, 'clusters are drawn by method="nonparametric"'),
     "parametric bootstrap without sampler": (lambda: fj.bootstrap(fitted(), KEY, method="parametric"), ValueError, r"bootstrap: draws from the model, which has no sampler. Give Model\(…, sample="),
     "parametric bootstrap of pairs": (lambda: fj.bootstrap(fj.fit(fj.Model(density, sample=lambda key, p: jnp.zeros(2), constraints={"scale": fj.positive}), START, Y), KEY, 9, method="parametric"), ValueError, r"leaves of shape \[\(30, 2\)\], the data \[\(30,\)\]"),
@@ -229,6 +240,11 @@ MISUSE = {
     "clusters of another length": (lambda: fj.robust(fitted(), clusters=[1, 2]), ValueError, "clusters has 2 labels, but the likelihood has 30 terms"),
     "one cluster": (lambda: fj.robust(fitted(), clusters=np.zeros(30)), ValueError, "all observations are in one cluster"),
     "cluster without a name": (lambda: fj.robust(fitted(), clusters=np.append(np.arange(29.0), np.nan)), ValueError, r"clusters\[29\] is NaN"),
+    "cluster that is None": (lambda: fj.robust(fitted(), clusters=["a", None] * 15), ValueError, r"robust: clusters\[1\] is None. Give every observation a label"),
+    "cluster that is NaN among text": (lambda: fj.robust(fitted(), clusters=np.array(["a", "b", np.nan] * 10, object)), ValueError, r"robust: clusters\[2\] is NaN"),
+    "cluster that is no time": (lambda: fj.robust(fitted(), clusters=np.array(["2001", "NaT", "2002"] * 10, "datetime64[Y]")), ValueError, r"robust: clusters\[1\] is NaT"),
+    "clusters of two types": (lambda: fj.robust(fitted(), clusters=np.array(["a", 1, 2] * 10, object)), TypeError, "robust: clusters has labels of the types int, str, which have no order"),
+    "bootstrap of a cluster without a name": (lambda: fj.bootstrap(fitted(), KEY, clusters=np.append(np.arange(29.0), np.nan)), ValueError, r"bootstrap: clusters\[29\] is NaN"),
     "clusters in three ways": (lambda: fj.robust(fitted(), clusters=(Y, Y, Y)), ValueError, "clusters is a tuple of 3"),
     "clusters in two lengths": (lambda: fj.robust(fitted(), clusters=(np.arange(30), np.arange(29))), ValueError, "two arrays of clusters have lengths 30 and 29"),
     "clusters in a table": (lambda: fj.robust(fitted(), clusters=np.ones((30, 2))), ValueError, r"clusters has shape \(30, 2\); expected \(n,\)"),
@@ -288,6 +304,10 @@ def on_simplex():
 
 def batch():
     return jax.vmap(lambda y: fj.fit(bound(scale=fj.positive), START, y))(np.stack([Y, 2 * Y]))
+
+
+def bare(*kept):
+    return fj.fit_batch(bound(scale=fj.positive), START, np.stack([Y, 2 * Y]), covariances=kept)[0]
 
 
 @pytest.mark.parametrize("name", MISUSE)

@@ -12,7 +12,7 @@ import fisher_jax as fj
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from fisher_jax.plots import bootstrap_histogram, profile_curves
+from fisher_jax.plots import bootstrap_histogram, coefficient_plot, profile_curves
 
 COUNTS = np.array([2.0, 4.0, 3.0, 7.0, 1.0])
 
@@ -87,3 +87,22 @@ def test_a_histogram_holds_the_replicates_their_interval_and_the_normal_curve():
         bootstrap_histogram(replicates(), "mean")
     with pytest.raises(ValueError, match="1 histograms need as many axes, got 2"):
         bootstrap_histogram(replicates(), axes=plt.subplots(1, 2)[1])
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "said"),
+    [
+        (lambda: profile_curves(fitted()), TypeError, "profile_curves: expected a Profile, got Fit"),
+        (lambda: profile_curves(profile(), []), ValueError, "profile_curves: names is empty"),
+        (lambda: bootstrap_histogram(fitted()), TypeError, "bootstrap_histogram: expected a Bootstrap, got Fit"),
+        (lambda: bootstrap_histogram(replicates(), []), ValueError, "bootstrap_histogram: names is empty"),
+        (
+            lambda: coefficient_plot(fitted(), names=[]),
+            ValueError,
+            "coefficient_plot: there is nothing to draw: got 1 fits",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(draw, error, said):
+    with pytest.raises(error, match=said):
+        draw()

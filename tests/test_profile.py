@@ -268,6 +268,14 @@ def test_every_fit_of_a_batch_has_the_intervals_that_it_has_by_itself():
             np.testing.assert_allclose(found[name][k], expected[name], rtol=1e-9)
 
 
+def test_profile_intervals_of_a_batch_without_fits_and_of_failed_fits():
+    fits = fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, np.stack([BEEF, np.ones_like(BEEF)]))
+    assert fits[:0].confidence_intervals(0.95, "profile")["shape"].shape == (0, 2)
+    with pytest.warns(fj.FitWarning) as said:
+        fits.confidence_intervals(0.95, "profile")
+    assert any("confidence_intervals: 1 of 2 fits did not converge" in str(warning.message) for warning in said)
+
+
 def test_profiles_lower_for_a_gpu():
     from fisher_jax.uncertainty import profile_sides
 

@@ -210,6 +210,17 @@ def test_an_indefinite_two_way_covariance_is_reported_and_not_mended():
     assert np.isnan(test.statistic)
 
 
+def test_a_factor_that_does_not_exist_is_said():
+    fit, ship, _ = poisson()
+    model, (data, given, _) = fit.origin
+    one_left = fj.fit(model, np.zeros(3), data, given=given, weights=np.where(np.asarray(ship) == ship[0], 1.0, 0.0))
+    with pytest.warns(
+        fj.FitWarning, match="robust: there is no such covariance, and its entries are NaN: sandwich by 5"
+    ):
+        found = fj.robust(one_left, clusters=ship)
+    assert np.isnan(found.covariance("sandwich")).all()
+
+
 def test_a_batch_has_the_same_as_each_fit_alone():
     fit, ship, _ = poisson()
     model, (data, given, _) = fit.origin

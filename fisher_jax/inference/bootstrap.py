@@ -7,8 +7,10 @@ import numpy as np
 from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import Fit, Origin, origin_of
 from fisher_jax.inference.bootstrap_record import Bootstrap
+from fisher_jax.inference.clusters import cluster_codes
 from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.replicates import (
+    check_key,
     each_left_out,
     refit_drawn,
     refit_weighted,
@@ -102,6 +104,7 @@ def bootstrap(
             f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
         )
     origin = origin_of(fit, CALLER)
+    check_key(key, CALLER)
     _check(fit, num_replicates, method, block_length, acceleration)
     count, settings = int(num_replicates), {"covariances": (), "num_lanes": num_lanes, "progress": progress}
     scheme, weights = _scheme(fit, origin, method, clusters, block_length)
@@ -133,6 +136,7 @@ def _check(fit: Fit, num_replicates: Any, method: str, block_length: Any, accele
         raise ValueError(f"{CALLER}: num_replicates={num_replicates!r} must be a whole number, at least 2.")
     if not fit.converged:
         raise ValueError(f"{CALLER}: needs a fit that converged, for it starts each replicate there. {fit.diagnosis()}")
+    fit._check("observed", CALLER)
     if ("block" in method) != (block_length is not None):
         raise ValueError(
             f'{CALLER}: block_length={block_length!r} with method={method!r}; give a length with "block" or "circular block", '
@@ -156,10 +160,7 @@ def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: 
             raise ValueError(
                 f"{CALLER}: clusters has shape {clusters.shape}, expected ({num_terms},), one label for each observation."
             )
-        unit_of = np.unique(clusters, return_inverse=True)[1].reshape(-1)
-        if unit_of.max() == 0:
-            raise ValueError(f"{CALLER}: clusters has one label only, so every replicate would be the data themselves.")
-        return of_units(unit_of, None), sample.weights
+        return of_units(cluster_codes(clusters, CALLER), None), sample.weights
     if "block" in method:
         whole = isinstance(block_length, int | np.integer) and not isinstance(block_length, bool)
         if not whole or not 1 <= block_length < num_terms:

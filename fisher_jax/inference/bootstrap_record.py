@@ -67,29 +67,41 @@ class Bootstrap:
     @property
     def notes(self) -> list[str]:
         """Which fits failed, and what became of them; empty where none did."""
-        said = {"the replicates' fits": self.fits, "the fits with one left out": self.left_out}
+        said = {
+            "the replicates' fits": (self.fits, "every figure"),
+            "the fits with one left out": (self.left_out, "the acceleration"),
+        }
         return [
-            f"of {name} failed: {failures(fits)} of {len(fits)}. They are left out of every figure."
-            for name, fits in said.items()
+            f"of {name} failed: {failures(fits)} of {len(fits)}. They are left out of {what}."
+            for name, (fits, what) in said.items()
             if fits is not None and failures(fits)
         ]
 
     def replicates(self, function: Any = None) -> Float[np.ndarray, "r k"]:
         """The parameters, or the numbers of a function of them, at every kept replicate, in one row each."""
+        self._output(function)  # refuses what is no function of params
         return np.asarray(_evaluated(_hashable(function), self.fits.fits))[self.kept]
 
     def standard_errors(self, function: Any = None) -> PyTree:
         """Standard deviation over the replicates: a pytree like `params`, or as the function returns it."""
-        return self._arranged(np.std(self.replicates(function), axis=0, ddof=1), function, fill=0.0)
+        return self._arranged(self._moments(function)[1], function, fill=0.0)
 
     def bias(self, function: Any = None) -> PyTree:
         """Mean of the replicates less the estimate, as for `standard_errors`."""
-        found = np.mean(self.replicates(function), axis=0) - self._estimate(function)
-        return self._arranged(found, function, fill=0.0)
+        return self._arranged(self._moments(function)[0], function, fill=0.0)
 
     def covariance(self, function: Any = None) -> Float[np.ndarray, "k k"]:
         """Covariance matrix over the replicates, in the order of `fit.names` or of the function's numbers."""
-        return np.atleast_2d(np.cov(self.replicates(function), rowvar=False))
+        drawn = self.replicates(function)
+        off = drawn - self._moments(function)[0] - self._estimate(function)
+        return off.T @ off / max(len(drawn) - 1, 1)
+
+    def _moments(self, function: Any) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Bias and standard errors; NaN of fewer than two replicates."""
+        drawn, estimate = self.replicates(function), self._estimate(function)
+        if len(drawn) < 2:
+            return np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
+        return np.mean(drawn, axis=0) - estimate, np.std(drawn, axis=0, ddof=1)
 
     def confidence_intervals(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> PyTree:
         """Intervals: leaves like those of `params`, or of what the function returns, with a last axis of two.
@@ -106,7 +118,8 @@ class Bootstrap:
         Returns
         -------
         pytree
-            NaN, with a `FitWarning`, where all replicates lie on one side of the estimate and BCa does not exist.
+            NaN of fewer than two replicates; and, with a `FitWarning`, where all replicates lie on one side of the estimate,
+            or the acceleration is so large that it turns the interval over, and BCa does not exist.
         """
         caller = "confidence_intervals"
         check_level(level, caller)
@@ -119,13 +132,19 @@ class Bootstrap:
     ) -> Float[np.ndarray, "k 2"]:
         """The intervals in one column, in the order of `fit.names` or of the function's numbers."""
         drawn, estimate = self.replicates(function), self._estimate(function)
+        if len(drawn) < 2:
+            return np.full((len(estimate), 2), np.nan)
         if method == "percentile":
             return bootstrap_intervals.percentile(drawn, level)
         if method == "basic":
             return bootstrap_intervals.basic(drawn, estimate, level)
         found = bootstrap_intervals.bca(drawn, estimate, self._acceleration(function), level)
         if np.any(np.isnan(found)):
-            warn("confidence_intervals: BCa does not exist where all replicates lie on one side of the estimate.", 4)
+            warn(
+                "confidence_intervals: BCa does not exist where all replicates lie on one side of the estimate, or a few "
+                "observations have nearly all the influence.",
+                4,
+            )
         return found
 
     def _acceleration(self, function: Any) -> Float[np.ndarray, " k"]:
@@ -169,8 +188,7 @@ class Bootstrap:
         check_level(level, "summary")
         output = self._output(function)
         names = self.fit.names if output is None else output.names
-        drawn, estimate = self.replicates(function), self._estimate(function)
-        errors, bias = np.std(drawn, axis=0, ddof=1), np.mean(drawn, axis=0) - estimate
+        estimate, (bias, errors) = self._estimate(function), self._moments(function)
         ends = self.flat_intervals(level, method, function)
         percent = f"{100 * level:g} %"
         titles = ("parameter", "estimate", "bias", "std. error", f"lower {percent}", f"upper {percent}")

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 def candidate_statistics(fit: Any, candidates: Any, enters: Any, kind: str) -> tuple[Any, int]:
     """The statistics (K,) of all candidates, with a leading axis for a batch, and their degrees of freedom."""
     columns = np.asarray(candidates)
-    if columns.ndim not in (2, 3) or columns.dtype.kind not in "biuf":
+    if columns.ndim not in (2, 3) or columns.dtype.kind not in "biuf" or not columns.size:
         raise ValueError(
             f"{CALLER}: candidates has dtype {columns.dtype} and shape {columns.shape}; expected numbers (n, K), one "
             "column for each candidate, or (n, K, m) for groups of m."
@@ -53,10 +53,11 @@ def candidate_statistics(fit: Any, candidates: Any, enters: Any, kind: str) -> t
         )
     where = _where(model, enters)
     nuisance, rows, off = with_data(fit, _Derivatives(where, kind), CALLER)
-    if np.max(off) > 1e-2:
+    farthest = np.nanmax(np.append(off, 0.0))  # a fit that failed may have none
+    if farthest > 1e-2:
         raise ValueError(
             f"{CALLER}: enters(…, offset=0.0) is not the model's own log-density: their scores differ by up to "
-            f"{np.max(off):.2g} of their size. Write it as the model's log-density, with offset added to its linear predictor."
+            f"{farthest:.2g} of their size. Write it as the model's log-density, with offset added to its linear predictor."
         )
     if rows.slope.shape[-1] != len(columns):
         raise ValueError(f"{CALLER}: candidates has {len(columns)} rows, but the data have {rows.slope.shape[-1]}.")

@@ -139,7 +139,7 @@ def flatness(names: list[str]) -> str:
     )
 
 
-def delta_method(function: Any, fit: Any, kind: str = "observed", level: float | int = 0.95) -> DeltaEstimate:
+def delta_method(function: Any, fit: Any, kind: str = "observed", level: Any = 0.95) -> DeltaEstimate:
     """The value of any function of the parameters at the estimate, its standard error and interval: var g(θ̂) ≈ G V Gᵀ.
 
     Parameters

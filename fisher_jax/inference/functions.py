@@ -53,7 +53,7 @@ def outline(function: Any, fit: Fit, name: str, caller: str) -> Output:
     values = [jax.ShapeDtypeStruct(jnp.shape(value)[ahead:], jnp.result_type(value)) for value in fit.values]
     returned = jax.eval_shape(lambda values: function(fit.layout.assemble(values)), values)
     found, treedef = jax.tree_util.tree_flatten_with_path(returned)
-    if not found:
+    if not any(np.prod(leaf.shape) for _, leaf in found):
         raise TypeError(f"{caller}: {name} must return a number, an array or a pytree of them, but returned nothing.")
     for _, leaf in found:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):

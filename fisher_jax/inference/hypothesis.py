@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.constraints import Interval
+from fisher_jax.constraints import Fixed, Interval, Simplex, Unconstrained
 from fisher_jax.inference.functions import named_within
 from fisher_jax.parameters import Layout
 
@@ -72,7 +72,17 @@ def _entries(layout: Layout, i: int, k: int | None, value: Any, name: str, calle
     constraint = layout.leaves[i].constraint
     if isinstance(constraint, Interval) and np.any((flat < constraint.low) | (flat > constraint.high)):
         raise ValueError(f"{caller}: `{name}` is {constraint.description}, and cannot be {value}.")
+    tied = not isinstance(constraint, Interval | Unconstrained | Fixed)
+    if tied and k is None and not np.any(np.isnan(flat)) and not _within(constraint, flat.reshape(shape)):
+        raise ValueError(f"{caller}: `{name}` is {constraint.description}, and cannot be {value.tolist()}.")
     return {(i, j if k is None else k): float(x) for j, x in enumerate(flat) if not np.isnan(x)}
+
+
+def _within(constraint: Any, value: np.ndarray) -> bool:
+    """Whether the constraint allows it, to six digits where entries add up to one, of which some may be zero."""
+    if isinstance(constraint, Simplex):
+        return bool(np.all(value >= 0) and np.allclose(value.sum(axis=-1), 1.0, rtol=0.0, atol=1e-6))
+    return bool(constraint.contains(value))
 
 
 def free_positions(layout: Layout, hypothesis: Hypothesis, caller: str) -> tuple[int, ...]:

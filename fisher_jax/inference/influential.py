@@ -34,7 +34,8 @@ class Influence:
     deletions : array (n, q)
         How θ̂ would move if the observation, with all its weight, were left out: to first order along one Newton step on the
         others, which takes its leverage into account; −∂θ̂/∂wᵢ alone for the terms of a `dependent` model. Zero for an
-        observation of weight zero; NaN where the others do not determine the parameters.
+        observation of weight zero; NaN where the curvature of the others at θ̂ is not positive definite: they do not determine
+        the parameters, or have their own maximum too far away for a step.
     distances : array (n,)
         How far that is, in standard errors of the whole fit: √(dᵀ J d) with the observed curvature J.
     weights : array (n,)
@@ -133,10 +134,10 @@ def influence(fit: Any) -> Influence:
     Examples
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> fit = fj.fit(fj.families.normal, {"loc": 0.0, "scale": 1.0}, jnp.array([1.0, 2.0, 3.0, 4.0, 15.0]))
+    >>> fit = fj.fit(fj.families.normal, {"loc": 0.0, "scale": 1.0}, jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 7.0]))
     >>> found = fj.influence(fit)
-    >>> print(found.most_influential(1), found.deletions[4].round(2))
-    [4] [-2.5  -2.63]
+    >>> print(found.most_influential(1), found.deletions[5].round(2))
+    [5] [-1.67 -1.04]
     """
     check_fit(fit, CALLER)
     record = one_of(fit)

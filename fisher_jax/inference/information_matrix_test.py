@@ -11,7 +11,7 @@ from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.each import check_fit
-from fisher_jax.inference.replicates import refit_drawn
+from fisher_jax.inference.replicates import check_key, refit_drawn
 from fisher_jax.inference.report import Table, number, warn
 
 CALLER = "information_matrix_test"
@@ -93,14 +93,16 @@ def information_matrix_test(
     key : jax.random.key
         For the replicates.
     num_replicates : int
-        Data sets drawn from the model at the estimate and fitted; at least 99.
+        Data sets drawn from the model at the estimate and fitted; at least 99, and of many parameters more than there are
+        indicators, p(p + 1)/2.
     num_lanes : int, optional
         As for `fit_batch`.
 
     Returns
     -------
     InformationMatrixTest
-        A small p-value says that the model is wrong in a way that makes the usual standard errors wrong too. It prints.
+        A small p-value says that the model is wrong in a way that makes the usual standard errors wrong too. It prints. NaN,
+        with a `FitWarning`, where no more replicates converged than indicators vary, since all are then equally far off.
 
     Raises
     ------
@@ -135,6 +137,8 @@ def information_matrix_test(
     origin = origin_of(fit, CALLER)
     if not fit.converged:
         raise ValueError(f"{CALLER}: needs a fit that converged. {fit.diagnosis()}")
+    fit._check("sandwich", CALLER)
+    check_key(key, CALLER)
     whole = isinstance(num_replicates, int | np.integer) and not isinstance(num_replicates, bool)
     if not whole or num_replicates < 99:
         raise ValueError(f"{CALLER}: num_replicates={num_replicates!r} must be a whole number, at least 99.")
@@ -145,7 +149,10 @@ def information_matrix_test(
     if said:
         warn(f"{CALLER}: {note}")
     drawn = _indicators(fits.fits)[fits.converged]
-    return _test(fit, _indicators(fit)[None], drawn, len(fits), (note,) if said else ())
+    found = _test(fit, _indicators(fit)[None], drawn, len(fits), (note,) if said else ())
+    if np.isnan(found.p_value):
+        warn(f"{CALLER}: {found.notes[-1]}")
+    return found
 
 
 def _indicators(fit: Fit) -> np.ndarray:
@@ -169,10 +176,17 @@ def _test(
     values, vectors = np.linalg.eigh(scores.T @ scores / len(scores))
     kept = values > _LEAST * values[-1]
     distances = np.sum((scores @ vectors[:, kept]) ** 2 / values[kept], axis=1)
+    if kept.sum() >= len(drawn):
+        distances = np.full(len(distances), np.nan)
+        notes += (
+            f"{len(drawn)} replicates do not tell {np.sum(varies)} indicators apart: all data sets are equally far off. Ask "
+            "for more replicates.",
+        )
+    farther = distances >= distances[0] * (1 - 1e-12)
     labels = fit.layout.free_names
     return InformationMatrixTest(
         statistic=distances[0],
-        p_value=np.mean(distances >= distances[0] * (1 - 1e-12)),
+        p_value=np.mean(np.where(np.isnan(distances), np.nan, farther)),
         degrees_of_freedom=int(kept.sum()),
         indicators=np.where(varies, scores[0], np.nan),
         names=tuple(f"{labels[i]}, {labels[j]}" for i, j in zip(rows, columns, strict=True)),

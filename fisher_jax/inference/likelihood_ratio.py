@@ -1,6 +1,5 @@
 """`likelihood_ratio_test`: how much likelihood does a restriction cost?"""
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.batch_fitted import BatchFit
+from fisher_jax.batch_fitted import BLOCK, BatchFit
 from fisher_jax.constraints import Interval
 from fisher_jax.differentiate import terms_at
 from fisher_jax.fitted import Fit
@@ -20,7 +19,8 @@ from fisher_jax.inference.report import warn
 from fisher_jax.inference.restricted import refit
 from fisher_jax.inference.samples import same_data
 from fisher_jax.model import Model, Sample, likelihood
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.parameters import Layout
+from fisher_jax.solve import ROUNDING_LIMIT
 from fisher_jax.status import Status
 
 TEST = "Likelihood-ratio test"
@@ -84,7 +84,7 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
     left, layout = 0, one_of(fit).layout
     if isinstance(null, Fit | BatchFit):
         _check_pair(fit, null, caller)
-        edge = _fixed_on_edge(layout, one_of(null)) if isinstance(null, Fit) else 0
+        edge = _fixed_on_edge(layout, one_of(null))
         gained, left = _gained(fit, null), one_of(null).num_parameters
     else:
         hypothesis = hypothesised(layout, null, caller)
@@ -134,8 +134,8 @@ def _check_pair(fit: Any, null: Any, caller: str) -> None:
 
 def _gained(fit: Any, null: Any) -> Any:
     """ℓ(θ̂) − ℓ(θ̂₀)."""
-    known = isinstance(fit, Fit) and isinstance(null, Fit) and fit.origin is not None and null.origin is not None
-    if known and fit.layout.dtype == np.float32:
+    known = fit.origin is not None and null.origin is not None and len(one_of(fit).free)
+    if known and one_of(fit).layout.dtype == np.float32:
         return _by_terms(fit, null)
     return one_of(fit).log_likelihood - one_of(null).log_likelihood
 
@@ -147,16 +147,17 @@ class _AllHeld:
     theta: tuple[float, ...]
 
     def __call__(self, fit: Fit, model: Model, sample: Sample) -> Array:
-        target = likelihood(model, fit.layout.natural(), fit.values, sample, "likelihood_ratio_test")
-        theta = fit.layout.natural().unconstrain(fit.layout.constrained_values(fit.free, fit.values))
-        return jnp.sum(terms_at(target, theta) - terms_at(target, jnp.array(self.theta, fit.free.dtype)))
+        natural = _wide(fit.layout).natural()
+        target = likelihood(model, natural, fit.values, sample, "likelihood_ratio_test")
+        theta = fit.layout.join(fit.layout.constrained_values(fit.free, fit.values)).astype(natural.dtype)
+        return jnp.sum(terms_at(target, theta) - terms_at(target, jnp.array(self.theta, natural.dtype)))
 
 
 def _statistic(fit: Any, gained: Any, caller: str) -> tuple[Any, tuple[str, ...]]:
     """The statistic, zero where it is negative by rounding, and a note where it is more negative than that."""
     raw = 2.0 * gained
     host = isinstance(raw, np.ndarray)
-    statistic = jnp.where((raw < 0) & (raw >= -_shortfall(one_of(fit))), 0.0, raw)
+    statistic = jnp.where((raw < 0) & (raw >= -_shortfall(one_of(fit), jnp.asarray(raw).dtype)), 0.0, raw)
     notes: tuple[str, ...] = ()
     if is_known(fit):
         worse = np.asarray(statistic) < 0
@@ -171,27 +172,40 @@ def _statistic(fit: Any, gained: Any, caller: str) -> tuple[Any, tuple[str, ...]
     return (np.asarray(statistic) if host else statistic), notes
 
 
-def _shortfall(fit: Fit) -> Array:
+def _shortfall(fit: Fit, precision: Any) -> Array:
     """How much the statistic may lack since the fit stopped where it did: by rounding, its decrement, or before an edge."""
-    rounding = 1e3 * jnp.finfo(jnp.asarray(fit.log_likelihood).dtype).eps * (1.0 + jnp.abs(fit.log_likelihood))
-    decrement = jnp.where(jnp.isfinite(fit.decrement), fit.decrement, 0.0)
+    rounding = 1e3 * jnp.finfo(precision).eps * (1.0 + jnp.abs(fit.log_likelihood))
+    least = ROUNDING_LIMIT if fit.layout.dtype == np.float32 else 0.0
+    decrement = jnp.maximum(jnp.where(jnp.isfinite(fit.decrement), fit.decrement, 0.0), least)
     stopped = jnp.where(fit.status_code == Status.BOUNDARY, SHORT_OF_EDGE, 2.0 * decrement**2)
     return rounding + stopped
 
 
-def _by_terms(fit: Fit, null: Fit) -> Any:
+def _by_terms(fit: Any, null: Any) -> Any:
     """The same from the differences of the terms, in float64 where x64 is enabled."""
-    wide = jax.dtypes.canonicalize_dtype(np.float64)
-    terms = [
-        np.asarray(_terms(*f.origin, replace(f.layout, dtype=wide), f.values, f.free), np.float64)  # type: ignore[misc]
-        for f in (fit, null)
-    ]
-    return jnp.asarray(np.sum(terms[0] - terms[1]), wide)
+    if isinstance(fit, BatchFit):
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(fit), BLOCK)]
+        found = np.concatenate([_difference(fit[block], null[block]) for block in blocks])
+        return found.astype(_wide(one_of(fit).layout).dtype)
+    return jnp.asarray(_difference(fit, null), _wide(fit.layout).dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _terms(model: Model, sample: Sample, layout: Layout, values: Values, free: Array) -> Array:
-    return terms_at(likelihood(model, layout, values, sample, "likelihood_ratio_test"), free.astype(layout.dtype))
+def _difference(fit: Any, null: Any) -> Any:
+    terms, others = (np.asarray(with_data(f, _terms, "likelihood_ratio_test"), np.float64) for f in (fit, null))
+    if terms.shape == others.shape:
+        return np.sum(terms - others, axis=-1)
+    return np.sum(terms, axis=-1) - np.sum(others, axis=-1)
+
+
+def _terms(fit: Fit, model: Model, sample: Sample) -> Array:
+    layout = _wide(fit.layout)
+    return terms_at(
+        likelihood(model, layout, fit.values, sample, "likelihood_ratio_test"), fit.free.astype(layout.dtype)
+    )
+
+
+def _wide(layout: Layout) -> Layout:
+    return replace(layout, dtype=jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def _on_edge(layout: Layout, hypothesis: Hypothesis) -> int:
@@ -201,13 +215,14 @@ def _on_edge(layout: Layout, hypothesis: Hypothesis) -> int:
 
 
 def _fixed_on_edge(layout: Layout, null: Fit) -> int:
-    """How many parameters that the null holds fixed and the other estimates lie at an end of their range."""
+    """How many parameters that the null holds fixed and the other estimates lie at an end of their range, in every fit."""
     free = {leaf.name: leaf for _, leaf in layout.free_leaves}
-    count = 0
+    counts = np.zeros(jnp.shape(null.log_likelihood), int)
     for leaf, value in zip(null.layout.leaves, null.values, strict=True):
         if leaf.is_fixed and leaf.name in free and not isinstance(value, jax.core.Tracer):
-            count += int(np.isin(np.asarray(value, float), _ends(free[leaf.name].constraint)).sum())
-    return count
+            at_end = np.isin(np.asarray(value, float), _ends(free[leaf.name].constraint))
+            counts = counts + at_end.reshape((*counts.shape, -1)).sum(axis=-1)
+    return int(np.min(counts)) if counts.size else 0
 
 
 def _ends(constraint: Any) -> list[float]:
@@ -219,7 +234,7 @@ def _robust_notes(fit: Fit) -> tuple[str, ...]:
         return ()
     return (
         f"the fit has a robust covariance ({fit.robust}), of which a likelihood ratio takes no account: it is chi-squared only "
-        'if the likelihood is right as it stands. Use wald_test or score_test with kind="sandwich".',
+        'if the likelihood is right as it stands. Use wald_test with kind="sandwich".',
     )
 
 

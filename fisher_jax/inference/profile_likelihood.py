@@ -103,6 +103,7 @@ def profile_likelihood(
             f'{level}, "profile") for the intervals of all.'
         )
     origin = origin_of(fit, CALLER)
+    fit._check("observed", CALLER)
     fit._warn(CALLER)
     names, numbers, columns = _wanted(fit, function, parameters)
     best, restarts = _finished(fit, origin)

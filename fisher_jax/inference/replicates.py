@@ -17,6 +17,15 @@ from fisher_jax.uncertainty.resampling import Scheme, resampled_counts
 _ENTRIES = 2**23  # of what is drawn at once
 
 
+def check_key(key: Any, caller: str) -> None:
+    """Refuse what is no key."""
+    typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+    raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1
+    if not (typed or raw):
+        seed = key if isinstance(key, int) else 0
+        raise TypeError(f"{caller}: key is {type(key).__name__}; expected one key, as jax.random.key({seed}) makes it.")
+
+
 def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], **settings: Any) -> BatchFit:
     """Fits of the same data under chunks of weights (R, n), from the estimate."""
     sample = origin.sample

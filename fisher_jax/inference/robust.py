@@ -11,6 +11,7 @@ from fisher_jax import linalg
 from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.differentiate import scores_at
 from fisher_jax.fitted import Fit
+from fisher_jax.inference.clusters import cluster_codes
 from fisher_jax.inference.each import check_fit, one_of, with_data
 from fisher_jax.inference.report import warn
 from fisher_jax.model import Likelihood, Model, Sample, likelihood
@@ -56,7 +57,8 @@ def robust(
     -------
     Fit or BatchFit
         Where the covariance is not positive semi-definite, as two ways of clusters may have it, that is said by a `FitWarning`
-        and in reports, and nothing is mended: a negative variance has a standard error NaN.
+        and in reports, and nothing is mended: a negative variance has a standard error NaN. So it has, with a `FitWarning`,
+        where the small-sample factor does not exist.
 
     Raises
     ------
@@ -99,6 +101,13 @@ def robust(
     how, labels = _checked(fit, clusters, lags, weights, correction)
     middle, plain, indefinite = with_data(fit, how, CALLER, shared=labels)
     said = how.describe()
+    lost = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
+    if np.any(lost):
+        share = f" in {int(np.sum(lost))} of {np.size(lost)} fits" if np.ndim(lost) else ""
+        warn(
+            f"{CALLER}: there is no such covariance{share}, and its entries are NaN: {how.describe()}, needs more than one "
+            "cluster that counts, and more observations than parameters where p is in it."
+        )
     if np.any(indefinite):
         share = f" in {int(np.sum(indefinite))} of {np.size(indefinite)} fits" if np.ndim(indefinite) else ""
         said += f"; not positive semi-definite{share}"
@@ -226,26 +235,12 @@ def _codes(clusters: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
         raise ValueError(
             f"{CALLER}: clusters is a tuple of {len(ways)}; give an array of labels, or a tuple of two arrays."
         )
-    codes = [_one_way(way) for way in ways]
+    codes = [cluster_codes(way, CALLER) for way in ways]
     if len(codes) == 2:
         if codes[0].shape != codes[1].shape:
             raise ValueError(f"{CALLER}: the two arrays of clusters have lengths {len(codes[0])} and {len(codes[1])}.")
-        codes.append(_one_way(codes[0] * (codes[1].max() + 1) + codes[1]))
+        codes.append(cluster_codes(codes[0] * (codes[1].max() + 1) + codes[1], CALLER))
     return tuple(jnp.asarray(code, jnp.int32) for code in codes), tuple(int(code.max()) + 1 for code in codes)
-
-
-def _one_way(labels: Any) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.size == 0:
-        raise ValueError(f"{CALLER}: clusters has shape {labels.shape}; expected (n,), one label for each observation.")
-    if labels.dtype.kind == "f" and np.any(np.isnan(labels)):
-        raise ValueError(
-            f"{CALLER}: clusters[{int(np.argmax(np.isnan(labels)))}] is NaN. Give every observation a label."
-        )
-    known, codes = np.unique(labels, return_inverse=True)
-    if len(known) == 1:
-        raise ValueError(f"{CALLER}: all observations are in one cluster, so nothing tells how clusters vary.")
-    return codes.reshape(-1)
 
 
 def _short(given: Any) -> str:

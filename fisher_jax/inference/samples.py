@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import Fit
@@ -16,17 +17,19 @@ def same_data(one: Any, other: Any) -> bool:
         return False
     if not np.allclose(np.asarray(a.num_observations), np.asarray(b.num_observations), rtol=1e-5):
         return False
-    return all(_alike(x, y) for x, y in zip(_seen(one), _seen(other), strict=False))
+    (data, weights), (others, other_weights) = _seen(one), _seen(other)
+    structures: list[Any] = [jax.tree.structure(data), jax.tree.structure(others)]
+    if structures[0] != structures[1]:  # each model has its data in its own way
+        return _alike(weights, other_weights)
+    return all(map(_alike, [*jax.tree.leaves(data), weights], [*jax.tree.leaves(others), other_weights]))
 
 
-def _seen(fit: Any) -> list[Any]:
-    """The arrays of data and weights, where the fit still knows them."""
-    if isinstance(fit, Fit):
-        return [] if fit.origin is None else [*jax.tree.leaves(fit.origin.sample.data), fit.origin.sample.weights]
+def _seen(fit: Any) -> tuple[PyTree, Any]:
+    """The data and weights, where the fit still knows them."""
     if fit.origin is None:
-        return []
-    arrays = fit.origin.sets.arrays()
-    return [*jax.tree.leaves(arrays.data), arrays.weights]
+        return None, None
+    known = fit.origin.sample if isinstance(fit, Fit) else fit.origin.sets.arrays()
+    return known.data, known.weights
 
 
 def _alike(x: Any, y: Any) -> bool:

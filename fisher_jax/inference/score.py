@@ -1,5 +1,6 @@
 """`score_test`: would a parameter that was held, or a covariate that was left out, improve the fit? Of the null fit alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,7 +66,8 @@ def score_test(
     Raises
     ------
     ValueError, TypeError
-        If nothing is held that could be freed, candidates do not fit the data or the model, or there is no route to the kind.
+        If nothing is held that could be freed, candidates do not fit the data or the model, or there is no route to the kind:
+        none to "sandwich" for a fit with the covariance of `robust`.
 
     Notes
     -----
@@ -94,6 +96,11 @@ def score_test(
         raise ValueError(f"{CALLER}: enters says where candidates enter, but there are none. Give candidates=.")
     closed = has_closed_form(model_of(null_fit, CALLER)) and not callable(enters)
     kind = _checked_kind(kind, closed, enters)
+    if kind == "sandwich" and (said := one_of(null_fit).robust):
+        raise ValueError(
+            f'{CALLER}: this fit has a robust covariance ({said}), but the score test has kind="sandwich" for independent '
+            "observations only. Give the fit as it was before `robust`, or fit the larger model and use wald_test."
+        )
     warn_of_failed(null_fit, CALLER)
     if candidates is not None:
         statistic, freedom = candidate_statistics(null_fit, candidates, enters, kind)
@@ -207,6 +214,10 @@ def _asked(freed: Any, layout: Layout, held: list[int]) -> set[tuple[int, int]]:
         raise ValueError(
             f"{CALLER}: this fit holds no parameter fixed, so there is nothing to free. Fit the null with fisher_jax.fixed for "
             "what is to be tested, or give candidates=."
+        )
+    if not (freed is None or isinstance(freed, str) or (isinstance(freed, Iterable) and list(freed))):
+        raise ValueError(
+            f"{CALLER}: freed={freed!r} must be a parameter's name or several of them; leave it out for all."
         )
     names = list(whole) if freed is None else [freed] if isinstance(freed, str) else list(freed)
     found: set[tuple[int, int]] = set()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.plots.canvas import listed, pyplot
 
 _CALLER = "bootstrap_histogram"
@@ -38,8 +39,8 @@ def bootstrap_histogram(
 
     Raises
     ------
-    ValueError
-        If a name is unknown, or there are too few axes.
+    ValueError, TypeError
+        If this is no bootstrap, a name is unknown, there are too few axes, or fewer than two replicates converged.
     ImportError
         If matplotlib is not installed.
 
@@ -53,8 +54,14 @@ def bootstrap_histogram(
     'rate'
     """
     figures = pyplot()
+    if not isinstance(bootstrap, Bootstrap):
+        raise TypeError(
+            f"{_CALLER}: expected a Bootstrap, got {type(bootstrap).__name__}. Give fisher_jax.bootstrap(fit, key)."
+        )
     every = bootstrap.fit.names
     wanted = every if names is None else [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise ValueError(f"{_CALLER}: names is empty. Leave it out to draw all.")
     for name in wanted:
         if name not in every:
             raise ValueError(f"{_CALLER}: no estimated entry is named {name!r}; there are {listed(every)}.")
@@ -65,6 +72,11 @@ def bootstrap_histogram(
     if len(axes) != len(wanted):
         raise ValueError(f"{_CALLER}: {len(wanted)} histograms need as many axes, got {len(axes)}.")
     drawn = bootstrap.replicates()
+    if len(drawn) < 2:
+        raise ValueError(
+            f"{_CALLER}: {len(drawn)} of {len(bootstrap.kept)} replicates converged, which make no histogram. Print the "
+            "bootstrap to see how the others ended."
+        )
     layout = bootstrap.fit.layout
     estimates, errors = (np.asarray(layout.flatten(tree), float) for tree in _wald(bootstrap.fit))
     ends = np.asarray(bootstrap.flat_intervals(level, method), float)
@@ -85,7 +97,8 @@ def _wald(fit: Any) -> tuple[Any, Any]:
 
 
 def _draw(panel: Any, drawn: np.ndarray, estimate: float, error: float, ends: np.ndarray, label: str) -> None:
-    panel.hist(drawn, bins="auto", density=True, color="tab:blue", alpha=0.5, label="replicates")
+    bins = max(10, min(60, int(np.sqrt(len(drawn)))))  # whatever the tails: by their spread there may be millions
+    panel.hist(drawn, bins=bins, density=True, color="tab:blue", alpha=0.5, label="replicates")
     grid = np.linspace(min(drawn.min(), estimate - 3 * error), max(drawn.max(), estimate + 3 * error), 201)
     normal = np.exp(-0.5 * ((grid - estimate) / error) ** 2) / (error * np.sqrt(2 * np.pi))
     panel.plot(grid, normal, color="tab:red", linestyle="--", linewidth=1.2, label="Wald")

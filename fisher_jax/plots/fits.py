@@ -69,6 +69,8 @@ def coefficient_plot(
     shown = known if names is None else list(names)
     if strangers := [name for name in shown if name not in known]:
         raise ValueError(f"{caller}: names lists {listed(strangers)}, but the fits estimate {listed(known)}.")
+    if not shown:
+        raise ValueError(f"{caller}: there is nothing to draw: got {len(every)} fits and no name of a parameter.")
     if axes is None:
         height = 1.2 + 0.3 * len(shown) * max(len(every), 1)
         axes = figures.subplots(figsize=(6.4, height), layout="constrained")[1]

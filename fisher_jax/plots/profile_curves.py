@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from fisher_jax.inference.profile_record import Profile
 from fisher_jax.plots.canvas import listed, pyplot
 from fisher_jax.uncertainty.profile_sides import cut_of
 
@@ -39,8 +40,8 @@ def profile_curves(
 
     Raises
     ------
-    ValueError
-        If a name or the scale is unknown, or there are too few axes.
+    ValueError, TypeError
+        If this is no profile, a name or the scale is unknown, or there are too few axes.
     ImportError
         If matplotlib is not installed.
 
@@ -60,6 +61,10 @@ def profile_curves(
     'rate'
     """
     figures = pyplot()
+    if not isinstance(profile, Profile):
+        raise TypeError(
+            f"{_CALLER}: expected a Profile, got {type(profile).__name__}. Give fisher_jax.profile_likelihood(fit)."
+        )
     if scale not in _SCALES:
         raise ValueError(f"{_CALLER}: scale={scale!r} is unknown; choose from {', '.join(map(repr, _SCALES))}.")
     chosen = _rows(profile, names)
@@ -82,6 +87,8 @@ def profile_curves(
 
 def _rows(profile: Any, names: str | Sequence[str] | None) -> list[int]:
     wanted = profile.names if names is None else [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise ValueError(f"{_CALLER}: names is empty. Leave it out to draw all.")
     for name in wanted:
         if name not in profile.names:
             raise ValueError(f"{_CALLER}: no profile is named {name!r}; there are {listed(profile.names)}.")

@@ -25,8 +25,9 @@ def bca(
     acceleration: Float[np.ndarray, " k"],
     level: Any,
 ) -> Float[np.ndarray, "k 2"]:
-    """Bias-corrected and accelerated: quantiles at Φ(z₀ + (z₀ + z)/(1 − a(z₀ + z))). NaN where z₀ is infinite.
+    """Bias-corrected and accelerated: quantiles at Φ(z₀ + (z₀ + z)/(1 − a(z₀ + z))).
 
+    NaN where z₀ is infinite, or where 1 − a(z₀ + z) is not positive, past which the quantiles run backwards.
     z₀ = Φ⁻¹ of the share of replicates below the estimate, those equal to it counted half.
     """
     from scipy.special import ndtr, ndtri
@@ -36,8 +37,8 @@ def bca(
     for k, value in enumerate(estimate):
         column = replicates[:, k]
         bias = ndtri(0.5 * (np.mean(column < value) + np.mean(column <= value)))
-        if np.isfinite(bias) and np.isfinite(acceleration[k]):
-            shifted = bias + z
+        shifted = bias + z
+        if np.isfinite(bias) and np.all(acceleration[k] * shifted < 1.0):
             found[k] = np.quantile(column, ndtr(bias + shifted / (1.0 - acceleration[k] * shifted)))
     return found
 

@@ -50,12 +50,14 @@ def identified(
     ----------
     Rothenberg, T. J. (1971), Econometrica 39, 577-591, theorem 8.
     """
-    scale = _scale(np.where(np.isfinite(information), np.asarray(information, np.float64), 0.0))
+    known = np.where(np.isfinite(information), np.asarray(information, np.float64), 0.0)
+    scale, without = _scale(known), np.diagonal(known, axis1=-2, axis2=-1) == 0
     along = np.einsum("...kp,...jp->...kj", gradient / scale[..., None, :], found.directions)
     singular = found.singular[..., None, :]
     total = np.sum(along**2, axis=-1)
     lost = np.sum(np.where(singular, along**2, 0.0), axis=-1)
-    holds = lost <= LOADS**2 * total
+    # What has no information has no unit either in which its share could be weighed: it is lost with any slope.
+    holds = (lost <= LOADS**2 * total) & ~np.any(without[..., None, :] & (gradient != 0), axis=-1)
     safe = np.where(singular, 1.0, found.eigenvalues[..., None, :])
     variance = np.sum(np.where(singular, 0.0, along**2 / safe), axis=-1)
     return holds, np.sqrt(np.where(holds, variance, np.nan))

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from fisher_jax.parameters import Layout, Values
@@ -14,7 +15,11 @@ Scale = Literal["unconstrained", "natural"]
 
 def check_level(level: Any, caller: str) -> None:
     """A confidence level is a number strictly between 0 and 1."""
-    if not isinstance(level, jax.core.Tracer) and not 0 < level < 1:
+    if isinstance(level, jax.core.Tracer):
+        return
+    if np.ndim(level) or np.asarray(level).dtype.kind not in "iuf":
+        raise TypeError(f"{caller}: level={level!r} must be a number strictly between 0 and 1, as 0.95 for 95 %.")
+    if not 0 < level < 1:
         raise ValueError(f"{caller}: level={level} must lie strictly between 0 and 1, as 0.95 for 95 %.")
 
 

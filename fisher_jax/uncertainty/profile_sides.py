@@ -162,6 +162,8 @@ def profile_ends_of_each(
     edges, count = layout.edges(), len(fits[1])
     entries = 2 * len(edges) * max((int(np.prod(np.shape(leaf)[1:2])) for leaf in own), default=1)
     size = min(count, max(1, _BATCH_ENTRIES // entries))
+    if count == 0:
+        return np.zeros((0, *edges.shape))
     parts = []
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
