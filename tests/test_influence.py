@@ -109,7 +109,7 @@ def test_the_report_names_what_carries_the_fit():
     assert found.most_influential(1) == [3]
     assert np.isnan(found.distances[3])
     text = str(found)
-    assert "Without any one of 1 observations (-) the others do not determine the parameters." in text
+    assert "1 without a step (-): at the estimate the others' curvature is not positive definite." in text
     assert "Δ group" in text
     assert "Δ group" in found._repr_html_()
     assert list(found.to_frame().columns) == ["distance", "group without it", "level without it"]

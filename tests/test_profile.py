@@ -205,6 +205,15 @@ def test_another_parameter_may_leave_the_edge_that_it_lies_at():
     np.testing.assert_allclose(profile.interval[0], exact, rtol=1e-7)
 
 
+@pytest.mark.parametrize("seed", [4, 7])
+def test_a_singular_direction_is_infinite_whatever_rounding_does_far_away(seed):
+    y = np.random.default_rng(seed).normal(size=30)
+    fit = fj.fit(TIED, {"a": 0.0, "b": 0.0, "scale": 1.0}, y)
+    with pytest.warns(fj.FitWarning, match="Singular information"):
+        profile = fj.profile_likelihood(fit)
+    assert profile.interval[:2].tolist() == [[-np.inf, np.inf]] * 2
+
+
 def test_a_singular_direction_is_infinite_and_the_rest_is_told():
     fit = fj.fit(TIED, {"a": 0.0, "b": 0.0, "scale": 1.0}, Y)
     assert fit.status == fj.Status.SINGULAR_INFORMATION

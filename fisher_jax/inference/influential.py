@@ -21,6 +21,10 @@ from fisher_jax.uncertainty.covariance import precise
 CALLER = "influence"
 SHOWN = 10  # observations of a report
 FAR = 0.5  # standard errors that the estimate would move
+_NO_STEP = (
+    "at the estimate the others' curvature is not positive definite. Either the observation alone tells of a parameter, or it "
+    "lies so far out that the fit without it is another: fit again without it."
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Influence:
         return np.swapaxes(derivatives, -1, -2) @ (self.weights[..., None] * derivatives)
 
     def most_influential(self, count: int = SHOWN) -> np.ndarray:
-        """The observations by distance, farthest first, those whose removal leaves the parameters undetermined before all."""
+        """The observations by distance, farthest first, those without a step before all."""
         return np.argsort(-np.nan_to_num(self.distances, nan=np.inf), axis=-1, kind="stable")[..., :count]
 
     def to_frame(self) -> Any:
@@ -85,9 +89,7 @@ class Influence:
         ]
         titles = ("without", "std. errors", *(f"Δ {name}" for name in self.names))
         lost = int(np.sum(np.isnan(self.distances)))
-        notes = (
-            [f"Without any one of {lost} observations (-) the others do not determine the parameters."] if lost else []
-        )
+        notes = [f"{lost} without a step (-): {_NO_STEP}"] if lost else []
         return Table("Influence of single observations", facts, titles, rows, notes)
 
     def __str__(self) -> str:

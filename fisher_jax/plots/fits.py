@@ -119,8 +119,8 @@ def influence_plot(
     Returns
     -------
     matplotlib Axes
-        A dashed line marks half a standard error. A cross at the top is an observation without which the others do not
-        determine the parameters.
+        A dashed line marks half a standard error. A cross at the top is an observation without a step, as the printed
+        report explains.
 
     Raises
     ------

@@ -22,6 +22,7 @@ _MOST_TRIES = 30  # looks at one value of g before a shorter stride is tried
 _MOST_FAILURES = 14
 _FLAT = 3  # strides in a row, each twice as long as the last, on which almost nothing more is lost
 _NEARLY_FLAT = 1e-3
+_VERY_FAR = 1e4  # times the first spacing
 _NEAR = 1e-3  # standard errors from the path, between its ends
 
 
@@ -119,7 +120,12 @@ def follow(
         return (walk.path.end == End.RUNNING) & (walk.path.trips < MOST_TRIPS) & (walk.num_points < MOST_POINTS)
 
     shapes = jax.eval_shape(lambda: look(target, restriction, best, units, constrained, free))
-    return jax.lax.while_loop(running, trip, _start(shapes, free)).path
+    walk = jax.lax.while_loop(running, trip, _start(shapes, free))
+    # So far away that rounding alone moves the slope, and nothing lost on the way.
+    way = side * (walk.base.value - walk.origin)
+    flat = (way > _VERY_FAR * walk.unit) & (walk.base.drop < _NEARLY_FLAT * cut)
+    end = jnp.where((walk.path.end == End.RUNNING) & flat, End.NEVER_FALLS, walk.path.end)
+    return walk.path._replace(end=end.astype(jnp.int32))
 
 
 def _start(shapes: Point, free: Float[Array, " p"]) -> _Walk:
