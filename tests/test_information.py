@@ -227,6 +227,7 @@ def test_the_bias_of_the_inverse_is_taken_out_on_request():
     assert ["bias of the inverse taken out" in one.route for one in inverted] == [False, True]
 
 
+@pytest.mark.exhaustive
 def test_covariates_are_averaged_over_and_their_differences_are_no_noise():
     model = fj.linked(families.weibull, lambda b, z: {"shape": jnp.exp(b[2]), "scale": jnp.exp(z[:2] @ b[:2])})
     exact = fj.fisher_information(model, BETA, given=X)
@@ -255,6 +256,7 @@ def test_scrambled_points_are_less_noisy_than_draws_and_say_so():
     assert np.all(errors[fj.QuasiMonteCarlo] < errors[fj.MonteCarlo] / 1.5)
 
 
+@pytest.mark.exhaustive
 def test_a_mixture_by_draws_agrees_with_quadrature_and_its_weight_is_linear():
     exact = fj.fisher_information(MIXTURE, MIXED, fj.Quadrature(-np.inf, np.inf, 400, points=(-1.0, 2.0)))
     assert exact.names == ("loc[0]", "loc[1]", "scale[0]", "scale[1]", "weight")

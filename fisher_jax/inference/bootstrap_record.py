@@ -12,7 +12,7 @@ from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.extras import require
 from fisher_jax.fitted import Fit
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
-from fisher_jax.inference.report import Table, number, warn
+from fisher_jax.inference.report import Printed, Table, number, warn
 from fisher_jax.model import ById
 from fisher_jax.status import Status
 from fisher_jax.uncertainty import bootstrap_intervals
@@ -22,8 +22,8 @@ INTERVALS = ("percentile", "basic", "bca")
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Bootstrap:
+@dataclass(frozen=True, repr=False)
+class Bootstrap(Printed):
     """Replicates of an estimate. It prints as a table.
 
     Attributes
@@ -204,14 +204,8 @@ class Bootstrap:
         pd = require("pandas", "frames", "to_frame")
         return pd.DataFrame(self.replicates(), columns=list(self.fit.names))
 
-    def __str__(self) -> str:
-        return str(self.summary())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return self.summary()._repr_html_()
+    def _report(self) -> Table:
+        return self.summary()
 
 
 def failures(fits: BatchFit) -> str:

@@ -7,13 +7,13 @@ import numpy as np
 
 from fisher_jax.extras import require
 from fisher_jax.fitted import Fit
-from fisher_jax.inference.report import Table, number, tabular, warn
+from fisher_jax.inference.report import Printed, Table, number, tabular, warn
 from fisher_jax.inference.samples import named_fits
 from fisher_jax.summary import Row
 
 
-@dataclass(frozen=True)
-class CoefficientTable:
+@dataclass(frozen=True, repr=False)
+class CoefficientTable(Printed):
     """Estimates and standard errors of several fits side by side.
 
     Attributes
@@ -58,7 +58,7 @@ class CoefficientTable:
     def _foot(self) -> list[tuple[str, ...]]:
         return [(label, *(f"{x:.2f}" if x % 1 else f"{x:g}" for x in numbers)) for label, numbers in self.facts.items()]
 
-    def _table(self) -> Table:
+    def _report(self) -> Table:
         facts = [(f"Covariance of {name}", said) for name, said in zip(self.names, self.covariances, strict=True)]
         if len(set(self.covariances)) == 1:
             facts = [("Covariance", self.covariances[0])]
@@ -69,15 +69,6 @@ class CoefficientTable:
         notes = [f"did not converge, so not to be relied on: {', '.join(self.failed)}."] if self.failed else []
         titles = ("parameter", *self.names)
         return Table("Estimates (standard errors)", facts, titles, [*rows, *self._foot()], notes)
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return self._table()._repr_html_()
 
 
 def coefficient_table(fits: Any = None, /, *, kind: str = "observed", **named: Any) -> CoefficientTable:

@@ -7,14 +7,14 @@ import numpy as np
 
 from fisher_jax.extras import require
 from fisher_jax.fitted import Fit, takeuchi
-from fisher_jax.inference.report import Table, tabular, warn
+from fisher_jax.inference.report import Printed, Table, tabular, warn
 from fisher_jax.inference.samples import named_fits, same_data
 
 CRITERIA = ("aic", "aicc", "bic", "tic")
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Printed):
     """Fits of several models to the same data, the best first. Arrays are numpy's, in the order of `names`.
 
     Attributes
@@ -67,10 +67,10 @@ class Comparison:
 
     def to_latex(self) -> str:
         """A LaTeX tabular, of booktabs' rules."""
-        table = self._table()
+        table = self._report()
         return tabular(table.titles, table.rows)
 
-    def _table(self) -> Table:
+    def _report(self) -> Table:
         facts = [("Observations", f"{self.num_observations:g}"), ("Ordered by", _said(self.criterion))]
         titles = ("fit", "log-lik.", "p", "AIC", "AICc", "BIC", "TIC", "difference", "weight", "status")
         rows = [
@@ -89,15 +89,6 @@ class Comparison:
     def _notes(self) -> list[str]:
         failed = [name for name, status in zip(self.names, self.status, strict=True) if "converged" not in status]
         return [f"did not converge, so not to be relied on: {', '.join(failed)}."] if failed else []
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return self._table()._repr_html_()
 
 
 def compare(fits: Any = None, /, *, criterion: str = "aic", **named: Any) -> Comparison:

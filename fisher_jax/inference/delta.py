@@ -1,6 +1,5 @@
 """`delta_method`: how sure a function of the parameters is."""
 
-import html
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +12,7 @@ from fisher_jax.extras import require
 from fisher_jax.fitted import Fit, flat_covariance
 from fisher_jax.inference.each import check_fit, is_known, of_each, one_of
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
-from fisher_jax.inference.report import Table, number, warn
+from fisher_jax.inference.report import Printed, Table, number, warn
 from fisher_jax.model import ById
 from fisher_jax.uncertainty import covariance as covariances
 from fisher_jax.uncertainty import intervals
@@ -22,8 +21,8 @@ FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order c
 SHOWN = 30  # rows of a report
 
 
-@dataclass(frozen=True)
-class DeltaEstimate:
+@dataclass(frozen=True, repr=False)
+class DeltaEstimate(Printed):
     """A function of the parameters at the estimate, and its uncertainty to first order.
 
     Attributes
@@ -113,15 +112,10 @@ class DeltaEstimate:
         names = [name for name, flat in zip(self.names, np.asarray(self.flat), strict=True) if flat]
         return [flatness(names)] if names else []
 
-    def __str__(self) -> str:
+    def _report(self) -> Table | str:
         if jnp.ndim(self.flat_value) != 1 or isinstance(self.flat_value, jax.core.Tracer):
             return f"Delta method: {', '.join(self.names[:SHOWN])}, of shape {jnp.shape(self.flat_value)}"
-        return str(self._table())
-
-    def _repr_html_(self) -> str:
-        if jnp.ndim(self.flat_value) != 1 or isinstance(self.flat_value, jax.core.Tracer):
-            return html.escape(str(self))
-        return self._table()._repr_html_()
+        return self._table()
 
 
 _STATIC = ("output", "level", "description")

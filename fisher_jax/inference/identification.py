@@ -1,6 +1,5 @@
 """`identifiability`: what the data tell apart, and what they do not."""
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from fisher_jax import linalg
 from fisher_jax.fitted import Fit
 from fisher_jax.inference.each import check_fit, is_known, one_of, quietly
 from fisher_jax.inference.functions import OfParameters, linearised, outline
-from fisher_jax.inference.report import Table, number
+from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.inference.wald import Entries
 from fisher_jax.model import ById
 from fisher_jax.status import Status
@@ -21,8 +20,8 @@ CALLER = "identifiability"
 WEAK = 1e-3  # of an eigenvalue: standard errors along the direction are some thirty times what each parameter's would be alone
 
 
-@dataclass(frozen=True)
-class Identifiability:
+@dataclass(frozen=True, repr=False)
+class Identifiability(Printed):
     """Which directions of parameter space the data inform about. Arrays are numpy's; of a batch with a leading axis B.
 
     Attributes
@@ -114,9 +113,9 @@ class Identifiability:
         notes = notes or ["every direction is well informed about."]
         return [*notes, self.status] if self.status else notes
 
-    def __str__(self) -> str:
+    def _report(self) -> Table:
         if self.eigenvalues.ndim == 1:
-            return str(self._table())
+            return self._table()
         unknown = np.isnan(self.eigenvalues).any(axis=-1)
         counts = [
             ("Fits", f"{len(self.eigenvalues)}"),
@@ -124,13 +123,7 @@ class Identifiability:
             ("With a weak direction", f"{int(self.weak.any(axis=-1).sum())}"),
             ("Information not finite", f"{int(unknown.sum())}"),
         ]
-        return str(Table("Identifiability", counts, notes=["one fit's by its index, as in identifiability(fits)[0]."]))
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return self._table()._repr_html_() if self.eigenvalues.ndim == 1 else f"<pre>{html.escape(str(self))}</pre>"
+        return Table("Identifiability", counts, notes=["one fit's by its index, as in identifiability(fits)[0]."])
 
 
 def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -> Identifiability:

@@ -1,6 +1,5 @@
 """`influence`: what each observation does to the estimate, without refitting."""
 
-import html
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 from fisher_jax.extras import require
 from fisher_jax.fitted import Fit
 from fisher_jax.inference.each import check_fit, model_of, one_of, warn_of_failed, with_data
-from fisher_jax.inference.report import Table, number
+from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.model import Model, Sample, likelihood
 from fisher_jax.status import Status
 from fisher_jax.uncertainty import influence as influences
@@ -27,8 +26,8 @@ _NO_STEP = (
 )
 
 
-@dataclass(frozen=True)
-class Influence:
+@dataclass(frozen=True, repr=False)
+class Influence(Printed):
     """How the estimate depends on each observation. Arrays are numpy's; of a batch with a leading axis B.
 
     Attributes
@@ -92,16 +91,10 @@ class Influence:
         notes = [f"{lost} without a step (-): {_NO_STEP}"] if lost else []
         return Table("Influence of single observations", facts, titles, rows, notes)
 
-    def __str__(self) -> str:
+    def _report(self) -> Table | str:
         if self.distances.ndim != 1:
             return f"Influence of {self.distances.shape[1]} observations on each of {self.distances.shape[0]} fits"
-        return str(self._table())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return html.escape(str(self)) if self.distances.ndim != 1 else self._table()._repr_html_()
+        return self._table()
 
 
 def influence(fit: Any) -> Influence:

@@ -12,14 +12,14 @@ from fisher_jax.fitted import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.replicates import check_key, refit_drawn
-from fisher_jax.inference.report import Table, number, warn
+from fisher_jax.inference.report import Printed, Table, number, warn
 
 CALLER = "information_matrix_test"
 _LEAST = 1e-8  # of the largest: variances below are those of indicators that are zero by construction
 
 
-@dataclass(frozen=True)
-class InformationMatrixTest:
+@dataclass(frozen=True, repr=False)
+class InformationMatrixTest(Printed):
     """White's information-matrix test with its distribution under the model by simulation. It prints as a report.
 
     Attributes
@@ -50,7 +50,7 @@ class InformationMatrixTest:
     num_failed: int
     notes: tuple[str, ...]
 
-    def _table(self) -> Table:
+    def _report(self) -> Table:
         facts = [
             ("Null hypothesis", "the model is right: Σ s sᵀ + H has mean zero"),
             ("Statistic", f"{number(self.statistic)}, {self.degrees_of_freedom} indicators that vary"),
@@ -63,15 +63,6 @@ class InformationMatrixTest:
             (name, number(z)) for name, z in zip(self.names, np.asarray(self.indicators), strict=True)
         ]
         return Table("Information-matrix test", facts, ("indicator", "z"), rows, list(self.notes))
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return self._table()._repr_html_()
 
 
 jax.tree_util.register_dataclass(

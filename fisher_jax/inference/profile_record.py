@@ -10,13 +10,13 @@ from jaxtyping import Float, PyTree
 
 from fisher_jax.extras import require
 from fisher_jax.fitted import Fit
-from fisher_jax.inference.report import Table, number
+from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.uncertainty.profile import End
 from fisher_jax.uncertainty.profile_sides import cut_of
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, repr=False)
+class Profile(Printed):
     """Profile likelihoods of parameters or of functions of them, with the intervals that they give.
 
     Attributes
@@ -108,22 +108,13 @@ class Profile:
         }
         return pd.DataFrame(columns, index=pd.Index(self.names, name="name"))
 
-    def _table(self) -> Table:
+    def _report(self) -> Table:
         percent = f"{100 * self.level:g} %"
         titles = ("parameter", "estimate", f"lower {percent}", f"upper {percent}", "lower / Wald", "upper / Wald")
         numbers = np.column_stack([self.estimate, self.lower, self.upper, self.skewness])
         rows = [(name, *map(number, row)) for name, row in zip(self.names, numbers, strict=True)]
         facts = [("Cut-off", f"{cut_of(self.level):.4f} nats below the maximum, ½ χ² with one degree of freedom")]
         return Table("Profile likelihood", facts, titles, rows, list(self.notes))
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return self._table()._repr_html_()
 
 
 _STATIC = ("names", "level", "num_restarts", "notes")

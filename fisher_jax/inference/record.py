@@ -1,6 +1,5 @@
 """The record of a test of a hypothesis."""
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.inference.report import Table, number
+from fisher_jax.inference.report import Printed, Table, number
 
 
-@dataclass(frozen=True)
-class HypothesisTest:
+@dataclass(frozen=True, repr=False)
+class HypothesisTest(Printed):
     """A test of a null hypothesis: its statistic, chi-squared under the null, and the p-value.
 
     Attributes
@@ -71,16 +70,10 @@ class HypothesisTest:
             found.append(("Without a statistic", str(len(p) - len(known))))
         return found
 
-    def __str__(self) -> str:
+    def _report(self) -> Table | str:
         if isinstance(self.statistic, jax.core.Tracer):
             return f"{self.test} of {_joined(self.hypothesis)}"
-        return str(self._table())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return html.escape(str(self)) if isinstance(self.statistic, jax.core.Tracer) else self._table()._repr_html_()
+        return self._table()
 
 
 jax.tree_util.register_dataclass(

@@ -44,6 +44,24 @@ class Table:
         return found + "".join(f"<p>{html.escape(note[:1].upper() + note[1:])}</p>" for note in self.notes)
 
 
+class Printed:
+    """A record that reads as its report, in a terminal and in a notebook."""
+
+    def _report(self) -> Table | str:
+        """A table, or a line where there is nothing to tabulate."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self._report())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        report = self._report()
+        return html.escape(report) if isinstance(report, str) else report._repr_html_()
+
+
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
     cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
     return "  ".join(cells).rstrip()
