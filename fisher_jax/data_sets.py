@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.lanes import Leaves, joined, parted
+from fisher_jax.lanes import Leaves
 from fisher_jax.model import (
     Model,
     Sample,
@@ -20,7 +20,7 @@ from fisher_jax.model import (
     flatten_parameters,
     starting_parameters,
 )
-from fisher_jax.parameters import Layout, Values, path_name, typed
+from fisher_jax.parameters import Layout, Values, joined, parted, path_name, typed
 from fisher_jax.problem import checked_start
 
 CALLER = "fit_batch"

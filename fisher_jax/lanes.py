@@ -18,24 +18,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.damped import DampedState
 from fisher_jax.model import Model, Sample
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.parameters import Layout, Values, joined
 from fisher_jax.problem import problem_of
 from fisher_jax.running import Problem, Run, begin, trip, unfinished
 from fisher_jax.solve import ended
 
 Leaves = list[Any]  # of the data sets: start u, then what differs among them
-
-
-def parted(mapped: tuple[bool, ...], leaves: Leaves) -> tuple[Leaves, Leaves]:
-    """Leaves that differ among the data sets, and those that all share."""
-    own = [leaf for leaf, differs in zip(leaves, mapped, strict=True) if differs]
-    return own, [leaf for leaf, differs in zip(leaves, mapped, strict=True) if not differs]
-
-
-def joined(mapped: tuple[bool, ...], own: Leaves, shared: Leaves) -> Leaves:
-    """All leaves in their order again."""
-    mine, common = iter(own), iter(shared)
-    return [next(mine) if differs else next(common) for differs in mapped]
 
 
 @dataclass(frozen=True)

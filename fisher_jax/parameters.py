@@ -332,3 +332,15 @@ def _unconstrained(leaf: Leaf) -> Leaf:
     if leaf.is_fixed:
         return leaf
     return Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained())
+
+
+def parted(mapped: tuple[bool, ...], leaves: list[Any]) -> tuple[list[Any], list[Any]]:
+    """list[Any] that differ among the data sets, and those that all share."""
+    own = [leaf for leaf, differs in zip(leaves, mapped, strict=True) if differs]
+    return own, [leaf for leaf, differs in zip(leaves, mapped, strict=True) if not differs]
+
+
+def joined(mapped: tuple[bool, ...], own: list[Any], shared: list[Any]) -> list[Any]:
+    """All leaves in their order again."""
+    mine, common = iter(own), iter(shared)
+    return [next(mine) if differs else next(common) for differs in mapped]

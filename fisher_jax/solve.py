@@ -56,7 +56,8 @@ def conclude(problem: Problem, run: Run, tolerance: Float[Array, ""], max_steps:
     found = run.state
     if not isinstance(found, NewtonState):
         objective = objective_of(problem)
-        found = seen_at(found, objective(run.free, "observed")) if found else _probe(problem, objective, run.free)
+        foreign = found is None
+        found = _probe(problem, objective, run.free) if foreign else seen_at(found, objective(run.free, "observed"))
     status = _judge(problem, found, run.free, run.num_steps, tolerance, max_steps, run.broken)
     return Solution(run.free, -found.value, found.curvature, found.step, found.decrement, run.num_steps, status)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from fisher_jax.batch_fitted import BLOCK, BatchFit, batch_origin_of
 from fisher_jax.fitted import Fit, origin_of
-from fisher_jax.lanes import joined
 from fisher_jax.model import Model, Sample
+from fisher_jax.parameters import joined
 from fisher_jax.status import Status
 
 ENTRIES = 2**22  # entries of data times parameters that are worked on at once
@@ -68,20 +68,19 @@ def _of_one(function: Callable[..., Any], kind: str, fit: Fit, numbers: tuple[An
     return function(fit, kind, *numbers)
 
 
-def with_data(fit: Any, function: Callable[..., Any], caller: str, shared: tuple = (), each: tuple = ()) -> Any:
-    """`function(fit, model, sample, *shared, *each)` of a fit and its data, or of every one of a batch with its own.
+def with_data(fit: Any, function: Callable[..., Any], caller: str, shared: tuple = ()) -> Any:
+    """`function(fit, model, sample, *shared)` of a fit and its data, or of every one of a batch with its own.
 
-    Arrays in `each` have a leading axis over the fits of a batch. The function is hashable, as in `of_each`; the arrays that it
-    returns are numpy's for a batch.
+    The function is hashable, as in `of_each`; the arrays that it returns are numpy's for a batch.
     """
     check_fit(fit, caller)
     if isinstance(fit, Fit):
         model, sample = origin_of(fit, caller)
-        return _one_with_data(function, model, fit, sample, (*shared, *each))
+        return _one_with_data(function, model, fit, sample, shared)
     model, sets = batch_origin_of(fit, caller)
     if not len(fit):
         raise ValueError(f"{caller}: there are no fits in this batch.")
-    own = [fit.fits, sets.own[1:], [np.asarray(array) for array in each]]
+    own = [fit.fits, sets.own[1:]]
     size = max(1, min(BLOCK, len(fit), ENTRIES // max(1, sets.entries * fit.num_parameters)))
     parts = []
     for start in range(0, len(fit), size):
@@ -114,7 +113,7 @@ class _Put(NamedTuple):
 def _block_with_data(
     function: Callable[..., Any], model: Model, put: _Put, block: list[Any], common: list[Any], shared: tuple
 ) -> Any:
-    def one(fit: Fit, own: list[Any], each: list[Any]) -> Any:
-        return function(fit, model, put.sample(own, common), *shared, *each)
+    def one(fit: Fit, own: list[Any]) -> Any:
+        return function(fit, model, put.sample(own, common), *shared)
 
     return jax.vmap(one)(*block)

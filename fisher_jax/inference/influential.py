@@ -64,7 +64,9 @@ class Influence(Printed):
 
     def most_influential(self, count: int = SHOWN) -> np.ndarray:
         """The observations by distance, farthest first, those without a step before all."""
-        return np.argsort(-np.nan_to_num(self.distances, nan=np.inf), axis=-1, kind="stable")[..., :count]
+        return np.argsort(-np.where(np.isnan(self.distances), np.inf, self.distances), axis=-1, kind="stable")[
+            ..., :count
+        ]
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each observation (needs the extra `frames`); not of a batch."""
@@ -119,7 +121,7 @@ def influence(fit: Any) -> Influence:
     Notes
     -----
     Nothing is refitted: one score and one Hessian for each observation, and a p × p solve. A deletion is one Newton step, so
-    it is exact where the log-likelihood is quadratic and understates what an outlier of a heavy-tailed model does.
+    it is exact where the log-likelihood is quadratic.
 
     References
     ----------
@@ -146,12 +148,11 @@ def influence(fit: Any) -> Influence:
 
 
 def _influence_of(fit: Fit, model: Model, sample: Sample) -> tuple[Array, Array, Array, Array]:
-    target = likelihood(model, fit.layout, fit.values, sample, CALLER)
-    weights = precise(jnp.ones((target.num_terms,)) if target.weights is None else target.weights)
     curvature = precise(fit.curvature)  # type: ignore[arg-type]
     curvature = jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, curvature)
     # The rows as they are: in a weighted likelihood another one stands where the weight is zero.
     bare = likelihood(model, fit.layout, fit.values, sample._replace(weights=None), CALLER)
+    weights = precise(jnp.ones((bare.num_terms,)) if sample.weights is None else jnp.asarray(sample.weights))
     derivatives, deleted = influences.moves(bare, fit.free, curvature, weights)
     jacobian = precise(fit.layout.jacobian(fit.free, fit.values))
     return (

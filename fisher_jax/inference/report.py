@@ -1,5 +1,6 @@
 """What the reports on a fit have in common: facts, a table and notes, as text and for a notebook."""
 
+import abc
 import html
 import math
 import textwrap
@@ -44,12 +45,12 @@ class Table:
         return found + "".join(f"<p>{html.escape(note[:1].upper() + note[1:])}</p>" for note in self.notes)
 
 
-class Printed:
+class Printed(abc.ABC):
     """A record that reads as its report, in a terminal and in a notebook."""
 
+    @abc.abstractmethod
     def _report(self) -> Table | str:
         """A table, or a line where there is nothing to tabulate."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return str(self._report())

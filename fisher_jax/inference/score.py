@@ -72,8 +72,7 @@ def score_test(
     Notes
     -----
     Sizes of a nominal 5 % test, one parameter of four families (`benchmarks/calibration.py`): 3.8 to 5.0 % at n = 25,
-    4.2 to 5.3 at
-    50, 4.5 to 5.3 at 500.
+    4.2 to 5.3 at 50, 4.5 to 5.3 at 500.
 
     With the expected information it is the same in every parametrisation; with the observed one it is not. Candidates need for
     each observation the derivatives along the offset once, and then K n (p + 2) multiplications and no iteration.

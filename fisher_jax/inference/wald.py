@@ -46,8 +46,7 @@ def wald_test(fit: Any, restriction: Any, kind: str = "observed") -> HypothesisT
     Notes
     -----
     Sizes of a nominal 5 % test, one parameter of four families (`benchmarks/calibration.py`): 2.4 to 6.7 % at n = 25,
-    4.6 to 6.2 at
-    50, 4.5 to 5.1 at 500.
+    4.6 to 6.2 at 50, 4.5 to 5.1 at 500.
 
     Not the same in every parametrisation: shape = 1 and log shape = 0 give different W, unlike the likelihood-ratio test. It
     does not hold where the null is on the boundary of the range (a variance of zero).

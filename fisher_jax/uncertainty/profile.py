@@ -64,7 +64,6 @@ class Path(NamedTuple):
     end_value: Float[Array, ""]
     end: Int[Array, ""]
     singular: Bool[Array, ""]
-    bend: Float[Array, ""]
     trips: Int[Array, ""]
 
 
@@ -139,7 +138,6 @@ def _start(shapes: Point, free: Float[Array, " p"]) -> _Walk:
         end_value=zero,
         end=jnp.full((), End.RUNNING, jnp.int32),
         singular=jnp.array(False),
-        bend=zero,
         trips=none,
     )
     return _Walk(
@@ -224,7 +222,6 @@ def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
         drops=jnp.where(now, drop, path.drops),
         frees=jnp.where(now[:, None], here.free[None, :], path.frees),
         singular=path.singular | here.singular,
-        bend=jnp.where(first, here.bend, path.bend),
     )
     inside = jnp.where(drop < cut, jnp.maximum(walk.inside, way), walk.inside)
     outside = jnp.where(drop >= cut, jnp.minimum(walk.outside, way), walk.outside)

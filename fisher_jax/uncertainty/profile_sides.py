@@ -12,14 +12,12 @@ from jaxtyping import Array, Float, Int, PyTree
 from fisher_jax import linalg
 from fisher_jax.differentiate import CHUNK_ENTRIES
 from fisher_jax.model import Likelihood, Model, Sample, likelihood
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.parameters import Layout, Values, joined
 from fisher_jax.uncertainty.profile import End, Path, follow
 
 SIDES = (-1.0, 1.0)
 _SPAN = 3.0  # on a logarithmic or logistic scale
 _ENTRIES_AT_ONCE = 2**24  # of the scores that all lanes hold together
-
-
 _BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
 
 
@@ -40,7 +38,6 @@ class Sides(NamedTuple):
     values: Float[np.ndarray, "m 2 k"]
     drops: Float[np.ndarray, "m 2 k"]
     frees: Float[np.ndarray, "m 2 k p"]
-    trips: Int[np.ndarray, "m 2"]
 
 
 def cut_of(level: Any) -> float:
@@ -122,7 +119,6 @@ def _sides(
         values=points,
         drops=found.drops,
         frees=found.frees,
-        trips=found.trips,
     )
 
 
@@ -187,8 +183,7 @@ def _ends_of_each(
     mapped, treedef = rebuild
 
     def one(own: list[Any], fit: tuple[Values, Array, Array]) -> tuple[Array, Array]:
-        differing, common = iter(own), iter(shared)
-        _, *sample = jax.tree.unflatten(treedef, [next(differing if differs else common) for differs in mapped])
+        _, *sample = jax.tree.unflatten(treedef, joined(mapped, own, shared))
         values, free, curvature = fit
         target = likelihood(model, layout, values, Sample(*sample), caller)
         path, _, _, ends, _ = lanes(target, layout, None, values, free, curvature, np.arange(len(layout.names)), cut)
