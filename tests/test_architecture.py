@@ -31,7 +31,6 @@ ROWS = {
     "solve": 6,
     "uncertainty": 6,
     "summary": 6,
-    "theory": 6,
     "lanes": 7,
     "fitted": 7,
     "fit": 8,
@@ -44,8 +43,9 @@ ROWS = {
     "batch": 11,
     "inference": 12,
     "stream": 12,
-    "plots": 13,
-    "__init__": 14,
+    "theory": 13,
+    "plots": 14,
+    "__init__": 15,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
