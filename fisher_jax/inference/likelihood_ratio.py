@@ -1,6 +1,5 @@
 """`likelihood_ratio_test`: how much likelihood does a restriction cost?"""
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -8,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.batch_fitted import BLOCK, BatchFit
+from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.constraints import Interval
-from fisher_jax.differentiate import terms_at
 from fisher_jax.fitted import Fit
 from fisher_jax.inference.each import check_fit, is_known, one_of, with_data
+from fisher_jax.inference.gained import AllHeld, gained_over
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.inference.report import warn
 from fisher_jax.inference.restricted import refit
 from fisher_jax.inference.samples import same_data
-from fisher_jax.model import Model, Sample, likelihood
+from fisher_jax.inference.under_restriction import fit_under
 from fisher_jax.parameters import Layout
 from fisher_jax.solve import ROUNDING_LIMIT
 from fisher_jax.status import Status
@@ -34,9 +33,11 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
     ----------
     fit : Fit or BatchFit
         The fit without the restriction.
-    null : Fit, BatchFit or pytree
+    null : Fit, BatchFit, pytree or callable
         The fit of the restricted model to the same data. Or hypothesised values as for `wald_test`, by structure or by name, as
         in ``{"shape": 1.0}``: the model is then fitted again with these held, from the estimates of the others, by `newton`.
+        Or ``restriction(params)``, a number or any pytree of arrays, zero under the null hypothesis: the model is then fitted
+        again under it, from the estimates, by the method of multipliers.
     num_on_boundary : int, optional
         How many of the restrictions put a parameter on the edge of its range (a variance or a mixture's weight of zero).
         Default: as many as can be told from the constraints and the hypothesised values.
@@ -78,28 +79,28 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
     """
     caller = "likelihood_ratio_test"
     check_fit(fit, caller)
-    if callable(null) and not isinstance(null, Fit | BatchFit):
-        raise TypeError(
-            f"{caller}: a restriction given as a function would need the maximum under it. Write the model under the null, fit "
-            "it and give that fit; or give hypothesised values; or use wald_test, which takes functions."
-        )
     words: tuple[str, ...] = ("the restricted model",)
-    left, layout = 0, one_of(fit).layout
+    layout, unmet, edge = one_of(fit).layout, None, 0
     if isinstance(null, Fit | BatchFit):
         _check_pair(fit, null, caller)
         edge = _fixed_on_edge(layout, one_of(null))
-        gained, left = _gained(fit, null), one_of(null).num_parameters
+        gained, freedom = gained_over(fit, null), one_of(fit).num_parameters - one_of(null).num_parameters
+    elif callable(null):
+        under = fit_under(fit, null, caller)
+        null, freedom, unmet = under.fit, len(under.names), ~under.holds
+        words = tuple(f"{name} = 0" for name in under.names)
+        gained = gained_over(fit, null)
+        gained = (np if isinstance(gained, np.ndarray) else jnp).where(unmet, np.nan, gained)
     else:
         hypothesis = hypothesised(layout, null, caller)
-        positions = free_positions(layout, hypothesis, caller)
+        freedom = len(free_positions(layout, hypothesis, caller))
         words, edge = hypothesis.words, _on_edge(layout, hypothesis)
-        if len(positions) == len(layout.names):  # nothing is left to be fitted
+        if freedom == len(layout.names):  # nothing is left to be fitted
             null = None
-            gained = with_data(fit, _AllHeld(tuple(hypothesis.values.tolist())), caller)
+            gained = with_data(fit, AllHeld(tuple(hypothesis.values.tolist())), caller)
         else:
             null = refit(fit, hypothesis, caller)
-            gained, left = _gained(fit, null), one_of(null).num_parameters
-    freedom = one_of(fit).num_parameters - left
+            gained, freedom = gained_over(fit, null), one_of(fit).num_parameters - one_of(null).num_parameters
     if num_on_boundary is not None:
         edge = _checked_number(num_on_boundary, freedom, caller)
     statistic, notes = _statistic(fit, gained, caller)
@@ -107,6 +108,7 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
         _robust_notes(one_of(fit))
         + _boundary_notes(edge, freedom)
         + (_status_notes(fit, null, edge, caller) if is_known(fit) else ())
+        + _unmet_notes(unmet, caller)
     )
     return chi_squared_test(statistic, freedom, TEST, words, "", notes, num_on_boundary=edge)
 
@@ -135,27 +137,6 @@ def _check_pair(fit: Any, null: Any, caller: str) -> None:
         )
 
 
-def _gained(fit: Any, null: Any) -> Any:
-    """ℓ(θ̂) − ℓ(θ̂₀)."""
-    known = fit.origin is not None and null.origin is not None and len(one_of(fit).free)
-    if known and one_of(fit).layout.dtype == np.float32:
-        return _by_terms(fit, null)
-    return one_of(fit).log_likelihood - one_of(null).log_likelihood
-
-
-@dataclass(frozen=True)
-class _AllHeld:
-    """What is gained over the point that a hypothesis consists of, by one fit and its data."""
-
-    theta: tuple[float, ...]
-
-    def __call__(self, fit: Fit, model: Model, sample: Sample) -> Array:
-        natural = _wide(fit.layout).natural()
-        target = likelihood(model, natural, fit.values, sample, "likelihood_ratio_test")
-        theta = fit.layout.join(fit.layout.constrained_values(fit.free, fit.values)).astype(natural.dtype)
-        return jnp.sum(terms_at(target, theta) - terms_at(target, jnp.array(self.theta, natural.dtype)))
-
-
 def _statistic(fit: Any, gained: Any, caller: str) -> tuple[Any, tuple[str, ...]]:
     """The statistic, zero where it is negative by rounding, and a note where it is more negative than that."""
     raw = 2.0 * gained
@@ -182,33 +163,6 @@ def _shortfall(fit: Fit, precision: Any) -> Array:
     decrement = jnp.maximum(jnp.where(jnp.isfinite(fit.decrement), fit.decrement, 0.0), least)
     stopped = jnp.where(fit.status_code == Status.BOUNDARY, SHORT_OF_EDGE, 2.0 * decrement**2)
     return rounding + stopped
-
-
-def _by_terms(fit: Any, null: Any) -> Any:
-    """The same from the differences of the terms, in float64 where x64 is enabled."""
-    if isinstance(fit, BatchFit):
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(fit), BLOCK)]
-        found = np.concatenate([_difference(fit[block], null[block]) for block in blocks])
-        return found.astype(_wide(one_of(fit).layout).dtype)
-    return jnp.asarray(_difference(fit, null), _wide(fit.layout).dtype)
-
-
-def _difference(fit: Any, null: Any) -> Any:
-    terms, others = (np.asarray(with_data(f, _terms, "likelihood_ratio_test"), np.float64) for f in (fit, null))
-    if terms.shape == others.shape:
-        return np.sum(terms - others, axis=-1)
-    return np.sum(terms, axis=-1) - np.sum(others, axis=-1)
-
-
-def _terms(fit: Fit, model: Model, sample: Sample) -> Array:
-    layout = _wide(fit.layout)
-    return terms_at(
-        likelihood(model, layout, fit.values, sample, "likelihood_ratio_test"), fit.free.astype(layout.dtype)
-    )
-
-
-def _wide(layout: Layout) -> Layout:
-    return replace(layout, dtype=jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def _on_edge(layout: Layout, hypothesis: Hypothesis) -> int:
@@ -254,6 +208,19 @@ def _boundary_notes(edge: int, freedom: int) -> tuple[str, ...]:
         f"under the null {edge} parameters lie on the boundary of their range: the statistic is a mixture of chi-squared "
         "distributions whose weights depend on the information. The p-value is too large; use a parametric bootstrap.",
     )
+
+
+def _unmet_notes(unmet: Any, caller: str) -> tuple[str, ...]:
+    """Where no parameters were found that obey a restriction."""
+    if unmet is None or not np.any(unmet):
+        return ()
+    which = f" for {int(np.sum(unmet))} of {unmet.size} fits" if np.ndim(unmet) else ""
+    note = (
+        f"no parameters were found at which the restriction holds{which}, or there is no covariance to judge that by: "
+        "there is no statistic. Write the model under the hypothesis, fit it, and give that fit."
+    )
+    warn(f"{caller}: {note}", stacklevel=4)
+    return (note,)
 
 
 def _status_notes(fit: Any, null: Any, edge: int, caller: str) -> tuple[str, ...]:

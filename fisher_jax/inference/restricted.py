@@ -51,16 +51,22 @@ def refit(full: Any, hypothesis: Hypothesis, caller: str) -> Any:
     parts, constraints = _split(full, hypothesis, held)
     kind = DependentModel if model.is_dependent else Model
     restricted = kind(under, constraints=constraints)
+    if isinstance(full, Fit):
+        _check_inside(full, held, caller)
+    return fit_again(full, restricted, parts, caller)
+
+
+def fit_again(full: Any, model: Model, params: PyTree, caller: str) -> Any:
+    """Another model fitted to the data of a fit, or to those of a batch with starts for each."""
     if isinstance(full, BatchFit):
         sets = batch_origin_of(full, caller).sets
         (data, given, weights), axes = sets.arrays(), sets.axes()
         return fit_batch(
-            restricted, parts, data, given=given, weights=weights, params_axis=0, data_axis=axes.data, given_axis=axes.given,
+            model, params, data, given=given, weights=weights, params_axis=0, data_axis=axes.data, given_axis=axes.given,
             weights_axis=axes.weights, covariances=(),
         )  # fmt: skip
-    _check_inside(full, held, caller)
     data, given, weights = origin_of(full, caller).sample
-    return fit(restricted, parts, data, given=given, weights=weights)
+    return fit(model, params, data, given=given, weights=weights)
 
 
 def _check_inside(full: Fit, held: tuple[tuple[int, ...], ...], caller: str) -> None:

@@ -73,14 +73,14 @@ def wald_test(fit: Any, restriction: Any, kind: str = "observed") -> HypothesisT
     if callable(restriction):
         output = outline(restriction, one, "restriction", caller)
         names, words = output.names, tuple(f"{name} = 0" for name in output.names)
-        test = _Wald(OfParameters(ById(restriction)))
+        test = WaldStatistic(OfParameters(ById(restriction)))
     else:
         hypothesis = hypothesised(one.layout, restriction, caller)
         names, words = hypothesis.names, hypothesis.words
-        test, numbers = _Wald(Entries(free_positions(one.layout, hypothesis, caller))), (hypothesis.values,)
+        test, numbers = WaldStatistic(Entries(free_positions(one.layout, hypothesis, caller))), (hypothesis.values,)
     statistic, slopes, spread = of_each(fit, test, kind, caller, *numbers)
     if is_known(fit):
-        _check_rank(np.asarray(slopes), names, caller)
+        check_rank(np.asarray(slopes), names, caller)
         _warn_of_none(fit, np.asarray(statistic), np.asarray(spread), caller)
     return chi_squared_test(statistic, len(names), "Wald test", words, one.describe(kind))
 
@@ -96,7 +96,7 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class _Wald:
+class WaldStatistic:
     """W of one fit, the derivatives of its restrictions and their variances, compiled once for each restriction."""
 
     restriction: Any
@@ -112,7 +112,7 @@ class _Wald:
         return jnp.where(factor.definite, squared, jnp.nan), slopes * scale.astype(slopes.dtype)[None, :], variance
 
 
-def _check_rank(slopes: Float[np.ndarray, "*b k p"], names: tuple[str, ...], caller: str) -> None:
+def check_rank(slopes: Float[np.ndarray, "*b k p"], names: tuple[str, ...], caller: str) -> None:
     """Refuse restrictions of which one follows from the others, wherever that can be judged, in every fit."""
     known = slopes.reshape((-1, *slopes.shape[-2:]))
     known = known[np.all(np.isfinite(known), axis=(1, 2))]

@@ -1,0 +1,64 @@
+"""By how much one log-likelihood exceeds another of the same data: by observations where float32 could not tell."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fisher_jax.batch_fitted import BLOCK, BatchFit
+from fisher_jax.differentiate import terms_at
+from fisher_jax.fitted import Fit
+from fisher_jax.inference.each import one_of, with_data
+from fisher_jax.model import Model, Sample, likelihood
+from fisher_jax.parameters import Layout
+
+
+def gained_over(fit: Any, null: Any) -> Any:
+    """ℓ(θ̂) − ℓ(θ̂₀)."""
+    known = fit.origin is not None and null.origin is not None and len(one_of(fit).free)
+    if known and one_of(fit).layout.dtype == np.float32:
+        return _by_terms(fit, null)
+    return one_of(fit).log_likelihood - one_of(null).log_likelihood
+
+
+@dataclass(frozen=True)
+class AllHeld:
+    """What is gained over the point that a hypothesis consists of, by one fit and its data."""
+
+    theta: tuple[float, ...]
+
+    def __call__(self, fit: Fit, model: Model, sample: Sample) -> Array:
+        natural = _wide(fit.layout).natural()
+        target = likelihood(model, natural, fit.values, sample, "likelihood_ratio_test")
+        theta = fit.layout.join(fit.layout.constrained_values(fit.free, fit.values)).astype(natural.dtype)
+        return jnp.sum(terms_at(target, theta) - terms_at(target, jnp.array(self.theta, natural.dtype)))
+
+
+def _by_terms(fit: Any, null: Any) -> Any:
+    """The same from the differences of the terms, in float64 where x64 is enabled."""
+    if isinstance(fit, BatchFit):
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(fit), BLOCK)]
+        found = np.concatenate([_difference(fit[block], null[block]) for block in blocks])
+        return found.astype(_wide(one_of(fit).layout).dtype)
+    return jnp.asarray(_difference(fit, null), _wide(fit.layout).dtype)
+
+
+def _difference(fit: Any, null: Any) -> Any:
+    terms, others = (np.asarray(with_data(f, _terms, "likelihood_ratio_test"), np.float64) for f in (fit, null))
+    if terms.shape == others.shape:
+        return np.sum(terms - others, axis=-1)
+    return np.sum(terms, axis=-1) - np.sum(others, axis=-1)
+
+
+def _terms(fit: Fit, model: Model, sample: Sample) -> Array:
+    layout = _wide(fit.layout)
+    return terms_at(
+        likelihood(model, layout, fit.values, sample, "likelihood_ratio_test"), fit.free.astype(layout.dtype)
+    )
+
+
+def _wide(layout: Layout) -> Layout:
+    return replace(layout, dtype=jax.dtypes.canonicalize_dtype(np.float64))

@@ -1,0 +1,140 @@
+"""The maximum of a likelihood where functions of the parameters are zero, by multipliers: of one fit or of a batch."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from fisher_jax.batch_fitted import BatchFit, batch_origin_of
+from fisher_jax.constraints import fixed
+from fisher_jax.fitted import origin_of
+from fisher_jax.inference.each import of_each, one_of
+from fisher_jax.inference.functions import OfParameters, outline
+from fisher_jax.inference.restricted import fit_again
+from fisher_jax.inference.wald import WaldStatistic, check_rank
+from fisher_jax.model import ById, DependentModel, Model
+from fisher_jax.parameters import Layout
+
+_STIFFNESS = (
+    100.0  # of the penalty, for restrictions in standard errors: each round leaves about a hundredth of the rest
+)
+_MOST_ROUNDS = 30
+
+
+class UnderRestriction(NamedTuple):
+    """The fit with the restrictions, how far each fit is from them at its end in standard errors, and their names."""
+
+    fit: Any
+    away: Any
+    names: tuple[str, ...]
+
+    @property
+    def holds(self) -> Any:
+        """Whether the restrictions hold at the end, to what rounding allows."""
+        return np.asarray(self.away <= 100 * _tolerance(one_of(self.fit).layout))
+
+
+@dataclass(frozen=True)
+class _Penalised:
+    """A model's log-density, and its share of λᵀh − ½ρ|h|², h being the restrictions divided by their standard errors."""
+
+    function: ById
+    restriction: ById
+    layout: Layout
+
+    def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Array:
+        params = self.layout.assemble(parts["params"])
+        away = jnp.matmul(parts["scale"], _in_one_row(self.restriction, params), precision="highest")
+        penalty = jnp.sum(parts["multiplier"] * away) - 0.5 * parts["stiffness"] * jnp.sum(away**2)
+        return self.function.function(params, *arguments) + penalty / parts["total"]
+
+
+def _in_one_row(restriction: ById, params: PyTree) -> Array:
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(restriction.function(params))])
+
+
+def fit_under(full: Any, restriction: Any, caller: str) -> UnderRestriction:
+    """Fit again where `restriction(params)` is zero, from the estimates without it.
+
+    The method of multipliers: each round is a fit of the penalised likelihood, after which λ takes over what the penalty
+    held. The restrictions are taken in their standard errors at the estimate, so that one stiffness suits all.
+
+    References
+    ----------
+    Nocedal, J. and Wright, S. J. (2006), Numerical Optimization, 2nd ed., framework 17.3 and eq. (17.39).
+    """
+    one = one_of(full)
+    names = outline(restriction, one, "restriction", caller).names
+    _, slopes, variance = of_each(full, WaldStatistic(OfParameters(ById(restriction))), "observed", caller)
+    check_rank(np.asarray(slopes), names, caller)
+    model = _penalised(full, restriction, caller)
+    parts = _parts(full, _inverse_root(np.asarray(variance)), caller)
+    last: Any = np.inf
+    for _ in range(_MOST_ROUNDS):
+        found = fit_again(full, model, parts, caller)
+        parts = found.params
+        away = np.asarray(_distances(ById(restriction), one.layout, parts, isinstance(full, BatchFit)))
+        size = np.linalg.norm(away, axis=-1)
+        if not np.any((size > _tolerance(one.layout)) & np.isfinite(size)):
+            break
+        stiffness = np.asarray(parts["stiffness"])
+        multiplier = np.asarray(parts["multiplier"]) - stiffness[..., None] * away
+        parts = parts | {
+            "multiplier": multiplier.astype(one.layout.dtype),
+            "stiffness": np.where(size > 0.25 * last, 10 * stiffness, stiffness).astype(one.layout.dtype),
+        }
+        last = size
+    return UnderRestriction(found, size, names)
+
+
+def _tolerance(layout: Layout) -> float:
+    """Standard errors within which a restriction holds."""
+    return float(jnp.finfo(layout.dtype).eps ** 0.5)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _distances(restriction: ById, layout: Layout, parts: Any, batched: bool) -> Array:
+    """The restrictions in standard errors."""
+
+    def one(parts: Any) -> Array:
+        found = _in_one_row(restriction, layout.assemble(parts["params"]))
+        return jnp.matmul(parts["scale"], found, precision="highest")
+
+    return (jax.vmap(one) if batched else one)(parts)
+
+
+def _inverse_root(variance: np.ndarray) -> np.ndarray:
+    """The L⁻¹ of variance = L Lᵀ; NaN where it is not positive definite."""
+    known = np.all(np.isfinite(variance), axis=(-2, -1))
+    filled = np.where(known[..., None, None], variance, np.eye(variance.shape[-1]))
+    definite = np.linalg.eigvalsh(filled)[..., 0] > 0
+    root = np.linalg.cholesky(np.where(definite[..., None, None], filled, np.eye(variance.shape[-1])))
+    return np.where((known & definite)[..., None, None], np.linalg.inv(root), np.nan)
+
+
+def _penalised(full: Any, restriction: Any, caller: str) -> Model:
+    model = (batch_origin_of if isinstance(full, BatchFit) else origin_of)(full, caller)[0]
+    layout = one_of(full).layout
+    constraints = {
+        "params": [leaf.constraint for leaf in layout.leaves],
+        **dict.fromkeys(("multiplier", "scale", "stiffness", "total"), fixed),
+    }
+    kind = DependentModel if model.is_dependent else Model
+    return kind(_Penalised(ById(model.log_density), ById(restriction), layout), constraints=constraints)
+
+
+def _parts(full: Any, scale: np.ndarray, caller: str) -> dict[str, Any]:
+    """Where the first round starts: no multipliers yet."""
+    one = one_of(full)
+    ahead, dtype = scale.shape[:-2], one.layout.dtype
+    return {
+        "params": [np.asarray(value) for value in one.values],
+        "multiplier": np.zeros(scale.shape[:-1], dtype),
+        "scale": scale.astype(dtype),
+        "stiffness": np.full(ahead, _STIFFNESS, dtype),
+        "total": np.broadcast_to(np.asarray(one.num_observations, dtype), ahead),
+    }
