@@ -17,8 +17,10 @@ test: $(READY)
 fast: $(READY)
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not exhaustive"
 
+# Compiled as for a user, with the oracles once more.
 exhaustive: $(READY)
-	$(BIN)/python -m pytest $(WORKERS) -m exhaustive
+	XLA_FLAGS= $(BIN)/python -m pytest $(WORKERS) -m exhaustive
+	XLA_FLAGS= $(BIN)/python -m pytest $(WORKERS) tests/test_oracles.py tests/test_families.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

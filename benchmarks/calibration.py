@@ -49,7 +49,7 @@ def drawn(name, n, size, seed):
 
 def fitted(name, n, size, seed=1):
     data, given = drawn(name, n, size, seed)
-    return fj.fit_batch(MODELS[name][0], MODELS[name][1], data, given=given)
+    return fj.fit_batch(MODELS[name][0], MODELS[name][1], data, given=given, covariances=KEPT)
 
 
 def covered(ends, truth):

@@ -11,6 +11,7 @@ from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.each import check_fit
+from fisher_jax.inference.indicators import indicators, spreads
 from fisher_jax.inference.replicates import check_key, refit_drawn
 from fisher_jax.inference.report import Printed, Table, number, warn
 
@@ -25,10 +26,9 @@ class InformationMatrixTest(Printed):
     Attributes
     ----------
     statistic : float
-        T = (d − d̄)ᵀ V⁻¹ (d − d̄), d the indicators at the data, d̄ and V their mean and covariance over the replicates and the
-        data.
+        T = n dᵀ V(θ̂)⁻¹ d, d the indicators at the estimate and V(θ̂)/n their covariance if the model holds with θ̂, by draws.
     p_value : float
-        The share of the replicates and the data whose T is at least as large.
+        The share of the replicates and the data whose T, each with its own θ̂, is at least as large.
     degrees_of_freedom : int
         How many indicators vary independently.
     indicators : array (p(p + 1)/2,)
@@ -84,8 +84,7 @@ def information_matrix_test(
     key : jax.random.key
         For the replicates.
     num_replicates : int
-        Data sets drawn from the model at the estimate and fitted; at least 99, and of many parameters more than there are
-        indicators, p(p + 1)/2.
+        Data sets drawn from the model at the estimate and fitted; at least 99.
     num_lanes : int, optional
         As for `fit_batch`.
 
@@ -93,7 +92,7 @@ def information_matrix_test(
     -------
     InformationMatrixTest
         A small p-value says that the model is wrong in a way that makes the usual standard errors wrong too. It prints. NaN,
-        with a `FitWarning`, where no more replicates converged than indicators vary, since all are then equally far off.
+        with a `FitWarning`, where V is not finite at some estimate.
 
     Raises
     ------
@@ -102,10 +101,11 @@ def information_matrix_test(
 
     Notes
     -----
-    A parametric bootstrap: the indicators (1/n) Σ (s sᵀ + H) are taken at each replicate's own estimate, so that their mean and
-    covariance V under the model, estimation included, need no derivatives of third order and no χ² approximation. White's
-    form with V from the outer products of the data rejects a true model far too often: at a nominal 5 %, in 15 % of samples
-    of 500. Indicators that are zero by construction (those of a normal's mean, say) drop out of V.
+    A parametric bootstrap of a statistic that is nearly pivotal: the indicators d = (1/n) Σ (s sᵀ + H) of each replicate are
+    taken at its own estimate and measured by the spread V that the model has there, with the effect of estimation, from some
+    2000 draws of it, so that neither derivatives of third order nor a χ² approximation are needed. White's form with V from
+    the outer products of the data rejects a true model far too often: at a nominal 5 %, in 15 % of samples of 500.
+    Indicators that are zero by construction (those of a normal's mean, say) drop out.
 
     References
     ----------
@@ -139,49 +139,55 @@ def information_matrix_test(
     note = f"of the replicates' fits failed: {said} of {len(fits)}. They are left out."
     if said:
         warn(f"{CALLER}: {note}")
-    drawn = _indicators(fits.fits)[fits.converged]
-    found = _test(fit, _indicators(fit)[None], drawn, len(fits), (note,) if said else ())
+    at = np.concatenate([np.asarray(fit.free)[None], np.asarray(fits.fits.free)[fits.converged]])
+    observed = np.concatenate([indicators(fit)[None], indicators(fits.fits)[fits.converged]])
+    covariances = spreads(fit, origin, at, jax.random.fold_in(key, num_replicates), CALLER)
+    found = _test(fit, observed, covariances, len(fits), (note,) if said else ())
     if np.isnan(found.p_value):
         warn(f"{CALLER}: {found.notes[-1]}")
     return found
 
 
-def _indicators(fit: Fit) -> np.ndarray:
-    """The upper triangle of (1/n) Σ (s sᵀ + H), in the unconstrained parameters."""
-    rows, columns = np.triu_indices(fit.num_parameters)
-    difference = np.asarray(fit.outer_product, float) - np.asarray(fit.curvature, float)
-    return difference[..., rows, columns] / np.asarray(fit.num_observations, float)[..., None]
-
-
 def _test(
-    fit: Fit, observed: Float[np.ndarray, "1 k"], drawn: Float[np.ndarray, "r k"], count: int, notes: tuple[str, ...]
+    fit: Fit,
+    observed: Float[np.ndarray, "r k"],
+    covariances: Float[np.ndarray, "r k k"],
+    count: int,
+    notes: tuple[str, ...],
 ) -> InformationMatrixTest:
-    """The place of the data among the replicates, all treated alike, by Mahalanobis distance from their common mean."""
-    scale = np.asarray(np.diagonal(np.asarray(fit.curvature, float))) / float(fit.num_observations)
+    """The place of the data, which come first, among the replicates: each in the spread of the model at its own estimate."""
+    total = observed * float(fit.num_observations)
+    known = np.all(np.isfinite(covariances), axis=(1, 2))
+    diagonals = np.diagonal(covariances, axis1=1, axis2=2)
+    curvature = np.asarray(np.diagonal(np.asarray(fit.curvature, float)))
     rows, columns = np.triu_indices(fit.num_parameters)
-    every = np.concatenate([observed, drawn]) / np.sqrt(scale[rows] * scale[columns])
-    off = every - every.mean(axis=0)
-    spread = off.std(axis=0)
-    varies = spread**2 > _LEAST * max(np.max(spread**2), 1e-3)
-    scores = np.where(varies, off / np.where(varies, spread, 1.0), 0.0)
-    values, vectors = np.linalg.eigh(scores.T @ scores / len(scores))
-    kept = values > _LEAST * values[-1]
-    distances = np.sum((scores @ vectors[:, kept]) ** 2 / values[kept], axis=1)
-    if kept.sum() >= len(drawn):
-        distances = np.full(len(distances), np.nan)
+    large = (
+        curvature[rows] * curvature[columns] / float(fit.num_observations)
+    )  # variances as they would be at their largest
+    varies = diagonals > _LEAST * large
+    deviations = np.sqrt(np.where(varies, diagonals, 1.0))
+    scores = np.where(varies, total / deviations, 0.0)
+    correlations = np.where(varies[:, :, None] & varies[:, None, :], covariances, 0.0)
+    correlations = correlations / (deviations[:, :, None] * deviations[:, None, :])
+    values, vectors = np.linalg.eigh(np.where(known[:, None, None], correlations, np.eye(len(rows))))
+    kept = values > _LEAST * values[:, -1:]
+    along = np.einsum("rk,rkj->rj", scores, vectors) ** 2 / np.where(kept, values, 1.0)
+    distances = np.where(known, np.sum(np.where(kept, along, 0.0), axis=1), np.nan)
+    lost = int(np.sum(~known))
+    if lost:
         notes += (
-            f"{len(drawn)} replicates do not tell {np.sum(varies)} indicators apart: all data sets are equally far off. Ask "
-            "for more replicates.",
+            f"the spread of the indicators is not finite at {lost} of {len(known)} estimates, where scores or Hessians "
+            "overflow: there is no p-value.",
         )
     farther = distances >= distances[0] * (1 - 1e-12)
     labels = fit.layout.free_names
     return InformationMatrixTest(
         statistic=distances[0],
-        p_value=np.mean(np.where(np.isnan(distances), np.nan, farther)),
-        degrees_of_freedom=int(kept.sum()),
-        indicators=np.where(varies, scores[0], np.nan),
+        p_value=np.nan if lost else np.mean(farther),
+        degrees_of_freedom=int(kept[0].sum()),
+        indicators=np.where(varies[0], scores[0], np.nan),
         names=tuple(f"{labels[i]}, {labels[j]}" for i, j in zip(rows, columns, strict=True)),
         num_replicates=count,
-        num_failed=count - len(drawn),
+        num_failed=count - len(observed) + 1,
         notes=notes,
     )

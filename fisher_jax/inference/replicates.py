@@ -40,11 +40,11 @@ def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], *
 
 def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, caller: str, **settings: Any) -> BatchFit:
     """Fits of data drawn from the model at the estimate, from the estimate."""
-    given, weights = _given_of_draws(origin, caller)
-    rows = _num_rows(origin, given)
+    given, weights = given_of_draws(origin, caller)
+    rows = num_rows(origin, given)
     parts = []
     for numbers in chunks_of(count, _entries(origin.sample.data)):
-        drawn = _draw(origin.model, fit.layout, fit.values, given, rows, key, numbers)
+        drawn = draw(origin.model, fit.layout, fit.values, given, rows, key, numbers)
         _check_drawn(drawn, origin, rows, caller)
         fresh = jax.device_get(drawn)
         parts.append(
@@ -80,7 +80,7 @@ def _entries(data: PyTree) -> int:
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(data))
 
 
-def _given_of_draws(origin: Origin, caller: str) -> tuple[PyTree, Any]:
+def given_of_draws(origin: Origin, caller: str) -> tuple[PyTree, Any]:
     """Covariates of each observation to be drawn, and the weights of the terms; frequency weights become repeated rows."""
     model, sample = origin
     if model.sample is None:
@@ -106,7 +106,7 @@ def whole_weights(weights: Any, caller: str) -> np.ndarray:
     return host.astype(int)
 
 
-def _num_rows(origin: Origin, given: PyTree) -> int:
+def num_rows(origin: Origin, given: PyTree) -> int:
     model, sample = origin
     if model.is_dependent:
         return 0
@@ -118,7 +118,7 @@ def _num_rows(origin: Origin, given: PyTree) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
-def _draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: Any, numbers: Any) -> PyTree:
+def draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: Any, numbers: Any) -> PyTree:
     """Data (R, n, …) of some replicates, each from a key of its own."""
     params, sample = layout.assemble(values), model.sample
     also = () if given is None else (given,)
