@@ -93,10 +93,10 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
         gained = (np if isinstance(gained, np.ndarray) else jnp).where(unmet, np.nan, gained)
     else:
         hypothesis = hypothesised(layout, null, caller)
-        freedom = len(free_positions(layout, hypothesis, caller))
+        positions = free_positions(layout, hypothesis, caller)
         words, edge = hypothesis.words, _on_edge(layout, hypothesis)
-        if freedom == len(layout.names):  # nothing is left to be fitted
-            null = None
+        if len(positions) == len(layout.names):  # nothing is left to be fitted
+            null, freedom = None, one_of(fit).num_parameters
             gained = with_data(fit, AllHeld(tuple(hypothesis.values.tolist())), caller)
         else:
             null = refit(fit, hypothesis, caller)
