@@ -27,8 +27,10 @@ def main() -> int:
     """Run the notebooks, say how each went, and return the number that failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="store the outputs in the notebooks")
-    write = parser.parse_args().write
-    return sum(not report(path, write) for path in sorted(HERE.glob("[0-9]*.ipynb")))
+    parser.add_argument("names", nargs="*", help="which notebooks; by default all that have a number")
+    arguments = parser.parse_args()
+    names = arguments.names or sorted(path.name for path in HERE.glob("[0-9]*.ipynb"))
+    return sum(not report(HERE / name, arguments.write) for name in names)
 
 
 def report(path: Path, write: bool) -> bool:

@@ -42,8 +42,9 @@ def without_rounding(text):
 
 
 @pytest.mark.slow
-def test_every_notebook_runs_from_a_clean_kernel():
-    command = [sys.executable, str(ROOT / "notebooks" / "run.py")]
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")))
+def test_every_notebook_runs_from_a_clean_kernel(name):
+    command = [sys.executable, str(ROOT / "notebooks" / "run.py"), name]
     run = subprocess.run(command, capture_output=True, text=True, env=QUICK, cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
 
