@@ -17,7 +17,9 @@ CRITERIA = {
     "E": "E-optimal: the largest eigenvalue of the covariance",
     "c": "c-optimal: the variance of one function",
 }
-RANK = 1e-11  # eigenvalues of an information of unit diagonal below which it holds nothing
+RANK = (
+    1e-11  # eigenvalues of an information, in coordinates where all points together have the identity, that are nothing
+)
 SEEN = 1e-6  # of what is asked, how much may lie outside what the information sees
 
 
@@ -43,14 +45,13 @@ def gains(dual: Float[np.ndarray, "b r r"], points: Float[np.ndarray, "m b r r"]
 def covariance_of(information: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """N = K M⁻ Kᵀ (b, s, s), and by parameter value how much of what is asked M does not see (b,).
 
-    M⁻ is a generalised inverse: where M is singular, N is right for what M sees.
+    Both in whitened coordinates. M⁻ is a generalised inverse: where M is singular, N is right for what M sees.
     """
     found, unseen = [], []
     for matrix, slope in zip(information, slopes, strict=True):
-        scale = np.sqrt(np.where(np.diagonal(matrix) > 0, np.diagonal(matrix), 1.0))
-        values, vectors = np.linalg.eigh(matrix / scale[:, None] / scale[None, :])
+        values, vectors = np.linalg.eigh(matrix)
         kept = values > RANK
-        along = (slope / scale) @ vectors
+        along = slope @ vectors
         found.append((along[:, kept] / values[kept]) @ along[:, kept].T)
         total = np.linalg.norm(along)
         unseen.append(np.linalg.norm(along[:, ~kept]) / total if total > 0 else 0.0)

@@ -143,6 +143,7 @@ def optimal_design(
         float(np.exp(found.value)),
         bound,
         white.dual(found.dual),
+        white.whole,
         criterion,
         informed.names,
         status,
@@ -187,20 +188,20 @@ def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:
                 f"hold no information along {linalg.describe_direction(direction, informed.layout.free_names)} (eigenvalue "
                 f"{value:.3g} at unit diagonal). Give other points, fix a parameter, or ask for a function of what is told."
             )
-        parts.append((scale, values[kept], vectors[:, kept]))
-    ranks = {len(values) for _, values, _ in parts}
+        parts.append((vectors / scale[:, None] / np.sqrt(np.where(kept, values, 1.0)), kept))
+    ranks = {int(np.sum(kept)) for _, kept in parts}
     if len(ranks) > 1:
         raise ValueError(
             f"{CALLER}: the points tell of {min(ranks)} directions at some parameter values and of {max(ranks)} at others."
         )
-    basis = np.stack([vectors / scale[:, None] / np.sqrt(values) for scale, values, vectors in parts])
+    basis = np.stack([whole[:, kept] for whole, kept in parts])
     slopes = informed.slopes @ basis
     if criterion == "D" and np.any(np.linalg.matrix_rank(slopes, tol=1e-9 * np.max(np.abs(slopes))) < slopes.shape[1]):
         raise ValueError(
             f"{CALLER}: the determinant of the covariance of {', '.join(informed.names)} is zero whatever the design: they "
             'depend on each other. Ask for fewer, or use criterion="A".'
         )
-    return Whitened(basis, slopes)
+    return Whitened(basis, slopes, np.stack([whole for whole, _ in parts]))
 
 
 def _to_unit_diagonal(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

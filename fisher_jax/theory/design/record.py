@@ -47,6 +47,7 @@ class Design(Printed):
     value: Any
     efficiency_bound: Any
     dual: Any
+    basis: Any
     criterion: str
     names: tuple[str, ...]
     status: str
@@ -80,7 +81,7 @@ class Design(Printed):
             K (n M)⁻ Kᵀ, by `names`; NaN where the design does not tell them.
         """
         _check_count(num_observations, "Design.covariance", least=1)
-        found, unseen = covariance_of(self._matrix(self.points, self.weights), self.informed.slopes)
+        found, unseen = covariance_of(*self._whitened(self.points, self.weights))
         found = np.where(unseen[:, None, None] > SEEN, np.nan, found) / num_observations
         route = f"Cramér-Rao bound for {num_observations:g} observations from: {self.informed.route}"
         return Covariance(self._typed(found), self.names, route)
@@ -123,7 +124,7 @@ class Design(Printed):
             points, weights = points.points, points.weights if weights is None else weights
         rows = points_of(self.informed.model, points, "points", "Design.efficiency")
         shares = _shares(weights, jax.tree.leaves(rows)[0].shape[0])
-        other = evaluated(self.criterion, self._matrix(rows, shares), self.informed.slopes)
+        other = evaluated(self.criterion, *self._whitened(rows, shares))
         return float(np.exp(np.log(self.value) - other))
 
     def round(self, num_observations: Any) -> np.ndarray:
@@ -156,6 +157,11 @@ class Design(Printed):
     def _matrix(self, points: PyTree, weights: Any) -> np.ndarray:
         return information_of(np.asarray(weights, float), self.informed.at(points))
 
+    def _whitened(self, points: PyTree, weights: Any) -> tuple[np.ndarray, np.ndarray]:
+        """M and K in the coordinates of the search."""
+        matrix = self._matrix(points, weights)
+        return np.swapaxes(self.basis, 1, 2) @ matrix @ self.basis, self.informed.slopes @ self.basis
+
     def _typed(self, matrix: np.ndarray) -> Any:
         found = jnp.asarray(matrix, self.informed.layout.dtype)
         return found[0] if self.informed.num_values == 1 else found
@@ -182,7 +188,7 @@ class Design(Printed):
 
 jax.tree_util.register_dataclass(
     Design,
-    ["points", "weights", "value", "efficiency_bound", "dual"],
+    ["points", "weights", "value", "efficiency_bound", "dual", "basis"],
     ["criterion", "names", "status", "informed"],
 )
 

@@ -21,11 +21,13 @@ LOST = 1e-7  # of the log-criterion, what counts as nothing
 class Whitened(NamedTuple):
     """Coordinates of the information in which that of a spread-out design is the identity.
 
-    I' = Wᵀ I W with W `basis` (b, p, r), and K' = K W. Where the rank r is below p, the rest holds no information anywhere.
+    I' = Wᵀ I W with W `basis` (b, p, r), and K' = K W. Where the rank r is below p, the rest holds no information anywhere;
+    `whole` is W with these directions as well.
     """
 
     basis: Float[np.ndarray, "b p r"]
     slopes: Float[np.ndarray, "b s r"]
+    whole: Float[np.ndarray, "b p p"]
 
     def points(self, informations: Float[np.ndarray, "k b p p"]) -> Float[np.ndarray, "k b r r"]:
         return np.swapaxes(self.basis, 1, 2) @ informations @ self.basis
