@@ -270,6 +270,13 @@ def test_points_may_be_a_pytree():
     assert "<td>0.500000</td>" in design._repr_html_()
 
 
+def test_units_make_no_difference():
+    params = jnp.array([-1000.0, 1e-6])
+    far = fj.optimal_design(BY_LINE, params, region=fj.interval(9.9e8, 1.01e9))
+    np.testing.assert_allclose(1e-6 * np.asarray(far.points) - 1000, [-1.5434046, 1.5434046], atol=1e-4)
+    assert far.efficiency_bound > 1 - 1e-6
+
+
 def test_float32_is_enough_for_the_points():
     params = {"middle": jnp.float32(3.0), "slope": jnp.float32(2.0)}
     design = fj.optimal_design(BY_LOGISTIC, params, region=DOSES)

@@ -133,6 +133,11 @@ def informed_of(
         found = [slope_of(layout, one, function, None, CALLER) for one in each]
         names = found[0][0]
         slopes = np.stack([np.asarray(slope, float) for _, slope in found]) @ tangent
+    if np.any(~np.isfinite(slopes)) or np.any(np.all(slopes == 0, axis=-1)):
+        raise ValueError(
+            f"{CALLER}: the derivatives of {', '.join(names)} with respect to the parameters are zero or not finite at one of "
+            "the parameter values, so that no design is better than another to first order."
+        )
     return Informed(model, layout, expectation, values, tangent, slopes, names)
 
 

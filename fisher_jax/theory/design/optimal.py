@@ -15,6 +15,8 @@ from fisher_jax.theory.design.record import Design
 from fisher_jax.theory.design.region import Climb, grid_of, over
 from fisher_jax.theory.design.search import Whitened, among, lightened
 
+DEPENDENT = 1e-9  # singular value of the rows of K, each of length one, below which one follows from the others
+
 
 def optimal_design(
     model: Any,
@@ -196,7 +198,8 @@ def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:
         )
     basis = np.stack([whole[:, kept] for whole, kept in parts])
     slopes = informed.slopes @ basis
-    if criterion == "D" and np.any(np.linalg.matrix_rank(slopes, tol=1e-9 * np.max(np.abs(slopes))) < slopes.shape[1]):
+    rows = slopes / np.linalg.norm(slopes, axis=2, keepdims=True)
+    if criterion == "D" and np.any(np.linalg.svd(rows, compute_uv=False)[:, -1] < DEPENDENT):
         raise ValueError(
             f"{CALLER}: the determinant of the covariance of {', '.join(informed.names)} is zero whatever the design: they "
             'depend on each other. Ask for fewer, or use criterion="A".'

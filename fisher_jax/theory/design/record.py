@@ -36,6 +36,8 @@ class Design(Printed):
         What rows and columns of N belong to: parameters, or entries of the function.
     status : str
         "optimal" where the bound reaches what was asked for, else in words what is the matter.
+    dual, basis, informed
+        What `sensitivity` and `efficiency` are computed from: Γ, the coordinates of the search, and the model at its parameters.
 
     Notes
     -----

@@ -123,7 +123,7 @@ def _begin(criterion: str, slopes: np.ndarray, points: np.ndarray) -> np.ndarray
     power = 1.0 if criterion == "D" else 0.5
     for _ in range(SPREADING if n > 2 * r else 0):
         dual = smooth_dual("D" if criterion == "D" else "A", information_of(weights, points), slopes)
-        weights = np.maximum(weights * gains(dual, points) ** power, 1e-12 / n)
+        weights = np.maximum(weights * np.maximum(gains(dual, points), 0.0) ** power, 1e-12 / n)
         weights /= np.sum(weights)
     order = np.argsort(-weights, kind="stable")
     count = min(n, max(4 * r, 16))
