@@ -112,6 +112,11 @@ def on_files(files: Any, config: Any) -> Any:
 on_files.mkdocs_priority = 100  # before the plugin that turns notebooks into pages
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Let notebooks lead to each other's pages, as on disk to each other's files."""
+    return re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', output)
+
+
 def _offered(module: Any, public: dict[str, Any]) -> list[str]:
     """What a namespace offers that has no page under a shorter name."""
     return [name for name in module.__all__ if name not in public]

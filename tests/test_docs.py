@@ -94,7 +94,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
         shown = (tmp_path / "site" / page.path).with_suffix(".html").read_text()
         assert page.title.split(".")[-1] in shown
     for path in pages().notebooks():
-        assert "data:image/png" in (tmp_path / "site" / "notebooks" / path.name).with_suffix(".html").read_text()
+        shown = (tmp_path / "site" / "notebooks" / path.name).with_suffix(".html").read_text()
+        assert "data:image/png" in shown
+        assert not re.findall(r'href="\d\d_\w+\.ipynb"', shown)  # to the pages of notebooks, not to their files
+    assert re.findall(r'href="(notebooks/01_\w+\.\w+)"', (tmp_path / "site" / "index.html").read_text())
 
 
 def test_notebooks_are_kept_with_their_figures():

@@ -37,7 +37,7 @@ class Design(Printed):
     status : str
         "optimal" where the bound reaches what was asked for, else in words what is the matter.
     dual, basis, informed
-        What `sensitivity` and `efficiency` are computed from: Γ, the coordinates of the search, and the model at its parameters.
+        What `sensitivity` and `efficiency` are computed from: Γ, the coordinates of the search, the model at its parameters.
 
     Notes
     -----
