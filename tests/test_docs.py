@@ -100,6 +100,12 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert re.findall(r'href="(notebooks/01_\w+\.\w+)"', (tmp_path / "site" / "index.html").read_text())
 
 
+def test_links_among_readme_and_notebooks_lead_somewhere():
+    for path in [ROOT / "README.md", *pages().notebooks()]:
+        for target in re.findall(r"\]\(((?:notebooks/)?\d\d_\w+\.ipynb)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} leads to {target}, which is not there"
+
+
 def test_notebooks_are_kept_with_their_figures():
     for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
         assert '"image/png"' in path.read_text(), f"{path.name} has no figure: make notebooks"
