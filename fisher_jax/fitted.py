@@ -15,7 +15,7 @@ from fisher_jax.information import Information
 from fisher_jax.model import Model, Sample
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.solve import EDGE_INFORMATION
-from fisher_jax.status import Status
+from fisher_jax.status import FitError, FitWarning, Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
 from fisher_jax.uncertainty import covariance as covariances
 from fisher_jax.uncertainty import criteria, direction, intervals
@@ -25,32 +25,6 @@ if TYPE_CHECKING:
     AnyArray = Array
 else:
     AnyArray = Array | np.ndarray  # numpy's in a batch, which lives on the host
-
-
-class FitWarning(UserWarning):
-    """A number was asked of a fit whose status does not support it, or is less sure than was asked for.
-
-    Examples
-    --------
-    >>> import fisher_jax as fj, warnings
-    >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("error", fj.FitWarning)  # stop at the first
-    """
-
-
-class FitError(RuntimeError):
-    """Raised by `Fit.raise_if_failed`; the message is that of the status.
-
-    Examples
-    --------
-    >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> fit = fj.fit(fj.families.poisson, {"rate": 1.0}, jnp.array([2.0, 4.0, 3.0]), max_steps=0)
-    >>> try:
-    ...     fit.raise_if_failed()
-    ... except fj.FitError as error:
-    ...     print(str(error)[:10])
-    Step limit
-    """
 
 
 class Origin(NamedTuple):
