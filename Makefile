@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS := -n 2 --dist worksteal
 PEERS := .venv/.peers
 
-.PHONY: demo test fast exhaustive lint format notebooks bench bench-batches clean
+.PHONY: demo test fast exhaustive lint format notebooks docs bench bench-batches clean
 
 demo: $(READY)
 	$(BIN)/python notebooks/demo.py
@@ -33,6 +33,10 @@ format: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/run.py --write
+
+# To be read from disk: site/index.html. The variable keeps the theme from advertising another program.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 bench: $(PEERS)
 	$(BIN)/python benchmarks/run.py

@@ -42,6 +42,7 @@ from fisher_jax.model import Model, dependent
 from fisher_jax.status import Status
 from fisher_jax.stream import StreamResult, fit_stream
 from fisher_jax.theory import Check, check_information_equality, check_score_mean, cramer_rao_bound
+from fisher_jax.theory.design import Design, optimal_design
 
 __all__ = [
     "BatchFit",
@@ -51,6 +52,7 @@ __all__ = [
     "Comparison",
     "Covariance",
     "DeltaEstimate",
+    "Design",
     "Enumeration",
     "Estimate",
     "Fit",
@@ -99,6 +101,7 @@ __all__ = [
     "linked",
     "log_likelihood",
     "observed_information",
+    "optimal_design",
     "optimizers",
     "ordered",
     "positive",

@@ -26,6 +26,14 @@ class Evaluation(NamedTuple):
 
     `value` is a scalar, or the terms whose sum is the objective: given terms, two points are compared by summing the
     differences, which float32 survives. `gradient` and `curvature` are totals, in the order of `ravel_pytree(params)`.
+
+    Examples
+    --------
+    A parabola, for an optimiser that is run by hand:
+
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> def objective(params, kind):
+    ...     return fj.optimizers.Evaluation(jnp.sum(params**2), 2 * params, 2 * jnp.eye(2))
     """
 
     value: Float[Array, "*n"]

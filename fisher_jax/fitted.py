@@ -15,7 +15,7 @@ from fisher_jax.information import Information
 from fisher_jax.model import Model, Sample
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.solve import EDGE_INFORMATION
-from fisher_jax.status import Status
+from fisher_jax.status import FitError, FitWarning, Status
 from fisher_jax.summary import Row, Summary, diagnose, with_fixed
 from fisher_jax.uncertainty import covariance as covariances
 from fisher_jax.uncertainty import criteria, direction, intervals
@@ -25,14 +25,6 @@ if TYPE_CHECKING:
     AnyArray = Array
 else:
     AnyArray = Array | np.ndarray  # numpy's in a batch, which lives on the host
-
-
-class FitWarning(UserWarning):
-    """A standard error or interval was asked of a fit whose status does not support it."""
-
-
-class FitError(RuntimeError):
-    """Raised by `Fit.raise_if_failed`; the message is that of the status."""
 
 
 class Origin(NamedTuple):

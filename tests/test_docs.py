@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import os
 import pathlib
 import pkgutil
@@ -57,6 +58,54 @@ def test_the_demo_prints_reports_and_writes_a_picture(tmp_path):
     assert run.stdout.count("Maximum-likelihood fit") >= 3
     assert "NOT TO BE RELIED ON" not in run.stdout
     assert list(tmp_path.glob("*.png"))
+
+
+def test_every_public_name_has_a_page_with_an_example():
+    titles = {page.title for page in pages().reference()}
+    namespaces = {"families", "optimizers", "stream"}
+    wanted = {name for name in fisher_jax.__all__ if not name.startswith("__")} - namespaces
+    wanted |= {f"optimizers.{name}" for name in fisher_jax.optimizers.__all__}
+    wanted |= {f"stream.{name}" for name in set(fisher_jax.stream.__all__) - set(fisher_jax.__all__)}
+    wanted |= {f"plots.{name}" for name in importlib.import_module("fisher_jax.plots").__all__}
+    assert titles == wanted | {"families"}
+    assert pages().lacking_examples() == []
+    families = next(page for page in pages().reference() if page.title == "families")
+    for name in fisher_jax.families.__all__:
+        assert f"\n## {name}\n" in families.text
+    assert {page.topic for page in pages().reference()} <= set(pages().TOPICS.values())
+    lowered = [page.path.lower() for page in pages().reference()]
+    assert len(set(lowered)) == len(lowered)  # where names of files that differ in capitals only are the same
+
+
+def pages():
+    """docs/pages.py, which needs no mkdocs to say what pages there are."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pages"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    run = subprocess.run(command, capture_output=True, text=True, env=PLAIN | {"NO_MKDOCS_2_WARNING": "1"}, cwd=ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "WARNING" not in run.stdout + run.stderr
+    for page in pages().reference():
+        shown = (tmp_path / "site" / page.path).with_suffix(".html").read_text()
+        assert page.title.split(".")[-1] in shown
+    for path in pages().notebooks():
+        shown = (tmp_path / "site" / "notebooks" / path.name).with_suffix(".html").read_text()
+        assert "data:image/png" in shown
+        assert not re.findall(r'href="\d\d_\w+\.ipynb"', shown)  # to the pages of notebooks, not to their files
+    assert re.findall(r'href="(notebooks/01_\w+\.\w+)"', (tmp_path / "site" / "index.html").read_text())
+
+
+def test_links_among_readme_and_notebooks_lead_somewhere():
+    for path in [ROOT / "README.md", *pages().notebooks()]:
+        for target in re.findall(r"\]\(((?:notebooks/)?\d\d_\w+\.ipynb)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} leads to {target}, which is not there"
 
 
 def test_notebooks_are_kept_with_their_figures():

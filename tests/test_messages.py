@@ -27,6 +27,15 @@ def bound(**constraints):
     return fj.Model(density, constraints=constraints)
 
 
+@functools.cache
+def straight():
+    return fj.linked(fj.families.normal, lambda p, z: {"loc": p[0] + p[1] * z, "scale": jnp.ones(())})
+
+
+def designed(*candidates, **settings):
+    return fj.optimal_design(straight(), jnp.zeros(2), *candidates, **settings)
+
+
 MISUSE = {
     "function of the whole data set": (
         lambda: fj.fit(lambda p, y: norm.logpdf(y, p, 1.0), 0.0, np.zeros((10, 3))),
@@ -108,6 +117,31 @@ MISUSE = {
     "profile of two kinds": (lambda: fj.profile_likelihood(fitted(), lambda p: p["loc"], parameters="loc"), ValueError, "give a function or the names of parameters, not both"),
     "profile of a number": (lambda: fj.profile_likelihood(fitted(), 3.0), TypeError, "function must be a function of params, got float"),
     "profile at a level": (lambda: fj.profile_likelihood(fitted(), level=95), ValueError, "profile_likelihood: level=95 must lie strictly between 0 and 1"),
+    "design of nowhere": (lambda: designed(), ValueError, "optimal_design: give either candidates, the points to choose among, or region="),
+    "design over two things": (lambda: designed([0.0, 1.0], region=fj.interval(0, 1)), ValueError, "optimal_design: give either candidates"),
+    "design by an unknown criterion": (lambda: designed([0.0, 1.0], criterion="G"), ValueError, "criterion='G' is unknown; choose from 'D', 'A', 'E', 'c'"),
+    "design for an unnamed function": (lambda: designed([0.0, 1.0], criterion="c"), ValueError, 'criterion="c" needs function=, the one number'),
+    "design for two functions": (lambda: designed([0.0, 1.0], criterion="c", function=lambda p: p), ValueError, 'criterion="c" is for one number, but function returns 2: '),
+    "design for a number": (lambda: designed([0.0, 1.0], function=3.0), TypeError, "optimal_design: function must be a function of params, got float"),
+    "design for the same twice": (lambda: designed([0.0, 1.0], function=lambda p: {"a": p[0], "b": 2 * p[0]}), ValueError, "the determinant of the covariance of a, b is zero whatever the design"),
+    "design for a constant": (lambda: designed([0.0, 1.0], criterion="c", function=lambda p: 0.0 * p[0]), ValueError, "the derivatives of function with respect to the parameters are zero or not finite"),
+    "design without points": (lambda: designed(np.zeros(0)), ValueError, "optimal_design: candidates holds no points. Give the values of z"),
+    "design of too few points": (lambda: designed([1.0]), ValueError, r"no design of these points tells params\[.\]: all of them together hold no information along"),
+    "design of points that are not finite": (lambda: designed([0.0, np.nan, 1.0]), ValueError, "information of one observation is not finite at 1 of 3 points, the first of them number 1"),
+    "design over half a line": (lambda: designed(region=fj.positive), ValueError, "expected intervals with two finite ends"),
+    "design over numbers": (lambda: designed(region=(0, 1)), ValueError, "region holds 0; expected intervals"),
+    "design more than optimal": (lambda: designed([0.0, 1.0], efficiency=1.5), ValueError, "efficiency=1.5 must lie between 0 and 1"),
+    "design without a route": (lambda: fj.optimal_design(density, START, [0.0, 1.0]), ValueError, "the model has no information in closed form. Give an expectation"),
+    "design by draws": (lambda: designed([0.0, 1.0], expectation=DRAWS), ValueError, "MonteCarlo leaves an error in every information"),
+    "design of a series": (lambda: fj.optimal_design(fj.dependent(lambda p, y: y), 1.0, [0.0]), ValueError, "a dependent model has no information per observation"),
+    "design along another axis": (lambda: designed([0.0, 1.0], params_axis=1), ValueError, "params_axis=1 must be 0, or None"),
+    "design along no axis": (lambda: fj.optimal_design(straight(), {"a": 1.0, "b": np.ones(3)}, [0.0], params_axis=0), ValueError, "params_axis=0 needs leaves with one common leading axis"),
+    "design of what is all known": (lambda: fj.optimal_design(fj.linked(fj.families.poisson, lambda p, z: {"rate": p * z}, constraints=fj.fixed), 1.0, [1.0]), ValueError, "optimal_design: every parameter is fixed"),
+    "design under jit": (lambda: jax.jit(lambda p: fj.optimal_design(straight(), p, [0.0, 1.0]).value)(jnp.ones(2)), TypeError, "optimal_design: params is traced; designs are searched for on the host"),
+    "design in half observations": (lambda: designed([0.0, 1.0]).round(2.5), ValueError, "Design.round: num_observations=2.5 must be a whole number, at least 2, the number of points"),
+    "design with fewer observations than points": (lambda: designed([0.0, 1.0]).round(1), ValueError, "num_observations=1 must be a whole number, at least 2"),
+    "efficiency of other weights": (lambda: designed([0.0, 1.0]).efficiency([0.0, 1.0], [1.0]), ValueError, r"Design.efficiency: weights has shape \(1,\), expected \(2,\)"),
+    "efficiency of negative weights": (lambda: designed([0.0, 1.0]).efficiency([0.0, 1.0], [1.0, -1.0]), ValueError, "Design.efficiency: weights must be finite, not negative"),
     "bootstrap of an unknown kind": (lambda: fj.bootstrap(fitted(), KEY, method="wild"), ValueError, "bootstrap: method='wild' is unknown; choose from 'nonparametric'"),
     "bootstrap of an unknown acceleration": (lambda: fj.bootstrap(fitted(), KEY, acceleration="none"), ValueError, 'acceleration=.none. is unknown; choose "infinitesimal" or "jackknife"'),
     "bootstrap once": (lambda: fj.bootstrap(fitted(), KEY, 1), ValueError, "num_replicates=1 must be a whole number, at least 2"),

@@ -16,7 +16,16 @@ Pieces = Float[Array, "k ..."] | None  # None where there is no error
 
 
 class Estimate(NamedTuple):
-    """A number, an array or a pytree of them, and its standard error of the same shape, zero where it is exact."""
+    """A number, an array or a pytree of them, and its standard error of the same shape, zero where it is exact.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> information = fj.fisher_information(fj.families.poisson, {"rate": 4.0})
+    >>> value, error = information.standard_errors(num_observations=100)
+    >>> print(value, error)
+    [0.2] [0.]
+    """
 
     value: Any
     standard_error: Any

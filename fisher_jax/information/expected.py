@@ -21,7 +21,18 @@ _CALLER = "fisher_information"
 
 
 class InformationWarning(UserWarning):
-    """A Fisher information was asked for where the model is not regular, or the expectation was not taken well."""
+    """A Fisher information was asked for where the model is not regular, or the expectation was not taken well.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp, warnings
+    >>> some = fj.Enumeration(jnp.array([0.0, 1.0]))  # of the values 0, 1, 2, …
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = fj.fisher_information(fj.families.poisson, {"rate": 4.0}, some)
+    >>> caught[0].category.__name__
+    'InformationWarning'
+    """
 
 
 def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, given: PyTree = None) -> Information:

@@ -28,6 +28,14 @@ class Solution(NamedTuple):
         Products that the search took.
     converged : boolean array
         Whether the residual is within the tolerance, and no direction without positive curvature was met.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> operator = fj.information_operator(fj.families.poisson, {"rate": 4.0}, kind="observed", data=jnp.array([3.0, 5.0]))
+    >>> solution = operator.solve({"rate": 1.0})
+    >>> print(round(float(solution.value["rate"]), 3), solution.converged)
+    4.0 True
     """
 
     value: PyTree

@@ -32,6 +32,14 @@ class Regularity:
         Draws, or nodes, with a log-density or derivative that is not finite.
     limit : float
         |z| above which a mean is called not zero.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> draws = fj.MonteCarlo(jax.random.key(0), 1000)
+    >>> found = fj.fisher_information(fj.families.exponential, {"rate": 2.0}, draws)
+    >>> bool(found.regularity.regular)
+    True
     """
 
     score_z: Float[Array, "*b q"]

@@ -1,6 +1,7 @@
 """Pictures of a fit and of information matrices. They need matplotlib, which the extra `plots` brings."""
 
 from fisher_jax.plots.bootstrap_histogram import bootstrap_histogram
+from fisher_jax.plots.design import design_plot
 from fisher_jax.plots.fits import coefficient_plot, influence_plot
 from fisher_jax.plots.information import information_ellipses, information_heat_map
 from fisher_jax.plots.likelihood_surface import likelihood_surface
@@ -9,6 +10,7 @@ from fisher_jax.plots.profile_curves import profile_curves
 __all__ = [
     "bootstrap_histogram",
     "coefficient_plot",
+    "design_plot",
     "influence_plot",
     "information_ellipses",
     "information_heat_map",

@@ -50,7 +50,13 @@ def parquet(path: Any, columns: Any = None, *, ragged: bool = False) -> "Parquet
 
 
 class Parquet:
-    """The source that `parquet` makes."""
+    """The source that `parquet` makes: rows are read group by group, and only the columns that are used.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> source = fj.stream.parquet("catalogue.parquet", "flux")  # doctest: +SKIP
+    """
 
     def __init__(self, path: Any, columns: Any, *, ragged: bool) -> None:
         path = Path(path)

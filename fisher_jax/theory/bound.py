@@ -76,7 +76,7 @@ def cramer_rao_bound(
         information = _closed_form_in_free(model, params, layout, values, given)
     else:
         information = taken(model, layout, layout.free_names, values, expectation, given, _CALLER)
-    names, slope = _slope(layout, values, function, bias)
+    names, slope = slope_of(layout, values, function, bias, _CALLER)
     half = slope @ layout.jacobian(layout.unconstrain(values), values)
     matrix, errors = carried(
         lambda matrix: half @ linalg.inverse(matrix) @ half.T / num_observations, information.matrix, information.errors
@@ -100,7 +100,9 @@ def check_number(num_observations: Any) -> None:
         raise ValueError(f"{_CALLER}: num_observations={num_observations} must be positive.")
 
 
-def _slope(layout: Layout, values: Values, function: Any, bias: Any) -> tuple[tuple[str, ...], Float[Array, "r q"]]:
+def slope_of(
+    layout: Layout, values: Values, function: Any, bias: Any, caller: str
+) -> tuple[tuple[str, ...], Float[Array, "r q"]]:
     """What g's entries are called, and G + B."""
     natural = layout.natural()
     theta = natural.unconstrain(values)
@@ -108,7 +110,7 @@ def _slope(layout: Layout, values: Values, function: Any, bias: Any) -> tuple[tu
         target, names = natural, natural.names
         slope = jnp.eye(theta.shape[0], dtype=theta.dtype)
     else:
-        target = layout_of(function(natural.constrain(theta, values)), (), "cramer_rao_bound: function")[0]
+        target = layout_of(function(natural.constrain(theta, values)), (), f"{caller}: function")[0]
         names = tuple("function" + name.removeprefix("params") if _bare(name) else name for name in target.names)
         slope = jax.jacfwd(lambda theta: target.flatten(function(natural.constrain(theta, values))))(theta)
     if bias is not None:

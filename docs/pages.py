@@ -1,0 +1,216 @@
+"""The pages of the documentation site, made from `fisher_jax.__all__`, the notebooks and the README when mkdocs builds it.
+
+mkdocs calls `on_config` and `on_files`. A public name that is added anywhere has its page without more to do; a module that
+has no topic yet is listed under its own name.
+"""
+
+import inspect
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fisher_jax
+from fisher_jax import families, plots
+from fisher_jax.constraints import Constraint
+
+ROOT = Path(__file__).resolve().parent.parent
+TOPICS = {
+    "model": "Models",
+    "linked": "Models",
+    "families": "Models",
+    "constraints": "Constraints",
+    "fit": "Fitting one data set",
+    "fitted": "Fitting one data set",
+    "status": "Fitting one data set",
+    "optimizers": "Optimisers",
+    "batch": "Fitting many",
+    "batch_fitted": "Fitting many",
+    "stream": "Fitting many",
+    "inference": "Inference",
+    "derivatives": "Derivatives",
+    "information": "Information",
+    "expectation": "Information",
+    "theory": "Theory and design",
+    "plots": "Plots",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of the reference: where it stands, what it is called, and its text in Markdown."""
+
+    topic: str
+    title: str
+    path: str
+    text: str
+
+
+def reference() -> list[Page]:
+    """A page for every public name, for every function in a public namespace, and one for all families."""
+    public = {name: getattr(fisher_jax, name) for name in fisher_jax.__all__ if not name.startswith("__")}
+    pages = []
+    for name, item in public.items():
+        if item is families:
+            pages.append(Page(TOPICS["families"], name, f"reference/{name}.md", _of_families()))
+        elif inspect.ismodule(item):
+            pages += [_page(f"{name}.{inner}", getattr(item, inner), public, name) for inner in _offered(item, public)]
+        else:
+            pages.append(_page(name, item, public))
+    pages += [_page(f"plots.{name}", getattr(plots, name), public) for name in plots.__all__]
+    order = list(dict.fromkeys(TOPICS.values()))
+    return sorted(pages, key=lambda page: (order.index(page.topic) if page.topic in order else 99, page.topic))
+
+
+def lacking_examples() -> list[str]:
+    """Public names whose page shows no example."""
+    return [page.title for page in reference() if ">>>" not in page.text and not _has_example(_item(page.title))]
+
+
+def notebooks() -> list[Path]:
+    """The numbered notebooks, in order."""
+    return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def front() -> str:
+    """The README, its links to notebooks kept and those to files that are no pages made text."""
+    return _linked_inside((ROOT / "README.md").read_text())
+
+
+def on_config(config: Any) -> Any:
+    """Lay out the navigation."""
+    topics: dict[str, list[dict[str, str]]] = {}
+    for page in reference():
+        topics.setdefault(page.topic, []).append({page.title: page.path})
+    config.nav = [
+        {"Home": "index.md"},
+        {"Notebooks": [{_title(path): f"notebooks/{path.name}"} for path in notebooks()]},
+        {"Reference": [{topic: entries} for topic, entries in topics.items()]},
+        {"Project": [{"Changes": "changelog.md"}, {"Contributing": "contributing.md"}]},
+    ]
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Hand mkdocs the pages, which are nowhere on disk, and the notebooks where they lie."""
+    from mkdocs.structure.files import File
+
+    texts = {page.path: page.text for page in reference()}
+    texts |= {"index.md": front()}
+    texts |= {
+        f"{name.lower()}.md": _linked_inside((ROOT / f"{name}.md").read_text())
+        for name in ("CHANGELOG", "CONTRIBUTING")
+    }
+    for path, text in texts.items():
+        files.append(File.generated(config, path, content=text))
+    for path in notebooks():
+        files.append(File(f"notebooks/{path.name}", str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+on_files.mkdocs_priority = 100  # before the plugin that turns notebooks into pages
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Let notebooks lead to each other's pages, as on disk to each other's files."""
+    return re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', output)
+
+
+def _offered(module: Any, public: dict[str, Any]) -> list[str]:
+    """What a namespace offers that has no page under a shorter name."""
+    return [name for name in module.__all__ if name not in public]
+
+
+def _page(name: str, item: Any, public: dict[str, Any], room: str = "") -> Page:
+    is_instance = not (inspect.isclass(item) or inspect.isfunction(item))
+    room = room or (type(item) if is_instance else item).__module__.split(".")[1]
+    text = _of_instance(name, item) if is_instance else _of_object(name, item, public)
+    folder = "reference/records" if inspect.isclass(item) else "reference"  # some differ in capitals only
+    return Page(TOPICS.get(room, room), name, f"{folder}/{name}.md", text)
+
+
+def _of_object(name: str, item: Any, public: dict[str, Any]) -> str:
+    """The docstring by mkdocstrings, and for a record the functions that return it, with their examples."""
+    lines = [f"::: {item.__module__}.{item.__qualname__}"]
+    if inspect.isclass(item):
+        offered = {f"stream.{inner}": getattr(fisher_jax.stream, inner) for inner in fisher_jax.stream.__all__}
+        functions = public | offered
+        makers = [maker for maker, other in functions.items() if _returns(other, item)]
+        if makers:
+            lines += ["", "Returned by " + ", ".join(f"[`{maker}`](../{maker}.md)" for maker in makers) + "."]
+        if makers and not _has_example(item):
+            lines += ["", f"## Example of `{makers[0]}`", "", *_example(functions[makers[0]])]
+    return "\n".join(lines) + "\n"
+
+
+def _of_instance(name: str, item: Constraint) -> str:
+    description = f"The constraint that every entry of a parameter is {item.description}."
+    if item is fisher_jax.fixed:
+        description = "The constraint that a parameter is held at its starting value: known, not estimated."
+    code = [
+        ">>> import fisher_jax as fj",
+        ">>> def log_density(params, y): ...",
+        f'>>> model = fj.Model(log_density, constraints={{"theta": fj.{name}}})',
+    ]
+    return "\n".join(
+        [f"# {name}", "", description, "", inspect.cleandoc(type(item).__doc__ or ""), "", "```pycon", *code, "```", ""]
+    )
+
+
+def _of_families() -> str:
+    """The table, then every family with what its log-density says of it."""
+    intro = inspect.getdoc(families) or ""
+    table, _, example = intro.partition("Examples\n--------\n")
+    parts = ["# families", "", table, "## Example", "", "```pycon", example.strip(), "```", ""]
+    for name in families.__all__:
+        parts += [f"## {name}", "", inspect.getdoc(getattr(families, name).log_density) or "", ""]
+    return "\n".join(parts)
+
+
+def _returns(function: Any, record: type) -> bool:
+    return inspect.isfunction(function) and inspect.signature(function).return_annotation is record
+
+
+def _has_example(item: Any) -> bool:
+    return ">>>" in (inspect.getdoc(item) or "")
+
+
+def _item(title: str) -> Any:
+    found: Any = fisher_jax
+    for part in title.split("."):
+        found = plots if part == "plots" else getattr(found, part)
+    return found
+
+
+def _example(function: Any) -> list[str]:
+    """The Examples section of a docstring as Markdown."""
+    text = (inspect.getdoc(function) or "").partition("Examples\n--------\n")[2]
+    blocks = re.split(r"\n\s*\n", text.strip())
+    found: list[str] = []
+    for block in blocks:
+        found += ["```pycon", block, "```", ""] if block.startswith(">>>") else [block, ""]
+    return found
+
+
+def _title(path: Path) -> str:
+    first = "".join(json.loads(path.read_text())["cells"][0]["source"])
+    return first.splitlines()[0].removeprefix("# ")
+
+
+def _linked_inside(text: str) -> str:
+    """Markdown links to what is no page of the site as plain text; nested code marks are kept."""
+    kept = {f"notebooks/{path.name}" for path in notebooks()}
+    moved = {
+        "CONTRIBUTING.md": "contributing.md",
+        "CHANGELOG.md": "changelog.md",
+        "fisher_jax/status.py": "reference/records/Status.md",
+    }
+
+    def replace(found: re.Match[str]) -> str:
+        label, target = found.groups()
+        if target in kept or target.startswith(("http", "#")):
+            return found.group(0)
+        return f"[{label}]({moved[target]})" if target in moved else label
+
+    return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", replace, text)
