@@ -1,9 +1,9 @@
-"""10 000 gamma samples of 100: drawn, fitted, compared with the bound and with the normal, and coverage; beside scipy in a loop.
+"""10 000 gamma samples of 100: drawn, fitted, compared with the bound and the normal, and coverage; beside scipy in a loop.
 
-``python benchmarks/sampling.py [--replicates N]``. Wall and CPU seconds, the first call (with compilation) and the best of three
-warm ones. Set JAX_NUM_CPU_DEVICES=2 to fit on two cores. `scipy.stats.gamma.fit` knows the gamma's likelihood equations (location
-held at zero), `scipy.optimize.minimize` is given what a model here is given, the log-density. Both only fit, and are timed on fewer
-data sets and scaled.
+``python benchmarks/sampling.py [--replicates N]``. Wall and CPU seconds, the first call (with compilation) and the best of
+three warm ones. Set JAX_NUM_CPU_DEVICES=2 to fit on two cores. `scipy.stats.gamma.fit` knows the gamma's likelihood equations
+(location held at zero), `scipy.optimize.minimize` is given what a model here is given, the log-density. Both only fit, and are
+timed on fewer data sets and scaled.
 """
 
 import argparse

@@ -77,7 +77,8 @@ class Coverage(Printed):
 
     def _cell(self, i: int, k: int, j: int) -> str:
         percent = f"{100 * self.share[i, k, j]:.1f} ± {100 * self.share_error[i, k, j]:.1f}"
-        return f"{percent}; {self.length[i, k, j]:.3g}"
+        length = float(self.length[i, k, j])
+        return f"{percent}; {'-' if np.isnan(length) else f'{length:.3g}'}"
 
     def _notes(self) -> list[str]:
         found = []

@@ -9,6 +9,8 @@ from jaxtyping import Float
 
 from fisher_jax.inference.report import Printed
 
+_TOO_FEW = 4  # vectors, which have no fourth moments to speak of
+
 
 class Moment(NamedTuple):
     """A number or an array of them over replicates, and its Monte Carlo standard error."""
@@ -185,6 +187,7 @@ def moments(vectors: Float[np.ndarray, "r q"]) -> tuple[Moment, Moment]:
     covariance = off.T @ off / (count - 1)
     fourth = (off**2).T @ off**2 / count  # E[x²y²]: the products' second moment
     spread = np.sqrt(np.maximum(fourth - covariance**2, 0.0) / count)
+    spread = spread if count > _TOO_FEW else np.full_like(spread, np.nan)
     return Moment(mean, np.sqrt(np.diagonal(covariance) / count)), Moment(covariance, spread)
 
 

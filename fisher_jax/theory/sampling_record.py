@@ -134,7 +134,11 @@ class SamplingDistribution(ComparedWithNormal):
     def joint_efficiency(self) -> Moment:
         """(det bound / det covariance)^(1/p) over the free directions: one for an efficient estimator."""
         covariance = moments(self.whitened)[1].value
-        if not np.all(np.isfinite(covariance)) or np.linalg.eigvalsh(covariance)[0] <= 0:
+        if (
+            len(self.whitened) < 2 * self.rank + 4
+            or not np.all(np.isfinite(covariance))
+            or np.linalg.eigvalsh(covariance)[0] <= 0
+        ):
             return Moment(np.nan, np.nan)
         value = float(np.exp(-np.linalg.slogdet(covariance)[1] / self.rank))
         off = self.whitened - np.mean(self.whitened, axis=0)
