@@ -267,6 +267,8 @@ MISUSE = {
     "estimator of other parameters": (lambda: sampled(estimator=lambda y: {"loc": y.mean()}), ValueError, r"estimator returned .*, but the parameters are loc \(\), scale \(\)"),
     "scores without sampler": (lambda: fj.score_distribution(density, START, KEY, num_observations=9), ValueError, "score_distribution: draws from the model, which has no sampler"),
     "rate of one n": (lambda: fj.convergence_rate(fj.families.normal, START, KEY, num_observations=(9, 9)), ValueError, "convergence_rate: num_observations=.9, 9. must be at least two different numbers"),
+    "rate of a number for a key": (lambda: fj.convergence_rate(fj.families.normal, START, 3, num_observations=(9, 18)), TypeError, "convergence_rate: key is int"),
+    "coverage of a number for a key": (lambda: fj.coverage(fj.families.normal, START, 3, num_observations=(9, 18)), TypeError, "coverage: key is int"),
     "rate of no n": (lambda: fj.convergence_rate(fj.families.normal, START, KEY, num_observations=()), ValueError, "convergence_rate: num_observations is empty"),
     "coverage of an unknown kind": (lambda: fj.coverage(fj.families.normal, START, KEY, num_observations=9, kinds=("wald", "exact")), ValueError, "coverage: kinds names 'exact'; choose from 'wald', 'profile'"),
     "coverage of no kind": (lambda: fj.coverage(fj.families.normal, START, KEY, num_observations=9, kinds=()), ValueError, "must be one or more different kinds"),

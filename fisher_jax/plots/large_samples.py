@@ -35,7 +35,7 @@ def convergence_curves(
     Returns
     -------
     matplotlib Axes
-        Bars are two Monte Carlo standard errors.
+        Bars are two Monte Carlo standard errors. Where nothing is promised, a dotted line has the exponent that was found.
 
     Raises
     ------
@@ -74,8 +74,10 @@ def convergence_curves(
         axes.errorbar(
             n * shift, value, 2 * error, fmt=_MARKERS[j % 8], color=color, capsize=2, markersize=4, label=label
         )
-        if not relative:
+        if not relative and np.all(np.isfinite(promised)):
             axes.plot(n, promised, color=color, linewidth=1.0)
+        elif not relative and np.isfinite(rate.rate[k]):
+            axes.plot(n, value[-1] * (n / n[-1]) ** rate.rate[k], color=color, linestyle=":", linewidth=1.0)
     axes.set_xscale("log")
     _ticks(axes, n)
     if relative:

@@ -11,6 +11,7 @@ from fisher_jax.batch import fit_batch
 from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import FitWarning
 from fisher_jax.inference.bootstrap import bootstrap
+from fisher_jax.inference.replicates import check_key
 from fisher_jax.information import has_closed_form
 from fisher_jax.theory.coverage_record import Coverage
 from fisher_jax.theory.simulated import Design, check_numbers, check_whole, data_sets_of, design_of
@@ -80,6 +81,7 @@ def coverage(
     (1, 1, 1) True
     """
     check_level(level, CALLER)
+    check_key(key, CALLER)
     sizes = check_numbers(num_observations, CALLER)
     designs = [design_of(model, params, given, n, CALLER) for n in sizes]
     kinds = _checked(kinds, designs[0])

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from fisher_jax.extras import require
+from fisher_jax.inference.replicates import check_key
 from fisher_jax.inference.report import Printed, Table, warn
 from fisher_jax.theory.normality import with_error
 from fisher_jax.theory.promised import promise_of
@@ -144,6 +145,7 @@ def convergence_rate(
     >>> print(abs(found.rate[0] + 1) < 0.1)
     True
     """
+    check_key(key, CALLER)
     sizes = check_numbers(num_observations, CALLER)
     if len(set(sizes)) < 2:
         raise ValueError(f"{CALLER}: num_observations={num_observations} must be at least two different numbers.")

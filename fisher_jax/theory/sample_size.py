@@ -186,9 +186,9 @@ def _of_leaf(path: Any, leaf: Any, names: tuple[str, ...], what: str) -> dict[in
     for root in ("params", "function"):
         name = named_within(root, path)
         here = [k for k, own in enumerate(names) if own == name or own.startswith((f"{name}[", f"{name}."))]
-        numbers = np.ravel(np.asarray(leaf, float))
-        if here and len(numbers) in (1, len(here)):
-            return dict(zip(here, np.broadcast_to(numbers, len(here)).tolist(), strict=True))
+        numbers = np.ravel(np.asarray(leaf))
+        if here and len(numbers) in (1, len(here)) and numbers.dtype.kind in "iuf":
+            return dict(zip(here, np.broadcast_to(numbers.astype(float), len(here)).tolist(), strict=True))
     raise ValueError(
         f"{CALLER}: {what} names `{named_within('params', path)}` with {np.size(leaf)} numbers; there are {', '.join(names)}. "
         "Name these, with a number each."
