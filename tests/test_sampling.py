@@ -60,8 +60,8 @@ TEN = [
     "negative_binomial",
     "normal",
     "von_mises",
+    "weibull",
 ]
-TEN.append("weibull")
 
 
 @pytest.mark.parametrize("name", some_of(TEN, "gumbel"))
