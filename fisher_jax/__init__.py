@@ -41,7 +41,22 @@ from fisher_jax.linked import linked
 from fisher_jax.model import Model, dependent
 from fisher_jax.status import Status
 from fisher_jax.stream import StreamResult, fit_stream
-from fisher_jax.theory import Check, check_information_equality, check_score_mean, cramer_rao_bound
+from fisher_jax.theory import (
+    Check,
+    ConvergenceRate,
+    Coverage,
+    SampleSize,
+    SamplingDistribution,
+    ScoreDistribution,
+    check_information_equality,
+    check_score_mean,
+    convergence_rate,
+    coverage,
+    cramer_rao_bound,
+    sample_size,
+    sampling_distribution,
+    score_distribution,
+)
 from fisher_jax.theory.design import Design, optimal_design
 
 __all__ = [
@@ -50,7 +65,9 @@ __all__ = [
     "Check",
     "CoefficientTable",
     "Comparison",
+    "ConvergenceRate",
     "Covariance",
+    "Coverage",
     "DeltaEstimate",
     "Design",
     "Enumeration",
@@ -71,6 +88,9 @@ __all__ = [
     "Quadrature",
     "QuasiMonteCarlo",
     "Regularity",
+    "SampleSize",
+    "SamplingDistribution",
+    "ScoreDistribution",
     "Solution",
     "Status",
     "StreamResult",
@@ -80,6 +100,8 @@ __all__ = [
     "check_score_mean",
     "coefficient_table",
     "compare",
+    "convergence_rate",
+    "coverage",
     "cramer_rao_bound",
     "delta_method",
     "dependent",
@@ -108,7 +130,10 @@ __all__ = [
     "positive_definite",
     "profile_likelihood",
     "robust",
+    "sample_size",
+    "sampling_distribution",
     "score",
+    "score_distribution",
     "score_test",
     "scores",
     "simplex",

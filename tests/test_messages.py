@@ -290,6 +290,32 @@ MISUSE = {
     "comparison of no names": (lambda: fj.compare([fitted()]), TypeError, "compare: expected fits by name"),
     "comparison of no fit": (lambda: fj.compare(a=fitted(), b=3), TypeError, "compare: 'b' is no Fit but int"),
     "comparison of a name twice": (lambda: fj.compare({"a": fitted()}, a=held()), ValueError, "the name 'a' is given twice"),
+    "sampling without sampler": (lambda: fj.sampling_distribution(bound(scale=fj.positive), START, KEY, num_observations=9), ValueError, "sampling_distribution: draws from the model, which has no sampler"),
+    "sampling once": (lambda: sampled(num_replicates=1), ValueError, "num_replicates=1 must be a whole number, at least 2"),
+    "sampling of nothing": (lambda: sampled(num_observations=0), ValueError, "num_observations=0 must be a whole number, at least 1"),
+    "sampling of no n": (lambda: sampled(num_observations=None), ValueError, "num_observations=None must be a whole number"),
+    "sampling of a number for a key": (lambda: fj.sampling_distribution(fj.families.normal, START, 3, num_observations=9), TypeError, r"key is int; expected one key, as jax.random.key\(3\)"),
+    "sampling under jit": (lambda: jax.jit(lambda s: sampled(params={"loc": 0.0, "scale": s}))(1.0), TypeError, "sampling_distribution: runs on the host"),
+    "sampling of part of a design": (lambda: fj.sampling_distribution(fj.linked(fj.families.poisson, lambda p, z: {"rate": p * z}), 1.0, KEY, given=np.ones(4), num_observations=6), ValueError, "num_observations=6 is no multiple of the 4 rows of given"),
+    "sampling of another series": (lambda: fj.sampling_distribution(series(), 0.0, KEY, num_observations=6), ValueError, "num_observations=6, but the sampler of this dependent model draws series of 5 terms"),
+    "estimator of no function": (lambda: sampled(estimator="median"), TypeError, "estimator must be a function of a data set that returns parameters, got str"),
+    "estimator of other parameters": (lambda: sampled(estimator=lambda y: {"loc": y.mean()}), ValueError, r"estimator returned .*, but the parameters are loc \(\), scale \(\)"),
+    "scores without sampler": (lambda: fj.score_distribution(density, START, KEY, num_observations=9), ValueError, "score_distribution: draws from the model, which has no sampler"),
+    "rate of one n": (lambda: fj.convergence_rate(fj.families.normal, START, KEY, num_observations=(9, 9)), ValueError, "convergence_rate: num_observations=.9, 9. must be at least two different numbers"),
+    "rate of a number for a key": (lambda: fj.convergence_rate(fj.families.normal, START, 3, num_observations=(9, 18)), TypeError, "convergence_rate: key is int"),
+    "coverage of a number for a key": (lambda: fj.coverage(fj.families.normal, START, 3, num_observations=(9, 18)), TypeError, "coverage: key is int"),
+    "rate of no n": (lambda: fj.convergence_rate(fj.families.normal, START, KEY, num_observations=()), ValueError, "convergence_rate: num_observations is empty"),
+    "coverage of an unknown kind": (lambda: fj.coverage(fj.families.normal, START, KEY, num_observations=9, kinds=("wald", "exact")), ValueError, "coverage: kinds names 'exact'; choose from 'wald', 'profile'"),
+    "coverage of no kind": (lambda: fj.coverage(fj.families.normal, START, KEY, num_observations=9, kinds=()), ValueError, "must be one or more different kinds"),
+    "coverage by what is not there": (lambda: fj.coverage(drawable(), START, KEY, num_observations=9, kinds="expected"), ValueError, 'kinds names "expected", but the model has no closed form'),
+    "coverage at a level": (lambda: fj.coverage(fj.families.normal, START, KEY, num_observations=9, level=95), ValueError, "coverage: level=95 must lie strictly between 0 and 1"),
+    "sample size for nothing": (lambda: fj.sample_size(fj.families.normal, START), ValueError, "sample_size: give either standard_error, or power together with the hypothesis"),
+    "sample size for power of nothing": (lambda: fj.sample_size(fj.families.normal, START, power=0.8), ValueError, "power together with the hypothesis"),
+    "sample size for a stranger": (lambda: fj.sample_size(fj.families.normal, START, standard_error={"mean": 0.1}), ValueError, "standard_error names `mean` with 1 numbers; there are loc, scale"),
+    "sample size for no error": (lambda: fj.sample_size(fj.families.normal, START, standard_error=0.0), ValueError, "standard_error must be positive, got 0"),
+    "sample size for less power than level": (lambda: fj.sample_size(fj.families.normal, START, power=0.01, hypothesis={"loc": 1.0}), ValueError, "must obey 0 < level < power < 1"),
+    "sample size against the truth": (lambda: fj.sample_size(fj.families.normal, START, power=0.8, hypothesis={"loc": 0.0}), ValueError, "is what is tested true at params"),
+    "sample size without a route": (lambda: fj.sample_size(density, START, standard_error=0.1), ValueError, "no route to the expectation"),
     "table of nothing": (lambda: fj.coefficient_table(), ValueError, "coefficient_table: got no fit"),
     "summary of a batch": (lambda: batch().summary(), ValueError, "has a batch axis"),
     "covariance of a batch": (lambda: batch().covariance(), ValueError, r"has a batch axis of shape \(2,\).*jax.vmap"),
@@ -339,6 +365,18 @@ def on_simplex():
 
 def batch():
     return jax.vmap(lambda y: fj.fit(bound(scale=fj.positive), START, y))(np.stack([Y, 2 * Y]))
+
+
+def sampled(*, params=START, num_observations=9, **settings):
+    return fj.sampling_distribution(fj.families.normal, params, KEY, num_observations=num_observations, **settings)
+
+
+def series():
+    return fj.dependent(lambda p, y: norm.logpdf(y, p, 1.0), sample=lambda key, p: p + jax.random.normal(key, (5,)))
+
+
+def drawable():
+    return fj.Model(density, sample=fj.families.normal.sample, constraints={"scale": fj.positive})
 
 
 def bare(*kept):

@@ -73,7 +73,7 @@ def cramer_rao_bound(
     check_number(num_observations)
     model, layout, values, given = at_door(model, params, given, _CALLER)
     if expectation is None:
-        information = _closed_form_in_free(model, params, layout, values, given)
+        information = closed_form_in_free(model, params, layout, values, given)
     else:
         information = taken(model, layout, layout.free_names, values, expectation, given, _CALLER)
     names, slope = slope_of(layout, values, function, bias, _CALLER)
@@ -87,7 +87,7 @@ def cramer_rao_bound(
     return Covariance(matrix, names, route, errors, information.num_samples)
 
 
-def _closed_form_in_free(model: Model, params: PyTree, layout: Layout, values: Values, given: PyTree) -> Information:
+def closed_form_in_free(model: Model, params: PyTree, layout: Layout, values: Values, given: PyTree) -> Information:
     """The information about u: on a simplex, say, only there do the identities hold that it rests on."""
     found = fisher_information(model, params, given=given)
     tangent = layout.jacobian(layout.unconstrain(values), values)

@@ -1,0 +1,192 @@
+"""Replicates beside the normal distribution that theory promises: histograms of each entry, and clouds of two."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fisher_jax.plots.canvas import listed, number, pyplot
+from fisher_jax.plots.region import CIRCLE
+from fisher_jax.theory.normality import ComparedWithNormal
+from fisher_jax.theory.sampling_record import SamplingDistribution
+
+_MOST_DOTS = 3000
+
+
+def standardised_histograms(
+    distribution: Any, names: str | Sequence[str] | None = None, *, axes: Any = None, color: str = "tab:blue"
+) -> Any:
+    """Draw each entry of a sampling or score distribution, in promised standard deviations, with the standard normal curve.
+
+    Parameters
+    ----------
+    distribution : SamplingDistribution or ScoreDistribution
+        As `fisher_jax.sampling_distribution` or `fisher_jax.score_distribution` returned it.
+    names : str or sequence of str, optional
+        Which entries; by default all, a panel each.
+    axes : matplotlib Axes or array of them, optional
+        Where to draw; by default a new figure.
+    color : str
+        Of the histogram.
+
+    Returns
+    -------
+    array of matplotlib Axes
+        One for each name. Densities, so that areas are one; the title holds the Kolmogorov-Smirnov distance. Without a
+        promised standard deviation the unit is the replicates' own, and no curve is drawn.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If this is no distribution, a name is unknown, there are too few axes, or fewer than two replicates count.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> from fisher_jax.plots import standardised_histograms
+    >>> found = fj.score_distribution(
+    ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=5, num_replicates=500
+    ... )
+    >>> axes = standardised_histograms(found)
+    >>> axes[0].get_ylabel()
+    'density'
+    """
+    caller = "standardised_histograms"
+    wanted = _checked(distribution, names, caller)
+    panels = _panels(axes, len(wanted), caller)
+    promised = np.isfinite(np.diagonal(distribution.expected))
+    distances = np.asarray(distribution.marginal_normality.statistic)
+    what = "estimate − truth" if isinstance(distribution, SamplingDistribution) else "score"
+    for panel, name in zip(panels, wanted, strict=True):
+        k = distribution.names.index(name)
+        values = distribution.standardised[:, k]
+        unit = "promised standard deviations" if promised[k] else "own standard deviations"
+        bins = max(10, min(80, int(2 * len(values) ** (1 / 3))))
+        panel.hist(values, bins=bins, density=True, color=color, alpha=0.5)
+        if promised[k]:
+            grid = np.linspace(min(values.min(), -3.5), max(values.max(), 3.5), 201)
+            curve = np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi)
+            panel.plot(grid, curve, color="black", linewidth=1.2, label="N(0, 1)")
+            panel.set_title(f"n = {distribution.num_observations}, distance {distances[k]:.2g}", fontsize="small")
+        else:
+            panel.set_title(f"n = {distribution.num_observations}", fontsize="small")
+        panel.set(xlabel=f"{name}: {what}, in\n{unit}", ylabel="density")
+    if np.any(promised[[distribution.names.index(name) for name in wanted]]):
+        panels[-1].legend(fontsize="x-small", frameon=False)
+    return panels
+
+
+def joint_ellipses(
+    distribution: Any, names: Sequence[str] | None = None, *, levels: Sequence[float] = (0.5, 0.95), axes: Any = None
+) -> Any:
+    """Draw the replicates of two entries with the ellipses in which theory promises a given share of them.
+
+    Parameters
+    ----------
+    distribution : SamplingDistribution or ScoreDistribution
+        As `fisher_jax.sampling_distribution` or `fisher_jax.score_distribution` returned it.
+    names : sequence of two str, optional
+        Which entries, the horizontal one first; by default the first two.
+    levels : sequence of float
+        Shares that the ellipses are to hold.
+    axes : matplotlib Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        The legend holds the share of the replicates in each ellipse, with its Monte Carlo error. Of many replicates the first
+        3000 are drawn; all are counted.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If this is no distribution, a name is unknown, there are not two, or theory promises no covariance.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> from fisher_jax.plots import joint_ellipses
+    >>> found = fj.score_distribution(
+    ...     fj.families.gamma, {"shape": 2.0, "rate": 1.0}, jax.random.key(0), num_observations=5, num_replicates=500
+    ... )
+    >>> joint_ellipses(found).get_xlabel()
+    'rate: score'
+    """
+    caller = "joint_ellipses"
+    wanted = _checked(distribution, distribution.names[:2] if _is(distribution) and names is None else names, caller)
+    if len(wanted) != 2:
+        raise ValueError(
+            f"{caller}: an ellipse is of two entries, got {len(wanted)}. Name two of {listed(distribution.names)}."
+        )
+    pair = [distribution.names.index(name) for name in wanted]
+    covariance = distribution.expected[np.ix_(pair, pair)]
+    if not np.all(np.isfinite(covariance)) or np.linalg.eigvalsh(covariance)[0] <= 0:
+        raise ValueError(f"{caller}: theory promises no covariance of {listed(wanted)}, so that there are no ellipses.")
+    figures = pyplot()
+    if axes is None:
+        axes = figures.subplots(figsize=(4.2, 3.8), layout="constrained")[1]
+    scale, centre = 1.0, np.zeros(2)
+    of_estimates = isinstance(distribution, SamplingDistribution)
+    if of_estimates:
+        scale, centre = 1 / np.sqrt(distribution.num_observations), np.asarray(distribution.truth)[pair]
+    vectors = distribution.vectors[:, pair]
+    dots = (centre + scale * vectors[:_MOST_DOTS]).T
+    axes.plot(*dots, ".", color="tab:blue", markersize=3, alpha=0.3, markeredgewidth=0, zorder=1)
+    distances = np.sum(vectors * np.linalg.solve(covariance, vectors.T).T, axis=1)
+    lower = np.linalg.cholesky(covariance)
+    for level, style in zip(levels, ("-", "--", ":", "-.") * len(levels), strict=False):
+        radius = np.sqrt(-2 * np.log1p(-level))  # χ² with two degrees of freedom
+        share = np.mean(distances < radius**2)
+        label = f"{100 * level:g} %: {_percent(share, len(distances))}"
+        axes.plot(
+            *(centre[:, None] + scale * radius * lower @ CIRCLE), style, color="black", linewidth=1.2, label=label
+        )
+    what = ["", ""] if of_estimates else [": score", ": score"]
+    axes.set(xlabel=wanted[0] + what[0], ylabel=wanted[1] + what[1])
+    axes.set_title(f"n = {distribution.num_observations}", fontsize="small")
+    axes.legend(fontsize="x-small", frameon=False, title="promised: found", title_fontsize="x-small")
+    return axes
+
+
+def _percent(share: float, count: int) -> str:
+    return number(100 * share, 100 * np.sqrt(max(share * (1 - share), 1 / count) / count)) + " %"
+
+
+def _is(distribution: Any) -> bool:
+    return isinstance(distribution, ComparedWithNormal)
+
+
+def _checked(distribution: Any, names: Any, caller: str) -> list[str]:
+    """The names wanted."""
+    if not _is(distribution):
+        raise TypeError(
+            f"{caller}: expected a SamplingDistribution or a ScoreDistribution, got {type(distribution).__name__}."
+        )
+    every = distribution.names
+    wanted = list(every) if names is None else [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in every:
+            raise ValueError(f"{caller}: no entry is named {name!r}; there are {listed(every)}.")
+    if not wanted:
+        raise ValueError(f"{caller}: names is empty. Leave it out to draw all.")
+    if len(distribution.vectors) < 2:
+        raise ValueError(
+            f"{caller}: fewer than two replicates count. Print the distribution to see how the others ended."
+        )
+    return wanted
+
+
+def _panels(axes: Any, count: int, caller: str) -> Any:
+    """A row of axes, new where none are given."""
+    figures = pyplot()
+    if axes is None:
+        axes = figures.subplots(1, count, figsize=(3.6 * count, 3.0), layout="constrained", squeeze=False)[1]
+    panels = np.ravel(np.asarray(axes, dtype=object))
+    if len(panels) != count:
+        raise ValueError(f"{caller}: {count} panels need as many axes, got {len(panels)}.")
+    return panels

@@ -1,0 +1,254 @@
+"""Vectors whose distribution theory says is normal: their moments with errors, and how far they are from it."""
+
+import abc
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from fisher_jax.inference.report import Printed
+
+_TOO_FEW = 4  # vectors, which have no fourth moments to speak of
+
+
+class Moment(NamedTuple):
+    """A number or an array of them over replicates, and its Monte Carlo standard error."""
+
+    value: Any
+    error: Any
+
+
+class Agreement(NamedTuple):
+    """A test that a mean is what theory says: χ² distributed if it is."""
+
+    statistic: float
+    degrees_of_freedom: int
+    p_value: float
+
+
+class Closeness(NamedTuple):
+    """Kolmogorov-Smirnov distance from the distribution that theory says, and the p-value of so large a one."""
+
+    statistic: Any
+    p_value: Any
+
+
+class ComparedWithNormal(Printed):
+    """Vectors, one a replicate, beside the normal distribution with mean zero that theory promises.
+
+    Attributes
+    ----------
+    vectors : array (R, q)
+        One row for each replicate that counts.
+    expected : array (q, q)
+        The covariance that theory promises; NaN where it promises none.
+    expected_pieces : array (k, q, q)
+        Independent errors of it, where it is sampled; none (k = 0) where it is exact.
+    rank : int
+        Its rank p, less than q where constraints tie entries together.
+    """
+
+    names: tuple[str, ...]
+    rank: int
+
+    @property
+    @abc.abstractmethod
+    def vectors(self) -> Float[np.ndarray, "r q"]:
+        """One row for each replicate that counts."""
+
+    @property
+    @abc.abstractmethod
+    def expected(self) -> Float[np.ndarray, "q q"]:
+        """The covariance that theory promises."""
+
+    @property
+    @abc.abstractmethod
+    def expected_pieces(self) -> Float[np.ndarray, "k q q"]:
+        """Independent errors of it."""
+
+    @property
+    def mean(self) -> Float[np.ndarray, " q"]:
+        """Over the replicates."""
+        return self._moments[0].value
+
+    @property
+    def mean_error(self) -> Float[np.ndarray, " q"]:
+        """Monte Carlo standard error of `mean`."""
+        return self._moments[0].error
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "q q"]:
+        """Over the replicates, about their mean."""
+        return self._moments[1].value
+
+    @property
+    def covariance_error(self) -> Float[np.ndarray, "q q"]:
+        """Monte Carlo standard error of each entry of `covariance`, whatever the distribution (fourth moments)."""
+        return self._moments[1].error
+
+    @functools.cached_property
+    def _moments(self) -> tuple[Moment, Moment]:
+        return moments(self.vectors)
+
+    @functools.cached_property
+    def standardised(self) -> Float[np.ndarray, "r q"]:
+        """Each entry in units of the standard deviation that theory promises; where it promises none, of its own."""
+        own = np.sqrt(np.diagonal(self.covariance))
+        promised = np.sqrt(np.diagonal(self.expected))
+        scale = np.where(np.isfinite(promised), promised, own)
+        return self.vectors / np.where(scale > 0, scale, np.nan)
+
+    @functools.cached_property
+    def whitened(self) -> Float[np.ndarray, "r p"]:
+        """The vectors in p directions in which theory promises independent standard normals."""
+        return self.vectors @ self._whitening.T
+
+    @functools.cached_property
+    def _whitening(self) -> Float[np.ndarray, "p q"]:
+        """W with W Σ Wᵀ = 1, from the p largest eigenvalues of Σ at unit diagonal."""
+        if not np.all(np.isfinite(self.expected)):
+            return np.full((self.rank, len(self.names)), np.nan)
+        scale = np.sqrt(np.diagonal(self.expected))
+        scale = np.where(scale > 0, scale, 1.0)
+        values, directions = np.linalg.eigh(self.expected / scale[:, None] / scale[None, :])
+        kept = slice(len(values) - self.rank, None)
+        return (directions[:, kept] / np.sqrt(np.maximum(values[kept], 0.0))).T / scale
+
+    @functools.cached_property
+    def mahalanobis(self) -> Float[np.ndarray, " r"]:
+        """Squared distances xᵀ Σ⁻¹ x from zero in the promised covariance: χ² with `rank` degrees of freedom in theory."""
+        return np.sum(self.whitened**2, axis=1)
+
+    @functools.cached_property
+    def skewness(self) -> Moment:
+        """Of each entry, zero in theory, with the error that it has for a normal distribution."""
+        off = self.vectors - self.mean
+        spread = np.sqrt(np.mean(off**2, axis=0)) if len(off) else np.full(len(self.names), np.nan)
+        value = np.mean((off / np.where(spread > 0, spread, np.nan)) ** 3, axis=0) if len(off) else spread
+        return Moment(value, np.full_like(value, np.sqrt(6.0 / max(len(off), 1))))
+
+    @functools.cached_property
+    def marginal_normality(self) -> Closeness:
+        """Kolmogorov-Smirnov for each entry of `standardised` against the standard normal, (q,) each."""
+        found = [against_normal(column) for column in self.standardised.T]
+        return Closeness(*(np.array(part) for part in zip(*found, strict=True)))
+
+    @functools.cached_property
+    def joint_normality(self) -> Closeness:
+        """Kolmogorov-Smirnov for `mahalanobis` against χ²."""
+        return against_chi_squared(self.mahalanobis, self.rank)
+
+    @functools.cached_property
+    def mean_test(self) -> Agreement:
+        """Test that the mean is zero, over all entries at once."""
+        return joint_test(self.whitened, np.zeros((0, self.rank)))
+
+    @functools.cached_property
+    def covariance_test(self) -> Agreement:
+        """Test that the covariance is the promised one, over all entries at once, whose errors go together."""
+        rows, columns = np.triu_indices(self.rank)
+        off = self.whitened - np.mean(self.whitened, axis=0) if len(self.whitened) else self.whitened
+        count = len(off) / max(len(off) - 1, 1)
+        products = count * off[:, rows] * off[:, columns] - (rows == columns)
+        carried = self._whitening @ self.expected_pieces @ self._whitening.T
+        return joint_test(products, carried[:, rows, columns])
+
+    def agreement(self, mean: str, covariance: str) -> list[tuple[str, str]]:
+        """The three tests in words, for a report; nothing where theory promises nothing."""
+        if np.all(np.isnan(self.whitened)):
+            return []
+        distance = self.joint_normality
+        return [
+            (f"Mean against {mean}", _tested(self.mean_test)),
+            (f"Covariance against {covariance}", _tested(self.covariance_test)),
+            (
+                f"Distances against χ² ({self.rank} df)",
+                f"Kolmogorov-Smirnov {distance.statistic:.3g}, p = {probability(distance.p_value)}",
+            ),
+        ]
+
+
+def _tested(found: Agreement) -> str:
+    if np.isnan(found.p_value):
+        return "too few replicates to tell"
+    return f"χ² = {found.statistic:.3g} ({found.degrees_of_freedom} df), p = {probability(found.p_value)}"
+
+
+def moments(vectors: Float[np.ndarray, "r q"]) -> tuple[Moment, Moment]:
+    """Mean and covariance with their Monte Carlo errors; NaN of fewer than two vectors."""
+    count, q = vectors.shape
+    if count < 2:
+        nothing = np.full(q, np.nan), np.full((q, q), np.nan)
+        mean = vectors[0] if count else nothing[0]
+        return Moment(mean, nothing[0]), Moment(nothing[1], nothing[1])
+    mean = np.mean(vectors, axis=0)
+    off = vectors - mean
+    covariance = off.T @ off / (count - 1)
+    fourth = (off**2).T @ off**2 / count  # E[x²y²]: the products' second moment
+    spread = np.sqrt(np.maximum(fourth - covariance**2, 0.0) / count)
+    spread = spread if count > _TOO_FEW else np.full_like(spread, np.nan)
+    return Moment(mean, np.sqrt(np.diagonal(covariance) / count)), Moment(covariance, spread)
+
+
+def joint_test(rows: Float[np.ndarray, "r m"], pieces: Float[np.ndarray, "k m"]) -> Agreement:
+    """χ² test that the mean of the rows is zero; `pieces` are further errors that its expectation has."""
+    count, m = rows.shape
+    if count <= m + 1 or not np.all(np.isfinite(rows)) or not np.all(np.isfinite(pieces)):
+        return Agreement(np.nan, m, np.nan)
+    from scipy.stats import chi2
+
+    mean = np.mean(rows, axis=0)
+    variance = np.cov(rows, rowvar=False).reshape(m, m) / count + pieces.T @ pieces
+    values, directions = np.linalg.eigh(variance)
+    along = directions.T @ mean
+    size = np.sqrt(np.mean(rows**2)) or 1.0
+    live = values > (1e-12 * size) ** 2
+    if np.any(np.abs(along[~live]) > 1e-9 * size):  # off without any spread
+        return Agreement(np.inf, m, 0.0)
+    statistic = float(np.sum(along[live] ** 2 / values[live]))
+    return Agreement(statistic, m, float(chi2.sf(statistic, max(np.sum(live), 1))))
+
+
+def against_normal(values: Float[np.ndarray, " r"]) -> Closeness:
+    """Kolmogorov-Smirnov against the standard normal."""
+    from scipy.special import ndtr
+
+    return _kolmogorov_smirnov(ndtr(np.sort(values)))
+
+
+def against_chi_squared(values: Float[np.ndarray, " r"], degrees_of_freedom: int) -> Closeness:
+    """Kolmogorov-Smirnov against χ²."""
+    from scipy.special import chdtr
+
+    return _kolmogorov_smirnov(chdtr(degrees_of_freedom, np.sort(values)))
+
+
+def _kolmogorov_smirnov(uniform: Float[np.ndarray, " r"]) -> Closeness:
+    """Of sorted values of the distribution function."""
+    from scipy.stats import kstwo
+
+    count = len(uniform)
+    if not count or not np.all(np.isfinite(uniform)):
+        return Closeness(np.nan, np.nan)
+    steps = np.arange(count + 1) / count
+    statistic = float(max(np.max(steps[1:] - uniform), np.max(uniform - steps[:-1])))
+    return Closeness(statistic, float(kstwo.sf(statistic, count)))
+
+
+def with_error(value: Any, error: Any) -> str:
+    """`0.4990 ± 0.0012`: the error to two digits and the value to the same decimals; a dash where there is none."""
+    value, error = float(value), float(error)
+    if np.isnan(value):
+        return "-"
+    if not (np.isfinite(error) and error > 0):
+        return f"{value:.4g}"
+    decimals = 1 - int(np.floor(np.log10(float(f"{error:.1e}"))))
+    if not 0 <= decimals <= 7 or abs(value) >= 1e6:
+        return f"{value:.4g} ± {error:.2g}"
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def probability(p: Any) -> str:
+    """A p-value as reports print it."""
+    return "-" if np.isnan(float(p)) else f"{float(p):.2g}"

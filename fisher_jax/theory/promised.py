@@ -1,0 +1,137 @@
+"""What theory promises of an estimate from the model alone: its information, the bound, and whether there is one."""
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisher_jax import linalg
+from fisher_jax.expectation import MonteCarlo
+from fisher_jax.information import Covariance, Information, InformationWarning, fisher_information
+from fisher_jax.information.closed_form import has_closed_form
+from fisher_jax.information.draws import num_rows
+from fisher_jax.information.errors import carried
+from fisher_jax.information.expected import taken
+from fisher_jax.parameters import Layout
+from fisher_jax.theory.bound import closed_form_in_free
+from fisher_jax.theory.expansion import Expansion, expanded
+from fisher_jax.theory.simulated import Design
+
+_MANY = 20  # parameters from which on the control variates of "bartlett" need too many draws
+_LEAST = 4000  # draws in all, whatever the number of rows
+_SERIES = 2_000_000  # terms of all series drawn
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What theory promises at a design's parameters.
+
+    Attributes
+    ----------
+    information : Information
+        Per observation; about the free coordinates where constraints tie entries together. NaN where there is none.
+    bound : Covariance
+        (q, q), for one observation: the covariance of √n(θ̂ − θ) that theory promises. NaN where there is none.
+    expansion : Expansion
+        The first-order bias, and what the draws behind it tell of the model's regularity.
+    notes : tuple of str
+        What speaks against any of it, in words.
+    """
+
+    information: Information
+    bound: Covariance
+    expansion: Expansion
+    notes: tuple[str, ...]
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether there is an information, and it can be inverted."""
+        return bool(np.all(np.isfinite(np.asarray(self.bound.matrix))))
+
+
+def promise_of(design: Design, expectation: Any, key: Any, caller: str) -> Promise:
+    """The information by closed form, by the expectation given, or by draws; tested for regularity by draws in any case."""
+    layout = coordinates(design.layout)
+    found, notes = information_of(design, layout, expectation, jax.random.fold_in(key, 0), caller)
+    free = layout.unconstrain(design.values)
+    tangent = layout.jacobian(free, design.values)
+    expansion = expanded(design, layout, found.matrix, _draws(design, jax.random.fold_in(key, 1), 2), caller)
+    notes = expansion.notes(found.names) or notes
+    if not expansion.score_is_centred or _of_no_mean(found):
+        nothing = jnp.full_like(found.matrix, jnp.nan)
+        found = replace(found, matrix=nothing, errors=None, route="none")
+        notes = (NO_BOUND,)
+    elif note := _not_invertible(found):
+        notes = (note, *notes)
+    matrix, errors = carried(lambda m: tangent @ linalg.inverse(m) @ tangent.T, found.matrix, found.errors)
+    bound = Covariance(matrix, design.layout.names, f"inverse of: {found.route}", errors, found.num_samples)
+    return Promise(found, bound, expansion, notes)
+
+
+NO_BOUND = (
+    "there is no Cramér-Rao bound: the mean of the score is not zero, so that the support depends on a parameter, or the "
+    "sampler is not the density's."
+)
+
+
+def coordinates(layout: Layout) -> Layout:
+    """θ itself, or the free coordinates where constraints tie its entries together."""
+    return layout.natural() if len(layout.names) == layout.num_free else layout
+
+
+def information_of(
+    design: Design, layout: Layout, expectation: Any, key: Any, caller: str
+) -> tuple[Information, tuple[str, ...]]:
+    tied = len(design.layout.names) != design.layout.num_free
+    names = design.layout.free_names if tied else design.layout.names
+    if expectation is None and has_closed_form(design.model):
+        if tied:
+            return closed_form_in_free(design.model, design.params, design.layout, design.values, design.covariates), ()
+        return fisher_information(design.model, design.params, given=design.covariates), ()
+    if expectation is None:
+        expectation = _draws(design, key, layout.num_free)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InformationWarning)  # said in the notes
+        found = taken(design.model, layout, names, design.values, expectation, design.covariates, caller)
+    said = found.diagnosis()
+    if getattr(expectation, "fallback", None) == "outer":
+        used = _OUTER if said else _BARTLETT
+        found = replace(found, route=found.route.replace(f"{_BARTLETT}, or {_OUTER} where those fail", used))
+    return found, (f"of the information: {said}.",) if said else ()
+
+
+_BARTLETT, _OUTER = "−H with the Bartlett identities as control variates", "mean of s sᵀ"
+
+
+def _draws(design: Design, key: Any, num_parameters: int) -> MonteCarlo:
+    """So many draws as give the third digit, over all rows of `given`, or fewer of long series."""
+    rows = num_rows(design.model, design.covariates)
+    wanted = 20_000 if not design.model.is_dependent else _SERIES // design.num_observations
+    least = max(_LEAST, 12 * (1 + num_parameters + num_parameters * (num_parameters + 1) // 2))
+    each = -(-min(max(wanted, least), 20_000) // rows)
+    if num_parameters > _MANY:
+        return MonteCarlo(key, each + each % 2, "outer")
+    return MonteCarlo(key, each + each % 2, fallback="outer")
+
+
+def _of_no_mean(found: Information) -> bool:
+    """Whether the draws behind it contradict E[s] = 0."""
+    regularity = found.regularity
+    return regularity is not None and bool(np.any(np.abs(np.asarray(regularity.score_z)) > regularity.limit))
+
+
+def _not_invertible(found: Information) -> str:
+    """Why there is no inverse, in words; empty where there is one."""
+    matrix = np.asarray(found.matrix)
+    if not np.all(np.isfinite(matrix)):
+        return "the information is not finite, so that there is no Cramér-Rao bound of the usual kind."
+    if np.all(np.isfinite(np.asarray(linalg.inverse(found.matrix)))):
+        return ""
+    _, direction = linalg.weakest_direction(matrix)
+    return (
+        f"the information is singular along {linalg.describe_direction(direction, found.names)}: no estimate of it has the "
+        "usual rate, and there is no bound."
+    )
