@@ -91,7 +91,7 @@ def objective_of(problem: Problem) -> Callable[[Array, CurvatureKind], Evaluatio
             return Evaluation(-terms, -gradient, outer_product_at(target, free)[1])
         if problem.expected is None:
             raise ValueError(
-                "optimizer: fisher_scoring needs the expected information, and the model has none. Give "
+                "optimizer: fisher_scoring and natural_gradient need the expected information, and the model has none. Give "
                 "Model(…, information=…), the Fisher information of one observation, or use newton or bhhh."
             )
         terms, gradient, information = problem.expected(free)

@@ -101,7 +101,7 @@ def public_objects():
         item = getattr(fj, name)
         if callable(item):
             yield name, item
-    for name in ("newton", "fisher_scoring", "bhhh", "scale_by_information"):
+    for name in ("newton", "fisher_scoring", "bhhh", "scale_by_information", "natural_gradient"):
         yield f"optimizers.{name}", getattr(fj.optimizers, name)
     for name in ("covariance", "covariance_matrix", "covariance_of_moments", "moments", "RunningMoments"):
         yield f"moments.{name}", getattr(fj.moments, name)

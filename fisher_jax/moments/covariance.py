@@ -69,9 +69,9 @@ def moments(x: Any, *, weights: Any = None) -> RunningMoments:
     --------
     >>> import jax.numpy as jnp
     >>> from fisher_jax.moments import moments
-    >>> found = moments(jnp.array([[1.0], [2.0], [6.0]]))
+    >>> found = moments(jnp.array([[1.0], [2.0], [6.0], [7.0]]))
     >>> print(found.mean, found.second_moment().value)
-    [3.] [[13.666667]]
+    [4.] [[22.5]]
     """
     return _streamed(_rows(x, "moments"), weights, "moments")
 
@@ -105,7 +105,7 @@ def covariance(x: Any, y: Any, *, weights: Any = None) -> Estimate:
     >>> from fisher_jax.moments import covariance
     >>> found = covariance(jnp.array([1.0, 2.0, 3.0, 6.0]), jnp.array([2.0, 2.0, 3.0, 5.0]))
     >>> print(f"{found.value:.3f} ± {found.standard_error:.3f}")
-    3.000 ± 2.236
+    3.000 ± 1.357
     """
     left, right = (_rows(part, "covariance", name, vectors=True) for part, name in ((x, "x"), (y, "y")))
     if left.shape[0] != right.shape[0]:
