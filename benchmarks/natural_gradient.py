@@ -73,7 +73,7 @@ def train(optimizer, information, count, watched):
 
     def step(carry, k):
         params, state = carry
-        rows = jax.random.choice(jax.random.fold_in(jax.random.key(1), k), ROWS, (BATCH,), replace=False)
+        rows = jax.random.randint(jax.random.fold_in(jax.random.key(1), k), (BATCH,), 0, ROWS)
         x, y = X[rows], Y[rows]
         value, gradient = jax.value_and_grad(loss)(params, x, y)
         extra = {}
@@ -132,22 +132,33 @@ def compare():
 
 
 def products():
-    """Medians over turns of one product by the time of one gradient, side by side."""
+    """One product by itself, and one of those that a solve takes, in gradients of as many log-densities, side by side."""
     gradient = jax.jit(jax.grad(lambda params: loss(params, X, Y)))
     vector, key = gradient(PARAMS), jax.random.key(0)
+    few, many = 1, 31
     runs = {"gradient": lambda: gradient(PARAMS)}
-    for make in (linked, empirical):
+    for make in (linked, sampled, empirical):
         operator = make(PARAMS, X, Y, key)
-        runs[make.__name__] = functools.partial(operator.product, vector)
+        runs[make.__name__] = functools.partial(jax.jit(lambda operator, vector: operator @ vector), operator, vector)
+        for count in (few, many):
+            solve = functools.partial(operator.solve, vector, 1e-3, tolerance=0.0, max_steps=count)
+            assert solve().num_steps == count
+            runs[f"{make.__name__} {count}"] = solve
     laps = {name: [] for name in runs}
-    for turn, (name, run) in itertools.product(range(101), runs.items()):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
+    for turn, (name, run) in itertools.product(range(41), runs.items()):
+        start = time.process_time()
+        for _ in range(5):
+            jax.block_until_ready(run())
         if turn:
-            laps[name].append(time.perf_counter() - start)
-    for name in ("linked", "empirical"):
-        ratio = statistics.median(a / b for a, b in zip(laps[name], laps["gradient"], strict=True))
-        print(f"one product, {name:<12}{ratio:>6.2f} gradients of {1e3 * statistics.median(laps['gradient']):.2f} ms")
+            laps[name].append(time.process_time() - start)
+    seconds = {name: statistics.median(lap) / 5 for name, lap in laps.items()}
+    print(f"\na gradient of {ROWS} rows takes {1e3 * seconds['gradient']:.2f} ms of processor time; in gradients:")
+    for make, draws in ((linked, 1), (sampled, 2), (empirical, 1)):
+        name, unit = make.__name__, draws * seconds["gradient"]
+        inside = (seconds[f"{name} {many}"] - seconds[f"{name} {few}"]) / (many - few)
+        print(
+            f"{name:<12}a product by itself {seconds[name] / unit:5.2f}, one of those of a solve {inside / unit:5.2f}"
+        )
 
 
 if __name__ == "__main__":
