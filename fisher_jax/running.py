@@ -92,7 +92,8 @@ def objective_of(problem: Problem) -> Callable[[Array, CurvatureKind], Evaluatio
         if problem.expected is None:
             raise ValueError(
                 "optimizer: fisher_scoring and natural_gradient need the expected information, and the model has none. Give "
-                'Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or natural_gradient(kind="empirical").'
+                "Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or "
+                'natural_gradient(kind="empirical").'
             )
         terms, gradient, information = problem.expected(free)
         return Evaluation(-terms, -gradient, information)
