@@ -33,6 +33,7 @@ TOPICS = {
     "information": "Information",
     "expectation": "Information",
     "theory": "Theory and design",
+    "moments": "Theory and design",
     "plots": "Plots",
 }
 

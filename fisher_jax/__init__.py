@@ -1,6 +1,6 @@
 """Fit any log-density by maximum likelihood, and know how far to trust the fit."""
 
-from fisher_jax import families, optimizers, stream
+from fisher_jax import families, moments, optimizers, stream
 from fisher_jax._version import __version__
 from fisher_jax.batch import fit_batch
 from fisher_jax.batch_fitted import BatchFit
@@ -122,6 +122,7 @@ __all__ = [
     "likelihood_ratio_test",
     "linked",
     "log_likelihood",
+    "moments",
     "observed_information",
     "optimal_design",
     "optimizers",

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.model import Likelihood
+from fisher_jax.moments import sum_of_products
 
 FORWARD_UP_TO = 3
 CHUNK_ENTRIES = 2**19  # rows × parameters held at once
@@ -75,8 +76,7 @@ def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
         scores = _chunk_scores(target, flat, rows)
         counted = scores if weights is None else jnp.where((weights == 0)[:, None], 0.0, scores)
-        product = jnp.einsum("np,nq->pq", weigh(scores, weights), counted, precision="highest")
-        return jnp.all(jnp.isfinite(counted), axis=1), product
+        return jnp.all(jnp.isfinite(counted), axis=1), sum_of_products(weigh(scores, weights), counted)
 
     return _in_chunks(target, flat, of_chunk)
 

@@ -91,8 +91,9 @@ def objective_of(problem: Problem) -> Callable[[Array, CurvatureKind], Evaluatio
             return Evaluation(-terms, -gradient, outer_product_at(target, free)[1])
         if problem.expected is None:
             raise ValueError(
-                "optimizer: fisher_scoring needs the expected information, and the model has none. Give "
-                "Model(…, information=…), the Fisher information of one observation, or use newton or bhhh."
+                "optimizer: fisher_scoring and natural_gradient need the expected information, and the model has none. Give "
+                "Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or "
+                'natural_gradient(kind="empirical").'
             )
         terms, gradient, information = problem.expected(free)
         return Evaluation(-terms, -gradient, information)

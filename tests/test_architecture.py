@@ -16,6 +16,7 @@ ROWS = {
     "extras": 0,
     "linalg": 0,
     "constraints": 0,
+    "moments": 0,
     "parameters": 1,
     "model": 2,
     "differentiate": 3,
@@ -100,8 +101,10 @@ def public_objects():
         item = getattr(fj, name)
         if callable(item):
             yield name, item
-    for name in ("newton", "fisher_scoring", "bhhh", "scale_by_information"):
+    for name in ("newton", "fisher_scoring", "bhhh", "scale_by_information", "natural_gradient"):
         yield f"optimizers.{name}", getattr(fj.optimizers, name)
+    for name in ("covariance", "covariance_matrix", "covariance_of_moments", "moments", "RunningMoments"):
+        yield f"moments.{name}", getattr(fj.moments, name)
 
 
 @pytest.mark.parametrize(("name", "item"), [pytest.param(*pair, id=pair[0]) for pair in public_objects()])

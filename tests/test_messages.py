@@ -12,6 +12,7 @@ from registry import MODELS
 
 import fisher_jax as fj
 from fisher_jax.extras import require
+from fisher_jax.optimizers import natural_gradient
 
 Y = np.random.default_rng(0).normal(size=30)
 START = {"loc": 0.0, "scale": 1.0}
@@ -21,6 +22,12 @@ DRAWS = fj.MonteCarlo(KEY, 100)
 
 def density(params, y):
     return norm.logpdf(y, params["loc"], params["scale"])
+
+
+def _natural_update(optimizer=None, **extra):
+    optimizer = natural_gradient() if optimizer is None else optimizer
+    params = {name: jnp.asarray(value) for name, value in START.items()}
+    return optimizer.update(params, optimizer.init(params), params, **extra)
 
 
 def bound(**constraints):
@@ -86,6 +93,31 @@ MISUSE = {
     "NaN weights": (lambda: fj.fit(density, START, Y, weights=np.full(30, np.nan)), ValueError, "weights must be finite"),
     "tolerance": (lambda: fj.fit(density, START, Y, tolerance=0.0), ValueError, "tolerance=0.0 must be positive"),
     "max_steps": (lambda: fj.fit(density, START, Y, max_steps=-1), ValueError, "max_steps=-1 must be a whole number from 0"),
+    "step length that is none": (lambda: natural_gradient(-0.1), ValueError, "natural_gradient: learning_rate=-0.1 must be positive, or an optax schedule"),
+    "observed information for a metric": (lambda: natural_gradient(kind="observed"), ValueError, "natural_gradient: kind='observed' is no metric.*see newton"),
+    "negative damping": (lambda: natural_gradient(damping=-1.0), ValueError, "natural_gradient: damping=-1.0 must not be negative"),
+    "adaptive damping from zero": (lambda: natural_gradient(adaptive=True), ValueError, "natural_gradient: adaptive=True multiplies the damping.*Give damping=1e-3"),
+    "bound on the divergence": (lambda: natural_gradient(largest_divergence=0.0), ValueError, "natural_gradient: largest_divergence=0.0 must be positive"),
+    "tolerance of a solve": (lambda: natural_gradient(tolerance=1.0), ValueError, "natural_gradient: tolerance=1.0 must lie between 0 and 1"),
+    "no products": (lambda: natural_gradient(max_products=0), ValueError, "natural_gradient: max_products=0 must be a whole number"),
+    "no information": (lambda: _natural_update(), TypeError, "natural_gradient: update needs objective=.*or information="),
+    "information that cannot be solved with": (lambda: _natural_update(information=np.eye(2)), TypeError, "natural_gradient: information must be an information_operator, got ndarray"),
+    "information of another kind": (
+        lambda: _natural_update(information=fj.information_operator(density, START, kind="empirical", data=Y)),
+        ValueError,
+        'natural_gradient: the operator is of kind "empirical", the optimiser of kind "expected"',
+    ),
+    "losses to compare": (
+        lambda: _natural_update(
+            natural_gradient(kind="empirical", damping=1.0, adaptive=True),
+            information=fj.information_operator(density, START, kind="empirical", data=Y),
+        ),
+        TypeError,
+        "natural_gradient: adaptive=True compares losses, so update needs value_fn=",
+    ),
+    "rows of one and the other": (lambda: fj.moments.covariance(Y, Y[1:]), ValueError, "covariance: x has 30 rows and y 29"),
+    "rows that are none": (lambda: fj.moments.covariance_matrix(Y), ValueError, r"covariance_matrix: x has shape \(30,\), expected \(n, q\)"),
+    "weights of other rows": (lambda: fj.moments.moments(Y[:, None], weights=np.ones(3)), ValueError, r"moments: weights has shape \(3,\), expected \(30,\)"),
     "tolerance that certifies nothing": (lambda: fj.fit(density, START, Y, tolerance=10.0), ValueError, "tolerance=10.0 must be positive and at most 0.1"),
     "max_steps past int32": (lambda: fj.fit(density, START, Y, max_steps=2**31), ValueError, "must be a whole number from 0 to"),
     "max_steps in halves": (lambda: fj.fit(density, START, Y, max_steps=2.5), ValueError, "max_steps=2.5 must be a whole number"),

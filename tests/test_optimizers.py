@@ -23,6 +23,8 @@ OPTIMIZERS = {
         fj.optimizers.scale_by_information("empirical", damping=0.01),
         optax.scale_by_learning_rate(optax.linear_schedule(0.1, 1.0, 20)),
     ),
+    "natural gradient": fj.optimizers.natural_gradient(largest_divergence=1.0),
+    "natural gradient, empirical": fj.optimizers.natural_gradient(kind="empirical", damping=1.0, adaptive=True),
 }
 
 
@@ -43,11 +45,13 @@ IN_EVERY_RUN = [
     ("poisson", "fisher_scoring"),
     ("autoregression", "adam"),
     ("autoregression", "scaled by information"),
+    ("gamma", "natural gradient"),
+    ("autoregression", "natural gradient, empirical"),
 ]
 PAIRS = [
     (name, optimizer)
     for name, optimizer in itertools.product(MODELS, OPTIMIZERS)
-    if optimizer != "fisher_scoring" or MODELS[name].model.information is not None
+    if optimizer not in ("fisher_scoring", "natural gradient") or MODELS[name].model.information is not None
 ]
 
 

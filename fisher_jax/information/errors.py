@@ -6,29 +6,17 @@ covariance of all pairs of entries.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fisher_jax.moments import Estimate
+
+__all__ = ["Estimate", "Pieces", "carried", "estimated", "spread"]
+
 Pieces = Float[Array, "k ..."] | None  # None where there is no error
-
-
-class Estimate(NamedTuple):
-    """A number, an array or a pytree of them, and its standard error of the same shape, zero where it is exact.
-
-    Examples
-    --------
-    >>> import fisher_jax as fj
-    >>> information = fj.fisher_information(fj.families.poisson, {"rate": 4.0})
-    >>> value, error = information.standard_errors(num_observations=100)
-    >>> print(value, error)
-    [0.2] [0.]
-    """
-
-    value: Any
-    standard_error: Any
 
 
 def carried(function: Callable[[Array], Array], matrix: Array, errors: Pieces) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fisher_jax.information.errors import Estimate
+from fisher_jax.moments import Estimate, RunningMean
 
 Product = Callable[[Float[Array, " p"]], Float[Array, " p"]]
 
@@ -98,17 +98,10 @@ def probed(
 ) -> Estimate:
     """Mean of `of_probe(z)` over probes z of random signs, and its standard error, holding one probe at a time."""
 
-    def step(k: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-        mean, squares = carry
-        share = 1.0 / (k + 1).astype(like.dtype)
-        found = of_probe(random_signs(jax.random.fold_in(key, k), like))
-        off = jax.tree.map(jnp.subtract, found, mean)
-        squares = jax.tree.map(lambda sum_, off: sum_ + (1.0 - share) * off**2, squares, off)
-        return jax.tree.map(lambda mean, off: mean + share * off, mean, off), squares
+    def step(k: Array, seen: RunningMean) -> RunningMean:
+        return seen.include(of_probe(random_signs(jax.random.fold_in(key, k), like)))
 
-    zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(of_probe, like))
-    mean, squares = jax.lax.fori_loop(0, num_probes, step, (zero, zero))
-    return Estimate(mean, jax.tree.map(lambda sum_: jnp.sqrt(sum_ / (num_probes * (num_probes - 1))), squares))
+    return jax.lax.fori_loop(0, num_probes, step, RunningMean.empty(jax.eval_shape(of_probe, like))).average()
 
 
 def random_signs(key: Array, like: Float[Array, " p"]) -> Float[Array, " p"]:

@@ -20,6 +20,7 @@ from fisher_jax.information.draws import drawing, num_pairs, num_rows, terms_per
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.tails import tail_exponent
 from fisher_jax.model import Model
+from fisher_jax.moments import sum_of_products
 from fisher_jax.parameters import Layout, Values
 
 PIECES = 64  # independent pieces of error from independent draws
@@ -162,7 +163,7 @@ def _pilot_basis(each: Callable[[Int[Array, " c"]], _Each], pairs: int) -> Float
     pilot = each(jnp.asarray(np.arange(count) * pairs // count))
     half = 0.5 * (pilot.controls[:count] - pilot.controls[count:])
     rounding = 1e3 * jnp.finfo(half.dtype).eps * jnp.mean(pilot.sizes, axis=0)
-    gram = jnp.matmul(half.T, half, precision="highest") / count
+    gram = sum_of_products(half, half) / count
     diagonal = jnp.diagonal(gram)
     alive = diagonal > rounding**2
     both = alive[:, None] & alive[None, :]

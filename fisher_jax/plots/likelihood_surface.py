@@ -1,7 +1,8 @@
 """The log-likelihood around a fit, with the ellipse that stands for it."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from fisher_jax.plots.canvas import listed, pyplot
 from fisher_jax.uncertainty.intervals import check_level
 
 FURTHER_OUT = (10.0, 30.0, 100.0, 300.0)  # nats below the estimate, drawn as contours beside those of the levels
+PATH_COLOURS = ("tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+MOST_DOTS = 40  # steps, above which a path is drawn without
 _CALLER = "likelihood_surface"
 
 
@@ -29,7 +32,7 @@ def likelihood_surface(
     given: PyTree = None,
     weights: Any = None,
     level: float = 0.95,
-    path: Sequence[PyTree] | None = None,
+    path: Sequence[PyTree] | Mapping[str, Sequence[PyTree]] | None = None,
     extent: float = 4.0,
     num_points: int = 81,
     axes: Any = None,
@@ -50,8 +53,9 @@ def likelihood_surface(
         The entries on the horizontal and vertical axis, out of `fit.names`. The others are held at the estimate.
     level : float
         Probability of the ellipse and of the heavy contour by the χ² distribution of two degrees of freedom.
-    path : sequence of pytrees like params, optional
-        What the optimiser went through, from the start on. Drawn as far as it lies in the window.
+    path : sequence of pytrees like params, or dictionary of such, optional
+        What the optimiser went through, from the start on; of several optimisers, by their names. Drawn as far as it lies in
+        the window.
     extent : float
         Half-width of the window in conditional standard errors (the other parameters held): those of J⁻¹, or
         1/√|Jᵢᵢ| for a fit that did not converge.
@@ -109,7 +113,10 @@ def likelihood_surface(
     axes = figures.subplots(figsize=(6.4, 4.8), layout="constrained")[1] if axes is None else axes
     _draw_contours(axes, x, y, np.asarray(surface, float), level)
     if path is not None:
-        _draw_path(axes, np.stack([np.asarray(fit.layout.flatten(params))[list(columns)] for params in path]))
+        paths = path if isinstance(path, Mapping) else {"optimiser's path": path}
+        for (name, points), colour in zip(paths.items(), itertools.cycle(PATH_COLOURS)):
+            together = jax.tree.map(lambda *leaves: np.stack(leaves), *points)
+            _draw_path(axes, name, np.asarray(jax.vmap(fit.layout.flatten)(together))[:, columns], colour)
     if fit.converged:
         _draw_ellipse(axes, centre, curvature, level, conditional=len(fit.names) > 2)
     label = "estimate" if fit.converged else f"where the fit ended: {fit.status.label}"
@@ -209,10 +216,12 @@ def _contour_levels(heavy: float, low: float, high: float) -> list[float]:
     return sorted(z for drop in drops for z in (drop, -drop) if low < z < high)
 
 
-def _draw_path(axes: Any, points: Float[np.ndarray, "k 2"]) -> None:
-    style = {"color": "tab:orange", "linewidth": 1.2, "marker": "o", "markersize": 4}
-    axes.plot(*points.T, **style, label=f"optimiser's path, {len(points) - 1} steps", zorder=3)
-    axes.plot(*points[0], color="tab:orange", marker="o", markersize=8, fillstyle="none", zorder=3)
+def _draw_path(axes: Any, name: str, points: Float[np.ndarray, "k 2"], colour: str) -> None:
+    """A dot for each step, as long as they can be told apart."""
+    marker = "o" if len(points) <= MOST_DOTS else ""
+    label = f"{name}, {len(points) - 1} steps"
+    axes.plot(*points.T, color=colour, linewidth=1.4, marker=marker, markersize=4, label=label, zorder=3)
+    axes.plot(*points[0], color=colour, marker="o", markersize=8, fillstyle="none", zorder=3)
 
 
 def _draw_ellipse(axes: Any, centre: Any, curvature: Float[np.ndarray, "2 2"], level: float, conditional: bool) -> None:

@@ -13,9 +13,11 @@ from fisher_jax import linalg
 from fisher_jax.expectation import MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information import exact, sampled
 from fisher_jax.information.draws import num_pairs
+from fisher_jax.information.errors import carried, spread
 from fisher_jax.information.expected import at_door, check_expectation, describe
 from fisher_jax.information.regularity import HEAVIEST_TAIL, MASS_TOLERANCE, Regularity
 from fisher_jax.model import Model
+from fisher_jax.moments import covariance_of_moments
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.theory.record import Check
 
@@ -145,12 +147,13 @@ def _covariance_plus_hessian(
     found: sampled.Moments, mean: Float[Array, " r"], pairs: int, q: int
 ) -> tuple[Float[Array, "q q"], Float[Array, "q q"]]:
     """Cov(s) + E[H] = E[s sᵀ + H] − E[s] E[s]ᵀ, and its error to first order."""
-    s, moved = mean[:q], found.pieces[:, :q] / pairs
-    product = s[None, :, None] * moved[:, None, :]
-    pieces = sampled.square(found.pieces[:, q : mean.shape[0]], q) / pairs - product - product.mT
+
+    def left(moments: Array) -> Array:
+        return covariance_of_moments(moments[:q], sampled.square(moments[q:], q))
+
+    found_left, pieces = carried(left, mean, found.pieces[:, : mean.shape[0]] / pairs)
     floor = sampled.square(sampled.rounding(found, pairs)[q:], q)
-    left = sampled.square(mean[q:], q) - s[:, None] * s[None, :]
-    return left, jnp.sqrt(jnp.sum(pieces**2, axis=0) + floor**2)
+    return found_left, jnp.sqrt(spread(pieces, like=found_left, ndim=2) ** 2 + floor**2)
 
 
 def _by_nodes(
@@ -161,7 +164,7 @@ def _by_nodes(
     of_score, of_matrix = exact.tolerances(found)
     if caller == "check_score_mean":
         return _judge(what, found.score, of_score, None, layout, caller, describe(expectation), level)
-    left = found.outer - found.score[:, None] * found.score[None, :] + found.hessian
+    left = covariance_of_moments(found.score, found.outer) + found.hessian
     return _judge(what, left, of_matrix, None, layout, caller, describe(expectation), level)
 
 

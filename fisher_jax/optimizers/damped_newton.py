@@ -1,9 +1,4 @@
-"""Information-scaled steps as optax transformations.
-
-optax minimises, so the objective here is minus a log-likelihood, and the curvature is its Hessian or a stand-in for it. What
-these need beyond optax's own loop is one keyword-only extra argument, `objective`: a function from the parameters (and the
-kind of curvature wanted) to an `Evaluation`. `fisher_jax.fit` supplies it.
-"""
+"""Newton's method, Fisher scoring and BHHH: whole methods that accept or reject their own steps."""
 
 import functools
 from typing import Any
@@ -13,11 +8,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from fisher_jax import linalg
 from fisher_jax.damped import (
     CurvatureKind,
     DampedState,
-    Evaluation,
     NewtonState,
     Objective,
     advance,
@@ -25,8 +18,6 @@ from fisher_jax.damped import (
     propose,
     with_terms,
 )
-
-__all__ = ["Evaluation", "bhhh", "fisher_scoring", "newton", "scale_by_information"]
 
 
 def newton(*, damping: float = 1e-3) -> optax.GradientTransformationExtraArgs:
@@ -127,52 +118,6 @@ def bhhh(*, damping: float = 1e-3) -> optax.GradientTransformationExtraArgs:
     >>> optimizer = fj.optimizers.bhhh()
     """
     return _damped("empirical", damping)
-
-
-def scale_by_information(
-    kind: CurvatureKind = "observed", *, damping: float = 0.0
-) -> optax.GradientTransformationExtraArgs:
-    """Multiply the incoming updates by the inverse information at the current parameters.
-
-    Parameters
-    ----------
-    kind : {"observed", "expected", "empirical"}
-        Which curvature the objective is asked for.
-    damping : float
-        λ ≥ 0: λ times the curvature's diagonal is added before inverting.
-
-    Returns
-    -------
-    optax.GradientTransformationExtraArgs
-        Its update needs the keyword `objective` as in `newton`. Where the damped curvature is not positive definite the
-        updates become NaN: damp more, or use ``"expected"`` or ``"empirical"``.
-
-    Notes
-    -----
-    A building block: follow it by ``optax.scale(-1.0)`` or ``optax.scale_by_learning_rate(schedule)`` to descend. By itself it
-    guards against nothing; `newton` is the robust method.
-
-    Examples
-    --------
-    >>> import fisher_jax as fj, optax
-    >>> optimizer = optax.chain(
-    ...     fj.optimizers.scale_by_information("empirical", damping=0.01),
-    ...     optax.scale_by_learning_rate(optax.linear_schedule(0.1, 1.0, 10)),
-    ... )
-    """
-
-    def init(params: PyTree) -> optax.EmptyState:
-        return optax.EmptyState()
-
-    def update(
-        updates: PyTree, state: optax.EmptyState, params: PyTree = None, *, objective: Objective, **extra: Any
-    ) -> tuple[PyTree, optax.EmptyState]:
-        curvature = objective(params, kind).curvature
-        flat, restore = ravel_pytree(updates)
-        factor = linalg.factorise(curvature + damping * jnp.diag(jnp.diagonal(curvature)))
-        return restore(jnp.where(factor.definite, linalg.solve(factor, flat), jnp.nan)), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 @functools.cache

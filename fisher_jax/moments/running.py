@@ -1,0 +1,198 @@
+"""What is kept of rows that pass by, so that mean and covariance and the errors of both follow, in whatever parts they came."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+
+class Estimate(NamedTuple):
+    """A number, an array or a pytree of them, and its standard error of the same shape, zero where it is exact.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> information = fj.fisher_information(fj.families.poisson, {"rate": 4.0})
+    >>> value, error = information.standard_errors(num_observations=100)
+    >>> print(value, error)
+    [0.2] [0.]
+    """
+
+    value: Any
+    standard_error: Any
+
+
+class RunningMoments(NamedTuple):
+    """What has been seen of rows x of length q, enough for mean and covariance matrix and the standard errors of both.
+
+    Attributes
+    ----------
+    num_rows : scalar array
+        n, the number of rows, or the sum of their weights.
+    mean : array (q,)
+        Of the rows.
+    products : array (q, q)
+        Σ dᵢ dⱼ over the rows, with d = x − mean.
+    cubes : array (q, q)
+        Σ dᵢ² dⱼ.
+    fourths : array (q, q)
+        Σ dᵢ² dⱼ².
+
+    Notes
+    -----
+    A pytree of fixed size, so that it may be carried through `jax.lax.scan`, vmapped, and added over devices by `merge`.
+
+    References
+    ----------
+    Chan, T. F., Golub, G. H. and LeVeque, R. J. (1983), American Statistician 37, 242-247, eq. (2.1); Pébay, P. (2008),
+    Sandia report SAND2008-6212, eqs. (3.1) and (3.8) for the higher moments.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from fisher_jax.moments import RunningMoments
+    >>> x = jnp.array([[1.0, 2.0], [3.0, 2.0], [5.0, 8.0]])
+    >>> whole = RunningMoments.of(x[:2]).merge(RunningMoments.of(x[2:]))
+    >>> print(whole.covariance().value)
+    [[ 4.  6.]
+     [ 6. 12.]]
+    """
+
+    num_rows: Float[Array, ""]
+    mean: Float[Array, " q"]
+    products: Float[Array, "q q"]
+    cubes: Float[Array, "q q"]
+    fourths: Float[Array, "q q"]
+
+    @classmethod
+    def empty(cls, length: int, dtype: Any = float) -> "RunningMoments":
+        """Of no rows: where a stream starts."""
+        square = jnp.zeros((length, length), dtype)
+        return cls(jnp.zeros((), dtype), jnp.zeros((length,), dtype), square, square, square)
+
+    @classmethod
+    def of(cls, rows: Any, weights: Any = None) -> "RunningMoments":
+        """Of rows (n, q), held at once.
+
+        Parameters
+        ----------
+        rows : array (n, q)
+            Observations, draws or replicates.
+        weights : array (n,), optional
+            Frequency weights; booleans leave out what is false. A row of weight zero may hold NaN, any other makes NaN.
+        """
+        rows = jnp.asarray(rows)
+        rows = rows.astype(jnp.result_type(rows.dtype, jnp.float32))
+        if rows.shape[0] == 0:
+            return cls.empty(rows.shape[1], rows.dtype)
+        weights = jnp.ones(rows.shape[:1], rows.dtype) if weights is None else jnp.asarray(weights).astype(rows.dtype)
+        return _of(rows, weights)
+
+    @jax.jit
+    def merge(self, other: "RunningMoments") -> "RunningMoments":
+        """Of both sets of rows together; up to rounding, neither order nor grouping matters."""
+        count = self.num_rows + other.num_rows
+        size = jnp.where(count > 0, count, 1.0)
+        between = other.mean - self.mean
+        mean = self.mean + between * (other.num_rows / size)
+        # From either's own mean to the common one. Differences of the means, not of what was rounded to a common mean.
+        sides = (self._about(between * (other.num_rows / size)), other._about(-between * (self.num_rows / size)))
+        return RunningMoments(count, mean, *(a + b for a, b in zip(*sides, strict=True)))
+
+    def _about(self, shift: Float[Array, " q"]) -> tuple[Array, Array, Array]:
+        """Sums of powers of d about the point that lies `shift` beyond the mean."""
+        e = -shift
+        row, column, n = e[None, :], e[:, None], self.num_rows
+        own = jnp.diagonal(self.products)
+        products = self.products + n * column * row
+        cubes = self.cubes + row * own[:, None] + 2 * column * self.products + n * column**2 * row
+        fourths = self.fourths + 2 * row * self.cubes + 2 * column * self.cubes.T
+        fourths = fourths + row**2 * own[:, None] + 4 * column * row * self.products + column**2 * own[None, :]
+        return products, cubes, fourths + n * column**2 * row**2
+
+    def average(self) -> Estimate:
+        """E[X]: the mean (q,) and its standard error."""
+        return Estimate(self.mean, jnp.sqrt(jnp.diagonal(self.covariance().value) / self.num_rows))
+
+    @jax.jit
+    def covariance(self) -> Estimate:
+        """The covariance matrix K (q, q), divisor n − 1, and the standard error of each entry whatever the distribution.
+
+        Var(Kᵢⱼ) = E[dᵢ²dⱼ²]/n − (n − 2)/(n(n − 1)) Kᵢⱼ² + Kᵢᵢ Kⱼⱼ/(n(n − 1)), with the moments of the rows. NaN for one row.
+        """
+        n = self.num_rows
+        rest = jnp.where(n > 1, n - 1, jnp.nan)
+        matrix = self.products / rest
+        own = jnp.diagonal(matrix)
+        variance = self.fourths / n - ((n - 2) * matrix**2 - own[:, None] * own[None, :]) / rest
+        return Estimate(matrix, jnp.sqrt(jnp.maximum(variance, 0.0) / n))
+
+    @jax.jit
+    def second_moment(self) -> Estimate:
+        """E[XXᵀ] about zero (q, q), and the standard error of each entry."""
+        n, row, column = self.num_rows, self.mean[None, :], self.mean[:, None]
+        centred, cubes, fourths = (part / n for part in (self.products, self.cubes, self.fourths))
+        own = jnp.diagonal(centred)
+        variance = column**2 * own[None, :] + row**2 * own[:, None] + 2 * column * row * centred
+        variance = variance + 2 * column * cubes.T + 2 * row * cubes + fourths - centred**2
+        return Estimate(centred + column * row, jnp.sqrt(jnp.maximum(variance, 0.0) / jnp.where(n > 1, n - 1, jnp.nan)))
+
+
+@jax.jit
+def _of(rows: Float[Array, "n q"], weights: Float[Array, " n"]) -> RunningMoments:
+    rows = jnp.where((weights == 0)[:, None], 0.0, rows)
+    count = jnp.sum(weights)
+    size = jnp.where(count > 0, count, 1.0)
+    average = lambda x: jnp.sum(weights[:, None] * x, axis=0) / size  # noqa: E731
+    origin = rows[jnp.argmax(weights > 0)]
+    mean = average(rows - origin[None, :])
+    off = rows - origin[None, :] - mean[None, :]
+    left_over = average(off)  # what rounding kept from being zero
+    off = off - left_over[None, :]
+    weighted, squares = weights[:, None] * off, weights[:, None] * off**2
+    products, cubes, fourths = (
+        sum_of_products(weighted, off),
+        sum_of_products(squares, off),
+        sum_of_products(squares, off**2),
+    )
+    return RunningMoments(count, origin + mean + left_over, products, cubes, fourths)
+
+
+class RunningMean(NamedTuple):
+    """Mean and spread of a pytree of arrays, entry by entry, from values that come one at a time.
+
+    References
+    ----------
+    Welford, B. P. (1962), Technometrics 4, 419-420.
+    """
+
+    num_values: Float[Array, ""]
+    mean: PyTree
+    squares: PyTree
+
+    @classmethod
+    def empty(cls, like: PyTree) -> "RunningMean":
+        """Of no values of these shapes and types."""
+        zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        return cls(jnp.zeros(()), zero, zero)
+
+    def include(self, value: PyTree) -> "RunningMean":
+        """With one more value."""
+        count = self.num_values + 1
+        off = jax.tree.map(jnp.subtract, value, self.mean)
+        mean = jax.tree.map(lambda mean, off: mean + off / count.astype(off.dtype), self.mean, off)
+        share = self.num_values / count
+        squares = jax.tree.map(lambda sum_, off: sum_ + share.astype(off.dtype) * off**2, self.squares, off)
+        return RunningMean(count, mean, squares)
+
+    def average(self) -> Estimate:
+        """The mean and its standard error, NaN from a single value."""
+        n = self.num_values
+        divisor = n * jnp.where(n > 1, n - 1, jnp.nan)
+        return Estimate(self.mean, jax.tree.map(lambda sum_: jnp.sqrt(sum_ / divisor.astype(sum_.dtype)), self.squares))
+
+
+def sum_of_products(x: Float[Array, "n q"], y: Float[Array, "n r"]) -> Float[Array, "q r"]:
+    """Σ xᵢ yᵢᵀ over the rows, in full precision on every device."""
+    return jnp.einsum("nq,nr->qr", x, y, precision="highest")
