@@ -75,7 +75,7 @@ def test_a_thousand_observations_have_the_promised_covariance_and_distances(name
     assert found.covariance_test.p_value > 1e-3, found
     assert found.joint_normality.p_value > 0.01, found
     within(*found.joint_efficiency, 1.0)
-    within(found.bias.value, found.bias.error + found.predicted_bias_error, found.predicted_bias)
+    within(found.bias.value, found.bias.standard_error + found.predicted_bias_error, found.predicted_bias)
 
 
 @functools.cache
@@ -87,12 +87,14 @@ def of_variance():
 def test_the_variance_of_ten_normal_observations_has_its_known_bias_and_variance():
     found = of_variance()
     assert found.names == ("loc", "variance")
-    within(found.bias.value, found.bias.error, np.array([0.0, -4.0 / 10]))
+    within(found.bias.value, found.bias.standard_error, np.array([0.0, -4.0 / 10]))
     variances = 10 * np.diagonal([4.0 / 10, 2 * 9 / 100 * 16.0] * np.eye(2))
     within(np.diagonal(found.covariance), np.diagonal(found.covariance_error), variances)
     within(found.covariance[0, 1], found.covariance_error[0, 1], 0.0)  # Basu: they are independent
     within(found.predicted_bias, found.predicted_bias_error, np.array([0.0, -4.0 / 10]))
-    within(found.skewness.value[1], 5 * found.skewness.error[1], np.sqrt(8 / 9))  # of χ² with 9 degrees of freedom
+    within(
+        found.skewness.value[1], 5 * found.skewness.standard_error[1], np.sqrt(8 / 9)
+    )  # of χ² with 9 degrees of freedom
     assert found.covariance_test.p_value < 1e-6  # which is not the limit's: 0.9 and not 1 times the bound
     assert found.marginal_normality.p_value[0] > 1e-3
     assert found.marginal_normality.p_value[1] < 1e-6
@@ -113,7 +115,7 @@ def test_monte_carlo_errors_are_those_seen_when_all_is_repeated():
     moments = [normality.moments(vectors) for vectors in draws]
     for which in (0, 1):
         values = np.array([np.ravel(found[which].value)[0] for found in moments])
-        errors = np.array([np.ravel(found[which].error)[0] for found in moments])
+        errors = np.array([np.ravel(found[which].standard_error)[0] for found in moments])
         assert 0.85 < errors.mean() / values.std() < 1.1
     assert len(np.unique(rows)) == 500  # other keys, other data sets
 
@@ -129,9 +131,9 @@ def test_draws_do_not_depend_on_the_chunk_or_on_how_many_there_are(monkeypatch):
 def test_the_exponential_rate_has_the_moments_of_an_inverse_gamma():
     found = fj.sampling_distribution(families.exponential, RATE, KEY, num_observations=12, num_replicates=20_000)
     mean, variance = 2 * 12 / 11, 4 * 144 / (121 * 10)
-    within(found.bias.value, found.bias.error, mean - 2)
-    within(found.standard_deviation.value, found.standard_deviation.error, np.sqrt(variance))
-    within(found.efficiency.value, found.efficiency.error, 4 / 12 / variance)
+    within(found.bias.value, found.bias.standard_error, mean - 2)
+    within(found.standard_deviation.value, found.standard_deviation.standard_error, np.sqrt(variance))
+    within(found.efficiency.value, found.efficiency.standard_error, 4 / 12 / variance)
     within(found.predicted_bias, found.predicted_bias_error, 2 / 12)  # the first term of 2/11
     frame = found.to_frame()
     assert frame.loc["rate", "bias"] == found.bias.value[0]
@@ -144,8 +146,10 @@ def test_the_maximum_of_uniform_observations_has_no_bound_and_the_rate_of_one_ov
     for n, one in zip((20, 80, 320), found.distributions, strict=True):
         assert np.isnan(one.expected).all()
         assert "no Cramér-Rao bound" in str(one)
-        within(one.bias.value, one.bias.error, -3.0 / (n + 1))
-        within(one.standard_deviation.value, one.standard_deviation.error, 3 * np.sqrt(n / (n + 1) ** 2 / (n + 2)))
+        within(one.bias.value, one.bias.standard_error, -3.0 / (n + 1))
+        within(
+            one.standard_deviation.value, one.standard_deviation.standard_error, 3 * np.sqrt(n / (n + 1) ** 2 / (n + 2))
+        )
         assert np.sqrt(np.var(one.standardised[:, 0], ddof=1)) == pytest.approx(1.0)
         assert np.isnan(one.joint_normality.p_value)
     exact = np.log(np.array([n / (n + 1) ** 2 / (n + 2) for n in (20, 80, 320)])) / 2
@@ -231,7 +235,7 @@ def test_a_design_is_kept_fixed_and_repeated():
     information = columns.T @ (columns * (chances * (1 - chances))[:, None]) / 60
     for found in (once, fourfold):
         np.testing.assert_allclose(found.information.matrix, information, rtol=1e-10)
-        within(found.bias.value, found.bias.error + found.predicted_bias_error, found.predicted_bias, limit=6)
+        within(found.bias.value, found.bias.standard_error + found.predicted_bias_error, found.predicted_bias, limit=6)
     np.testing.assert_allclose(once.predicted_bias, 4 * fourfold.predicted_bias, rtol=1e-10)
     assert fourfold.covariance_test.p_value > 1e-4
 
@@ -259,7 +263,7 @@ def test_a_series_is_drawn_whole_and_its_bias_is_the_known_one():
     within(
         found.predicted_bias[0], found.predicted_bias_error[0] + 1e-3, -2 * 0.6 / 80
     )  # Marriott & Pope 1954, mean known
-    within(found.bias.value, found.bias.error + found.predicted_bias_error, found.predicted_bias)
+    within(found.bias.value, found.bias.standard_error + found.predicted_bias_error, found.predicted_bias)
 
 
 def test_singular_information_is_named_and_promises_nothing():
@@ -303,7 +307,7 @@ def test_scores_have_mean_zero_the_informations_covariance_and_a_skewness_that_f
     found = fj.score_distribution(families.exponential, RATE, KEY, num_observations=16, num_replicates=20_000)
     assert found.mean_test.p_value > 1e-3
     assert found.covariance_test.p_value > 1e-3
-    within(found.skewness.value, 2 * found.skewness.error, -2 / np.sqrt(16))
+    within(found.skewness.value, 2 * found.skewness.standard_error, -2 / np.sqrt(16))
     assert found.marginal_normality.p_value[0] < 1e-6  # that far from normal are sixteen
     gumbel = fj.score_distribution(
         families.gumbel, FAMILIES["gumbel"].points[0], KEY, num_observations=1000, num_replicates=2000

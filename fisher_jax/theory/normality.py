@@ -8,15 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from fisher_jax.inference.report import Printed
+from fisher_jax.moments import Estimate
+from fisher_jax.moments import moments as moments_of_rows
 
 _TOO_FEW = 4  # vectors, which have no fourth moments to speak of
-
-
-class Moment(NamedTuple):
-    """A number or an array of them over replicates, and its Monte Carlo standard error."""
-
-    value: Any
-    error: Any
 
 
 class Agreement(NamedTuple):
@@ -75,7 +70,7 @@ class ComparedWithNormal(Printed):
     @property
     def mean_error(self) -> Float[np.ndarray, " q"]:
         """Monte Carlo standard error of `mean`."""
-        return self._moments[0].error
+        return self._moments[0].standard_error
 
     @property
     def covariance(self) -> Float[np.ndarray, "q q"]:
@@ -85,10 +80,10 @@ class ComparedWithNormal(Printed):
     @property
     def covariance_error(self) -> Float[np.ndarray, "q q"]:
         """Monte Carlo standard error of each entry of `covariance`, whatever the distribution (fourth moments)."""
-        return self._moments[1].error
+        return self._moments[1].standard_error
 
     @functools.cached_property
-    def _moments(self) -> tuple[Moment, Moment]:
+    def _moments(self) -> tuple[Estimate, Estimate]:
         return moments(self.vectors)
 
     @functools.cached_property
@@ -121,12 +116,12 @@ class ComparedWithNormal(Printed):
         return np.sum(self.whitened**2, axis=1)
 
     @functools.cached_property
-    def skewness(self) -> Moment:
+    def skewness(self) -> Estimate:
         """Of each entry, zero in theory, with the error that it has for a normal distribution."""
         off = self.vectors - self.mean
         spread = np.sqrt(np.mean(off**2, axis=0)) if len(off) else np.full(len(self.names), np.nan)
         value = np.mean((off / np.where(spread > 0, spread, np.nan)) ** 3, axis=0) if len(off) else spread
-        return Moment(value, np.full_like(value, np.sqrt(6.0 / max(len(off), 1))))
+        return Estimate(value, np.full_like(value, np.sqrt(6.0 / max(len(off), 1))))
 
     @functools.cached_property
     def marginal_normality(self) -> Closeness:
@@ -175,20 +170,17 @@ def _tested(found: Agreement) -> str:
     return f"χ² = {found.statistic:.3g} ({found.degrees_of_freedom} df), p = {probability(found.p_value)}"
 
 
-def moments(vectors: Float[np.ndarray, "r q"]) -> tuple[Moment, Moment]:
-    """Mean and covariance with their Monte Carlo errors; NaN of fewer than two vectors."""
+def moments(vectors: Float[np.ndarray, "r q"]) -> tuple[Estimate, Estimate]:
+    """Mean and covariance with their Monte Carlo errors; NaN of fewer than two vectors, and the covariance's of a few."""
     count, q = vectors.shape
-    if count < 2:
+    if not count:
         nothing = np.full(q, np.nan), np.full((q, q), np.nan)
-        mean = vectors[0] if count else nothing[0]
-        return Moment(mean, nothing[0]), Moment(nothing[1], nothing[1])
-    mean = np.mean(vectors, axis=0)
-    off = vectors - mean
-    covariance = off.T @ off / (count - 1)
-    fourth = (off**2).T @ off**2 / count  # E[x²y²]: the products' second moment
-    spread = np.sqrt(np.maximum(fourth - covariance**2, 0.0) / count)
-    spread = spread if count > _TOO_FEW else np.full_like(spread, np.nan)
-    return Moment(mean, np.sqrt(np.diagonal(covariance) / count)), Moment(covariance, spread)
+        return Estimate(nothing[0], nothing[0]), Estimate(nothing[1], nothing[1])
+    found = moments_of_rows(vectors)
+    mean, covariance = (
+        Estimate(*(np.asarray(part, float) for part in pair)) for pair in (found.average(), found.covariance())
+    )
+    return mean, covariance if count > _TOO_FEW else covariance._replace(standard_error=np.full((q, q), np.nan))
 
 
 def joint_test(rows: Float[np.ndarray, "r m"], pieces: Float[np.ndarray, "k m"]) -> Agreement:

@@ -53,7 +53,7 @@ class ConvergenceRate(Printed):
     @property
     def standard_deviation_error(self) -> Float[np.ndarray, "k q"]:
         """Its Monte Carlo standard error."""
-        return np.stack([found.standard_deviation.error for found in self.distributions])
+        return np.stack([found.standard_deviation.standard_error for found in self.distributions])
 
     @property
     def promised(self) -> Float[np.ndarray, "k q"]:
@@ -155,7 +155,7 @@ def convergence_rate(
         for k, n in enumerate(sizes)
     )
     spread = np.stack([one.standard_deviation.value for one in found])
-    errors = np.stack([one.standard_deviation.error for one in found])
+    errors = np.stack([one.standard_deviation.standard_error for one in found])
     slopes = [_slope(np.log(np.array(sizes, float)), spread[:, k], errors[:, k]) for k in range(spread.shape[1])]
     if any(np.isnan(slope) for slope, _ in slopes):
         warn(

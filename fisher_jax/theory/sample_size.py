@@ -13,9 +13,9 @@ from fisher_jax.batch import fit_batch
 from fisher_jax.inference.functions import named_within
 from fisher_jax.information import Covariance
 from fisher_jax.model import as_model, flatten_parameters
+from fisher_jax.moments import Estimate
 from fisher_jax.parameters import Layout
 from fisher_jax.theory.bound import cramer_rao_bound
-from fisher_jax.theory.normality import Moment
 from fisher_jax.theory.sample_size_aims import Aim, Power, Precision, in_a_row
 from fisher_jax.theory.sample_size_record import SampleSize
 from fisher_jax.theory.simulated import check_whole, data_sets_of, design_of
@@ -130,7 +130,7 @@ def sample_size(
 
 def _simulated(
     aim: Aim, model: Any, params: PyTree, function: Any, given: PyTree, n: int, key: Any, count: int
-) -> tuple[Moment, int]:
+) -> tuple[Estimate, int]:
     """What was aimed at, from data sets of n observations, and of how many the fit failed."""
     design = design_of(model, params, given, n, CALLER)
     rows, failed = [], 0

@@ -13,7 +13,8 @@ from jaxtyping import PyTree
 from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import FitWarning
 from fisher_jax.inference.wald import wald_test
-from fisher_jax.theory.normality import Moment, moments
+from fisher_jax.moments import Estimate
+from fisher_jax.theory.normality import moments
 
 
 def in_a_row(tree: PyTree) -> Any:
@@ -45,11 +46,11 @@ class Precision:
         """What simulated fits show of it, a row each."""
         return values[:, list(self.where)][fits.converged]
 
-    def judged(self, rows: np.ndarray, count: int) -> Moment:
+    def judged(self, rows: np.ndarray, count: int) -> Estimate:
         """All rows in a number or numbers with their errors."""
         covariance, error = moments(rows)[1]
         spread = np.sqrt(np.diagonal(covariance))
-        return Moment(spread, 0.5 * np.diagonal(error) / spread)
+        return Estimate(spread, 0.5 * np.diagonal(error) / spread)
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,10 @@ class Power:
             return {fits.names[k]: value for k, value in zip(self.where, self.tested, strict=True)}
         return lambda params: in_a_row(function(params))[np.array(self.where)] - jnp.asarray(self.tested)
 
-    def judged(self, rows: np.ndarray, count: int) -> Moment:
+    def judged(self, rows: np.ndarray, count: int) -> Estimate:
         """All rows in a number or numbers with their errors."""
         share, smoothed = np.mean(rows), (np.sum(rows) + 1) / (count + 2)
-        return Moment(float(share), float(np.sqrt(smoothed * (1 - smoothed) / count)))
+        return Estimate(float(share), float(np.sqrt(smoothed * (1 - smoothed) / count)))
 
 
 Aim = Precision | Power

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisher_jax.inference.report import Printed, Table, number
-from fisher_jax.theory.normality import Moment, with_error
+from fisher_jax.moments import Estimate
+from fisher_jax.theory.normality import with_error
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,7 +24,7 @@ class SampleSize(Printed):
         Their standard errors at n, by theory.
     power : float or None
         The power of Wald's test at n, by theory; None where none was asked for.
-    simulated : Moment or None
+    simulated : Estimate or None
         The same from data sets drawn and fitted: the standard deviations (k,), or the share of tests that reject, with
         Monte Carlo error.
     num_replicates, num_failed : int
@@ -40,7 +41,7 @@ class SampleSize(Printed):
     names: tuple[str, ...]
     standard_error: Any
     power: Any
-    simulated: Moment | None
+    simulated: Estimate | None
     num_replicates: int
     num_failed: int
     aim: str
@@ -64,7 +65,7 @@ class SampleSize(Printed):
         for k, name in enumerate(self.names):
             cells = [number(self.standard_error[k])]
             if by_simulation:
-                cells.append(with_error(self.simulated.value[k], self.simulated.error[k]))  # type: ignore[union-attr]
+                cells.append(with_error(self.simulated.value[k], self.simulated.standard_error[k]))  # type: ignore[union-attr]
             rows.append((name, *cells))
         titles = ("name", "standard error", *(("simulated",) if by_simulation else ()))
         return Table("Sample size", facts, titles, rows)

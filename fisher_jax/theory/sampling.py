@@ -91,7 +91,7 @@ def sampling_distribution(
     >>> found = fj.sampling_distribution(
     ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=50, num_replicates=2000
     ... )
-    >>> print(found.covariance.shape, found.num_failed, abs(found.bias.value[0] - 2.0 / 49) < 4 * found.bias.error[0])
+    >>> print(found.covariance.shape, found.num_failed, abs(found.bias.value[0] - 2.0 / 49) < 4 * found.bias.standard_error[0])
     (1, 1) 0 True
     """
     design = design_of(model, params, given, num_observations, CALLER)

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from fisher_jax.extras import require
 from fisher_jax.inference.report import Table, number
 from fisher_jax.information import Covariance, Information
+from fisher_jax.moments import Estimate
 from fisher_jax.status import Status
-from fisher_jax.theory.normality import ComparedWithNormal, Moment, moments, with_error
+from fisher_jax.theory.normality import ComparedWithNormal, moments, with_error
 
 MAXIMUM_LIKELIHOOD = "maximum likelihood"
 
@@ -107,31 +108,31 @@ class SamplingDistribution(ComparedWithNormal):
         return np.zeros((0, *self.expected.shape)) if errors is None else np.asarray(errors, float)
 
     @functools.cached_property
-    def bias(self) -> Moment:
+    def bias(self) -> Estimate:
         """E[θ̂] − θ over the replicates, with its error, in the parameters' units."""
         root = np.sqrt(self.num_observations)
-        return Moment(self.mean / root, self.mean_error / root)
+        return Estimate(self.mean / root, self.mean_error / root)
 
     @functools.cached_property
-    def standard_deviation(self) -> Moment:
+    def standard_deviation(self) -> Estimate:
         """Of θ̂ itself, (q,) with its error."""
         variance, error = np.diagonal(self.covariance), np.diagonal(self.covariance_error)
         value = np.sqrt(variance / self.num_observations)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return Moment(value, 0.5 * value * error / variance)
+            return Estimate(value, 0.5 * value * error / variance)
 
     @functools.cached_property
-    def efficiency(self) -> Moment:
+    def efficiency(self) -> Estimate:
         """Cramér-Rao bound by actual variance, (q,): one for an efficient estimator; above one only by bias or by chance."""
         variance = np.diagonal(self.covariance)
         with np.errstate(invalid="ignore", divide="ignore"):
             value = np.diagonal(self.expected) / variance
             relative = np.diagonal(self.covariance_error) / variance
             pieces = np.diagonal(self.expected_pieces, axis1=1, axis2=2) / np.diagonal(self.expected)
-        return Moment(value, value * np.sqrt(relative**2 + np.sum(pieces**2, axis=0)))
+        return Estimate(value, value * np.sqrt(relative**2 + np.sum(pieces**2, axis=0)))
 
     @functools.cached_property
-    def joint_efficiency(self) -> Moment:
+    def joint_efficiency(self) -> Estimate:
         """(det bound / det covariance)^(1/p) over the free directions: one for an efficient estimator."""
         covariance = moments(self.whitened)[1].value
         if (
@@ -139,14 +140,14 @@ class SamplingDistribution(ComparedWithNormal):
             or not np.all(np.isfinite(covariance))
             or np.linalg.eigvalsh(covariance)[0] <= 0
         ):
-            return Moment(np.nan, np.nan)
+            return Estimate(np.nan, np.nan)
         value = float(np.exp(-np.linalg.slogdet(covariance)[1] / self.rank))
         off = self.whitened - np.mean(self.whitened, axis=0)
         lengths = np.sum(off * np.linalg.solve(covariance, off.T).T, axis=1)  # d log det = mean of these, less p
         carried = self._whitening @ self.expected_pieces @ self._whitening.T
         pieces = np.trace(carried, axis1=1, axis2=2)
         error = np.sqrt(np.var(lengths) / len(off) + np.sum(pieces**2))
-        return Moment(value, value * float(error) / self.rank)
+        return Estimate(value, value * float(error) / self.rank)
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each parameter (needs the extra `frames`)."""
@@ -157,7 +158,7 @@ class SamplingDistribution(ComparedWithNormal):
         distance = self.marginal_normality
         pairs = {
             "bias": self.bias,
-            "predicted_bias": Moment(self.predicted_bias, self.predicted_bias_error),
+            "predicted_bias": Estimate(self.predicted_bias, self.predicted_bias_error),
             "standard_deviation": self.standard_deviation,
             "efficiency": self.efficiency,
             "skewness": self.skewness,

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.inference.report import Table
 from fisher_jax.information import Information
 from fisher_jax.model import Model, Sample, likelihood
+from fisher_jax.moments import Estimate
 from fisher_jax.parameters import Layout, Values
-from fisher_jax.theory.normality import ComparedWithNormal, Moment, probability, with_error
+from fisher_jax.theory.normality import ComparedWithNormal, probability, with_error
 from fisher_jax.theory.promised import coordinates, information_of
 from fisher_jax.theory.sampling import promise_key
 from fisher_jax.theory.simulated import check_whole, data_sets_of, design_of
@@ -83,11 +84,11 @@ class ScoreDistribution(ComparedWithNormal):
         promised = np.sqrt(np.diagonal(self.expected))
         variance, error = np.diagonal(self.covariance), np.diagonal(self.covariance_error)
         with np.errstate(invalid="ignore", divide="ignore"):
-            spread = Moment(np.sqrt(variance), 0.5 * error / np.sqrt(variance))
+            spread = Estimate(np.sqrt(variance), 0.5 * error / np.sqrt(variance))
         distance, rows = self.marginal_normality, []
         for k, name in enumerate(self.names):
-            pairs = [Moment(self.mean, self.mean_error), spread, Moment(promised, 0 * promised), self.skewness]
-            cells = [with_error(pair.value[k], pair.error[k]) for pair in pairs]
+            pairs = [Estimate(self.mean, self.mean_error), spread, Estimate(promised, 0 * promised), self.skewness]
+            cells = [with_error(pair.value[k], pair.standard_error[k]) for pair in pairs]
             rows.append((name, *cells, f"{distance.statistic[k]:.3g}", probability(distance.p_value[k])))
         titles = ("parameter", "mean", "std. dev.", "promised", "skewness", "distance", "p")
         title = f"Scores n^(−1/2) Σ sᵢ at the truth, {self.num_observations} observations"
