@@ -260,13 +260,14 @@ def test_what_is_fixed_does_not_move():
         fj.families.normal, lambda p, x: {"loc": p["slope"] * x, "scale": p["scale"]}, constraints={"scale": fj.fixed}
     )
     params, x = {"slope": jnp.asarray(0.0), "scale": jnp.asarray(2.0)}, jnp.array([1.0, 2.0])
-    optimizer = natural_gradient()
+    optimizer = natural_gradient(largest_divergence=100.0)
     information = fj.information_operator(model, params, given=x)
-    updates, _ = optimizer.update(
-        {"slope": jnp.asarray(1.0), "scale": jnp.asarray(1.0)}, optimizer.init(params), params, information=information
-    )
-    assert updates["scale"] == 0.0
-    np.testing.assert_allclose(updates["slope"], -1.0 / (2.5 / 4.0))
+    for unused in (1.0, np.nan):
+        gradient = {"slope": jnp.asarray(1.0), "scale": jnp.asarray(unused)}
+        updates, state = optimizer.update(gradient, optimizer.init(params), params, information=information)
+        assert updates["scale"] == 0.0
+        np.testing.assert_allclose(updates["slope"], -1.0 / (2.5 / 4.0))
+        np.testing.assert_allclose(state.divergence, 0.5 / (2.5 / 4.0))
 
 
 def test_the_same_settings_are_the_same_optimiser():

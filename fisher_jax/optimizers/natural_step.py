@@ -67,7 +67,9 @@ class Direction(NamedTuple):
 
 def by_products(information: Any, gradient: PyTree, damping: Array, tolerance: Any, most: Any) -> Direction:
     found = information.solve(gradient, damping, tolerance=tolerance, max_steps=most)
-    slope, square = _dot(gradient, found.value), _dot(found.value, found.value)
+    held = lambda slope, value: jnp.where(value == 0, 0.0, slope)  # noqa: E731  (what is fixed may have any slope, even NaN)
+    slope = _dot(jax.tree.map(held, gradient, found.value), found.value)
+    square = _dot(found.value, found.value)
     return Direction(found.value, slope, square, found.num_steps, found.residual, found.converged)
 
 
