@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.model import Likelihood
-from fisher_jax.moments import sum_of_products
+from fisher_jax.moments.running import sum_of_products
 
 FORWARD_UP_TO = 3
 CHUNK_ENTRIES = 2**19  # rows × parameters held at once

@@ -20,7 +20,7 @@ from fisher_jax.information.draws import drawing, num_pairs, num_rows, terms_per
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.tails import tail_exponent
 from fisher_jax.model import Model
-from fisher_jax.moments import sum_of_products
+from fisher_jax.moments.running import sum_of_products
 from fisher_jax.parameters import Layout, Values
 
 PIECES = 64  # independent pieces of error from independent draws

@@ -5,7 +5,7 @@ deviation of one costs no digits. What E[XXᵀ] − E[X]E[X]ᵀ is safe for, a m
 """
 
 from fisher_jax.moments.covariance import covariance, covariance_matrix, covariance_of_moments, moments
-from fisher_jax.moments.running import Estimate, RunningMean, RunningMoments, sum_of_products
+from fisher_jax.moments.running import Estimate, RunningMean, RunningMoments
 
 __all__ = [
     "Estimate",
@@ -15,5 +15,4 @@ __all__ = [
     "covariance_matrix",
     "covariance_of_moments",
     "moments",
-    "sum_of_products",
 ]

@@ -165,6 +165,16 @@ class RunningMean(NamedTuple):
     References
     ----------
     Welford, B. P. (1962), Technometrics 4, 419-420.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from fisher_jax.moments import RunningMean
+    >>> running = RunningMean.empty(jnp.zeros(()))
+    >>> for x in (1.0, 2.0, 6.0):
+    ...     running = running.include(jnp.asarray(x))
+    >>> print(f"{running.average().value:.2f} ± {running.average().standard_error:.2f}")
+    3.00 ± 1.53
     """
 
     num_values: Float[Array, ""]

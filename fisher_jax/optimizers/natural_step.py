@@ -40,6 +40,13 @@ class NaturalGradientState(NamedTuple):
         Decrease of the loss by what the quadratic model foretold, as of the last update; NaN where it was not looked at.
     rejected : boolean array
         Whether the last step was not taken, since it would have raised the loss or made it not finite.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> state = fj.optimizers.natural_gradient(damping=0.01).init(jnp.zeros(3))
+    >>> print(f"{state.num_updates} updates, damping {state.damping:.2f}, {state.num_unsolved} unsolved")
+    0 updates, damping 0.01, 0 unsolved
     """
 
     num_updates: Int[Array, ""]
