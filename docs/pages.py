@@ -4,6 +4,7 @@ mkdocs calls `on_config` and `on_files`. A public name that is added anywhere ha
 has no topic yet is listed under its own name.
 """
 
+import html
 import inspect
 import json
 import re
@@ -114,8 +115,29 @@ on_files.mkdocs_priority = 100  # before the plugin that turns notebooks into pa
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Let notebooks lead to each other's pages, as on disk to each other's files."""
+    """Let notebooks lead to each other's pages, as on disk to each other's files, and show their formulas without the net."""
+    if page.url.startswith("notebooks/"):
+        output = _with_formulas(output)
     return re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', output)
+
+
+def _with_formulas(output: str) -> str:
+    """TeX between dollars in the text of a notebook as MathML, which browsers draw by themselves; code is kept."""
+    output = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "", output, flags=re.DOTALL)
+    text = r'<div class="[^"]*jp-RenderedMarkdown.*?(?=<div class="jp-Cell|</body>)'
+    return re.sub(text, lambda cell: _outside_code(cell[0]), output, flags=re.DOTALL)
+
+
+def _outside_code(text: str) -> str:
+    parts = re.split(r"(<(?:pre|code)\b.*?</(?:pre|code)>)", text, flags=re.DOTALL)
+    parts[::2] = [re.sub(r"(\$\$?)([^$<>]+)\1", _formula, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _formula(found: re.Match[str]) -> str:
+    from latex2mathml.converter import convert
+
+    return convert(html.unescape(found[2]), display="block" if found[1] == "$$" else "inline")
 
 
 def _offered(module: Any, public: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import importlib.util
+import json
 import os
 import pathlib
 import pkgutil
@@ -98,8 +99,15 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for path in pages().notebooks():
         shown = (tmp_path / "site" / "notebooks" / path.name).with_suffix(".html").read_text()
         assert "data:image/png" in shown
+        assert shown.count("<math ") == formulas_of(path)
         assert not re.findall(r'href="\d\d_\w+\.ipynb"', shown)  # to the pages of notebooks, not to their files
     assert re.findall(r'href="(notebooks/01_\w+\.\w+)"', (tmp_path / "site" / "index.html").read_text())
+
+
+def formulas_of(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return len(re.findall(r"(\$\$?)[^$]+\1", text))
 
 
 def test_links_among_readme_and_notebooks_lead_somewhere():

@@ -214,18 +214,60 @@ def test_the_damping_follows_how_well_the_decrease_was_foretold(height, ratio, f
     assert (updates[0] == 0.0) == (ratio < 0)
 
 
+def parabola(x, kind):
+    return Evaluation(jnp.zeros(()), x, jnp.eye(x.shape[0], dtype=x.dtype))
+
+
+def test_neither_a_step_foretold_to_raise_the_loss_nor_one_of_nan_is_taken():
+    x, height = jnp.array([1.0]), lambda x: 0.5 * jnp.sum(x**2)
+    far = natural_gradient(3.0, damping=1e-6, adaptive=True)
+    updates, state = far.update(x, far.init(x), x, objective=parabola, value_fn=height)
+    assert updates[0] == 0.0
+    assert state.rejected
+    np.testing.assert_allclose(state.damping, 4e-6)
+    indefinite = lambda x, kind: Evaluation(jnp.zeros(()), x, -jnp.eye(1))  # noqa: E731
+    careful = natural_gradient(damping=1e-6, adaptive=True)
+    updates, state = careful.update(x, careful.init(x), x, objective=indefinite, value_fn=lambda x: jnp.nansum(x) - 1.0)
+    assert updates[0] == 0.0
+    assert state.rejected
+
+
+def test_the_damping_never_comes_to_nothing_from_which_it_could_not_grow():
+    x, optimizer = jnp.ones(1, jnp.float32), natural_gradient(damping=0.1, adaptive=True)
+
+    def step(state, _):
+        height = lambda x: 0.5 * jnp.sum(x**2)  # noqa: E731
+        return optimizer.update(x, state, x, objective=parabola, value_fn=height)[1], None
+
+    assert jax.lax.scan(step, optimizer.init(x), None, 400)[0].damping > 1e-20
+
+
+def test_settings_may_be_arrays_or_traced_as_optax_injects_them():
+    assert natural_gradient(jnp.asarray(0.5)) is natural_gradient(0.5)
+    x = jnp.ones(1)
+
+    @jax.jit
+    def injected(rate, damping):
+        optimizer = natural_gradient(rate, damping=damping)
+        return optimizer.update(x, optimizer.init(x), x, objective=parabola)
+
+    updates, _ = injected(0.5, 1.0)
+    np.testing.assert_allclose(updates, [-0.25])
+
+
 def test_what_is_fixed_does_not_move():
     model = fj.linked(
         fj.families.normal, lambda p, x: {"loc": p["slope"] * x, "scale": p["scale"]}, constraints={"scale": fj.fixed}
     )
     params, x = {"slope": jnp.asarray(0.0), "scale": jnp.asarray(2.0)}, jnp.array([1.0, 2.0])
-    optimizer = natural_gradient()
+    optimizer = natural_gradient(largest_divergence=100.0)
     information = fj.information_operator(model, params, given=x)
-    updates, _ = optimizer.update(
-        {"slope": jnp.asarray(1.0), "scale": jnp.asarray(1.0)}, optimizer.init(params), params, information=information
-    )
-    assert updates["scale"] == 0.0
-    np.testing.assert_allclose(updates["slope"], -1.0 / (2.5 / 4.0))
+    for unused in (1.0, np.nan):
+        gradient = {"slope": jnp.asarray(1.0), "scale": jnp.asarray(unused)}
+        updates, state = optimizer.update(gradient, optimizer.init(params), params, information=information)
+        assert updates["scale"] == 0.0
+        np.testing.assert_allclose(updates["slope"], -1.0 / (2.5 / 4.0))
+        np.testing.assert_allclose(state.divergence, 0.5 / (2.5 / 4.0))
 
 
 def test_the_same_settings_are_the_same_optimiser():

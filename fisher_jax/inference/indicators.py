@@ -33,7 +33,7 @@ def spreads(fit: Fit, origin: Origin, frees: Float[np.ndarray, "r p"], key: Any,
 
     References
     ----------
-    White, H. (1982), Econometrica 50, 1-25, eq. (4.1); in this form Lancaster, T. (1984), Econometrica 52, 1051-1053.
+    White, H. (1982), Econometrica 50, 1-25, section 4; in this form Lancaster, T. (1984), Econometrica 52, 1051-1053.
     """
     given, weights = given_of_draws(origin, caller)
     rows, p = num_rows(origin, given), fit.num_parameters

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from fisher_jax.derivatives import at_door
 from fisher_jax.expectation import MonteCarlo, QuasiMonteCarlo
@@ -104,7 +104,7 @@ class InformationOperator:
         ----------
         Pearlmutter, B. A. (1994), Neural Computation 6, 147-160; Schraudolph, N. N. (2002), Neural Computation 14, 1723-1738.
         """
-        return self._tree(_product(self, self._blocks(vector, "product")))
+        return self.layout.assemble(_product(self, self._blocks(vector, "product")))
 
     def __matmul__(self, vector: PyTree) -> PyTree:
         return self.product(vector)
@@ -226,7 +226,7 @@ class InformationOperator:
         Hestenes, M. R. and Stiefel, E. (1952), J. Res. Natl. Bur. Stand. 49, 409-436, eq. (3:1).
         """
         found = _solve(self, self._blocks(vector, "solve"), damping, tolerance, max_steps)
-        return found._replace(value=self._tree(found.value))
+        return found._replace(value=self.layout.assemble(found.value))
 
     def _estimate(self, method: str, key: Any, num_probes: int) -> Estimate:
         if not self._probed:
@@ -242,9 +242,6 @@ class InformationOperator:
     @property
     def _probed(self) -> bool:
         return self.kind == "observed" or (self.expectation is not None and self.expectation.estimator == "hessian")
-
-    def _tree(self, flat: Array) -> PyTree:
-        return self.layout.assemble(self.layout.split(flat, 0.0))
 
     def _blocks(self, vector: PyTree, method: str) -> Values:
         expected = "expected a pytree like params, each leaf of its parameter's shape"
@@ -417,8 +414,8 @@ def _matrix(operator: InformationOperator) -> matrix_free.Matrix:
 
 
 @jax.jit
-def _product(operator: InformationOperator, vector: Values) -> Float[Array, " p"]:
-    return matrix_free.product_with(_matrix(operator))(operator.layout.join(vector))
+def _product(operator: InformationOperator, vector: Values) -> Values:
+    return operator.layout.split(matrix_free.product_with(_matrix(operator))(operator.layout.join(vector)), 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -440,7 +437,8 @@ def _log_determinant(
 @jax.jit
 def _solve(operator: InformationOperator, vector: Values, damping: Any, tolerance: Any, max_steps: Any) -> Solution:
     product = _damped(_matrix(operator), damping)
-    return krylov.conjugate_gradients(product, operator.layout.join(vector), tolerance, max_steps)
+    found = krylov.conjugate_gradients(product, operator.layout.join(vector), tolerance, max_steps)
+    return found._replace(value=operator.layout.split(found.value, 0.0))
 
 
 def _damped(matrix: matrix_free.Matrix, damping: Any) -> krylov.Product:

@@ -20,11 +20,11 @@ def natural_gradient(
     learning_rate: Any = 1.0,
     *,
     kind: Any = "expected",
-    damping: float = 0.0,
+    damping: Any = 0.0,
     adaptive: bool = False,
-    largest_divergence: float | None = None,
-    tolerance: float = 1e-3,
-    max_products: int = 50,
+    largest_divergence: Any = None,
+    tolerance: Any = 1e-3,
+    max_products: Any = 50,
 ) -> optax.GradientTransformationExtraArgs:
     """Natural gradient descent: θ ← θ − α (M + λI)⁻¹ g, with M the information of the model at θ and g the loss's gradient.
 
@@ -39,8 +39,8 @@ def natural_gradient(
         λ ≥ 0, in the information's own units. A singular M, as that of most networks, needs some.
     adaptive : bool
         Whether λ follows the reduction ratio, decrease of the loss by decrease foretold: below ¼ it grows by 3/2, above ¾ it
-        shrinks by 2/3. A step that would raise the loss is not taken, and λ grows by 4. Costs an evaluation of the
-        loss for each update, and needs `value_fn`.
+        shrinks by 2/3. A step that would raise the loss by more than rounding is not taken, and λ grows by 4. Costs an
+        evaluation of the loss for each update, and needs `value_fn`.
     largest_divergence : float, optional
         A trust region: the step is shortened until ½ δᵀMδ, to second order the Kullback-Leibler divergence between the models
         before and after it, is at most this, in nats.
@@ -71,7 +71,7 @@ def natural_gradient(
     does. The bound on the divergence keeps that, λ does not.
 
     Three operators: Jᵀ I_η J of a `linked` model, exact; a mean over labels that the model draws itself (`MonteCarlo` with
-    estimator ``"outer"``, and another key each time); ``kind="empirical"`` at the data's own labels. Each product costs some
+    estimator ``"outer"``, and another key each time); ``kind="empirical"`` at the data's own labels. Each product costs one to
     two gradients, and the gradient is followed by as many as the solve takes. A direction from a truncated solve is still
     one of descent; the state says how far it came. With a matrix that cannot be factorised the updates are NaN, or with
     `adaptive` the step is not taken and λ grows.
@@ -81,8 +81,8 @@ def natural_gradient(
     References
     ----------
     Amari, S. (1998), Neural Computation 10, 251-276, theorem 1. Martens, J. and Sutskever, I. (2012), Training deep and
-    recurrent networks with Hessian-free optimization, section 8.5 on λ. Schulman, J. et al. (2015), Trust region policy
-    optimization, appendix C on the step.
+    recurrent networks with Hessian-free optimization, in Neural Networks: Tricks of the Trade, 2nd ed., on λ. Schulman, J. et
+    al. (2015), Trust region policy optimization, ICML, appendix C on the step.
 
     Examples
     --------
@@ -99,19 +99,21 @@ def natural_gradient(
     >>> print(f"{w[0]:.4f} {w[1]:.4f}, {state.num_products} products")
     -0.1392 0.9545, 2 products
     """
-    _check(learning_rate, kind, damping, adaptive, largest_divergence, tolerance, max_products)
-    return _natural(learning_rate, kind, damping, adaptive, largest_divergence, tolerance, max_products)
+    given = (learning_rate, kind, damping, adaptive, largest_divergence, tolerance, max_products)
+    settings = [_plain(setting) for setting in given]
+    _check(*settings)
+    traced = any(isinstance(setting, jax.core.Tracer) for setting in settings)
+    return (_made if traced else _natural)(*settings)
 
 
-@functools.cache
-def _natural(
+def _made(
     learning_rate: Any,
     kind: MetricKind,
-    damping: float,
+    damping: Any,
     adaptive: bool,
-    largest_divergence: float | None,
-    tolerance: float,
-    max_products: int,
+    largest_divergence: Any,
+    tolerance: Any,
+    max_products: Any,
 ) -> optax.GradientTransformationExtraArgs:
     def init(params: PyTree) -> NaturalGradientState:
         dtype = jnp.result_type(*jax.tree.leaves(params))
@@ -155,9 +157,10 @@ def _natural(
         )
         if not adaptive:
             return step, state
-        if value_fn is None:
+        if value_fn is None or params is None:
             raise TypeError(
-                "natural_gradient: adaptive=True compares losses, so update needs value_fn= (and objective)."
+                "natural_gradient: adaptive=True compares losses before and after the step, so update needs the parameters, "
+                "and value_fn=, the loss as a function of them."
             )
         before = value_fn(params) if value is None else value
         foretold = rate * shortening * found.slope - divergence
@@ -166,13 +169,26 @@ def _natural(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+_natural = functools.cache(_made)  # the same settings are the same optimiser, for which nothing is compiled anew
+
+
+def _plain(setting: Any) -> Any:
+    """An array's only number, which can be hashed."""
+    known = isinstance(setting, jax.Array | np.ndarray) and not isinstance(setting, jax.core.Tracer)
+    return setting.item() if known and setting.size == 1 else setting
+
+
 def _check(
     learning_rate: Any, kind: Any, damping: Any, adaptive: Any, largest: Any, tolerance: Any, max_products: Any
 ) -> None:
     if kind not in ("expected", "empirical"):
         instead = ' With kind="observed" it would be Newton\'s method: see newton.' if kind == "observed" else ""
         raise ValueError(f'natural_gradient: kind={kind!r} is no metric; choose "expected" or "empirical".{instead}')
-    if not callable(learning_rate) and not learning_rate > 0:
+    learning_rate = 1.0 if callable(learning_rate) else _number("learning_rate", learning_rate, 1.0)
+    damping = _number("damping", damping, 1.0)
+    largest = None if largest is None else _number("largest_divergence", largest, 1.0)
+    tolerance = _number("tolerance", tolerance, 0.5)
+    if not learning_rate > 0:
         raise ValueError(
             f"natural_gradient: learning_rate={learning_rate} must be positive, or an optax schedule. 1 is the whole step."
         )
@@ -192,6 +208,15 @@ def _check(
         )
     if not isinstance(max_products, int | np.integer) or max_products < 1:
         raise ValueError(f"natural_gradient: max_products={max_products!r} must be a whole number, at least 1.")
+
+
+def _number(name: str, setting: Any, unknown: float) -> Any:
+    """The setting, which must be a number; in place of one that `optax.inject_hyperparams` traces, one that will do."""
+    if isinstance(setting, jax.core.Tracer):
+        return unknown
+    if not isinstance(setting, int | float | np.number):
+        raise TypeError(f"natural_gradient: {name}={setting!r} must be a number.")
+    return setting
 
 
 def _check_information(information: Any, kind: str) -> None:

@@ -72,9 +72,11 @@ class Direction(NamedTuple):
     solved: Bool[Array, ""]
 
 
-def by_products(information: Any, gradient: PyTree, damping: Array, tolerance: float, most: int) -> Direction:
+def by_products(information: Any, gradient: PyTree, damping: Array, tolerance: Any, most: Any) -> Direction:
     found = information.solve(gradient, damping, tolerance=tolerance, max_steps=most)
-    slope, square = _dot(gradient, found.value), _dot(found.value, found.value)
+    held = lambda slope, value: jnp.where(value == 0, 0.0, slope)  # noqa: E731  (what is fixed may have any slope, even NaN)
+    slope = _dot(jax.tree.map(held, gradient, found.value), found.value)
+    square = _dot(found.value, found.value)
     return Direction(found.value, slope, square, found.num_steps, found.residual, found.converged)
 
 
@@ -89,11 +91,12 @@ def by_matrix(curvature: Float[Array, "p p"], gradient: PyTree, damping: Array) 
 
 
 def bounded(
-    found: Direction, rate: Any, damping: Array, largest: float | None
+    found: Direction, rate: Any, damping: Array, largest: Any
 ) -> tuple[PyTree, Float[Array, ""], Float[Array, ""]]:
     """The step −α c d, its divergence, and c.
 
-    What conjugate gradients leave over is orthogonal to d, however early they stop, so dᵀMd = gᵀd − λ dᵀd needs no product.
+    What conjugate gradients leave over is orthogonal to d, however early they stop, so dᵀMd = gᵀd − λ dᵀd needs no product. In
+    float32 and ill-conditioned that holds to some thousandths.
     """
     curvature = jnp.maximum(found.slope - damping * found.square, 0.0)
     divergence = 0.5 * rate**2 * curvature
@@ -109,13 +112,14 @@ def judged(
 ) -> tuple[PyTree, NaturalGradientState]:
     """The step if it does not raise the loss, and the damping by how well the decrease was foretold."""
     gain = before - after
-    drowned = foretold <= 8 * jnp.finfo(foretold.dtype).eps * jnp.abs(before)  # in the rounding of the loss
+    drowned = jnp.abs(foretold) <= 8 * jnp.finfo(foretold.dtype).eps * jnp.abs(before)  # in the rounding of the loss
     ratio = gain / jnp.where(foretold > 0, foretold, jnp.nan)
-    taken = jnp.isfinite(after) & ((gain >= 0) | drowned)
-    factor = jnp.where(ratio > WELL, SHRINK, jnp.where(ratio < BADLY, GROW, 1.0))
+    taken = jnp.isfinite(after) & jnp.isfinite(foretold) & ((gain >= 0) | drowned)
+    factor = jnp.where(ratio > WELL, SHRINK, jnp.where((ratio < BADLY) | (foretold < 0), GROW, 1.0))
     factor = jnp.where(taken, jnp.where(drowned, 1.0, factor), AFTER_REJECTION)
+    least = jnp.finfo(state.damping.dtype).tiny ** 0.5  # from zero no factor would lead back
     return jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0.0), step), state._replace(
-        damping=(factor * state.damping).astype(state.damping.dtype),
+        damping=jnp.clip(factor * state.damping, least, 1 / least).astype(state.damping.dtype),
         divergence=jnp.where(taken, state.divergence, 0.0),
         reduction_ratio=ratio.astype(state.damping.dtype),
         rejected=~taken,
