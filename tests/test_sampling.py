@@ -13,8 +13,9 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax import families
+from fisher_jax.inference import replicates
 from fisher_jax.status import Status
-from fisher_jax.theory import normality, simulated
+from fisher_jax.theory import normality
 
 KEY = jax.random.key(11)
 RATE = {"rate": 2.0}
@@ -123,7 +124,7 @@ def test_monte_carlo_errors_are_those_seen_when_all_is_repeated():
 def test_draws_do_not_depend_on_the_chunk_or_on_how_many_there_are(monkeypatch):
     run = functools.partial(fj.sampling_distribution, families.exponential, RATE, KEY, num_observations=7)
     whole = run(num_replicates=50)
-    monkeypatch.setattr(simulated, "_ENTRIES", 7 * 20)
+    monkeypatch.setattr(replicates, "_ENTRIES", 7 * 20)
     np.testing.assert_array_equal(run(num_replicates=50).estimates, whole.estimates)
     np.testing.assert_array_equal(run(num_replicates=30).estimates, whole.estimates[:30])
 

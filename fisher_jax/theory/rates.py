@@ -14,7 +14,7 @@ from fisher_jax.theory.normality import with_error
 from fisher_jax.theory.promised import promise_of
 from fisher_jax.theory.sampling import compared, estimated, promise_key
 from fisher_jax.theory.sampling_record import SamplingDistribution
-from fisher_jax.theory.simulated import check_numbers, check_whole, design_of
+from fisher_jax.theory.simulated import check_numbers, check_whole, experiment_of
 
 CALLER = "convergence_rate"
 
@@ -166,10 +166,10 @@ def convergence_rate(
 
 
 def _at(model: Any, params: PyTree, key: Any, numbers: Any, given: PyTree, estimator: Any, expectation: Any) -> Any:
-    design = design_of(model, params, given, numbers[0], CALLER)
-    estimates = estimated(design, key, numbers[1], estimator, CALLER)
-    promise = promise_of(design, expectation, promise_key(key), CALLER)
-    return compared(design, *estimates, estimator, promise, CALLER)
+    experiment = experiment_of(model, params, given, numbers[0], CALLER)
+    estimates = estimated(experiment, key, numbers[1], estimator, CALLER)
+    promise = promise_of(experiment, expectation, promise_key(key), CALLER)
+    return compared(experiment, *estimates, estimator, promise, CALLER)
 
 
 def _slope(log_n: np.ndarray, spread: np.ndarray, errors: np.ndarray) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from fisher_jax.parameters import Layout
 from fisher_jax.theory.bound import cramer_rao_bound
 from fisher_jax.theory.sample_size_aims import Aim, Power, Precision, in_a_row
 from fisher_jax.theory.sample_size_record import SampleSize
-from fisher_jax.theory.simulated import check_whole, data_sets_of, design_of
+from fisher_jax.theory.simulated import check_whole, data_sets_of, experiment_of
 
 CALLER = "sample_size"
 _MOST = 1e12  # observations
@@ -132,11 +132,11 @@ def _simulated(
     aim: Aim, model: Any, params: PyTree, function: Any, given: PyTree, n: int, key: Any, count: int
 ) -> tuple[Estimate, int]:
     """What was aimed at, from data sets of n observations, and of how many the fit failed."""
-    design = design_of(model, params, given, n, CALLER)
+    experiment = experiment_of(model, params, given, n, CALLER)
     rows, failed = [], 0
-    for data in data_sets_of(design, key, count, CALLER):
-        fits = fit_batch(design.model, design.params, data, given=design.given)
-        values = np.asarray(jax.vmap(_evaluated(design.layout, function))(fits.fits.values), float)
+    for data in data_sets_of(experiment, key, count, CALLER):
+        fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given)
+        values = np.asarray(jax.vmap(_evaluated(experiment.layout, function))(fits.fits.values), float)
         rows.append(aim.seen(fits, values, function))
         failed += int(np.sum(~fits.converged))
     return aim.judged(np.concatenate(rows), count), failed

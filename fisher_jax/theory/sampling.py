@@ -13,7 +13,7 @@ from fisher_jax.parameters import layout_of
 from fisher_jax.status import Status
 from fisher_jax.theory.promised import Promise, promise_of
 from fisher_jax.theory.sampling_record import MAXIMUM_LIKELIHOOD, SamplingDistribution
-from fisher_jax.theory.simulated import Design, check_whole, data_sets_of, design_of
+from fisher_jax.theory.simulated import Experiment, check_whole, data_sets_of, experiment_of
 
 CALLER = "sampling_distribution"
 
@@ -94,11 +94,11 @@ def sampling_distribution(
     >>> print(found.covariance.shape, found.num_failed, abs(found.bias.value[0] - 2.0 / 49) < 4 * found.bias.standard_error[0])
     (1, 1) 0 True
     """
-    design = design_of(model, params, given, num_observations, CALLER)
+    experiment = experiment_of(model, params, given, num_observations, CALLER)
     count = check_whole(num_replicates, 2, "num_replicates", CALLER)
-    found = estimated(design, key, count, estimator, CALLER)
-    promise = promise_of(design, expectation, promise_key(key), CALLER)
-    return compared(design, *found, estimator, promise, CALLER)
+    found = estimated(experiment, key, count, estimator, CALLER)
+    promise = promise_of(experiment, expectation, promise_key(key), CALLER)
+    return compared(experiment, *found, estimator, promise, CALLER)
 
 
 def promise_key(key: Any) -> Any:
@@ -107,17 +107,17 @@ def promise_key(key: Any) -> Any:
 
 
 def estimated(
-    design: Design, key: Any, num_replicates: int, estimator: Any, caller: str
+    experiment: Experiment, key: Any, num_replicates: int, estimator: Any, caller: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The estimates (R, q) and their statuses (R,)."""
-    one = _fitted if estimator is None else _Own(estimator, design, caller)
-    parts = [one(design, data) for data in data_sets_of(design, key, num_replicates, caller)]
+    one = _fitted if estimator is None else _Own(estimator, experiment, caller)
+    parts = [one(experiment, data) for data in data_sets_of(experiment, key, num_replicates, caller)]
     estimates, status = (np.concatenate(part) for part in zip(*parts, strict=True))
     return estimates, status
 
 
 def compared(
-    design: Design, estimates: np.ndarray, status: np.ndarray, estimator: Any, promise: Promise, caller: str
+    experiment: Experiment, estimates: np.ndarray, status: np.ndarray, estimator: Any, promise: Promise, caller: str
 ) -> SamplingDistribution:
     """Estimates beside what was promised."""
     own, expansion = estimator is not None, promise.expansion
@@ -141,14 +141,14 @@ def compared(
     return SamplingDistribution(
         estimates=estimates,
         status_code=status,
-        truth=design.truth,
+        truth=experiment.truth,
         information=promise.information,
         bound=promise.bound,
         predicted_bias=nothing if own else expansion.bias,
         predicted_bias_error=nothing if own else expansion.bias_error,
-        num_observations=design.num_observations,
-        names=design.layout.names,
-        rank=design.layout.num_free,
+        num_observations=experiment.num_observations,
+        names=experiment.layout.names,
+        rank=experiment.layout.num_free,
         estimator=_name(estimator) if own else MAXIMUM_LIKELIHOOD,
         notes=notes,
     )
@@ -159,36 +159,36 @@ def _name(estimator: Any) -> str:
     return "an estimator" if name == "<lambda>" else f"`{name}`"
 
 
-def _fitted(design: Design, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
-    fits = fit_batch(design.model, design.params, data, given=design.given, covariances=())
-    theta = jax.vmap(design.layout.join)(fits.fits.values)
+def _fitted(experiment: Experiment, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
+    fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=())
+    theta = jax.vmap(experiment.layout.join)(fits.fits.values)
     return np.asarray(theta, float), np.asarray(fits.status, np.int8)
 
 
 class _Own:
     """A user's estimator, compiled once for all chunks."""
 
-    def __init__(self, estimator: Any, design: Design, caller: str) -> None:
+    def __init__(self, estimator: Any, experiment: Experiment, caller: str) -> None:
         if not callable(estimator):
             raise TypeError(
                 f"{caller}: estimator must be a function of a data set that returns parameters, got {type(estimator).__name__}."
             )
-        also = () if design.given is None else (design.given,)
+        also = () if experiment.given is None else (experiment.given,)
 
         def flat(data: PyTree) -> Any:
-            return design.layout.flatten(_checked(estimator(data, *also), design, caller))
+            return experiment.layout.flatten(_checked(estimator(data, *also), experiment, caller))
 
         self.every = jax.jit(jax.vmap(flat))
 
-    def __call__(self, design: Design, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, experiment: Experiment, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
         theta = np.asarray(self.every(jax.tree.map(jnp.asarray, data)), float)
         good = np.all(np.isfinite(theta), axis=1)
         return theta, np.where(good, Status.CONVERGED, Status.NOT_FINITE).astype(np.int8)
 
 
-def _checked(found: PyTree, design: Design, caller: str) -> PyTree:
+def _checked(found: PyTree, experiment: Experiment, caller: str) -> PyTree:
     """Refuse what is not like params."""
-    layout = design.layout
+    layout = experiment.layout
     same = bool(jax.tree.leaves(found))
     if same:
         own = layout_of(found, (), f"{caller}: estimator")[0]
