@@ -14,6 +14,7 @@ from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.inference.replicates import check_key
 from fisher_jax.information import has_closed_form
 from fisher_jax.theory.coverage_record import Coverage
+from fisher_jax.theory.sampling import key_apart
 from fisher_jax.theory.simulated import Experiment, check_numbers, check_whole, data_sets_of, experiment_of
 from fisher_jax.uncertainty.covariance import KINDS
 from fisher_jax.uncertainty.intervals import check_level
@@ -147,6 +148,7 @@ def _at(
     experiment: Experiment, key: Any, count: int, level: Any, kinds: tuple[str, ...], few: _Bootstraps
 ) -> tuple[np.ndarray, ...]:
     """Share, its error, length, its error, without, unbounded and data sets, at one n."""
+    apart = key_apart(key)  # from the keys of the data sets
     kept = tuple({_covariance(kind) for kind in kinds} | {"observed"})
     total: Any = None
     done = 0
@@ -155,7 +157,7 @@ def _at(
         parts = []
         for kind in kinds:
             some = fits[: max(0, few.data_sets - done)] if kind in BY_BOOTSTRAP else fits
-            parts.append(_counted(_ends(some, kind, level, few, jax.random.fold_in(key, done)), experiment.truth))
+            parts.append(_counted(_ends(some, kind, level, few, (apart, done)), experiment.truth))
         new = _Counts(*(np.stack(part) for part in zip(*parts, strict=True)))
         total = new if total is None else _Counts(*map(np.add, total, new))
         done += len(fits)
@@ -167,15 +169,15 @@ def _covariance(kind: str) -> str:
     return bare if bare in KINDS else "observed"
 
 
-def _ends(fits: BatchFit, kind: str, level: Any, few: _Bootstraps, key: Any) -> Float[np.ndarray, "b q 2"]:
-    """The intervals of every fit; NaN where there is none."""
+def _ends(fits: BatchFit, kind: str, level: Any, few: _Bootstraps, key: tuple[Any, int]) -> Float[np.ndarray, "b q 2"]:
+    """The intervals of every fit; NaN where there is none. `key` holds one and the number of the first data set."""
     layout = fits.fits.layout
     if kind in BY_BOOTSTRAP:
         ends = np.full((len(fits), len(layout.names), 2), np.nan)
         for k in np.flatnonzero(fits.converged).tolist():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)  # what these would say is counted
-                replicates = bootstrap(fits[k], jax.random.fold_in(key, k), few.replicates)
+                replicates = bootstrap(fits[k], jax.random.fold_in(key[0], key[1] + k), few.replicates)
                 ends[k] = replicates.flat_intervals(level, kind)
         return ends
     bare = kind.removesuffix(NATURAL)

@@ -64,7 +64,7 @@ def promise_of(experiment: Experiment, expectation: Any, key: Any, caller: str) 
         nothing = jnp.full_like(found.matrix, jnp.nan)
         found = replace(found, matrix=nothing, errors=None, route="none")
         notes = (NO_BOUND,)
-    elif note := _not_invertible(found):
+    elif note := not_invertible(found):
         notes = (note, *notes)
     matrix, errors = carried(lambda m: tangent @ linalg.inverse(m) @ tangent.T, found.matrix, found.errors)
     bound = Covariance(matrix, experiment.layout.names, f"inverse of: {found.route}", errors, found.num_samples)
@@ -102,7 +102,7 @@ def information_of(
     if getattr(expectation, "fallback", None) == "outer":
         used = _OUTER if said else _BARTLETT
         found = replace(found, route=found.route.replace(f"{_BARTLETT}, or {_OUTER} where those fail", used))
-    return found, (f"of the information: {said}.",) if said else ()
+    return found, (f"of the information: {said.rstrip('.?')}.",) if said else ()
 
 
 _BARTLETT, _OUTER = "−H with the Bartlett identities as control variates", "mean of s sᵀ"
@@ -125,7 +125,7 @@ def _of_no_mean(found: Information) -> bool:
     return regularity is not None and bool(np.any(np.abs(np.asarray(regularity.score_z)) > regularity.limit))
 
 
-def _not_invertible(found: Information) -> str:
+def not_invertible(found: Information) -> str:
     """Why there is no inverse, in words; empty where there is one."""
     matrix = np.asarray(found.matrix)
     if not np.all(np.isfinite(matrix)):

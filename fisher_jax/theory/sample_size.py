@@ -15,7 +15,7 @@ from fisher_jax.information import Covariance
 from fisher_jax.model import as_model, flatten_parameters
 from fisher_jax.moments import Estimate
 from fisher_jax.parameters import Layout
-from fisher_jax.theory.bound import cramer_rao_bound
+from fisher_jax.theory.bound import bound_of
 from fisher_jax.theory.sample_size_aims import Aim, Power, Precision, in_a_row
 from fisher_jax.theory.sample_size_record import SampleSize
 from fisher_jax.theory.simulated import check_whole, data_sets_of, experiment_of
@@ -79,7 +79,7 @@ def sample_size(
 
     References
     ----------
-    Wald, A. (1943), Trans. Amer. Math. Soc. 54, 426-482; van der Vaart, A. W. (1998), Asymptotic Statistics, section 16.2.
+    Wald, A. (1943), Trans. Amer. Math. Soc. 54, 426-482; van der Vaart, A. W. (1998), Asymptotic Statistics, chapter 16.
 
     Examples
     --------
@@ -92,12 +92,12 @@ def sample_size(
     """
     if (standard_error is None) == (power is None) or (power is None) != (hypothesis is None):
         raise ValueError(f"{CALLER}: give either standard_error, or power together with the hypothesis that is tested.")
-    bound = cramer_rao_bound(model, params, expectation, num_observations=1, function=function, given=given)
+    bound = bound_of(model, params, expectation, 1, function, None, given, CALLER)
     values = _values(model, params, function)
     if standard_error is not None:
         aim: Aim = Precision(*_entries(standard_error, bound.names, "standard_error"))
     else:
-        if not 0 < level < power < 1:
+        if not (_is_number(power) and _is_number(level) and 0 < level < power < 1):
             raise ValueError(f"{CALLER}: power={power!r} and level={level!r} must obey 0 < level < power < 1.")
         where, wanted = _entries(hypothesis, bound.names, "hypothesis")
         aim = Power(where, wanted, float(power), float(level), values[list(where)] - wanted)
@@ -167,19 +167,25 @@ def _error(aim: Aim, matrix: np.ndarray, bound: Covariance) -> float:
 
 def _entries(wanted: PyTree, names: tuple[str, ...], what: str) -> tuple[tuple[int, ...], np.ndarray]:
     """Which entries a user's number or pytree of numbers is about, and the numbers."""
-    if isinstance(wanted, int | float) and not isinstance(wanted, bool):
+    if _is_number(wanted):
         found = dict.fromkeys(range(len(names)), float(wanted))
     else:
         found = {}
         for path, leaf in jax.tree_util.tree_flatten_with_path(wanted)[0]:
             found |= _of_leaf(path, leaf, names, what)
-    found = {k: value for k, value in found.items() if not np.isnan(value)}
+    if unknown := [names[k] for k, value in found.items() if not np.isfinite(value)]:
+        raise ValueError(f"{CALLER}: {what} of {', '.join(unknown)} is not finite. Leave out what is free.")
     if not found:
         raise ValueError(f"{CALLER}: {what} names nothing; there are {', '.join(names)}.")
     if what == "standard_error" and min(found.values()) <= 0:
         raise ValueError(f"{CALLER}: standard_error must be positive, got {min(found.values()):g}.")
     where = tuple(sorted(found))
     return where, np.array([found[k] for k in where])
+
+
+def _is_number(value: Any) -> bool:
+    kind = np.asarray(value).dtype.kind if np.ndim(value) == 0 else ""
+    return kind in ("i", "u", "f")
 
 
 def _of_leaf(path: Any, leaf: Any, names: tuple[str, ...], what: str) -> dict[int, float]:

@@ -16,6 +16,10 @@ from fisher_jax.theory.sampling_record import MAXIMUM_LIKELIHOOD, SamplingDistri
 from fisher_jax.theory.simulated import Experiment, check_whole, data_sets_of, experiment_of
 
 CALLER = "sampling_distribution"
+NOTHING_PROMISED = (
+    "without a bound there is nothing to measure efficiency or normality by, and `standardised` is in units of the "
+    "estimates' own standard deviations."
+)
 
 
 def sampling_distribution(
@@ -97,12 +101,12 @@ def sampling_distribution(
     experiment = experiment_of(model, params, given, num_observations, CALLER)
     count = check_whole(num_replicates, 2, "num_replicates", CALLER)
     found = estimated(experiment, key, count, estimator, CALLER)
-    promise = promise_of(experiment, expectation, promise_key(key), CALLER)
+    promise = promise_of(experiment, expectation, key_apart(key), CALLER)
     return compared(experiment, *found, estimator, promise, CALLER)
 
 
-def promise_key(key: Any) -> Any:
-    """A key for what theory's side needs of draws, apart from those of the data sets."""
+def key_apart(key: Any) -> Any:
+    """A key for what else needs draws, theory's side or a bootstrap, apart from those of the data sets."""
     return jax.random.fold_in(key, 2**32 - 1)
 
 
@@ -128,10 +132,7 @@ def compared(
     elif expansion.reason:
         notes += (f"no bias is predicted: {expansion.reason}.",)
     if not promise.has_bound:
-        notes += (
-            "without a bound there is nothing to measure efficiency or normality by, and `standardised` is in units of ",
-        )
-        notes = (*notes[:-1], notes[-1] + "the estimates' own standard deviations.")
+        notes += (NOTHING_PROMISED,)
     if not np.any(status <= Status.CONVERGED_TO_ROUNDING):
         said = Status(int(np.bincount(status).argmax()))
         notes = (f"none of the replicates converged: {said.meaning}. Likely causes: {said.causes}.", *notes)
@@ -178,10 +179,16 @@ class _Own:
         def flat(data: PyTree) -> Any:
             return experiment.layout.flatten(_checked(estimator(data, *also), experiment, caller))
 
-        self.every = jax.jit(jax.vmap(flat))
+        self.every, self.caller = jax.jit(jax.vmap(flat)), caller
 
     def __call__(self, experiment: Experiment, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
-        theta = np.asarray(self.every(jax.tree.map(jnp.asarray, data)), float)
+        try:
+            theta = np.asarray(self.every(jax.tree.map(jnp.asarray, data)), float)
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise TypeError(
+                f"{self.caller}: estimator leaves jax.numpy (numpy, scipy, float(…) or an `if` on data), but is compiled "
+                "for all data sets at once. Write it in terms of jax.numpy."
+            ) from error
         good = np.all(np.isfinite(theta), axis=1)
         return theta, np.where(good, Status.CONVERGED, Status.NOT_FINITE).astype(np.int8)
 

@@ -15,8 +15,8 @@ from fisher_jax.model import Model, Sample, likelihood
 from fisher_jax.moments import Estimate
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.theory.normality import ComparedWithNormal, probability, with_error
-from fisher_jax.theory.promised import coordinates, information_of
-from fisher_jax.theory.sampling import promise_key
+from fisher_jax.theory.promised import coordinates, information_of, not_invertible
+from fisher_jax.theory.sampling import key_apart
 from fisher_jax.theory.simulated import check_whole, data_sets_of, experiment_of
 
 CALLER = "score_distribution"
@@ -154,7 +154,9 @@ def score_distribution(
     experiment = experiment_of(model, params, given, num_observations, CALLER)
     count = check_whole(num_replicates, 2, "num_replicates", CALLER)
     layout = coordinates(experiment.layout)
-    found, notes = information_of(experiment, layout, expectation, promise_key(key), CALLER)
+    found, notes = information_of(experiment, layout, expectation, key_apart(key), CALLER)
+    if note := not_invertible(found):
+        notes = (note, *notes)
     parts = [
         np.asarray(_scores(experiment.model, layout, experiment.values, data, experiment.given), float)
         for data in data_sets_of(experiment, key, count, CALLER)
