@@ -126,7 +126,7 @@ class _Counts(NamedTuple):
 
 
 def _checked(kinds: Any, experiment: Experiment) -> tuple[str, ...]:
-    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    kinds = tuple(kinds) if isinstance(kinds, list | tuple) else (kinds,)
     if not kinds or len(set(kinds)) < len(kinds):
         raise ValueError(f"{CALLER}: kinds={kinds} must be one or more different kinds of intervals.")
     for kind in kinds:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax import linalg
 from fisher_jax.batch import fit_batch
 from fisher_jax.inference.functions import named_within
 from fisher_jax.information import Covariance
@@ -46,12 +47,12 @@ def sample_size(
         As for `fisher_information`; params are those that are believed true.
     standard_error : number or pytree
         The largest standard errors that are wanted, of the parameters or of what `function` returns: one number for all, or
-        a pytree of numbers, in which what is absent is free. Or give `power`.
+        a pytree of numbers, in which what is absent, `None` or NaN is free. Or give `power`.
     power : float
         The wanted probability that Wald's test rejects `hypothesis` if params are true.
     hypothesis : pytree
         The values that are tested, of parameters or of what `function` returns, as in ``{"shape": 1.0}``; several are tested
-        together.
+        together. As in `wald_test` `None`, NaN and what is absent are not tested.
     level : float
         Size of the test.
     function : callable, optional
@@ -69,8 +70,8 @@ def sample_size(
     Raises
     ------
     ValueError, TypeError
-        If not exactly one of `standard_error` and `power` is asked for, a name is unknown, what is tested is true, or the
-        information is singular.
+        If not exactly one of `standard_error` and `power` is asked for, a name is unknown, what is tested is true, entries
+        that are tested follow from each other (all of a simplex, say), or the information is singular.
 
     Notes
     -----
@@ -101,6 +102,7 @@ def sample_size(
             raise ValueError(f"{CALLER}: power={power!r} and level={level!r} must obey 0 < level < power < 1.")
         where, wanted = _entries(hypothesis, bound.names, "hypothesis")
         aim = Power(where, wanted, float(power), float(level), values[list(where)] - wanted)
+        _check_independent(bound, where)
     matrix = np.asarray(bound.matrix, float)
     exact = aim.needed(matrix)
     if not exact < _MOST:
@@ -173,14 +175,31 @@ def _entries(wanted: PyTree, names: tuple[str, ...], what: str) -> tuple[tuple[i
         found = {}
         for path, leaf in jax.tree_util.tree_flatten_with_path(wanted)[0]:
             found |= _of_leaf(path, leaf, names, what)
-    if unknown := [names[k] for k, value in found.items() if not np.isfinite(value)]:
-        raise ValueError(f"{CALLER}: {what} of {', '.join(unknown)} is not finite. Leave out what is free.")
+    found = {k: value for k, value in found.items() if not np.isnan(value)}
+    if unknown := [names[k] for k, value in found.items() if np.isinf(value)]:
+        raise ValueError(f"{CALLER}: {what} of {', '.join(unknown)} is infinite. Leave it out, or write None or NaN.")
     if not found:
         raise ValueError(f"{CALLER}: {what} names nothing; there are {', '.join(names)}.")
     if what == "standard_error" and min(found.values()) <= 0:
         raise ValueError(f"{CALLER}: standard_error must be positive, got {min(found.values()):g}.")
     where = tuple(sorted(found))
     return where, np.array([found[k] for k in where])
+
+
+def _check_independent(bound: Covariance, where: tuple[int, ...]) -> None:
+    """Refuse to test what follows from the rest: it would be a degree of freedom too many."""
+    block = np.asarray(bound.matrix)[np.ix_(where, where)]
+    spread = np.sqrt(np.diagonal(block))
+    scale = np.where(spread > 0, spread, 1.0)
+    values, directions = np.linalg.eigh(block / scale[:, None] / scale[None, :])
+    if not values[0] > np.finfo(block.dtype).eps ** (2 / 3):
+        direction = directions[:, 0] / scale
+        direction = direction / direction[np.argmax(np.abs(direction))]
+        said = linalg.describe_direction(direction, tuple(bound.names[k] for k in where))
+        raise ValueError(
+            f"{CALLER}: what is tested is not independent: {said} is known without any data. Leave out of the hypothesis "
+            "what follows from the rest."
+        )
 
 
 def _is_number(value: Any) -> bool:

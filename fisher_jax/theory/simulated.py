@@ -86,14 +86,14 @@ def _terms(model: Model, layout: Layout, values: Values, given: PyTree, wanted: 
     return n
 
 
-def check_whole(number: Any, least: int, name: str, caller: str) -> int:
-    """A whole number from `least` on."""
+def check_whole(number: Any, least: int, name: str, caller: str, which_is: str = "") -> int:
+    """A whole number from `least` on, in words what that is."""
     try:
         found = operator.index(number)
     except TypeError:
         found = least - 1
     if found < least or isinstance(number, bool):
-        raise ValueError(f"{caller}: {name}={number!r} must be a whole number, at least {least}.")
+        raise ValueError(f"{caller}: {name}={number!r} must be a whole number, at least {least}{which_is}.")
     return found
 
 
