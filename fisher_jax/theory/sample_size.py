@@ -137,7 +137,7 @@ def _simulated(
     experiment = experiment_of(model, params, given, n, CALLER)
     rows, failed = [], 0
     for data in data_sets_of(experiment, key, count, CALLER):
-        fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given)
+        fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=("observed",))
         values = np.asarray(jax.vmap(_evaluated(experiment.layout, function))(fits.fits.values), float)
         rows.append(aim.seen(fits, values, function))
         failed += int(np.sum(~fits.converged))
