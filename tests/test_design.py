@@ -143,7 +143,7 @@ def test_the_largest_variance_of_coefficients_is_least_at_chebyshevs_points(degr
 
 @pytest.mark.parametrize(("criterion", "weights"), [("A", [0.25, 0.5, 0.25]), ("E", [0.2, 0.6, 0.2])])
 def test_a_parabola_is_seen_best_by_other_criteria_with_other_weights(criterion, weights):
-    """Pukelsheim (1993), Optimal Design of Experiments, section 9.5 (A) and 9.12 (E)."""
+    """Pukelsheim (1993), Optimal Design of Experiments, chapter 9."""
     design = fj.optimal_design(BY_POLYNOMIAL, jnp.zeros(3), region=fj.interval(-1, 1), criterion=criterion)
     assert_design(design, [-1.0, 0.0, 1.0], weights)
 
@@ -155,7 +155,7 @@ def test_where_the_largest_eigenvalue_is_double_the_bound_holds_with_a_mixture()
 
 
 def test_some_coefficients_are_seen_without_the_others():
-    """The slope at zero of a quartic needs four points only, those of T₃: Pukelsheim (1993), section 9.12."""
+    """The slope at zero of a quartic needs four points only, those of T₃: Pukelsheim (1993), chapter 9."""
     design = fj.optimal_design(
         BY_POLYNOMIAL, jnp.zeros(5), region=fj.interval(-1, 1), criterion="c", function=lambda p: p[1]
     )
@@ -164,7 +164,7 @@ def test_some_coefficients_are_seen_without_the_others():
 
 
 def test_a_surface_of_second_order_over_a_square():
-    """Weights .1458, .0802 and .0962 of corners, edges and centre: Atkinson & Donev (1992), table 11.4."""
+    """Weights .1458, .0802 and .0962 of corners, edges and centre: Atkinson & Donev (1992), chapter 11."""
 
     def surface(params, z):
         terms = jnp.stack([jnp.ones(()), z[0], z[1], z[0] * z[1], z[0] ** 2, z[1] ** 2])
@@ -286,7 +286,7 @@ def test_float32_is_enough_for_the_points():
 
 
 def test_whole_numbers_of_observations():
-    """Pukelsheim & Rieder (1992), table 1: weights and counts that sum, none zero, monotone in n."""
+    """Pukelsheim & Rieder (1992): weights and counts that sum, none zero, monotone in n."""
     design = dose_response()
     np.testing.assert_array_equal(design.round(2), [1, 1])
     assert sorted(design.round(7)) == [3, 4]

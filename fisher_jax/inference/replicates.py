@@ -14,7 +14,8 @@ from fisher_jax.fitted import Fit, Origin
 from fisher_jax.model import Model
 from fisher_jax.uncertainty.resampling import Scheme, resampled_counts
 
-_ENTRIES = 2**23  # of what is drawn at once
+_ENTRIES = 2**23  # of what is held at once
+_AT_ONCE = 2**14  # of draws: a sampler that rejects waits for the slowest of them
 
 
 def check_key(key: Any, caller: str) -> None:
@@ -129,7 +130,7 @@ def draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: 
             return sample(own, params, *also)  # type: ignore[misc]
         return jax.vmap(lambda k, *z: sample(k, params, *z))(jax.random.split(own, rows), *also)  # type: ignore[misc]
 
-    return jax.vmap(one)(numbers)
+    return jax.lax.map(one, numbers, batch_size=max(1, min(numbers.shape[0], _AT_ONCE // max(rows, 1))))
 
 
 def _check_drawn(drawn: PyTree, origin: Origin, rows: int, caller: str) -> None:

@@ -45,8 +45,8 @@ class RunningMoments(NamedTuple):
 
     References
     ----------
-    Chan, T. F., Golub, G. H. and LeVeque, R. J. (1983), American Statistician 37, 242-247, eq. (2.1); Pébay, P. (2008),
-    Sandia report SAND2008-6212, eqs. (3.1) and (3.8) for the higher moments.
+    Chan, T. F., Golub, G. H. and LeVeque, R. J. (1983), American Statistician 37, 242-247; Pébay, P. (2008), Sandia report
+    SAND2008-6212, for the higher moments.
 
     Examples
     --------

@@ -103,7 +103,7 @@ def joint_ellipses(
     Raises
     ------
     ValueError, TypeError
-        If this is no distribution, a name is unknown, there are not two, or theory promises no covariance.
+        If this is no distribution, a name is unknown, there are not two, or theory promises no covariance or a singular one.
     ImportError
         If matplotlib is not installed.
 
@@ -125,8 +125,10 @@ def joint_ellipses(
         )
     pair = [distribution.names.index(name) for name in wanted]
     covariance = distribution.expected[np.ix_(pair, pair)]
-    if not np.all(np.isfinite(covariance)) or np.linalg.eigvalsh(covariance)[0] <= 0:
+    if not np.all(np.isfinite(covariance)):
         raise ValueError(f"{caller}: theory promises no covariance of {listed(wanted)}, so that there are no ellipses.")
+    if np.linalg.det(covariance) <= 1e-6 * np.prod(np.diagonal(covariance)):
+        raise ValueError(f"{caller}: {listed(wanted)} determine each other, so that their ellipses have no area.")
     figures = pyplot()
     if axes is None:
         axes = figures.subplots(figsize=(4.2, 3.8), layout="constrained")[1]

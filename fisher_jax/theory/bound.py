@@ -71,12 +71,26 @@ def cramer_rao_bound(
     ('mean',) [[0.0025]]
     """
     check_number(num_observations)
-    model, layout, values, given = at_door(model, params, given, _CALLER)
+    return bound_of(model, params, expectation, num_observations, function, bias, given, _CALLER)
+
+
+def bound_of(
+    model: Any,
+    params: PyTree,
+    expectation: Any,
+    num_observations: Any,
+    function: Any,
+    bias: Any,
+    given: PyTree,
+    caller: str,
+) -> Covariance:
+    """The bound itself, for whoever calls."""
+    model, layout, values, given = at_door(model, params, given, caller)
     if expectation is None:
         information = closed_form_in_free(model, params, layout, values, given)
     else:
-        information = taken(model, layout, layout.free_names, values, expectation, given, _CALLER)
-    names, slope = slope_of(layout, values, function, bias, _CALLER)
+        information = taken(model, layout, layout.free_names, values, expectation, given, caller)
+    names, slope = slope_of(layout, values, function, bias, caller)
     half = slope @ layout.jacobian(layout.unconstrain(values), values)
     matrix, errors = carried(
         lambda matrix: half @ linalg.inverse(matrix) @ half.T / num_observations, information.matrix, information.errors

@@ -14,7 +14,8 @@ from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.inference.replicates import check_key
 from fisher_jax.information import has_closed_form
 from fisher_jax.theory.coverage_record import Coverage
-from fisher_jax.theory.simulated import Design, check_numbers, check_whole, data_sets_of, design_of
+from fisher_jax.theory.sampling import key_apart
+from fisher_jax.theory.simulated import Experiment, check_numbers, check_whole, data_sets_of, experiment_of
 from fisher_jax.uncertainty.covariance import KINDS
 from fisher_jax.uncertainty.intervals import check_level
 
@@ -83,15 +84,15 @@ def coverage(
     check_level(level, CALLER)
     check_key(key, CALLER)
     sizes = check_numbers(num_observations, CALLER)
-    designs = [design_of(model, params, given, n, CALLER) for n in sizes]
-    kinds = _checked(kinds, designs[0])
+    experiments = [experiment_of(model, params, given, n, CALLER) for n in sizes]
+    kinds = _checked(kinds, experiments[0])
     count = check_whole(num_replicates, 1, "num_replicates", CALLER)
     few = _Bootstraps(
         check_whole(num_bootstraps, 2, "num_bootstraps", CALLER),
         min(count, check_whole(num_bootstrapped, 1, "num_bootstrapped", CALLER)),
     )
-    keys = [key] if len(designs) == 1 else [jax.random.fold_in(key, k) for k in range(len(designs))]
-    found = [_at(design, own, count, level, kinds, few) for design, own in zip(designs, keys, strict=True)]
+    keys = [key] if len(experiments) == 1 else [jax.random.fold_in(key, k) for k in range(len(experiments))]
+    found = [_at(experiment, own, count, level, kinds, few) for experiment, own in zip(experiments, keys, strict=True)]
     share, share_error, length, length_error, without, unbounded, data_sets = map(np.stack, zip(*found, strict=True))
     return Coverage(
         share=share,
@@ -101,9 +102,9 @@ def coverage(
         num_without=without,
         num_unbounded=unbounded,
         num_data_sets=data_sets,
-        num_observations=tuple(design.num_observations for design in designs),
+        num_observations=tuple(experiment.num_observations for experiment in experiments),
         kinds=kinds,
-        names=designs[0].layout.names,
+        names=experiments[0].layout.names,
         level=float(level),
     )
 
@@ -124,8 +125,8 @@ class _Counts(NamedTuple):
     data_sets: Any
 
 
-def _checked(kinds: Any, design: Design) -> tuple[str, ...]:
-    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+def _checked(kinds: Any, experiment: Experiment) -> tuple[str, ...]:
+    kinds = tuple(kinds) if isinstance(kinds, list | tuple) else (kinds,)
     if not kinds or len(set(kinds)) < len(kinds):
         raise ValueError(f"{CALLER}: kinds={kinds} must be one or more different kinds of intervals.")
     for kind in kinds:
@@ -135,7 +136,7 @@ def _checked(kinds: Any, design: Design) -> tuple[str, ...]:
                 f"{CALLER}: kinds names {kind!r}; choose from {', '.join(map(repr, _KINDS))}, those of Wald's also with "
                 f"{NATURAL!r} behind."
             )
-        if bare == "expected" and not has_closed_form(design.model):
+        if bare == "expected" and not has_closed_form(experiment.model):
             raise ValueError(
                 f'{CALLER}: kinds names "expected", but the model has no closed form of its information. Give '
                 "Model(…, information=…), or choose another kind."
@@ -144,18 +145,19 @@ def _checked(kinds: Any, design: Design) -> tuple[str, ...]:
 
 
 def _at(
-    design: Design, key: Any, count: int, level: Any, kinds: tuple[str, ...], few: _Bootstraps
+    experiment: Experiment, key: Any, count: int, level: Any, kinds: tuple[str, ...], few: _Bootstraps
 ) -> tuple[np.ndarray, ...]:
     """Share, its error, length, its error, without, unbounded and data sets, at one n."""
+    apart = key_apart(key)  # from the keys of the data sets
     kept = tuple({_covariance(kind) for kind in kinds} | {"observed"})
     total: Any = None
     done = 0
-    for data in data_sets_of(design, key, count, CALLER):
-        fits = fit_batch(design.model, design.params, data, given=design.given, covariances=kept)
+    for data in data_sets_of(experiment, key, count, CALLER):
+        fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=kept)
         parts = []
         for kind in kinds:
             some = fits[: max(0, few.data_sets - done)] if kind in BY_BOOTSTRAP else fits
-            parts.append(_counted(_ends(some, kind, level, few, jax.random.fold_in(key, done)), design.truth))
+            parts.append(_counted(_ends(some, kind, level, few, (apart, done)), experiment.truth))
         new = _Counts(*(np.stack(part) for part in zip(*parts, strict=True)))
         total = new if total is None else _Counts(*map(np.add, total, new))
         done += len(fits)
@@ -167,15 +169,15 @@ def _covariance(kind: str) -> str:
     return bare if bare in KINDS else "observed"
 
 
-def _ends(fits: BatchFit, kind: str, level: Any, few: _Bootstraps, key: Any) -> Float[np.ndarray, "b q 2"]:
-    """The intervals of every fit; NaN where there is none."""
+def _ends(fits: BatchFit, kind: str, level: Any, few: _Bootstraps, key: tuple[Any, int]) -> Float[np.ndarray, "b q 2"]:
+    """The intervals of every fit; NaN where there is none. `key` holds one and the number of the first data set."""
     layout = fits.fits.layout
     if kind in BY_BOOTSTRAP:
         ends = np.full((len(fits), len(layout.names), 2), np.nan)
         for k in np.flatnonzero(fits.converged).tolist():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)  # what these would say is counted
-                replicates = bootstrap(fits[k], jax.random.fold_in(key, k), few.replicates)
+                replicates = bootstrap(fits[k], jax.random.fold_in(key[0], key[1] + k), few.replicates)
                 ends[k] = replicates.flat_intervals(level, kind)
         return ends
     bare = kind.removesuffix(NATURAL)

@@ -14,7 +14,7 @@ from fisher_jax.expectation import MonteCarlo
 from fisher_jax.information.draws import drawing, num_pairs, unit_terms
 from fisher_jax.model import Model
 from fisher_jax.parameters import Layout, Values
-from fisher_jax.theory.simulated import Design
+from fisher_jax.theory.simulated import Experiment
 
 _LEVEL = 1e-7  # at which a zero mean is given up, over all of those tested; kinks are at z of the order of √draws
 _CHUNK = 2**13  # draws times p that are worked on at once
@@ -57,18 +57,24 @@ class Expansion:
         )
 
 
-def expanded(design: Design, layout: Layout, information: Array, draws: MonteCarlo, caller: str) -> Expansion:
-    """By draws at the design's parameters, in the coordinates of `layout`, to which the information belongs."""
-    series = design.num_observations if design.model.is_dependent else 1
-    units = design.num_observations // series
+def expanded(experiment: Experiment, layout: Layout, information: Array, draws: MonteCarlo, caller: str) -> Expansion:
+    """By draws at the experiment's parameters, in the coordinates of `layout`, to which the information belongs."""
+    series = experiment.num_observations if experiment.model.is_dependent else 1
+    units = experiment.num_observations // series
     inverse = np.asarray(linalg.inverse(information), float) / series
     definite = np.all(np.isfinite(inverse))
     root = np.linalg.cholesky(inverse) if definite else np.eye(len(inverse))
     found = _moments(
-        design.model, layout, design.values, design.covariates, jnp.asarray(root, layout.dtype), draws, caller
+        experiment.model,
+        layout,
+        experiment.values,
+        experiment.covariates,
+        jnp.asarray(root, layout.dtype),
+        draws,
+        caller,
     )
     total, squares, pairs = (np.asarray(part, float) for part in found[:3])
-    count = 2 * num_pairs(design.model, draws, design.covariates, caller)
+    count = 2 * num_pairs(experiment.model, draws, experiment.covariates, caller)
     p = layout.num_free
     mean = total / count
     spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0) / count)

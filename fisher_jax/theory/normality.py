@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fisher_jax.inference.report import Printed
+from fisher_jax.information import Information
 from fisher_jax.moments import Estimate
 from fisher_jax.moments import moments as moments_of_rows
 
@@ -15,7 +16,10 @@ _TOO_FEW = 4  # vectors, which have no fourth moments to speak of
 
 
 class Agreement(NamedTuple):
-    """A test that a mean is what theory says: χ² distributed if it is."""
+    """A test that a mean is what theory says: Hotelling's T², χ² distributed in the limit of many replicates if it is.
+
+    The p-value is that of F, so that it holds for few replicates as well.
+    """
 
     statistic: float
     degrees_of_freedom: int
@@ -44,6 +48,7 @@ class ComparedWithNormal(Printed):
         Its rank p, less than q where constraints tie entries together.
     """
 
+    information: Information
     names: tuple[str, ...]
     rank: int
 
@@ -101,14 +106,18 @@ class ComparedWithNormal(Printed):
 
     @functools.cached_property
     def _whitening(self) -> Float[np.ndarray, "p q"]:
-        """W with W Σ Wᵀ = 1, from the p largest eigenvalues of Σ at unit diagonal."""
+        """W with W Σ Wᵀ = 1, from the p largest eigenvalues of Σ at unit diagonal; NaN where these are not all positive."""
+        nothing = np.full((self.rank, len(self.names)), np.nan)
         if not np.all(np.isfinite(self.expected)):
-            return np.full((self.rank, len(self.names)), np.nan)
+            return nothing
         scale = np.sqrt(np.diagonal(self.expected))
         scale = np.where(scale > 0, scale, 1.0)
         values, directions = np.linalg.eigh(self.expected / scale[:, None] / scale[None, :])
         kept = slice(len(values) - self.rank, None)
-        return (directions[:, kept] / np.sqrt(np.maximum(values[kept], 0.0))).T / scale
+        rounding = np.finfo(np.asarray(self.information.matrix).dtype).eps
+        if np.any(values[kept] <= 10 * len(values) * rounding):
+            return nothing
+        return (directions[:, kept] / np.sqrt(values[kept])).T / scale
 
     @functools.cached_property
     def mahalanobis(self) -> Float[np.ndarray, " r"]:
@@ -117,16 +126,28 @@ class ComparedWithNormal(Printed):
 
     @functools.cached_property
     def skewness(self) -> Estimate:
-        """Of each entry, zero in theory, with the error that it has for a normal distribution."""
-        off = self.vectors - self.mean
-        spread = np.sqrt(np.mean(off**2, axis=0)) if len(off) else np.full(len(self.names), np.nan)
-        value = np.mean((off / np.where(spread > 0, spread, np.nan)) ** 3, axis=0) if len(off) else spread
-        return Estimate(value, np.full_like(value, np.sqrt(6.0 / max(len(off), 1))))
+        """Of each entry, zero in theory, with its Monte Carlo standard error; NaN of a few replicates."""
+        if len(self.vectors) <= _TOO_FEW:
+            nothing = np.full(len(self.names), np.nan)
+            return Estimate(nothing, nothing)
+        off = self.vectors - np.mean(self.vectors, axis=0)
+        spread = np.sqrt(np.mean(off**2, axis=0))
+        z = off / np.where(spread > 0, spread, np.nan)
+        value = np.mean(z**3, axis=0)
+        influence = z**3 - value - 3 * z - 1.5 * value * (z**2 - 1)
+        return Estimate(value, np.sqrt(np.mean(influence**2, axis=0) / len(z)))
 
     @functools.cached_property
     def marginal_normality(self) -> Closeness:
-        """Kolmogorov-Smirnov for each entry of `standardised` against the standard normal, (q,) each."""
-        found = [against_normal(column) for column in self.standardised.T]
+        """Kolmogorov-Smirnov for each entry of `standardised` against the standard normal, (q,) each.
+
+        NaN where no standard deviation is promised: by their own one, the p-value would be another.
+        """
+        promised = np.isfinite(np.diagonal(self.expected))
+        found = [
+            against_normal(np.where(known, column, np.nan))
+            for known, column in zip(promised, self.standardised.T, strict=True)
+        ]
         return Closeness(*(np.array(part) for part in zip(*found, strict=True)))
 
     @functools.cached_property
@@ -167,7 +188,7 @@ class ComparedWithNormal(Printed):
 def _tested(found: Agreement) -> str:
     if np.isnan(found.p_value):
         return "too few replicates to tell"
-    return f"χ² = {found.statistic:.3g} ({found.degrees_of_freedom} df), p = {probability(found.p_value)}"
+    return f"T² = {found.statistic:.3g} ({found.degrees_of_freedom} df), p = {probability(found.p_value)}"
 
 
 def moments(vectors: Float[np.ndarray, "r q"]) -> tuple[Estimate, Estimate]:
@@ -184,11 +205,11 @@ def moments(vectors: Float[np.ndarray, "r q"]) -> tuple[Estimate, Estimate]:
 
 
 def joint_test(rows: Float[np.ndarray, "r m"], pieces: Float[np.ndarray, "k m"]) -> Agreement:
-    """χ² test that the mean of the rows is zero; `pieces` are further errors that its expectation has."""
+    """Hotelling's test that the mean of the rows is zero; `pieces` are further errors that its expectation has."""
     count, m = rows.shape
     if count <= m + 1 or not np.all(np.isfinite(rows)) or not np.all(np.isfinite(pieces)):
         return Agreement(np.nan, m, np.nan)
-    from scipy.stats import chi2
+    from scipy.stats import f
 
     mean = np.mean(rows, axis=0)
     variance = np.cov(rows, rowvar=False).reshape(m, m) / count + pieces.T @ pieces
@@ -199,7 +220,10 @@ def joint_test(rows: Float[np.ndarray, "r m"], pieces: Float[np.ndarray, "k m"])
     if np.any(np.abs(along[~live]) > 1e-9 * size):  # off without any spread
         return Agreement(np.inf, m, 0.0)
     statistic = float(np.sum(along[live] ** 2 / values[live]))
-    return Agreement(statistic, m, float(chi2.sf(statistic, max(np.sum(live), 1))))
+    df = int(np.sum(live))
+    if not df:  # exactly what theory says, each time
+        return Agreement(0.0, 0, 1.0)
+    return Agreement(statistic, df, float(f.sf(statistic * (count - df) / (df * (count - 1)), df, count - df)))
 
 
 def against_normal(values: Float[np.ndarray, " r"]) -> Closeness:

@@ -18,7 +18,7 @@ from fisher_jax.information.expected import taken
 from fisher_jax.parameters import Layout
 from fisher_jax.theory.bound import closed_form_in_free
 from fisher_jax.theory.expansion import Expansion, expanded
-from fisher_jax.theory.simulated import Design
+from fisher_jax.theory.simulated import Experiment
 
 _MANY = 20  # parameters from which on the control variates of "bartlett" need too many draws
 _LEAST = 4000  # draws in all, whatever the number of rows
@@ -27,7 +27,7 @@ _SERIES = 2_000_000  # terms of all series drawn
 
 @dataclass(frozen=True)
 class Promise:
-    """What theory promises at a design's parameters.
+    """What theory promises at an experiment's parameters.
 
     Attributes
     ----------
@@ -52,22 +52,22 @@ class Promise:
         return bool(np.all(np.isfinite(np.asarray(self.bound.matrix))))
 
 
-def promise_of(design: Design, expectation: Any, key: Any, caller: str) -> Promise:
+def promise_of(experiment: Experiment, expectation: Any, key: Any, caller: str) -> Promise:
     """The information by closed form, by the expectation given, or by draws; tested for regularity by draws in any case."""
-    layout = coordinates(design.layout)
-    found, notes = information_of(design, layout, expectation, jax.random.fold_in(key, 0), caller)
-    free = layout.unconstrain(design.values)
-    tangent = layout.jacobian(free, design.values)
-    expansion = expanded(design, layout, found.matrix, _draws(design, jax.random.fold_in(key, 1), 2), caller)
+    layout = coordinates(experiment.layout)
+    found, notes = information_of(experiment, layout, expectation, jax.random.fold_in(key, 0), caller)
+    free = layout.unconstrain(experiment.values)
+    tangent = layout.jacobian(free, experiment.values)
+    expansion = expanded(experiment, layout, found.matrix, _draws(experiment, jax.random.fold_in(key, 1), 2), caller)
     notes = expansion.notes(found.names) or notes
     if not expansion.score_is_centred or _of_no_mean(found):
         nothing = jnp.full_like(found.matrix, jnp.nan)
         found = replace(found, matrix=nothing, errors=None, route="none")
         notes = (NO_BOUND,)
-    elif note := _not_invertible(found):
+    elif note := not_invertible(found):
         notes = (note, *notes)
     matrix, errors = carried(lambda m: tangent @ linalg.inverse(m) @ tangent.T, found.matrix, found.errors)
-    bound = Covariance(matrix, design.layout.names, f"inverse of: {found.route}", errors, found.num_samples)
+    bound = Covariance(matrix, experiment.layout.names, f"inverse of: {found.route}", errors, found.num_samples)
     return Promise(found, bound, expansion, notes)
 
 
@@ -83,33 +83,35 @@ def coordinates(layout: Layout) -> Layout:
 
 
 def information_of(
-    design: Design, layout: Layout, expectation: Any, key: Any, caller: str
+    experiment: Experiment, layout: Layout, expectation: Any, key: Any, caller: str
 ) -> tuple[Information, tuple[str, ...]]:
-    tied = len(design.layout.names) != design.layout.num_free
-    names = design.layout.free_names if tied else design.layout.names
-    if expectation is None and has_closed_form(design.model):
+    tied = len(experiment.layout.names) != experiment.layout.num_free
+    names = experiment.layout.free_names if tied else experiment.layout.names
+    if expectation is None and has_closed_form(experiment.model):
         if tied:
-            return closed_form_in_free(design.model, design.params, design.layout, design.values, design.covariates), ()
-        return fisher_information(design.model, design.params, given=design.covariates), ()
+            return closed_form_in_free(
+                experiment.model, experiment.params, experiment.layout, experiment.values, experiment.covariates
+            ), ()
+        return fisher_information(experiment.model, experiment.params, given=experiment.covariates), ()
     if expectation is None:
-        expectation = _draws(design, key, layout.num_free)
+        expectation = _draws(experiment, key, layout.num_free)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InformationWarning)  # said in the notes
-        found = taken(design.model, layout, names, design.values, expectation, design.covariates, caller)
+        found = taken(experiment.model, layout, names, experiment.values, expectation, experiment.covariates, caller)
     said = found.diagnosis()
     if getattr(expectation, "fallback", None) == "outer":
         used = _OUTER if said else _BARTLETT
         found = replace(found, route=found.route.replace(f"{_BARTLETT}, or {_OUTER} where those fail", used))
-    return found, (f"of the information: {said}.",) if said else ()
+    return found, (f"of the information: {said.rstrip('.?')}.",) if said else ()
 
 
 _BARTLETT, _OUTER = "−H with the Bartlett identities as control variates", "mean of s sᵀ"
 
 
-def _draws(design: Design, key: Any, num_parameters: int) -> MonteCarlo:
+def _draws(experiment: Experiment, key: Any, num_parameters: int) -> MonteCarlo:
     """So many draws as give the third digit, over all rows of `given`, or fewer of long series."""
-    rows = num_rows(design.model, design.covariates)
-    wanted = 20_000 if not design.model.is_dependent else _SERIES // design.num_observations
+    rows = num_rows(experiment.model, experiment.covariates)
+    wanted = 20_000 if not experiment.model.is_dependent else _SERIES // experiment.num_observations
     least = max(_LEAST, 12 * (1 + num_parameters + num_parameters * (num_parameters + 1) // 2))
     each = -(-min(max(wanted, least), 20_000) // rows)
     if num_parameters > _MANY:
@@ -123,7 +125,7 @@ def _of_no_mean(found: Information) -> bool:
     return regularity is not None and bool(np.any(np.abs(np.asarray(regularity.score_z)) > regularity.limit))
 
 
-def _not_invertible(found: Information) -> str:
+def not_invertible(found: Information) -> str:
     """Why there is no inverse, in words; empty where there is one."""
     matrix = np.asarray(found.matrix)
     if not np.all(np.isfinite(matrix)):

@@ -12,9 +12,9 @@ from fisher_jax.inference.replicates import check_key
 from fisher_jax.inference.report import Printed, Table, warn
 from fisher_jax.theory.normality import with_error
 from fisher_jax.theory.promised import promise_of
-from fisher_jax.theory.sampling import compared, estimated, promise_key
+from fisher_jax.theory.sampling import compared, estimated, key_apart
 from fisher_jax.theory.sampling_record import SamplingDistribution
-from fisher_jax.theory.simulated import check_numbers, check_whole, design_of
+from fisher_jax.theory.simulated import check_numbers, check_whole, experiment_of
 
 CALLER = "convergence_rate"
 
@@ -85,8 +85,8 @@ class ConvergenceRate(Printed):
             for k, name in enumerate(self.names)
         ]
         titles = ("parameter", *(f"sd, n = {n}" for n in self.num_observations), "exponent of n")
-        notes = ["regular models have the exponent −½.", *first.notes]
-        return Table("Rate of convergence", facts, titles, rows, notes)
+        notes = dict.fromkeys(note for found in self.distributions for note in found.notes)
+        return Table("Rate of convergence", facts, titles, rows, ["regular models have the exponent −½.", *notes])
 
 
 jax.tree_util.register_dataclass(ConvergenceRate, [f.name for f in fields(ConvergenceRate)], [])
@@ -130,7 +130,7 @@ def convergence_rate(
     References
     ----------
     van der Vaart, A. W. (1998), Asymptotic Statistics, section 5.3 for −½; Lehmann, E. L. and Casella, G. (1998), Theory of
-    Point Estimation, 2nd ed., section 6.2 for others.
+    Point Estimation, 2nd ed., chapter 6 for others.
 
     Examples
     --------
@@ -166,10 +166,10 @@ def convergence_rate(
 
 
 def _at(model: Any, params: PyTree, key: Any, numbers: Any, given: PyTree, estimator: Any, expectation: Any) -> Any:
-    design = design_of(model, params, given, numbers[0], CALLER)
-    estimates = estimated(design, key, numbers[1], estimator, CALLER)
-    promise = promise_of(design, expectation, promise_key(key), CALLER)
-    return compared(design, *estimates, estimator, promise, CALLER)
+    experiment = experiment_of(model, params, given, numbers[0], CALLER)
+    estimates = estimated(experiment, key, numbers[1], estimator, CALLER)
+    promise = promise_of(experiment, expectation, key_apart(key), CALLER)
+    return compared(experiment, *estimates, estimator, promise, CALLER)
 
 
 def _slope(log_n: np.ndarray, spread: np.ndarray, errors: np.ndarray) -> tuple[float, float]:

@@ -9,16 +9,17 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax import linalg
 from fisher_jax.batch import fit_batch
 from fisher_jax.inference.functions import named_within
 from fisher_jax.information import Covariance
 from fisher_jax.model import as_model, flatten_parameters
 from fisher_jax.moments import Estimate
 from fisher_jax.parameters import Layout
-from fisher_jax.theory.bound import cramer_rao_bound
+from fisher_jax.theory.bound import bound_of
 from fisher_jax.theory.sample_size_aims import Aim, Power, Precision, in_a_row
 from fisher_jax.theory.sample_size_record import SampleSize
-from fisher_jax.theory.simulated import check_whole, data_sets_of, design_of
+from fisher_jax.theory.simulated import check_whole, data_sets_of, experiment_of
 
 CALLER = "sample_size"
 _MOST = 1e12  # observations
@@ -46,12 +47,12 @@ def sample_size(
         As for `fisher_information`; params are those that are believed true.
     standard_error : number or pytree
         The largest standard errors that are wanted, of the parameters or of what `function` returns: one number for all, or
-        a pytree of numbers, in which what is absent is free. Or give `power`.
+        a pytree of numbers, in which what is absent, `None` or NaN is free. Or give `power`.
     power : float
         The wanted probability that Wald's test rejects `hypothesis` if params are true.
     hypothesis : pytree
         The values that are tested, of parameters or of what `function` returns, as in ``{"shape": 1.0}``; several are tested
-        together.
+        together. As in `wald_test` `None`, NaN and what is absent are not tested.
     level : float
         Size of the test.
     function : callable, optional
@@ -69,8 +70,8 @@ def sample_size(
     Raises
     ------
     ValueError, TypeError
-        If not exactly one of `standard_error` and `power` is asked for, a name is unknown, what is tested is true, or the
-        information is singular.
+        If not exactly one of `standard_error` and `power` is asked for, a name is unknown, what is tested is true, entries
+        that are tested follow from each other (all of a simplex, say), or the information is singular.
 
     Notes
     -----
@@ -79,7 +80,7 @@ def sample_size(
 
     References
     ----------
-    Wald, A. (1943), Trans. Amer. Math. Soc. 54, 426-482; van der Vaart, A. W. (1998), Asymptotic Statistics, section 16.2.
+    Wald, A. (1943), Trans. Amer. Math. Soc. 54, 426-482; van der Vaart, A. W. (1998), Asymptotic Statistics, chapter 16.
 
     Examples
     --------
@@ -92,15 +93,16 @@ def sample_size(
     """
     if (standard_error is None) == (power is None) or (power is None) != (hypothesis is None):
         raise ValueError(f"{CALLER}: give either standard_error, or power together with the hypothesis that is tested.")
-    bound = cramer_rao_bound(model, params, expectation, num_observations=1, function=function, given=given)
+    bound = bound_of(model, params, expectation, 1, function, None, given, CALLER)
     values = _values(model, params, function)
     if standard_error is not None:
         aim: Aim = Precision(*_entries(standard_error, bound.names, "standard_error"))
     else:
-        if not 0 < level < power < 1:
+        if not (_is_number(power) and _is_number(level) and 0 < level < power < 1):
             raise ValueError(f"{CALLER}: power={power!r} and level={level!r} must obey 0 < level < power < 1.")
         where, wanted = _entries(hypothesis, bound.names, "hypothesis")
         aim = Power(where, wanted, float(power), float(level), values[list(where)] - wanted)
+        _check_independent(bound, where)
     matrix = np.asarray(bound.matrix, float)
     exact = aim.needed(matrix)
     if not exact < _MOST:
@@ -132,11 +134,11 @@ def _simulated(
     aim: Aim, model: Any, params: PyTree, function: Any, given: PyTree, n: int, key: Any, count: int
 ) -> tuple[Estimate, int]:
     """What was aimed at, from data sets of n observations, and of how many the fit failed."""
-    design = design_of(model, params, given, n, CALLER)
+    experiment = experiment_of(model, params, given, n, CALLER)
     rows, failed = [], 0
-    for data in data_sets_of(design, key, count, CALLER):
-        fits = fit_batch(design.model, design.params, data, given=design.given)
-        values = np.asarray(jax.vmap(_evaluated(design.layout, function))(fits.fits.values), float)
+    for data in data_sets_of(experiment, key, count, CALLER):
+        fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=("observed",))
+        values = np.asarray(jax.vmap(_evaluated(experiment.layout, function))(fits.fits.values), float)
         rows.append(aim.seen(fits, values, function))
         failed += int(np.sum(~fits.converged))
     return aim.judged(np.concatenate(rows), count), failed
@@ -167,19 +169,42 @@ def _error(aim: Aim, matrix: np.ndarray, bound: Covariance) -> float:
 
 def _entries(wanted: PyTree, names: tuple[str, ...], what: str) -> tuple[tuple[int, ...], np.ndarray]:
     """Which entries a user's number or pytree of numbers is about, and the numbers."""
-    if isinstance(wanted, int | float) and not isinstance(wanted, bool):
+    if _is_number(wanted):
         found = dict.fromkeys(range(len(names)), float(wanted))
     else:
         found = {}
         for path, leaf in jax.tree_util.tree_flatten_with_path(wanted)[0]:
             found |= _of_leaf(path, leaf, names, what)
     found = {k: value for k, value in found.items() if not np.isnan(value)}
+    if unknown := [names[k] for k, value in found.items() if np.isinf(value)]:
+        raise ValueError(f"{CALLER}: {what} of {', '.join(unknown)} is infinite. Leave it out, or write None or NaN.")
     if not found:
         raise ValueError(f"{CALLER}: {what} names nothing; there are {', '.join(names)}.")
     if what == "standard_error" and min(found.values()) <= 0:
         raise ValueError(f"{CALLER}: standard_error must be positive, got {min(found.values()):g}.")
     where = tuple(sorted(found))
     return where, np.array([found[k] for k in where])
+
+
+def _check_independent(bound: Covariance, where: tuple[int, ...]) -> None:
+    """Refuse to test what follows from the rest: it would be a degree of freedom too many."""
+    block = np.asarray(bound.matrix)[np.ix_(where, where)]
+    spread = np.sqrt(np.diagonal(block))
+    scale = np.where(spread > 0, spread, 1.0)
+    values, directions = np.linalg.eigh(block / scale[:, None] / scale[None, :])
+    if not values[0] > np.finfo(block.dtype).eps ** (2 / 3):
+        direction = directions[:, 0] / scale
+        direction = direction / direction[np.argmax(np.abs(direction))]
+        said = linalg.describe_direction(direction, tuple(bound.names[k] for k in where))
+        raise ValueError(
+            f"{CALLER}: what is tested is not independent: {said} is known without any data. Leave out of the hypothesis "
+            "what follows from the rest."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    kind = np.asarray(value).dtype.kind if np.ndim(value) == 0 else ""
+    return kind in ("i", "u", "f")
 
 
 def _of_leaf(path: Any, leaf: Any, names: tuple[str, ...], what: str) -> dict[int, float]:

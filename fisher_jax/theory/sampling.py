@@ -13,9 +13,13 @@ from fisher_jax.parameters import layout_of
 from fisher_jax.status import Status
 from fisher_jax.theory.promised import Promise, promise_of
 from fisher_jax.theory.sampling_record import MAXIMUM_LIKELIHOOD, SamplingDistribution
-from fisher_jax.theory.simulated import Design, check_whole, data_sets_of, design_of
+from fisher_jax.theory.simulated import Experiment, check_whole, data_sets_of, experiment_of
 
 CALLER = "sampling_distribution"
+NOTHING_PROMISED = (
+    "without a bound there is nothing to measure efficiency or normality by, and `standardised` is in units of the "
+    "estimates' own standard deviations."
+)
 
 
 def sampling_distribution(
@@ -94,30 +98,30 @@ def sampling_distribution(
     >>> print(found.covariance.shape, found.num_failed, abs(found.bias.value[0] - 2.0 / 49) < 4 * found.bias.standard_error[0])
     (1, 1) 0 True
     """
-    design = design_of(model, params, given, num_observations, CALLER)
+    experiment = experiment_of(model, params, given, num_observations, CALLER)
     count = check_whole(num_replicates, 2, "num_replicates", CALLER)
-    found = estimated(design, key, count, estimator, CALLER)
-    promise = promise_of(design, expectation, promise_key(key), CALLER)
-    return compared(design, *found, estimator, promise, CALLER)
+    found = estimated(experiment, key, count, estimator, CALLER)
+    promise = promise_of(experiment, expectation, key_apart(key), CALLER)
+    return compared(experiment, *found, estimator, promise, CALLER)
 
 
-def promise_key(key: Any) -> Any:
-    """A key for what theory's side needs of draws, apart from those of the data sets."""
+def key_apart(key: Any) -> Any:
+    """A key for what else needs draws, theory's side or a bootstrap, apart from those of the data sets."""
     return jax.random.fold_in(key, 2**32 - 1)
 
 
 def estimated(
-    design: Design, key: Any, num_replicates: int, estimator: Any, caller: str
+    experiment: Experiment, key: Any, num_replicates: int, estimator: Any, caller: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The estimates (R, q) and their statuses (R,)."""
-    one = _fitted if estimator is None else _Own(estimator, design, caller)
-    parts = [one(design, data) for data in data_sets_of(design, key, num_replicates, caller)]
+    one = _fitted if estimator is None else _Own(estimator, experiment, caller)
+    parts = [one(experiment, data) for data in data_sets_of(experiment, key, num_replicates, caller)]
     estimates, status = (np.concatenate(part) for part in zip(*parts, strict=True))
     return estimates, status
 
 
 def compared(
-    design: Design, estimates: np.ndarray, status: np.ndarray, estimator: Any, promise: Promise, caller: str
+    experiment: Experiment, estimates: np.ndarray, status: np.ndarray, estimator: Any, promise: Promise, caller: str
 ) -> SamplingDistribution:
     """Estimates beside what was promised."""
     own, expansion = estimator is not None, promise.expansion
@@ -128,10 +132,7 @@ def compared(
     elif expansion.reason:
         notes += (f"no bias is predicted: {expansion.reason}.",)
     if not promise.has_bound:
-        notes += (
-            "without a bound there is nothing to measure efficiency or normality by, and `standardised` is in units of ",
-        )
-        notes = (*notes[:-1], notes[-1] + "the estimates' own standard deviations.")
+        notes += (NOTHING_PROMISED,)
     if not np.any(status <= Status.CONVERGED_TO_ROUNDING):
         said = Status(int(np.bincount(status).argmax()))
         notes = (f"none of the replicates converged: {said.meaning}. Likely causes: {said.causes}.", *notes)
@@ -141,14 +142,14 @@ def compared(
     return SamplingDistribution(
         estimates=estimates,
         status_code=status,
-        truth=design.truth,
+        truth=experiment.truth,
         information=promise.information,
         bound=promise.bound,
         predicted_bias=nothing if own else expansion.bias,
         predicted_bias_error=nothing if own else expansion.bias_error,
-        num_observations=design.num_observations,
-        names=design.layout.names,
-        rank=design.layout.num_free,
+        num_observations=experiment.num_observations,
+        names=experiment.layout.names,
+        rank=experiment.layout.num_free,
         estimator=_name(estimator) if own else MAXIMUM_LIKELIHOOD,
         notes=notes,
     )
@@ -159,36 +160,42 @@ def _name(estimator: Any) -> str:
     return "an estimator" if name == "<lambda>" else f"`{name}`"
 
 
-def _fitted(design: Design, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
-    fits = fit_batch(design.model, design.params, data, given=design.given, covariances=())
-    theta = jax.vmap(design.layout.join)(fits.fits.values)
+def _fitted(experiment: Experiment, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
+    fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=("observed",))
+    theta = jax.vmap(experiment.layout.join)(fits.fits.values)
     return np.asarray(theta, float), np.asarray(fits.status, np.int8)
 
 
 class _Own:
     """A user's estimator, compiled once for all chunks."""
 
-    def __init__(self, estimator: Any, design: Design, caller: str) -> None:
+    def __init__(self, estimator: Any, experiment: Experiment, caller: str) -> None:
         if not callable(estimator):
             raise TypeError(
                 f"{caller}: estimator must be a function of a data set that returns parameters, got {type(estimator).__name__}."
             )
-        also = () if design.given is None else (design.given,)
+        also = () if experiment.given is None else (experiment.given,)
 
         def flat(data: PyTree) -> Any:
-            return design.layout.flatten(_checked(estimator(data, *also), design, caller))
+            return experiment.layout.flatten(_checked(estimator(data, *also), experiment, caller))
 
-        self.every = jax.jit(jax.vmap(flat))
+        self.every, self.caller = jax.jit(jax.vmap(flat)), caller
 
-    def __call__(self, design: Design, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
-        theta = np.asarray(self.every(jax.tree.map(jnp.asarray, data)), float)
+    def __call__(self, experiment: Experiment, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            theta = np.asarray(self.every(jax.tree.map(jnp.asarray, data)), float)
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise TypeError(
+                f"{self.caller}: estimator leaves jax.numpy (numpy, scipy, float(…) or an `if` on data), but is compiled "
+                "for all data sets at once. Write it in terms of jax.numpy."
+            ) from error
         good = np.all(np.isfinite(theta), axis=1)
         return theta, np.where(good, Status.CONVERGED, Status.NOT_FINITE).astype(np.int8)
 
 
-def _checked(found: PyTree, design: Design, caller: str) -> PyTree:
+def _checked(found: PyTree, experiment: Experiment, caller: str) -> PyTree:
     """Refuse what is not like params."""
-    layout = design.layout
+    layout = experiment.layout
     same = bool(jax.tree.leaves(found))
     if same:
         own = layout_of(found, (), f"{caller}: estimator")[0]

@@ -53,8 +53,9 @@ class SamplingDistribution(ComparedWithNormal):
     `mean`, `covariance`, `mean_error` and `covariance_error` are of `vectors`, √n(θ̂ − θ), with Monte Carlo standard errors;
     `standardised` divides these by the promised standard deviations, or by their own where none is promised. `mahalanobis`
     holds n(θ̂ − θ)ᵀ I (θ̂ − θ), `marginal_normality` and `joint_normality` the Kolmogorov-Smirnov distances from the standard
-    normal and from χ² with their p-values; `mean_test` and `covariance_test` test that the mean is zero and the covariance
-    is the bound, all entries at once. With enough replicates all of them find what any finite n differs by from its limit.
+    normal and from χ² with their p-values, which take a sampled information for exact; `mean_test` and `covariance_test` test
+    that the mean is zero and the covariance is the bound, all entries at once. With enough replicates all of them find what
+    any finite n differs by from its limit.
     """
 
     estimates: Any
@@ -123,7 +124,10 @@ class SamplingDistribution(ComparedWithNormal):
 
     @functools.cached_property
     def efficiency(self) -> Estimate:
-        """Cramér-Rao bound by actual variance, (q,): one for an efficient estimator; above one only by bias or by chance."""
+        """Cramér-Rao bound by actual variance, (q,): one for an efficient estimator.
+
+        Above one only by bias, by chance, or since fits that failed are left out.
+        """
         variance = np.diagonal(self.covariance)
         with np.errstate(invalid="ignore", divide="ignore"):
             value = np.diagonal(self.expected) / variance

@@ -15,9 +15,9 @@ from fisher_jax.model import Model, Sample, likelihood
 from fisher_jax.moments import Estimate
 from fisher_jax.parameters import Layout, Values
 from fisher_jax.theory.normality import ComparedWithNormal, probability, with_error
-from fisher_jax.theory.promised import coordinates, information_of
-from fisher_jax.theory.sampling import promise_key
-from fisher_jax.theory.simulated import check_whole, data_sets_of, design_of
+from fisher_jax.theory.promised import coordinates, information_of, not_invertible
+from fisher_jax.theory.sampling import key_apart
+from fisher_jax.theory.simulated import check_whole, data_sets_of, experiment_of
 
 CALLER = "score_distribution"
 _AT_ONCE = 2**16  # observations
@@ -151,16 +151,18 @@ def score_distribution(
     >>> print(found.expected, abs(found.covariance[0, 0] - 0.25) < 4 * found.covariance_error[0, 0])
     [[0.25]] True
     """
-    design = design_of(model, params, given, num_observations, CALLER)
+    experiment = experiment_of(model, params, given, num_observations, CALLER)
     count = check_whole(num_replicates, 2, "num_replicates", CALLER)
-    layout = coordinates(design.layout)
-    found, notes = information_of(design, layout, expectation, promise_key(key), CALLER)
+    layout = coordinates(experiment.layout)
+    found, notes = information_of(experiment, layout, expectation, key_apart(key), CALLER)
+    if note := not_invertible(found):
+        notes = (note, *notes)
     parts = [
-        np.asarray(_scores(design.model, layout, design.values, data, design.given), float)
-        for data in data_sets_of(design, key, count, CALLER)
+        np.asarray(_scores(experiment.model, layout, experiment.values, data, experiment.given), float)
+        for data in data_sets_of(experiment, key, count, CALLER)
     ]
-    rows = np.concatenate(parts) / np.sqrt(design.num_observations)
-    return ScoreDistribution(rows, found, design.num_observations, found.names, layout.num_free, notes)
+    rows = np.concatenate(parts) / np.sqrt(experiment.num_observations)
+    return ScoreDistribution(rows, found, experiment.num_observations, found.names, layout.num_free, notes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -7,23 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from fisher_jax.expectation import MonteCarlo
-from fisher_jax.inference.replicates import check_key
+from fisher_jax.inference.replicates import check_key, chunks_of, draw
 from fisher_jax.information.draws import terms_per_draw
 from fisher_jax.information.expected import at_door
 from fisher_jax.model import Model
 from fisher_jax.parameters import Layout, Values
 
-_ENTRIES = 2**23  # of data that are held at once
-_AT_ONCE = 2**14  # of draws: a sampler that rejects waits for the slowest of them
-
 
 @dataclass(frozen=True)
-class Design:
+class Experiment:
     """What is drawn from: a model at its parameters, and how many observations with which covariates a data set has.
 
     `num_observations` are terms of the log-likelihood; `given` has a row for each of them, or is that of a whole series;
@@ -48,7 +44,7 @@ class Design:
         return np.asarray(self.layout.join(self.values), float)
 
 
-def design_of(model: Any, params: PyTree, given: PyTree, num_observations: Any, caller: str) -> Design:
+def experiment_of(model: Any, params: PyTree, given: PyTree, num_observations: Any, caller: str) -> Experiment:
     """Check what is to be drawn from; the rows of `given` are repeated whole times where more observations are asked for."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, given))):
         raise TypeError(f"{caller}: runs on the host and cannot be called under jit, vmap or grad. Call it outside.")
@@ -58,19 +54,19 @@ def design_of(model: Any, params: PyTree, given: PyTree, num_observations: Any, 
             f"{caller}: draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
         )
     if model.is_dependent:
-        return Design(
+        return Experiment(
             model, layout, values, given, given, _terms(model, layout, values, given, num_observations, caller)
         )
     rows = None if given is None else jax.tree.leaves(given)[0].shape[0]
     if num_observations is None and rows is not None:
-        return Design(model, layout, values, given, given, rows)
+        return Experiment(model, layout, values, given, given, rows)
     n = check_whole(num_observations, 1, "num_observations", caller)
     if rows is not None and n % rows:
         raise ValueError(
             f"{caller}: num_observations={n} is no multiple of the {rows} rows of given, which are the design that is "
             f"repeated. Give {rows} or a multiple, or other rows."
         )
-    return Design(model, layout, values, _repeated(given, 1 if rows is None else n // rows), given, n)
+    return Experiment(model, layout, values, _repeated(given, 1 if rows is None else n // rows), given, n)
 
 
 def _repeated(given: PyTree, times: int) -> PyTree:
@@ -90,14 +86,14 @@ def _terms(model: Model, layout: Layout, values: Values, given: PyTree, wanted: 
     return n
 
 
-def check_whole(number: Any, least: int, name: str, caller: str) -> int:
-    """A whole number from `least` on."""
+def check_whole(number: Any, least: int, name: str, caller: str, which_is: str = "") -> int:
+    """A whole number from `least` on, in words what that is."""
     try:
         found = operator.index(number)
     except TypeError:
         found = least - 1
     if found < least or isinstance(number, bool):
-        raise ValueError(f"{caller}: {name}={number!r} must be a whole number, at least {least}.")
+        raise ValueError(f"{caller}: {name}={number!r} must be a whole number, at least {least}{which_is}.")
     return found
 
 
@@ -111,29 +107,12 @@ def check_numbers(numbers: Any, caller: str) -> tuple[Any, ...]:
     return tuple(check_whole(number, 1, "num_observations", caller) for number in found)
 
 
-def data_sets_of(design: Design, key: Any, num_replicates: int, caller: str) -> Iterator[PyTree]:
+def data_sets_of(experiment: Experiment, key: Any, num_replicates: int, caller: str) -> Iterator[PyTree]:
     """All data sets in chunks, each leaf (c, n, …) or for series (c, …), as numpy arrays."""
     check_key(key, caller)
-    rows = 0 if design.model.is_dependent else design.num_observations
-    drawn = functools.partial(_drawn, design.model, design.layout, rows)
-    shapes = jax.eval_shape(drawn, design.values, design.given, key, jax.ShapeDtypeStruct((1,), jnp.int32))
-    entries = max(1, sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)))
-    size = max(1, min(num_replicates, _ENTRIES // entries))
-    for start in range(0, num_replicates, size):
-        data = drawn(design.values, design.given, key, np.arange(start, start + size, dtype=np.int32))
-        yield jax.tree.map(lambda leaf, left=num_replicates - start: np.asarray(leaf[:left]), data)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _drawn(model: Model, layout: Layout, rows: int, values: Values, given: PyTree, key: Any, numbers: Any) -> PyTree:
-    """Some replicates, each from a key of its own."""
-    params, sample = layout.assemble(values), model.sample
-    also = () if given is None else (given,)
-
-    def one(number: Array) -> PyTree:
-        own = jax.random.fold_in(key, number)
-        if model.is_dependent:
-            return sample(own, params, *also)  # type: ignore[misc]
-        return jax.vmap(lambda k, *z: sample(k, params, *z))(jax.random.split(own, rows), *also)  # type: ignore[misc]
-
-    return jax.lax.map(one, numbers, batch_size=max(1, min(numbers.shape[0], _AT_ONCE // max(rows, 1))))
+    rows = 0 if experiment.model.is_dependent else experiment.num_observations
+    drawn = functools.partial(draw, experiment.model, experiment.layout, experiment.values, experiment.given, rows, key)
+    one = jax.eval_shape(drawn, jax.ShapeDtypeStruct((1,), int))
+    for numbers in chunks_of(num_replicates, sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(one))):
+        left = num_replicates - int(numbers[0])
+        yield jax.tree.map(lambda leaf, left=left: np.asarray(leaf[:left]), drawn(numbers))

@@ -89,7 +89,8 @@ def optimal_design(
     References
     ----------
     Kiefer, J. and Wolfowitz, J. (1960), Canad. J. Math. 12, 363-366. Pukelsheim, F. (1993), Optimal Design of Experiments,
-    theorems 7.14, 7.19 and 7.21. Exchanges with all weights solved anew: Yu, Y. (2011), Stat. Comput. 21, 475-481.
+    chapter 7. Exchanges with all weights solved anew: Yang, M., Biedermann, S. and Tang, E. (2013), J. Am. Stat. Assoc. 108,
+    1411-1420.
 
     Examples
     --------

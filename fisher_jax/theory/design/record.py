@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.information import Covariance, Information
 from fisher_jax.parameters import path_name
 from fisher_jax.theory.design.criteria import CRITERIA, SEEN, covariance_of, evaluated, gains, information_of
 from fisher_jax.theory.design.informed import Informed, points_of
+from fisher_jax.theory.simulated import check_whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +83,7 @@ class Design(Printed):
         Covariance
             K (n M)⁻ Kᵀ, by `names`; NaN where the design does not tell them.
         """
-        _check_count(num_observations, "Design.covariance", least=1)
+        num_observations = check_whole(num_observations, 1, "num_observations", "Design.covariance")
         found, unseen = covariance_of(*self._whitened(self.points, self.weights))
         found = np.where(unseen[:, None, None] > SEEN, np.nan, found) / num_observations
         route = f"Cramér-Rao bound for {num_observations:g} observations from: {self.informed.route}"
@@ -126,6 +127,7 @@ class Design(Printed):
             points, weights = points.points, points.weights if weights is None else weights
         rows = points_of(self.informed.model, points, "points", "Design.efficiency")
         shares = _shares(weights, jax.tree.leaves(rows)[0].shape[0])
+        _check_finite(self.informed.at(rows))
         other = evaluated(self.criterion, *self._whitened(rows, shares))
         return float(np.exp(np.log(self.value) - other))
 
@@ -147,7 +149,10 @@ class Design(Printed):
         Pukelsheim, F. and Rieder, S. (1992), Efficient rounding of approximate designs, Biometrika 79, 763-770.
         """
         weights = np.asarray(self.weights, float)
-        _check_count(num_observations, "Design.round", least=len(weights))
+        points = len(weights)
+        num_observations = check_whole(
+            num_observations, points, "num_observations", "Design.round", ", the number of points"
+        )
         counts = np.ceil((num_observations - 0.5 * len(weights)) * weights * (1 - 1e-12)).astype(int)
         counts = np.maximum(counts, 1)
         while counts.sum() < num_observations:
@@ -225,10 +230,10 @@ def _shares(weights: Any, count: int) -> np.ndarray:
     return shares / np.sum(shares)
 
 
-def _check_count(num_observations: Any, caller: str, least: int) -> None:
-    whole = isinstance(num_observations, int | np.integer) and not isinstance(num_observations, bool)
-    if not whole or num_observations < least:
+def _check_finite(informations: Float[np.ndarray, "k b p p"]) -> None:
+    lost = ~np.all(np.isfinite(informations), axis=(1, 2, 3))
+    if np.any(lost):
         raise ValueError(
-            f"{caller}: num_observations={num_observations!r} must be a whole number, at least {least}"
-            + (", the number of points of the design." if least > 1 else ".")
+            f"Design.efficiency: the information of one observation is not finite at point {int(np.argmax(lost))}. Leave such "
+            "points out."
         )
