@@ -55,7 +55,7 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
 
     Notes
     -----
-    Sizes of a nominal 5 % test, one parameter of four families (`benchmarks/calibration.py`): 5.5 to 6.6 % at n = 25,
+    Sizes of a nominal 5 % test, one parameter of four families (`benchmarks/calibration.txt`): 5.5 to 6.6 % at n = 25,
     5.6 to 5.9 at 50, 4.5 to 5.2 at 500.
 
     That the models are nested is for the caller to know; only the numbers of parameters and the data are compared. A null that
