@@ -164,6 +164,8 @@ MISUSE = {
     "design over half a line": (lambda: designed(region=fj.positive), ValueError, "expected intervals with two finite ends"),
     "design over numbers": (lambda: designed(region=(0, 1)), ValueError, "region holds 0; expected intervals"),
     "design more than optimal": (lambda: designed([0.0, 1.0], efficiency=1.5), ValueError, "efficiency=1.5 must lie between 0 and 1"),
+    "design by two criteria": (lambda: designed([0.0, 1.0], criterion=["D", "A"]), ValueError, "criterion=\\['D', 'A'\\] is unknown"),
+    "design of an efficiency in words": (lambda: designed([0.0, 1.0], efficiency="high"), ValueError, "efficiency='high' must lie between 0 and 1"),
     "design without a route": (lambda: fj.optimal_design(density, START, [0.0, 1.0]), ValueError, "the model has no information in closed form. Give an expectation"),
     "design by draws": (lambda: designed([0.0, 1.0], expectation=DRAWS), ValueError, "MonteCarlo leaves an error in every information"),
     "design of a series": (lambda: fj.optimal_design(fj.dependent(lambda p, y: y), 1.0, [0.0]), ValueError, "a dependent model has no information per observation"),

@@ -24,11 +24,11 @@ def optimal_design(
     candidates: PyTree = None,
     *,
     region: PyTree = None,
-    criterion: str = "D",
+    criterion: Any = "D",
     function: Any = None,
     expectation: Any = None,
     params_axis: Any = None,
-    efficiency: float | int = 0.9999,
+    efficiency: Any = 0.9999,
 ) -> Design:
     """The points z and the share of the observations at each that make the information largest, certified.
 
@@ -155,7 +155,7 @@ def optimal_design(
 
 
 def _check_arguments(candidates: PyTree, region: PyTree, criterion: Any, function: Any, efficiency: Any) -> None:
-    if criterion not in CRITERIA:
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
         raise ValueError(f"{CALLER}: criterion={criterion!r} is unknown; choose from {', '.join(map(repr, CRITERIA))}.")
     if (candidates is None) == (region is None):
         raise ValueError(
@@ -165,8 +165,8 @@ def _check_arguments(candidates: PyTree, region: PyTree, criterion: Any, functio
         raise TypeError(f"{CALLER}: function must be a function of params, got {type(function).__name__}.")
     if criterion == "c" and function is None:
         raise ValueError(f'{CALLER}: criterion="c" needs function=, the one number that is to be known.')
-    if not 0 < efficiency < 1:
-        raise ValueError(f"{CALLER}: efficiency={efficiency} must lie between 0 and 1: what the bound is to reach.")
+    if not isinstance(efficiency, int | float) or not 0 < efficiency < 1:
+        raise ValueError(f"{CALLER}: efficiency={efficiency!r} must lie between 0 and 1: what the bound is to reach.")
 
 
 def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:
