@@ -122,22 +122,28 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 
 def _with_formulas(output: str) -> str:
-    """TeX between dollars in the text of a notebook as MathML, which browsers draw by themselves; code is kept."""
-    output = re.sub(r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->", "", output, flags=re.DOTALL)
+    """TeX in the text of a notebook as MathML, which browsers draw by themselves; code is kept.
+
+    Between dollars, or as newer versions of mkdocs-jupyter mark it, in a `span` or a `div` of the class arithmatex.
+    """
+    script = r"<script\b[^>]*>(?:(?!</script>).)*</script>"
+    output = re.sub(script, lambda found: "" if "MathJax" in found[0] else found[0], output, flags=re.DOTALL)
     text = r'<div class="[^"]*jp-RenderedMarkdown.*?(?=<div class="jp-Cell|</body>)'
     return re.sub(text, lambda cell: _outside_code(cell[0]), output, flags=re.DOTALL)
 
 
 def _outside_code(text: str) -> str:
-    parts = re.split(r"(<(?:pre|code)\b.*?</(?:pre|code)>)", text, flags=re.DOTALL)
-    parts[::2] = [re.sub(r"(\$\$?)([^$<>]+)\1", _formula, part) for part in parts[::2]]
+    parts = re.split(r"(<(?:pre|code|script)\b.*?</(?:pre|code|script)>)", text, flags=re.DOTALL)
+    marked = r'<(span|div) class="arithmatex">\s*\\[(\[](.+?)\\[)\]]\s*</\1>'
+    for pattern in (marked, r"(\$\$?)([^$<>]+)\1"):
+        parts[::2] = [re.sub(pattern, _formula, part, flags=re.DOTALL) for part in parts[::2]]
     return "".join(parts)
 
 
 def _formula(found: re.Match[str]) -> str:
     from latex2mathml.converter import convert
 
-    return convert(html.unescape(found[2]), display="block" if found[1] == "$$" else "inline")
+    return convert(html.unescape(found[2]), display="block" if found[1] in ("$$", "div") else "inline")
 
 
 def _offered(module: Any, public: dict[str, Any]) -> list[str]:

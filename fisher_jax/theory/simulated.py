@@ -112,7 +112,7 @@ def data_sets_of(experiment: Experiment, key: Any, num_replicates: int, caller: 
     check_key(key, caller)
     rows = 0 if experiment.model.is_dependent else experiment.num_observations
     drawn = functools.partial(draw, experiment.model, experiment.layout, experiment.values, experiment.given, rows, key)
-    one = jax.eval_shape(drawn, jax.ShapeDtypeStruct((1,), int))
+    one = jax.eval_shape(drawn, jax.ShapeDtypeStruct((1,), np.int32))
     for numbers in chunks_of(num_replicates, sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(one))):
         left = num_replicates - int(numbers[0])
         yield jax.tree.map(lambda leaf, left=left: np.asarray(leaf[:left]), drawn(numbers))
