@@ -1,8 +1,8 @@
 """One setting for all tests: float64, shapes and types checked at run time, no silent rank promotion.
 
 Nearly all of a test's time is compiling, so the tests ask for less of it, where XLA_FLAGS does not say otherwise: code that
-is not optimised and, in JAX 0.10, comes from simpler emitters, a third of the time in all. `make exhaustive` compiles as for
-users.
+is not optimised and, in JAX 0.10, comes from simpler emitters, two fifths of the time in all. `make exhaustive` compiles as
+for users.
 """
 
 import importlib.metadata

@@ -73,10 +73,18 @@ def test_a_true_model_is_rejected_as_often_as_it_should_be(name):
 def test_a_spread_that_is_not_finite_gives_no_p_value():
     model, start, draw = MODELS["normal"]
     fit = fj.fit(model, start, draw(np.random.default_rng(3), 50))
-    covariances = np.broadcast_to(np.eye(3), (9, 3, 3)).copy()
-    observed = np.random.default_rng(0).normal(size=(9, 3))
+    covariances = np.broadcast_to(np.eye(3), (20, 3, 3)).copy()
+    observed = np.random.default_rng(0).normal(size=(20, 3))
     assert np.isfinite(_test(fit, observed, covariances, 99, ()).p_value)
     covariances[4, 0, 0] = np.nan
     found = _test(fit, observed, covariances, 99, ())
     assert np.isnan(found.p_value)
-    assert "not finite at 1 of 9 estimates" in " ".join(str(found).split())
+    assert "not finite at 1 of 20 estimates" in " ".join(str(found).split())
+
+
+def test_too_few_replicates_give_no_p_value():
+    model, start, draw = MODELS["normal"]
+    fit = fj.fit(model, start, draw(np.random.default_rng(3), 50))
+    found = _test(fit, np.ones((19, 3)), np.broadcast_to(np.eye(3), (19, 3, 3)), 99, ())
+    assert np.isnan(found.p_value)
+    assert "Only 18 replicates converged" in " ".join(str(found).split())

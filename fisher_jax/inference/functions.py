@@ -33,6 +33,11 @@ class Output:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
+def in_one_row(tree: PyTree) -> Array:
+    """All numbers of a pytree."""
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 @dataclass(frozen=True)
 class OfParameters:
     """A function of params, hashable whatever it is."""
@@ -41,8 +46,8 @@ class OfParameters:
 
     def __call__(self, fit: Fit, free: Float[Array, " p"]) -> Float[Array, " k"]:
         """Its numbers in one row, at u."""
-        leaves = jax.tree.leaves(self.function.function(fit.layout.constrain(free, fit.values)))
-        return jnp.concatenate([jnp.ravel(leaf).astype(free.dtype) for leaf in leaves])
+        found = self.function.function(fit.layout.constrain(free, fit.values))
+        return in_one_row(jax.tree.map(lambda leaf: jnp.asarray(leaf, free.dtype), found))
 
 
 def outline(function: Any, fit: Fit, name: str, caller: str) -> Output:

@@ -16,6 +16,7 @@ from fisher_jax.inference.replicates import check_key, refit_drawn
 from fisher_jax.inference.report import Printed, Table, number, warn
 
 CALLER = "information_matrix_test"
+_FEWEST = 19  # replicates by which a p-value could be 5 %
 _LEAST = 1e-8  # of the largest: variances below are those of indicators that are zero by construction
 
 
@@ -92,7 +93,7 @@ def information_matrix_test(
     -------
     InformationMatrixTest
         A small p-value says that the model is wrong in a way that makes the usual standard errors wrong too. It prints. NaN,
-        with a `FitWarning`, where V is not finite at some estimate.
+        with a `FitWarning`, where V is not finite at some estimate, or fewer than 19 replicates converged.
 
     Raises
     ------
@@ -162,9 +163,7 @@ def _test(
     diagonals = np.diagonal(covariances, axis1=1, axis2=2)
     curvature = np.asarray(np.diagonal(np.asarray(fit.curvature, float)))
     rows, columns = np.triu_indices(fit.num_parameters)
-    large = (
-        curvature[rows] * curvature[columns] / float(fit.num_observations)
-    )  # variances as they would be at their largest
+    large = curvature[rows] * curvature[columns] / float(fit.num_observations)  # what variances are compared with
     varies = diagonals > _LEAST * large
     deviations = np.sqrt(np.where(varies, diagonals, 1.0))
     scores = np.where(varies, total / deviations, 0.0)
@@ -180,11 +179,16 @@ def _test(
             f"the spread of the indicators is not finite at {lost} of {len(known)} estimates, where scores or Hessians "
             "overflow: there is no p-value.",
         )
+    few = len(observed) - 1 < _FEWEST
+    if few:
+        notes += (
+            f"only {len(observed) - 1} replicates converged, too few to place the data among: there is no p-value.",
+        )
     farther = distances >= distances[0] * (1 - 1e-12)
     labels = fit.layout.free_names
     return InformationMatrixTest(
         statistic=distances[0],
-        p_value=np.nan if lost else np.mean(farther),
+        p_value=np.nan if lost or few else np.mean(farther),
         degrees_of_freedom=int(kept[0].sum()),
         indicators=np.where(varies[0], scores[0], np.nan),
         names=tuple(f"{labels[i]}, {labels[j]}" for i, j in zip(rows, columns, strict=True)),

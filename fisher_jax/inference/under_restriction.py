@@ -13,15 +13,13 @@ from fisher_jax.batch_fitted import BatchFit, batch_origin_of
 from fisher_jax.constraints import fixed
 from fisher_jax.fitted import origin_of
 from fisher_jax.inference.each import of_each, one_of
-from fisher_jax.inference.functions import OfParameters, outline
+from fisher_jax.inference.functions import OfParameters, in_one_row, outline
 from fisher_jax.inference.restricted import fit_again
 from fisher_jax.inference.wald import WaldStatistic, check_rank
 from fisher_jax.model import ById, DependentModel, Model
 from fisher_jax.parameters import Layout
 
-_STIFFNESS = (
-    100.0  # of the penalty, for restrictions in standard errors: each round leaves about a hundredth of the rest
-)
+_STIFFNESS = 100.0  # of the penalty, for restrictions in standard errors: a round leaves a hundredth or so
 _MOST_ROUNDS = 30
 
 
@@ -48,13 +46,15 @@ class _Penalised:
 
     def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Array:
         params = self.layout.assemble(parts["params"])
-        away = jnp.matmul(parts["scale"], _in_one_row(self.restriction, params), precision="highest")
+        away = _away(self.restriction, self.layout, parts)
         penalty = jnp.sum(parts["multiplier"] * away) - 0.5 * parts["stiffness"] * jnp.sum(away**2)
         return self.function.function(params, *arguments) + penalty / parts["total"]
 
 
-def _in_one_row(restriction: ById, params: PyTree) -> Array:
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(restriction.function(params))])
+def _away(restriction: ById, layout: Layout, parts: dict[str, Any]) -> Array:
+    """The restrictions in standard errors."""
+    found = in_one_row(restriction.function(layout.assemble(parts["params"])))
+    return jnp.matmul(parts["scale"], found, precision="highest")
 
 
 def fit_under(full: Any, restriction: Any, caller: str) -> UnderRestriction:
@@ -98,11 +98,10 @@ def _tolerance(layout: Layout) -> float:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _distances(restriction: ById, layout: Layout, parts: Any, batched: bool) -> Array:
-    """The restrictions in standard errors."""
+    """The restrictions of a fit, or of each of a batch, in standard errors."""
 
     def one(parts: Any) -> Array:
-        found = _in_one_row(restriction, layout.assemble(parts["params"]))
-        return jnp.matmul(parts["scale"], found, precision="highest")
+        return _away(restriction, layout, parts)
 
     return (jax.vmap(one) if batched else one)(parts)
 

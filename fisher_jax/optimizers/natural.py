@@ -11,7 +11,14 @@ import optax
 from jaxtyping import PyTree
 
 from fisher_jax.damped import Objective
-from fisher_jax.optimizers.natural_step import NaturalGradientState, bounded, by_matrix, by_products, judged
+from fisher_jax.optimizers.natural_step import (
+    NaturalGradientState,
+    bounded,
+    by_matrix,
+    by_products,
+    initial_state,
+    judged,
+)
 
 MetricKind = Literal["expected", "empirical"]
 
@@ -116,11 +123,7 @@ def _made(
     max_products: Any,
 ) -> optax.GradientTransformationExtraArgs:
     def init(params: PyTree) -> NaturalGradientState:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        whole, none = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
-        unknown, no = jnp.full((), jnp.nan, dtype), jnp.array(False)
-        started = jnp.full((), damping, dtype)
-        return NaturalGradientState(whole, started, whole, unknown, no, whole, none, none + 1, unknown, no)
+        return initial_state(jnp.full((), damping, jnp.result_type(*jax.tree.leaves(params))))
 
     def update(
         updates: PyTree,

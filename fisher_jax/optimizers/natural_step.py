@@ -61,6 +61,13 @@ class NaturalGradientState(NamedTuple):
     rejected: Bool[Array, ""]
 
 
+def initial_state(damping: Float[Array, ""]) -> NaturalGradientState:
+    """Before the first update, of which nothing is known."""
+    whole, none = jnp.zeros((), jnp.int32), jnp.zeros_like(damping)
+    unknown, no = jnp.full_like(damping, jnp.nan), jnp.array(False)
+    return NaturalGradientState(whole, damping, whole, unknown, no, whole, none, none + 1, unknown, no)
+
+
 class Direction(NamedTuple):
     """d with (M + λI) d = g, about; gᵀd and dᵀd."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.inference.bootstrap_record import Bootstrap
-from fisher_jax.plots.canvas import listed, pyplot
+from fisher_jax.plots.canvas import row_of_panels, wanted_names
 
 _CALLER = "bootstrap_histogram"
 
@@ -53,24 +53,13 @@ def bootstrap_histogram(
     >>> axes[0].get_xlabel()
     'rate'
     """
-    figures = pyplot()
     if not isinstance(bootstrap, Bootstrap):
         raise TypeError(
             f"{_CALLER}: expected a Bootstrap, got {type(bootstrap).__name__}. Give fisher_jax.bootstrap(fit, key)."
         )
     every = bootstrap.fit.names
-    wanted = every if names is None else [names] if isinstance(names, str) else list(names)
-    if not wanted:
-        raise ValueError(f"{_CALLER}: names is empty. Leave it out to draw all.")
-    for name in wanted:
-        if name not in every:
-            raise ValueError(f"{_CALLER}: no estimated entry is named {name!r}; there are {listed(every)}.")
-    if axes is None:
-        size = (3.6 * len(wanted), 3.0)
-        axes = figures.subplots(1, len(wanted), figsize=size, layout="constrained", squeeze=False)[1]
-    axes = np.ravel(np.asarray(axes, dtype=object))
-    if len(axes) != len(wanted):
-        raise ValueError(f"{_CALLER}: {len(wanted)} histograms need as many axes, got {len(axes)}.")
+    wanted = wanted_names(every, names, _CALLER, "estimated entry")
+    axes = row_of_panels(axes, len(wanted), _CALLER, (3.6, 3.0), what="histograms")
     drawn = bootstrap.replicates()
     if len(drawn) < 2:
         raise ValueError(

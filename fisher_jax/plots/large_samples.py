@@ -9,7 +9,7 @@ import numpy as np
 
 from fisher_jax.derivatives import log_likelihood
 from fisher_jax.fitted import Fit, origin_of
-from fisher_jax.plots.canvas import listed, number, pyplot
+from fisher_jax.plots.canvas import number, pyplot, row_of_panels, wanted_names
 from fisher_jax.theory.coverage_record import Coverage
 from fisher_jax.theory.rates import ConvergenceRate
 
@@ -58,7 +58,7 @@ def convergence_curves(
     caller = "convergence_curves"
     if not isinstance(rate, ConvergenceRate):
         raise TypeError(f"{caller}: expected a ConvergenceRate, got {type(rate).__name__}.")
-    wanted = _wanted(rate.names, names, caller)
+    wanted = wanted_names(rate.names, names, caller)
     axes = _axes(axes, (4.8, 3.4))
     n = np.array(rate.num_observations, float)
     shifts = np.geomspace(0.97, 1.03, len(wanted)) if len(wanted) > 1 else np.ones(1)
@@ -129,13 +129,8 @@ def coverage_curves(coverage: Any, names: str | Sequence[str] | None = None, *, 
     caller = "coverage_curves"
     if not isinstance(coverage, Coverage):
         raise TypeError(f"{caller}: expected a Coverage, got {type(coverage).__name__}.")
-    wanted = _wanted(coverage.names, names, caller)
-    if axes is None:
-        size = (3.8 * len(wanted), 3.2)
-        axes = pyplot().subplots(1, len(wanted), figsize=size, sharey=True, layout="constrained", squeeze=False)[1]
-    panels = np.ravel(np.asarray(axes, dtype=object))
-    if len(panels) != len(wanted):
-        raise ValueError(f"{caller}: {len(wanted)} panels need as many axes, got {len(panels)}.")
+    wanted = wanted_names(coverage.names, names, caller)
+    panels = row_of_panels(axes, len(wanted), caller, (3.8, 3.2), sharey=True)
     n = np.array(coverage.num_observations, float)
     shifts = np.geomspace(0.95, 1.05, len(coverage.kinds)) if len(coverage.kinds) > 1 else np.ones(1)
     for panel, name in zip(panels, wanted, strict=True):
@@ -214,7 +209,7 @@ def quadratic_approximation(fits: Any, name: str | None = None, *, reach: float 
 
 def _slice(fit: Fit, name: str, grid: np.ndarray, caller: str) -> np.ndarray:
     """ℓ − ℓ̂ along one entry of θ; NaN out of its range."""
-    (k,) = [fit.names.index(each) for each in _wanted(fit.names, name, caller)]
+    (k,) = [fit.names.index(each) for each in wanted_names(fit.names, name, caller)]
     model, sample = origin_of(fit, caller)
     natural = fit.layout.natural()
     theta = np.asarray(natural.unconstrain(fit.values), float)
@@ -232,16 +227,6 @@ def _slice(fit: Fit, name: str, grid: np.ndarray, caller: str) -> np.ndarray:
 
     found = np.asarray(jax.vmap(value)(jnp.asarray(points, natural.dtype)), float) - float(fit.log_likelihood)
     return np.where(inside & np.isfinite(found), found, np.nan)
-
-
-def _wanted(every: tuple[str, ...], names: Any, caller: str) -> list[str]:
-    wanted = list(every) if names is None else [names] if isinstance(names, str) else list(names)
-    for name in wanted:
-        if name not in every:
-            raise ValueError(f"{caller}: no entry is named {name!r}; there are {listed(every)}.")
-    if not wanted:
-        raise ValueError(f"{caller}: names is empty. Leave it out to draw all.")
-    return wanted
 
 
 def _axes(axes: Any, size: tuple[float, float]) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.plots.canvas import listed, number, pyplot
+from fisher_jax.plots.canvas import listed, number, pyplot, row_of_panels, wanted_names
 from fisher_jax.plots.region import CIRCLE
 from fisher_jax.theory.normality import ComparedWithNormal
 from fisher_jax.theory.sampling_record import SamplingDistribution
@@ -55,7 +55,7 @@ def standardised_histograms(
     """
     caller = "standardised_histograms"
     wanted = _checked(distribution, names, caller)
-    panels = _panels(axes, len(wanted), caller)
+    panels = row_of_panels(axes, len(wanted), caller, (3.6, 3.0))
     promised = np.isfinite(np.diagonal(distribution.expected))
     distances = np.asarray(distribution.marginal_normality.statistic)
     what = "estimate − truth" if isinstance(distribution, SamplingDistribution) else "score"
@@ -118,7 +118,9 @@ def joint_ellipses(
     'rate: score'
     """
     caller = "joint_ellipses"
-    wanted = _checked(distribution, distribution.names[:2] if _is(distribution) and names is None else names, caller)
+    if names is None and isinstance(distribution, ComparedWithNormal):
+        names = distribution.names[:2]
+    wanted = _checked(distribution, names, caller)
     if len(wanted) != 2:
         raise ValueError(
             f"{caller}: an ellipse is of two entries, got {len(wanted)}. Name two of {listed(distribution.names)}."
@@ -159,36 +161,15 @@ def _percent(share: float, count: int) -> str:
     return number(100 * share, 100 * np.sqrt(max(share * (1 - share), 1 / count) / count)) + " %"
 
 
-def _is(distribution: Any) -> bool:
-    return isinstance(distribution, ComparedWithNormal)
-
-
 def _checked(distribution: Any, names: Any, caller: str) -> list[str]:
     """The names wanted."""
-    if not _is(distribution):
+    if not isinstance(distribution, ComparedWithNormal):
         raise TypeError(
             f"{caller}: expected a SamplingDistribution or a ScoreDistribution, got {type(distribution).__name__}."
         )
-    every = distribution.names
-    wanted = list(every) if names is None else [names] if isinstance(names, str) else list(names)
-    for name in wanted:
-        if name not in every:
-            raise ValueError(f"{caller}: no entry is named {name!r}; there are {listed(every)}.")
-    if not wanted:
-        raise ValueError(f"{caller}: names is empty. Leave it out to draw all.")
+    wanted = wanted_names(distribution.names, names, caller)
     if len(distribution.vectors) < 2:
         raise ValueError(
             f"{caller}: fewer than two replicates count. Print the distribution to see how the others ended."
         )
     return wanted
-
-
-def _panels(axes: Any, count: int, caller: str) -> Any:
-    """A row of axes, new where none are given."""
-    figures = pyplot()
-    if axes is None:
-        axes = figures.subplots(1, count, figsize=(3.6 * count, 3.0), layout="constrained", squeeze=False)[1]
-    panels = np.ravel(np.asarray(axes, dtype=object))
-    if len(panels) != count:
-        raise ValueError(f"{caller}: {count} panels need as many axes, got {len(panels)}.")
-    return panels

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fisher_jax.inference.profile_record import Profile
-from fisher_jax.plots.canvas import listed, pyplot
+from fisher_jax.plots.canvas import pyplot, wanted_names
 from fisher_jax.uncertainty.profile_sides import cut_of
 
 _CALLER = "profile_curves"
@@ -86,13 +86,7 @@ def profile_curves(
 
 
 def _rows(profile: Any, names: str | Sequence[str] | None) -> list[int]:
-    wanted = profile.names if names is None else [names] if isinstance(names, str) else list(names)
-    if not wanted:
-        raise ValueError(f"{_CALLER}: names is empty. Leave it out to draw all.")
-    for name in wanted:
-        if name not in profile.names:
-            raise ValueError(f"{_CALLER}: no profile is named {name!r}; there are {listed(profile.names)}.")
-    return [profile.names.index(name) for name in wanted]
+    return [profile.names.index(name) for name in wanted_names(profile.names, names, _CALLER, "profile")]
 
 
 def _draw(panel: Any, profile: Any, row: int, scale: str) -> None:

@@ -154,10 +154,10 @@ def _at(
     done = 0
     for data in data_sets_of(experiment, key, count, CALLER):
         fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=kept)
-        parts = []
-        for kind in kinds:
-            some = fits[: max(0, few.data_sets - done)] if kind in BY_BOOTSTRAP else fits
-            parts.append(_counted(_ends(some, kind, level, few, (apart, done)), experiment.truth))
+        some = fits[: max(0, few.data_sets - done)]
+        ends = _bootstrapped(some, [kind for kind in kinds if kind in BY_BOOTSTRAP], level, few, (apart, done))
+        ends |= {kind: _ends(fits, kind, level) for kind in kinds if kind not in BY_BOOTSTRAP}
+        parts = [_counted(ends[kind], experiment.truth) for kind in kinds]
         new = _Counts(*(np.stack(part) for part in zip(*parts, strict=True)))
         total = new if total is None else _Counts(*map(np.add, total, new))
         done += len(fits)
@@ -169,17 +169,23 @@ def _covariance(kind: str) -> str:
     return bare if bare in KINDS else "observed"
 
 
-def _ends(fits: BatchFit, kind: str, level: Any, few: _Bootstraps, key: tuple[Any, int]) -> Float[np.ndarray, "b q 2"]:
-    """The intervals of every fit; NaN where there is none. `key` holds one and the number of the first data set."""
+def _bootstrapped(
+    fits: BatchFit, kinds: list[str], level: Any, few: _Bootstraps, key: tuple[Any, int]
+) -> dict[str, Float[np.ndarray, "b q 2"]]:
+    """The intervals of every fit by each kind, from the same replicates. `key` has the first one's number too."""
+    ends = {kind: np.full((len(fits), len(fits.fits.layout.names), 2), np.nan) for kind in kinds}
+    for k in np.flatnonzero(fits.converged).tolist() if kinds else ():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FitWarning)  # what these would say is counted
+            replicates = bootstrap(fits[k], jax.random.fold_in(key[0], key[1] + k), few.replicates)
+            for kind in kinds:
+                ends[kind][k] = replicates.flat_intervals(level, kind)
+    return ends
+
+
+def _ends(fits: BatchFit, kind: str, level: Any) -> Float[np.ndarray, "b q 2"]:
+    """The intervals of every fit; NaN where there is none."""
     layout = fits.fits.layout
-    if kind in BY_BOOTSTRAP:
-        ends = np.full((len(fits), len(layout.names), 2), np.nan)
-        for k in np.flatnonzero(fits.converged).tolist():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FitWarning)  # what these would say is counted
-                replicates = bootstrap(fits[k], jax.random.fold_in(key[0], key[1] + k), few.replicates)
-                ends[k] = replicates.flat_intervals(level, kind)
-        return ends
     bare = kind.removesuffix(NATURAL)
     scale = "natural" if bare != kind else "unconstrained"
     with warnings.catch_warnings():

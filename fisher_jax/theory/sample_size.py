@@ -11,13 +11,13 @@ from jaxtyping import PyTree
 
 from fisher_jax import linalg
 from fisher_jax.batch import fit_batch
-from fisher_jax.inference.functions import named_within
+from fisher_jax.inference.functions import in_one_row, named_within
 from fisher_jax.information import Covariance
 from fisher_jax.model import as_model, flatten_parameters
 from fisher_jax.moments import Estimate
 from fisher_jax.parameters import Layout
 from fisher_jax.theory.bound import bound_of
-from fisher_jax.theory.sample_size_aims import Aim, Power, Precision, in_a_row
+from fisher_jax.theory.sample_size_aims import Aim, Power, Precision
 from fisher_jax.theory.sample_size_record import SampleSize
 from fisher_jax.theory.simulated import check_whole, data_sets_of, experiment_of
 
@@ -145,7 +145,7 @@ def _simulated(
 
 
 def _evaluated(layout: Layout, function: Any) -> Callable[[Any], Any]:
-    return layout.join if function is None else lambda values: in_a_row(function(layout.assemble(values)))
+    return layout.join if function is None else lambda values: in_one_row(function(layout.assemble(values)))
 
 
 def _values(model: Any, params: PyTree, function: Any) -> np.ndarray:

@@ -5,21 +5,15 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from fisher_jax.batch_fitted import BatchFit
 from fisher_jax.fitted import FitWarning
+from fisher_jax.inference.functions import in_one_row
 from fisher_jax.inference.wald import wald_test
 from fisher_jax.moments import Estimate
 from fisher_jax.theory.normality import moments
-
-
-def in_a_row(tree: PyTree) -> Any:
-    """All numbers of a pytree."""
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class Power:
     def _restriction(self, fits: BatchFit, function: Any) -> Any:
         if function is None:
             return {fits.names[k]: value for k, value in zip(self.where, self.tested, strict=True)}
-        return lambda params: in_a_row(function(params))[np.array(self.where)] - jnp.asarray(self.tested)
+        return lambda params: in_one_row(function(params))[np.array(self.where)] - jnp.asarray(self.tested)
 
     def judged(self, rows: np.ndarray, count: int) -> Estimate:
         """All rows in a number or numbers with their errors."""
