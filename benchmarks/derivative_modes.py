@@ -18,7 +18,7 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import gamma, norm
 
 from fisher_jax import differentiate
-from fisher_jax.model import Likelihood
+from fisher_jax.models.likelihood import Likelihood
 
 RNG = np.random.default_rng(0)
 

@@ -14,23 +14,19 @@ from typing import Any
 
 import fisher_jax
 from fisher_jax import families, plots
-from fisher_jax.constraints import Constraint
+from fisher_jax.models.constraints import Constraint
 
 ROOT = Path(__file__).resolve().parent.parent
-TOPICS = {
-    "model": "Models",
-    "linked": "Models",
+TOPICS = {  # by package, or by module where the package's topics differ
+    "models": "Models",
+    "models.constraints": "Constraints",
     "families": "Models",
-    "constraints": "Constraints",
-    "fit": "Fitting one data set",
-    "fitted": "Fitting one data set",
-    "status": "Fitting one data set",
+    "fitting": "Fitting",
+    "errors": "Fitting",
     "optimizers": "Optimisers",
-    "batch": "Fitting many",
-    "batch_fitted": "Fitting many",
-    "stream": "Fitting many",
+    "stream": "Fitting",
     "inference": "Inference",
-    "derivatives": "Derivatives",
+    "information.derivatives": "Derivatives",
     "information": "Information",
     "expectation": "Information",
     "theory": "Theory and design",
@@ -153,10 +149,10 @@ def _offered(module: Any, public: dict[str, Any]) -> list[str]:
 
 def _page(name: str, item: Any, public: dict[str, Any], room: str = "") -> Page:
     is_instance = not (inspect.isclass(item) or inspect.isfunction(item))
-    room = room or (type(item) if is_instance else item).__module__.split(".")[1]
+    room = room or (type(item) if is_instance else item).__module__.removeprefix("fisher_jax.")
     text = _of_instance(name, item) if is_instance else _of_object(name, item, public)
     folder = "reference/records" if inspect.isclass(item) else "reference"  # some differ in capitals only
-    return Page(TOPICS.get(room, room), name, f"{folder}/{name}.md", text)
+    return Page(TOPICS.get(room) or TOPICS.get(room.split(".")[0], room), name, f"{folder}/{name}.md", text)
 
 
 def _of_object(name: str, item: Any, public: dict[str, Any]) -> str:

@@ -2,13 +2,13 @@
 
 from fisher_jax import families, moments, optimizers, stream
 from fisher_jax._version import __version__
-from fisher_jax.batch import fit_batch
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.constraints import fixed, interval, ordered, positive, positive_definite, simplex, unit_interval
-from fisher_jax.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
+from fisher_jax.errors import FitError, FitWarning
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
-from fisher_jax.fit import fit
-from fisher_jax.fitted import Fit, FitError, FitWarning
+from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.fit import fit
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.coefficients import CoefficientTable, coefficient_table
@@ -37,9 +37,10 @@ from fisher_jax.information import (
     information_operator,
     observed_information,
 )
-from fisher_jax.linked import linked
-from fisher_jax.model import Model, dependent
-from fisher_jax.status import Status
+from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
+from fisher_jax.models.constraints import fixed, interval, ordered, positive, positive_definite, simplex, unit_interval
+from fisher_jax.models.linked import linked
+from fisher_jax.models.model import Model, dependent
 from fisher_jax.stream import StreamResult, fit_stream
 from fisher_jax.theory import (
     Check,

@@ -12,42 +12,25 @@ import fisher_jax as fj
 PACKAGE = pathlib.Path(fj.__file__).parent
 ROWS = {
     "_version": 0,
-    "status": 0,
-    "extras": 0,
-    "linalg": 0,
-    "constraints": 0,
-    "moments": 0,
-    "parameters": 1,
-    "model": 2,
-    "differentiate": 3,
-    "families": 3,
-    "linked": 3,
-    "expectation": 3,
-    "derivatives": 4,
+    "errors": 0,
+    "blocks": 1,
+    "moments": 1,
+    "numerics": 2,
+    "models": 3,
+    "families": 4,
+    "expectation": 4,
     "information": 5,
-    "damped": 1,
-    "optimizers": 4,
-    "running": 5,
-    "problem": 6,
-    "solve": 6,
-    "uncertainty": 6,
-    "summary": 6,
-    "lanes": 7,
-    "fitted": 7,
-    "fit": 8,
-    "batch_summary": 8,
-    "batch_fitted": 9,
-    "data_sets": 8,
-    "ragged": 9,
-    "feed": 9,
-    "ladder": 10,
-    "batch": 11,
-    "inference": 12,
-    "stream": 12,
-    "theory": 13,
-    "plots": 14,
-    "__init__": 15,
+    "optimizers": 6,
+    "fitting": 7,
+    "uncertainty": 8,
+    "inference": 9,
+    "stream": 10,
+    "theory": 11,
+    "plots": 12,
+    "__init__": 13,
 }
+# Packages whose results have methods that hand over to a later package, imported inside the method.
+HANDED_OVER = {("fitting", "uncertainty")}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -56,8 +39,9 @@ def room(path):
 
 
 def imported(path):
-    """The rooms that a module imports from, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The rooms that a module imports from, wherever in the file, and whether at its top."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -67,15 +51,16 @@ def imported(path):
         for name in names:
             if name.startswith("fisher_jax."):
                 first = name.split(".")[1]
-                yield first if first in ROWS else "__init__"
+                yield (first if first in ROWS else "__init__"), node in tree.body
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_rows_above_its_own(path):
     own = room(path)
     assert own in ROWS, f"{own} has no row: give it one here and in CONTRIBUTING.md"
-    for other in imported(path):
-        assert other == own or ROWS[other] < ROWS[own], f"{own} (row {ROWS[own]}) imports {other} (row {ROWS[other]})"
+    for other, at_top in imported(path):
+        allowed = other == own or ROWS[other] < ROWS[own] or (not at_top and (own, other) in HANDED_OVER)
+        assert allowed, f"{own} (row {ROWS[own]}) imports {other} (row {ROWS[other]})"
 
 
 def test_the_map_in_contributing_is_the_one_held_here():

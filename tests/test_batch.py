@@ -354,8 +354,8 @@ def test_progress_counts_each_status(capsys):
 def test_no_library_call_is_left_in_the_loop():
     """No LAPACK, and no batch and its neighbour compiled apart: the program lowers for CUDA as well."""
     from fisher_jax import batch, ladder, lanes
-    from fisher_jax.data_sets import data_sets
-    from fisher_jax.model import Sample
+    from fisher_jax.fitting.data_sets import data_sets
+    from fisher_jax.models.model import Sample
 
     how = ladder.How(GAMMA, fj.optimizers.newton(), None, None, ("observed",), 8, batch._all_devices(None), False)
     sets = data_sets(GAMMA, START, Sample(DATA, None, None), (None, 0, None, 0))

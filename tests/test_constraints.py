@@ -8,7 +8,7 @@ from helpers import some_of
 from jax.scipy.stats import beta, multivariate_normal, norm
 
 import fisher_jax as fj
-from fisher_jax.constraints import Interval
+from fisher_jax.models.constraints import Interval
 
 RNG = np.random.default_rng(3)
 

@@ -12,7 +12,7 @@ from jax.scipy.stats import norm
 from registry import MODELS
 
 import fisher_jax as fj
-from fisher_jax import linalg
+from fisher_jax.numerics import linalg
 
 
 def fit(name, **settings):

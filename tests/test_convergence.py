@@ -14,7 +14,7 @@ from jax.scipy.stats import t as student_t
 
 import fisher_jax as fj
 from fisher_jax import Status
-from fisher_jax.model import flatten_parameters
+from fisher_jax.models.model import flatten_parameters
 
 POSITIVE = fj.positive
 

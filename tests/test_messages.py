@@ -11,7 +11,7 @@ from jax.scipy.stats import norm
 from registry import MODELS
 
 import fisher_jax as fj
-from fisher_jax.extras import require
+from fisher_jax.errors import require
 from fisher_jax.optimizers import natural_gradient
 
 Y = np.random.default_rng(0).normal(size=30)

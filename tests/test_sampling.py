@@ -13,8 +13,8 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax import families
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference import replicates
-from fisher_jax.status import Status
 from fisher_jax.theory import normality
 
 KEY = jax.random.key(11)

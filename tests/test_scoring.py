@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import fisher_jax as fj
-from fisher_jax.differentiate import gradient_at
 from fisher_jax.information import scoring, scoring_at, total_expected
-from fisher_jax.model import Sample, flatten_parameters, likelihood
+from fisher_jax.models.likelihood import gradient_at, likelihood
+from fisher_jax.models.model import Sample, flatten_parameters
 
 N = 7
 Z = jnp.linspace(-1.0, 1.0, N)

@@ -13,7 +13,7 @@ from helpers import some_of
 import fisher_jax as fj
 from fisher_jax import families
 from fisher_jax.information import sampled
-from fisher_jax.model import flatten_parameters
+from fisher_jax.models.model import flatten_parameters
 
 CLOSED = [name for name, family in FAMILIES.items() if family.closed_form]
 LISTABLE = [name for name in CLOSED if FAMILIES[name].kind != "multivariate"]

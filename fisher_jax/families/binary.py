@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
-from fisher_jax.constraints import fixed, positive, unit_interval
 from fisher_jax.families.common import (
     Nested,
     Params,
@@ -18,7 +17,8 @@ from fisher_jax.families.common import (
     with_constant,
 )
 from fisher_jax.families.special import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import fixed, positive, unit_interval
+from fisher_jax.models.model import Model
 
 # Bernoulli ------------------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.constraints import positive
 from fisher_jax.families.common import Nested, Params, Scalar, floats, open_uniform, symmetric
 from fisher_jax.families.special import bessel_ratio, log_i0e
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import positive
+from fisher_jax.models.model import Model
 
 
 def von_mises_log_density(params: Params, y: ArrayLike) -> Scalar:

@@ -6,7 +6,6 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.constraints import positive, unit_interval
 from fisher_jax.families.common import (
     Nested,
     Params,
@@ -18,7 +17,8 @@ from fisher_jax.families.common import (
     symmetric,
 )
 from fisher_jax.families.special import HALF_LOG_TWO_PI, horner, log_ratio, stirling_error, times_log_ratio
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import positive, unit_interval
+from fisher_jax.models.model import Model
 
 # Poisson --------------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ import math
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fisher_jax.constraints import fixed, positive
 from fisher_jax.families.common import (
     Nested,
     Params,
@@ -17,7 +16,8 @@ from fisher_jax.families.common import (
     with_constant,
 )
 from fisher_jax.families.extremes import ONE_MINUS_EULER
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import fixed, positive
+from fisher_jax.models.model import Model
 
 # Exponential ----------------------------------------------------------------------------------------------------------
 

@@ -12,11 +12,11 @@ from jax.scipy.special import digamma, gammaln
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.constraints import positive
 from fisher_jax.families.common import Nested, Params, Scalar, by_inversion, floats, outside_support, symmetric
 from fisher_jax.families.location_scale import shifted, standardise
 from fisher_jax.families.special import expm1_over, horner, log1p_over
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import positive
+from fisher_jax.models.model import Model
 
 ONE_MINUS_EULER = 1.0 - float(np.euler_gamma)
 

@@ -8,10 +8,10 @@ from jax.scipy.special import log_ndtr, ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.constraints import positive
 from fisher_jax.families.common import Nested, Params, Scalar, by_inversion, dtype_of, floats, symmetric
 from fisher_jax.families.special import HALF_LOG_TWO_PI, alternating_weights, stirling_error
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import positive
+from fisher_jax.models.model import Model
 
 
 def standardise(params: Params, y: ArrayLike) -> tuple[Array, Array]:

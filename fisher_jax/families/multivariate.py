@@ -6,11 +6,11 @@ from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from fisher_jax.constraints import positive_definite
 from fisher_jax.families.common import Nested, Params, Scalar, floats
 from fisher_jax.families.special import HALF_LOG_TWO_PI
-from fisher_jax.linalg import factorise, inverse, solve_lower
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import positive_definite
+from fisher_jax.models.model import Model
+from fisher_jax.numerics.linalg import factorise, inverse, solve_lower
 
 
 def multivariate_normal_log_density(params: Params, y: Float[ArrayLike, " d"]) -> Scalar:

@@ -8,7 +8,6 @@ from jax.scipy.special import erfinv, polygamma
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.constraints import fixed, positive
 from fisher_jax.families.common import (
     Nested,
     Params,
@@ -21,7 +20,8 @@ from fisher_jax.families.common import (
 )
 from fisher_jax.families.location_scale import normal_information, normal_log_density, normal_quantile, normal_sample
 from fisher_jax.families.special import HALF_LOG_TWO_PI, log_ratio, stirling_error
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import fixed, positive
+from fisher_jax.models.model import Model
 
 # Lognormal ------------------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ from jax.scipy.special import polygamma
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from fisher_jax.constraints import positive
 from fisher_jax.families.common import Nested, Params, Scalar, floats, outside_support, symmetric
 from fisher_jax.families.special import HALF_LOG_TWO_PI, log_ratio, stirling_error
-from fisher_jax.model import Model
+from fisher_jax.models.constraints import positive
+from fisher_jax.models.model import Model
 
 # Beta -----------------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.fitted import Fit, Origin, origin_of
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.fitted import Fit, Origin, origin_of
 from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.clusters import cluster_codes
 from fisher_jax.inference.each import check_fit

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.extras import require
-from fisher_jax.fitted import Fit
+from fisher_jax.errors import require
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.intervals import check_level
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
 from fisher_jax.inference.report import Printed, Table, number, warn
-from fisher_jax.model import ById
-from fisher_jax.status import Status
+from fisher_jax.models.model import ById
 from fisher_jax.uncertainty import bootstrap_intervals
-from fisher_jax.uncertainty.intervals import check_level
 
 INTERVALS = ("percentile", "basic", "bca")
 

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.constraints import Interval, Unconstrained
-from fisher_jax.differentiate import derivatives_at, gradient_at, outer_product_at, scores_at
-from fisher_jax.fitted import Fit
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.inference.each import model_of, with_data
 from fisher_jax.information.closed_form import predicted
-from fisher_jax.linked import LinkedModel
-from fisher_jax.model import ById, Model, Sample, check_arity, likelihood
-from fisher_jax.parameters import Leaf, layout_of
-from fisher_jax.problem import scoring_of
+from fisher_jax.models.constraints import Interval, Unconstrained
+from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at, scores_at
+from fisher_jax.models.linked import LinkedModel
+from fisher_jax.models.model import ById, Model, Sample, check_arity
+from fisher_jax.models.parameters import Leaf, layout_of
 from fisher_jax.uncertainty.score import Nuisance, Tested, score_statistic
 
 CALLER = "score_test"

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.extras import require
-from fisher_jax.fitted import Fit
+from fisher_jax.errors import require
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.summary import Row
 from fisher_jax.inference.report import Printed, Table, number, tabular, warn
 from fisher_jax.inference.samples import named_fits
-from fisher_jax.summary import Row
 
 
 @dataclass(frozen=True, repr=False)

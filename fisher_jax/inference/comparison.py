@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.extras import require
-from fisher_jax.fitted import Fit, takeuchi
+from fisher_jax.errors import require
+from fisher_jax.fitting.fitted import Fit, takeuchi
 from fisher_jax.inference.report import Printed, Table, tabular, warn
 from fisher_jax.inference.samples import named_fits, same_data
 

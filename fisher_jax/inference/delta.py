@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.extras import require
-from fisher_jax.fitted import Fit, flat_covariance
+from fisher_jax.errors import require
+from fisher_jax.fitting import covariance as covariances
+from fisher_jax.fitting import intervals
+from fisher_jax.fitting.fitted import Fit, flat_covariance
 from fisher_jax.inference.each import check_fit, is_known, of_each, one_of
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
 from fisher_jax.inference.report import Printed, Table, number, warn
-from fisher_jax.model import ById
-from fisher_jax.uncertainty import covariance as covariances
-from fisher_jax.uncertainty import intervals
+from fisher_jax.models.model import ById
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
 SHOWN = 30  # rows of a report

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fisher_jax.batch_fitted import BLOCK, BatchFit, batch_origin_of
-from fisher_jax.fitted import Fit, origin_of
-from fisher_jax.model import Model, Sample
-from fisher_jax.parameters import joined
-from fisher_jax.status import Status
+from fisher_jax.fitting.batch_fitted import BLOCK, BatchFit, batch_origin_of
+from fisher_jax.fitting.fitted import Fit, origin_of
+from fisher_jax.fitting.status import Status
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import joined
 
 ENTRIES = 2**22  # entries of data times parameters that are worked on at once
 

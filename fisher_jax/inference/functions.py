@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitted import Fit
-from fisher_jax.model import ById
-from fisher_jax.parameters import path_name
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.models.model import ById
+from fisher_jax.models.parameters import path_name
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.batch_fitted import BLOCK, BatchFit
-from fisher_jax.differentiate import terms_at
-from fisher_jax.fitted import Fit
+from fisher_jax.fitting.batch_fitted import BLOCK, BatchFit
+from fisher_jax.fitting.fitted import Fit
 from fisher_jax.inference.each import one_of, with_data
-from fisher_jax.model import Model, Sample, likelihood
-from fisher_jax.parameters import Layout
+from fisher_jax.models.likelihood import likelihood, terms_at
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout
 
 
 def gained_over(fit: Any, null: Any) -> Any:

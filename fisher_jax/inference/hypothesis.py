@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.constraints import Fixed, Interval, Simplex, Unconstrained
 from fisher_jax.inference.functions import named_within
-from fisher_jax.parameters import Layout
+from fisher_jax.models.constraints import Fixed, Interval, Simplex, Unconstrained
+from fisher_jax.models.parameters import Layout
 
 
 @dataclass(frozen=True)

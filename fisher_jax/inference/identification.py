@@ -6,14 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax import linalg
-from fisher_jax.fitted import Fit
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit, is_known, one_of, quietly
 from fisher_jax.inference.functions import OfParameters, linearised, outline
 from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.inference.wald import Entries
-from fisher_jax.model import ById
-from fisher_jax.status import Status
+from fisher_jax.models.model import ById
+from fisher_jax.numerics import linalg
 from fisher_jax.uncertainty.identification import identified, identify
 
 CALLER = "identifiability"

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax import linalg
-from fisher_jax.differentiate import each_at, weigh
-from fisher_jax.fitted import Fit, Origin
+from fisher_jax.fitting.fitted import Fit, Origin
 from fisher_jax.inference.replicates import draw, given_of_draws, num_rows
-from fisher_jax.model import Model, terms_of
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.likelihood import terms_of
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics import linalg
+from fisher_jax.numerics.differentiate import each_at, weigh
 
 _LEAST_DRAWS = 2000  # observations that a covariance comes from
 _DRAWS_EACH = 20  # and that each score and each indicator adds to them

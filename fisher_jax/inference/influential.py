@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax.extras import require
-from fisher_jax.fitted import Fit
+from fisher_jax.errors import require
+from fisher_jax.fitting.covariance import precise
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit, model_of, one_of, warn_of_failed, with_data
 from fisher_jax.inference.report import Printed, Table, number
-from fisher_jax.model import Model, Sample, likelihood
-from fisher_jax.status import Status
+from fisher_jax.models.likelihood import likelihood
+from fisher_jax.models.model import Model, Sample
 from fisher_jax.uncertainty import influence as influences
-from fisher_jax.uncertainty.covariance import precise
 
 CALLER = "influence"
 SHOWN = 10  # observations of a report

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.fitted import Fit, origin_of
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.fitted import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.indicators import indicators, spreads

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.constraints import Interval
-from fisher_jax.fitted import Fit
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.solve import ROUNDING_LIMIT
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit, is_known, one_of, with_data
 from fisher_jax.inference.gained import AllHeld, gained_over
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
@@ -18,9 +19,8 @@ from fisher_jax.inference.report import warn
 from fisher_jax.inference.restricted import refit
 from fisher_jax.inference.samples import same_data
 from fisher_jax.inference.under_restriction import fit_under
-from fisher_jax.parameters import Layout
-from fisher_jax.solve import ROUNDING_LIMIT
-from fisher_jax.status import Status
+from fisher_jax.models.constraints import Interval
+from fisher_jax.models.parameters import Layout
 
 TEST = "Likelihood-ratio test"
 SHORT_OF_EDGE = 1e-4  # by which a fit that runs to a boundary may stay below the supremum there, in the statistic

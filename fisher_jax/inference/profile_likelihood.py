@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.fit import fit as fit_once
-from fisher_jax.fitted import Fit, Origin, origin_of
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.fit import fit as fit_once
+from fisher_jax.fitting.fitted import Fit, Origin, origin_of
+from fisher_jax.fitting.intervals import check_level
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.functions import in_one_row, outline
 from fisher_jax.inference.profile_record import Profile
 from fisher_jax.inference.report import number, warn
-from fisher_jax.model import ById
-from fisher_jax.status import Status
-from fisher_jax.uncertainty.intervals import check_level
+from fisher_jax.models.model import ById
 from fisher_jax.uncertainty.profile import End
 from fisher_jax.uncertainty.profile_sides import Sides, cut_of, profile_sides
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.extras import require
-from fisher_jax.fitted import Fit
+from fisher_jax.errors import require
+from fisher_jax.fitting.fitted import Fit
 from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.uncertainty.profile import End
 from fisher_jax.uncertainty.profile_sides import cut_of

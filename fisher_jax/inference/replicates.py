@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.batch import fit_batch
-from fisher_jax.batch_fitted import BatchFit, joined_fits
-from fisher_jax.fitted import Fit, Origin
-from fisher_jax.model import Model
+from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.batch_fitted import BatchFit, joined_fits
+from fisher_jax.fitting.fitted import Fit, Origin
+from fisher_jax.models.model import Model
 from fisher_jax.uncertainty.resampling import Scheme, resampled_counts
 
 _ENTRIES = 2**23  # of what is held at once

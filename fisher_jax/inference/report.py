@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-from fisher_jax.fitted import FitWarning
+from fisher_jax.errors import FitWarning
 
 
 @dataclass(frozen=True)

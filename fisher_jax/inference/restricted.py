@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.batch import fit_batch
-from fisher_jax.batch_fitted import BatchFit, batch_origin_of
-from fisher_jax.constraints import Interval, Unconstrained, fixed
-from fisher_jax.fit import fit
-from fisher_jax.fitted import Fit, origin_of
+from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.batch_fitted import BatchFit, batch_origin_of
+from fisher_jax.fitting.fit import fit
+from fisher_jax.fitting.fitted import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
-from fisher_jax.model import ById, DependentModel, Model
-from fisher_jax.parameters import Layout
+from fisher_jax.models.constraints import Interval, Unconstrained, fixed
+from fisher_jax.models.model import ById, DependentModel, Model
+from fisher_jax.models.parameters import Layout
 
 Parts = dict[str, list[Any]]
 

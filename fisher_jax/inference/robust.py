@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax import linalg
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.differentiate import scores_at
-from fisher_jax.fitted import Fit
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.covariance import precise
+from fisher_jax.fitting.fitted import Fit
 from fisher_jax.inference.clusters import cluster_codes
 from fisher_jax.inference.each import check_fit, one_of, with_data
 from fisher_jax.inference.report import warn
-from fisher_jax.model import Likelihood, Model, Sample, likelihood
+from fisher_jax.models.likelihood import Likelihood, likelihood, scores_at
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.numerics import linalg
 from fisher_jax.uncertainty import meat
-from fisher_jax.uncertainty.covariance import precise
 
 CALLER = "robust"
 CORRECTIONS = {

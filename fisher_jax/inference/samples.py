@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.fitted import Fit
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.fitted import Fit
 
 
 def same_data(one: Any, other: Any) -> bool:

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax.constraints import Unconstrained
-from fisher_jax.differentiate import derivatives_at, gradient_at, outer_product_at
-from fisher_jax.fitted import Fit
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.inference.candidates import candidate_statistics
 from fisher_jax.inference.each import check_fit, model_of, one_of, warn_of_failed, with_data
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.inference.report import warn
 from fisher_jax.information import has_closed_form
-from fisher_jax.model import Model, Sample, likelihood
-from fisher_jax.parameters import Layout, Leaf
-from fisher_jax.problem import scoring_of
-from fisher_jax.uncertainty.covariance import KINDS
+from fisher_jax.models.constraints import Unconstrained
+from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout, Leaf
 from fisher_jax.uncertainty.score import Nuisance, Tested, score_statistic
 
 CALLER = "score_test"

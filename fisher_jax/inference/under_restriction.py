@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.batch_fitted import BatchFit, batch_origin_of
-from fisher_jax.constraints import fixed
-from fisher_jax.fitted import origin_of
+from fisher_jax.fitting.batch_fitted import BatchFit, batch_origin_of
+from fisher_jax.fitting.fitted import origin_of
 from fisher_jax.inference.each import of_each, one_of
 from fisher_jax.inference.functions import OfParameters, in_one_row, outline
 from fisher_jax.inference.restricted import fit_again
 from fisher_jax.inference.wald import WaldStatistic, check_rank
-from fisher_jax.model import ById, DependentModel, Model
-from fisher_jax.parameters import Layout
+from fisher_jax.models.constraints import fixed
+from fisher_jax.models.model import ById, DependentModel, Model
+from fisher_jax.models.parameters import Layout
 
 _STIFFNESS = 100.0  # of the penalty, for restrictions in standard errors: a round leaves a hundredth or so
 _MOST_ROUNDS = 30

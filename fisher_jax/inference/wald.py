@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax import linalg
-from fisher_jax.fitted import Fit, flat_covariance
+from fisher_jax.fitting import covariance as covariances
+from fisher_jax.fitting.fitted import Fit, flat_covariance
 from fisher_jax.inference.each import check_fit, is_known, of_each, one_of
 from fisher_jax.inference.functions import OfParameters, linearised, outline
 from fisher_jax.inference.hypothesis import free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.inference.report import warn
-from fisher_jax.model import ById
-from fisher_jax.uncertainty import covariance as covariances
+from fisher_jax.models.model import ById
+from fisher_jax.numerics import linalg
 
 
 def wald_test(fit: Any, restriction: Any, kind: str = "observed") -> HypothesisTest:

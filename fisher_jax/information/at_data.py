@@ -5,11 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from fisher_jax.derivatives import at_door, jitted
-from fisher_jax.differentiate import derivatives_at, outer_product_at
+from fisher_jax.information.derivatives import at_door, jitted
 from fisher_jax.information.record import Information
-from fisher_jax.model import Likelihood
-from fisher_jax.parameters import Layout
+from fisher_jax.models.likelihood import Likelihood, derivatives_at, outer_product_at
+from fisher_jax.models.parameters import Layout
 
 
 def observed_information(

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
-from fisher_jax.model import Model, terms_of
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.likelihood import terms_of
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
 
 Drawing = Callable[[Int[Array, " c"]], PyTree]
 

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.differentiate import CHUNK_ENTRIES, each_at, in_chunks
+from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.expectation import Enumeration, Quadrature
 from fisher_jax.information.draws import num_rows
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.sampled import Sampled
-from fisher_jax.model import Model, terms_of
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.likelihood import terms_of
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics.differentiate import each_at
 
 ZERO_MEAN = 1e-6  # times the parameters' scale: how far from zero an exact mean may be by rounding and truncation
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax import linalg
 from fisher_jax.information.errors import Estimate, estimated, spread
 from fisher_jax.information.tables import as_frame, as_html, as_text
+from fisher_jax.numerics import linalg
 
 
 @jax.tree_util.register_dataclass

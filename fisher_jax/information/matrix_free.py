@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from fisher_jax.constraints import fixed
-from fisher_jax.differentiate import CHUNK_ENTRIES, in_chunks, weigh
+from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo
 from fisher_jax.information.closed_form import as_matrix
 from fisher_jax.information.draws import Drawing, drawing, num_pairs, terms_per_draw, unit_terms
 from fisher_jax.information.errors import Estimate
 from fisher_jax.information.krylov import Product, probed, random_signs
 from fisher_jax.information.sampled import PIECES
-from fisher_jax.model import Likelihood, Model, terms_of
-from fisher_jax.parameters import Layout, Leaf, Values
+from fisher_jax.models.constraints import fixed
+from fisher_jax.models.likelihood import Likelihood, terms_of
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Leaf, Values
+from fisher_jax.numerics.differentiate import weigh
 
 ROWS_AT_ONCE = 4096  # log-densities in one product, of which memory holds what their computation passes through
 ONE_BY_ONE_ABOVE = 4096  # parameters above which scores are squared one row at a time, where XLA never writes them out

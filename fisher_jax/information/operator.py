@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.derivatives import at_door
 from fisher_jax.expectation import MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information import krylov, matrix_free
 from fisher_jax.information.closed_form import has_closed_form
+from fisher_jax.information.derivatives import at_door
 from fisher_jax.information.draws import drawing, num_rows
 from fisher_jax.information.errors import Estimate
 from fisher_jax.information.krylov import Solution
-from fisher_jax.model import Model, Sample, as_model, check_given, flatten_parameters, likelihood
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.likelihood import likelihood
+from fisher_jax.models.model import Model, Sample, as_model, check_given, flatten_parameters
+from fisher_jax.models.parameters import Layout, Values
 
 Kind = Literal["expected", "empirical", "observed"]
 _CALLER = "information_operator"

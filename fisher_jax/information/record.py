@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax import linalg
 from fisher_jax.information.errors import Estimate, carried, estimated, spread
 from fisher_jax.information.inverse import Covariance, check_invertible
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.tables import as_frame, as_html, as_text
-from fisher_jax.parameters import layout_of
+from fisher_jax.models.parameters import layout_of
+from fisher_jax.numerics import linalg
 
 
 @jax.tree_util.register_dataclass

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.differentiate import CHUNK_ENTRIES, FORWARD_UP_TO, in_chunks, weigh
+from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.information.closed_form import as_matrix
-from fisher_jax.linked import LinkedModel
-from fisher_jax.model import Likelihood
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.likelihood import Likelihood
+from fisher_jax.models.linked import LinkedModel
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics.differentiate import FORWARD_UP_TO, weigh
 
 
 class Scoring(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax.extras import require
+from fisher_jax.errors import require
 
 MOST = 12  # rows and columns shown
 

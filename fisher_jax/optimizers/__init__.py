@@ -6,7 +6,7 @@ kind of curvature wanted) to an `Evaluation`, which `fisher_jax.fit` supplies. F
 `natural_gradient` takes `information` in its place, an operator.
 """
 
-from fisher_jax.damped import Evaluation
+from fisher_jax.optimizers.damped import Evaluation
 from fisher_jax.optimizers.damped_newton import bhhh, fisher_scoring, newton
 from fisher_jax.optimizers.natural import natural_gradient
 from fisher_jax.optimizers.natural_step import NaturalGradientState

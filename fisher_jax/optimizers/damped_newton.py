@@ -8,7 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from fisher_jax.damped import (
+from fisher_jax.optimizers.damped import (
     CurvatureKind,
     DampedState,
     NewtonState,

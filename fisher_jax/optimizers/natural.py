@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from fisher_jax.damped import Objective
+from fisher_jax.optimizers.damped import Objective
 from fisher_jax.optimizers.natural_step import (
     NaturalGradientState,
     bounded,

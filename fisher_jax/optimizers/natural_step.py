@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fisher_jax import linalg
+from fisher_jax.numerics import linalg
 
 SHRINK, GROW = 2 / 3, 3 / 2  # what the damping is multiplied by after a step that was foretold well, or badly
 AFTER_REJECTION = 4.0

@@ -7,8 +7,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from fisher_jax import linalg
-from fisher_jax.damped import CurvatureKind, Objective
+from fisher_jax.numerics import linalg
+from fisher_jax.optimizers.damped import CurvatureKind, Objective
 
 
 def scale_by_information(

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from fisher_jax.fitting.intervals import check_level
 from fisher_jax.inference.influential import FAR, Influence
 from fisher_jax.inference.samples import named_fits
 from fisher_jax.plots.canvas import listed, pyplot
-from fisher_jax.uncertainty.intervals import check_level
 
 _APART = 0.6  # of a row, shared by the fits in it
 

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax import linalg
+from fisher_jax.fitting.intervals import check_level
 from fisher_jax.information.errors import carried, spread
 from fisher_jax.information.inverse import Covariance
 from fisher_jax.information.record import Information
-from fisher_jax.parameters import layout_of
+from fisher_jax.models.parameters import layout_of
+from fisher_jax.numerics import linalg
 from fisher_jax.plots.canvas import listed, number, pyplot
 from fisher_jax.plots.region import Region, region_of
-from fisher_jax.uncertainty.intervals import check_level
 
 MOST_WRITTEN = 12  # rows of a heat map whose entries are written out
 MOST_NAMED = 40  # names along an axis of a heat map

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.derivatives import log_likelihood
-from fisher_jax.fitted import Fit, origin_of
+from fisher_jax.fitting.fitted import Fit, origin_of
+from fisher_jax.information.derivatives import log_likelihood
 from fisher_jax.plots.canvas import number, pyplot, row_of_panels, wanted_names
 from fisher_jax.theory.coverage_record import Coverage
 from fisher_jax.theory.rates import ConvergenceRate

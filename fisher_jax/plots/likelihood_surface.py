@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.derivatives import at_door, hessian
-from fisher_jax.differentiate import terms_at
-from fisher_jax.model import Model, Sample, likelihood
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.fitting.intervals import check_level
+from fisher_jax.information.derivatives import at_door, hessian
+from fisher_jax.models.likelihood import likelihood, terms_at
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.plots.canvas import listed, pyplot
-from fisher_jax.uncertainty.intervals import check_level
 
 FURTHER_OUT = (10.0, 30.0, 100.0, 300.0)  # nats below the estimate, drawn as contours beside those of the levels
 PATH_COLOURS = ("tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive")

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.batch import fit_batch
-from fisher_jax.batch_fitted import BatchFit, matrices, root_diagonals
-from fisher_jax.extras import require
-from fisher_jax.model import Model
-from fisher_jax.status import Status
+from fisher_jax.errors import require
+from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.batch_fitted import BatchFit, matrices, root_diagonals
+from fisher_jax.fitting.status import Status
+from fisher_jax.models.model import Model
 from fisher_jax.stream.inputs import Block, Inputs
 from fisher_jax.stream.ledger import CALLER
 from fisher_jax.stream.sink import Columns, Sink

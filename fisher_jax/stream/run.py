@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fisher_jax.model import as_model
+from fisher_jax.models.model import as_model
 from fisher_jax.stream.inputs import default_block, inputs_of
 from fisher_jax.stream.ledger import CALLER
 from fisher_jax.stream.pipeline import fitted_columns, run_blocks

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from fisher_jax.extras import require
+from fisher_jax.errors import require
 from fisher_jax.stream.ledger import CALLER, PARTIAL, Ledger, reach_disk
 
 FORMATS = ("zarr", "parquet")

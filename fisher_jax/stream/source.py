@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.extras import require
-from fisher_jax.parameters import path_name
+from fisher_jax.errors import require
+from fisher_jax.models.parameters import path_name
 from fisher_jax.stream.ledger import CALLER
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.extras import require
+from fisher_jax.errors import require
 from fisher_jax.stream.ledger import CALLER
 from fisher_jax.stream.source import Arrays, as_ragged, rechunked
 

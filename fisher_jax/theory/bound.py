@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax import linalg
 from fisher_jax.information import Covariance, Information, fisher_information
 from fisher_jax.information.errors import carried
 from fisher_jax.information.expected import at_door, taken
 from fisher_jax.information.inverse import check_invertible
-from fisher_jax.model import Model
-from fisher_jax.parameters import Layout, Values, layout_of
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values, layout_of
+from fisher_jax.numerics import linalg
 
 _CALLER = "cramer_rao_bound"
 

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax import linalg
 from fisher_jax.expectation import MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information import exact, sampled
 from fisher_jax.information.draws import num_pairs
 from fisher_jax.information.errors import carried, spread
 from fisher_jax.information.expected import at_door, check_expectation, describe
 from fisher_jax.information.regularity import HEAVIEST_TAIL, MASS_TOLERANCE, Regularity
-from fisher_jax.model import Model
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.moments import covariance_of_moments
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.numerics import linalg
 from fisher_jax.theory.record import Check
 
 IDENTITIES = {

@@ -7,17 +7,17 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.batch import fit_batch
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.fitted import FitWarning
+from fisher_jax.errors import FitWarning
+from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.intervals import check_level
 from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.inference.replicates import check_key
 from fisher_jax.information import has_closed_form
 from fisher_jax.theory.coverage_record import Coverage
 from fisher_jax.theory.sampling import key_apart
 from fisher_jax.theory.simulated import Experiment, check_numbers, check_whole, data_sets_of, experiment_of
-from fisher_jax.uncertainty.covariance import KINDS
-from fisher_jax.uncertainty.intervals import check_level
 
 CALLER = "coverage"
 BY_BOOTSTRAP = ("percentile", "basic", "bca")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisher_jax.extras import require
+from fisher_jax.errors import require
 from fisher_jax.inference.report import Printed, Table
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax import linalg
 from fisher_jax.expectation import MonteCarlo
 from fisher_jax.information.draws import drawing, num_pairs, unit_terms
-from fisher_jax.model import Model
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics import linalg
 from fisher_jax.theory.simulated import Experiment
 
 _LEVEL = 1e-7  # at which a zero mean is given up, over all of those tested; kinks are at z of the order of √draws

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax import linalg
 from fisher_jax.expectation import MonteCarlo
 from fisher_jax.information import Covariance, Information, InformationWarning, fisher_information
 from fisher_jax.information.closed_form import has_closed_form
 from fisher_jax.information.draws import num_rows
 from fisher_jax.information.errors import carried
 from fisher_jax.information.expected import taken
-from fisher_jax.parameters import Layout
+from fisher_jax.models.parameters import Layout
+from fisher_jax.numerics import linalg
 from fisher_jax.theory.bound import closed_form_in_free
 from fisher_jax.theory.expansion import Expansion, expanded
 from fisher_jax.theory.simulated import Experiment

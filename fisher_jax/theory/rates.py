@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.extras import require
+from fisher_jax.errors import require
 from fisher_jax.inference.replicates import check_key
 from fisher_jax.inference.report import Printed, Table, warn
 from fisher_jax.theory.normality import with_error

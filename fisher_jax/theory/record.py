@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fisher_jax import linalg
 from fisher_jax.information.regularity import UNDECIDED, Regularity
+from fisher_jax.numerics import linalg
 
 
 @jax.tree_util.register_dataclass

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax import linalg
-from fisher_jax.batch import fit_batch
+from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.inference.functions import in_one_row, named_within
 from fisher_jax.information import Covariance
-from fisher_jax.model import as_model, flatten_parameters
+from fisher_jax.models.model import as_model, flatten_parameters
+from fisher_jax.models.parameters import Layout
 from fisher_jax.moments import Estimate
-from fisher_jax.parameters import Layout
+from fisher_jax.numerics import linalg
 from fisher_jax.theory.bound import bound_of
 from fisher_jax.theory.sample_size_aims import Aim, Power, Precision
 from fisher_jax.theory.sample_size_record import SampleSize

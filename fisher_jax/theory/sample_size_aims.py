@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.batch_fitted import BatchFit
-from fisher_jax.fitted import FitWarning
+from fisher_jax.errors import FitWarning
+from fisher_jax.fitting.batch_fitted import BatchFit
 from fisher_jax.inference.functions import in_one_row
 from fisher_jax.inference.wald import wald_test
 from fisher_jax.moments import Estimate

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.batch import fit_batch
+from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.report import warn
-from fisher_jax.parameters import layout_of
-from fisher_jax.status import Status
+from fisher_jax.models.parameters import layout_of
 from fisher_jax.theory.promised import Promise, promise_of
 from fisher_jax.theory.sampling_record import MAXIMUM_LIKELIHOOD, SamplingDistribution
 from fisher_jax.theory.simulated import Experiment, check_whole, data_sets_of, experiment_of

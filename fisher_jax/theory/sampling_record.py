@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fisher_jax.extras import require
+from fisher_jax.errors import require
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.report import Table, number
 from fisher_jax.information import Covariance, Information
 from fisher_jax.moments import Estimate
-from fisher_jax.status import Status
 from fisher_jax.theory.normality import ComparedWithNormal, moments, with_error
 
 MAXIMUM_LIKELIHOOD = "maximum likelihood"

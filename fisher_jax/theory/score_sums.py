@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.inference.report import Table
 from fisher_jax.information import Information
-from fisher_jax.model import Model, Sample, likelihood
+from fisher_jax.models.likelihood import likelihood
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.moments import Estimate
-from fisher_jax.parameters import Layout, Values
 from fisher_jax.theory.normality import ComparedWithNormal, probability, with_error
 from fisher_jax.theory.promised import coordinates, information_of, not_invertible
 from fisher_jax.theory.sampling import key_apart

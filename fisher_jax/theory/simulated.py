@@ -14,8 +14,8 @@ from fisher_jax.expectation import MonteCarlo
 from fisher_jax.inference.replicates import check_key, chunks_of, draw
 from fisher_jax.information.draws import terms_per_draw
 from fisher_jax.information.expected import at_door
-from fisher_jax.model import Model
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
 
 
 @dataclass(frozen=True)

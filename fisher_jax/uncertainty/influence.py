@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax import linalg
-from fisher_jax.differentiate import CHUNK_ENTRIES, each_at, in_chunks, scores_at
-from fisher_jax.model import Likelihood
-from fisher_jax.uncertainty.covariance import precise
+from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
+from fisher_jax.fitting.covariance import precise
+from fisher_jax.models.likelihood import Likelihood, scores_at
+from fisher_jax.numerics import linalg
+from fisher_jax.numerics.differentiate import each_at
 
 Moves = tuple[Float[Array, "n p"], Float[Array, "n p"]]
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fisher_jax.differentiate import weigh
-from fisher_jax.uncertainty.covariance import precise
+from fisher_jax.fitting.covariance import precise
+from fisher_jax.numerics.differentiate import weigh
 
 Scores = Float[Array, "n p"]
 

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fisher_jax.differentiate import terms_at
-from fisher_jax.model import Likelihood
+from fisher_jax.models.likelihood import Likelihood, terms_at
 from fisher_jax.uncertainty.restricted import Point, Restriction, look
 
 MOST_POINTS = 48  # on a side; strides double where the profile flattens

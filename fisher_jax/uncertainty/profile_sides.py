@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from fisher_jax import linalg
-from fisher_jax.differentiate import CHUNK_ENTRIES
-from fisher_jax.model import Likelihood, Model, Sample, likelihood
-from fisher_jax.parameters import Layout, Values, joined
+from fisher_jax.blocks import CHUNK_ENTRIES
+from fisher_jax.models.likelihood import Likelihood, likelihood
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout, Values, joined
+from fisher_jax.numerics import linalg
 from fisher_jax.uncertainty.profile import End, Path, follow
 
 SIDES = (-1.0, 1.0)

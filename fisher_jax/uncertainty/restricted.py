@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fisher_jax import linalg
-from fisher_jax.damped import rounding_error
-from fisher_jax.differentiate import Derivatives, derivatives_at
-from fisher_jax.model import Likelihood
+from fisher_jax.models.likelihood import Derivatives, Likelihood, derivatives_at
+from fisher_jax.numerics import linalg
+from fisher_jax.optimizers.damped import rounding_error
 
 _FAINT = 1e-2  # information on a parameter's own scale below which nothing is left to tell it by
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fisher_jax import linalg
-from fisher_jax.uncertainty.covariance import precise
+from fisher_jax.fitting.covariance import precise
+from fisher_jax.numerics import linalg
 
 LOST = 1e4  # times ε: what is left of a variance that the nuisance parameters explain but for rounding
 

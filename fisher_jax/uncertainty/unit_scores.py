@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fisher_jax import linalg
-from fisher_jax.differentiate import scores_at
-from fisher_jax.model import Model, Sample, likelihood
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.likelihood import likelihood, scores_at
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics import linalg
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 7))

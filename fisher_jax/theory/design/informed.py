@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.constraints import Interval
 from fisher_jax.expectation import Enumeration, MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.exact import by_nodes
 from fisher_jax.information.expected import check_expectation, describe, taken
-from fisher_jax.model import Model, as_model, check_given, check_start, flatten_parameters
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.constraints import Interval
+from fisher_jax.models.model import Model, as_model, check_given, check_start, flatten_parameters
+from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.theory.bound import slope_of
 
 CALLER = "optimal_design"

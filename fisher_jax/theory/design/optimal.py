@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax import linalg
 from fisher_jax.inference.report import warn
+from fisher_jax.numerics import linalg
 from fisher_jax.theory.design.criteria import CRITERIA, SEEN
 from fisher_jax.theory.design.informed import CALLER, Informed, informed_of, points_of, region_of
 from fisher_jax.theory.design.record import Design

@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fisher_jax.damped import DampedState
-from fisher_jax.model import Model, Sample
-from fisher_jax.parameters import Layout, Values, joined
-from fisher_jax.problem import problem_of
-from fisher_jax.running import Problem, Run, begin, trip, unfinished
-from fisher_jax.solve import ended
+from fisher_jax.fitting.problem import problem_of
+from fisher_jax.fitting.running import Problem, Run, begin, trip, unfinished
+from fisher_jax.fitting.solve import ended
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout, Values, joined
+from fisher_jax.optimizers.damped import DampedState
 
 Leaves = list[Any]  # of the data sets: start u, then what differs among them
 

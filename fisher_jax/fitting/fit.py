@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fisher_jax.damped import UNDAMPED_BELOW, DampedState
-from fisher_jax.differentiate import outer_product_at, terms_at
-from fisher_jax.fitted import Fit, Origin
-from fisher_jax.model import (
-    Likelihood,
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.fitted import Fit, Origin
+from fisher_jax.fitting.problem import checked_start, num_observations, problem_of, total_information
+from fisher_jax.fitting.running import Problem
+from fisher_jax.fitting.solve import Solution, default_tolerance, maximise
+from fisher_jax.models.likelihood import Likelihood, outer_product_at, terms_at
+from fisher_jax.models.model import (
     Model,
     Sample,
     as_model,
@@ -21,12 +23,9 @@ from fisher_jax.model import (
     flatten_parameters,
     starting_parameters,
 )
+from fisher_jax.models.parameters import Layout, Values, typed
 from fisher_jax.optimizers import newton
-from fisher_jax.parameters import Layout, Values, typed
-from fisher_jax.problem import checked_start, num_observations, problem_of, total_information
-from fisher_jax.running import Problem
-from fisher_jax.solve import Solution, default_tolerance, maximise
-from fisher_jax.uncertainty.covariance import KINDS
+from fisher_jax.optimizers.damped import UNDAMPED_BELOW, DampedState
 
 NEWTON_STEPS = 200
 FOREIGN_STEPS = 10_000

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.data_sets import CALLER
-from fisher_jax.model import Model, Sample, as_arrays, check_sample, starting_parameters
+from fisher_jax.fitting.data_sets import CALLER
+from fisher_jax.models.model import Model, Sample, as_arrays, check_sample, starting_parameters
 
 FILLING = 2**20  # rows that take about as long to fit as a program to compile
 

@@ -10,15 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fisher_jax.batch_fitted import BatchFit, BatchOrigin, joined_fits
-from fisher_jax.data_sets import CALLER, DataSets, check_starts, data_sets, rows_of
-from fisher_jax.fit import check_optimizer, check_stopping
+from fisher_jax.fitting.batch_fitted import BatchFit, BatchOrigin, joined_fits
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.data_sets import CALLER, DataSets, check_starts, data_sets, rows_of
+from fisher_jax.fitting.fit import check_optimizer, check_stopping
+from fisher_jax.fitting.ladder import How, fit_data_sets, has_float64
+from fisher_jax.fitting.ragged import each_initial, is_ragged, size_classes
 from fisher_jax.information import has_closed_form
-from fisher_jax.ladder import How, fit_data_sets, has_float64
-from fisher_jax.model import Model, Sample, as_model
+from fisher_jax.models.model import Model, Sample, as_model
 from fisher_jax.optimizers import newton
-from fisher_jax.ragged import each_initial, is_ragged, size_classes
-from fisher_jax.uncertainty.covariance import KINDS
 
 
 def fit_batch(

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.model import Model, UserFunction
-from fisher_jax.parameters import Layout, layout_of
+from fisher_jax.models.model import Model, UserFunction
+from fisher_jax.models.parameters import Layout, layout_of
 
 
 class LinkedModel(Model):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fisher_jax import linalg
+from fisher_jax.numerics import linalg
 
 CovarianceKind = Literal["observed", "expected", "empirical", "sandwich"]
 KINDS: tuple[str, ...] = get_args(CovarianceKind)

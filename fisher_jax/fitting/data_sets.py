@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.lanes import Leaves
-from fisher_jax.model import (
+from fisher_jax.fitting.lanes import Leaves
+from fisher_jax.fitting.problem import checked_start
+from fisher_jax.models.model import (
     Model,
     Sample,
     as_arrays,
@@ -20,8 +21,7 @@ from fisher_jax.model import (
     flatten_parameters,
     starting_parameters,
 )
-from fisher_jax.parameters import Layout, Values, joined, parted, path_name, typed
-from fisher_jax.problem import checked_start
+from fisher_jax.models.parameters import Layout, Values, joined, parted, path_name, typed
 
 CALLER = "fit_batch"
 BLOCK, BLOCK_ENTRIES = 4096, 2**22  # data sets whose starts are computed at once, and entries of theirs

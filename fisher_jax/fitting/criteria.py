@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fisher_jax import linalg
-from fisher_jax.uncertainty.covariance import precise
+from fisher_jax.fitting.covariance import precise
+from fisher_jax.numerics import linalg
 
 
 def aicc(log_likelihood: Any, num_parameters: int, num_observations: Any) -> Array:

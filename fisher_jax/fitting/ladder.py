@@ -8,16 +8,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fisher_jax.batch_fitted import ATTEMPTS, BatchFit
-from fisher_jax.data_sets import CALLER, DataSets, initial_starts
-from fisher_jax.extras import require
-from fisher_jax.feed import Work, first_unsound, fits_of
-from fisher_jax.fit import default_steps, is_damped
-from fisher_jax.fitted import Fit
-from fisher_jax.lanes import Leaves, Plan, Settings
-from fisher_jax.model import Model
-from fisher_jax.solve import default_tolerance
-from fisher_jax.status import Status
+from fisher_jax.errors import require
+from fisher_jax.fitting.batch_fitted import ATTEMPTS, BatchFit
+from fisher_jax.fitting.data_sets import CALLER, DataSets, initial_starts
+from fisher_jax.fitting.feed import Work, first_unsound, fits_of
+from fisher_jax.fitting.fit import default_steps, is_damped
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.lanes import Leaves, Plan, Settings
+from fisher_jax.fitting.solve import default_tolerance
+from fisher_jax.fitting.status import Status
+from fisher_jax.models.model import Model
 
 STRONGER = 1000.0  # times the damping that the optimiser begins with
 QUEUE = 8  # data sets in a device's queue for each of its lanes

@@ -12,17 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax import fitted
-from fisher_jax.batch_summary import BatchSummary, summarise
-from fisher_jax.data_sets import DataSets
-from fisher_jax.extras import require
-from fisher_jax.fitted import Fit, FitError, FitWarning, Origin
+from fisher_jax.errors import FitError, FitWarning, require
+from fisher_jax.fitting import covariance as covariances
+from fisher_jax.fitting import criteria, fitted, intervals
+from fisher_jax.fitting.batch_summary import BatchSummary, summarise
+from fisher_jax.fitting.data_sets import DataSets
+from fisher_jax.fitting.fitted import Fit, Origin
+from fisher_jax.fitting.status import Status
 from fisher_jax.information import Information
-from fisher_jax.model import Model
-from fisher_jax.status import Status
-from fisher_jax.uncertainty import covariance as covariances
-from fisher_jax.uncertainty import criteria, intervals
-from fisher_jax.uncertainty.profile_sides import profile_ends_of_each
+from fisher_jax.models.model import Model
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
 FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
@@ -164,6 +162,8 @@ class BatchFit:
         return self.fits.layout.assemble(found)
 
     def _profile_intervals(self, level: Any, caller: str) -> PyTree:
+        from fisher_jax.uncertainty.profile_sides import profile_ends_of_each
+
         self._check("observed", caller)
         self._warn(caller, 4)
         model, sets = batch_origin_of(self, caller)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fisher_jax import linalg
+from fisher_jax.numerics import linalg
 
 CurvatureKind = Literal["observed", "expected", "empirical"]
 

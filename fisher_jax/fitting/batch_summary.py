@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisher_jax.fitted import Fit
-from fisher_jax.status import Status
+from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.status import Status
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 WORST = 5

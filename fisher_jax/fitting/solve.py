@@ -6,11 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fisher_jax import linalg
-from fisher_jax.damped import DRIFT_LIMIT, LENGTHENING, DampedState, NewtonState, is_finite, rounding_error, seen_at
+from fisher_jax.fitting.running import Problem, Run, begin, objective_of, sized, trip, unfinished, within
+from fisher_jax.fitting.status import Status
+from fisher_jax.numerics import linalg
 from fisher_jax.optimizers import newton
-from fisher_jax.running import Problem, Run, begin, objective_of, sized, trip, unfinished, within
-from fisher_jax.status import Status
+from fisher_jax.optimizers.damped import (
+    DRIFT_LIMIT,
+    LENGTHENING,
+    DampedState,
+    NewtonState,
+    is_finite,
+    rounding_error,
+    seen_at,
+)
 
 ROUNDING_LIMIT = 0.01  # standard errors: a rounding floor further out than this is no success
 EDGE_INFORMATION = 1e-2  # information on a constrained parameter's own scale below which nothing is left to estimate

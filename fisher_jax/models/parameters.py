@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.constraints import Constraint, Fixed, Unconstrained, as_constraint
+from fisher_jax.models.constraints import Constraint, Fixed, Unconstrained, as_constraint
 
 Values = list[Any]  # the array leaves of params, in pytree order, fixed ones included
 Table = tuple[tuple[tuple[Any, ...], Constraint], ...]  # constraints by path

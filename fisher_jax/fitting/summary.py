@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fisher_jax.parameters import Layout
-from fisher_jax.status import Status
+from fisher_jax.fitting.status import Status
+from fisher_jax.models.parameters import Layout
 
 
 class Row(NamedTuple):

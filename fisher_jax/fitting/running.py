@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from fisher_jax import linalg
-from fisher_jax.damped import CurvatureKind, DampedState, Evaluation, NewtonState, is_finite, rounding_error
-from fisher_jax.differentiate import derivatives_at, gradient_at, outer_product_at, terms_at
-from fisher_jax.model import Likelihood
+from fisher_jax.models.likelihood import Likelihood, derivatives_at, gradient_at, outer_product_at, terms_at
+from fisher_jax.numerics import linalg
+from fisher_jax.optimizers.damped import CurvatureKind, DampedState, Evaluation, NewtonState, is_finite, rounding_error
 
 LONGEST_STRIDE = 7.0  # how far a constrained parameter may move on its own scale in one step
 _STRETCH = 25  # steps of another's optimiser between two looks at the decrement

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from fisher_jax.parameters import Layout, Table, Values, constraint_table, layout_of, path_name
+from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of, path_name
 
 UserFunction = Callable[..., Any]
 
@@ -174,19 +174,6 @@ def as_model(model: Any, caller: str) -> Model:
     )
 
 
-class Likelihood(NamedTuple):
-    """The log-likelihood as the inner rooms see it: a function of a flat vector and of rows that may be cut into chunks.
-
-    `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term.
-    """
-
-    terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
-    rows: PyTree
-    weights: Float[Array, " n"] | None
-    num_terms: int
-    separable: bool
-
-
 class Sample(NamedTuple):
     """The data as they came through the door: arrays with one leading axis."""
 
@@ -289,74 +276,7 @@ def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> Any
     return weights
 
 
-def terms_of(
-    model: Model, layout: Layout, values: Values, has_given: bool, caller: str
-) -> Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]:
-    """The log-densities as a function of u in `layout` and of rows, which are y or (y, z). Checks what comes back."""
-    evaluate = _terms_at_once if model.is_dependent else _terms_one_by_one
-
-    def terms(free: Float[Array, " p"], rows: PyTree) -> Float[Array, " n"]:
-        y, z = (rows[0], (rows[1],)) if has_given else (rows, ())
-        return evaluate(model, layout.constrain(free, values), y, z, caller).astype(layout.dtype)
-
-    return terms
-
-
-def likelihood(model: Model, layout: Layout, values: Values, sample: Sample, caller: str) -> Likelihood:
-    """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
-    rows = sample.data if sample.given is None else (sample.data, sample.given)
-    terms = terms_of(model, layout, values, sample.given is not None, caller)
-    shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
-    weights = sample.weights
-    if weights is not None:
-        if weights.shape != shape:
-            raise ValueError(
-                f"{caller}: weights has shape {weights.shape}, but the density returned {shape[0]} terms. "
-                "Give one weight for each term."
-            )
-        weights = jnp.asarray(weights, layout.dtype)
-        weights = jnp.where(weights >= 0, weights, jnp.nan)  # negative ones known only at run time: not finite, so said
-        if not model.is_dependent:
-            rows = _replace_unweighted(rows, weights)
-    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent)
-
-
-def _replace_unweighted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
-    """Copy a counted row over the rows of weight zero: what those hold (NaN, say) must not reach a derivative."""
-    source = jnp.argmax(weights > 0)
-
-    def replace(leaf: Array) -> Array:
-        keep = (weights > 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
-        return jnp.where(keep, leaf, leaf[source])
-
-    return jax.tree.map(replace, jax.tree.map(jnp.asarray, rows))
-
-
-def _terms_one_by_one(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
-    def one(y: PyTree, *z: PyTree) -> Array:
-        value = _call(model.log_density, (params, y, *z), "log_density", caller)
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"{caller}: log_density(params, {'y, z' if z else 'y'}) must return a scalar for ONE observation but "
-                f"returned shape {jnp.shape(value)} for y of shape {_shapes(y)}. Did you pass a function of the whole "
-                "data set? See fisher_jax.dependent. If an observation is a vector, sum its log-densities."
-            )
-        return _check_floating(value, "log_density", caller)
-
-    return jax.vmap(one)(y, *z)
-
-
-def _terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
-    value = _call(model.log_density, (params, y, *z), "terms", caller)
-    if jnp.ndim(value) != 1:
-        raise ValueError(
-            f"{caller}: terms(params, data) must return the conditional log-densities, one for each time, shape (n,), but "
-            f"returned shape {jnp.shape(value)} for data of shape {_shapes(y)}. Do not sum them: their scores are needed."
-        )
-    return _check_floating(value, "terms", caller)
-
-
-def _call(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
+def call_density(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
     """Call the user's function; where its argument list is what does not fit, say how it is called."""
     check_arity(function, ("params", "y", "z")[: len(arguments)], name, caller)
     value = function(*arguments)
@@ -389,7 +309,7 @@ def check_arity(function: UserFunction, names: tuple[str, ...], name: str, calle
         ) from None
 
 
-def _check_floating(value: Any, name: str, caller: str) -> Array:
+def check_floating(value: Any, name: str, caller: str) -> Array:
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
@@ -399,7 +319,7 @@ def _check_floating(value: Any, name: str, caller: str) -> Array:
     return value
 
 
-def _shapes(tree: PyTree) -> str:
+def shapes_of(tree: PyTree) -> str:
     shapes = [str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
     return shapes[0] if len(shapes) == 1 else f"({', '.join(shapes)})"
 

@@ -10,16 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from fisher_jax.extras import require
+from fisher_jax.errors import FitError, FitWarning, require
+from fisher_jax.fitting import covariance as covariances
+from fisher_jax.fitting import criteria, direction, intervals
+from fisher_jax.fitting.solve import EDGE_INFORMATION
+from fisher_jax.fitting.status import Status
+from fisher_jax.fitting.summary import Row, Summary, diagnose, with_fixed
 from fisher_jax.information import Information
-from fisher_jax.model import Model, Sample
-from fisher_jax.parameters import Layout, Values
-from fisher_jax.solve import EDGE_INFORMATION
-from fisher_jax.status import FitError, FitWarning, Status
-from fisher_jax.summary import Row, Summary, diagnose, with_fixed
-from fisher_jax.uncertainty import covariance as covariances
-from fisher_jax.uncertainty import criteria, direction, intervals
-from fisher_jax.uncertainty.profile_sides import profile_ends
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout, Values
 
 if TYPE_CHECKING:
     AnyArray = Array
@@ -310,6 +309,8 @@ class Fit:
         return with_fixed(free, self.layout, self.values)
 
     def _profile_ends(self, level: Any, caller: str) -> Float[np.ndarray, "q 2"]:
+        from fisher_jax.uncertainty.profile_sides import profile_ends
+
         known = (self.values, self.free, self.curvature)
         ends, unknown = profile_ends(*origin_of(self, caller), self.layout, known, level)
         if unknown:

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax import linalg
-from fisher_jax.parameters import Layout
+from fisher_jax.models.parameters import Layout
+from fisher_jax.numerics import linalg
 
 
 def weakest(curvature: Any, layout: Layout) -> str:

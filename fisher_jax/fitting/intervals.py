@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax.parameters import Layout, Values
-from fisher_jax.uncertainty.covariance import KINDS
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.models.parameters import Layout, Values
 
 Scale = Literal["unconstrained", "natural"]
 

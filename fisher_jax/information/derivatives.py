@@ -8,17 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.differentiate import derivatives_at, gradient_at, scores_at, terms_at, weigh
-from fisher_jax.model import (
-    Likelihood,
-    Model,
-    Sample,
-    as_model,
-    check_sample,
-    flatten_parameters,
-    likelihood,
-)
-from fisher_jax.parameters import Layout, Values
+from fisher_jax.models.likelihood import Likelihood, derivatives_at, gradient_at, likelihood, scores_at, terms_at
+from fisher_jax.models.model import Model, Sample, as_model, check_sample, flatten_parameters
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics.differentiate import weigh
 
 
 def at_door(

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fisher_jax.differentiate import gradient_at
+from fisher_jax.fitting.running import Problem
 from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
-from fisher_jax.model import Likelihood, Model, Sample, likelihood
-from fisher_jax.parameters import Layout, Values
-from fisher_jax.running import Problem
+from fisher_jax.models.likelihood import Likelihood, gradient_at, likelihood
+from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.parameters import Layout, Values
 
 
 def problem_of(

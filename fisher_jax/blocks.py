@@ -1,0 +1,54 @@
+"""Loops over rows in chunks of one size, so that memory does not grow with their number."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+CHUNK_ENTRIES = 2**19  # rows × parameters held at once
+
+
+def in_chunks(
+    rows: PyTree,
+    weights: Float[Array, " n"] | None,
+    at_once: int,
+    of_chunk: Callable[[PyTree, Any], tuple[Array, Any]],
+    dtype: Any,
+) -> tuple[Array, Any]:
+    """Apply `of_chunk(rows, weights) -> (by_row, totals)` to all rows: by_row is joined, totals are added up.
+
+    The rows are read where they lie; the last chunk goes back over rows already counted, with weight zero. `dtype` is that
+    of weights where there are none.
+    """
+    n = jax.tree.leaves(rows)[0].shape[0]
+    count = -(-n // max(at_once, 1))
+    if count == 1:
+        return of_chunk(rows, weights)
+    size = -(-n // count)
+    whole = count * size == n
+
+    def cut(k: Array) -> tuple[Array, PyTree, Array | None, Array]:
+        start = jnp.minimum(k * size, n - size)
+        part, part_weights = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), (jax.tree.map(jnp.asarray, rows), weights)
+        )
+        fresh = start + jnp.arange(size) >= k * size
+        if not whole:
+            ones = jnp.ones((size,), dtype)
+            part_weights = jnp.where(fresh, ones if part_weights is None else part_weights, 0.0)
+        return start, part, part_weights, fresh
+
+    def body(k: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        joined, totals = carry
+        start, part, part_weights, fresh = cut(k)
+        by_row, added = of_chunk(part, part_weights)
+        before = jax.lax.dynamic_slice_in_dim(joined, start, size)
+        by_row = jnp.where(fresh.reshape((-1,) + (1,) * (by_row.ndim - 1)), by_row, before)
+        joined = jax.lax.dynamic_update_slice_in_dim(joined, by_row, start, axis=0)
+        return joined, jax.tree.map(jnp.add, totals, added)
+
+    by_row, added = jax.eval_shape(lambda: of_chunk(*cut(jnp.array(0))[1:3]))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), added)
+    return jax.lax.fori_loop(0, count, body, (jnp.zeros((n, *by_row.shape[1:]), by_row.dtype), zeros))

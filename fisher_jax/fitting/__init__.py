@@ -1,0 +1,1 @@
+"""Maximum likelihood: from a model and data to fits with a status."""

@@ -1,0 +1,1 @@
+"""What the user brings: a log-density, its parameters, constraints and data."""

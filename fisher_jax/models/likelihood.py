@@ -1,0 +1,165 @@
+"""The log-likelihood of a model and its data as a function of a flat vector, with its derivatives. Totals over the data.
+
+Data are taken in chunks of rows, so that memory does not grow with n × p.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
+from fisher_jax.models.model import Model, Sample, call_density, check_floating, shapes_of
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.moments.running import sum_of_products
+from fisher_jax.numerics.differentiate import FORWARD_UP_TO, batched, by_entry, by_row, cotangent, each_score_at, weigh
+
+
+class Likelihood(NamedTuple):
+    """The log-likelihood as the inner rooms see it: a function of a flat vector and of rows that may be cut into chunks.
+
+    `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term.
+    """
+
+    terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
+    rows: PyTree
+    weights: Float[Array, " n"] | None
+    num_terms: int
+    separable: bool
+
+
+class Derivatives(NamedTuple):
+    """The log-likelihood at a point: weighted terms, their gradient and minus their Hessian, both totals."""
+
+    terms: Float[Array, " n"]
+    gradient: Float[Array, " p"]
+    curvature: Float[Array, "p p"]
+
+
+def terms_of(
+    model: Model, layout: Layout, values: Values, has_given: bool, caller: str
+) -> Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]:
+    """The log-densities as a function of u in `layout` and of rows, which are y or (y, z). Checks what comes back."""
+    evaluate = _terms_at_once if model.is_dependent else _terms_one_by_one
+
+    def terms(free: Float[Array, " p"], rows: PyTree) -> Float[Array, " n"]:
+        y, z = (rows[0], (rows[1],)) if has_given else (rows, ())
+        return evaluate(model, layout.constrain(free, values), y, z, caller).astype(layout.dtype)
+
+    return terms
+
+
+def likelihood(model: Model, layout: Layout, values: Values, sample: Sample, caller: str) -> Likelihood:
+    """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
+    rows = sample.data if sample.given is None else (sample.data, sample.given)
+    terms = terms_of(model, layout, values, sample.given is not None, caller)
+    shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
+    weights = sample.weights
+    if weights is not None:
+        if weights.shape != shape:
+            raise ValueError(
+                f"{caller}: weights has shape {weights.shape}, but the density returned {shape[0]} terms. "
+                "Give one weight for each term."
+            )
+        weights = jnp.asarray(weights, layout.dtype)
+        weights = jnp.where(weights >= 0, weights, jnp.nan)  # negative ones known only at run time: not finite, so said
+        if not model.is_dependent:
+            rows = _replace_unweighted(rows, weights)
+    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent)
+
+
+def _replace_unweighted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
+    """Copy a counted row over the rows of weight zero: what those hold (NaN, say) must not reach a derivative."""
+    source = jnp.argmax(weights > 0)
+
+    def replace(leaf: Array) -> Array:
+        keep = (weights > 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(keep, leaf, leaf[source])
+
+    return jax.tree.map(replace, jax.tree.map(jnp.asarray, rows))
+
+
+def _terms_one_by_one(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
+    def one(y: PyTree, *z: PyTree) -> Array:
+        value = call_density(model.log_density, (params, y, *z), "log_density", caller)
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"{caller}: log_density(params, {'y, z' if z else 'y'}) must return a scalar for ONE observation but "
+                f"returned shape {jnp.shape(value)} for y of shape {shapes_of(y)}. Did you pass a function of the whole "
+                "data set? See fisher_jax.dependent. If an observation is a vector, sum its log-densities."
+            )
+        return check_floating(value, "log_density", caller)
+
+    return jax.vmap(one)(y, *z)
+
+
+def _terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
+    value = call_density(model.log_density, (params, y, *z), "terms", caller)
+    if jnp.ndim(value) != 1:
+        raise ValueError(
+            f"{caller}: terms(params, data) must return the conditional log-densities, one for each time, shape (n,), but "
+            f"returned shape {jnp.shape(value)} for data of shape {shapes_of(y)}. Do not sum them: their scores are needed."
+        )
+    return check_floating(value, "terms", caller)
+
+
+def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]:
+    """The weighted log-densities."""
+    return weigh(target.terms(flat, target.rows), target.weights)
+
+
+def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
+    """Terms, gradient and minus Hessian in one pass over the data."""
+    method = by_entry if flat.shape[0] <= FORWARD_UP_TO else by_row
+
+    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array]]:
+        terms, gradient, curvature = method(lambda u: target.terms(u, rows), flat, weights)
+        return terms, (gradient, curvature)
+
+    terms, (gradient, curvature) = _in_chunks(target, flat, of_chunk)
+    return Derivatives(terms, gradient, curvature)
+
+
+def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Array, " n"], Float[Array, " p"]]:
+    """Weighted terms and the gradient of their sum."""
+
+    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
+        terms, pull = jax.vjp(lambda u: target.terms(u, rows), flat)
+        return weigh(terms, weights), pull(cotangent(terms, weights))[0]
+
+    return _in_chunks(target, flat, of_chunk)
+
+
+def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p"]:
+    """The gradient of each term, without its weight."""
+    scores, _ = _in_chunks(target, flat, lambda rows, _: (_chunk_scores(target, flat, rows), 0.0))
+    return scores
+
+
+def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool[Array, " n"], Float[Array, "p p"]]:
+    """Which scores are finite, and Σ wᵢ sᵢ sᵢᵀ, never holding more than a chunk of scores."""
+
+    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
+        scores = _chunk_scores(target, flat, rows)
+        counted = scores if weights is None else jnp.where((weights == 0)[:, None], 0.0, scores)
+        return jnp.all(jnp.isfinite(counted), axis=1), sum_of_products(weigh(scores, weights), counted)
+
+    return _in_chunks(target, flat, of_chunk)
+
+
+def _chunk_scores(target: Likelihood, flat: Float[Array, " p"], rows: PyTree) -> Float[Array, "c p"]:
+    if target.separable:
+        return each_score_at(target.terms, flat, rows)
+    _, push = jax.linearize(lambda u: target.terms(u, rows), flat)
+    return batched(push, jnp.eye(flat.shape[0], dtype=flat.dtype), target.num_terms).T
+
+
+def _in_chunks(
+    target: Likelihood, flat: Float[Array, " p"], of_chunk: Callable[[PyTree, Any], tuple[Array, Any]]
+) -> tuple[Array, Any]:
+    if not target.separable:
+        return of_chunk(target.rows, target.weights)
+    at_once = max(256, CHUNK_ENTRIES // max(flat.shape[0], 1))
+    return in_chunks(target.rows, target.weights, at_once, of_chunk, flat.dtype)

@@ -1,0 +1,1 @@
+"""Numerical methods on plain arrays: no models here."""

@@ -1,0 +1,122 @@
+"""Values, scores and Hessians of log-density terms as functions of a flat vector, by automatic differentiation.
+
+Up to `FORWARD_UP_TO` parameters each entry of the Hessian is one nested forward pass, which also yields the value and
+the gradient; above, each row is one forward pass over the reverse-mode gradient. `benchmarks/derivative_modes.py`
+measures where the crossing lies.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+FORWARD_UP_TO = 3
+
+
+def weigh(terms: Float[Array, "n *k"], weights: Float[Array, " n"] | None) -> Float[Array, "n *k"]:
+    """Weighted terms; a weight of zero silences even NaN, since that observation is not there."""
+    if weights is None:
+        return terms
+    weights = weights.reshape((-1,) + (1,) * (terms.ndim - 1))
+    return jnp.where(weights == 0, 0.0, weights * terms)
+
+
+def by_entry(
+    terms: Callable[[Array], Array], flat: Float[Array, " p"], weights: Float[Array, " c"] | None
+) -> tuple[Float[Array, " c"], Float[Array, " p"], Float[Array, "p p"]]:
+    """Forward over forward: one nested pass for each entry of the upper triangle."""
+    p = flat.shape[0]
+    if p == 0:
+        return weigh(terms(flat), weights), jnp.zeros((0,), flat.dtype), jnp.zeros((0, 0), flat.dtype)
+    value, slopes, bends = _entries(terms, flat)
+    upper = {entry: -jnp.sum(weigh(bend, weights)) for entry, bend in bends.items()}
+    gradient = jnp.stack([jnp.sum(weigh(slope, weights)) for slope in slopes])
+    return weigh(value, weights), gradient, _symmetric(upper, p)
+
+
+def _entries(
+    terms: Callable[[Array], Array], flat: Float[Array, " p"]
+) -> tuple[Array, list[Array], dict[tuple[int, int], Array]]:
+    """The terms, their first derivatives and the upper triangle of their second, each of the terms' shape."""
+    basis = np.eye(flat.shape[0], dtype=flat.dtype)
+    slopes: list[Array] = []
+    bends: dict[tuple[int, int], Array] = {}
+    for a in range(flat.shape[0]):
+        along_a = functools.partial(_directional, terms, basis[a])
+        for b in range(a, flat.shape[0]):
+            (value, slope), (_, bends[a, b]) = jax.jvp(along_a, (flat,), (basis[b],))
+        slopes.append(slope)
+    return value, slopes, bends
+
+
+def _symmetric(upper: dict[tuple[int, int], Array], p: int) -> Float[Array, "*c p p"]:
+    return jnp.stack([jnp.stack([upper[min(a, b), max(a, b)] for b in range(p)], -1) for a in range(p)], -2)
+
+
+def _directional(terms: Callable[[Array], Array], direction: Any, flat: Array) -> tuple[Array, Array]:
+    return jax.jvp(terms, (flat,), (direction,))
+
+
+def each_at(
+    terms: Callable[[Array, PyTree], Array], flat: Float[Array, " p"], rows: PyTree
+) -> tuple[Float[Array, "c p"], Float[Array, "c p p"]]:
+    """The score and the Hessian of each row's term."""
+    p = flat.shape[0]
+    if p == 0:
+        empty = terms(flat, rows)[:, None] * jnp.zeros((0,), flat.dtype)
+        return empty, empty[:, :, None]
+    if p <= FORWARD_UP_TO:
+        _, slopes, bends = _entries(lambda u: terms(u, rows), flat)
+        return jnp.stack(slopes, axis=-1), _symmetric(bends, p)
+
+    def one(row: PyTree) -> tuple[Array, Array]:
+        gradient = jax.grad(lambda u: terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])
+        value, push = jax.linearize(gradient, flat)
+        return value, jax.vmap(push)(jnp.eye(p, dtype=flat.dtype))
+
+    scores, hessians = jax.vmap(one)(rows)
+    return scores, 0.5 * (hessians + jnp.swapaxes(hessians, -1, -2))
+
+
+def each_score_at(
+    terms: Callable[[Array, PyTree], Array], flat: Float[Array, " p"], rows: PyTree
+) -> Float[Array, "c p"]:
+    """The score of each row's term."""
+    if flat.shape[0] > FORWARD_UP_TO:
+
+        def one(row: PyTree) -> Array:
+            return jax.grad(lambda u: terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])(flat)
+
+        return jax.vmap(one)(rows)
+    value, push = jax.linearize(lambda u: terms(u, rows), flat)
+    return batched(push, jnp.eye(flat.shape[0], dtype=flat.dtype), value.shape[0]).T
+
+
+def by_row(
+    terms: Callable[[Array], Array], flat: Float[Array, " p"], weights: Float[Array, " c"] | None
+) -> tuple[Float[Array, " c"], Float[Array, " p"], Float[Array, "p p"]]:
+    """Forward over reverse: the gradient linearised once, then pushed along each axis."""
+
+    def gradient_and_terms(u: Array) -> tuple[Array, Array]:
+        value, pull = jax.vjp(terms, u)
+        return pull(cotangent(value, weights))[0], value
+
+    (gradient, value), push = jax.linearize(gradient_and_terms, flat)
+    rows = batched(lambda axis: -push(axis)[0], jnp.eye(flat.shape[0], dtype=flat.dtype), value.shape[0])
+    return weigh(value, weights), gradient, 0.5 * (rows + rows.T)
+
+
+def cotangent(value: Array, weights: Array | None) -> Array:
+    return jnp.ones_like(value) if weights is None else weights
+
+
+def batched(function: Callable[[Array], Array], rows: Float[Array, "p p"], num_terms: int) -> Array:
+    """`vmap` over the rows, a few at a time, so that what they hold of the data stays in the cache."""
+    at_once = max(32, 2**14 // max(num_terms, 1))
+    if at_once >= rows.shape[0]:
+        return jax.vmap(function)(rows)
+    return jax.lax.map(function, rows, batch_size=at_once)
