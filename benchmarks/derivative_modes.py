@@ -1,7 +1,7 @@
 """Where the crossing lies between a forward pass for each entry of the Hessian and one for each row over reverse mode.
 
 Value, gradient and Hessian of the same log-likelihood by both, in one run, compiled and run apart. The settings that this
-decides are `FORWARD_UP_TO` and `CHUNK_ENTRIES` in `fisher_jax/differentiate.py`.
+decides are `FORWARD_UP_TO` and `CHUNK_ENTRIES` in `fisher_jax/models/likelihood.py`.
 """
 
 import statistics
@@ -17,7 +17,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jax.scipy.stats import gamma, norm
 
-from fisher_jax import differentiate
+from fisher_jax.models import likelihood as likelihoods
 from fisher_jax.models.likelihood import Likelihood
 
 RNG = np.random.default_rng(0)
@@ -53,11 +53,11 @@ def cases(n):
 
 def times(density, point, rows, n, forward_up_to, chunk=2**40):
     """Seconds to compile, and median seconds to run."""
-    differentiate.FORWARD_UP_TO, differentiate.CHUNK_ENTRIES = forward_up_to, chunk
+    likelihoods.FORWARD_UP_TO, likelihoods.CHUNK_ENTRIES = forward_up_to, chunk
 
     def evaluate(u, rows):
         terms = lambda u, rows: jax.vmap(density, (None, 0))(u, rows)  # noqa: E731
-        return differentiate.derivatives_at(Likelihood(terms, rows, None, n, True), u)
+        return likelihoods.derivatives_at(Likelihood(terms, rows, None, n, True), u)
 
     start = time.perf_counter()
     run = jax.jit(evaluate).lower(jnp.asarray(point), rows).compile()

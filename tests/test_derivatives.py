@@ -7,7 +7,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax import differentiate
+from fisher_jax.models import likelihood as likelihoods
 
 N = 400
 
@@ -34,7 +34,7 @@ def problem(p):
 @pytest.mark.parametrize("p", [1, *(pytest.param(p, marks=pytest.mark.exhaustive) for p in (3, 20)), 4])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_all_derivatives_of_a_regression_have_their_closed_form(p, chunk, weighted, monkeypatch):
-    monkeypatch.setattr(differentiate, "CHUNK_ENTRIES", chunk)
+    monkeypatch.setattr(likelihoods, "CHUNK_ENTRIES", chunk)
     regression = normal_regression()
     beta, y, x = problem(p)
     w = np.random.default_rng(0).integers(0, 4, N).astype(float) if weighted else np.ones(N)
@@ -101,7 +101,7 @@ def test_dependent_terms_give_the_closed_form_of_an_autoregression():
 def test_forward_and_reverse_mode_agree(monkeypatch):
     beta, y, x = problem(3)
     forward = fj.hessian(regression, beta, y, given=x)
-    monkeypatch.setattr(differentiate, "FORWARD_UP_TO", 0)
+    monkeypatch.setattr(likelihoods, "FORWARD_UP_TO", 0)
     np.testing.assert_allclose(fj.hessian(normal_regression(), beta, y, given=x), forward, rtol=1e-12)
 
 
@@ -124,7 +124,7 @@ def test_memory_stays_that_of_a_chunk_for_the_outer_products_of_a_million_scores
 
 
 def test_single_precision_parameters_with_double_precision_data_in_uneven_chunks(monkeypatch):
-    monkeypatch.setattr(differentiate, "CHUNK_ENTRIES", 2**10)
+    monkeypatch.setattr(likelihoods, "CHUNK_ENTRIES", 2**10)
     beta, y, x = problem(5)
     regression, beta = normal_regression(), jnp.asarray(beta, jnp.float32)
     data = {"data": y[:301], "given": x[:301]}
