@@ -270,8 +270,9 @@ class Scalars:
                         return self.neg(other)
                     if _made_by(other, "neg"):
                         return self.mul(self.constant(-constant), other.origin[2][0])
-            if _made_by(x, "neg") and _made_by(y, "neg"):
-                return self.mul(x.origin[2][0], y.origin[2][0])
+            for factor, other in ((x, y), (y, x)):
+                if _made_by(factor, "neg"):
+                    return self.neg(self.mul(factor.origin[2][0], other))
         elif name == "add":
             if a == 0:
                 return y
@@ -288,11 +289,18 @@ class Scalars:
                 return self.neg(y)
             if _made_by(y, "neg"):
                 return self.add(x, y.origin[2][0])
+            if _made_by(x, "neg"):
+                return self.neg(self.add(x.origin[2][0], y))
         elif name == "div":
             if b == 1:
                 return x
             if self.fold_zeros and a == 0:
                 return x
+            if _made_by(x, "neg"):
+                return self.neg(self.div(x.origin[2][0], y))
+            if self.fold_zeros and a != 1 and x.dtype.kind == "f":
+                # derivatives divide by the same again and again, and a division costs as much as sixteen products
+                return self.mul(x, self.div(self.constant(1, x.dtype), y))
         elif name in ("and", "or") and x.dtype == bool:
             if x is y:
                 return x
@@ -408,7 +416,7 @@ def _conversion(old: np.dtype, new: np.dtype) -> tuple[core.Primitive, dict[str,
 def _integer_pow(s: Scalars, x: Entry, *, y: int) -> Entry:
     one = s.constant(1, x.dtype)
     if y < 0:
-        return s.div(one, _integer_pow(s, x, y=-y))
+        return _integer_pow(s, s.div(one, x), y=-y) if s.fold_zeros else s.div(one, _integer_pow(s, x, y=-y))
     result, power = one, x
     while y:
         if y & 1:
@@ -482,12 +490,12 @@ _AS_THEY_ARE = frozenset(
 
 
 def _each(function: Callable[..., Entry], *arrays: Array) -> Array:
-    """`function` of entries, over arrays of one shape or of shape ()."""
-    shape = next((a.shape for a in arrays if a.shape), ())
+    """`function` of entries, over arrays that broadcast."""
+    shape = np.broadcast_shapes(*(a.shape for a in arrays)) if len({a.shape for a in arrays}) > 1 else arrays[0].shape
     if not shape:
         return _objects((), [function(*(a.item() for a in arrays))])
-    columns = [a.ravel() if a.shape else itertools.repeat(a.item(), math.prod(shape)) for a in arrays]
-    return _objects(shape, [function(*entries) for entries in zip(*columns, strict=False)])
+    columns = [(a if a.shape == shape else np.broadcast_to(a, shape)).ravel() for a in arrays]
+    return _objects(shape, [function(*entries) for entries in zip(*columns, strict=True)])
 
 
 def _broadcast_in_dim(s: Scalars, x: Array, *_: Any, shape: tuple[int, ...], broadcast_dimensions: Any, **__: Any) -> Array:
