@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fisher_jax.fitting.fit import record, unsound_at
 from fisher_jax.fitting.fitted import Fit
 from fisher_jax.fitting.lanes import Ended, Lanes, Leaves, Plan, Settings, empty_lanes, program, unpack
-from fisher_jax.fitting.running import begin
-from fisher_jax.fitting.solve import conclude, ended
+from fisher_jax.fitting.program import conclude
+from fisher_jax.fitting.program import start as begin
 from fisher_jax.models.likelihood import outer_product_at
 
 
@@ -145,7 +145,7 @@ def _judged(
 
     def one(own: Leaves, floats: Any, integers: Any) -> Fit:
         problem = plan.problem(own, shared)
-        like = jax.eval_shape(lambda: ended(begin(problem, plan.optimizer)))
+        like = jax.eval_shape(lambda: begin(problem, plan.optimizer))
         run = unpack(like, floats, integers)
         found = conclude(problem, run, settings.tolerance, settings.max_steps)
         values, sample = plan.parts(own[1:], shared)

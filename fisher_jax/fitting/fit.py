@@ -10,9 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.fitted import Fit, Origin
-from fisher_jax.fitting.problem import checked_start, num_observations, problem_of, total_information
-from fisher_jax.fitting.running import Problem
-from fisher_jax.fitting.solve import Solution, default_tolerance, maximise
+from fisher_jax.fitting.problem import Problem, checked_start, num_observations, problem_of, total_information
+from fisher_jax.fitting.program import Solution, default_tolerance, maximise
 from fisher_jax.models.likelihood import Likelihood, outer_product_at, terms_at
 from fisher_jax.models.model import (
     Model,
@@ -25,10 +24,11 @@ from fisher_jax.models.model import (
 )
 from fisher_jax.models.parameters import Layout, Values, typed
 from fisher_jax.optimizers import newton
-from fisher_jax.optimizers.damped import UNDAMPED_BELOW, DampedState
+from fisher_jax.optimizers.newton import Newton
 
 NEWTON_STEPS = 200
 FOREIGN_STEPS = 10_000
+LARGEST_TOLERANCE = Newton().near_below  # a maximum is certified by a near step
 
 
 def fit(
@@ -107,7 +107,7 @@ def fit(
     optimizer = newton() if optimizer is None else optimizer
     check_optimizer(optimizer, "fit")
     if max_steps is None:
-        max_steps = default_steps(optimizer, layout)
+        max_steps = default_steps(optimizer)
     found = _fit(model, layout, optimizer, typed(layout, values), sample, tolerance, max_steps)
     inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((found, sample)))
     return found if inside else replace(found, origin=Origin(model, sample))
@@ -124,9 +124,9 @@ def check_optimizer(optimizer: Any, caller: str) -> None:
 def check_stopping(tolerance: Any, max_steps: Any, caller: str) -> None:
     """Refuse a tolerance that cannot be certified, and a number of steps that is none."""
     known = tolerance is not None and not isinstance(tolerance, jax.core.Tracer)
-    if known and not 0 < tolerance <= UNDAMPED_BELOW:
+    if known and not 0 < tolerance <= LARGEST_TOLERANCE:
         raise ValueError(
-            f"{caller}: tolerance={tolerance} must be positive and at most {UNDAMPED_BELOW}: "
+            f"{caller}: tolerance={tolerance} must be positive and at most {LARGEST_TOLERANCE}: "
             "it is a distance in standard errors."
         )
     if max_steps is None or isinstance(max_steps, jax.core.Tracer):
@@ -208,14 +208,6 @@ def _refuse_derivatives(inputs: Any, tangents: Any) -> Any:
     )
 
 
-@functools.lru_cache(maxsize=256)
-def default_steps(optimizer: Any, layout: Layout) -> int:
+def default_steps(optimizer: Any) -> int:
     """How many steps an optimiser may take where the user does not say."""
-    return NEWTON_STEPS if is_damped(optimizer, layout) else FOREIGN_STEPS
-
-
-@functools.lru_cache(maxsize=256)
-def is_damped(optimizer: Any, layout: Layout) -> bool:
-    """Whether an optimiser is one of the damped methods, `newton` and its like."""
-    state = jax.eval_shape(optimizer.init, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype))
-    return isinstance(state, DampedState)
+    return NEWTON_STEPS if isinstance(optimizer, Newton) else FOREIGN_STEPS

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from fisher_jax.errors import FitError, FitWarning, require
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import criteria, direction, intervals
-from fisher_jax.fitting.solve import EDGE_INFORMATION
+from fisher_jax.fitting.program import EDGE_INFORMATION
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import Row, Summary, diagnose, with_fixed
 from fisher_jax.information import Information

@@ -12,14 +12,15 @@ from fisher_jax.errors import require
 from fisher_jax.fitting.batch_fitted import ATTEMPTS, BatchFit
 from fisher_jax.fitting.data_sets import CALLER, DataSets, initial_starts
 from fisher_jax.fitting.feed import Work, first_unsound, fits_of
-from fisher_jax.fitting.fit import default_steps, is_damped
+from fisher_jax.fitting.fit import default_steps
 from fisher_jax.fitting.fitted import Fit
 from fisher_jax.fitting.lanes import Leaves, Plan, Settings
-from fisher_jax.fitting.solve import default_tolerance
+from fisher_jax.fitting.program import default_tolerance
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.model import Model
+from fisher_jax.optimizers.newton import Newton
 
-STRONGER = 1000.0  # times the damping that the optimiser begins with
+CAUTIOUS = 0.01  # times the first radius
 QUEUE = 8  # data sets in a device's queue for each of its lanes
 _RETRIED = (Status.STEP_LIMIT, Status.STALLED, Status.INDEFINITE, Status.NOT_FINITE, Status.BAD_START)
 _FINISHED = (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING, Status.STEP_LIMIT, Status.STALLED)
@@ -39,11 +40,11 @@ class How(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """Which of the failed are taken up again, from where, and with how many times the damping."""
+    """Which of the failed are taken up again, from where, and with how much of the first radius."""
 
     rows: np.ndarray
     sets: DataSets
-    damping_factor: float
+    radius_factor: float
 
 
 def fit_data_sets(how: How, sets: DataSets, *, retry: bool, float64_finish: bool) -> BatchFit:
@@ -64,9 +65,9 @@ def fit_data_sets(how: How, sets: DataSets, *, retry: bool, float64_finish: bool
     return BatchFit(fits, attempt, np.float64(busy / trips), how.kinds)
 
 
-def _run(how: How, sets: DataSets, damping_factor: float, work: list[Work]) -> Fit:
+def _run(how: How, sets: DataSets, radius_factor: float, work: list[Work]) -> Fit:
     """All fits from their starts, in one record."""
-    plan, settings = plan_of(how, sets), settings_of(how, sets, damping_factor)
+    plan, settings = plan_of(how, sets), settings_of(how, sets, radius_factor)
     found = fits_of(plan, _chunks(sets, plan.rows), sets.shared, settings, how.kinds, work)
     parts = list(_watched(found, len(sets)) if how.progress else found)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -84,12 +85,12 @@ def default_lanes(entries: int, platform: str) -> int:
     return int(np.clip(2 ** ((room // max(entries, 1)).bit_length() - 1), least, most))
 
 
-def settings_of(how: How, sets: DataSets, damping_factor: float) -> Settings:
-    """Tolerance, steps and damping, the defaults where nothing was said."""
+def settings_of(how: How, sets: DataSets, radius_factor: float) -> Settings:
+    """Tolerance, steps and radius, the defaults where nothing was said."""
     dtype = sets.layout.dtype
     tolerance = default_tolerance(dtype) if how.tolerance is None else how.tolerance
-    steps = default_steps(how.optimizer, sets.layout) if how.max_steps is None else how.max_steps
-    return Settings(np.asarray(tolerance, dtype), np.int32(steps), np.asarray(damping_factor, dtype))
+    steps = default_steps(how.optimizer) if how.max_steps is None else how.max_steps
+    return Settings(np.asarray(tolerance, dtype), np.int32(steps), np.asarray(radius_factor, dtype))
 
 
 def _chunks(sets: DataSets, rows: int) -> Iterator[Leaves]:
@@ -113,14 +114,14 @@ def _watched(found: Iterator[Fit], total: int) -> Iterator[Fit]:
 
 def _retried(how: How, sets: DataSets, fits: Fit, attempt: np.ndarray, work: list[Work]) -> tuple[Fit, np.ndarray]:
     """Take up again what failed and might not have, one rung after the other."""
-    for rung, start_again in enumerate((_damped_more, _other_start, _in_float64), start=1):
+    for rung, start_again in enumerate((_more_cautious, _other_start, _in_float64), start=1):
         failed = np.flatnonzero(np.isin(fits.status_code, _RETRIED))
         if not len(failed):
             break
         tried = start_again(how, sets.take(failed), _rows(fits, failed))
         if tried is None or not len(tried.rows):
             continue
-        found = _run(how, tried.sets.take(tried.rows), tried.damping_factor, work)
+        found = _run(how, tried.sets.take(tried.rows), tried.radius_factor, work)
         good = found.status_code <= Status.CONVERGED_TO_ROUNDING
         won = failed[tried.rows[good]]
         fits, attempt[won] = _replaced(fits, won, _rows(found, good)), rung
@@ -140,10 +141,10 @@ def _replaced(fits: Fit, rows: np.ndarray, by: Fit) -> Fit:
     return jax.tree.map(put, fits, replace(by, layout=fits.layout))
 
 
-def _damped_more(how: How, sets: DataSets, failed: Fit) -> Retry | None:
-    if not is_damped(how.optimizer, sets.layout):
+def _more_cautious(how: How, sets: DataSets, failed: Fit) -> Retry | None:
+    if not isinstance(how.optimizer, Newton):
         return None
-    return Retry(np.flatnonzero(failed.status_code != Status.BAD_START), sets, STRONGER)
+    return Retry(np.flatnonzero(failed.status_code != Status.BAD_START), sets, CAUTIOUS)
 
 
 def _other_start(how: How, sets: DataSets, failed: Fit) -> Retry | None:

@@ -16,12 +16,11 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from fisher_jax.fitting.problem import problem_of
-from fisher_jax.fitting.running import Problem, Run, begin, trip, unfinished
-from fisher_jax.fitting.solve import ended
+from fisher_jax.fitting.problem import Problem, problem_of
+from fisher_jax.fitting.program import start as begin
+from fisher_jax.fitting.program import trip, unfinished
 from fisher_jax.models.model import Model, Sample
 from fisher_jax.models.parameters import Layout, Values, joined
-from fisher_jax.optimizers.damped import DampedState
 
 Leaves = list[Any]  # of the data sets: start u, then what differs among them
 
@@ -63,7 +62,7 @@ class Lanes(NamedTuple):
     """One device's lanes between two calls: the row that each is at work on (−1: none), its run, and its data set."""
 
     row: Int[Array, " L"]
-    run: Run
+    run: Any
     held: Leaves
 
 
@@ -72,7 +71,7 @@ class Settings(NamedTuple):
 
     tolerance: Any
     max_steps: Any
-    damping_factor: Any  # times the damping that the optimiser begins with
+    radius_factor: Any  # times the first radius
 
 
 class Ended(NamedTuple):
@@ -92,7 +91,7 @@ class Ended(NamedTuple):
 class _Loop(NamedTuple):
     source: Int[Array, " L"]  # where in the buffer each lane's data set lies
     row: Int[Array, " L"]
-    run: Run
+    run: Any
     taken: Int[Array, ""]
     out: Ended
 
@@ -111,8 +110,8 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 @functools.lru_cache(maxsize=64)
-def _run_shapes(plan: Plan, own: tuple[Any, ...], shared: tuple[Any, ...]) -> Run:
-    def beginning(own: Leaves, shared: Leaves) -> Run:
+def _run_shapes(plan: Plan, own: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
+    def beginning(own: Leaves, shared: Leaves) -> Any:
         return jax.vmap(lambda own: begin(plan.problem(own, shared), plan.optimizer))(own)
 
     return jax.eval_shape(beginning, list(own), list(shared))
@@ -161,7 +160,7 @@ def _call(
     return Lanes(loop.row, loop.run, [leaf[loop.source] for leaf in buffer]), loop.out
 
 
-def _nothing(plan: Plan, run: Run) -> Ended:
+def _nothing(plan: Plan, run: Any) -> Ended:
     """Room for what a call may end: its own queue, and what was left in the lanes."""
     floats, integers = jax.eval_shape(_pack, run, jnp.zeros((plan.num_lanes,), jnp.int32))
     rows = plan.capacity + plan.num_lanes
@@ -184,18 +183,15 @@ def _refill(plan: Plan, loop: _Loop, count: Array, first: Array) -> tuple[_Loop,
     return loop._replace(source=source, row=row, taken=loop.taken + jnp.sum(new, dtype=jnp.int32)), new
 
 
-def _lane(plan: Plan, shared: Leaves, settings: Settings, own: Leaves, new: Bool[Array, ""], run: Run) -> Run:
+def _lane(plan: Plan, shared: Leaves, settings: Settings, own: Leaves, new: Bool[Array, ""], run: Any) -> Any:
     """One trip of one lane, from the start if its data set is new."""
     problem = plan.problem(own, shared)
-    fresh = begin(problem, plan.optimizer)
-    if isinstance(fresh.state, DampedState):  # the terms of the last data set are looked at by no first step
-        damping = fresh.state.damping * settings.damping_factor
-        fresh = fresh._replace(state=fresh.state._replace(terms=run.state.terms, damping=damping))
+    fresh = begin(problem, plan.optimizer, settings.radius_factor)
     run = jax.tree.map(lambda fresh, old: jnp.where(new, fresh, old), fresh, run)
     return trip(problem, plan.optimizer, run, settings.tolerance, settings.max_steps)
 
 
-def _write(loop: _Loop, run: Run, max_steps: Array) -> _Loop:
+def _write(loop: _Loop, run: Any, max_steps: Array) -> _Loop:
     """Write where finished lanes ended, and set them idle."""
     out, at_work = loop.out, loop.row >= 0
     done = at_work & ~jax.vmap(unfinished, (0, None))(run, max_steps)
@@ -211,9 +207,9 @@ def _write(loop: _Loop, run: Run, max_steps: Array) -> _Loop:
     return loop._replace(row=jnp.where(done, -1, loop.row), run=run, out=out)
 
 
-def _pack(run: Run, row: Int[Array, " L"]) -> tuple[Float[Array, "L f"], Int[Array, "L i"]]:
+def _pack(run: Any, row: Int[Array, " L"]) -> tuple[Float[Array, "L f"], Int[Array, "L i"]]:
     """What is kept of each run as a row of floating numbers and a row of integers, the data set's own row first."""
-    leaves = jax.tree.leaves(ended(run))
+    leaves = jax.tree.leaves(run)
     floats = [leaf.reshape(len(row), -1) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     others = [leaf.reshape(len(row), -1) for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]
     integers = [row[:, None], *(leaf.astype(jnp.int32) for leaf in others)]

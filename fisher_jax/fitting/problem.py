@@ -1,16 +1,34 @@
 """From a model and its data to the problem in u that is maximised, with what is known of it in closed form."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from fisher_jax.fitting.running import Problem
 from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
 from fisher_jax.models.likelihood import Likelihood, gradient_at, likelihood
 from fisher_jax.models.model import Model, Sample
 from fisher_jax.models.parameters import Layout, Values
+
+
+Expected = Callable[[Float[Array, " p"]], tuple[Float[Array, " n"], Float[Array, " p"], Float[Array, "p p"]]]
+
+
+class Problem(NamedTuple):
+    """What is maximised: a likelihood of a flat vector, where to start, and what is known about it.
+
+    `restricted` says of each entry of u whether a constraint made it. `expected` gives the terms, their gradient and the
+    expected information at once, where there is a closed form.
+    """
+
+    likelihood: Likelihood
+    start: Float[Array, " p"]
+    restricted: tuple[bool, ...]
+    num_observed: Int[Array, ""]
+    expected: Expected | None
 
 
 def problem_of(
@@ -22,7 +40,7 @@ def problem_of(
     return Problem(
         target,
         start,
-        jnp.array(layout.restricted),
+        tuple(bool(r) for r in layout.restricted),
         num_observed(target),
         scoring if has_closed_form(model) else None,
     )

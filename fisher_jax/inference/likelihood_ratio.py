@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from fisher_jax.fitting.batch_fitted import BatchFit
 from fisher_jax.fitting.fitted import Fit
-from fisher_jax.fitting.solve import ROUNDING_LIMIT
+from fisher_jax.fitting.program import ROUNDING_LIMIT
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit, is_known, one_of, with_data
 from fisher_jax.inference.gained import AllHeld, gained_over

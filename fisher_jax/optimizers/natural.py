@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from fisher_jax.optimizers.damped import Objective
+from fisher_jax.optimizers.newton import Objective
 from fisher_jax.optimizers.natural_step import (
     NaturalGradientState,
     bounded,
@@ -140,7 +140,7 @@ def _made(
             _check_information(information, kind)
             found = by_products(information, updates, state.damping, tolerance, max_products)
         elif objective is not None:
-            found = by_matrix(objective(params, kind).curvature, updates, state.damping)
+            found = by_matrix(objective(params, kind).information, updates, state.damping)
         else:
             raise TypeError(
                 "natural_gradient: update needs objective= (fisher_jax.fit supplies it) or information=, an "

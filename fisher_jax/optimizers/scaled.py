@@ -8,12 +8,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from fisher_jax.numerics import linalg
-from fisher_jax.optimizers.damped import CurvatureKind, Objective
+from fisher_jax.optimizers.newton import Kind, Objective
 
 
-def scale_by_information(
-    kind: CurvatureKind = "observed", *, damping: float = 0.0
-) -> optax.GradientTransformationExtraArgs:
+def scale_by_information(kind: Kind = "observed", *, damping: float = 0.0) -> optax.GradientTransformationExtraArgs:
     """Multiply the incoming updates by the inverse information at the current parameters.
 
     Parameters
@@ -49,7 +47,7 @@ def scale_by_information(
     def update(
         updates: PyTree, state: optax.EmptyState, params: PyTree = None, *, objective: Objective, **extra: Any
     ) -> tuple[PyTree, optax.EmptyState]:
-        curvature = objective(params, kind).curvature
+        curvature = objective(params, kind).information
         flat, restore = ravel_pytree(updates)
         factor = linalg.factorise(curvature + damping * jnp.diag(jnp.diagonal(curvature)))
         return restore(jnp.where(factor.definite, linalg.solve(factor, flat), jnp.nan)), state

@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float
 
 from fisher_jax.models.likelihood import Derivatives, Likelihood, derivatives_at
 from fisher_jax.numerics import linalg
-from fisher_jax.optimizers.damped import rounding_error
 
 _FAINT = 1e-2  # information on a parameter's own scale below which nothing is left to tell it by
 
@@ -78,7 +77,7 @@ def look(
     return Point(
         free=free,
         drop=drop,
-        rounding=rounding_error(found.terms),
+        rounding=2 * jnp.finfo(free.dtype).eps * jnp.sum(jnp.abs(found.terms)),
         value=value,
         slope=slope,
         bend=bend,

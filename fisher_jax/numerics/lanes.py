@@ -1,0 +1,316 @@
+"""Small vectors and symmetric matrices of many maximisations at once: lanes last, one operation for all of them.
+
+An entry is an array of any shape S, one number for each lane (S is () for a single maximisation). Up to `UNROLLED` entries a
+vector is a list of them and a matrix its upper triangle, a dict {(i, j): entry} with i <= j: everything is then element-wise
+over S, which compiles into one loop over lanes and needs no array of more than S. Above, a vector is an array (p, *S) and a
+matrix an array (p, p, *S), and loops over blocks keep the program small.
+
+The functions take numpy arrays as well as JAX's, and use whichever they are given: a first fit steps on the host.
+Definiteness is judged as in `linalg`: on the matrix scaled to unit diagonal, by the size of its pivots.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from fisher_jax.numerics.linalg import BLOCK, UNROLLED, singular_pivot
+
+Entry = Any  # an array of shape S, of numpy or of JAX
+Vector = Any  # a list of p entries, or an array (p, *S)
+Matrix = Any  # a dict of the upper triangle's entries, or an array (p, p, *S)
+
+
+class Factor(NamedTuple):
+    """A = S L Lᵀ S with S = diag(1 / `inverse_scale`) and L lower triangular; its diagonal is kept as reciprocals.
+
+    `pivot` is as in `linalg.Factor`: the smallest pivot of the scaled matrix if all are clearly positive, else the first that
+    is not, less the largest entry left in its column. L means something only where `definite` is true.
+    """
+
+    lower: Matrix
+    inverse_scale: Vector
+    pivot: Entry
+    definite: Entry
+
+
+def namespace(x: Any) -> Any:
+    """`numpy` for what is concrete numpy, `jax.numpy` for what is JAX's."""
+    return np if isinstance(x, (np.ndarray, np.generic, float, int)) else jnp
+
+
+def vector(array: Any) -> Vector:
+    """The vector whose entries lie along the first axis of an array (p, *S)."""
+    return [array[i] for i in range(len(array))] if len(array) <= UNROLLED else array
+
+
+def matrix(array: Any) -> Matrix:
+    """The symmetric matrix in an array (p, p, *S)."""
+    p = len(array)
+    return {(i, j): array[i, j] for i in range(p) for j in range(i, p)} if p <= UNROLLED else array
+
+
+def to_array(v: Vector) -> Any:
+    """A vector as an array (p, *S)."""
+    return namespace(v[0]).stack(v) if isinstance(v, list) else v
+
+
+def matrix_to_array(a: Matrix) -> Any:
+    """A matrix as an array (p, p, *S)."""
+    if not isinstance(a, dict):
+        return a
+    xp, p = namespace(a[0, 0]), max(j for _, j in a) + 1
+    return xp.stack([xp.stack([a[min(i, j), max(i, j)] for j in range(p)]) for i in range(p)])
+
+
+def each(f: Callable[..., Any], *vectors: Vector) -> Vector:
+    """A function of entries for each entry; what it closes over may have the shape S."""
+    if isinstance(vectors[0], list):
+        return [f(*entries) for entries in zip(*vectors, strict=True)]
+    return f(*vectors)
+
+
+def each_entry(f: Callable[..., Any], *matrices: Matrix) -> Matrix:
+    """The same for the entries of matrices."""
+    if isinstance(matrices[0], dict):
+        return {key: f(*(a[key] for a in matrices)) for key in matrices[0]}
+    return f(*matrices)
+
+
+def total(v: Vector) -> Entry:
+    """The sum of the entries."""
+    return functools.reduce(lambda a, b: a + b, v) if isinstance(v, list) else namespace(v).sum(v, axis=0)
+
+
+def largest(v: Vector) -> Entry:
+    """The largest entry."""
+    return functools.reduce(namespace(v[0]).maximum, v) if isinstance(v, list) else namespace(v).max(v, axis=0)
+
+
+def every(v: Vector) -> Entry:
+    """Whether all entries are true."""
+    return functools.reduce(lambda a, b: a & b, v) if isinstance(v, list) else namespace(v).all(v, axis=0)
+
+
+def every_entry(a: Matrix) -> Entry:
+    """Whether all entries of a matrix are true."""
+    return every(list(a.values())) if isinstance(a, dict) else namespace(a).all(a, axis=(0, 1))
+
+
+def dot(a: Vector, b: Vector) -> Entry:
+    """aᵀ b."""
+    return total(each(lambda x, y: x * y, a, b))
+
+
+def times(a: Matrix, v: Vector) -> Vector:
+    """A v in full precision on every device (no TF32)."""
+    if isinstance(a, dict):
+        p = len(v)
+        return [total([a[min(i, j), max(i, j)] * v[j] for j in range(p)]) for i in range(p)]
+    return namespace(a).sum(a * v[None], axis=1)
+
+
+def diagonal(a: Matrix) -> Vector:
+    """The entries A_ii."""
+    if isinstance(a, dict):
+        return [entry for (i, j), entry in a.items() if i == j]
+    return a[np.arange(len(a)), np.arange(len(a))]
+
+
+def add_to_diagonal(a: Matrix, v: Vector) -> Matrix:
+    """A + diag(v)."""
+    if isinstance(a, dict):
+        return {(i, j): entry + v[i] if i == j else entry for (i, j), entry in a.items()}
+    return a + _of_entries(np.eye(len(v), dtype=v.dtype), v) * v[None]
+
+
+def scale_both_sides(a: Matrix, v: Vector) -> Matrix:
+    """diag(v) A diag(v)."""
+    if isinstance(a, dict):
+        return {(i, j): entry * v[i] * v[j] for (i, j), entry in a.items()}
+    return a * v[:, None] * v[None]
+
+
+def _of_entries(pattern: np.ndarray, v: Any) -> np.ndarray:
+    """A pattern over (p, p) or (p,) for arrays whose later axes are those of `v` after the first."""
+    return pattern.reshape(pattern.shape + (1,) * (v.ndim - 1))
+
+
+def gershgorin(a: Matrix) -> tuple[Entry, Entry]:
+    """Bounds below and above all eigenvalues: the ends of Gershgorin's circles."""
+    centre = diagonal(a)
+    if isinstance(a, dict):
+        p, xp = len(centre), namespace(centre[0])
+        radius = [
+            total([xp.abs(a[min(i, j), max(i, j)]) for j in range(p) if j != i] or [0.0 * centre[i]]) for i in range(p)
+        ]
+    else:
+        radius = abs(a).sum(axis=1) - abs(centre)
+    return -largest(each(lambda c, r: r - c, centre, radius)), largest(each(lambda c, r: c + r, centre, radius))
+
+
+def factorise(a: Matrix) -> Factor:
+    """Cholesky factor of a matrix scaled to unit diagonal, with its definiteness."""
+    diagonals = diagonal(a)
+    p, xp = len(diagonals), namespace(diagonals[0])
+
+    def inverse_root(d: Entry) -> Entry:
+        return 1.0 / xp.sqrt(xp.where(d != 0, xp.abs(d), 1.0))
+
+    inverse_scale = each(inverse_root, diagonals)
+    scaled = scale_both_sides(a, inverse_scale)
+    threshold = singular_pivot(p, diagonals[0].dtype)
+    lower, pivot = (_unrolled if isinstance(a, dict) else _by_blocks)(scaled, threshold)
+    return Factor(lower, inverse_scale, pivot, pivot > threshold)
+
+
+def _unrolled(scaled: dict[tuple[int, int], Any], threshold: float) -> tuple[dict[tuple[int, int], Any], Any]:
+    entries, p = dict(scaled), max(j for _, j in scaled) + 1
+    xp = namespace(entries[0, 0])
+    lower: dict[tuple[int, int], Any] = {}
+    worst, sound = xp.ones_like(entries[0, 0]), None
+    for j in range(p):
+        pivot = entries[j, j]
+        positive = pivot > threshold
+        left_over = [xp.abs(entries[j, k]) for k in range(j + 1, p)]
+        last = pivot - functools.reduce(xp.maximum, left_over) if left_over else pivot
+        found = xp.where(positive, xp.minimum(worst, pivot), last)
+        worst = found if sound is None else xp.where(sound, found, worst)
+        sound = positive if sound is None else sound & positive
+        inverse_root = 1.0 / xp.sqrt(xp.where(positive, pivot, 1.0))
+        lower[j, j] = inverse_root
+        for i in range(j + 1, p):
+            lower[i, j] = entries[j, i] * inverse_root
+        for i in range(j + 1, p):
+            for k in range(i, p):
+                entries[i, k] = entries[i, k] - lower[i, j] * lower[k, j]
+    return lower, worst
+
+
+def _by_blocks(scaled: Any, threshold: float) -> tuple[Any, Any]:
+    """The same, `BLOCK` columns at a time: a short loop instead of a long program, and one pass over the rest for a block."""
+    xp, p = namespace(scaled), len(scaled)
+    m = -(-p // BLOCK) * BLOCK
+    filled = np.diag((np.arange(m) >= p).astype(scaled.dtype))
+    whole = xp.pad(scaled, ((0, m - p), (0, m - p)) + ((0, 0),) * (scaled.ndim - 2)) + _of_entries(filled, scaled[0])
+    rows = _of_entries(np.arange(m), scaled[0])
+
+    def step(k: Any, carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        rest, lower, worst, sound = carry
+        start = k * BLOCK
+        columns = _part(xp, rest, start, 1)
+        block = _part(xp, columns, start, 0)
+        corner, pivot = _unrolled({(i, j): block[i, j] for i in range(BLOCK) for j in range(i, BLOCK)}, threshold)
+        done: list[Any] = []
+        for j in range(BLOCK):
+            column = columns[:, j] - sum(done[i] * corner[j, i] for i in range(j))
+            done.append(column * corner[j, j])
+        below = [xp.where(rows >= start + BLOCK, column, 0.0) for column in done]
+        rest = rest - sum(column[:, None] * column[None] for column in below)
+        inside = [[corner[i, j] if i >= j else xp.zeros_like(corner[j, j]) for j in range(BLOCK)] for i in range(BLOCK)]
+        put = _put(xp, xp.stack(below, axis=1), xp.stack([xp.stack(row) for row in inside]), start, 0)
+        lower = _put(xp, lower, put, start, 1)
+        worst = xp.where(sound, xp.where(pivot > threshold, xp.minimum(worst, pivot), pivot), worst)
+        return rest, lower, worst, sound & (pivot > threshold)
+
+    one = xp.ones_like(scaled[0, 0])
+    _, lower, worst, _ = _repeat(xp, m // BLOCK, step, (whole, xp.zeros_like(whole), one, one > 0))
+    return lower, worst
+
+
+def solve_lower(factor: Factor, right: Vector) -> Vector:
+    """L⁻¹ S⁻¹ `right`: half of a solve. Its squared length is `right`ᵀ A⁻¹ `right`."""
+    right = each(lambda r, s: r * s, right, factor.inverse_scale)
+    return _substitute(factor.lower, right, forward=True)
+
+
+def solve_upper(factor: Factor, half: Vector) -> Vector:
+    """The other half: S⁻¹ L⁻ᵀ `half`, so that what `solve_lower` gave becomes A⁻¹ `right`."""
+    return each(lambda x, s: x * s, _substitute(factor.lower, half, forward=False), factor.inverse_scale)
+
+
+def solve(factor: Factor, right: Vector) -> Vector:
+    """A⁻¹ `right`."""
+    return solve_upper(factor, solve_lower(factor, right))
+
+
+def _substitute(lower: Matrix, right: Vector, *, forward: bool) -> Vector:
+    if isinstance(lower, dict):
+        p, solved = len(right), dict(enumerate(right))
+        for i in range(p) if forward else range(p - 1, -1, -1):
+            done = range(i) if forward else range(i + 1, p)
+            solved[i] = sum((-lower[max(i, j), min(i, j)] * solved[j] for j in done), solved[i]) * lower[i, i]
+        return [solved[i] for i in range(p)]
+    xp, p, m = namespace(right), len(right), len(lower)
+    blocks = m // BLOCK
+    rows = _of_entries(np.arange(m), right)
+
+    def step(k: Any, right: Any) -> Any:
+        start = (k if forward else blocks - 1 - k) * BLOCK
+        # The columns of L that multiply these unknowns, or of Lᵀ: rows of L.
+        across = _part(xp, lower, start, 1 if forward else 0)
+        corner = _part(xp, across, start, 0 if forward else 1)
+        inside, now = {(i, j): corner[i, j] for i in range(BLOCK) for j in range(i + 1)}, _part(xp, right, start, 0)
+        solved = _substitute(inside, [now[i] for i in range(BLOCK)], forward=forward)
+        column = (lambda j: across[:, j]) if forward else (lambda j: across[j])
+        taken = sum(column(j) * solved[j] for j in range(BLOCK))
+        ahead = rows >= start + BLOCK if forward else rows < start
+        return _put(xp, right - xp.where(ahead, taken, 0.0), xp.stack(solved), start, 0)
+
+    padded = xp.pad(right, ((0, m - p),) + ((0, 0),) * (right.ndim - 1))
+    return _repeat(xp, blocks, step, padded)[:p]
+
+
+def weak_direction(factor: Factor) -> tuple[Vector, Vector]:
+    """A vector z in which A is weak, and A z: one step of inverse iteration from a vector that no symmetry makes special."""
+    p = len(factor.inverse_scale)
+    irregular = np.cos(1.0 + 2.4 * np.arange(p)) + 0.3
+    if isinstance(factor.inverse_scale, list):
+        right = [float(irregular[i]) / factor.inverse_scale[i] for i in range(p)]
+    else:
+        pattern = _of_entries(irregular.astype(factor.inverse_scale.dtype), factor.inverse_scale)
+        right = pattern / factor.inverse_scale
+    return solve(factor, right), right
+
+
+def repeat_while(xp: Any, goes_on: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any) -> Any:
+    """`jax.lax.while_loop`, or the same in Python for numpy."""
+    if xp is not np:
+        return lax.while_loop(goes_on, body, carry)
+    while goes_on(carry):
+        carry = body(carry)
+    return carry
+
+
+def _repeat(xp: Any, count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    if xp is not np:
+        return lax.fori_loop(0, count, body, carry)
+    for k in range(count):
+        carry = body(k, carry)
+    return carry
+
+
+def _part(xp: Any, x: Any, start: Any, axis: int) -> Any:
+    """`BLOCK` rows or columns from `start` on."""
+    if xp is not np:
+        return lax.dynamic_slice_in_dim(x, start, BLOCK, axis)
+    return x[start : start + BLOCK] if axis == 0 else x[:, start : start + BLOCK]
+
+
+def _put(xp: Any, x: Any, part: Any, start: Any, axis: int) -> Any:
+    if xp is not np:
+        return lax.dynamic_update_slice_in_dim(x, part, start, axis)
+    x = x.copy()
+    x[(slice(None),) * axis + (slice(start, start + BLOCK),)] = part
+    return x
+
+
+def select(condition: Entry, new: Any, old: Any) -> Any:
+    """`new` in the lanes where the condition holds, else `old`, for any pytree of vectors, matrices and entries."""
+    xp = namespace(condition) if not isinstance(condition, (jax.Array, Array)) else jnp
+    return jax.tree.map(lambda n, o: xp.where(condition, n, o), new, old)

@@ -1,0 +1,127 @@
+"""Any optax transformation as the optimiser of a likelihood: the one adapter between optax's loop and this library's.
+
+optax's transformations minimise and do not say when to stop. So they are given minus the log-likelihood, and every `STRETCH`
+steps the decrement is looked at, which does say it; where they end is certified by the observed information, as it is for
+every other method.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from fisher_jax.numerics import lanes
+from fisher_jax.optimizers.newton import Evaluation, Newton, Objective, State, advance, begin, trial
+
+STRETCH = 25  # steps between two looks at the decrement, each of which costs a Hessian
+STILL_STEPS = (
+    100  # so many updates in a row that change nothing, and it has finished; MultiSteps and schedules pause less
+)
+
+
+class Run(NamedTuple):
+    """An optimiser of optax's under way: where it is, its own state, and why it might end.
+
+    `still` counts updates in a row that changed nothing, `broken` says that it stepped to where nothing is finite, `arrived`
+    that the decrement is below the tolerance.
+    """
+
+    point: Float[Array, " p"]
+    inner: Any
+    num_steps: Int[Array, ""]
+    still: Int[Array, ""]
+    broken: Bool[Array, ""]
+    arrived: Bool[Array, ""]
+
+
+def start(optimizer: Any, point: Float[Array, " p"]) -> Run:
+    """The start, nothing evaluated yet."""
+    inner = optimizer.init(point)
+    if any(isinstance(leaf, State) for leaf in jax.tree.leaves(inner, is_leaf=lambda leaf: isinstance(leaf, State))):
+        raise ValueError(
+            "optimizer: newton, fisher_scoring and bhhh are whole optimisers and cannot be part of an optax.chain. "
+            "Chain fisher_jax.optimizers.scale_by_information instead."
+        )
+    zero, no = jnp.zeros((), jnp.int32), jnp.array(False)
+    return Run(point, inner, zero, zero, no, no)
+
+
+def unfinished(run: Run, max_steps: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether another stretch is due."""
+    return (run.num_steps < max_steps) & (run.still < STILL_STEPS) & ~run.broken & ~run.arrived
+
+
+def stretch(
+    optimizer: Any,
+    run: Run,
+    value_of: Callable[[Array], Array],
+    objective: Objective,
+    observed: Callable[[Array], Evaluation],
+    tolerance: Float[Array, ""],
+    max_steps: Int[Array, ""],
+) -> Run:
+    """The loop of optax for a while, then a look at the decrement.
+
+    `value_of` is minus the log-likelihood, `objective` what `natural_gradient` and its kin ask for, `observed` the evaluation
+    that certifies, in the form of `numerics.lanes`.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    # A line search keeps the value and gradient that it ended with.
+    kept = [optax.tree.get_all_with_path(run.inner, name) for name in ("value", "grad")]
+    searches = all(len(found) == 1 and found[0][1] is not None for found in kept)
+    by_state, plain = optax.value_and_grad_from_state(value_of), jax.value_and_grad(value_of)
+
+    def update(point: Array, inner: Any, value: Array, grad: Array, **extra: Any) -> tuple[Array, Any]:
+        return optimizer.update(grad, inner, point, value=value, grad=grad, value_fn=value_of, **extra)
+
+    # Whether it asks for `objective` shows only when it is called; optax's line searches refuse what they have not asked for.
+    extra: dict[str, Any] = {}
+    try:
+        jax.eval_shape(update, run.point, run.inner, jnp.zeros((), run.point.dtype), run.point)
+    except TypeError as error:
+        if "objective" not in str(error):
+            raise
+        extra = {"objective": objective}
+
+    def step(run: Run) -> Run:
+        value, grad = by_state(run.point, state=run.inner) if searches else plain(run.point)
+        updates, inner = update(run.point, run.inner, value, grad, **extra)
+        moved = optax.apply_updates(run.point, updates)
+        broken = ~(jnp.isfinite(value) & jnp.all(jnp.isfinite(grad)) & jnp.all(jnp.isfinite(moved)))
+        still = jnp.where(jnp.all(moved == run.point), run.still + 1, 0)
+        return Run(jnp.where(broken, run.point, moved), inner, run.num_steps + 1, still, broken, run.arrived)
+
+    until = run.num_steps + STRETCH
+    run = jax.lax.while_loop(lambda now: unfinished(now, max_steps) & (now.num_steps < until), step, run)
+    found = observed(run.point)
+    factor = lanes.factorise(found.information)
+    half = lanes.solve_lower(factor, found.gradient)
+    squared = lanes.dot(half, half)
+    near = (squared < tolerance**2) | (0.5 * squared <= _rounding(found))
+    return run._replace(arrived=factor.definite & near)
+
+
+def certify_by(observed: Callable[[Array], Evaluation], point: Float[Array, " p"]) -> State:
+    """What Newton's method finds at a point that another optimiser reached, without moving from it.
+
+    One evaluation there, one at the end of the step that it would take.
+    """
+    optimizer = Newton()
+
+    def look(_: Any, states: tuple[State, State]) -> tuple[State, State]:
+        _, state = states
+        reached = observed(lanes.to_array(trial(state)))
+        return state, advance(optimizer, state, reached, jnp.zeros((), point.dtype))[0]
+
+    fresh = begin(lanes.vector(point))
+    here, beyond = jax.lax.fori_loop(0, 2, look, (fresh, fresh))
+    at_floor = 0.5 * here.decrement**2 <= _rounding(here.at)
+    return here._replace(drift=beyond.drift, lengthening=beyond.lengthening, at_floor=at_floor)
+
+
+def _rounding(found: Evaluation) -> Array:
+    """Below this, a gain is not to be told from the rounding of the log-likelihood."""
+    return Newton().rounding_units * jnp.finfo(found.value.dtype).eps * jnp.abs(found.value)

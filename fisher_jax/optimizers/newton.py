@@ -1,0 +1,555 @@
+"""Newton's method, Fisher scoring and BHHH with a trust region: one step for one maximisation or for many lanes at once.
+
+At a point u with log-likelihood l, gradient g and information J (minus the Hessian, or what stands for it), the step s maximises
+
+    gᵀ s − ½ sᵀ J s   subject to   |D s| ≤ radius,
+
+D² being the largest |diag J| met of late. Either s = J⁻¹ g lies inside, or (J + λ D²) s = g with |D s| = radius for the λ ≥ 0 that
+makes J + λ D² positive semi-definite; λ is the root of the secular equation 1/radius = 1/|D s(λ)|, found by Newton's
+iteration with safeguards, indefinite and singular J included (Moré & Sorensen 1983, SIAM J. Sci. Stat. Comput. 4, 553,
+algorithm 3.14). A step is accepted for its gain, and the radius follows how well the gain was predicted. Within a tenth of a
+standard error of the maximum the step is Newton's whatever the radius, hence quadratic convergence.
+
+Everything is element-wise over the shape S of an entry (see `numerics.lanes`): () for one maximisation, (L,) for L lanes. A
+lane with `count` < 0 is fresh: only its point means anything, and what else its state holds is never used in arithmetic that
+reaches a result.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
+
+from fisher_jax.numerics import lanes
+from fisher_jax.numerics.lanes import Entry, Matrix, Vector
+
+Kind = Literal["observed", "expected", "empirical"]
+
+LONGEST_STRIDE = (
+    7.0  # e^7: a constrained parameter moves by no larger factor at once; farther off a density is rounding
+)
+FARTHEST = 1e8  # times the parameter, or one: a first step that leads farther owes it to a curvature next to nothing
+DRIFT_LIMIT = 0.1  # relative change of information along a Newton step that a regular maximum never shows so close
+LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate maximum they do
+RUNAWAY_STEPS = 15  # so many such steps in a row, each taking most of the information away, and nothing will come
+SECULAR_ITERATIONS = 15  # two or three are usual; an indefinite matrix that is nearly singular needs the most
+
+
+class Evaluation(NamedTuple):
+    """A log-likelihood at one point: to be maximised, totals over the data.
+
+    `value` + `rounding` is the log-likelihood: where it is summed with compensation `rounding` holds what the sum rounded off,
+    else it is zero. `gradient` is its gradient, `information` minus its Hessian or what stands for it (expected information,
+    sum of the scores' outer products).
+
+    An objective that a user gives to an optimiser returns arrays (p,) and (p, p), in the order of `ravel_pytree(params)`.
+
+    Examples
+    --------
+    A parabola −Σ x², for an optimiser that is run by hand:
+
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> def objective(params, kind):
+    ...     return fj.optimizers.Evaluation(-jnp.sum(params**2), -2 * params, 2 * jnp.eye(2))
+    """
+
+    value: Entry
+    gradient: Vector
+    information: Matrix
+    rounding: Entry = 0.0
+
+
+Objective = Callable[[PyTree, Kind], Evaluation]
+
+
+class State(NamedTuple):
+    """Where a maximisation is.
+
+    Of the point, changed when a step is accepted: `point`, `at` (the evaluation there), `decrement` (distance to the maximum in
+    standard errors; infinite where the information is not positive definite), `pivot` and `definite` (see `lanes.Factor`) and
+    `diagonal`, the largest |diag J| met of late. Of the next step: `step`, `near` (Newton's own, so close to the maximum that
+    nothing may shorten it), `shift` (its λ) and `radius`.
+
+    Of the last near step: `drift`, the relative change of the information along it, and `lengthening`, the next such step's
+    length as a multiple of its own; both are infinite after a step that was not near. `runaway` counts such steps in a row along
+    which the information faded and that did not shorten. `rejections` counts rejected steps in a row. `at_floor`: the last step
+    promised less than rounding and did not come nearer either; `stuck`: it was rejected although too short to matter.
+
+    `count` is the number of steps, −1 before the start has been evaluated.
+    """
+
+    point: Vector
+    at: Evaluation
+    decrement: Entry
+    pivot: Entry
+    definite: Entry
+    diagonal: Vector
+    step: Vector
+    near: Entry
+    shift: Entry
+    radius: Entry
+    drift: Entry
+    lengthening: Entry
+    runaway: Entry
+    rejections: Entry
+    at_floor: Entry
+    stuck: Entry
+    count: Entry
+
+    @property
+    def running_away(self) -> Entry:
+        """Whether the maximum lies at infinity."""
+        return self.runaway >= RUNAWAY_STEPS
+
+    @property
+    def finite(self) -> Entry:
+        """Whether value, gradient and information are finite at the point."""
+        return is_finite(self.at)
+
+    @property
+    def flatness(self) -> Entry:
+        """The squared gradient over the information's diagonal, summed: the decrement if parameters were unrelated, squared."""
+        scale = _positive(lanes.each(abs, lanes.diagonal(self.at.information)), self.at.gradient)
+        return lanes.total(lanes.each(lambda g, d: g * g / d, self.at.gradient, scale))
+
+
+@dataclass(frozen=True)
+class Newton:
+    """A trust-region method of Newton's kind: its curvature and its thresholds. Made by `newton`, `fisher_scoring`, `bhhh`.
+
+    It is an optax transformation (`init`, `update`) that accepts or rejects its own steps.
+    """
+
+    kind: Kind = "observed"
+    first_radius: float = 1.0  # times the full Newton step, or times the step that diag J alone would make
+    accept_above: float = 1e-4  # of the predicted gain: any real gain is taken, rounding is not
+    near_below: float = 0.1  # standard errors: within this distance a Newton step needs no trust region
+    nearer_by: float = 0.5  # near steps must halve the distance where the gain cannot be seen; Newton's own square it
+    shrink_below: float = 0.25  # of the predicted gain: the quadratic is wrong at this length
+    grow_above: float = 0.75  # of the predicted gain: the quadratic is right, longer steps may be as well
+    growth: float = 3.0  # Rosenbrock-like valleys gain nothing from more, distant starts lose with 2
+    rounding_units: float = 4.0  # ε |l|: below this a gain is told from the gradients at both ends, not from values
+    forgetting: float = 0.1  # what an accepted step leaves of the largest diagonal met
+
+    def accept(
+        self, gain: Entry, predicted: Entry, indistinct: Entry, near: Entry, reached: Entry, decrement: Entry
+    ) -> Entry:
+        """Whether a finite trial point is taken: for its gain, or near the maximum for being nearer (`reached`, a decrement)."""
+        xp = lanes.namespace(gain)
+        closer = near & (reached < xp.where(indistinct, 1.0, self.nearer_by) * decrement)
+        return (gain > self.accept_above * predicted) | closer
+
+    def resize(
+        self, radius: Entry, length: Entry, slope: Entry, gain: Entry, predicted: Entry, taken: Entry, rejections: Entry
+    ) -> Entry:
+        """The next radius after a step of that length, whose directional derivative was `slope`; NaN or −∞ as gain is a failure.
+
+        A rejected step is cut to the maximum of the parabola through value, slope and the value reached, within [0.1, 0.5], and
+        ever harder while rejections go on, so that a kink or an edge ends the fit in a few evaluations.
+        """
+        xp = lanes.namespace(gain)
+        parabola = xp.where(xp.isfinite(gain), 0.5 * slope / xp.where(slope > gain, slope - gain, slope), 0.2)
+        cut = length * xp.clip(parabola, 0.1, 0.5)
+        good = xp.where(
+            gain > self.grow_above * predicted, xp.maximum(radius, self.growth * length), xp.maximum(radius, length)
+        )
+        kept = xp.where(gain < self.shrink_below * predicted, cut, good)
+        return xp.where(taken, kept, cut * 0.5 ** xp.minimum(rejections, 40).astype(gain.dtype))
+
+    def propose(
+        self, at: Evaluation, scale: Vector, radius: Entry, shift: Entry, step: Vector, wanted: Entry
+    ) -> tuple[Vector, Entry]:
+        """The step to the edge of the trust region and its λ, in the lanes where it is `wanted`; in others what was given.
+
+        `scale` is D², `shift` a first guess of λ (not positive where nothing is known).
+        """
+        xp = lanes.namespace(radius)
+        gradient = at.gradient
+        inverse_root = lanes.each(lambda d: 1.0 / xp.sqrt(d), scale)
+        scaled = lanes.scale_both_sides(at.information, inverse_root)
+        lowest, highest = lanes.gershgorin(scaled)
+        pull = xp.sqrt(lanes.dot(gradient, lanes.each(lambda g, d: g / d, gradient, scale))) / radius
+        # At λ = high the matrix exceeds |D⁻¹ g| / radius times the identity, so that the step lies inside; low is a bound below.
+        smallest = lanes.largest(lanes.each(lambda d: -d, lanes.diagonal(scaled)))
+        low = xp.maximum(xp.maximum(smallest, pull - highest), 0.0)
+        high = xp.maximum(pull - lowest, low)
+        known = (shift > low) & (shift < high)
+        guess = xp.where(known, shift, xp.maximum(xp.sqrt(low * high), low + 0.1 * (high - low)))
+        steepest = lanes.each(lambda g, d: xp.where(wanted, g / d / pull, 0.0), gradient, scale)
+        first = lanes.select(wanted, steepest, step)
+
+        def iterate(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            low, high, guess, step, shift, pending, k = carry
+            shifted = lanes.add_to_diagonal(at.information, lanes.each(lambda d: guess * d, scale))
+            factor = lanes.factorise(shifted)
+            half = lanes.solve_lower(factor, gradient)
+            found = lanes.solve_upper(factor, half)
+            stretched = lanes.each(lambda d, s: d * s, scale, found)
+            squared = lanes.dot(found, stretched)
+            length = xp.sqrt(squared)
+            across = lanes.solve_lower(factor, stretched)
+            newton = guess + squared / lanes.dot(across, across) * (length - radius) / radius
+            definite = factor.definite & xp.isfinite(length)
+            short = definite & (length < radius)
+            # Near the hard case g has next to nothing along the weakest direction z, and no λ makes the step long enough:
+            # s + τ z on the edge is as good as the best step to a tenth (eq. 3.10 ff.) if z costs little curvature.
+            weak, product = lanes.weak_direction(factor)
+            size = xp.sqrt(lanes.dot(weak, lanes.each(lambda d, z: d * z, scale, weak)))
+            along = lanes.dot(weak, stretched) / size
+            missing = xp.maximum(radius * radius - squared, 0.0)
+            root = xp.abs(along) + xp.sqrt(along * along + missing)
+            reach = xp.where(along < 0, -missing, missing) / xp.where(root > 0, root, 1.0) / size
+            cheap = reach * reach * lanes.dot(weak, product) <= 0.19 * (lanes.dot(half, half) + guess * radius * radius)
+            on_edge = definite & (xp.abs(length - radius) <= 0.1 * radius)
+            hard = short & cheap & ~on_edge
+            shrink = xp.minimum(1.0, radius / length)
+            use = pending & definite
+            step = lanes.each(
+                lambda old, s, z: xp.where(use, xp.where(hard, s + reach * z, shrink * s), old), step, found, weak
+            )
+            shift = xp.where(use, guess, shift)
+            inside = short & (guess <= 0.0)
+            low = xp.where(short, low, xp.maximum(low, guess))
+            high = xp.where(short, xp.minimum(high, guess), high)
+            middle = xp.maximum(xp.sqrt(low * high), low + 0.01 * (high - low))
+            guess = xp.where(definite & (newton > low) & (newton < high), newton, middle)
+            pending = pending & ~on_edge & ~hard & ~inside
+            return low, high, guess, step, shift, pending, k + 1
+
+        carry = (low, high, guess, first, xp.where(wanted, guess, shift), wanted, 0)
+        found = lanes.repeat_while(xp, lambda c: xp.any(c[5]) & (c[6] < SECULAR_ITERATIONS), iterate, carry)
+        return found[3], found[4]
+
+    def init(self, params: PyTree) -> State:
+        """A state that has seen nothing."""
+        flat, _ = ravel_pytree(params)
+        return begin(lanes.vector(flat))
+
+    def update(
+        self, updates: PyTree, state: State, params: PyTree = None, *, objective: Objective, **extra: Any
+    ) -> tuple[PyTree, State]:
+        """Evaluate once, at the start or at the trial point, and move there or stay. `updates` is not used."""
+        flat, restore = ravel_pytree(params)
+        state = state._replace(point=lanes.vector(flat))
+        found = objective(restore(lanes.to_array(trial(state))), self.kind)
+        reached = Evaluation(
+            jnp.asarray(found.value, flat.dtype),
+            lanes.vector(found.gradient),
+            lanes.matrix(found.information),
+            jnp.asarray(found.rounding, flat.dtype),
+        )
+        state, _ = advance(self, state, reached, jnp.zeros((), flat.dtype))
+        return restore(lanes.to_array(state.point) - flat), state
+
+
+def begin(point: Vector) -> State:
+    """Fresh lanes at their starts."""
+    xp = lanes.namespace(point[0])
+    zero = xp.zeros_like(point[0])
+    none, no, whole = lanes.each(lambda u: 0.0 * zero, point), zero > 0, zero.astype("int32")
+    p = len(point)
+    empty: Any = {(i, j): zero for i in range(p) for j in range(i, p)}
+    if not isinstance(point, list):
+        none, empty = xp.zeros_like(point), xp.zeros((p,) + point.shape, point.dtype)
+    return State(
+        point=point,
+        at=Evaluation(zero, none, empty, zero),
+        decrement=zero + xp.inf,
+        pivot=zero,
+        definite=no,
+        diagonal=none,
+        step=none,
+        near=no,
+        shift=zero,
+        radius=zero,
+        drift=zero + xp.inf,
+        lengthening=zero + xp.inf,
+        runaway=whole,
+        rejections=whole,
+        at_floor=no,
+        stuck=no,
+        count=whole - 1,
+    )
+
+
+def is_finite(at: Evaluation) -> Entry:
+    """Whether value, gradient and information are finite."""
+    xp = lanes.namespace(at.value)
+    return (
+        xp.isfinite(at.value)
+        & lanes.every(lanes.each(xp.isfinite, at.gradient))
+        & lanes.every_entry(lanes.each_entry(xp.isfinite, at.information))
+    )
+
+
+def trial(state: State) -> Vector:
+    """Where the log-likelihood is to be evaluated next: the start itself in a fresh lane."""
+    xp = lanes.namespace(state.count)
+    return lanes.each(lambda u, s: xp.where(state.count < 0, u, u + s), state.point, state.step)
+
+
+def advance(
+    optimizer: Newton,
+    state: State,
+    reached: Evaluation,
+    tolerance: Entry,
+    radius_factor: Entry = 1.0,
+    restricted: tuple[bool, ...] = (),
+) -> tuple[State, Entry]:
+    """Accept or reject the trial point, propose the next step, and tell whether another can gain anything.
+
+    Parameters
+    ----------
+    reached
+        The evaluation at `trial(state)`.
+    tolerance
+        Decrement below which the maximum counts as reached, in standard errors.
+    radius_factor
+        Times the first radius: below one for a more cautious start.
+    restricted
+        For each entry of u whether a constraint made it; such entries move by `LONGEST_STRIDE` at most.
+
+    Returns
+    -------
+    tuple
+        The state and, for each lane, whether it has ended: certified, at the floor of rounding, or known to fail.
+    """
+    xp = lanes.namespace(reached.value)
+    eps = jnp.finfo(reached.value.dtype).eps
+    fresh, old, before = state.count < 0, state.at, state.step
+
+    # The point reached: its distance to the maximum, and Newton's step from there.
+    factor = lanes.factorise(reached.information)
+    half = lanes.solve_lower(factor, reached.gradient)
+    newton = lanes.solve_upper(factor, half)
+    finite = is_finite(reached)
+    decrement = xp.where(finite & factor.definite, xp.sqrt(lanes.dot(half, half)), xp.inf)
+
+    # What the step was to gain and what it gained. Two log-likelihoods that agree to rounding are compared by the trapezoid of
+    # their slopes, unless they differ by far more than rounding can explain.
+    bent = lanes.times(old.information, before)
+    slope = lanes.dot(old.gradient, before)
+    predicted = slope - 0.5 * lanes.dot(before, bent)
+    gain = (reached.value - old.value) + (reached.rounding - old.rounding)
+    rounding = optimizer.rounding_units * eps * xp.abs(old.value)
+    indistinct = predicted <= rounding
+    trapezoid = 0.5 * (slope + lanes.dot(reached.gradient, before))
+    gain = xp.where(finite, xp.where(indistinct & (xp.abs(gain) <= 16 * rounding), trapezoid, gain), -xp.inf)
+    accepted = optimizer.accept(gain, predicted, indistinct, state.near, decrement, state.decrement)
+    taken = fresh | finite & accepted
+    rejections = xp.where(taken, 0, state.rejections + 1).astype(state.count.dtype)
+
+    # Whether a near step looked like Newton's at a regular maximum: the information hardly changes, along the step and in the
+    # weakest direction. On the way to infinity or to a degenerate maximum it changes by a constant factor each time, however
+    # small the gradient has become; on the way to infinity the steps do not shorten either.
+    probed = state.near & factor.definite & finite & ~fresh
+    across = lanes.times(reached.information, before)
+    change = lanes.solve_lower(factor, lanes.each(lambda a, b: a - b, across, bent))
+    weak, product = lanes.weak_direction(factor)
+    there = lanes.dot(weak, product)
+    along, energy = lanes.dot(change, change), lanes.dot(before, across)
+    faded = xp.abs(there - lanes.dot(weak, lanes.times(old.information, weak))) / there
+    drift = xp.maximum(xp.sqrt(along / xp.where(energy > 0, energy, 1.0)), faded)
+    drift = xp.where(xp.isnan(drift), xp.inf, drift)
+
+    # The point from here on.
+    diag = lanes.each(abs, lanes.diagonal(reached.information))
+    kept = lanes.each(
+        lambda d, largest: xp.where(fresh, d, xp.maximum(d, optimizer.forgetting * largest)), diag, state.diagonal
+    )
+    point = lanes.select(taken, trial(state), state.point)
+    at = lanes.select(taken, reached, old)
+    diagonal = lanes.select(taken, kept, state.diagonal)
+    # On a plateau the information is next to nothing, in one direction far less than in another: bound what it asks for.
+    scale = lanes.each(
+        lambda d, g, u: xp.maximum(d, xp.abs(g) / (FARTHEST * xp.maximum(1.0, xp.abs(u)))),
+        _positive(diagonal, at.gradient),
+        at.gradient,
+        point,
+    )
+
+    def length_of(s: Vector) -> Entry:
+        return xp.sqrt(lanes.dot(s, lanes.each(lambda d, x: d * x, scale, s)))
+
+    squared = lanes.dot(before, lanes.each(lambda d, x: d * x, scale, before))
+    lengthening = lanes.dot(newton, lanes.each(lambda d, x: d * x, scale, before)) / xp.where(squared > 0, squared, 1.0)
+    unprobed = xp.where(state.near, state.drift, xp.inf), xp.where(state.near, state.lengthening, xp.inf)
+    drift = xp.where(fresh, xp.inf, xp.where(probed, drift, unprobed[0]))
+    lengthening = xp.where(fresh, xp.inf, xp.where(probed, lengthening, unprobed[1]))
+    fades = probed & taken & (drift > DRIFT_LIMIT) & (lengthening > LENGTHENING)
+    unchanged = lanes.every(lanes.each(lambda s, u: xp.abs(s) <= eps * xp.abs(u), before, state.point))
+
+    # The radius. At first the whole Newton step is tried, unless it leads out of all proportion.
+    whole = length_of(newton)
+    excess = lanes.largest(lanes.each(lambda s, u: xp.abs(s) / (FARTHEST * xp.maximum(1.0, xp.abs(u))), newton, point))
+    by_diagonal = xp.sqrt(lanes.dot(at.gradient, lanes.each(lambda g, d: g / d, at.gradient, scale)))
+    first = xp.where(factor.definite, whole / xp.maximum(excess, 1.0), by_diagonal)
+    length = xp.sqrt(squared)
+    resized = optimizer.resize(state.radius, length, slope, gain, predicted, taken, state.rejections)
+    radius = xp.where(fresh, radius_factor * optimizer.first_radius * first, resized)
+    # Rejected even by the slopes, a step that promises nothing visible is too short to matter; so is one that underflows.
+    hopeless = (
+        unchanged | (predicted <= 0.01 * eps * xp.abs(old.value)) | (radius < jnp.finfo(radius.dtype).tiny ** 0.5)
+    )
+    state = State(
+        point=point,
+        at=at,
+        decrement=xp.where(taken, decrement, state.decrement),
+        pivot=xp.where(taken, factor.pivot, state.pivot),
+        definite=xp.where(taken, factor.definite, state.definite),
+        diagonal=diagonal,
+        step=before,
+        near=taken & factor.definite & (decrement < optimizer.near_below),
+        shift=state.shift,
+        radius=radius,
+        drift=drift,
+        lengthening=lengthening,
+        runaway=xp.where(fades, state.runaway + 1, 0).astype(state.count.dtype),
+        rejections=rejections,
+        at_floor=indistinct & state.near & ~(finite & (decrement < 0.5 * state.decrement)) & ~fresh,
+        stuck=~taken & hopeless,
+        count=state.count + 1,
+    )
+    ended = finished(state, tolerance)
+
+    # The next step: Newton's where it may be, else one to the edge of the trust region. A first guess of λ: from an accepted
+    # point one Newton iteration from λ = 0; after a rejection as if all of J + λ D² were one number.
+    inside = taken & factor.definite & (state.near | (whole <= radius * (1.0 + 1e-6)))
+    stretched = lanes.solve_lower(factor, lanes.each(lambda d, x: d * x, scale, newton))
+    from_zero = whole * whole / lanes.dot(stretched, stretched) * (whole - radius) / radius
+    from_last = state.shift + slope / squared * (length / radius - 1.0)
+    guess = xp.where(taken, xp.where(factor.definite, from_zero, -1.0), from_last)
+    guess = xp.where(inside | xp.isnan(guess), 0.0, guess)
+    default = lanes.select(inside, newton, before)
+    step, shift = optimizer.propose(at, scale, radius, guess, default, state.finite & ~inside & ~ended & (radius > 0))
+    if any(restricted):
+        strides = [xp.abs(step[i]) for i, limited in enumerate(restricted) if limited]
+        shorten = xp.minimum(1.0, LONGEST_STRIDE / xp.maximum(lanes.largest(strides), LONGEST_STRIDE))
+        step = lanes.each(lambda s: shorten * s, step)
+    return state._replace(step=step, shift=shift), ended
+
+
+def finished(state: State, tolerance: Entry) -> Entry:
+    """Whether nothing is gained by another step: certified, or known to fail."""
+    xp = lanes.namespace(state.decrement)
+    tested = state.definite & (state.decrement < tolerance) & xp.isfinite(state.drift)
+    stationary = ~state.definite & (state.flatness < tolerance * tolerance)
+    return tested | state.at_floor | state.stuck | state.running_away | stationary | ~state.finite
+
+
+def _positive(diagonal: Vector, gradient: Vector) -> Vector:
+    """A scale for each parameter: its information, or where it has none its squared gradient, which has the same unit."""
+    xp = lanes.namespace(gradient[0])
+    return lanes.each(
+        lambda d, g: xp.where(d > 0, d, xp.where((g != 0) & xp.isfinite(g), g * g, 1.0)), diagonal, gradient
+    )
+
+
+def newton(*, first_radius: float = 1.0) -> Newton:
+    """Newton's method in a trust region, one evaluation per update.
+
+    Parameters
+    ----------
+    first_radius : float
+        How much of the first Newton step is tried, in units of its length; below one for a more cautious start.
+
+    Returns
+    -------
+    Newton
+        An optax transformation. Its update needs the keyword `objective`, called as ``objective(params, "observed") ->
+        Evaluation``: the log-likelihood, which is maximised, with its gradient and minus its Hessian. The first update
+        evaluates at the start and does not move; each later one evaluates once, at its trial point, and either moves there or
+        stays. The parameters given must be those that the last update led to.
+
+    Notes
+    -----
+    The trust region is a ball in units of a slowly forgotten maximum of the information's diagonal, and its subproblem is solved
+    to a tenth of the radius, indefinite and singular information included. Within a tenth of a standard error of the maximum the
+    step is Newton's. The `updates` passed in are not used. To combine an information-scaled direction with optax's own pieces
+    (schedules, clipping, momentum) use `scale_by_information`.
+
+    References
+    ----------
+    Moré, J. J. and Sorensen, D. C. (1983), Computing a trust region step, SIAM J. Sci. Stat. Comput. 4, 553-572, algorithm 3.14.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, optax
+    >>> from fisher_jax.optimizers import Evaluation, newton
+    >>> def objective(x, kind):
+    ...     return Evaluation(-jnp.sum((x - 3.0) ** 2), -2 * (x - 3.0), 2 * jnp.eye(1))
+    >>> optimizer, x = newton(), jnp.zeros(1)
+    >>> state = optimizer.init(x)
+    >>> for _ in range(3):
+    ...     updates, state = optimizer.update(x, state, x, objective=objective)
+    ...     x = optax.apply_updates(x, updates)
+    >>> print(f"{x[0]:.4f}")
+    3.0000
+    """
+    return _checked("observed", first_radius)
+
+
+def fisher_scoring(*, first_radius: float = 1.0) -> Newton:
+    """Fisher scoring: `newton` with the expected information for the curvature.
+
+    Parameters
+    ----------
+    first_radius : float
+        As for `newton`.
+
+    Returns
+    -------
+    Newton
+        As for `newton`; the objective is called with kind ``"expected"``. `fisher_jax.fit` can supply it for a model that has
+        an `information`.
+
+    Notes
+    -----
+    The expected information is positive semi-definite wherever it exists, so that the direction is always uphill; convergence is
+    linear, quadratic only where expected and observed information agree. So `fisher_jax.fit` ends it with steps of `newton`.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> optimizer = fj.optimizers.fisher_scoring()
+    """
+    return _checked("expected", first_radius)
+
+
+def bhhh(*, first_radius: float = 1.0) -> Newton:
+    """Berndt, Hall, Hall and Hausman's method: `newton` with the sum of the scores' outer products for the curvature.
+
+    Parameters
+    ----------
+    first_radius : float
+        As for `newton`.
+
+    Returns
+    -------
+    Newton
+        As for `newton`; the objective is called with kind ``"empirical"``.
+
+    Notes
+    -----
+    Needs first derivatives only. Convergence is linear, the faster the larger n and the better the model fits. `fisher_jax.fit`
+    ends it with steps of `newton`.
+
+    References
+    ----------
+    Berndt, E., Hall, B., Hall, R. and Hausman, J. (1974), Ann. Econ. Soc. Meas. 3, 653-665.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> optimizer = fj.optimizers.bhhh()
+    """
+    return _checked("empirical", first_radius)
+
+
+def _checked(kind: Kind, first_radius: float) -> Newton:
+    if not first_radius > 0:
+        raise ValueError(f"first_radius: expected a positive number, got {first_radius}. The default is 1.")
+    return Newton(kind, float(first_radius))
