@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitting.lanes import Leaves
+from fisher_jax.fitting.lanes_v1 import Leaves
 from fisher_jax.fitting.problem import checked_start
 from fisher_jax.models.model import (
     Model,

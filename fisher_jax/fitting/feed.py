@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fisher_jax.fitting.fit import record, unsound_at
 from fisher_jax.fitting.fitted import Fit
-from fisher_jax.fitting.lanes import Ended, Lanes, Leaves, Plan, Settings, empty_lanes, program, unpack
+from fisher_jax.fitting.lanes_v1 import Ended, Lanes, Leaves, Plan, Settings, empty_lanes, program, unpack
 from fisher_jax.fitting.program import conclude
 from fisher_jax.fitting.program import start as begin
 from fisher_jax.models.likelihood import outer_product_at

@@ -14,7 +14,7 @@ from fisher_jax.fitting.data_sets import CALLER, DataSets, initial_starts
 from fisher_jax.fitting.feed import Work, first_unsound, fits_of
 from fisher_jax.fitting.fit import default_steps
 from fisher_jax.fitting.fitted import Fit
-from fisher_jax.fitting.lanes import Leaves, Plan, Settings
+from fisher_jax.fitting.lanes_v1 import Leaves, Plan, Settings
 from fisher_jax.fitting.program import default_tolerance
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.model import Model

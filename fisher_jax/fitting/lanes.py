@@ -1,230 +1,156 @@
-"""Many maximisations on the device, none waiting for another: lanes that take the next data set when they are done.
+"""Many maximisations side by side, none waiting for another: lanes that take the next data set when they are done.
 
-One loop, whose trips step all lanes once by the step that a single fit uses. A lane that has finished writes where it ended
-to the next free row of the output and takes the next data set from the queue. A call ends when its queue is empty; what is
-then unfinished stays in its lane for the next call, so that only the last call waits for its stragglers. Nothing returns to
-the host meanwhile, and nothing passes between devices: each runs its own lanes on its own queue.
+A lane is one maximisation under way; L of them are stepped at a time, and every number of theirs is an entry of an array that
+ends in the axis of lanes. A lane that has ended writes its result to its data set's own row of the output and takes the next
+data set, in place: the cost of that goes with the number of fits, not with lanes times steps. Nothing in a lane depends on
+its neighbours, so results do not depend on the number of lanes or on the order of the data sets.
 """
 
-import functools
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from fisher_jax.fitting.problem import Problem, problem_of
-from fisher_jax.fitting.program import start as begin
-from fisher_jax.fitting.program import trip, unfinished
-from fisher_jax.models.model import Model, Sample
-from fisher_jax.models.parameters import Layout, Values, joined
+from fisher_jax.fitting.plan import Leaves
+from fisher_jax.fitting.program import certify
+from fisher_jax.numerics import lanes as algebra
+from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
-Leaves = list[Any]  # of the data sets: start u, then what differs among them
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a program is compiled for. Hashable.
-
-    `treedef` puts (values, data, given, weights) together again from leaves, of which `mapped` says which ones differ among the
-    data sets. `num_lanes` and `capacity`, the data sets in a queue, are those of one device.
-    """
-
-    model: Model
-    layout: Layout
-    optimizer: Any
-    treedef: Any
-    mapped: tuple[bool, ...]
-    num_lanes: int
-    capacity: int
-    mesh: Mesh
-
-    @property
-    def rows(self) -> int:
-        """Data sets that one call takes, over all devices."""
-        return self.capacity * self.mesh.size
-
-    def parts(self, own: Leaves, shared: Leaves) -> tuple[Values, Sample]:
-        """The parameters' leaves and the sample of one data set."""
-        values, data, given, weights = jax.tree.unflatten(self.treedef, joined(self.mapped, own, shared))
-        return values, Sample(data, given, weights)
-
-    def problem(self, own: Leaves, shared: Leaves) -> Problem:
-        """What is maximised for one data set; its start comes first among its leaves."""
-        values, sample = self.parts(own[1:], shared)
-        return problem_of(self.model, self.layout, values, sample, own[0], "fit_batch")
-
-
-class Lanes(NamedTuple):
-    """One device's lanes between two calls: the row that each is at work on (−1: none), its run, and its data set."""
-
-    row: Int[Array, " L"]
-    run: Any
-    held: Leaves
+NUM_LANES = 64  # below 64 LLVM contracts other products, and results differ in their last bits; above, data leave the cache
 
 
 class Settings(NamedTuple):
     """What may change without compiling anew."""
 
     tolerance: Any
-    max_steps: Any
-    radius_factor: Any  # times the first radius
+    radius_factor: Any  # times the first radius of the optimiser
 
 
 class Ended(NamedTuple):
-    """Where runs ended, in the order in which they did: rows of numbers, floating ones apart from integers and truths.
+    """Where maximisations ended, one row for each data set; totals over its data, on the unconstrained scale."""
 
-    `ended` counts the rows; the first integer of each is the data set's own row. `busy` and `trips` count the lanes' steps and
-    those that they had time for.
+    u: Float[Array, "b p"]
+    log_likelihood: Float[Array, " b"]
+    information: Float[Array, "b t"]  # upper triangle
+    last_step: Float[Array, "b p"]
+    decrement: Float[Array, " b"]
+    num_steps: Int[Array, " b"]
+    status: Int[Array, " b"]
+
+
+class Chunk(NamedTuple):
+    """Data sets to be fitted, each array with a leading axis over them; `size` of them count.
+
+    `starts` are where to begin, `origins` where the fit began at first, which the status looks back to.
     """
 
-    floats: Float[Array, "R f"]
-    integers: Int[Array, "R i"]
-    ended: Int[Array, " D"]
-    busy: Float[Array, " D"]
-    trips: Float[Array, " D"]
+    data: Leaves
+    starts: Float[Array, "b p"]
+    origins: Float[Array, "b p"]
+    num_observed: Int[Array, " b"]
+    max_steps: Int[Array, " b"]
+    size: Int[Array, ""]
 
 
-class _Loop(NamedTuple):
-    source: Int[Array, " L"]  # where in the buffer each lane's data set lies
-    row: Int[Array, " L"]
-    run: Any
-    taken: Int[Array, ""]
-    out: Ended
-
-
-def empty_lanes(plan: Plan, chunk: Leaves, shared: Leaves) -> Lanes:
-    """Idle lanes for all devices, to begin with; what they step through in vain is the first data set."""
-    lanes = plan.num_lanes * plan.mesh.size
-    own = [np.repeat(leaf[:1], lanes, axis=0) for leaf in chunk]
-    shapes = _run_shapes(plan, *(tuple(map(_shape, leaves)) for leaves in (own, shared)))
-    run = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
-    return Lanes(jnp.full((lanes,), -1, jnp.int32), run, own)
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
-
-
-@functools.lru_cache(maxsize=64)
-def _run_shapes(plan: Plan, own: tuple[Any, ...], shared: tuple[Any, ...]) -> Any:
-    def beginning(own: Leaves, shared: Leaves) -> Any:
-        return jax.vmap(lambda own: begin(plan.problem(own, shared), plan.optimizer))(own)
-
-    return jax.eval_shape(beginning, list(own), list(shared))
-
-
-@functools.lru_cache(maxsize=64)
-def program(plan: Plan) -> Any:
-    """The compiled call: (lanes, chunk, shared, count, first, drain, settings) → (lanes, ended)."""
-    one, all_of = PartitionSpec(plan.mesh.axis_names), PartitionSpec()
-    sharded = jax.shard_map(
-        functools.partial(_call, plan),
-        mesh=plan.mesh,
-        in_specs=(one, one, all_of, one, one, all_of, all_of),
-        out_specs=one,
-        check_vma=False,
-    )
-    return jax.jit(sharded, donate_argnums=0)
-
-
-def _call(
-    plan: Plan,
-    lanes: Lanes,
-    chunk: Leaves,
-    shared: Leaves,
-    count: Int[Array, "1"],
-    first: Int[Array, "1"],
-    drain: Bool[Array, ""],
+def fit_lanes(
+    optimizer: Newton,
+    restricted: tuple[bool, ...],
+    evaluate: Callable[[algebra.Vector, Leaves], Evaluation],
+    chunk: Chunk,
     settings: Settings,
-) -> tuple[Lanes, Ended]:
-    """Work through `count` data sets of the chunk, whose rows are numbered from `first`; with `drain`, to the last lane."""
-    buffer = [jnp.concatenate([held, new]) for held, new in zip(lanes.held, chunk, strict=True)]
+) -> Ended:
+    """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last."""
+    capacity, p = chunk.starts.shape
+    number = jnp.arange(NUM_LANES, dtype=jnp.int32)
 
-    def goes_on(loop: _Loop) -> Array:
-        return (loop.taken < count[0]) | (drain & jnp.any(loop.row >= 0))
+    def replace_column(leaf: Array, column: Array, lane: Array, row: Array) -> Array:
+        values = jax.lax.dynamic_slice_in_dim(leaf, row, 1, 0)
+        return jax.lax.dynamic_update_slice_in_dim(column, jnp.moveaxis(values, 0, -1), lane, column.ndim - 1)
 
-    def body(loop: _Loop) -> _Loop:
-        loop, new = _refill(plan, loop, count[0], first[0])
-        # Gathered once: fused into each of the derivatives' passes it would be read out of order again and again.
-        own = jax.lax.optimization_barrier([leaf[loop.source] for leaf in buffer])
-        run = jax.vmap(functools.partial(_lane, plan, shared, settings))(own, new, loop.run)
-        return _write(loop, run, settings.max_steps)
+    def write(out: Ended, one: State, row: Array) -> Ended:
+        """The result of one lane, whose numbers are scalars, to its row."""
+        begun = algebra.vector(chunk.origins[row])
+        status = certify(
+            one, begun, chunk.num_observed[row], settings.tolerance, chunk.max_steps[row], restricted
+        )
+        found = Ended(
+            one.point,
+            one.at.value + one.at.rounding,
+            one.at.information,
+            algebra.each(lambda s: jnp.where(jnp.isfinite(one.drift), s, 0.0), one.step),
+            one.decrement,
+            jnp.maximum(one.count, 0),
+            status,
+        )
+        rows = [jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(part)]) for part in found]
+        return Ended(
+            *(
+                jax.lax.dynamic_update_slice(to, x.astype(to.dtype).reshape(1, *to.shape[1:]), (row, jnp.int32(0))[: to.ndim])
+                for to, x in zip(out, rows, strict=True)
+            )
+        )
 
-    start = jnp.arange(plan.num_lanes, dtype=jnp.int32)
-    loop = _Loop(start, lanes.row, lanes.run, jnp.zeros((), jnp.int32), _nothing(plan, lanes.run))
-    loop = jax.lax.while_loop(goes_on, body, loop)
-    return Lanes(loop.row, loop.run, [leaf[loop.source] for leaf in buffer]), loop.out
+    def refill(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        """One lane that has ended: its result goes out, the next data set comes in. With none left the lane is parked."""
+        lane, todo, following, row_of, limit, ended, state, columns, out = carry
+        lane = jax.lax.while_loop(lambda k: ~ended[k], lambda k: k + 1, lane)
+        out = write(out, jax.tree.map(lambda leaf: leaf[..., lane], state), row_of[lane])
+        more, row = following < chunk.size, jnp.minimum(following, chunk.size - 1)
+        columns = [replace_column(leaf, column, lane, row) for leaf, column in zip(chunk.data, columns, strict=True)]
+        state = refilled(state, lane, chunk.starts[row])
+        ended, row_of = ended.at[lane].set(~more), row_of.at[lane].set(following)
+        limit = limit.at[lane].set(chunk.max_steps[row])
+        return lane + 1, todo - 1, following + more, row_of, limit, ended, state, columns, out
 
+    def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        following, row_of, limit, parked, state, columns, out = carry
+        reached = evaluate(trial(state), columns)
+        state, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
+        done = (done | (state.count >= limit)) & ~parked
+        start = (jnp.int32(0), jnp.sum(done, dtype=jnp.int32), following, row_of, limit, done, state, columns, out)
+        _, _, following, row_of, limit, ended, state, columns, out = jax.lax.while_loop(lambda c: c[1] > 0, refill, start)
+        return following, row_of, limit, ended | parked, state, columns, out
 
-def _nothing(plan: Plan, run: Any) -> Ended:
-    """Room for what a call may end: its own queue, and what was left in the lanes."""
-    floats, integers = jax.eval_shape(_pack, run, jnp.zeros((plan.num_lanes,), jnp.int32))
-    rows = plan.capacity + plan.num_lanes
-    return Ended(
-        jnp.zeros((rows, floats.shape[1]), floats.dtype),
-        jnp.zeros((rows, integers.shape[1]), jnp.int32),
-        jnp.zeros((1,), jnp.int32),
-        jnp.zeros((1,), jnp.float32),
-        jnp.zeros((1,), jnp.float32),
-    )
-
-
-def _refill(plan: Plan, loop: _Loop, count: Array, first: Array) -> tuple[_Loop, Bool[Array, " L"]]:
-    """Give idle lanes the next data sets in the queue."""
-    idle = loop.row < 0
-    next_one = loop.taken + jnp.cumsum(idle, dtype=jnp.int32) - 1
-    new = idle & (next_one < count)
-    source = jnp.where(new, plan.num_lanes + next_one, loop.source)
-    row = jnp.where(new, first + next_one, loop.row)
-    return loop._replace(source=source, row=row, taken=loop.taken + jnp.sum(new, dtype=jnp.int32)), new
-
-
-def _lane(plan: Plan, shared: Leaves, settings: Settings, own: Leaves, new: Bool[Array, ""], run: Any) -> Any:
-    """One trip of one lane, from the start if its data set is new."""
-    problem = plan.problem(own, shared)
-    fresh = begin(problem, plan.optimizer, settings.radius_factor)
-    run = jax.tree.map(lambda fresh, old: jnp.where(new, fresh, old), fresh, run)
-    return trip(problem, plan.optimizer, run, settings.tolerance, settings.max_steps)
-
-
-def _write(loop: _Loop, run: Any, max_steps: Array) -> _Loop:
-    """Write where finished lanes ended, and set them idle."""
-    out, at_work = loop.out, loop.row >= 0
-    done = at_work & ~jax.vmap(unfinished, (0, None))(run, max_steps)
-    place = jnp.where(done, out.ended[0] + jnp.cumsum(done, dtype=jnp.int32) - 1, len(out.floats))
-    floats, integers = _pack(run, loop.row)
-    out = Ended(
-        out.floats.at[place].set(floats, mode="drop"),
-        out.integers.at[place].set(integers, mode="drop"),
-        out.ended + jnp.sum(done, dtype=jnp.int32),
-        out.busy + jnp.sum(at_work, dtype=jnp.float32),
-        out.trips + 1,
-    )
-    return loop._replace(row=jnp.where(done, -1, loop.row), run=run, out=out)
+    first = jnp.minimum(number, capacity - 1)
+    columns = [jnp.moveaxis(leaf[first], 0, -1) for leaf in chunk.data]
+    state = begin(algebra.vector(chunk.starts[first].T))
+    out = _room(capacity, state)
+    carry = (jnp.int32(NUM_LANES), number, chunk.max_steps[first], number >= chunk.size, state, columns, out)
+    return jax.lax.while_loop(lambda c: ~jnp.all(c[3]), trip, carry)[-1]
 
 
-def _pack(run: Any, row: Int[Array, " L"]) -> tuple[Float[Array, "L f"], Int[Array, "L i"]]:
-    """What is kept of each run as a row of floating numbers and a row of integers, the data set's own row first."""
-    leaves = jax.tree.leaves(run)
-    floats = [leaf.reshape(len(row), -1) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    others = [leaf.reshape(len(row), -1) for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]
-    integers = [row[:, None], *(leaf.astype(jnp.int32) for leaf in others)]
-    return jnp.concatenate(floats, axis=1), jnp.concatenate(integers, axis=1)
+def refilled(state: State, lane: Array, start: Float[Array, " p"]) -> State:
+    """The state with a lane begun afresh: what else it holds there is not looked at."""
+    if isinstance(state.point, list):
+        point: algebra.Vector = [x.at[lane].set(start[i]) for i, x in enumerate(state.point)]
+    else:
+        point = state.point.at[:, lane].set(start)
+    return state._replace(point=point, count=state.count.at[lane].set(-1))
 
 
-def unpack(like: PyTree, floats: Float[Array, " f"], integers: Int[Array, " i"]) -> PyTree:
-    """One run's end from its rows of numbers, the first integer left out; `like` has its structure, shapes and dtypes."""
-    leaves, treedef = jax.tree.flatten(like)
-    taken = {True: 0, False: 1}
-    found = []
-    for leaf in leaves:
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        size = int(np.prod(leaf.shape))
-        part = (floats if floating else integers)[taken[floating] : taken[floating] + size]
-        taken[floating] += size
-        found.append(part.reshape(leaf.shape).astype(leaf.dtype))
-    return jax.tree.unflatten(treedef, found)
+def _room(capacity: int, state: State) -> Ended:
+    """Arrays for the results of a chunk."""
+    p, dtype = len(state.point), state.point[0].dtype
+    entries = p * (p + 1) // 2 if isinstance(state.point, list) else p * p
+    vectors, numbers = jnp.zeros((capacity, p), dtype), jnp.zeros((capacity,), dtype)
+    whole = jnp.zeros((capacity,), jnp.int32)
+    return Ended(vectors, numbers, jnp.zeros((capacity, entries), dtype), vectors, numbers, whole, whole)
+
+
+def informations(
+    evaluate: Callable[[algebra.Vector, Leaves], Evaluation], data: Leaves, u: Float[Array, "b p"], size: Int[Array, ""]
+) -> Float[Array, "b t"]:
+    """The information of each of the first `size` data sets at its own u, as `Ended` holds it; 64 at a time."""
+
+    def block(k: Array, out: Array) -> Array:
+        at = k * NUM_LANES
+        cut = lambda leaf: jnp.moveaxis(jax.lax.dynamic_slice_in_dim(leaf, at, NUM_LANES, 0), 0, -1)  # noqa: E731
+        found = evaluate(algebra.vector(cut(u)), [cut(leaf) for leaf in data]).information
+        rows = jnp.concatenate([x.reshape(-1, NUM_LANES) for x in jax.tree.leaves(found)])
+        return jax.lax.dynamic_update_slice_in_dim(out, rows.T, at, 0)
+
+    capacity, p = u.shape
+    entries = p * (p + 1) // 2 if isinstance(algebra.vector(u[0]), list) else p * p
+    return jax.lax.fori_loop(0, -(-size // NUM_LANES), block, jnp.zeros((capacity, entries), u.dtype))

@@ -50,6 +50,15 @@ def scoring_at(
     return Scoring(terms, gradient, matrix)
 
 
+def row_of_scoring(
+    model: LinkedModel, layout: Layout, values: Values, free: Float[Array, " p"], y: PyTree, z: tuple[PyTree, ...]
+) -> Scoring:
+    """The same for one observation: its term, gradient and expected information in u."""
+    row = _row(model, layout, values, free, y, z)
+    gradient = jnp.matmul(row.slopes, row.jacobian, precision="highest")
+    return Scoring(row.term, gradient, jnp.matmul(row.jacobian.T, row.informed, precision="highest"))
+
+
 def _row(
     model: LinkedModel, layout: Layout, values: Values, free: Float[Array, " p"], y: PyTree, z: tuple[PyTree, ...]
 ) -> _Row:

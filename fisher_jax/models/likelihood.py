@@ -42,7 +42,7 @@ def terms_of(
     model: Model, layout: Layout, values: Values, has_given: bool, caller: str
 ) -> Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]:
     """The log-densities as a function of u in `layout` and of rows, which are y or (y, z). Checks what comes back."""
-    evaluate = _terms_at_once if model.is_dependent else _terms_one_by_one
+    evaluate = terms_at_once if model.is_dependent else _terms_one_by_one
 
     def terms(free: Float[Array, " p"], rows: PyTree) -> Float[Array, " n"]:
         y, z = (rows[0], (rows[1],)) if has_given else (rows, ())
@@ -81,21 +81,23 @@ def _replace_unweighted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
     return jax.tree.map(replace, jax.tree.map(jnp.asarray, rows))
 
 
+def term_of(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Float[Array, ""]:
+    """The log-density of one observation, checked to be a floating scalar."""
+    value = call_density(model.log_density, (params, y, *z), "log_density", caller)
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{caller}: log_density(params, {'y, z' if z else 'y'}) must return a scalar for ONE observation but "
+            f"returned shape {jnp.shape(value)} for y of shape {shapes_of(y)}. Did you pass a function of the whole "
+            "data set? See fisher_jax.dependent. If an observation is a vector, sum its log-densities."
+        )
+    return check_floating(value, "log_density", caller)
+
+
 def _terms_one_by_one(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
-    def one(y: PyTree, *z: PyTree) -> Array:
-        value = call_density(model.log_density, (params, y, *z), "log_density", caller)
-        if jnp.shape(value) != ():
-            raise ValueError(
-                f"{caller}: log_density(params, {'y, z' if z else 'y'}) must return a scalar for ONE observation but "
-                f"returned shape {jnp.shape(value)} for y of shape {shapes_of(y)}. Did you pass a function of the whole "
-                "data set? See fisher_jax.dependent. If an observation is a vector, sum its log-densities."
-            )
-        return check_floating(value, "log_density", caller)
-
-    return jax.vmap(one)(y, *z)
+    return jax.vmap(lambda y, *z: term_of(model, params, y, z, caller))(y, *z)
 
 
-def _terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
+def terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
     value = call_density(model.log_density, (params, y, *z), "terms", caller)
     if jnp.ndim(value) != 1:
         raise ValueError(

@@ -163,6 +163,21 @@ def dependent(
     return DependentModel(terms, sample=sample, constraints=constraints, initial=initial, information=information)
 
 
+def programs_of(model: Model) -> dict[Any, Any]:
+    """Where what was compiled for a model is kept: beside the user's function, so that both go together.
+
+    Models that hold the same functions share it. A callable that takes no attributes keeps nothing beyond its `Model`.
+    """
+    function = model.log_density
+    while hasattr(function, "user_function"):  # our own wrappers of a user's function, made anew at each call
+        function = function.user_function
+    try:
+        programs = function.__dict__.setdefault("_fisher_jax_programs", {})
+    except (AttributeError, TypeError):
+        programs = model.__dict__.setdefault("_programs", {})
+    return programs.setdefault(model, {})
+
+
 def as_model(model: Any, caller: str) -> Model:
     """The model meant by a `Model` or a bare log-density."""
     if isinstance(model, Model):

@@ -120,3 +120,54 @@ def batched(function: Callable[[Array], Array], rows: Float[Array, "p p"], num_t
     if at_once >= rows.shape[0]:
         return jax.vmap(function)(rows)
     return jax.lax.map(function, rows, batch_size=at_once)
+
+
+# Of functions of a list of p entries, each a scalar or an array over lanes that do not interact. Only the parameter in question
+# has a tangent: a unit vector would multiply by zeros, which XLA may not remove.
+
+
+def upper_triangle(p: int) -> list[tuple[int, int]]:
+    """The pairs i ≤ j, in the order in which an information is kept."""
+    return [(i, j) for i in range(p) for j in range(i, p)]
+
+
+def first_order(terms: Callable[[list[Array]], Array], u: list[Array]) -> tuple[Array, list[Array]]:
+    """Terms and their slopes, those of reverse mode summed over rows, which are the first axis where there are any."""
+    if len(u) > FORWARD_UP_TO:
+        return _value_and_gradient(terms, u)
+    one = jnp.ones_like(u[0])
+    pairs = [jax.jvp(lambda a, i=i: terms(_replaced(u, i, a)), (u[i],), (one,)) for i in range(len(u))]
+    return pairs[0][0], [slope for _, slope in pairs]
+
+
+def second_order(terms: Callable[[list[Array]], Array], u: list[Array]) -> tuple[Array, list[Array], list[Array]]:
+    """Terms, slopes, and the upper triangle of minus the second derivatives; what reverse mode made is summed over rows."""
+    p, one, information = len(u), jnp.ones_like(u[0]), {}
+    gradient: list[Array] = []
+    if p <= FORWARD_UP_TO:
+        for i in range(p):
+
+            def along_i(t: list[Array], i: int = i) -> tuple[Array, Array]:
+                return jax.jvp(lambda a: terms(_replaced(t, i, a)), (t[i],), (one,))
+
+            for j in range(i, p):
+                (value, slope), (_, bend) = jax.jvp(lambda b, j=j: along_i(_replaced(u, j, b)), (u[j],), (one,))
+                information[i, j] = -bend
+            gradient.append(slope)
+        return value, gradient, [information[pair] for pair in upper_triangle(p)]
+    for j in range(p):
+        (value, gradient), (_, column) = jax.jvp(
+            lambda b, j=j: _value_and_gradient(terms, _replaced(u, j, b)), (u[j],), (one,)
+        )
+        for i in range(j + 1):
+            information[i, j] = -column[i]
+    return value, gradient, [information[pair] for pair in upper_triangle(p)]
+
+
+def _replaced(u: list[Array], i: int, value: Any) -> list[Array]:
+    return [value if k == i else t for k, t in enumerate(u)]
+
+
+def _value_and_gradient(terms: Callable[[list[Array]], Array], u: list[Array]) -> tuple[Array, list[Array]]:
+    value, pull = jax.vjp(terms, u)
+    return value, pull(jnp.ones_like(value))[0]

@@ -1,0 +1,179 @@
+"""Fits of many data sets in (n, L) arrays by XLA, lanes last: for what has no row program, and for many parameters.
+
+A density of one observation is mapped over lanes inside and over rows outside, so that sums over rows run over the first
+axis and vectorise over lanes. A `dependent` model keeps its recursion, with states of shape (L,).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.information import total_expected
+from fisher_jax.information.scoring import row_of_scoring
+from fisher_jax.models.likelihood import term_of, terms_at_once
+from fisher_jax.models.model import Sample
+from fisher_jax.numerics import lanes
+from fisher_jax.numerics.differentiate import second_order, upper_triangle, weigh
+from fisher_jax.optimizers.newton import Kind, Evaluation
+
+Rows = Float[Array, "n L"]
+
+
+def lanes_of_chunk(
+    plan: Plan, kind: Kind, own: Leaves, shared: Leaves
+) -> tuple[Leaves, Callable[[lanes.Vector, Leaves], Evaluation]]:
+    """The arrays of a chunk that the lanes hold in columns, and the evaluation of L such columns."""
+    own_fixed, own_rows = plan.split(own, own=True)
+    shared_leaves, count = plan.split(shared, own=False), len(own_fixed)
+
+    def evaluate(u: lanes.Vector, columns: Leaves) -> Evaluation:
+        return evaluate_lanes(plan, kind, u, (columns[:count], columns[count:]), shared_leaves)
+
+    return [*own_fixed, *own_rows], evaluate
+
+
+def evaluate_lanes(
+    plan: Plan, kind: Kind, u: lanes.Vector, own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
+) -> Evaluation:
+    """Log-likelihood, gradient and information of L data sets.
+
+    `own` and `shared` are (fixed parameters, data); arrays of `own` end in the axis of lanes.
+    """
+    weights = plan.observations(own[1], shared[1])[2]
+    if weights is not None:
+        weights = jnp.where(weights >= 0, weights, jnp.nan).astype(plan.layout.dtype)
+        weights = weights if plan.mapped[-1] else weights[:, None]
+    terms = _terms(plan, own, shared, weights)
+    array = lanes.to_array(u)
+    if kind == "observed":
+        value, gradient, information = (_by_entry if isinstance(u, list) else _by_column)(terms, u, weights, plan)
+    elif kind == "expected" and plan.model.information is None:
+        value, gradient, matrix = _scoring(plan, array, own, shared, weights)
+        gradient, information = lanes.vector(gradient), lanes.matrix(matrix)
+    else:
+        axes = jnp.eye(len(array), dtype=array.dtype)[:, :, None] * jnp.ones_like(array)[None]
+        value, push = jax.linearize(terms, array)
+        slopes = jax.lax.map(push, axes)  # (p, n, L)
+        if plan.model.is_dependent:  # whose weights are in its terms already
+            slopes = slopes if weights is None else jnp.where(weights == 0, 0, slopes / weights)
+        weighted = jax.vmap(lambda slope: weigh_rows(slope, weights))(slopes)
+        gradient = lanes.vector(jnp.sum(weighted, axis=1))
+        if kind == "empirical":
+            matrix = jax.lax.map(lambda column: jnp.sum(column * slopes, axis=1), weighted)
+        else:
+            matrix = _closed_form(plan, array, own, shared)
+        value = value if plan.model.is_dependent else weigh_rows(value, weights)
+        information = lanes.matrix(matrix)
+    value = jnp.sum(value, axis=0)
+    return Evaluation(value, gradient, information, rounding=jnp.zeros_like(value))
+
+
+def weigh_rows(rows: Rows, weights: Array | None) -> Rows:
+    """Weighted rows (n, L); a weight of zero silences even NaN."""
+    return rows if weights is None else jnp.where(weights == 0, 0, weights * rows)
+
+
+def _terms(
+    plan: Plan, own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves], weights: Array | None
+) -> Callable[[Array], Rows]:
+    """The log-densities (n, L) as a function of u, (p, L) or with an entry for each row (p, n, L).
+
+    Those of a dependent model are weighted: its rows have no parameters of their own.
+    """
+
+    def params_of(u: Array, own_fixed: Leaves) -> PyTree:
+        return plan.layout.constrain(u, plan.values(plan.fixed(own_fixed, shared[0])))
+
+    def some(u: Array, own_fixed: Leaves, own_rows: Leaves, shared_rows: Leaves) -> Array:
+        y, z, _ = plan.observations(own_rows, shared_rows)
+        evaluate = terms_at_once if plan.model.is_dependent else term_of
+        z = () if z is None else (z,)
+        return evaluate(plan.model, params_of(u, own_fixed), y, z, "fit_batch").astype(plan.layout.dtype)
+
+    over_lanes = jax.vmap(some, in_axes=(-1, -1, -1, None), out_axes=-1)
+    if plan.model.is_dependent:
+        return lambda u: weigh_rows(over_lanes(u, *own, shared[1]), weights)
+    by_row = jax.vmap(over_lanes, in_axes=(1, None, 0, 0))
+    alike = jax.vmap(over_lanes, in_axes=(None, None, 0, 0))
+    return lambda u: (by_row if u.ndim == 3 else alike)(u, *own, shared[1])
+
+
+def _by_entry(
+    terms: Callable[[Array], Rows], u: list[Array], weights: Array | None, plan: Plan
+) -> tuple[Rows, lanes.Vector, lanes.Matrix]:
+    """Second derivatives entry by entry of the upper triangle."""
+    if weights is not None and not plan.model.is_dependent:
+        # Each row has parameters of its own, so that what a row of weight zero gives, NaN perhaps, can be left out of the sums.
+        u = [jnp.broadcast_to(x, (weights.shape[0], *x.shape)) for x in u]
+    value, gradient, information = second_order(lambda u: terms(jnp.stack(u)), u)
+    if plan.model.is_dependent:
+        weights = None
+    total = lambda x: jnp.sum(weigh_rows(x, weights), axis=0) if x.ndim == 2 else x  # noqa: E731
+    keys = upper_triangle(len(u))
+    matrix = {key: total(entry) for key, entry in zip(keys, information, strict=True)}
+    return weigh_rows(value, weights), [total(slope) for slope in gradient], matrix
+
+
+def _by_column(
+    terms: Callable[[Array], Rows], u: Float[Array, "p L"], weights: Array | None, plan: Plan
+) -> tuple[Rows, lanes.Vector, lanes.Matrix]:
+    """The gradient linearised once, then pushed along each axis."""
+    each_row = weights is not None and not plan.model.is_dependent
+
+    def gradient_and_terms(u: Array) -> tuple[Array, Rows]:
+        if each_row:
+            u = jnp.broadcast_to(u[:, None], (len(u), weights.shape[0], u.shape[1]))
+        value, pull = jax.vjp(terms, u)
+        (slopes,) = pull(jnp.ones_like(value))
+        if each_row:
+            slopes = jnp.sum(jax.vmap(lambda slope: weigh_rows(slope, weights))(slopes), axis=1)
+            value = weigh_rows(value, weights)
+        return slopes, value
+
+    (gradient, value), push = jax.linearize(gradient_and_terms, u)
+    axes = jnp.eye(len(u), dtype=u.dtype)[:, :, None] * jnp.ones_like(u)[None]
+    matrix = jax.lax.map(lambda axis: -push(axis)[0], axes)
+    return value, gradient, 0.5 * (matrix + jnp.swapaxes(matrix, 0, 1))
+
+
+def _scoring(
+    plan: Plan, u: Float[Array, "p L"], own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves], weights: Array | None
+) -> tuple[Rows, Float[Array, "p L"], Float[Array, "p p L"]]:
+    """Terms, gradient and expected information of a linked model."""
+
+    def row(u: Array, own_fixed: Leaves, own_row: Leaves, shared_row: Leaves) -> Any:
+        y, z, _ = plan.observations(own_row, shared_row)
+        values = plan.values(plan.fixed(own_fixed, shared[0]))
+        return row_of_scoring(plan.model, plan.layout, values, u, y, () if z is None else (z,))
+
+    over_lanes = jax.vmap(row, in_axes=(-1, -1, -1, None), out_axes=-1)
+    found = jax.vmap(over_lanes, in_axes=(None, None, 0, 0))(u, *own, shared[1])
+
+    def total(x: Array) -> Array:
+        if weights is not None:
+            own_weights = weights.reshape(weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
+            x = jnp.where(own_weights == 0, 0, own_weights * x)
+        return jnp.sum(x, axis=0)
+
+    return weigh_rows(found[0], weights), total(found[1]), total(found[2])
+
+
+def _closed_form(
+    plan: Plan, u: Float[Array, "p L"], own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
+) -> Float[Array, "p p L"]:
+    """Dᵀ n I(θ) D by the model's own closed form."""
+
+    def one(u: Array, own_fixed: Leaves, own_rows: Leaves) -> Array:
+        layout, values = plan.layout, plan.values(plan.fixed(own_fixed, shared[0]))
+        sample = Sample(*plan.observations(own_rows, shared[1]))
+        leaves = layout.constrained_values(u, values)
+        count = plan.num_terms if sample.weights is None else jnp.sum(sample.weights)
+        expected = total_expected(plan.model, layout, leaves, sample.given, count, sample.weights)
+        jacobian = layout.jacobian(u, values)
+        return jnp.matmul(jnp.matmul(jacobian.T, expected, precision="highest"), jacobian, precision="highest")
+
+    return jax.vmap(one, in_axes=-1, out_axes=-1)(u, *own)

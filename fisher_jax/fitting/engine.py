@@ -1,0 +1,220 @@
+"""Which way a batch of fits is run, and running it: chunks of data sets through compiled programs in several hands.
+
+The ways give the same results to rounding. "kernel" is the row program in one kernel (`rows`, `cpu`); "arrays" are (n, L) arrays
+by XLA (`arrays`).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fisher_jax.fitting import arrays, cpu, workers
+from fisher_jax.fitting.lanes import Chunk, Ended, Settings, fit_lanes, informations
+from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.models.model import programs_of
+from fisher_jax.numerics.expansion import CannotExpand
+from fisher_jax.numerics.linalg import UNROLLED
+from fisher_jax.optimizers.newton import Kind, Newton
+
+ENGINES = ("kernel", "arrays")
+# Data sets that one call takes. Few sizes, so that few programs are compiled; at the end of a chunk lanes wait for the slowest,
+# which the larger sizes make rare.
+CAPACITIES = (512, 8192, 65536)
+SCORING_TOLERANCE = 0.03  # standard errors; from there on Newton's steps converge quadratically, and certify
+
+
+class Found(NamedTuple):
+    """What a batch of fits came to: `Ended` as numpy arrays, and the totals at each end that were asked for."""
+
+    ended: Ended
+    outer_product: np.ndarray | None
+    expected: np.ndarray | None
+    engine: str
+
+
+def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | None) -> tuple[str, Any]:
+    """The way to run a batch, and its row program where it has one.
+
+    Raises
+    ------
+    ValueError
+        If a way was asked for that this model cannot go.
+    """
+    programs = programs_of(plan.model)
+    if asked == "arrays" or plan.layout.num_free > UNROLLED or plan.model.is_dependent:
+        if asked == "kernel":
+            reason = "a dependent model" if plan.model.is_dependent else f"more than {UNROLLED} parameters"
+            raise ValueError(f'engine="kernel" is for models without {reason}. Leave it out, or use engine="arrays".')
+        return "arrays", None
+    key = ("rows", _key(plan), kind, _shapes(own, 2), _shapes(shared, 1), plan.num_terms)
+    if key not in programs:
+        try:
+            programs[key] = cpu.rows_of(plan, kind, own, shared)
+        except CannotExpand as error:
+            programs[key] = error
+    found = programs[key]
+    if isinstance(found, CannotExpand):
+        if asked == "kernel":
+            raise ValueError(f'engine="kernel": {found}. Leave it out, or use engine="arrays".') from found
+        return "arrays", None
+    return "kernel", found
+
+
+def fit_all(
+    plan: Plan,
+    own: Leaves,
+    shared: Leaves,
+    starts: np.ndarray,
+    num_observed: np.ndarray,
+    settings: Settings,
+    max_steps: int,
+    *,
+    kinds: Sequence[str] = (),
+    engine: str | None = None,
+    num_workers: int | None = None,
+) -> Found:
+    """Fit every data set. `own` and `shared` are the fixed parameters and the data; `own` with a leading axis.
+
+    Steps by expected or empirical information are followed by Newton's from `SCORING_TOLERANCE` on, so that each fit is
+    certified by its observed information.
+    """
+    count, p = starts.shape
+    num_workers = workers.num_cores() if num_workers is None else num_workers
+    share = -(-count // num_workers)
+    capacity = next((size for size in CAPACITIES if size >= share), CAPACITIES[-1])
+    optimizers = [plan.optimizer] if plan.optimizer.kind == "observed" else [plan.optimizer, Newton()]
+    own, shared = [np.asarray(leaf) for leaf in own], [np.asarray(leaf) for leaf in shared]
+    phases = [_compiled_fit(replace(plan, optimizer=o), o.kind, capacity, own, shared, engine) for o in optimizers]
+    matrices = [_compiled_matrix(plan, kind, capacity, own, shared, engine) for kind in kinds]
+
+    dtype, wanted = plan.layout.dtype, p * (p + 1) // 2 if p <= UNROLLED else p * p
+    ended = Ended(
+        *(np.empty((count, p), dtype), np.empty(count, dtype), np.empty((count, wanted), dtype)),
+        *(np.empty((count, p), dtype), np.empty(count, dtype), np.empty(count, np.int32), np.empty(count, np.int32)),
+    )
+    out = {kind: np.empty((count, wanted), dtype) for kind in kinds}
+
+    def work(piece: slice) -> None:
+        padded = lambda leaf: _padded(leaf[piece], capacity)  # noqa: E731
+        data, origins, observed = [padded(leaf) for leaf in own], padded(starts), padded(num_observed)
+        size, begin, steps = np.int32(piece.stop - piece.start), origins, np.full(capacity, max_steps, np.int32)
+        before = np.int32(0)
+        for number, fit in enumerate(phases):
+            last = number == len(phases) - 1
+            loose = settings if last else settings._replace(tolerance=np.asarray(SCORING_TOLERANCE, dtype))
+            chunk = Chunk([], begin, origins, observed, steps - before, size)
+            found = fit(data, shared, chunk, loose)
+            begin, taken = found.u, np.asarray(found.num_steps)
+            before = before + taken
+        for to, part in zip(ended, found, strict=True):
+            to[piece] = np.asarray(part)[: len(to[piece])]
+        ended.num_steps[piece] = before[: int(size)]
+        for kind, evaluate in zip(kinds, matrices, strict=True):
+            out[kind][piece] = np.asarray(evaluate(data, shared, found.u, size))[: int(size)]
+
+    piece = min(share, capacity)
+    workers.run(work, [slice(at, min(at + piece, count)) for at in range(0, count, piece)], num_workers)
+    ended = ended._replace(information=symmetric(ended.information, p))
+    whole = {kind: symmetric(matrix, p) for kind, matrix in out.items()}
+    return Found(ended, whole.get("empirical"), whole.get("expected"), phases[-1].engine)
+
+
+def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
+    """Matrices (B, p, p) of upper triangles (B, p(p + 1)/2), or of matrices laid out flat."""
+    if triangles.shape[1] == p * p:
+        return triangles.reshape(-1, p, p)
+    place = np.empty((p, p), int)
+    place[np.triu_indices(p)] = np.arange(triangles.shape[1])
+    place.T[np.triu_indices(p)] = np.arange(triangles.shape[1])
+    return triangles[:, place]
+
+
+def _padded(leaf: np.ndarray, capacity: int) -> np.ndarray:
+    """The data sets of one piece, filled up with zeros that nothing looks at."""
+    if len(leaf) == capacity:
+        return leaf
+    whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
+    whole[: len(leaf)] = leaf
+    return whole
+
+
+class _Compiled:
+    """A compiled program and the way it runs."""
+
+    def __init__(self, call: Callable[..., Any], engine: str) -> None:
+        self.call, self.engine = call, engine
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+
+def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any) -> _Compiled:
+    def build(way: str, rows: Any) -> Callable[..., Any]:
+        def call(own: Leaves, shared: Leaves, chunk: Chunk, settings: Settings) -> Ended:
+            restricted = plan.layout.restricted
+            if way == "arrays":
+                data, evaluate = arrays.lanes_of_chunk(plan, kind, own, shared)
+                return fit_lanes(plan.optimizer, restricted, evaluate, chunk._replace(data=data), settings)
+            data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
+
+            def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
+                return fit_lanes(plan.optimizer, restricted, functools.partial(evaluate, common), chunk, settings)
+
+            return cpu.one_kernel(fit)(common, chunk._replace(data=data), settings)
+
+        return call
+
+    p, dtype = plan.layout.num_free, plan.layout.dtype
+    vectors, whole = jax.ShapeDtypeStruct((capacity, p), dtype), jax.ShapeDtypeStruct((capacity,), np.int32)
+    number = jax.ShapeDtypeStruct((), dtype)
+    chunk = Chunk([], vectors, vectors, whole, whole, jax.ShapeDtypeStruct((), np.int32))
+    return _compiled(plan, "fit", kind, capacity, own, shared, asked, build, (chunk, Settings(number, number)))
+
+
+def _compiled_matrix(plan: Plan, kind: Any, capacity: int, own: Leaves, shared: Leaves, asked: Any) -> _Compiled:
+    def build(way: str, rows: Any) -> Callable[..., Any]:
+        def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
+            if way == "arrays":
+                data, evaluate = arrays.lanes_of_chunk(plan, kind, own, shared)
+                return informations(evaluate, data, u, size)
+            data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
+
+            def matrix(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
+                return informations(functools.partial(evaluate, common), data, u, size)
+
+            return cpu.one_kernel(matrix)(common, data, u, size)
+
+        return call
+
+    u = jax.ShapeDtypeStruct((capacity, plan.layout.num_free), plan.layout.dtype)
+    size = jax.ShapeDtypeStruct((), np.int32)
+    return _compiled(plan, "information", kind, capacity, own, shared, asked, build, (u, size))
+
+
+def _compiled(
+    plan: Plan, what: str, kind: Any, capacity: int, own: Leaves, shared: Leaves, asked: Any, build: Any, others: Any
+) -> _Compiled:
+    """The program for these shapes, compiled once for each model."""
+    way, rows = choose(plan, kind, own, shared, asked)
+    programs = programs_of(plan.model)
+    key = (what, way, _key(plan), plan.optimizer, kind, capacity, _shapes(own, 1), _shapes(shared, 0))
+    if key not in programs:
+        like = lambda leaf, shape: jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
+        arguments = [like(leaf, (capacity, *leaf.shape[1:])) for leaf in own], [like(leaf, leaf.shape) for leaf in shared]
+        options = cpu.COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
+        call = jax.jit(build(way, rows), compiler_options=options)
+        programs[key] = _Compiled(call.lower(*arguments, *others).compile(), way)
+    return programs[key]
+
+
+def _key(plan: Plan) -> tuple[Any, ...]:
+    return plan.model, plan.layout, plan.treedef, plan.mapped
+
+
+def _shapes(leaves: Leaves, drop: int) -> tuple[Any, ...]:
+    return tuple((leaf.shape[drop:], str(leaf.dtype)) for leaf in leaves)
