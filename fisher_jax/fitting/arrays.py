@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.fitting.plan import Leaves, Plan
@@ -17,7 +18,8 @@ from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of, terms_at_once
 from fisher_jax.models.model import Sample
 from fisher_jax.numerics import lanes
-from fisher_jax.numerics.differentiate import second_order, upper_triangle, weigh
+from fisher_jax.numerics.affine import linear_predictors
+from fisher_jax.numerics.differentiate import second_order, upper_triangle
 from fisher_jax.optimizers.newton import Kind, Evaluation
 
 Rows = Float[Array, "n L"]
@@ -29,11 +31,97 @@ def lanes_of_chunk(
     """The arrays of a chunk that the lanes hold in columns, and the evaluation of L such columns."""
     own_fixed, own_rows = plan.split(own, own=True)
     shared_leaves, count = plan.split(shared, own=False), len(own_fixed)
+    data = [*own_fixed, *own_rows]
+    if kind == "observed" and plan.layout.num_free > lanes.UNROLLED and not plan.model.is_dependent:
+        by_products = _by_products(plan, (own_fixed, own_rows), shared_leaves)
+        if by_products is not None:
+            return data, lambda u, columns: by_products(u, columns[:count], columns[count:])
 
     def evaluate(u: lanes.Vector, columns: Leaves) -> Evaluation:
         return evaluate_lanes(plan, kind, u, (columns[:count], columns[count:]), shared_leaves)
 
-    return [*own_fixed, *own_rows], evaluate
+    return data, evaluate
+
+
+def _by_products(
+    plan: Plan, own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
+) -> Callable[[Array, Leaves, Leaves], Evaluation] | None:
+    """An evaluation of many parameters that enter through few linear predictors; None where they do not.
+
+    With x = x₀ + C u the gradient is Cᵀ s and the information Cᵀ W C, with s and W the derivatives in x of each row. Where C is
+    made of what all data sets share, all three are products of matrices, and the products of C's columns are made once.
+    """
+    layout, (own_fixed, own_rows), (shared_fixed, shared_rows) = plan.layout, own, shared
+    like = lambda leaf, drop: jax.ShapeDtypeStruct(leaf.shape[drop:], leaf.dtype)  # noqa: E731
+    shapes = [[like(x, 1) for x in own_fixed], [like(x, 2) for x in own_rows], [like(x, 0) for x in shared_fixed]]
+    shapes.append([like(x, 1) for x in shared_rows])
+    leaves, treedef = jax.tree.flatten(tuple(shapes))
+
+    def term(u: Array, *data: Any) -> Array:
+        own_fixed, own_row, shared_fixed, shared_row = jax.tree.unflatten(treedef, data)
+        y, z, _ = plan.observations(own_row, shared_row)
+        params = layout.constrain(u, plan.values(plan.fixed(own_fixed, shared_fixed)))
+        return term_of(plan.model, params, y, () if z is None else (z,), "fit_batch").astype(layout.dtype)
+
+    p, dtype = layout.num_free, layout.dtype
+    found = linear_predictors(term, jax.ShapeDtypeStruct((p,), dtype), leaves)
+    if found is None or found.count > lanes.UNROLLED:
+        return None
+    num_own = len(own_fixed) + len(own_rows)
+    common, m = not any(found.uses[:num_own]), found.count
+    zero, rows, columns = jnp.zeros((p,), dtype), *np.triu_indices(p)
+    pairs = upper_triangle(m)
+    if common:
+        any_own = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(shapes[:2])]
+        over_rows = lambda f: jax.vmap(lambda row: f(zero, *any_own, *shared_fixed, *row))(shared_rows)  # noqa: E731
+        slopes, offsets = over_rows(found.coefficients), over_rows(found.inner)  # (n, m, p), (n, m)
+        products = [
+            (slopes[:, k, rows] * slopes[:, j, columns] + (slopes[:, j, rows] * slopes[:, k, columns] if j != k else 0)).T
+            for k, j in pairs
+        ]  # (p (p + 1) / 2, n) each
+
+    def evaluate(u: Array, own_fixed: Leaves, own_rows: Leaves) -> Evaluation:
+        def of_each(f: Callable[..., Array], first: Array, axis: int | None) -> Array:
+            """f(first, *data) for every row and lane; the result ends in (…, L) after the axis of rows."""
+            one = lambda x, of, o, s: f(x, *of, *o, *shared_fixed, *s)  # noqa: E731
+            over_lanes = jax.vmap(one, in_axes=(-1, -1, -1, None), out_axes=-1)
+            return jax.vmap(over_lanes, in_axes=(axis, None, 0, 0))(first, own_fixed, own_rows, shared_rows)
+
+        weights = plan.observations(own_rows, shared_rows)[2]
+        if weights is not None:
+            weights = jnp.where(weights >= 0, weights, jnp.nan).astype(dtype)
+            weights = weights if plan.mapped[-1] else weights[:, None]
+        if common:
+            x = jnp.tensordot(slopes, u, 1, precision="highest") + offsets[:, :, None]
+        else:
+            x = of_each(found.inner, u, None)  # (n, m, L)
+        outer = lambda x: of_each(found.outer, jnp.stack(x, axis=1), 0)  # noqa: E731
+        value, score, curvature = second_order(outer, [x[:, k] for k in range(m)])
+        value, score = weigh_rows(value, weights), [weigh_rows(s, weights) for s in score]
+        curvature = [weigh_rows(c, weights) for c in curvature]
+        if common:
+            gradient = sum(jnp.matmul(slopes[:, k].T, s, precision="highest") for k, s in enumerate(score))
+            triangle = sum(jnp.matmul(z, c, precision="highest") for z, c in zip(products, curvature, strict=True))
+            place = np.zeros((p, p), int)
+            place[rows, columns] = place[columns, rows] = np.arange(len(rows))
+            matrix = triangle[place]
+        else:
+
+            def add_row(r: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+                row = lambda leaves: [leaf[r] for leaf in leaves]  # noqa: E731
+                one = lambda of, o: found.coefficients(zero, *of, *o, *shared_fixed, *row(shared_rows))  # noqa: E731
+                c = jax.vmap(one, in_axes=-1, out_axes=-1)(own_fixed, row(own_rows))  # (m, p, L)
+                bent = [sum(curvature[pairs.index((min(k, j), max(k, j)))][r] * c[j] for j in range(m)) for k in range(m)]
+                gradient = sums[0] + sum(s[r] * c[k] for k, s in enumerate(score))
+                return gradient, sums[1] + sum(c[k][:, None] * bent[k][None] for k in range(m))
+
+            gradient, matrix = jax.lax.fori_loop(
+                0, plan.num_terms, add_row, (jnp.zeros_like(u), jnp.zeros((p, *u.shape), dtype))
+            )
+        total = jnp.sum(value, axis=0)
+        return Evaluation(total, gradient, matrix, rounding=jnp.zeros_like(total))
+
+    return evaluate
 
 
 def evaluate_lanes(

@@ -19,6 +19,7 @@ from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout
+from fisher_jax.numerics.affine import Predictors, linear_predictors
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 from fisher_jax.numerics.expansion import Program, expand, split
 from fisher_jax.optimizers.newton import Kind, Evaluation
@@ -26,34 +27,49 @@ from fisher_jax.optimizers.newton import Kind, Evaluation
 Scalars = list[Any]
 
 
-def derivatives_of_row(model: Model, layout: Layout, kind: Kind, has_given: bool) -> Callable[..., Any]:
-    """A function of (u, fixed values, y, z, weight) for one row: weighted term, gradient and upper triangle of the information.
+PREDICTORS_FROM = 4  # parameters; below, to differentiate in a linear predictor and carry it through saves nothing
 
-    u is a list of p scalars; z and the weight may be None. A weight of zero silences even a NaN: that row is not there.
+
+def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Predictors | None) -> Callable[..., Any]:
+    """A function of (u, fixed values, y, z, weight, data) for one row: weighted term, gradient and information.
+
+    u is a list of p scalars, the information its upper triangle; z and the weight may be None; `data` is what `predictors` were
+    found with. A weight of zero silences even a NaN: that row is not there.
     """
 
-    def row(u: Scalars, values: list[Any], y: PyTree, z: PyTree, weight: Any) -> tuple[Any, Scalars, Scalars]:
-        given = (z,) if has_given else ()
+    def row(u: Scalars, values: list[Any], y: PyTree, z: PyTree, weight: Any, data: list[Any]) -> tuple[Any, Any, Any]:
+        given, pairs = () if z is None else (z,), upper_triangle(len(u))
 
         def term(u: Scalars) -> Array:
             return term_of(model, layout.constrain(jnp.stack(u), values), y, given, "fit").astype(layout.dtype)
 
-        if kind == "expected" and model.information is None:
-            value, gradient, information = row_of_scoring(model, layout, values, jnp.stack(u), y, given)
-            gradient = [gradient[i] for i in range(len(u))]
-            information = [information[i, j] for i, j in upper_triangle(len(u))]
-        elif kind == "observed":
-            value, gradient, information = second_order(term, u)
-        else:
-            value, gradient = first_order(term, u)
-            if kind == "empirical":
-                information = [gradient[i] * gradient[j] for i, j in upper_triangle(len(u))]
+        if kind == "expected":
+            if model.information is None:
+                value, gradient, matrix = row_of_scoring(model, layout, values, jnp.stack(u), y, given)
             else:
+                value, gradient = first_order(term, u)
                 jacobian = layout.jacobian(jnp.stack(u), values)
-                params = layout.constrain(jnp.stack(u), values)
-                closed = as_matrix(model.information(params, *given), layout.natural()).astype(layout.dtype)
-                matrix = jacobian.T @ closed @ jacobian
-                information = [matrix[i, j] for i, j in upper_triangle(len(u))]
+                closed = model.information(layout.constrain(jnp.stack(u), values), *given)
+                matrix = jacobian.T @ as_matrix(closed, layout.natural()).astype(layout.dtype) @ jacobian
+            gradient, information = [gradient[i] for i in range(len(u))], [matrix[i, j] for i, j in pairs]
+        elif predictors is None:
+            value, gradient, information = (second_order if kind == "observed" else _scores_only)(term, u)
+        else:
+            x, slopes = predictors.inner(jnp.stack(u), *data), predictors.coefficients(jnp.stack(u), *data)
+            value, score, weights = (second_order if kind == "observed" else _scores_only)(
+                lambda x: predictors.outer(jnp.stack(x), *data), [x[k] for k in range(predictors.count)]
+            )
+            gradient = [sum(s * slopes[k, i] for k, s in enumerate(score)) for i in range(len(u))]
+            inner = dict(zip(upper_triangle(predictors.count), weights or [], strict=kind == "observed"))
+            information = [
+                sum(
+                    w * (slopes[k, i] * slopes[m, j] + (slopes[m, i] * slopes[k, j] if k != m else 0))
+                    for (k, m), w in inner.items()
+                )
+                for i, j in pairs
+            ]
+        if kind == "empirical":
+            information = [gradient[i] * gradient[j] for i, j in pairs]
         if weight is None:
             return value, gradient, information
         # Negative weights known only when run are as bad as NaN, which the status then reports.
@@ -61,6 +77,10 @@ def derivatives_of_row(model: Model, layout: Layout, kind: Kind, has_given: bool
         return jax.tree.map(lambda x: jnp.where(weight == 0, 0, weight * x), (value, gradient, information))
 
     return row
+
+
+def _scores_only(terms: Callable[[Scalars], Array], u: Scalars) -> tuple[Array, Scalars, None]:
+    return *first_order(terms, u), None
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,7 @@ class RowProgram:
 
         def add_row(r: Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:
             own, shared, own_parts, shared_parts = row_at(r)
-            term, *derivatives = self.rest(parameters, own, shared, once, own_parts, shared_parts)
+            term, *derivatives = self.rest(parameters, own, shared, once, own_parts, shared_parts, hold=True)
             # Two-sum (Knuth 1997, The Art of Computer Programming 2, section 4.2.2, theorem B): `low` keeps what rounding
             # takes from the sum, without which float32 cannot tell two points near the maximum apart.
             high, low, *others = sums
@@ -125,11 +145,22 @@ def row_program(
         Where the density uses what has no form on single numbers.
     """
 
+    leaves, treedef = jax.tree.flatten((fixed, own, shared))
+
+    def value(u: Array, *data: Any) -> Array:
+        fixed, own, shared = jax.tree.unflatten(treedef, data)
+        y, z, _ = row_from(own, shared)
+        params = layout.constrain(u, values_from(fixed))
+        return term_of(model, params, y, () if z is None else (z,), "fit").astype(layout.dtype)
+
+    predictors = None
+    if layout.num_free >= PREDICTORS_FROM and kind != "expected":
+        predictors = linear_predictors(value, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), leaves)
+    row = derivatives_of_row(model, layout, kind, predictors)
+
     def flat_row(parameters: tuple[Scalars, list[Any]], own: Any, shared: Any) -> Any:
         u, fixed = parameters
-        y, z, weight = row_from(own, shared)
-        row = derivatives_of_row(model, layout, kind, z is not None)
-        return row(u, values_from(fixed), y, z, weight)
+        return row(u, values_from(fixed), *row_from(own, shared), jax.tree.leaves((fixed, own, shared)))
 
     u = [jax.ShapeDtypeStruct((), layout.dtype)] * layout.num_free
     whole = expand(flat_row, (u, fixed), own, shared)

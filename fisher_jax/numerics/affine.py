@@ -1,77 +1,148 @@
-"""Where a function depends on its parameters through linear predictors only, found in its row program.
+"""Linear predictors found in a function: log p = f(x; data) with x = x₀ + C u, where C is made of data alone.
 
-log p = f(t, d; data) with t = offset + C u, the coefficients C made of data alone, and d the parameters that f uses beside t.
-Derivatives are then taken in (t, d), of which there are few, and carried through C: the gradient is Cᵀ s and the information
-Cᵀ W C, which for covariates that all data sets share are products of matrices.
+Derivatives are then taken in x, which has few entries, and carried through C: the gradient is Cᵀ s and the information Cᵀ W C.
+For covariates that all data sets share these are products of matrices. Found by walking through the function's equations:
+what is made of u by sums, products with data and moves of entries is linear; where something else uses it, the function is cut.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fisher_jax.numerics.expansion import Program
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jaxtyping import Array, Float
 
-_LINEAR = frozenset({"add", "add_any", "sub", "neg", "mul", "div", "convert_element_type"})
+# Equations linear in all operands together, and those linear in one operand while the others are data.
+_SUMS = frozenset(
+    """add add_any sub neg reduce_sum reshape squeeze broadcast_in_dim transpose slice expand_dims copy concatenate rev cumsum""".split()
+)
+_PRODUCTS = frozenset(["mul", "dot_general"])
+_BY_INDEX = frozenset(["div", "dynamic_slice", "gather"])  # linear in the first operand only
+_CALLS = frozenset(["jit", "pjit", "closed_call"])
 
 
 @dataclass(frozen=True)
 class Predictors:
-    """A program cut at its linear predictors.
+    """A function of (u, *data) as outer(inner(u, *data), *data), `inner` being linear in u and of `count` entries.
 
-    `inner` takes the arguments of the program and returns the predictors t; `outer` takes the arguments and, as one more, t, and returns
-    what the program does. `direct` are the parameters, by number, that `outer` uses beside t.
+    `uses` says of each data leaf whether the coefficients depend on it.
     """
 
-    inner: Program
-    outer: Program
-    direct: tuple[int, ...]
+    inner: Callable[..., Float[Array, " m"]]
+    outer: Callable[..., Array]
     count: int
+    uses: tuple[bool, ...]
+
+    def coefficients(self, u: Float[Array, " p"], *data: Any) -> Float[Array, "m p"]:
+        """C, which does not depend on u but for its length and dtype."""
+        return jax.jacfwd(lambda u: self.inner(u, *data))(jnp.zeros_like(u))
 
 
-def linear_predictors(program: Program, num_parameters: int) -> Predictors | None:
-    """Cut a program at what is linear in the first `num_parameters` entries of its first argument; None where that gains nothing.
+def linear_predictors(function: Callable[..., Array], u: jax.ShapeDtypeStruct, data: Sequence[Any]) -> Predictors | None:
+    """Cut a function of (u, *data) where it is linear in u; None where that leaves no fewer entries than u has.
 
-    A predictor combines two parameters or more: a single one is differentiated as well directly.
+    `data` are shapes of arrays. Functions with rules of their own for derivatives are kept whole.
     """
-    parameters = program.inputs[0][:num_parameters]
-    # For each number that is linear in the parameters with coefficients of data alone: which of them it combines.
-    linear: dict[int, frozenset[int]] = {number: frozenset([number]) for number in parameters}
-    nonlinear: set[int] = set()
-    for equation in program.equations:
-        operands = [o for o in equation.operands if type(o) is int]
-        moving = [o for o in operands if o in linear]
-        if any(o in nonlinear for o in operands):
-            nonlinear.add(equation.result)
-        elif moving:
-            name = equation.primitive.name
-            products = name in ("mul", "div")
-            allowed = name in _LINEAR and (not products or len(moving) == 1)
-            if name == "div" and equation.operands[1] in moving:
-                allowed = False
-            if allowed:
-                linear[equation.result] = frozenset().union(*(linear[o] for o in moving))
-            else:
-                nonlinear.add(equation.result)
-    used: dict[int, None] = {}
-    for equation in program.equations:
-        if equation.result in nonlinear:
-            used |= {o: None for o in equation.operands if type(o) is int and o in linear}
-    used |= {o: None for o in program.outputs if type(o) is int and o in linear}
-    predictors = tuple(o for o in used if len(linear[o]) > 1)
-    direct = tuple(k for k, number in enumerate(parameters) if number in used)
-    if not predictors or len(predictors) + len(direct) >= num_parameters:
+    closed = _inlined(jax.make_jaxpr(function)(u, *data))
+    jaxpr, consts = closed.jaxpr, closed.consts
+    cut: dict[Any, Any] = {}
+    while True:
+        linear, moved = _walk(jaxpr, cut)
+        used = [v for e in jaxpr.eqns if any(o in moved for o in e.outvars) for v in e.invars] + list(jaxpr.outvars)
+        found = dict.fromkeys(v for v in used if not isinstance(v, Literal) and v in linear)
+        if found == cut:
+            break
+        # What follows from a predictor by sums and products with data is a function of it, not another predictor.
+        cut = found
+    sizes = [math.prod(v.aval.shape) for v in cut]
+    if not cut or sum(sizes) >= u.shape[0]:
         return None
-    inner = Program(_needed(program, predictors, frozenset()), program.inputs, predictors)
-    outer = Program(
-        _needed(program, program.outputs, frozenset(predictors)), (*program.inputs, predictors), program.outputs
-    )
-    return Predictors(inner, outer, direct, len(predictors))
+
+    def inner(u: Any, *data: Any) -> Any:
+        found = _evaluate(jaxpr, consts, dict(zip(jaxpr.invars, (u, *data), strict=True)), list(cut), skip=moved)
+        return jnp.concatenate([x.reshape(-1) for x in found])
+
+    def outer(x: Any, *data: Any) -> Any:
+        env = dict(zip(jaxpr.invars[1:], data, strict=True))
+        start = 0
+        for v, size in zip(cut, sizes, strict=True):
+            env[v] = x[start : start + size].reshape(v.aval.shape)
+            start += size
+        return _evaluate(jaxpr, consts, env, jaxpr.outvars, skip=set(linear))[0]
+
+    used = frozenset().union(*(linear[v] for v in cut))
+    return Predictors(inner, outer, sum(sizes), tuple(k in used for k in range(len(data))))
 
 
-def _needed(program: Program, outputs: tuple[Any, ...], known: frozenset[int]) -> tuple[Any, ...]:
-    """The equations that these outputs need where some numbers are known."""
-    needed, kept = {o for o in outputs if type(o) is int}, []
-    for equation in reversed(program.equations):
-        if equation.result in needed and equation.result not in known:
-            kept.append(equation)
-            needed.update(o for o in equation.operands if type(o) is int)
-    return tuple(reversed(kept))
+def _walk(jaxpr: Any, cut: Any) -> tuple[dict[Any, frozenset[int]], set[Any]]:
+    """The variables linear in u, with the data leaves that their coefficients use; and those that depend on u otherwise."""
+    linear: dict[Any, frozenset[int]] = {jaxpr.invars[0]: frozenset()}
+    moved: set[Any] = set()
+    origin = {v: frozenset([k]) for k, v in enumerate(jaxpr.invars[1:])}
+    for equation in jaxpr.eqns:
+        name, operands = equation.primitive.name, equation.invars
+        variables = [v for v in operands if not isinstance(v, Literal)]
+        moving = [v for v in variables if v in linear]
+        uses = frozenset[int]().union(*(linear.get(v, origin.get(v, frozenset())) for v in variables))
+        if any(v in moved or v in cut for v in variables):
+            moved.update(equation.outvars)
+        elif not moving:
+            origin.update(dict.fromkeys(equation.outvars, uses))
+        elif (
+            (name in _SUMS)
+            or (name in _PRODUCTS and len(moving) == 1)
+            or (name in _BY_INDEX and len(moving) == 1 and operands[0] is moving[0])
+            or (name == "convert_element_type" and jnp.issubdtype(equation.params["new_dtype"], jnp.floating))
+        ):
+            linear.update(dict.fromkeys(equation.outvars, uses))
+        else:
+            moved.update(equation.outvars)
+    return linear, moved
+
+
+def _evaluate(jaxpr: Any, consts: Any, env: dict[Any, Any], outputs: Any, skip: Any = frozenset()) -> list[Any]:
+    """These variables of a jaxpr, where some are known; equations that make only what is known or skipped are left out."""
+    env = {**dict(zip(jaxpr.constvars, consts, strict=True)), **env}
+    read = lambda v: v.val if isinstance(v, Literal) else env[v]  # noqa: E731
+    for equation in jaxpr.eqns:
+        if all(v in env or v in skip for v in equation.outvars):
+            continue
+        if all(isinstance(v, Literal) or v in env for v in equation.invars):
+            env.update(zip(equation.outvars, _bind(equation, [read(v) for v in equation.invars]), strict=True))
+    return [read(v) for v in outputs]
+
+
+def _bind(equation: Any, operands: list[Any]) -> list[Any]:
+    """The equation as a function of its own, which every version of JAX evaluates and differentiates by its own rules."""
+    given = {v: x for v, x in zip(equation.invars, operands, strict=True) if not isinstance(v, Literal)}
+    one = ClosedJaxpr(Jaxpr((), tuple(given), equation.outvars, [equation], equation.effects), ())
+    return jaxpr_as_fun(one)(*given.values())
+
+
+def _inlined(closed: Any) -> Any:
+    """The jaxpr with the bodies of jitted functions in place of the calls; rules for derivatives stay."""
+
+    made: dict[Any, list[Any]] = {}  # each pass of a user's code may write the same product again
+
+    def walk(jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
+        env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
+        read = lambda v: v.val if isinstance(v, Literal) else env[v]  # noqa: E731
+        for equation in jaxpr.eqns:
+            operands = [read(v) for v in equation.invars]
+            if equation.primitive.name in _CALLS:
+                inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
+                found = walk(inner.jaxpr, inner.consts, operands)
+            else:
+                names = [str(x.val) if isinstance(x, Literal) else id(env[x]) for x in equation.invars]
+                key = (equation.primitive, str(equation.params), *names)
+                if key not in made:
+                    made[key] = [operands, _bind(equation, operands)]  # the operands stay alive, so that their ids are theirs
+                found = made[key][1]
+            env.update(zip(equation.outvars, found, strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+    return jax.make_jaxpr(lambda *arguments: walk(closed.jaxpr, closed.consts, arguments))(*shapes)
