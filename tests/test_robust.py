@@ -115,7 +115,7 @@ def test_regression_robust_and_clustered_one_and_two_ways_matches_statsmodels_on
 def test_two_ways_of_clusters_are_the_sum_of_both_less_that_of_their_meet_written_out_in_numpy():
     fit, _, firm, year = grunfeld()
     scores = np.asarray(
-        fj.scores(linear_log_density, fit.params, fit.origin.sample.data, given=fit.origin.sample.given)["beta"]
+        fj.scores(linear_log_density, fit.params, fit.origin.dataset.data, given=fit.origin.dataset.given)["beta"]
     )
     bread = np.linalg.inv(np.asarray(fit.curvature)[:3, :3])
 
@@ -194,7 +194,7 @@ def test_every_way_to_look_at_the_fit_uses_the_new_middle_and_names_it():
 
 def test_an_indefinite_two_way_covariance_is_reported_and_not_mended():
     fit, ship, _ = poisson()
-    period = fit.origin.sample.given["x"][:, 0]
+    period = fit.origin.dataset.given["x"][:, 0]
     with pytest.warns(fj.FitWarning, match="robust: the covariance is not positive semi-definite"):
         both = fj.robust(fit, clusters=(ship, period))
     parts = [

@@ -10,14 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fisher_jax.fitting.batch_fitted import BatchFit, BatchOrigin, joined_fits
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.data_sets import CALLER, DataSets, check_starts, data_sets, rows_of
 from fisher_jax.fitting.fit import check_optimizer, check_stopping
 from fisher_jax.fitting.ladder import How, fit_data_sets, has_float64
 from fisher_jax.fitting.ragged import each_initial, is_ragged, size_classes
+from fisher_jax.fitting.result import Fit, Origin, joined_fits
+from fisher_jax.fitting.starts import Starts, check_starts, num_starts, rows_of, starts_of
 from fisher_jax.information import has_closed_form
-from fisher_jax.models.model import Model, Sample, as_model
+from fisher_jax.models.dataset import CALLER, check_datasets
+from fisher_jax.models.model import Model, as_model
 from fisher_jax.optimizers import newton
 
 
@@ -41,7 +42,7 @@ def fit_batch(
     num_lanes: Any = None,
     mesh: Any = None,
     progress: bool = False,
-) -> BatchFit:
+) -> Fit:
     """Fit a model to many data sets at once, each as `fit` would, none waiting for another.
 
     Parameters
@@ -83,8 +84,8 @@ def fit_batch(
 
     Returns
     -------
-    BatchFit
-        One fate for each data set; numerical trouble in one is its own status and touches no other.
+    Fit
+        With a batch axis: one fate for each data set; numerical trouble in one is its own status and touches no other.
 
     Raises
     ------
@@ -122,9 +123,9 @@ def fit_batch(
     finish = functools.partial(fit_data_sets, how, retry=retry, float64_finish=float64_finish)
     if is_ragged(data):
         _refuse_axes(axes, given)
-        return _fit_ragged(finish, model, params, params_axis, Sample(data, given, weights))
-    sets = data_sets(model, params, Sample(data, given, weights), axes)
-    return replace(finish(sets), origin=BatchOrigin(model, sets))
+        return _fit_ragged(finish, model, params, params_axis, data, given, weights)
+    dataset = check_datasets(model, data, given, weights, axes[1:], num_starts(params, params_axis))
+    return replace(finish(starts_of(model, params, params_axis, dataset)), origin=Origin(model, dataset))
 
 
 def _refuse_axes(axes: tuple[Any, ...], given: PyTree) -> None:
@@ -138,19 +139,23 @@ def _refuse_axes(axes: tuple[Any, ...], given: PyTree) -> None:
 
 
 def _fit_ragged(
-    finish: Callable[[DataSets], BatchFit], model: Model, params: PyTree, params_axis: Any, sample: Sample
-) -> BatchFit:
+    finish: Callable[[Starts], Fit],
+    model: Model,
+    params: PyTree,
+    params_axis: Any,
+    data: list[Any],
+    given: PyTree,
+    weights: Any,
+) -> Fit:
     """Each class of sizes by itself, and the fits in the order of the data sets."""
-    if not sample.data:
+    if not data:
         raise ValueError(f"{CALLER}: data is an empty list; there are no data sets.")
-    given_axis = 0 if is_ragged(sample.given) else None
     if params is None:
-        params, params_axis = each_initial(model, sample), 0
-    check_starts(params, params_axis, len(sample.data))
+        params, params_axis = each_initial(model, data, given), 0
+    check_starts(params, params_axis, len(data))
     parts, order = [], []
-    for rows, part in size_classes(model, rows_of(params, params_axis, 0), sample):
-        starts = rows_of(params, params_axis, rows)
-        parts.append(finish(data_sets(model, starts, part, (params_axis, 0, given_axis, 0))))
+    for rows, dataset in size_classes(model, rows_of(params, params_axis, 0), data, given, weights):
+        parts.append(finish(starts_of(model, rows_of(params, params_axis, rows), params_axis, dataset)))
         order.append(rows)
     return joined_fits(parts, np.argsort(np.concatenate(order)))
 

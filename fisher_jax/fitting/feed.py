@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fisher_jax.fitting.fit import record, unsound_at
-from fisher_jax.fitting.fitted import Fit
 from fisher_jax.fitting.lanes import Ended, Lanes, Leaves, Plan, Settings, empty_lanes, program, unpack
+from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.running import begin
 from fisher_jax.fitting.solve import conclude, ended
 from fisher_jax.models.likelihood import outer_product_at

@@ -9,14 +9,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fisher_jax.errors import require
-from fisher_jax.fitting.batch_fitted import ATTEMPTS, BatchFit
-from fisher_jax.fitting.data_sets import CALLER, DataSets, initial_starts
 from fisher_jax.fitting.feed import Work, first_unsound, fits_of
 from fisher_jax.fitting.fit import default_steps, is_damped
-from fisher_jax.fitting.fitted import Fit
 from fisher_jax.fitting.lanes import Leaves, Plan, Settings
+from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.solve import default_tolerance
+from fisher_jax.fitting.starts import Starts, initial_starts
 from fisher_jax.fitting.status import Status
+from fisher_jax.fitting.summary import ATTEMPTS
+from fisher_jax.models.dataset import CALLER
 from fisher_jax.models.model import Model
 
 STRONGER = 1000.0  # times the damping that the optimiser begins with
@@ -42,11 +43,11 @@ class Retry(NamedTuple):
     """Which of the failed are taken up again, from where, and with how many times the damping."""
 
     rows: np.ndarray
-    sets: DataSets
+    sets: Starts
     damping_factor: float
 
 
-def fit_data_sets(how: How, sets: DataSets, *, retry: bool, float64_finish: bool) -> BatchFit:
+def fit_data_sets(how: How, sets: Starts, *, retry: bool, float64_finish: bool) -> Fit:
     """Fit them, retry what failed, and finish in float64 if asked."""
     work: list[Work] = []
     keeping = how._replace(kinds=(*how.kinds, "observed"))  # the curvature says where to start again
@@ -60,11 +61,10 @@ def fit_data_sets(how: How, sets: DataSets, *, retry: bool, float64_finish: bool
         sets = sets.in_float64()
         fits, attempt = _finished(how._replace(progress=False), sets, fits, attempt, work)
     fits = _blamed(how, sets, fits)
-    busy, trips = sum(w.busy for w in work), sum(w.trips for w in work)
-    return BatchFit(fits, attempt, np.float64(busy / trips), how.kinds)
+    return replace(fits, attempt=attempt, kinds=how.kinds)
 
 
-def _run(how: How, sets: DataSets, damping_factor: float, work: list[Work]) -> Fit:
+def _run(how: How, sets: Starts, damping_factor: float, work: list[Work]) -> Fit:
     """All fits from their starts, in one record."""
     plan, settings = plan_of(how, sets), settings_of(how, sets, damping_factor)
     found = fits_of(plan, _chunks(sets, plan.rows), sets.shared, settings, how.kinds, work)
@@ -72,7 +72,7 @@ def _run(how: How, sets: DataSets, damping_factor: float, work: list[Work]) -> F
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def plan_of(how: How, sets: DataSets) -> Plan:
+def plan_of(how: How, sets: Starts) -> Plan:
     """What the lanes are compiled for."""
     lanes = how.num_lanes or default_lanes(sets.entries, how.mesh.devices.flat[0].platform)
     return Plan(how.model, sets.layout, how.optimizer, sets.treedef, sets.mapped, lanes, QUEUE * lanes, how.mesh)
@@ -84,7 +84,7 @@ def default_lanes(entries: int, platform: str) -> int:
     return int(np.clip(2 ** ((room // max(entries, 1)).bit_length() - 1), least, most))
 
 
-def settings_of(how: How, sets: DataSets, damping_factor: float) -> Settings:
+def settings_of(how: How, sets: Starts, damping_factor: float) -> Settings:
     """Tolerance, steps and damping, the defaults where nothing was said."""
     dtype = sets.layout.dtype
     tolerance = default_tolerance(dtype) if how.tolerance is None else how.tolerance
@@ -92,7 +92,7 @@ def settings_of(how: How, sets: DataSets, damping_factor: float) -> Settings:
     return Settings(np.asarray(tolerance, dtype), np.int32(steps), np.asarray(damping_factor, dtype))
 
 
-def _chunks(sets: DataSets, rows: int) -> Iterator[Leaves]:
+def _chunks(sets: Starts, rows: int) -> Iterator[Leaves]:
     for start in range(0, len(sets), rows):
         yield [leaf[start : start + rows] for leaf in sets.own]
 
@@ -111,7 +111,7 @@ def _watched(found: Iterator[Fit], total: int) -> Iterator[Fit]:
             yield fits
 
 
-def _retried(how: How, sets: DataSets, fits: Fit, attempt: np.ndarray, work: list[Work]) -> tuple[Fit, np.ndarray]:
+def _retried(how: How, sets: Starts, fits: Fit, attempt: np.ndarray, work: list[Work]) -> tuple[Fit, np.ndarray]:
     """Take up again what failed and might not have, one rung after the other."""
     for rung, start_again in enumerate((_damped_more, _other_start, _in_float64), start=1):
         failed = np.flatnonzero(np.isin(fits.status_code, _RETRIED))
@@ -137,16 +137,16 @@ def _replaced(fits: Fit, rows: np.ndarray, by: Fit) -> Fit:
         leaf[rows] = new
         return leaf
 
-    return jax.tree.map(put, fits, replace(by, layout=fits.layout))
+    return jax.tree.map(put, fits, replace(by, layout=fits.layout, kinds=fits.kinds))
 
 
-def _damped_more(how: How, sets: DataSets, failed: Fit) -> Retry | None:
+def _damped_more(how: How, sets: Starts, failed: Fit) -> Retry | None:
     if not is_damped(how.optimizer, sets.layout):
         return None
     return Retry(np.flatnonzero(failed.status_code != Status.BAD_START), sets, STRONGER)
 
 
-def _other_start(how: How, sets: DataSets, failed: Fit) -> Retry | None:
+def _other_start(how: How, sets: Starts, failed: Fit) -> Retry | None:
     """The model's own start where it is another; else two conditional standard errors off, to either side in turn."""
     curvature, ended = np.asarray(failed.curvature), np.asarray(failed.free)
     with np.errstate(divide="ignore"):  # where there is no curvature there is no start: not finite, so left out
@@ -159,7 +159,7 @@ def _other_start(how: How, sets: DataSets, failed: Fit) -> Retry | None:
     return Retry(np.flatnonzero(np.all(np.isfinite(start), axis=1)), sets.started_at(start), 1.0)
 
 
-def _in_float64(how: How, sets: DataSets, failed: Fit) -> Retry | None:
+def _in_float64(how: How, sets: Starts, failed: Fit) -> Retry | None:
     if sets.layout.dtype != np.float32 or not has_float64():
         return None
     return Retry(np.arange(len(sets)), sets.in_float64(), 1.0)
@@ -170,7 +170,7 @@ def has_float64() -> bool:
     return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)
 
 
-def _finished(how: How, sets: DataSets, fits: Fit, attempt: np.ndarray, work: list[Work]) -> tuple[Fit, np.ndarray]:
+def _finished(how: How, sets: Starts, fits: Fit, attempt: np.ndarray, work: list[Work]) -> tuple[Fit, np.ndarray]:
     """Fits of float32 taken up again in float64, as which the sets are given."""
     rows = np.flatnonzero(np.isin(fits.status_code, _FINISHED))
     wide = replace(jax.tree.map(_widened, fits), layout=sets.layout)
@@ -187,11 +187,11 @@ def _widened(leaf: np.ndarray) -> np.ndarray:
     return leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
 
 
-def _blamed(how: How, sets: DataSets, fits: Fit) -> Fit:
+def _blamed(how: How, sets: Starts, fits: Fit) -> Fit:
     """With the observation to blame where a fit ended because something was not finite."""
     rows = np.flatnonzero(np.isin(fits.status_code, (Status.BAD_START, Status.NOT_FINITE)))
     plan, suspect = plan_of(how, sets), np.array(fits.suspect)
     for start in range(0, len(rows), plan.rows):
         part = rows[start : start + plan.rows]
         suspect[part] = first_unsound(plan, sets.started_at(np.asarray(fits.free)).take(part).own, sets.shared)
-    return replace(fits, suspect=suspect)  # type: ignore[arg-type]
+    return replace(fits, suspect=suspect)

@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from fisher_jax.fitting.problem import problem_of
 from fisher_jax.fitting.running import Problem, Run, begin, trip, unfinished
 from fisher_jax.fitting.solve import ended
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values, joined
 from fisher_jax.optimizers.damped import DampedState
 
@@ -48,10 +49,10 @@ class Plan:
         """Data sets that one call takes, over all devices."""
         return self.capacity * self.mesh.size
 
-    def parts(self, own: Leaves, shared: Leaves) -> tuple[Values, Sample]:
+    def parts(self, own: Leaves, shared: Leaves) -> tuple[Values, Dataset]:
         """The parameters' leaves and the sample of one data set."""
         values, data, given, weights = jax.tree.unflatten(self.treedef, joined(self.mapped, own, shared))
-        return values, Sample(data, given, weights)
+        return values, Dataset(data, given, weights)
 
     def problem(self, own: Leaves, shared: Leaves) -> Problem:
         """What is maximised for one data set; its start comes first among its leaves."""
