@@ -361,7 +361,6 @@ MISUSE = {
     "length of one fit": (lambda: len(fitted()), TypeError, "this is one fit, without a batch axis, and has no length"),
     "index into one fit": (lambda: fitted()[0], TypeError, "this is one fit, without a batch axis, and cannot be indexed"),
     "columns of one fit": (lambda: fitted().to_columns(), ValueError, "to_columns: this is one fit. Use to_frame"),
-    "level in the place of a kind": (lambda: fitted().confidence_intervals(0.9), ValueError, "kind=0.9 is unknown.*A level is given by its name"),
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def problem(name, weights):
 )
 def test_scoring_in_one_pass_is_the_gradient_and_the_expected_information(name, weights):
     model, layout, values, target = problem(name, weights)
-    free = layout.unconstrain(values)
+    free = jnp.asarray(layout.unconstrain(values))
     found = scoring_at(model, layout, values, target, True, free)
     terms, gradient = gradient_at(target, free)
     total = total_expected(model, layout, values, Z, N if weights is None else jnp.sum(weights), weights)
@@ -70,7 +70,7 @@ def test_a_number_held_fixed_by_the_family_may_move_with_the_parameters():
     model = fj.linked(fj.families.binomial, predictor)
     layout, values = flatten_parameters(model, 0.2, "test")
     target = likelihood(model, layout, values, Dataset(COUNTS, Z, None), "test")
-    free = layout.unconstrain(values)
+    free = jnp.asarray(layout.unconstrain(values))
     gradient = scoring_at(model, layout, values, target, True, free).gradient
     assert gradient[0] != 0.0
     np.testing.assert_allclose(gradient, gradient_at(target, free)[1], rtol=1e-12)
@@ -80,7 +80,7 @@ def test_chunks_of_rows_give_what_all_rows_give(monkeypatch):
     model, layout, values, _ = problem("poisson", None)
     data, given = jnp.tile(COUNTS, 200), jnp.tile(Z, 200)
     target = likelihood(model, layout, values, Dataset(data, given, None), "test")
-    free = layout.unconstrain(values)
+    free = jnp.asarray(layout.unconstrain(values))
     whole = scoring_at(model, layout, values, target, True, free)
     monkeypatch.setattr(scoring, "CHUNK_ENTRIES", 1)
     parts = scoring_at(model, layout, values, target, True, free)

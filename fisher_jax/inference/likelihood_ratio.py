@@ -226,7 +226,7 @@ def _status_notes(fit: Any, null: Any, edge: int, caller: str) -> tuple[str, ...
     """What the statuses of the two fits mean for the test; at a boundary that the null is known to lie on, nothing."""
     notes = []
     for label, found in (("alternative", fit), *([("null", null)] if null is not None else [])):
-        if isinstance(found, Fit):
+        if not found.has_batch:
             expected = label == "alternative" and edge and found.status == Status.BOUNDARY
             if not found.converged and not expected:
                 notes.append(

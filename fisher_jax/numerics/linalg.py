@@ -229,6 +229,7 @@ def weakest_direction(matrix: np.ndarray) -> tuple[float, np.ndarray]:
 
 def describe_direction(direction: np.ndarray, names: tuple[str, ...], most: int = 4) -> str:
     """`+1 a −0.98 b`: the parameters that make up a direction, the largest first."""
-    order = [k for k in np.argsort(-np.abs(direction), kind="stable") if abs(direction[k]) >= 0.05]
+    sizes = np.round(np.abs(direction), 6)  # entries equal but for rounding keep the order of their names
+    order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k] >= 0.05]
     said = " ".join(f"{direction[k]:+.2g} {names[k]}" for k in order[:most])
     return said + (f" and {len(order) - most} more" if len(order) > most else "")
