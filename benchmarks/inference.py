@@ -101,7 +101,7 @@ def profiles_of_regression(n=500, p=15):
     fit = fj.fit(log_density, np.zeros(p), y, given=x)
 
     def ours():
-        return np.asarray(fit.confidence_intervals(0.95, "profile"))
+        return np.asarray(fit.confidence_intervals(level=0.95, method="profile"))
 
     cold, warm, ends = cold_and_warm(ours)
     said = f"first interval {ends[0, 0]:.6f} to {ends[0, 1]:.6f}"

@@ -5,9 +5,8 @@ from fisher_jax._version import __version__
 from fisher_jax.errors import FitError, FitWarning
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.fitting.batch import fit_batch
-from fisher_jax.fitting.batch_fitted import BatchFit
 from fisher_jax.fitting.fit import fit
-from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.inference.bootstrap_record import Bootstrap
@@ -61,7 +60,6 @@ from fisher_jax.theory import (
 from fisher_jax.theory.design import Design, optimal_design
 
 __all__ = [
-    "BatchFit",
     "Bootstrap",
     "Check",
     "CoefficientTable",

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.models.model import as_arrays
+from fisher_jax.models.dataset import as_arrays
 
 ESTIMATORS = ("bartlett", "outer", "hessian")
 

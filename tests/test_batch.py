@@ -47,7 +47,7 @@ def test_each_is_the_fit_that_fit_makes():
             np.testing.assert_allclose(fits[k].covariance(kind), alone.covariance(kind), rtol=1e-6)
         np.testing.assert_allclose(fits.correlation()[k], alone.correlation(), rtol=1e-6)
         np.testing.assert_allclose(
-            fits.confidence_intervals(0.9)["rate"][k], alone.confidence_intervals(0.9)["rate"], rtol=1e-6
+            fits.confidence_intervals(level=0.9)["rate"][k], alone.confidence_intervals(level=0.9)["rate"], rtol=1e-6
         )
         np.testing.assert_allclose(fits.information().matrix[k], alone.information().matrix, rtol=1e-6)
         np.testing.assert_allclose([fits.aic()[k], fits.bic()[k]], [alone.aic(), alone.bic()], rtol=1e-10)
@@ -105,7 +105,7 @@ def test_poison_in_some_data_sets_reaches_no_other(num_lanes):
     assert [Status(code) for code in fits.status[bad]] == [status for _, status in POISON.values()]
     good = np.setdiff1d(np.arange(len(data)), [*bad, 110])
     np.testing.assert_array_equal(fits.status[good], clean.status[good])
-    np.testing.assert_array_equal(fits.fits.free[good], clean.fits.free[good])
+    np.testing.assert_array_equal(fits.free[good], clean.free[good])
     np.testing.assert_array_equal(fits[good].covariance(), clean[good].covariance())
     assert fits.attempt[good].max() == 0
 
@@ -292,8 +292,8 @@ def test_float32_may_be_finished_in_float64():
         warnings.simplefilter("ignore", fj.FitWarning)
         single = fj.fit_batch(GAMMA, start, DATA.astype(np.float32))
         double = fj.fit_batch(GAMMA, start, DATA.astype(np.float32), float64_finish=True)
-    assert single.fits.free.dtype == np.float32
-    assert double.fits.free.dtype == np.float64
+    assert single.free.dtype == np.float32
+    assert double.free.dtype == np.float64
     assert double.converged.all()
     assert in_standard_errors(double, reference()) < 1e-5
     assert np.all(double.num_steps > single.num_steps)
@@ -307,8 +307,8 @@ def test_float32_may_be_finished_in_float64():
 
 def test_only_the_covariances_asked_for_are_kept():
     fits = fj.fit_batch(GAMMA, START, DATA, covariances=())
-    assert fits.fits.curvature is None
-    assert fits.fits.outer_product is None
+    assert fits.curvature is None
+    assert fits.outer_product is None
     with pytest.raises(ValueError, match=r"kind='observed' was not kept \(none was\)"):
         fits.covariance()
     with pytest.raises(ValueError, match="was not kept"):
@@ -353,12 +353,12 @@ def test_progress_counts_each_status(capsys):
 
 def test_no_library_call_is_left_in_the_loop():
     """No LAPACK, and no batch and its neighbour compiled apart: the program lowers for CUDA as well."""
-    from fisher_jax import batch, ladder, lanes
-    from fisher_jax.fitting.data_sets import data_sets
-    from fisher_jax.models.model import Sample
+    from fisher_jax.fitting import batch, ladder, lanes
+    from fisher_jax.fitting.starts import starts_of
+    from fisher_jax.models.dataset import check_datasets
 
     how = ladder.How(GAMMA, fj.optimizers.newton(), None, None, ("observed",), 8, batch._all_devices(None), False)
-    sets = data_sets(GAMMA, START, Sample(DATA, None, None), (None, 0, None, 0))
+    sets = starts_of(GAMMA, START, None, check_datasets(GAMMA, DATA, None, None, (0, None, 0), 0))
     plan, settings = ladder.plan_of(how, sets), ladder.settings_of(how, sets, 1.0)
     chunk = [np.zeros((plan.rows, *leaf.shape[1:]), leaf.dtype) for leaf in sets.own]
     empty = lanes.empty_lanes(plan, chunk, sets.shared)
@@ -384,7 +384,7 @@ TWO_DEVICES = """
     assert np.array_equal(fits.status, alone.status)
     good = fits.converged
     assert good.sum() == 36
-    assert np.allclose(fits.fits.free[good], alone.fits.free[good], rtol=1e-9)
+    assert np.allclose(fits.free[good], alone.free[good], rtol=1e-9)
     print("same")
 """
 

@@ -219,7 +219,7 @@ def test_a_fit_knows_what_it_was_made_from_until_a_transformation():
 
     fit = fj.fit(log_density, 1.0, data)
     assert fit.origin.model == fj.Model(log_density)
-    assert fit.origin.sample.data is data
+    assert fit.origin.dataset.data is data
     assert jax.tree.map(lambda leaf: leaf, fit).origin is None
     assert jax.jit(lambda y: fj.fit(log_density, 1.0, y))(data).origin is None
 
@@ -230,7 +230,7 @@ def test_inference_lowers_for_cuda_without_host_callbacks():
 
     model, start, data, given = MODELS["gamma"]
     fit = fj.fit(model, start, data, given=given)
-    sample, columns = fit.origin.sample, np.arange(2)
+    sample, columns = fit.origin.dataset, np.arange(2)
 
     def profiles(free):
         return _profiles(model, fit.layout, None, "test", fit.values, sample, free, fit.curvature, columns, 1.92)

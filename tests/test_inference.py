@@ -253,7 +253,7 @@ def test_a_null_on_the_boundary_has_the_mixtures_p_value_and_says_why():
     found = fj.likelihood_ratio_test(at_boundary(), {"tau2": 0.0})
     assert float(found.statistic) == 0.0
     assert float(found.p_value) == float(found.mixture_p_value) == 1.0
-    inside = fj.fit(VARIANCE, {"mu": 0.0, "tau2": 1.0}, at_boundary().origin.sample.data + effects())
+    inside = fj.fit(VARIANCE, {"mu": 0.0, "tau2": 1.0}, at_boundary().origin.dataset.data + effects())
     found = fj.likelihood_ratio_test(inside, {"tau2": 0.0})
     assert inside.converged
     assert float(found.statistic) > 0.5
@@ -262,7 +262,7 @@ def test_a_null_on_the_boundary_has_the_mixtures_p_value_and_says_why():
     null = fj.fit(
         fj.Model(variance_log_density, constraints={"tau2": fj.fixed}),
         {"mu": 0.0, "tau2": 0.0},
-        inside.origin.sample.data,
+        inside.origin.dataset.data,
     )
     fitted_null = fj.likelihood_ratio_test(inside, null)
     np.testing.assert_allclose(fitted_null.statistic, found.statistic, rtol=1e-9)
@@ -274,7 +274,7 @@ def test_a_null_on_the_boundary_has_the_mixtures_p_value_and_says_why():
 
 @functools.cache
 def edge_of_batches():
-    data = at_boundary().origin.sample.data
+    data = at_boundary().origin.dataset.data
     many = np.stack([data + effects(), data + 2 * effects()])
     null = fj.Model(variance_log_density, constraints={"tau2": fj.fixed})
     return fj.fit_batch(VARIANCE, {"mu": 0.0, "tau2": 1.0}, many), fj.fit_batch(null, {"mu": 0.0, "tau2": 0.0}, many)
@@ -336,7 +336,7 @@ def test_identifiability_names_what_is_lost_and_keeps_what_is_not():
     assert dict(zip(found.names, found.identified, strict=True)) == {
         "a": False, "b": False, "log_sigma": True, "function": True,
     }  # fmt: skip
-    sigma = np.std(singular().origin.sample.data)
+    sigma = np.std(singular().origin.dataset.data)
     np.testing.assert_allclose(found.standard_errors[2:], [1 / np.sqrt(100), sigma / np.sqrt(50)], rtol=1e-6)
     assert np.all(np.isnan(found.standard_errors[:2]))
     text = " ".join(str(found).split())

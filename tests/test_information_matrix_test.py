@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fisher_jax as fj
-from fisher_jax.fitting.fitted import origin_of
+from fisher_jax.fitting.result import origin_of
 from fisher_jax.inference.indicators import indicators, spreads
 from fisher_jax.inference.information_matrix_test import _test
 

@@ -31,10 +31,10 @@ def test_each_fit_has_its_estimates_and_intervals(fit):
     axes = coefficient_plot(gamma=fit, exponential=exponential, names=["shape", "rate"], level=0.9)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["shape", "rate"]
     bars = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 2]
-    wanted = fit.confidence_intervals(0.9)
+    wanted = fit.confidence_intervals(level=0.9)
     np.testing.assert_allclose(bars[0], wanted["shape"], rtol=1e-6)
     np.testing.assert_allclose(bars[1], wanted["rate"], rtol=1e-6)
-    np.testing.assert_allclose(bars[2], exponential.confidence_intervals(0.9)["rate"], rtol=1e-6)
+    np.testing.assert_allclose(bars[2], exponential.confidence_intervals(level=0.9)["rate"], rtol=1e-6)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["gamma", "exponential"]
     with pytest.raises(ValueError, match="coefficient_plot: names lists `loc`, but the fits estimate `rate`, `shape`"):
         coefficient_plot(fit, names=["loc"])

@@ -107,7 +107,7 @@ def test_the_fit_gives_profile_intervals_too_with_fixed_parameters_at_their_valu
         lambda p, y: jnp.log(p["share"][y]) + 0 * p["held"], constraints={"share": fj.simplex, "held": fj.fixed}
     )
     fit = fj.fit(model, {"share": np.array([0.2, 0.3, 0.5]), "held": 7.0}, np.array([0, 0, 1, 1, 2, 2, 2, 2]))
-    found = fit.confidence_intervals(0.95, "profile")
+    found = fit.confidence_intervals(level=0.95, method="profile")
     assert found["held"].tolist() == [7.0, 7.0]
 
     def fall(p, k):  # of one category's share among n, the others in proportion
@@ -243,7 +243,7 @@ def test_a_better_peak_restarts_the_fit_and_says_so():
     assert f"A better optimum was found on the way, higher by {gain:.4g} nats" in str(profile)
     assert float(profile.fit.log_likelihood) == pytest.approx(float(higher.log_likelihood))
     with pytest.warns(fj.FitWarning, match="an end is NaN for params; print"):
-        assert np.isnan(lower.confidence_intervals(0.95, "profile")[1])
+        assert np.isnan(lower.confidence_intervals(level=0.95, method="profile")[1])
 
 
 def test_a_fit_that_stopped_too_early_is_finished_first():
@@ -268,20 +268,20 @@ def test_every_fit_of_a_batch_has_the_intervals_that_it_has_by_itself():
     weights[1, :100] = 0.0
     weights[2] = np.random.default_rng(0).integers(0, 4, len(BEEF))
     fits = fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, BEEF, weights=weights, data_axis=None)
-    found = fits.confidence_intervals(0.95, "profile")
+    found = fits.confidence_intervals(level=0.95, method="profile")
     assert found["shape"].shape == (5, 2)
     for k in range(5):
         single = fj.fit(GAMMA, {"shape": 1.0, "rate": 1.0}, BEEF, weights=weights[k])
-        expected = single.confidence_intervals(0.95, "profile")
+        expected = single.confidence_intervals(level=0.95, method="profile")
         for name in expected:
             np.testing.assert_allclose(found[name][k], expected[name], rtol=1e-9)
 
 
 def test_profile_intervals_of_a_batch_without_fits_and_of_failed_fits():
     fits = fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, np.stack([BEEF, np.ones_like(BEEF)]))
-    assert fits[:0].confidence_intervals(0.95, "profile")["shape"].shape == (0, 2)
+    assert fits[:0].confidence_intervals(level=0.95, method="profile")["shape"].shape == (0, 2)
     with pytest.warns(fj.FitWarning) as said:
-        fits.confidence_intervals(0.95, "profile")
+        fits.confidence_intervals(level=0.95, method="profile")
     assert any("confidence_intervals: 1 of 2 fits did not converge" in str(warning.message) for warning in said)
 
 
@@ -303,7 +303,7 @@ def test_profiles_lower_for_a_gpu():
 def test_profile_intervals_cover_as_often_as_they_say():
     """2000 gamma samples of 50: the share within three Monte Carlo standard errors and a point and a half of 95 %."""
     draws = np.random.default_rng(8).gamma(3.0, 1.0, size=(2000, 50))
-    found = fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, draws).confidence_intervals(0.95, "profile")
+    found = fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, draws).confidence_intervals(level=0.95, method="profile")
     for name, truth in (("shape", 3.0), ("rate", 1.0)):
         share = np.mean((found[name][:, 0] < truth) & (truth < found[name][:, 1]))
         assert abs(share - 0.95) < 0.015 + 3 * np.sqrt(0.05 * 0.95 / 2000)
@@ -311,7 +311,7 @@ def test_profile_intervals_cover_as_often_as_they_say():
 
 def test_a_summary_may_show_profile_intervals():
     fit = fitted("gamma")
-    text, ends = str(fit.summary("sandwich", 0.9, "profile")), fit.confidence_intervals(0.9, "profile")
+    text, ends = str(fit.summary("sandwich", level=0.9, method="profile")), fit.confidence_intervals(level=0.9, method="profile")
     assert "Intervals                by profile likelihood" in text
     assert f"{ends['shape'][0]:.6g}" in text
     assert f"{ends['shape'][1]:.6g}" in text

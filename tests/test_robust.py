@@ -115,7 +115,7 @@ def test_regression_robust_and_clustered_one_and_two_ways_matches_statsmodels_on
 def test_two_ways_of_clusters_are_the_sum_of_both_less_that_of_their_meet_written_out_in_numpy():
     fit, _, firm, year = grunfeld()
     scores = np.asarray(
-        fj.scores(linear_log_density, fit.params, fit.origin.sample.data, given=fit.origin.sample.given)["beta"]
+        fj.scores(linear_log_density, fit.params, fit.origin.dataset.data, given=fit.origin.dataset.given)["beta"]
     )
     bread = np.linalg.inv(np.asarray(fit.curvature)[:3, :3])
 
@@ -163,7 +163,7 @@ def test_sampling_weights_square_in_the_middle_and_frequency_weights_do_not():
 
 def test_an_observation_of_weight_zero_is_in_no_cluster_whatever_it_holds():
     fit, ship, _ = poisson()
-    model, (data, given, _) = fit.origin
+    model, (data, given, _) = fit.origin.model, fit.origin.dataset.parts
     longer = {name: np.concatenate([leaf, leaf[:1]]) for name, leaf in given.items()}
     weights = np.append(np.ones(len(data)), 0.0)
     same = fj.fit(model, np.zeros(3), np.append(data, np.nan), given=longer, weights=weights, tolerance=1e-12)
@@ -176,7 +176,8 @@ def test_every_way_to_look_at_the_fit_uses_the_new_middle_and_names_it():
     by_ship = fj.robust(fit, clusters=ship)
     words = "sandwich by 5 clusters, factor G/(G − 1)"
     assert words in str(by_ship.summary("sandwich"))
-    assert words not in str(by_ship.summary())
+    assert words in str(by_ship.summary())
+    assert words not in str(by_ship.summary("observed"))
     test = fj.wald_test(by_ship, {"params[0]": 0.0}, "sandwich")
     assert words in str(test)
     z = by_ship.params[0] / by_ship.standard_errors("sandwich")[0]
@@ -184,7 +185,8 @@ def test_every_way_to_look_at_the_fit_uses_the_new_middle_and_names_it():
     slope = fj.delta_method(lambda beta: beta[0], by_ship, "sandwich")
     np.testing.assert_allclose(slope.standard_error, by_ship.standard_errors("sandwich")[0], rtol=1e-10)
     assert slope.description == words
-    np.testing.assert_array_equal(by_ship.covariance(), fit.covariance())
+    np.testing.assert_array_equal(by_ship.covariance(), by_ship.covariance("sandwich"))
+    np.testing.assert_array_equal(by_ship.covariance("observed"), fit.covariance())
     np.testing.assert_allclose(by_ship.tic(), fit.tic())
     assert words in str(fj.coefficient_table(ships=by_ship, kind="sandwich"))
     descriptions = [fj.robust(fit, **how).describe("sandwich") for how in ({"lags": 2}, {"weights": "sampling"})]
@@ -194,7 +196,7 @@ def test_every_way_to_look_at_the_fit_uses_the_new_middle_and_names_it():
 
 def test_an_indefinite_two_way_covariance_is_reported_and_not_mended():
     fit, ship, _ = poisson()
-    period = fit.origin.sample.given["x"][:, 0]
+    period = fit.origin.dataset.given["x"][:, 0]
     with pytest.warns(fj.FitWarning, match="robust: the covariance is not positive semi-definite"):
         both = fj.robust(fit, clusters=(ship, period))
     parts = [
@@ -212,7 +214,7 @@ def test_an_indefinite_two_way_covariance_is_reported_and_not_mended():
 
 def test_a_factor_that_does_not_exist_is_said():
     fit, ship, _ = poisson()
-    model, (data, given, _) = fit.origin
+    model, (data, given, _) = fit.origin.model, fit.origin.dataset.parts
     one_left = fj.fit(model, np.zeros(3), data, given=given, weights=np.where(np.asarray(ship) == ship[0], 1.0, 0.0))
     with pytest.warns(
         fj.FitWarning, match="robust: there is no such covariance, and its entries are NaN: sandwich by 5"
@@ -223,7 +225,7 @@ def test_a_factor_that_does_not_exist_is_said():
 
 def test_a_batch_has_the_same_as_each_fit_alone():
     fit, ship, _ = poisson()
-    model, (data, given, _) = fit.origin
+    model, (data, given, _) = fit.origin.model, fit.origin.dataset.parts
     fits = fj.fit_batch(model, np.zeros(3), np.stack([data, data[::-1]]), given=given, tolerance=1e-12)
     by_ship = fj.robust(fits, clusters=ship)
     np.testing.assert_allclose(by_ship.covariance("sandwich")[0], sandwich(fit, clusters=ship), rtol=1e-8)

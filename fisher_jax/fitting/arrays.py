@@ -16,11 +16,10 @@ from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.information import total_expected
 from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of, terms_at_once
-from fisher_jax.models.model import Sample
 from fisher_jax.numerics import lanes
 from fisher_jax.numerics.affine import linear_predictors
 from fisher_jax.numerics.differentiate import second_order, upper_triangle
-from fisher_jax.optimizers.newton import Kind, Evaluation
+from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Rows = Float[Array, "n L"]
 
@@ -76,7 +75,10 @@ def _by_products(
         over_rows = lambda f: jax.vmap(lambda row: f(zero, *any_own, *shared_fixed, *row))(shared_rows)  # noqa: E731
         slopes, offsets = over_rows(found.coefficients), over_rows(found.inner)  # (n, m, p), (n, m)
         products = [
-            (slopes[:, k, rows] * slopes[:, j, columns] + (slopes[:, j, rows] * slopes[:, k, columns] if j != k else 0)).T
+            (
+                slopes[:, k, rows] * slopes[:, j, columns]
+                + (slopes[:, j, rows] * slopes[:, k, columns] if j != k else 0)
+            ).T
             for k, j in pairs
         ]  # (p (p + 1) / 2, n) each
 
@@ -90,7 +92,7 @@ def _by_products(
         weights = plan.observations(own_rows, shared_rows)[2]
         if weights is not None:
             weights = jnp.where(weights >= 0, weights, jnp.nan).astype(dtype)
-            weights = weights if plan.mapped[-1] else weights[:, None]
+            weights = weights if plan.differs[-1] else weights[:, None]
         if common:
             x = jnp.tensordot(slopes, u, 1, precision="highest") + offsets[:, :, None]
         else:
@@ -111,7 +113,9 @@ def _by_products(
                 row = lambda leaves: [leaf[r] for leaf in leaves]  # noqa: E731
                 one = lambda of, o: found.coefficients(zero, *of, *o, *shared_fixed, *row(shared_rows))  # noqa: E731
                 c = jax.vmap(one, in_axes=-1, out_axes=-1)(own_fixed, row(own_rows))  # (m, p, L)
-                bent = [sum(curvature[pairs.index((min(k, j), max(k, j)))][r] * c[j] for j in range(m)) for k in range(m)]
+                bent = [
+                    sum(curvature[pairs.index((min(k, j), max(k, j)))][r] * c[j] for j in range(m)) for k in range(m)
+                ]
                 gradient = sums[0] + sum(s[r] * c[k] for k, s in enumerate(score))
                 return gradient, sums[1] + sum(c[k][:, None] * bent[k][None] for k in range(m))
 
@@ -134,7 +138,7 @@ def evaluate_lanes(
     weights = plan.observations(own[1], shared[1])[2]
     if weights is not None:
         weights = jnp.where(weights >= 0, weights, jnp.nan).astype(plan.layout.dtype)
-        weights = weights if plan.mapped[-1] else weights[:, None]
+        weights = weights if plan.differs[-1] else weights[:, None]
     terms = _terms(plan, own, shared, weights)
     array = lanes.to_array(u)
     if kind == "observed":
@@ -257,11 +261,10 @@ def _closed_form(
 
     def one(u: Array, own_fixed: Leaves, own_rows: Leaves) -> Array:
         layout, values = plan.layout, plan.values(plan.fixed(own_fixed, shared[0]))
-        sample = Sample(*plan.observations(own_rows, shared[1]))
-        leaves = layout.constrained_values(u, values)
-        count = plan.num_terms if sample.weights is None else jnp.sum(sample.weights)
-        expected = total_expected(plan.model, layout, leaves, sample.given, count, sample.weights)
-        jacobian = layout.jacobian(u, values)
+        _, given, weights = plan.observations(own_rows, shared[1])
+        count = plan.num_terms if weights is None else jnp.sum(weights)
+        expected = total_expected(plan.model, layout, layout.constrained_values(u, values), given, count, weights)
+        jacobian = layout.jacobian(u)
         return jnp.matmul(jnp.matmul(jacobian.T, expected, precision="highest"), jacobian, precision="highest")
 
     return jax.vmap(one, in_axes=-1, out_axes=-1)(u, *own)

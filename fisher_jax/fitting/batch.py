@@ -7,17 +7,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from fisher_jax.fitting.batch_fitted import BatchFit, BatchOrigin, joined_fits
+from fisher_jax.fitting import engine as engines
+from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.data_sets import CALLER, DataSets, check_starts, data_sets, rows_of
 from fisher_jax.fitting.fit import check_optimizer, check_stopping
-from fisher_jax.fitting.ladder import How, fit_data_sets, has_float64
+from fisher_jax.fitting.lanes import LEAST_LANES
 from fisher_jax.fitting.ragged import each_initial, is_ragged, size_classes
+from fisher_jax.fitting.result import Fit, Origin, joined_fits
+from fisher_jax.fitting.retries import How, fit_all, has_float64
+from fisher_jax.fitting.starts import Starts, check_starts, num_starts, rows_of, starts_of
 from fisher_jax.information import has_closed_form
-from fisher_jax.models.model import Model, Sample, as_model
+from fisher_jax.models.dataset import CALLER, check_datasets
+from fisher_jax.models.model import Model, as_model
 from fisher_jax.optimizers import newton
 
 
@@ -38,10 +41,11 @@ def fit_batch(
     covariances: Any = ("observed",),
     retry: bool = True,
     float64_finish: bool = False,
+    engine: str | None = None,
+    devices: Any = None,
     num_lanes: Any = None,
-    mesh: Any = None,
     progress: bool = False,
-) -> BatchFit:
+) -> Fit:
     """Fit a model to many data sets at once, each as `fit` would, none waiting for another.
 
     Parameters
@@ -74,17 +78,22 @@ def fit_batch(
         Take up fits made in float32 again in float64 from where they ended (needs x64): those that converged, whose status is
         then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` says so). Results
         are float64, and `num_steps` counts both.
+    engine : {"kernel", "arrays"}, optional
+        How the fits are run: whole fits in one kernel, rows one by one, for up to 8 parameters; or in arrays of rows × fits. By
+        default the first where the density allows it. The results agree to rounding, and `Fit.engine` says which was taken.
+    devices : int, or sequence of jax.Device, optional
+        On a CPU how many threads share the work, by default one for each core that the process may use; elsewhere the devices,
+        by default all local ones.
     num_lanes : int, optional
-        How many fits each device works on at once; the default keeps the working set within the cache of a CPU, or a GPU busy.
-    mesh : jax.sharding.Mesh, optional
-        The devices; all local ones by default.
+        How many fits each worker has under way at once: a multiple of 16, at least 64, which is the default and the fastest on a
+        CPU.
     progress : bool
         Show a bar with the rate and the count of each status (needs the extra `progress`).
 
     Returns
     -------
-    BatchFit
-        One fate for each data set; numerical trouble in one is its own status and touches no other.
+    Fit
+        With a batch axis: one fate for each data set; numerical trouble in one is its own status and touches no other.
 
     Raises
     ------
@@ -93,12 +102,10 @@ def fit_batch(
 
     Notes
     -----
-    The step is that of `fit`. With `optimizers.fisher_scoring` a `linked` model takes the predictor's Jacobian and no second
-    derivatives: cheaper steps and more of them, in all about as fast on a CPU. Results do not depend on the number of lanes or
-    devices. Compiled once for each model,
-    optimiser, number of observations and of lanes; the number of data sets is free. On a CPU, XLA uses one core for
-    small steps: to use n, set the environment variable JAX_NUM_CPU_DEVICES=n (or JAX's option jax_num_cpu_devices) before
-    anything else of JAX. Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in lock-step.
+    The step is that of `fit`. A fit that has ended makes room for the next, so that none waits for another, and no result
+    depends on the number of threads or lanes, or on the other data sets. Compiled once for each density, optimiser, number of
+    observations and of lanes; the number of data sets is free. Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in
+    lock-step.
 
     Examples
     --------
@@ -117,14 +124,24 @@ def fit_batch(
     kinds = _checked_kinds(covariances, model)
     if float64_finish and not has_float64():
         raise ValueError(f"{CALLER}: float64_finish needs float64: switch JAX's option jax_enable_x64 on at the start.")
-    how = How(model, optimizer, tolerance, max_steps, kinds, _checked_lanes(num_lanes), _all_devices(mesh), progress)
+    how = How(
+        model,
+        optimizer,
+        tolerance,
+        max_steps,
+        kinds,
+        _checked_lanes(num_lanes),
+        _checked_engine(engine),
+        _num_workers(devices),
+        progress,
+    )
     axes = (params_axis, data_axis, given_axis, weights_axis)
-    finish = functools.partial(fit_data_sets, how, retry=retry, float64_finish=float64_finish)
+    finish = functools.partial(fit_all, how, retry=retry, float64_finish=float64_finish)
     if is_ragged(data):
         _refuse_axes(axes, given)
-        return _fit_ragged(finish, model, params, params_axis, Sample(data, given, weights))
-    sets = data_sets(model, params, Sample(data, given, weights), axes)
-    return replace(finish(sets), origin=BatchOrigin(model, sets))
+        return _fit_ragged(finish, model, params, params_axis, data, given, weights)
+    dataset = check_datasets(model, data, given, weights, axes[1:], num_starts(params, params_axis))
+    return replace(finish(starts_of(model, params, params_axis, dataset)), origin=Origin(model, dataset))
 
 
 def _refuse_axes(axes: tuple[Any, ...], given: PyTree) -> None:
@@ -138,19 +155,23 @@ def _refuse_axes(axes: tuple[Any, ...], given: PyTree) -> None:
 
 
 def _fit_ragged(
-    finish: Callable[[DataSets], BatchFit], model: Model, params: PyTree, params_axis: Any, sample: Sample
-) -> BatchFit:
+    finish: Callable[[Starts], Fit],
+    model: Model,
+    params: PyTree,
+    params_axis: Any,
+    data: list[Any],
+    given: PyTree,
+    weights: Any,
+) -> Fit:
     """Each class of sizes by itself, and the fits in the order of the data sets."""
-    if not sample.data:
+    if not data:
         raise ValueError(f"{CALLER}: data is an empty list; there are no data sets.")
-    given_axis = 0 if is_ragged(sample.given) else None
     if params is None:
-        params, params_axis = each_initial(model, sample), 0
-    check_starts(params, params_axis, len(sample.data))
+        params, params_axis = each_initial(model, data, given), 0
+    check_starts(params, params_axis, len(data))
     parts, order = [], []
-    for rows, part in size_classes(model, rows_of(params, params_axis, 0), sample):
-        starts = rows_of(params, params_axis, rows)
-        parts.append(finish(data_sets(model, starts, part, (params_axis, 0, given_axis, 0))))
+    for rows, dataset in size_classes(model, rows_of(params, params_axis, 0), data, given, weights):
+        parts.append(finish(starts_of(model, rows_of(params, params_axis, rows), params_axis, dataset)))
         order.append(rows)
     return joined_fits(parts, np.argsort(np.concatenate(order)))
 
@@ -179,21 +200,27 @@ def _checked_kinds(kinds: Any, model: Model) -> tuple[str, ...]:
 
 def _checked_lanes(num_lanes: Any) -> int | None:
     whole = isinstance(num_lanes, int | np.integer) and not isinstance(num_lanes, bool)
-    if num_lanes is not None and (not whole or num_lanes < 1):
-        raise ValueError(f"{CALLER}: num_lanes={num_lanes!r} must be a whole number, at least 1.")
+    if num_lanes is not None and (not whole or num_lanes < LEAST_LANES or num_lanes % 16):
+        raise ValueError(f"{CALLER}: num_lanes={num_lanes!r} must be a multiple of 16, at least {LEAST_LANES}.")
     return None if num_lanes is None else int(num_lanes)
 
 
-def _all_devices(mesh: Any) -> Mesh:
-    """The mesh's devices in one row, or all local ones, or the one that JAX was told to use."""
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise TypeError(f"{CALLER}: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}.")
-    if mesh is not None:
-        return _row(tuple(mesh.devices.flat))
-    chosen = getattr(jax.config, "jax_default_device", None)
-    return _row((chosen,) if isinstance(chosen, jax.Device) else tuple(jax.local_devices()))
+def _checked_engine(engine: Any) -> str | None:
+    if engine is not None and engine not in engines.ENGINES:
+        choices = ", ".join(map(repr, engines.ENGINES))
+        raise ValueError(f"{CALLER}: engine={engine!r} is unknown; choose from {choices}, or leave it out.")
+    return engine
 
 
-@functools.cache
-def _row(devices: tuple[Any, ...]) -> Mesh:
-    return Mesh(np.array(devices), ("fits",))
+def _num_workers(devices: Any) -> int:
+    """Threads on a CPU, or one for each device."""
+    if devices is None:
+        return workers.num_cores() if jax.default_backend() == "cpu" else jax.local_device_count()
+    if isinstance(devices, int | np.integer) and not isinstance(devices, bool) and devices >= 1:
+        return int(devices)
+    if isinstance(devices, list | tuple) and devices and all(isinstance(device, jax.Device) for device in devices):
+        return len(devices)
+    raise TypeError(
+        f"{CALLER}: devices={devices!r} must be a number of threads, at least 1, or a list of JAX devices as jax.devices() "
+        "returns."
+    )

@@ -1,12 +1,17 @@
-"""Covariance of the estimate by each definition, from the curvature that a fit keeps. Totals in, user's parameters out."""
+"""Covariance of the estimate by each definition, from what a `Fit` keeps. Totals in, user's parameters out.
 
-from typing import Literal, get_args
+A fit's arrays may have leading axes, those of many fits, and be of numpy, which then computes.
+"""
+
+from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Float
 
+from fisher_jax.fitting.status import Status
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import AnyArray, namespace
 
 CovarianceKind = Literal["observed", "expected", "empirical", "sandwich"]
 KINDS: tuple[str, ...] = get_args(CovarianceKind)
@@ -19,10 +24,11 @@ DESCRIPTIONS = {
 }
 
 
-def check_kind(kind: str, *, has_expected: bool, caller: str) -> None:
-    """Refuse a kind that does not exist, or that this fit has no route to."""
+def check_kind(kind: Any, *, has_expected: bool, caller: str) -> None:
+    """Raise for a kind that does not exist, or that this fit has no route to."""
     if kind not in KINDS:
-        raise ValueError(f"{caller}: kind={kind!r} is unknown; choose from {', '.join(map(repr, KINDS))}.")
+        hint = "" if isinstance(kind, str) else " A level is given by its name, as in level=0.9."
+        raise ValueError(f"{caller}: kind={kind!r} is unknown; choose from {', '.join(map(repr, KINDS))}.{hint}")
     if kind == "expected" and not has_expected:
         raise ValueError(
             f'{caller}: kind="expected" needs the Fisher information under the model, and this model has no route to it. '
@@ -30,53 +36,86 @@ def check_kind(kind: str, *, has_expected: bool, caller: str) -> None:
         )
 
 
-def precise(array: Array) -> Array:
+def precise(array: Any) -> AnyArray:
     """The array in float64 where x64 is enabled."""
-    return array.astype(jax.dtypes.canonicalize_dtype(jnp.float64))
+    return array.astype(jax.dtypes.canonicalize_dtype(np.float64))
 
 
-def free_covariance(
-    kind: str,
-    jacobian: Float[Array, "q p"],
-    curvature: Float[Array, "p p"] | None,
-    outer_product: Float[Array, "p p"] | None,
-    expected: Float[Array, "q q"] | None,
-) -> Float[Array, "p p"]:
-    """Covariance of û, with `outer_product` the middle of the sandwich, and D = ∂θ/∂u for the expected information of θ.
+def free_covariance(fit: Any, kind: str) -> Float[AnyArray, "*b p p"]:
+    """Covariance of û. Only those matrices that the kind needs are looked at.
 
-    All NaN where the matrix to be inverted is not positive definite. Only those matrices that the kind needs are looked at.
+    All NaN where the matrix to be inverted is not positive definite, and at a boundary, since curvature on the way out measures
+    nothing.
 
     References
     ----------
     White, H. (1982), Econometrica 50, 1-25, theorem 3.2, for the sandwich.
     """
-    with jax.default_matmul_precision("highest"):
-        if kind == "observed":
-            return linalg.inverse(precise(curvature))  # type: ignore[arg-type]
-        if kind == "empirical":
-            return linalg.inverse(precise(outer_product))  # type: ignore[arg-type]
-        if kind == "expected":
-            jacobian = precise(jacobian)
-            return linalg.inverse(jacobian.T @ precise(expected) @ jacobian)  # type: ignore[arg-type]
-        bread = linalg.inverse(precise(curvature))  # type: ignore[arg-type]
-        return bread @ precise(outer_product) @ bread  # type: ignore[arg-type]
+    if kind == "observed":
+        matrix = linalg.inverse(precise(fit.curvature))
+    elif kind == "empirical":
+        matrix = linalg.inverse(precise(fit.outer_product))
+    elif kind == "expected":  # that of θ, so D = ∂θ/∂u carries it to u
+        jacobian = precise(fit.layout.jacobian(fit.free))
+        matrix = linalg.inverse(linalg.product(linalg.product(jacobian.mT, precise(fit.expected)), jacobian))
+    else:
+        bread = linalg.inverse(precise(fit.curvature))
+        middle = precise(fit.outer_product if fit.meat is None else fit.meat)
+        matrix = linalg.product(linalg.product(bread, middle), bread)
+    at_boundary = fit.status_code == Status.BOUNDARY
+    return namespace(matrix, at_boundary).where(at_boundary[..., None, None], np.nan, matrix)
 
 
-def carried(jacobian: Float[Array, "k p"], free: Float[Array, "p p"]) -> Float[Array, "k k"]:
+def covariance(fit: Any, kind: str) -> Float[AnyArray, "*b q q"]:
+    """Covariance D V Dᵀ of the q entries of θ̂, with V that of û."""
+    return carried(fit.layout.jacobian(fit.free), free_covariance(fit, kind))
+
+
+def carried(jacobian: Float[AnyArray, "*b k p"], free: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b k k"]:
     """Covariance G V Gᵀ of what depends on û with derivative G, symmetric to the last bit."""
     jacobian = jacobian.astype(free.dtype)
-    with jax.default_matmul_precision("highest"):
-        result = jacobian @ free @ jacobian.T
-    return 0.5 * (result + result.T)
+    whole = linalg.product(linalg.product(jacobian, free), jacobian.mT)
+    return 0.5 * (whole + whole.mT)
 
 
-def standard_errors(covariance: Float[Array, "q q"]) -> Float[Array, " q"]:
-    """Square roots of the diagonal."""
-    return jnp.sqrt(jnp.diagonal(covariance))
+def standard_errors(fit: Any, kind: str) -> Float[AnyArray, "*b q"]:
+    """Standard errors of the q entries."""
+    return root_diagonal(covariance(fit, kind))
 
 
-def correlation(covariance: Float[Array, "q q"]) -> Float[Array, "q q"]:
-    """Correlation matrix; NaN in the row and column of a parameter without variance."""
-    errors = standard_errors(covariance)
-    scaled = covariance / errors[:, None] / errors[None, :]
-    return jnp.where(jnp.eye(errors.shape[0], dtype=bool) & (errors > 0)[:, None], 1.0, scaled)
+def root_diagonal(covariance: Float[AnyArray, "*b q q"]) -> Float[AnyArray, "*b q"]:
+    """Standard errors from a covariance matrix."""
+    xp = namespace(covariance)
+    return xp.sqrt(xp.diagonal(covariance, axis1=-2, axis2=-1))
+
+
+def correlation(fit: Any, kind: str) -> Float[AnyArray, "*b q q"]:
+    """Correlation matrix of the q entries; NaN in the row and column of a parameter without variance."""
+    matrix = covariance(fit, kind)
+    errors = root_diagonal(matrix)
+    scaled = matrix / errors[..., :, None] / errors[..., None, :]
+    on_diagonal = np.broadcast_to(np.eye(errors.shape[-1], dtype=bool), scaled.shape)
+    return namespace(scaled).where(on_diagonal & (errors > 0)[..., :, None], 1.0, scaled)
+
+
+def information(fit: Any, kind: str) -> Float[AnyArray, "*b q q"]:
+    """The information per observation about the q entries."""
+    n = precise(fit.num_observations)[..., None, None]
+    if kind == "expected":
+        return precise(fit.expected) / n
+    jacobian = precise(fit.layout.jacobian(fit.free))
+    total = precise(fit.curvature if kind == "observed" else fit.outer_product)
+    xp = namespace(jacobian, total)
+    if xp is np:  # where JAX returns what is not finite, numpy raises for all
+        singular = np.linalg.slogdet(jacobian)[0] == 0
+        jacobian = np.where(singular[..., None, None], np.nan, jacobian)
+    half = xp.linalg.solve(jacobian.mT, total)
+    return xp.linalg.solve(jacobian.mT, half.mT).mT / n
+
+
+def takeuchi(fit: Any) -> Float[AnyArray, "*b"]:
+    """TIC = 2 tr(J⁻¹K) − 2ℓ, the same in every parametrisation; NaN where J is not positive definite and at a boundary."""
+    products = linalg.inverse(precise(fit.curvature)) * precise(fit.outer_product)
+    xp = namespace(products, fit.log_likelihood)
+    whole = 2.0 * xp.sum(products, axis=(-2, -1)) - 2.0 * fit.log_likelihood
+    return xp.where(fit.status_code == Status.BOUNDARY, np.nan, whole)

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import jaxpr_as_fun
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array
 
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.rows import RowProgram, Scalars, row_program
-from fisher_jax.optimizers.newton import Kind, Evaluation
+from fisher_jax.optimizers.newton import Evaluation, Kind
 
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 # Threads of ours do what Eigen's would: a core each. Vectors of 512 bits are worth 1.1 to 1.4 times where there are any.

@@ -5,17 +5,17 @@ by XLA (`arrays`).
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.fitting import arrays, cpu, workers
 from fisher_jax.fitting.lanes import Chunk, Ended, Settings, fit_lanes, informations
 from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.fitting.program import HAND_OVER
 from fisher_jax.models.model import programs_of
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
@@ -25,16 +25,6 @@ ENGINES = ("kernel", "arrays")
 # Data sets that one call takes. Few sizes, so that few programs are compiled; at the end of a chunk lanes wait for the slowest,
 # which the larger sizes make rare.
 CAPACITIES = (512, 8192, 65536)
-SCORING_TOLERANCE = 0.03  # standard errors; from there on Newton's steps converge quadratically, and certify
-
-
-class Found(NamedTuple):
-    """What a batch of fits came to: `Ended` as numpy arrays, and the totals at each end that were asked for."""
-
-    ended: Ended
-    outer_product: np.ndarray | None
-    expected: np.ndarray | None
-    engine: str
 
 
 def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | None) -> tuple[str, Any]:
@@ -74,54 +64,88 @@ def fit_all(
     settings: Settings,
     max_steps: int,
     *,
-    kinds: Sequence[str] = (),
     engine: str | None = None,
-    num_workers: int | None = None,
-) -> Found:
-    """Fit every data set. `own` and `shared` are the fixed parameters and the data; `own` with a leading axis.
+    num_workers: int = 1,
+    watch: Callable[[np.ndarray], None] | None = None,
+) -> tuple[Ended, str]:
+    """Fit every data set: where each ended, as numpy arrays with matrices (B, p, p), and which way was taken.
 
-    Steps by expected or empirical information are followed by Newton's from `SCORING_TOLERANCE` on, so that each fit is
-    certified by its observed information.
+    `own` are the fixed parameters and data that differ, with a leading axis over the data sets; `shared` those that do not.
+    Steps by expected or empirical information are followed by Newton's from `HAND_OVER` on, so that each fit is certified by its
+    observed information. `watch` is told the statuses of each chunk that is done.
     """
     count, p = starts.shape
-    num_workers = workers.num_cores() if num_workers is None else num_workers
-    share = -(-count // num_workers)
-    capacity = next((size for size in CAPACITIES if size >= share), CAPACITIES[-1])
+    pieces, capacity = _pieces(count, num_workers)
     optimizers = [plan.optimizer] if plan.optimizer.kind == "observed" else [plan.optimizer, Newton()]
-    own, shared = [np.asarray(leaf) for leaf in own], [np.asarray(leaf) for leaf in shared]
     phases = [_compiled_fit(replace(plan, optimizer=o), o.kind, capacity, own, shared, engine) for o in optimizers]
-    matrices = [_compiled_matrix(plan, kind, capacity, own, shared, engine) for kind in kinds]
-
-    dtype, wanted = plan.layout.dtype, p * (p + 1) // 2 if p <= UNROLLED else p * p
+    dtype = plan.layout.dtype
     ended = Ended(
-        *(np.empty((count, p), dtype), np.empty(count, dtype), np.empty((count, wanted), dtype)),
-        *(np.empty((count, p), dtype), np.empty(count, dtype), np.empty(count, np.int32), np.empty(count, np.int32)),
+        np.empty((count, p), dtype),
+        np.empty(count, dtype),
+        np.empty((count, _num_entries(p)), dtype),
+        np.empty((count, p), dtype),
+        np.empty(count, dtype),
+        np.empty(count, np.int32),
+        np.empty(count, np.int32),
     )
-    out = {kind: np.empty((count, wanted), dtype) for kind in kinds}
 
     def work(piece: slice) -> None:
         padded = lambda leaf: _padded(leaf[piece], capacity)  # noqa: E731
         data, origins, observed = [padded(leaf) for leaf in own], padded(starts), padded(num_observed)
-        size, begin, steps = np.int32(piece.stop - piece.start), origins, np.full(capacity, max_steps, np.int32)
-        before = np.int32(0)
+        size, begin, before = piece.stop - piece.start, origins, np.zeros(capacity, np.int32)
         for number, fit in enumerate(phases):
             last = number == len(phases) - 1
-            loose = settings if last else settings._replace(tolerance=np.asarray(SCORING_TOLERANCE, dtype))
-            chunk = Chunk([], begin, origins, observed, steps - before, size)
+            loose = settings if last else settings._replace(tolerance=np.asarray(HAND_OVER, dtype))
+            chunk = Chunk([], begin, origins, observed, (max_steps - before).astype(np.int32), np.int32(size))
             found = fit(data, shared, chunk, loose)
-            begin, taken = found.u, np.asarray(found.num_steps)
-            before = before + taken
+            begin = found.u
+            before = before + np.asarray(found.num_steps)
         for to, part in zip(ended, found, strict=True):
-            to[piece] = np.asarray(part)[: len(to[piece])]
-        ended.num_steps[piece] = before[: int(size)]
-        for kind, evaluate in zip(kinds, matrices, strict=True):
-            out[kind][piece] = np.asarray(evaluate(data, shared, found.u, size))[: int(size)]
+            to[piece] = np.asarray(part)[:size]
+        ended.num_steps[piece] = before[:size]
+        if watch is not None:
+            watch(ended.status[piece])
 
-    piece = min(share, capacity)
-    workers.run(work, [slice(at, min(at + piece, count)) for at in range(0, count, piece)], num_workers)
-    ended = ended._replace(information=symmetric(ended.information, p))
-    whole = {kind: symmetric(matrix, p) for kind, matrix in out.items()}
-    return Found(ended, whole.get("empirical"), whole.get("expected"), phases[-1].engine)
+    workers.run(work, pieces, num_workers)
+    return ended._replace(information=symmetric(ended.information, p)), phases[-1].engine
+
+
+def information_of_each(
+    plan: Plan,
+    own: Leaves,
+    shared: Leaves,
+    u: np.ndarray,
+    kind: Kind,
+    *,
+    engine: str | None = None,
+    num_workers: int = 1,
+) -> np.ndarray:
+    """The total information of each data set at its own u, (B, p, p)."""
+    count, p = u.shape
+    pieces, capacity = _pieces(count, num_workers)
+    evaluate = _compiled_matrix(plan, kind, capacity, own, shared, engine)
+    out = np.empty((count, _num_entries(p)), plan.layout.dtype)
+
+    def work(piece: slice) -> None:
+        size = piece.stop - piece.start
+        data = [_padded(leaf[piece], capacity) for leaf in own]
+        out[piece] = np.asarray(evaluate(data, shared, _padded(u[piece], capacity), np.int32(size)))[:size]
+
+    workers.run(work, pieces, num_workers)
+    return symmetric(out, p)
+
+
+def _pieces(count: int, num_workers: int) -> tuple[list[slice], int]:
+    """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to."""
+    share = -(-count // num_workers)
+    capacity = next((size for size in CAPACITIES if size >= share), CAPACITIES[-1])
+    size = min(share, capacity)
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
+
+
+def _num_entries(p: int) -> int:
+    """Of an information as `Ended` holds it."""
+    return p * (p + 1) // 2 if p <= UNROLLED else p * p
 
 
 def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
@@ -159,11 +183,15 @@ def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Le
             restricted = plan.layout.restricted
             if way == "arrays":
                 data, evaluate = arrays.lanes_of_chunk(plan, kind, own, shared)
-                return fit_lanes(plan.optimizer, restricted, evaluate, chunk._replace(data=data), settings)
+                return fit_lanes(
+                    plan.optimizer, restricted, evaluate, chunk._replace(data=data), settings, plan.num_lanes
+                )
             data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
 
             def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
-                return fit_lanes(plan.optimizer, restricted, functools.partial(evaluate, common), chunk, settings)
+                return fit_lanes(
+                    plan.optimizer, restricted, functools.partial(evaluate, common), chunk, settings, plan.num_lanes
+                )
 
             return cpu.one_kernel(fit)(common, chunk._replace(data=data), settings)
 
@@ -181,11 +209,11 @@ def _compiled_matrix(plan: Plan, kind: Any, capacity: int, own: Leaves, shared: 
         def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
             if way == "arrays":
                 data, evaluate = arrays.lanes_of_chunk(plan, kind, own, shared)
-                return informations(evaluate, data, u, size)
+                return informations(evaluate, data, u, size, plan.num_lanes)
             data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
 
             def matrix(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
-                return informations(functools.partial(evaluate, common), data, u, size)
+                return informations(functools.partial(evaluate, common), data, u, size, plan.num_lanes)
 
             return cpu.one_kernel(matrix)(common, data, u, size)
 
@@ -205,7 +233,10 @@ def _compiled(
     key = (what, way, _key(plan), plan.optimizer, kind, capacity, _shapes(own, 1), _shapes(shared, 0))
     if key not in programs:
         like = lambda leaf, shape: jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
-        arguments = [like(leaf, (capacity, *leaf.shape[1:])) for leaf in own], [like(leaf, leaf.shape) for leaf in shared]
+        arguments = (
+            [like(leaf, (capacity, *leaf.shape[1:])) for leaf in own],
+            [like(leaf, leaf.shape) for leaf in shared],
+        )
         options = cpu.COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
         call = jax.jit(build(way, rows), compiler_options=options)
         programs[key] = _Compiled(call.lower(*arguments, *others).compile(), way)
@@ -213,7 +244,7 @@ def _compiled(
 
 
 def _key(plan: Plan) -> tuple[Any, ...]:
-    return plan.model, plan.layout, plan.treedef, plan.mapped
+    return plan.layout, plan.treedef, plan.num_fixed, plan.differs, plan.num_terms, plan.num_lanes
 
 
 def _shapes(leaves: Leaves, drop: int) -> tuple[Any, ...]:

@@ -9,19 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.fitted import Fit, Origin
 from fisher_jax.fitting.problem import Problem, checked_start, num_observations, problem_of, total_information
 from fisher_jax.fitting.program import Solution, default_tolerance, maximise
+from fisher_jax.fitting.result import Fit, Origin
+from fisher_jax.models.dataset import Dataset, check_dataset
 from fisher_jax.models.likelihood import Likelihood, outer_product_at, terms_at
-from fisher_jax.models.model import (
-    Model,
-    Sample,
-    as_model,
-    check_sample,
-    check_start,
-    flatten_parameters,
-    starting_parameters,
-)
+from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, typed
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
@@ -95,8 +88,8 @@ def fit(
     3.00 1.87 True
     """
     model = as_model(model, "fit")
-    sample = check_sample(model, data, given, weights, "fit")
-    params = starting_parameters(model, params, sample, "fit")
+    dataset = check_dataset(model, data, given, weights, "fit")
+    params = starting_parameters(model, params, dataset.data, dataset.given, "fit")
     layout, values = flatten_parameters(model, params, "fit")
     if layout.num_free == 0:
         raise ValueError("fit: every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
@@ -108,9 +101,9 @@ def fit(
     check_optimizer(optimizer, "fit")
     if max_steps is None:
         max_steps = default_steps(optimizer)
-    found = _fit(model, layout, optimizer, typed(layout, values), sample, tolerance, max_steps)
-    inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((found, sample)))
-    return found if inside else replace(found, origin=Origin(model, sample))
+    found = _fit(model, layout, optimizer, typed(layout, values), dataset, tolerance, max_steps)
+    inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((found, dataset)))
+    return found if inside else replace(found, origin=Origin(model, dataset))
 
 
 def check_optimizer(optimizer: Any, caller: str) -> None:
@@ -141,21 +134,21 @@ def _fit(
     layout: Layout,
     optimizer: Any,
     values: Values,
-    sample: Sample,
+    dataset: Dataset,
     tolerance: Any,
     max_steps: Any,
 ) -> Fit:
-    values, sample = _without_derivatives((values, sample))
-    problem = problem_of(model, layout, values, sample, checked_start(layout, values), "fit")
+    values, dataset = _without_derivatives((values, dataset))
+    problem = problem_of(model, layout, values, dataset, checked_start(layout, values), "fit")
     found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
-    return record(model, layout, values, sample, problem, found, KINDS)
+    return record(model, layout, values, dataset, problem, found, KINDS)
 
 
 def record(
     model: Model,
     layout: Layout,
     values: Values,
-    sample: Sample,
+    dataset: Dataset,
     problem: Problem,
     found: Solution,
     kinds: tuple[str, ...],
@@ -181,10 +174,12 @@ def record(
         free=found.free,
         curvature=found.curvature if {"observed", "sandwich"} & set(kinds) else None,
         outer_product=outer_product,
-        expected=total_information(model, layout, estimate, sample, target) if "expected" in kinds else None,
+        expected=total_information(model, layout, estimate, dataset, target) if "expected" in kinds else None,
         suspect=suspect,
         last_step=found.last_step,
+        attempt=jnp.zeros((), jnp.int8),
         layout=layout,
+        kinds=tuple(kind for kind in KINDS if kind in kinds),
     )
 
 

@@ -18,7 +18,9 @@ from fisher_jax.fitting.program import certify
 from fisher_jax.numerics import lanes as algebra
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
-NUM_LANES = 64  # below 64 LLVM contracts other products, and results differ in their last bits; above, data leave the cache
+LEAST_LANES = (
+    64  # below that LLVM contracts other products, and results differ in their last bits; above, data leave the cache
+)
 
 
 class Settings(NamedTuple):
@@ -60,10 +62,11 @@ def fit_lanes(
     evaluate: Callable[[algebra.Vector, Leaves], Evaluation],
     chunk: Chunk,
     settings: Settings,
+    num_lanes: int,
 ) -> Ended:
     """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last."""
     capacity, p = chunk.starts.shape
-    number = jnp.arange(NUM_LANES, dtype=jnp.int32)
+    number = jnp.arange(num_lanes, dtype=jnp.int32)
 
     def replace_column(leaf: Array, column: Array, lane: Array, row: Array) -> Array:
         values = jax.lax.dynamic_slice_in_dim(leaf, row, 1, 0)
@@ -72,9 +75,7 @@ def fit_lanes(
     def write(out: Ended, one: State, row: Array) -> Ended:
         """The result of one lane, whose numbers are scalars, to its row."""
         begun = algebra.vector(chunk.origins[row])
-        status = certify(
-            one, begun, chunk.num_observed[row], settings.tolerance, chunk.max_steps[row], restricted
-        )
+        status = certify(one, begun, chunk.num_observed[row], settings.tolerance, chunk.max_steps[row], restricted)
         found = Ended(
             one.point,
             one.at.value + one.at.rounding,
@@ -87,7 +88,9 @@ def fit_lanes(
         rows = [jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(part)]) for part in found]
         return Ended(
             *(
-                jax.lax.dynamic_update_slice(to, x.astype(to.dtype).reshape(1, *to.shape[1:]), (row, jnp.int32(0))[: to.ndim])
+                jax.lax.dynamic_update_slice(
+                    to, x.astype(to.dtype).reshape(1, *to.shape[1:]), (row, jnp.int32(0))[: to.ndim]
+                )
                 for to, x in zip(out, rows, strict=True)
             )
         )
@@ -110,14 +113,16 @@ def fit_lanes(
         state, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
         done = (done | (state.count >= limit)) & ~parked
         start = (jnp.int32(0), jnp.sum(done, dtype=jnp.int32), following, row_of, limit, done, state, columns, out)
-        _, _, following, row_of, limit, ended, state, columns, out = jax.lax.while_loop(lambda c: c[1] > 0, refill, start)
+        _, _, following, row_of, limit, ended, state, columns, out = jax.lax.while_loop(
+            lambda c: c[1] > 0, refill, start
+        )
         return following, row_of, limit, ended | parked, state, columns, out
 
     first = jnp.minimum(number, capacity - 1)
     columns = [jnp.moveaxis(leaf[first], 0, -1) for leaf in chunk.data]
     state = begin(algebra.vector(chunk.starts[first].T))
     out = _room(capacity, state)
-    carry = (jnp.int32(NUM_LANES), number, chunk.max_steps[first], number >= chunk.size, state, columns, out)
+    carry = (jnp.int32(num_lanes), number, chunk.max_steps[first], number >= chunk.size, state, columns, out)
     return jax.lax.while_loop(lambda c: ~jnp.all(c[3]), trip, carry)[-1]
 
 
@@ -140,17 +145,21 @@ def _room(capacity: int, state: State) -> Ended:
 
 
 def informations(
-    evaluate: Callable[[algebra.Vector, Leaves], Evaluation], data: Leaves, u: Float[Array, "b p"], size: Int[Array, ""]
+    evaluate: Callable[[algebra.Vector, Leaves], Evaluation],
+    data: Leaves,
+    u: Float[Array, "b p"],
+    size: Int[Array, ""],
+    num_lanes: int,
 ) -> Float[Array, "b t"]:
-    """The information of each of the first `size` data sets at its own u, as `Ended` holds it; 64 at a time."""
+    """The information of each of the first `size` data sets at its own u, as `Ended` holds it."""
 
     def block(k: Array, out: Array) -> Array:
-        at = k * NUM_LANES
-        cut = lambda leaf: jnp.moveaxis(jax.lax.dynamic_slice_in_dim(leaf, at, NUM_LANES, 0), 0, -1)  # noqa: E731
+        at = k * num_lanes
+        cut = lambda leaf: jnp.moveaxis(jax.lax.dynamic_slice_in_dim(leaf, at, num_lanes, 0), 0, -1)  # noqa: E731
         found = evaluate(algebra.vector(cut(u)), [cut(leaf) for leaf in data]).information
-        rows = jnp.concatenate([x.reshape(-1, NUM_LANES) for x in jax.tree.leaves(found)])
+        rows = jnp.concatenate([x.reshape(-1, num_lanes) for x in jax.tree.leaves(found)])
         return jax.lax.dynamic_update_slice_in_dim(out, rows.T, at, 0)
 
     capacity, p = u.shape
     entries = p * (p + 1) // 2 if isinstance(algebra.vector(u[0]), list) else p * p
-    return jax.lax.fori_loop(0, -(-size // NUM_LANES), block, jnp.zeros((capacity, entries), u.dtype))
+    return jax.lax.fori_loop(0, -(-size // num_lanes), block, jnp.zeros((capacity, entries), u.dtype))

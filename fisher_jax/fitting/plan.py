@@ -14,35 +14,32 @@ Leaves = list[Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """A model, its parameters, its optimiser, and how (values, data, given, weights) lie in flat lists. Hashable.
+    """A model, its parameters, its optimiser, and how fixed parameters and data lie in one flat list. Hashable.
 
-    `treedef` puts the four together again from all leaves; `mapped` says of each leaf whether the data sets differ in it;
-    `num_terms` is the number of log-densities of a data set.
+    The list holds the `num_fixed` fixed leaves of the parameters, then those of (data, given, weights), which `treedef` puts
+    together; `differs` says of each whether it has an axis over the data sets, or is what all share. `num_terms` is the number of
+    log-densities of a data set, `num_lanes` how many are fitted side by side.
     """
 
     model: Model
     layout: Layout
     optimizer: Any
     treedef: Any
-    mapped: tuple[bool, ...]
+    num_fixed: int
+    differs: tuple[bool, ...]
     num_terms: int
+    num_lanes: int = 64
 
     def split(self, leaves: Leaves, *, own: bool) -> tuple[Leaves, Leaves]:
-        """Of the leaves that differ (`own`) or that are shared: the fixed parameters, and the data with one row each."""
-        numbers = [i for i, differs in enumerate(self.mapped) if differs == own]
-        count, parameters = len(self.layout.leaves), self.layout.leaves
-        fixed = [leaf for i, leaf in zip(numbers, leaves, strict=True) if i < count and parameters[i].is_fixed]
-        return fixed, [leaf for i, leaf in zip(numbers, leaves, strict=True) if i >= count]
+        """Of the leaves that differ (`own`), or of those that are shared: the fixed parameters, and the data."""
+        numbers = [i for i, differs in enumerate(self.differs) if differs == own]
+        cut = sum(i < self.num_fixed for i in numbers)
+        return leaves[:cut], leaves[cut:]
 
     def fixed(self, own: Leaves, shared: Leaves) -> Leaves:
         """All fixed parameters in order."""
         mine, common = iter(own), iter(shared)
-        count = len(self.layout.leaves)
-        return [
-            next(mine) if differs else next(common)
-            for differs, leaf in zip(self.mapped[:count], self.layout.leaves, strict=True)
-            if leaf.is_fixed
-        ]
+        return [next(mine) if differs else next(common) for differs in self.differs[: self.num_fixed]]
 
     def values(self, fixed: Leaves) -> Leaves:
         """The parameters' leaves: the fixed ones as given, None for those that follow from u."""
@@ -52,7 +49,5 @@ class Plan:
     def observations(self, own: Leaves, shared: Leaves) -> tuple[PyTree, PyTree, Any]:
         """Data, covariates and weights."""
         mine, common = iter(own), iter(shared)
-        count = len(self.layout.leaves)
-        rows = [next(mine) if differs else next(common) for differs in self.mapped[count:]]
-        _, data, given, weights = jax.tree.unflatten(self.treedef, [None] * count + rows)
-        return data, given, weights
+        rows = [next(mine) if differs else next(common) for differs in self.differs[self.num_fixed :]]
+        return jax.tree.unflatten(self.treedef, rows)

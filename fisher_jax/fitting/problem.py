@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import Likelihood, gradient_at, likelihood
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
-
 
 Expected = Callable[[Float[Array, " p"]], tuple[Float[Array, " n"], Float[Array, " p"], Float[Array, "p p"]]]
 
@@ -32,11 +32,11 @@ class Problem(NamedTuple):
 
 
 def problem_of(
-    model: Model, layout: Layout, values: Values, sample: Sample, start: Float[Array, " p"], caller: str
+    model: Model, layout: Layout, values: Values, dataset: Dataset, start: Float[Array, " p"], caller: str
 ) -> Problem:
     """What is to be maximised, in u. A start that is NaN lies outside its constraint."""
-    target = likelihood(model, layout, values, sample, caller)
-    scoring = functools.partial(scoring_of, model, layout, values, sample, target)
+    target = likelihood(model, layout, values, dataset, caller)
+    scoring = functools.partial(scoring_of, model, layout, values, dataset, target)
     return Problem(
         target,
         start,
@@ -66,21 +66,23 @@ def num_observed(target: Likelihood) -> Array:
     return jnp.sum(target.weights > 0)
 
 
-def total_information(model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood) -> Array | None:
+def total_information(
+    model: Model, layout: Layout, values: Values, dataset: Dataset, target: Likelihood
+) -> Array | None:
     """n I(θ) by the model's closed form, where it has one."""
     if not has_closed_form(model):
         return None
-    return total_expected(model, layout, values, sample.given, num_observations(target, layout), target.weights)
+    return total_expected(model, layout, values, dataset.given, num_observations(target, layout), target.weights)
 
 
 def scoring_of(
-    model: Model, layout: Layout, values: Values, sample: Sample, target: Likelihood, free: Float[Array, " p"]
+    model: Model, layout: Layout, values: Values, dataset: Dataset, target: Likelihood, free: Float[Array, " p"]
 ) -> Scoring:
     """What Fisher scoring needs at u: of a linked model in one pass, of another its gradient and Dᵀ n I D."""
     if model.information is None:
-        return scoring_at(model, layout, values, target, sample.given is not None, free)  # type: ignore[arg-type]
+        return scoring_at(model, layout, values, target, dataset.given is not None, free)  # type: ignore[arg-type]
     terms, gradient = gradient_at(target, free)
-    expected = total_information(model, layout, layout.constrained_values(free, values), sample, target)
-    jacobian = layout.jacobian(free, values)
+    expected = total_information(model, layout, layout.constrained_values(free, values), dataset, target)
+    jacobian = layout.jacobian(free)
     with jax.default_matmul_precision("highest"):
-        return Scoring(terms, gradient, jacobian.T @ expected @ jacobian)  # type: ignore[operator]
+        return Scoring(terms, gradient, jacobian.T @ expected @ jacobian)

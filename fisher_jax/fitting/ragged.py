@@ -2,23 +2,16 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.fitting.data_sets import CALLER
-from fisher_jax.models.model import Model, Sample, as_arrays, check_sample, starting_parameters
+from fisher_jax.models.dataset import CALLER, Dataset, as_arrays, check_dataset
+from fisher_jax.models.model import Model, starting_parameters
 
 FILLING = 2**20  # rows that take about as long to fit as a program to compile
-
-
-class SizeClass(NamedTuple):
-    """Data sets filled up to one size: which they are, and their arrays with a leading axis."""
-
-    rows: np.ndarray
-    sample: Sample
 
 
 def is_ragged(data: Any) -> bool:
@@ -26,30 +19,33 @@ def is_ragged(data: Any) -> bool:
     return isinstance(data, list)
 
 
-def size_classes(model: Model, params: PyTree, sample: Sample) -> Iterator[SizeClass]:
-    """The data sets in classes of sizes 2, 3, 4, 6, 8, 12, …, as few as pay, each in one array.
+def size_classes(
+    model: Model, params: PyTree, data: list[Any], given: PyTree, weights: Any
+) -> Iterator[tuple[np.ndarray, Dataset]]:
+    """The data sets in classes of sizes 2, 3, 4, 6, 8, 12, …, as few as pay: which they are, and their arrays filled up.
 
     `given` and `weights` are lists as `data` is; of series `given` may be what all share. `params` are those of one data set.
     """
-    entries = [as_arrays(entry) for entry in sample.data]
+    entries = [as_arrays(entry) for entry in data]
     count = len(entries)
-    differs = is_ragged(sample.given) or (sample.given is not None and not model.is_dependent)
-    givens = _entries(sample.given, count, "given") if differs else None
-    weights = _entries(sample.weights, count, "weights") if sample.weights is not None else [None] * count
+    differs = is_ragged(given) or (given is not None and not model.is_dependent)
+    givens = _entries(given, count, "given") if differs else None
+    given = None if given is None or differs else as_arrays(given)
+    weights = _entries(weights, count, "weights") if weights is not None else [None] * count
     lengths = np.array([_length(k, entry) for k, entry in enumerate(entries)])
     if givens is not None and not model.is_dependent:
         _check_givens(givens, lengths)
     sizes = _merged(np.array([_class_size(int(n)) for n in lengths]))
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes == size)
-        data = _stacked([_filled(entries[k], int(size), int(lengths[k])) for k in rows])
-        given = (
-            sample.given if givens is None else _stacked([_filled(givens[k], int(size), int(lengths[k])) for k in rows])
-        )
+        stack = _stacked([_filled(entries[k], int(size), int(lengths[k])) for k in rows])
+        if givens is not None:
+            given = _stacked([_filled(givens[k], int(size), int(lengths[k])) for k in rows])
         one_given = given if givens is None else jax.tree.map(lambda leaf: leaf[0], given)
-        terms = _num_terms(model, params, jax.tree.map(lambda leaf: leaf[0], data), one_given, int(size))
+        terms = _num_terms(model, params, jax.tree.map(lambda leaf: leaf[0], stack), one_given, int(size))
         counted = [_weights(weights[k], terms - int(size) + int(lengths[k]), terms, int(k)) for k in rows]
-        yield SizeClass(rows, Sample(data, given, np.stack(counted)))
+        own = [True] * len(jax.tree.leaves(stack)) + [givens is not None] * len(jax.tree.leaves(given)) + [True]
+        yield rows, Dataset(stack, given, np.stack(counted), size=len(rows), differs=tuple(own))
 
 
 def _entries(trees: Any, count: int, name: str) -> list[PyTree]:
@@ -71,12 +67,11 @@ def _check_givens(givens: list[PyTree], lengths: np.ndarray) -> None:
             )
 
 
-def each_initial(model: Model, sample: Sample) -> PyTree:
+def each_initial(model: Model, data: list[Any], given: PyTree) -> PyTree:
     """What the model's `initial` makes of each data set as it is, with a leading axis."""
-    givens = sample.given if is_ragged(sample.given) else [sample.given] * len(sample.data)
+    givens = given if is_ragged(given) else [given] * len(data)
     starts = [
-        starting_parameters(model, None, Sample(as_arrays(data), given, None), CALLER)
-        for data, given in zip(sample.data, givens, strict=True)
+        starting_parameters(model, None, as_arrays(one), own, CALLER) for one, own in zip(data, givens, strict=True)
     ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
 
@@ -133,9 +128,9 @@ def _stacked(trees: list[PyTree]) -> PyTree:
 def _num_terms(model: Model, params: PyTree, data: PyTree, given: PyTree, size: int) -> int:
     """How many log-densities a data set of this size has: one for each row, but of a series what its function returns."""
     if not model.is_dependent:
-        check_sample(model, data, given, None, CALLER)
+        check_dataset(model, data, given, None, CALLER)
         return size
-    params = starting_parameters(model, params, Sample(data, given, None), CALLER)
+    params = starting_parameters(model, params, data, given, CALLER)
     arguments = (params, data) if given is None else (params, data, given)
     return jax.eval_shape(model.log_density, *arguments).shape[0]
 

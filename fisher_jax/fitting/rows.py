@@ -22,7 +22,7 @@ from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics.affine import Predictors, linear_predictors
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 from fisher_jax.numerics.expansion import Program, expand, split
-from fisher_jax.optimizers.newton import Kind, Evaluation
+from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Scalars = list[Any]
 
@@ -48,7 +48,7 @@ def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Pre
                 value, gradient, matrix = row_of_scoring(model, layout, values, jnp.stack(u), y, given)
             else:
                 value, gradient = first_order(term, u)
-                jacobian = layout.jacobian(jnp.stack(u), values)
+                jacobian = layout.jacobian(jnp.stack(u))
                 closed = model.information(layout.constrain(jnp.stack(u), values), *given)
                 matrix = jacobian.T @ as_matrix(closed, layout.natural()).astype(layout.dtype) @ jacobian
             gradient, information = [gradient[i] for i in range(len(u))], [matrix[i, j] for i, j in pairs]
@@ -144,7 +144,6 @@ def row_program(
     CannotExpand
         Where the density uses what has no form on single numbers.
     """
-
     leaves, treedef = jax.tree.flatten((fixed, own, shared))
 
     def value(u: Array, *data: Any) -> Array:

@@ -1,4 +1,4 @@
-"""The reports a person reads, made from plain numbers."""
+"""The reports a person reads, on one fit and on many, and what they say of a failure."""
 
 import html
 import math
@@ -10,6 +10,11 @@ import numpy as np
 
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.parameters import Layout
+from fisher_jax.numerics import linalg
+
+ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+WORST = 5  # failed fits of each status that a report names
 
 
 class Row(NamedTuple):
@@ -148,3 +153,131 @@ def _number(x: float) -> str:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ")
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """How a batch ended. `str` gives text; a notebook shows tables.
+
+    `statuses` counts each status that occurred and `attempts` the attempts that gave the results; `spread` holds for
+    each row's name its quantiles over the fits, those of the estimates over the converged ones; `worst` the indices of the
+    fits that failed, the first few of each status, with what is known of them.
+    """
+
+    num_fits: int
+    statuses: dict[str, int]
+    attempts: dict[str, int]
+    spread: dict[str, tuple[float, ...]]
+    worst: list[tuple[int, str]]
+    facts: list[tuple[str, str]]
+
+    def __str__(self) -> str:
+        width = max(len(label) for label, _ in self.facts)
+        lines = ["Maximum-likelihood fits"]
+        lines += [f"  {label:<{width}}  {value}" for label, value in self.facts]
+        name_width = max([len(name) for name in self.spread] + [8])
+        lines += ["", "  " + " " * name_width + "".join(f"{title:>13}" for title in _titles())]
+        lines += [
+            f"  {name:<{name_width}}" + "".join(f"{number:>13.6g}" for number in numbers)
+            for name, numbers in self.spread.items()
+        ]
+        if self.worst:
+            lines += ["", "  Failed, the first of each kind:"]
+            lines += [f"  {index:>8}  {said}" for index, said in self.worst]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        facts = "".join(
+            f"<tr><th>{html.escape(label)}</th><td>{html.escape(value)}</td></tr>" for label, value in self.facts
+        )
+        titles = "".join(f"<th>{title}</th>" for title in ("", *_titles()))
+        spread = "".join(
+            f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{number:.6g}</td>" for number in numbers) + "</tr>"
+            for name, numbers in self.spread.items()
+        )
+        worst = "".join(f"<tr><th>{index}</th><td>{html.escape(said)}</td></tr>" for index, said in self.worst)
+        caption = "<caption>Failed, the first of each kind</caption>"
+        return (
+            f"<table><caption>Maximum-likelihood fits</caption><tbody>{facts}</tbody></table>"
+            f"<table><thead><tr>{titles}</tr></thead><tbody>{spread}</tbody></table>"
+            + (f"<table>{caption}<tbody>{worst}</tbody></table>" if worst else "")
+        )
+
+
+def _titles() -> list[str]:
+    named = {0.0: "least", 0.5: "median", 1.0: "greatest"}
+    return [named.get(q, f"{100 * q:g} %") for q in QUANTILES]
+
+
+def batch_summary(fits: Any, kind: str, errors: np.ndarray | None) -> BatchSummary:
+    """The report on many fits, with the standard errors (B, q) where they are known."""
+    status, attempt = fits.status_code, fits.attempt
+    statuses = {known.label: int(np.sum(status == known)) for known in Status if np.any(status == known)}
+    attempts = {name: int(np.sum(attempt == k)) for k, name in enumerate(ATTEMPTS) if np.any(attempt == k)}
+    facts = [
+        ("Fits", f"{len(status)}, each with {fits.num_parameters} free parameters, in {fits.free.dtype}"),
+        *(
+            ("Status", f"{count} {label} ({100 * count / max(len(status), 1):.4g} %)")
+            for label, count in statuses.items()
+        ),
+        *(("Attempt", f"{count} by {name}") for name, count in attempts.items() if name != ATTEMPTS[0]),
+        ("Covariance", fits.describe(kind) if kind else "none kept"),
+        *([("Engine", fits.engine)] if fits.engine else []),
+    ]
+    return BatchSummary(len(status), statuses, attempts, _spread(fits, errors), _worst(fits, status), facts)
+
+
+def _spread(fits: Any, errors: np.ndarray | None) -> dict[str, tuple[float, ...]]:
+    """Quantiles over the fits, those of the estimates over the converged ones."""
+    converged = fits.converged
+    theta = fits.layout.join(fits.values)[converged]
+    rows: dict[str, Any] = {"steps": fits.num_steps, "decrement": fits.decrement[converged]}
+    for k, name in enumerate(fits.names):
+        rows[name] = theta[:, k]
+        if errors is not None:
+            rows[f"{name} std. error"] = errors[converged, k]
+    return {name: _quantiles(numbers) for name, numbers in rows.items()}
+
+
+def _quantiles(numbers: np.ndarray) -> tuple[float, ...]:
+    known = numbers[~np.isnan(numbers)]
+    return tuple(float(q) for q in np.quantile(known, QUANTILES)) if len(known) else (float("nan"),) * len(QUANTILES)
+
+
+def _worst(fits: Any, status: np.ndarray) -> list[tuple[int, str]]:
+    found = []
+    for code in np.unique(status):
+        if not Status(int(code)).converged:
+            for index in np.flatnonzero(status == code)[:WORST]:
+                found.append((int(index), fits[index].diagnosis().split(" Likely causes")[0]))
+    return found
+
+
+def weakest(curvature: Any, layout: Layout) -> str:
+    """The direction in which the curvature is least, by the names of the parameters."""
+    return _unknown(curvature) or linalg.describe_direction(
+        linalg.weakest_direction(np.asarray(curvature, np.float64))[1], layout.free_names
+    )
+
+
+def escaping(curvature: Any, free: Any, last_step: Any, layout: Layout, faint_below: float) -> str:
+    """What runs away: the constrained parameters left without information, else where the last step was heading."""
+    if unknown := _unknown(curvature):
+        return unknown
+    diagonal, names = np.abs(np.diagonal(np.asarray(curvature, np.float64))), layout.free_names
+    faint = [k for k, limited in enumerate(layout.restricted) if limited and diagonal[k] < faint_below]
+    if faint:
+        return ", ".join(names[k] for k in faint)
+    step = np.asarray(last_step, np.float64)
+    if not np.any(step):
+        return names[int(np.argmax(np.where(layout.restricted, np.abs(np.asarray(free)), 0.0)))]
+    return linalg.describe_direction(step / step[np.argmax(np.abs(step))], names)
+
+
+def _unknown(curvature: Any) -> str:
+    if curvature is None:
+        return "unknown, since the curvature was not kept"
+    return "" if np.all(np.isfinite(np.asarray(curvature))) else "unknown, since the curvature is not finite"

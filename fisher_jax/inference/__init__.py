@@ -1,1 +1,1 @@
-"""What a fit allows one to say: functions of a `Fit` or a `BatchFit`."""
+"""What a fit allows one to say: functions of a `Fit`, of one fit or of many."""

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.fitting.batch_fitted import BatchFit
-from fisher_jax.fitting.fitted import Fit, Origin, origin_of
+from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.clusters import cluster_codes
 from fisher_jax.inference.each import check_fit
@@ -99,7 +98,7 @@ def bootstrap(
     ((500,), (2,))
     """
     check_fit(fit, CALLER)
-    if isinstance(fit, BatchFit):
+    if fit.has_batch:
         raise TypeError(
             f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
         )
@@ -114,11 +113,11 @@ def bootstrap(
         fits = refit_weighted(fit, origin, resampled_weights(scheme, weights, key, count), **settings)
     left_out = None
     if acceleration == "jackknife":
-        units = each_left_out(scheme.num_units, scheme.unit_of, origin.sample.weights, scheme.copies is not None)
+        units = each_left_out(scheme.num_units, scheme.unit_of, origin.dataset.weights, scheme.copies is not None)
         left_out = refit_weighted(fit, origin, units, **settings)
     influence = None
-    if "block" not in method and not (origin.model.is_dependent and origin.sample.weights is not None):
-        known = (origin.model, fit.layout, fit.values, origin.sample, fit.free, fit.curvature)
+    if "block" not in method and not (origin.model.is_dependent and origin.dataset.weights is not None):
+        known = (origin.model, fit.layout, fit.values, origin.dataset, fit.free, fit.curvature)
         influence = np.asarray(unit_influence(*known, scheme.unit_of, scheme.num_units, weights))
     found = Bootstrap(fit, fits, influence, scheme.copies, left_out, _described(method, clusters, block_length, scheme))
     if found.notes:
@@ -150,8 +149,8 @@ def _check(fit: Fit, num_replicates: Any, method: str, block_length: Any, accele
 
 def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: Any) -> tuple[Scheme, Any]:
     """What is drawn, and the weights that multiply it."""
-    model, sample = origin
-    num_terms = int(fit.num_observations) if sample.weights is None else len(sample.weights)
+    model, dataset = origin
+    num_terms = int(fit.num_observations) if dataset.weights is None else len(dataset.weights)
     if clusters is not None:
         if method != "nonparametric":
             raise ValueError(f'{CALLER}: clusters are drawn by method="nonparametric", not {method!r}.')
@@ -160,7 +159,7 @@ def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: 
             raise ValueError(
                 f"{CALLER}: clusters has shape {clusters.shape}, expected ({num_terms},), one label for each observation."
             )
-        return of_units(cluster_codes(clusters, CALLER), None), sample.weights
+        return of_units(cluster_codes(clusters, CALLER), None), dataset.weights
     if "block" in method:
         whole = isinstance(block_length, int | np.integer) and not isinstance(block_length, bool)
         if not whole or not 1 <= block_length < num_terms:
@@ -168,13 +167,13 @@ def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: 
                 f"{CALLER}: block_length={block_length!r} must be a whole number from 1 to {num_terms - 1}, less than the "
                 "number of observations."
             )
-        return of_blocks(num_terms, int(block_length), circular="circular" in method), sample.weights
+        return of_blocks(num_terms, int(block_length), circular="circular" in method), dataset.weights
     if model.is_dependent and method == "nonparametric":
         raise ValueError(
             f'{CALLER}: the terms of a dependent model cannot be drawn one by one. Use method="block" with block_length, or '
             '"parametric" if the model can draw a series.'
         )
-    copies = None if sample.weights is None else whole_weights(sample.weights, CALLER)
+    copies = None if dataset.weights is None else whole_weights(dataset.weights, CALLER)
     return of_units(np.arange(num_terms), copies), None
 
 

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.errors import require
-from fisher_jax.fitting.batch_fitted import BatchFit
-from fisher_jax.fitting.fitted import Fit
 from fisher_jax.fitting.intervals import check_level
+from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
 from fisher_jax.inference.report import Printed, Table, number, warn
@@ -30,23 +29,23 @@ class Bootstrap(Printed):
     ----------
     fit : Fit
         The fit whose data were replicated.
-    fits : BatchFit
+    fits : Fit
         The fits of the replicates, those that failed included.
     influence : array (g, p) or None
         Derivative of the unconstrained estimate with respect to the weight of each observation or cluster.
     copies : array (g,) or None
         How many equal observations each stands for.
-    left_out : BatchFit or None
+    left_out : Fit or None
         The fits with each left out, where the exact jackknife was asked for.
     description : str
         How the replicates were drawn.
     """
 
     fit: Fit
-    fits: BatchFit
+    fits: Fit
     influence: Any
     copies: Any
-    left_out: BatchFit | None
+    left_out: Fit | None
     description: str
 
     @property
@@ -80,7 +79,7 @@ class Bootstrap(Printed):
     def replicates(self, function: Any = None) -> Float[np.ndarray, "r k"]:
         """The parameters, or the numbers of a function of them, at every kept replicate, in one row each."""
         self._output(function)  # refuses what is no function of params
-        return np.asarray(_evaluated(_hashable(function), self.fits.fits))[self.kept]
+        return np.asarray(_evaluated(_hashable(function), self.fits))[self.kept]
 
     def standard_errors(self, function: Any = None) -> PyTree:
         """Standard deviation over the replicates: a pytree like `params`, or as the function returns it."""
@@ -150,7 +149,7 @@ class Bootstrap(Printed):
     def _acceleration(self, function: Any) -> Float[np.ndarray, " k"]:
         if self.left_out is not None:
             kept = self.left_out.converged
-            values = np.asarray(_evaluated(_hashable(function), self.left_out.fits))[kept]
+            values = np.asarray(_evaluated(_hashable(function), self.left_out))[kept]
             copies = None if self.copies is None else self.copies[kept]
             return bootstrap_intervals.jackknife_acceleration(values, copies)
         if self.influence is None:
@@ -208,7 +207,7 @@ class Bootstrap(Printed):
         return self.summary()
 
 
-def failures(fits: BatchFit) -> str:
+def failures(fits: Fit) -> str:
     """How many failed, by status, in words; empty where none did."""
     codes, counts = np.unique(fits.status[~fits.converged], return_counts=True)
     return ", ".join(f"{count} {Status(int(code)).label}" for code, count in zip(codes, counts, strict=True))

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitting.batch_fitted import BatchFit
-from fisher_jax.fitting.fitted import Fit
 from fisher_jax.fitting.problem import scoring_of
-from fisher_jax.inference.each import model_of, with_data
+from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.inference.each import with_data
 from fisher_jax.information.closed_form import predicted
 from fisher_jax.models.constraints import Interval, Unconstrained
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at, scores_at
 from fisher_jax.models.linked import LinkedModel
-from fisher_jax.models.model import ById, Model, Sample, check_arity
+from fisher_jax.models.model import ById, Model, check_arity
 from fisher_jax.models.parameters import Leaf, layout_of
 from fisher_jax.uncertainty.score import Nuisance, Tested, score_statistic
 
@@ -45,7 +45,7 @@ def candidate_statistics(fit: Any, candidates: Any, enters: Any, kind: str) -> t
             "column for each candidate, or (n, K, m) for groups of m."
         )
     columns = columns[:, :, None] if columns.ndim == 2 else columns
-    model = model_of(fit, CALLER)
+    model = origin_of(fit, CALLER).model
     if model.is_dependent:
         raise ValueError(
             f"{CALLER}: candidates need a log-density of one observation, and the terms of a dependent model may each "
@@ -62,7 +62,7 @@ def candidate_statistics(fit: Any, candidates: Any, enters: Any, kind: str) -> t
     if rows.slope.shape[-1] != len(columns):
         raise ValueError(f"{CALLER}: candidates has {len(columns)} rows, but the data have {rows.slope.shape[-1]}.")
     dtype = nuisance.gradient.dtype
-    if not isinstance(fit, BatchFit):
+    if not fit.has_batch:
         return jnp.asarray(_in_blocks(nuisance, rows, columns, kind, dtype)), columns.shape[2]
     found = []
     for b in range(len(fit)):
@@ -104,10 +104,10 @@ class _Derivatives:
     where: Any
     kind: str
 
-    def __call__(self, fit: Fit, model: Model, sample: Sample) -> tuple[Nuisance, Rows, Array]:
-        target = likelihood(model, fit.layout, fit.values, sample, CALLER)
+    def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> tuple[Nuisance, Rows, Array]:
+        target = likelihood(model, fit.layout, fit.values, dataset, CALLER)
         weights = jnp.ones((target.num_terms,), fit.free.dtype) if target.weights is None else target.weights
-        given = () if sample.given is None else (sample.given,)
+        given = () if dataset.given is None else (dataset.given,)
         y, *z = target.rows if given else (target.rows,)
 
         def shifted(free: Array, offset: Array, y: PyTree, *z: PyTree) -> Array:
@@ -132,25 +132,25 @@ class _Derivatives:
             weights * slope, weights * bend, weights[:, None] * cross, weights * slope**2,
             (weights * slope)[:, None] * scores, weights > 0,
         )  # fmt: skip
-        return self._nuisance(fit, model, sample, target), jax.tree.map(self._known(weights), rows), off
+        return self._nuisance(fit, model, dataset, target), jax.tree.map(self._known(weights), rows), off
 
     def _known(self, weights: Array) -> Any:
         """A weight of zero silences even NaN."""
         return lambda part: jnp.where((weights > 0).reshape((-1,) + (1,) * (part.ndim - 1)), part, jnp.zeros_like(part))
 
-    def _nuisance(self, fit: Fit, model: Model, sample: Sample, target: Any) -> Nuisance:
+    def _nuisance(self, fit: Fit, model: Model, dataset: Dataset, target: Any) -> Nuisance:
         gradient = gradient_at(target, fit.free)[1]
         if self.kind == "empirical":
             return Nuisance(gradient, outer_product_at(target, fit.free)[1], None)
         if self.kind == "expected":
-            inner = scoring_of(model, fit.layout, fit.values, sample, target, fit.free).information
+            inner = scoring_of(model, fit.layout, fit.values, dataset, target, fit.free).information
             return Nuisance(gradient, inner, None)
         middle = outer_product_at(target, fit.free)[1] if self.kind == "sandwich" else None
         return Nuisance(gradient, derivatives_at(target, fit.free).curvature, middle)
 
     def _expected(self, fit: Fit, model: Any, given: tuple[PyTree, ...], n: int) -> tuple[Array, Array]:
         """Second derivatives replaced by their expectations: those of the family, through the predictor."""
-        jacobian = fit.layout.jacobian(fit.free, fit.values)
+        jacobian = fit.layout.jacobian(fit.free)
 
         def one(*z: PyTree) -> tuple[Array, Array]:
             along, inner = predicted(model, fit.layout, fit.values, z)

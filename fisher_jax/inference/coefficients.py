@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.errors import require
-from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import Row
 from fisher_jax.inference.report import Printed, Table, number, tabular, warn
 from fisher_jax.inference.samples import named_fits
@@ -71,14 +71,14 @@ class CoefficientTable(Printed):
         return Table("Estimates (standard errors)", facts, titles, [*rows, *self._foot()], notes)
 
 
-def coefficient_table(fits: Any = None, /, *, kind: str = "observed", **named: Any) -> CoefficientTable:
+def coefficient_table(fits: Any = None, /, *, kind: str | None = None, **named: Any) -> CoefficientTable:
     """Estimates with standard errors of several fits side by side, a column for each fit.
 
     Parameters
     ----------
     fits : dict of Fit, optional
         Fits by name, where names are not words of Python.
-    kind : {"observed", "expected", "empirical", "sandwich"}
+    kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance, as for `Fit.covariance`; each column's is named.
     named : Fit
         Fits by name: ``coefficient_table(gamma=fit_1, weibull=fit_2)``.
@@ -107,7 +107,8 @@ def coefficient_table(fits: Any = None, /, *, kind: str = "observed", **named: A
     fits = named_fits(fits, named, "coefficient_table")
     if not fits:
         raise ValueError("coefficient_table: got no fit. Give them by name, as in coefficient_table(gamma=fit).")
-    columns = [_coefficients(fit, kind, "coefficient_table") for fit in fits.values()]
+    kinds = [fit._check(kind, "coefficient_table") for fit in fits.values()]
+    columns = [_coefficients(fit, kind) for fit, kind in zip(fits.values(), kinds, strict=True)]
     parameters = tuple(dict.fromkeys(name for column in columns for name in column))
     lost = (np.nan, np.nan)
     both = np.array([[column.get(name, lost) for column in columns] for name in parameters]).reshape(-1, len(fits), 2)
@@ -125,15 +126,14 @@ def coefficient_table(fits: Any = None, /, *, kind: str = "observed", **named: A
         parameters=parameters,
         estimates=both[..., 0],
         standard_errors=both[..., 1],
-        covariances=tuple(fit.describe(kind) for fit in fits.values()),
+        covariances=tuple(fit.describe(kind) for fit, kind in zip(fits.values(), kinds, strict=True)),
         facts={label: np.array(numbers) for label, numbers in facts.items()},
         failed=failed,
     )
 
 
-def _coefficients(fit: Fit, kind: str, caller: str) -> dict[str, tuple[float, float]]:
+def _coefficients(fit: Fit, kind: str) -> dict[str, tuple[float, float]]:
     """Estimate and standard error by name, the fixed parameters among them."""
-    fit._check(kind, caller)
     rows: list[Row] = fit._rows(kind, 0.95)
     return {row.name.removesuffix(" (fixed)"): (row.estimate, row.standard_error) for row in rows}
 

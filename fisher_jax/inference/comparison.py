@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.errors import require
-from fisher_jax.fitting.fitted import Fit, takeuchi
+from fisher_jax.fitting.covariance import takeuchi
+from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.report import Printed, Table, tabular, warn
 from fisher_jax.inference.samples import named_fits, same_data
 
@@ -112,7 +113,7 @@ def compare(fits: Any = None, /, *, criterion: str = "aic", **named: Any) -> Com
     ------
     ValueError, TypeError
         If fewer than two fits are given, or fits of different data: likelihoods of different observations, or of
-        transformed ones (y and log y), cannot be compared. Of a `BatchFit` take `aic()` and its like, which are arrays.
+        transformed ones (y and log y), cannot be compared. Of many fits take `aic()` and its like, which are arrays.
 
     Notes
     -----
@@ -172,7 +173,7 @@ def _criterion(fit: Fit, name: str) -> float:
     """One criterion of a fit; TIC without a warning, since the status stands beside it, and NaN where it has none."""
     if name != "tic":
         return float(getattr(fit, name)())
-    return float("nan") if fit.curvature is None or fit.outer_product is None else float(takeuchi(fit))
+    return float("nan") if fit.curvature is None or fit.outer_product is None else float(fit._computed(takeuchi))
 
 
 def _said(criterion: str) -> str:

@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, PyTree
 from fisher_jax.errors import require
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import intervals
-from fisher_jax.fitting.fitted import Fit, flat_covariance
-from fisher_jax.inference.each import check_fit, is_known, of_each, one_of
+from fisher_jax.fitting.result import Fit
+from fisher_jax.inference.each import check_fit, of_each
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
 from fisher_jax.inference.report import Printed, Table, number, warn
 from fisher_jax.models.model import ById
+from fisher_jax.numerics.namespace import is_traced
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
 SHOWN = 30  # rows of a report
@@ -46,7 +47,7 @@ class DeltaEstimate(Printed):
 
     Notes
     -----
-    Of a `BatchFit` every array has a leading axis. `value`, `standard_error` and `interval` are laid out as the function
+    Of many fits every array has a leading axis. `value`, `standard_error` and `interval` are laid out as the function
     returns them.
     """
 
@@ -133,7 +134,7 @@ def flatness(names: list[str]) -> str:
     )
 
 
-def delta_method(function: Any, fit: Any, kind: str = "observed", level: Any = 0.95) -> DeltaEstimate:
+def delta_method(function: Any, fit: Any, kind: str | None = None, level: Any = 0.95) -> DeltaEstimate:
     """The value of any function of the parameters at the estimate, its standard error and interval: var g(θ̂) ≈ G V Gᵀ.
 
     Parameters
@@ -141,9 +142,9 @@ def delta_method(function: Any, fit: Any, kind: str = "observed", level: Any = 0
     function : callable
         ``function(params)``: a number, an array of any shape, or a pytree of them, in terms of jax.numpy. Predictions over a
         grid of covariates are ``lambda params: jax.vmap(lambda z: predict(params, z))(grid)``.
-    fit : Fit or BatchFit
+    fit : Fit
         Of a batch, every result gains the leading axis B.
-    kind : {"observed", "expected", "empirical", "sandwich"}
+    kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance V, as for `Fit.covariance`.
     level : float
         Coverage aimed at by the intervals.
@@ -184,11 +185,12 @@ def delta_method(function: Any, fit: Any, kind: str = "observed", level: Any = 0
     caller = "delta_method"
     check_fit(fit, caller)
     intervals.check_level(level, caller)
-    output = outline(function, one_of(fit), "function", caller)
+    kind = fit._check(kind, caller)
+    output = outline(function, fit, "function", caller)
     one = _Delta(OfParameters(ById(function)))
     value, errors, ends, jacobian, free, flat = of_each(fit, one, kind, caller, level)
-    result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, one_of(fit).describe(kind))
-    if is_known(fit):
+    result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, fit.describe(kind))
+    if not is_traced(fit):
         somewhere = np.any(np.asarray(flat).reshape(-1, len(output.names)), axis=0)
         if np.any(somewhere):
             warn(f"{caller}: {flatness([output.names[k] for k in np.flatnonzero(somewhere)])}")
@@ -203,7 +205,7 @@ class _Delta:
 
     def __call__(self, fit: Fit, kind: str, level: Any) -> tuple[Any, ...]:
         value, jacobian = linearised(self.function, fit)
-        free = flat_covariance(fit, kind)
+        free = covariances.free_covariance(fit, kind)
         value = value.astype(free.dtype)
         variance = jnp.sum(jnp.matmul(jacobian.astype(free.dtype), free, precision="highest") * jacobian, axis=1)
         errors = jnp.sqrt(variance)
@@ -213,7 +215,7 @@ class _Delta:
 
     def _flat(self, fit: Fit, free: Float[Array, "p p"], errors: Float[Array, " k"]) -> Bool[Array, " k"]:
         """Whether second-order changes over a standard error, along two directions with nothing special, dwarf the first."""
-        spread = covariances.standard_errors(free).astype(fit.free.dtype)
+        spread = covariances.root_diagonal(free).astype(fit.free.dtype)
         generator = np.random.default_rng(0)
         bends = [
             self._second(fit, spread * generator.normal(size=spread.shape).astype(fit.free.dtype)) for _ in range(2)

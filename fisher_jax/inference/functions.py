@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.result import Fit
 from fisher_jax.models.model import ById
 from fisher_jax.models.parameters import path_name
 

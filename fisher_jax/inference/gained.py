@@ -8,20 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.fitting.batch_fitted import BLOCK, BatchFit
-from fisher_jax.fitting.fitted import Fit
-from fisher_jax.inference.each import one_of, with_data
+from fisher_jax.fitting.result import Fit
+from fisher_jax.inference.each import BLOCK, with_data
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout
+from fisher_jax.numerics.namespace import on_host
 
 
 def gained_over(fit: Any, null: Any) -> Any:
     """ℓ(θ̂) − ℓ(θ̂₀)."""
-    known = fit.origin is not None and null.origin is not None and len(one_of(fit).free)
-    if known and one_of(fit).layout.dtype == np.float32:
+    known = fit.origin is not None and null.origin is not None and fit.free.size
+    if known and fit.layout.dtype == np.float32:
         return _by_terms(fit, null)
-    return one_of(fit).log_likelihood - one_of(null).log_likelihood
+    gained, held = on_host((fit.log_likelihood, null.log_likelihood))
+    return gained - held
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,19 @@ class AllHeld:
 
     theta: tuple[float, ...]
 
-    def __call__(self, fit: Fit, model: Model, sample: Sample) -> Array:
+    def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Array:
         natural = _wide(fit.layout).natural()
-        target = likelihood(model, natural, fit.values, sample, "likelihood_ratio_test")
+        target = likelihood(model, natural, fit.values, dataset, "likelihood_ratio_test")
         theta = fit.layout.join(fit.layout.constrained_values(fit.free, fit.values)).astype(natural.dtype)
         return jnp.sum(terms_at(target, theta) - terms_at(target, jnp.array(self.theta, natural.dtype)))
 
 
 def _by_terms(fit: Any, null: Any) -> Any:
     """The same from the differences of the terms, in float64 where x64 is enabled."""
-    if isinstance(fit, BatchFit):
+    if fit.has_batch:
         blocks = [slice(start, start + BLOCK) for start in range(0, len(fit), BLOCK)]
         found = np.concatenate([_difference(fit[block], null[block]) for block in blocks])
-        return found.astype(_wide(one_of(fit).layout).dtype)
+        return found.astype(_wide(fit.layout).dtype)
     return jnp.asarray(_difference(fit, null), _wide(fit.layout).dtype)
 
 
@@ -53,10 +55,10 @@ def _difference(fit: Any, null: Any) -> Any:
     return np.sum(terms, axis=-1) - np.sum(others, axis=-1)
 
 
-def _terms(fit: Fit, model: Model, sample: Sample) -> Array:
+def _terms(fit: Fit, model: Model, dataset: Dataset) -> Array:
     layout = _wide(fit.layout)
     return terms_at(
-        likelihood(model, layout, fit.values, sample, "likelihood_ratio_test"), fit.free.astype(layout.dtype)
+        likelihood(model, layout, fit.values, dataset, "likelihood_ratio_test"), fit.free.astype(layout.dtype)
     )
 
 

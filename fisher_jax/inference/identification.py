@@ -6,14 +6,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference.each import check_fit, is_known, one_of, quietly
+from fisher_jax.inference.each import check_fit, quietly
 from fisher_jax.inference.functions import OfParameters, linearised, outline
 from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.inference.wald import Entries
 from fisher_jax.models.model import ById
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import is_traced
 from fisher_jax.uncertainty.identification import identified, identify
 
 CALLER = "identifiability"
@@ -131,7 +132,7 @@ def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -
 
     Parameters
     ----------
-    fit : Fit or BatchFit
+    fit : Fit
         Also one that ended with status `SINGULAR_INFORMATION`: that is what this is for.
     function : callable, optional
         ``function(params)``: numbers of which to ask whether they are identified though the parameters are not, such as a sum.
@@ -174,26 +175,25 @@ def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -
     check_fit(fit, CALLER)
     if kind not in ("observed", "expected", "empirical"):
         raise ValueError(f'{CALLER}: kind={kind!r} must be "observed", "expected" or "empirical": an information.')
-    if not is_known(fit):
+    if is_traced(fit):
         raise ValueError(
             f"{CALLER}: needs numbers that are known, but this fit is inside a transformation or has a batch axis."
         )
-    record = one_of(fit)
-    output = None if function is None else outline(function, record, "function", CALLER)
-    asked = _Gradients(len(record.names), None if function is None else OfParameters(ById(function)))
+    output = None if function is None else outline(function, fit, "function", CALLER)
+    asked = _Gradients(len(fit.names), None if function is None else OfParameters(ById(function)))
     information, gradient = map(np.asarray, quietly(fit, asked, kind, CALLER))
-    found = identify(information, np.dtype(record.free.dtype))
+    found = identify(information, np.dtype(fit.free.dtype))
     holds, errors = identified(found, information, gradient)
     return Identifiability(
         eigenvalues=found.eigenvalues,
         directions=found.directions,
-        direction_names=record.layout.free_names,
+        direction_names=fit.layout.free_names,
         singular=found.singular,
         weak=(found.eigenvalues < WEAK) & ~found.singular,
-        names=record.names + (output.names if output else ()),
+        names=fit.names + (output.names if output else ()),
         identified=holds,
         standard_errors=errors,
-        status=_said_of_status(fit) if isinstance(fit, Fit) else "",
+        status=_said_of_status(fit) if not fit.has_batch else "",
     )
 
 

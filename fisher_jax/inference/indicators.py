@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitting.fitted import Fit, Origin
+from fisher_jax.fitting.result import Fit, Origin
 from fisher_jax.inference.replicates import draw, given_of_draws, num_rows
 from fisher_jax.models.likelihood import terms_of
 from fisher_jax.models.model import Model

@@ -10,12 +10,13 @@ from jaxtyping import Array, Float
 
 from fisher_jax.errors import require
 from fisher_jax.fitting.covariance import precise
-from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference.each import check_fit, model_of, one_of, warn_of_failed, with_data
+from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.inference.report import Printed, Table, number
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.model import Model
 from fisher_jax.uncertainty import influence as influences
 
 CALLER = "influence"
@@ -105,7 +106,7 @@ def influence(fit: Any) -> Influence:
 
     Parameters
     ----------
-    fit : Fit or BatchFit
+    fit : Fit
         As `fit` or `fit_batch` returned it, since the scores are taken again from its data.
 
     Returns
@@ -138,24 +139,23 @@ def influence(fit: Any) -> Influence:
     [5] [-1.67 -1.04]
     """
     check_fit(fit, CALLER)
-    record = one_of(fit)
-    if record.curvature is None:
+    if fit.curvature is None:
         raise ValueError(
             f"{CALLER}: the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',))."
         )
-    warn_of_failed(fit, CALLER)
+    fit._warn(CALLER)
     derivatives, deletions, far, weights = map(np.asarray, with_data(fit, _influence_of, CALLER))
-    return Influence(derivatives, deletions, far, weights, record.names, not model_of(fit, CALLER).is_dependent)
+    return Influence(derivatives, deletions, far, weights, fit.names, not origin_of(fit, CALLER).model.is_dependent)
 
 
-def _influence_of(fit: Fit, model: Model, sample: Sample) -> tuple[Array, Array, Array, Array]:
-    curvature = precise(fit.curvature)  # type: ignore[arg-type]
+def _influence_of(fit: Fit, model: Model, dataset: Dataset) -> tuple[Array, Array, Array, Array]:
+    curvature = precise(fit.curvature)
     curvature = jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, curvature)
     # The rows as they are: in a weighted likelihood another one stands where the weight is zero.
-    bare = likelihood(model, fit.layout, fit.values, sample._replace(weights=None), CALLER)
-    weights = precise(jnp.ones((bare.num_terms,)) if sample.weights is None else jnp.asarray(sample.weights))
+    bare = likelihood(model, fit.layout, fit.values, replace(dataset, weights=None), CALLER)
+    weights = precise(jnp.ones((bare.num_terms,)) if dataset.weights is None else jnp.asarray(dataset.weights))
     derivatives, deleted = influences.moves(bare, fit.free, curvature, weights)
-    jacobian = precise(fit.layout.jacobian(fit.free, fit.values))
+    jacobian = precise(fit.layout.jacobian(fit.free))
     return (
         jnp.matmul(derivatives, jacobian.T, precision="highest"),
         _in_theta(fit, deleted),

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from fisher_jax.fitting.batch_fitted import BatchFit
-from fisher_jax.fitting.fitted import Fit, origin_of
+from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.indicators import indicators, spreads
@@ -123,7 +122,7 @@ def information_matrix_test(
     3
     """
     check_fit(fit, CALLER)
-    if isinstance(fit, BatchFit):
+    if fit.has_batch:
         raise TypeError(
             f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
         )
@@ -141,8 +140,8 @@ def information_matrix_test(
     note = f"of the replicates' fits failed: {said} of {len(fits)}. They are left out."
     if said:
         warn(f"{CALLER}: {note}")
-    at = np.concatenate([np.asarray(fit.free)[None], np.asarray(fits.fits.free)[fits.converged]])
-    observed = np.concatenate([indicators(fit)[None], indicators(fits.fits)[fits.converged]])
+    at = np.concatenate([np.asarray(fit.free)[None], np.asarray(fits.free)[fits.converged]])
+    observed = np.concatenate([indicators(fit)[None], indicators(fits)[fits.converged]])
     covariances = spreads(fit, origin, at, jax.random.fold_in(key, num_replicates), CALLER)
     found = _test(fit, observed, covariances, len(fits), (note,) if said else ())
     if np.isnan(found.p_value):

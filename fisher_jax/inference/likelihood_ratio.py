@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.fitting.batch_fitted import BatchFit
-from fisher_jax.fitting.fitted import Fit
 from fisher_jax.fitting.program import ROUNDING_LIMIT
+from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference.each import check_fit, is_known, one_of, with_data
+from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.inference.gained import AllHeld, gained_over
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
@@ -21,6 +20,7 @@ from fisher_jax.inference.samples import same_data
 from fisher_jax.inference.under_restriction import fit_under
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.parameters import Layout
+from fisher_jax.numerics.namespace import is_traced
 
 TEST = "Likelihood-ratio test"
 SHORT_OF_EDGE = 1e-4  # by which a fit that runs to a boundary may stay below the supremum there, in the statistic
@@ -31,9 +31,9 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
 
     Parameters
     ----------
-    fit : Fit or BatchFit
+    fit : Fit
         The fit without the restriction.
-    null : Fit, BatchFit, pytree or callable
+    null : Fit, pytree or callable
         The fit of the restricted model to the same data. Or hypothesised values as for `wald_test`, by structure or by name, as
         in ``{"shape": 1.0}``: the model is then fitted again with these held, from the estimates of the others, by `newton`.
         Or ``restriction(params)``, a number or any pytree of arrays, zero under the null hypothesis: the model is then fitted
@@ -80,11 +80,11 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
     caller = "likelihood_ratio_test"
     check_fit(fit, caller)
     words: tuple[str, ...] = ("the restricted model",)
-    layout, unmet, edge = one_of(fit).layout, None, 0
-    if isinstance(null, Fit | BatchFit):
+    layout, unmet, edge = fit.layout, None, 0
+    if isinstance(null, Fit):
         _check_pair(fit, null, caller)
-        edge = _fixed_on_edge(layout, one_of(null))
-        gained, freedom = gained_over(fit, null), one_of(fit).num_parameters - one_of(null).num_parameters
+        edge = _fixed_on_edge(layout, null)
+        gained, freedom = gained_over(fit, null), fit.num_parameters - null.num_parameters
     elif callable(null):
         under = fit_under(fit, null, caller)
         null, freedom, unmet = under.fit, len(under.names), ~under.holds
@@ -96,18 +96,18 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
         positions = free_positions(layout, hypothesis, caller)
         words, edge = hypothesis.words, _on_edge(layout, hypothesis)
         if len(positions) == len(layout.names):  # nothing is left to be fitted
-            null, freedom = None, one_of(fit).num_parameters
+            null, freedom = None, fit.num_parameters
             gained = with_data(fit, AllHeld(tuple(hypothesis.values.tolist())), caller)
         else:
             null = refit(fit, hypothesis, caller)
-            gained, freedom = gained_over(fit, null), one_of(fit).num_parameters - one_of(null).num_parameters
+            gained, freedom = gained_over(fit, null), fit.num_parameters - null.num_parameters
     if num_on_boundary is not None:
         edge = _checked_number(num_on_boundary, freedom, caller)
     statistic, notes = _statistic(fit, gained, caller)
     notes += (
-        _robust_notes(one_of(fit))
+        _robust_notes(fit)
         + _boundary_notes(edge, freedom)
-        + (_status_notes(fit, null, edge, caller) if is_known(fit) else ())
+        + (_status_notes(fit, null, edge, caller) if not is_traced(fit) else ())
         + _unmet_notes(unmet, caller)
     )
     return chi_squared_test(statistic, freedom, TEST, words, "", notes, num_on_boundary=edge)
@@ -122,15 +122,14 @@ def _checked_number(number: Any, freedom: int, caller: str) -> int:
 
 def _check_pair(fit: Any, null: Any, caller: str) -> None:
     """Refuse fits that cannot be compared."""
-    if isinstance(fit, BatchFit) != isinstance(null, BatchFit):
-        raise TypeError(f"{caller}: got a {type(fit).__name__} and a {type(null).__name__}. Give two of a kind.")
-    one, other = one_of(fit), one_of(null)
-    if not one.num_parameters > other.num_parameters:
+    if fit.has_batch != null.has_batch:
+        raise TypeError(f"{caller}: one of the two holds many fits, the other is a single one. Give two of a kind.")
+    if not fit.num_parameters > null.num_parameters:
         raise ValueError(
-            f"{caller}: the null fit has {other.num_parameters} free parameters and the other {one.num_parameters}, so the "
+            f"{caller}: the null fit has {null.num_parameters} free parameters and the other {fit.num_parameters}, so the "
             "null is not nested in it. Give the larger model first."
         )
-    if is_known(fit) and is_known(null) and not same_data(fit, null):
+    if not is_traced(fit) and not is_traced(null) and not same_data(fit, null):
         raise ValueError(
             f"{caller}: the two fits are of different data. Likelihoods can be compared only of the same observations: fit "
             "both models to these, the ones with missing covariates left out of both."
@@ -141,9 +140,9 @@ def _statistic(fit: Any, gained: Any, caller: str) -> tuple[Any, tuple[str, ...]
     """The statistic, zero where it is negative by rounding, and a note where it is more negative than that."""
     raw = 2.0 * gained
     host = isinstance(raw, np.ndarray)
-    statistic = jnp.where((raw < 0) & (raw >= -_shortfall(one_of(fit), jnp.asarray(raw).dtype)), 0.0, raw)
+    statistic = jnp.where((raw < 0) & (raw >= -_shortfall(fit, jnp.asarray(raw).dtype)), 0.0, raw)
     notes: tuple[str, ...] = ()
-    if is_known(fit):
+    if not is_traced(fit):
         worse = np.asarray(statistic) < 0
         if np.any(worse):
             which = f" in {int(np.sum(worse))} of {worse.size} fits" if worse.ndim else ""
@@ -227,7 +226,7 @@ def _status_notes(fit: Any, null: Any, edge: int, caller: str) -> tuple[str, ...
     """What the statuses of the two fits mean for the test; at a boundary that the null is known to lie on, nothing."""
     notes = []
     for label, found in (("alternative", fit), *([("null", null)] if null is not None else [])):
-        if isinstance(found, Fit):
+        if not found.has_batch:
             expected = label == "alternative" and edge and found.status == Status.BOUNDARY
             if not found.converged and not expected:
                 notes.append(

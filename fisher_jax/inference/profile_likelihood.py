@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitting.batch_fitted import BatchFit
 from fisher_jax.fitting.fit import fit as fit_once
-from fisher_jax.fitting.fitted import Fit, Origin, origin_of
 from fisher_jax.fitting.intervals import check_level
+from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.functions import in_one_row, outline
@@ -98,7 +97,7 @@ def profile_likelihood(
     """
     check_fit(fit, CALLER)
     check_level(level, CALLER)
-    if isinstance(fit, BatchFit):
+    if fit.has_batch:
         raise TypeError(
             f"{CALLER}: takes one fit, for each has curves of its own. Take one, fits[3], or use fits.confidence_intervals("
             f'{level}, "profile") for the intervals of all.'
@@ -114,7 +113,7 @@ def profile_likelihood(
             best.layout,
             numbers,
             best.values,
-            origin.sample,
+            origin.dataset,
             best.free,
             jnp.asarray(best.curvature),
             columns,
@@ -162,9 +161,9 @@ def _refitted(fit: Fit, origin: Origin, values: Any) -> Fit | None:
     """A fit from other parameters, if it ends higher."""
     if not all(map(bool, fit.layout.contains(values))):
         return None
-    sample = origin.sample
+    dataset = origin.dataset
     start = fit.layout.assemble([np.asarray(value) for value in values])
-    found = fit_once(origin.model, start, sample.data, given=sample.given, weights=sample.weights)
+    found = fit_once(origin.model, start, dataset.data, given=dataset.given, weights=dataset.weights)
     return found if float(found.log_likelihood) > float(fit.log_likelihood) else None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from fisher_jax.errors import require
-from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.uncertainty.profile import End
 from fisher_jax.uncertainty.profile_sides import cut_of

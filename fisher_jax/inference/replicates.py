@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.fitting.batch import fit_batch
-from fisher_jax.fitting.batch_fitted import BatchFit, joined_fits
-from fisher_jax.fitting.fitted import Fit, Origin
+from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.models.model import Model
 from fisher_jax.uncertainty.resampling import Scheme, resampled_counts
 
@@ -27,24 +26,24 @@ def check_key(key: Any, caller: str) -> None:
         raise TypeError(f"{caller}: key is {type(key).__name__}; expected one key, as jax.random.key({seed}) makes it.")
 
 
-def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], **settings: Any) -> BatchFit:
+def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], **settings: Any) -> Fit:
     """Fits of the same data under chunks of weights (R, n), from the estimate."""
-    sample = origin.sample
+    dataset = origin.dataset
     parts = [
         fit_batch(
-            origin.model, fit.params, sample.data, given=sample.given, weights=weights, data_axis=None, **settings
+            origin.model, fit.params, dataset.data, given=dataset.given, weights=weights, data_axis=None, **settings
         )
         for weights in weights_of
     ]
     return _joined(parts)
 
 
-def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, caller: str, **settings: Any) -> BatchFit:
+def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, caller: str, **settings: Any) -> Fit:
     """Fits of data drawn from the model at the estimate, from the estimate."""
     given, weights = given_of_draws(origin, caller)
     rows = num_rows(origin, given)
     parts = []
-    for numbers in chunks_of(count, _entries(origin.sample.data)):
+    for numbers in chunks_of(count, _entries(origin.dataset.data)):
         drawn = draw(origin.model, fit.layout, fit.values, given, rows, key, numbers)
         _check_drawn(drawn, origin, rows, caller)
         fresh = jax.device_get(drawn)
@@ -69,11 +68,11 @@ def chunks_of(count: int, entries: int) -> Iterator[np.ndarray]:
         yield np.arange(start, start + size)
 
 
-def _joined(parts: list[BatchFit]) -> BatchFit:
+def _joined(parts: list[Fit]) -> Fit:
     return joined_fits(parts, np.arange(sum(map(len, parts))))
 
 
-def _cut(fits: BatchFit, count: int) -> BatchFit:
+def _cut(fits: Fit, count: int) -> Fit:
     return fits if len(fits) == count else fits[:count]
 
 
@@ -83,17 +82,17 @@ def _entries(data: PyTree) -> int:
 
 def given_of_draws(origin: Origin, caller: str) -> tuple[PyTree, Any]:
     """Covariates of each observation to be drawn, and the weights of the terms; frequency weights become repeated rows."""
-    model, sample = origin
+    model, dataset = origin
     if model.sample is None:
         raise ValueError(
             f"{caller}: draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
         )
-    if sample.weights is None or model.is_dependent:
-        return sample.given, sample.weights
-    times = whole_weights(sample.weights, caller)
-    if sample.given is None:
+    if dataset.weights is None or model.is_dependent:
+        return dataset.given, dataset.weights
+    times = whole_weights(dataset.weights, caller)
+    if dataset.given is None:
         return None, None
-    return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), times, axis=0), sample.given), None
+    return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), times, axis=0), dataset.given), None
 
 
 def whole_weights(weights: Any, caller: str) -> np.ndarray:
@@ -108,13 +107,15 @@ def whole_weights(weights: Any, caller: str) -> np.ndarray:
 
 
 def num_rows(origin: Origin, given: PyTree) -> int:
-    model, sample = origin
+    model, dataset = origin
     if model.is_dependent:
         return 0
     if given is not None:
         return jax.tree.leaves(given)[0].shape[0]
     return (
-        jax.tree.leaves(sample.data)[0].shape[0] if sample.weights is None else int(np.sum(np.asarray(sample.weights)))
+        jax.tree.leaves(dataset.data)[0].shape[0]
+        if dataset.weights is None
+        else int(np.sum(np.asarray(dataset.weights)))
     )
 
 
@@ -139,9 +140,9 @@ def _check_drawn(drawn: PyTree, origin: Origin, rows: int, caller: str) -> None:
     def shape(leaf: Any) -> tuple[int, ...]:
         return tuple(leaf.shape) if origin.model.is_dependent else (rows, *leaf.shape[1:])
 
-    expected = [shape(leaf) for leaf in jax.tree.leaves(origin.sample.data)]
+    expected = [shape(leaf) for leaf in jax.tree.leaves(origin.dataset.data)]
     got = [tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(drawn)]
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (drawn, origin.sample.data)]
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (drawn, origin.dataset.data)]
     if structures[0] != structures[1] or got != expected:
         raise ValueError(
             f"{caller}: what the model's sampler draws has leaves of shape {got}, the data {expected}. "

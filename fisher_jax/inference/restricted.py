@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.fitting.batch import fit_batch
-from fisher_jax.fitting.batch_fitted import BatchFit, batch_origin_of
 from fisher_jax.fitting.fit import fit
-from fisher_jax.fitting.fitted import Fit, origin_of
+from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.models.constraints import Interval, Unconstrained, fixed
 from fisher_jax.models.model import ById, DependentModel, Model
@@ -44,29 +43,29 @@ def _joined(shape: tuple[int, ...], held: tuple[int, ...], estimated: Any, value
 
 def refit(full: Any, hypothesis: Hypothesis, caller: str) -> Any:
     """The fit, or the fits of a batch, with the hypothesised values held; starting from the estimates of the others."""
-    model, layout = (batch_origin_of if isinstance(full, BatchFit) else origin_of)(full, caller)[0], _layout(full)
+    model, layout = origin_of(full, caller).model, full.layout
     held = tuple(tuple(hypothesis.entries_of(i)) for i in range(len(layout.leaves)))
     _refuse_tied(layout, held, caller)
     under = _Restricted(ById(model.log_density), layout, held)
     parts, constraints = _split(full, hypothesis, held)
     kind = DependentModel if model.is_dependent else Model
     restricted = kind(under, constraints=constraints)
-    if isinstance(full, Fit):
+    if not full.has_batch:
         _check_inside(full, held, caller)
     return fit_again(full, restricted, parts, caller)
 
 
 def fit_again(full: Any, model: Model, params: PyTree, caller: str) -> Any:
     """Another model fitted to the data of a fit, or to those of a batch with starts for each."""
-    if isinstance(full, BatchFit):
-        sets = batch_origin_of(full, caller).sets
-        (data, given, weights), axes = sets.arrays(), sets.axes()
-        return fit_batch(
-            model, params, data, given=given, weights=weights, params_axis=0, data_axis=axes.data, given_axis=axes.given,
-            weights_axis=axes.weights, covariances=(),
-        )  # fmt: skip
-    data, given, weights = origin_of(full, caller).sample
-    return fit(model, params, data, given=given, weights=weights)
+    dataset = origin_of(full, caller).dataset
+    data, given, weights = dataset.parts
+    if not full.has_batch:
+        return fit(model, params, data, given=given, weights=weights)
+    data_axis, given_axis, weights_axis = dataset.axes
+    return fit_batch(
+        model, params, data, given=given, weights=weights, params_axis=0, data_axis=data_axis, given_axis=given_axis,
+        weights_axis=weights_axis, covariances=(),
+    )  # fmt: skip
 
 
 def _check_inside(full: Fit, held: tuple[tuple[int, ...], ...], caller: str) -> None:
@@ -77,10 +76,6 @@ def _check_inside(full: Fit, held: tuple[tuple[int, ...], ...], caller: str) -> 
                 f"{caller}: the estimate of `{leaf.name}`, {np.asarray(full.values[i])}, is not inside its range, so the "
                 "restricted model has no start. Write the model under the hypothesis, fit it, and give that fit."
             )
-
-
-def _layout(full: Any) -> Layout:
-    return (full.fits if isinstance(full, BatchFit) else full).layout
 
 
 def _refuse_tied(layout: Layout, held: tuple[tuple[int, ...], ...], caller: str) -> None:
@@ -94,8 +89,8 @@ def _refuse_tied(layout: Layout, held: tuple[tuple[int, ...], ...], caller: str)
 
 def _split(full: Any, hypothesis: Hypothesis, held: tuple[tuple[int, ...], ...]) -> tuple[Parts, Parts]:
     """The two parts of the starting parameters, and the constraints of each."""
-    batched, layout = isinstance(full, BatchFit), _layout(full)
-    values = (full.fits if batched else full).values
+    batched, layout = full.has_batch, full.layout
+    values = full.values
     parts: Parts = {"estimated": [], "held": []}
     constraints: Parts = {"estimated": [], "held": []}
     for i, (leaf, entries) in enumerate(zip(layout.leaves, held, strict=True)):

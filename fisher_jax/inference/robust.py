@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.fitting.batch_fitted import BatchFit
 from fisher_jax.fitting.covariance import precise
-from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.clusters import cluster_codes
-from fisher_jax.inference.each import check_fit, one_of, with_data
+from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.inference.report import warn
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import Likelihood, likelihood, scores_at
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.model import Model
 from fisher_jax.numerics import linalg
 from fisher_jax.uncertainty import meat
 
@@ -38,7 +38,7 @@ def robust(
 
     Parameters
     ----------
-    fit : Fit or BatchFit
+    fit : Fit
         As `fit` or `fit_batch` returned it, since the scores are taken again from its data.
     clusters : array (n,), or a tuple of two, optional
         A label for every observation, numbers or text: observations of one cluster may depend on each other. Two arrays allow
@@ -55,7 +55,7 @@ def robust(
 
     Returns
     -------
-    Fit or BatchFit
+    Fit
         Where the covariance is not positive semi-definite, as two ways of clusters may have it, that is said by a `FitWarning`
         and in reports, and nothing is mended: a negative variance has a standard error NaN. So it has, with a `FitWarning`,
         where the small-sample factor does not exist.
@@ -94,7 +94,7 @@ def robust(
     sandwich by 3 clusters, factor G/(G − 1)
     """
     check_fit(fit, CALLER)
-    if one_of(fit).curvature is None:
+    if fit.curvature is None:
         raise ValueError(
             f"{CALLER}: the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',))."
         )
@@ -116,11 +116,9 @@ def robust(
             "most with few clusters. Some combinations of parameters have a negative variance; the larger of the one-way "
             "covariances is a safe choice."
         )
-    if not isinstance(fit, BatchFit):
+    if "sandwich" in fit.kinds:
         return replace(fit, meat=middle, robust=said)
-    kept = fit.fits.outer_product if "sandwich" in fit.kinds else plain
-    kinds = fit.kinds if "sandwich" in fit.kinds else (*fit.kinds, "sandwich")
-    return replace(fit, fits=replace(fit.fits, meat=middle, outer_product=kept, robust=said), kinds=kinds)
+    return replace(fit, meat=middle, outer_product=plain, robust=said, kinds=(*fit.kinds, "sandwich"))
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,8 @@ class _Middle:
             return f"sandwich by two ways of clusters ({self.groups[0]} and {self.groups[1]}), {factor} of each"
         return f"sandwich H⁻¹ ({kind}) H⁻¹, {factor}"
 
-    def __call__(self, fit: Fit, model: Model, sample: Sample, *labels: Array) -> tuple[Array, Array, Array]:
-        target = likelihood(model, fit.layout, fit.values, sample, CALLER)
+    def __call__(self, fit: Fit, model: Model, dataset: Dataset, *labels: Array) -> tuple[Array, Array, Array]:
+        target = likelihood(model, fit.layout, fit.values, dataset, CALLER)
         for given in labels:
             if given.shape != (target.num_terms,):
                 raise ValueError(
@@ -218,7 +216,7 @@ def _checked(fit: Any, clusters: Any, lags: Any, weights: Any, correction: Any) 
 
 def _check_times(fit: Any, weights: str) -> None:
     """A time cannot be there twice."""
-    given = fit.origin and (fit.origin.sets.arrays() if isinstance(fit, BatchFit) else fit.origin.sample).weights
+    given = fit.origin and fit.origin.dataset.weights
     if weights == "frequency" and given is not None and not np.all(np.isin(np.asarray(given), (0.0, 1.0))):
         raise ValueError(
             f"{CALLER}: observations in the order of time have frequency weights 0 or 1, for none is there twice. "

@@ -6,16 +6,13 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.fitting.batch_fitted import BatchFit
-from fisher_jax.fitting.fitted import Fit
+from fisher_jax.fitting.result import Fit
 
 
 def same_data(one: Any, other: Any) -> bool:
     """Whether two fits have as many observations, and the same ones where that can be seen."""
-    a, b = (fit.fits if isinstance(fit, BatchFit) else fit for fit in (one, other))
-    if np.shape(a.num_observations) != np.shape(b.num_observations):
-        return False
-    if not np.allclose(np.asarray(a.num_observations), np.asarray(b.num_observations), rtol=1e-5):
+    counts, other_counts = np.asarray(one.num_observations), np.asarray(other.num_observations)
+    if counts.shape != other_counts.shape or not np.allclose(counts, other_counts, rtol=1e-5):
         return False
     (data, weights), (others, other_weights) = _seen(one), _seen(other)
     structures: list[Any] = [jax.tree.structure(data), jax.tree.structure(others)]
@@ -28,8 +25,7 @@ def _seen(fit: Any) -> tuple[PyTree, Any]:
     """The data and weights, where the fit still knows them."""
     if fit.origin is None:
         return None, None
-    known = fit.origin.sample if isinstance(fit, Fit) else fit.origin.sets.arrays()
-    return known.data, known.weights
+    return fit.origin.dataset.data, fit.origin.dataset.weights
 
 
 def _alike(x: Any, y: Any) -> bool:
@@ -49,11 +45,12 @@ def named_fits(fits: Any, named: dict[str, Any], caller: str) -> dict[str, Fit]:
         raise ValueError(f"{caller}: the name {sorted(twice)[0]!r} is given twice.")
     found = {str(name): fit for name, fit in {**(fits or {}), **named}.items()}
     for name, fit in found.items():
-        if isinstance(fit, BatchFit):
-            raise TypeError(
-                f"{caller}: {name!r} is a BatchFit, one table for many fits. Take one, fits[0], or the arrays fits.aic()."
-            )
         if not isinstance(fit, Fit):
             raise TypeError(f"{caller}: {name!r} is no Fit but {type(fit).__name__}.")
+        if fit.has_batch:
+            raise TypeError(
+                f"{caller}: {name!r} holds many fits, and this is a table of single ones. Take one, fits[0], or the arrays "
+                "fits.aic()."
+            )
         fit._check_single(caller)
     return found

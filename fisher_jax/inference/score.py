@@ -9,16 +9,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.fitted import Fit
 from fisher_jax.fitting.problem import scoring_of
+from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.candidates import candidate_statistics
-from fisher_jax.inference.each import check_fit, model_of, one_of, warn_of_failed, with_data
+from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.inference.report import warn
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.constraints import Unconstrained
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Leaf
 from fisher_jax.uncertainty.score import Nuisance, Tested, score_statistic
 
@@ -41,7 +42,7 @@ def score_test(
 
     Parameters
     ----------
-    null_fit : Fit or BatchFit
+    null_fit : Fit
         The fit under the null hypothesis, as `fit` or `fit_batch` returned it.
     freed : str or tuple of str, optional
         The parameters to be tested, by name, among those held `fixed`; also single entries, as `beta[1]`. Default all of them.
@@ -60,7 +61,7 @@ def score_test(
     Returns
     -------
     HypothesisTest
-        Chi-squared; of candidates the statistic is (K,), of a `BatchFit` it has a leading axis B. NaN where V is not positive
+        Chi-squared; of candidates the statistic is (K,), of many fits it has a leading axis B. NaN where V is not positive
         definite: where a candidate follows from what the model has already, or the observed information is indefinite.
 
     Raises
@@ -97,14 +98,14 @@ def score_test(
         raise ValueError(f"{CALLER}: freed and candidates are two tests; ask for them one after the other.")
     if candidates is None and enters is not None:
         raise ValueError(f"{CALLER}: enters says where candidates enter, but there are none. Give candidates=.")
-    closed = has_closed_form(model_of(null_fit, CALLER)) and not callable(enters)
+    closed = has_closed_form(origin_of(null_fit, CALLER).model) and not callable(enters)
     kind = _checked_kind(kind, closed, enters)
-    if kind == "sandwich" and (said := one_of(null_fit).robust):
+    if kind == "sandwich" and (said := null_fit.robust):
         raise ValueError(
             f'{CALLER}: this fit has a robust covariance ({said}), but the score test has kind="sandwich" for independent '
             "observations only. Give the fit as it was before `robust`, or fit the larger model and use wald_test."
         )
-    warn_of_failed(null_fit, CALLER)
+    null_fit._warn(CALLER)
     if candidates is not None:
         statistic, freedom = candidate_statistics(null_fit, candidates, enters, kind)
         words: tuple[str, ...] = ("each candidate's effect = 0" if freedom == 1 else "each group's effects = 0",)
@@ -143,8 +144,8 @@ class _Freed:
     others: tuple[int, ...]  # of the estimated ones
     kind: str = ""
 
-    def __call__(self, fit: Fit, model: Model, sample: Sample) -> Float[Array, ""]:
-        target = likelihood(model, self.layout, fit.values, sample, CALLER)
+    def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Float[Array, ""]:
+        target = likelihood(model, self.layout, fit.values, dataset, CALLER)
         free = self.layout.unconstrain(fit.values).at[np.array(self.others)].set(fit.free)
         middle = None
         if self.kind == "observed":
@@ -152,7 +153,7 @@ class _Freed:
         else:
             gradient = gradient_at(target, free)[1]
             if self.kind == "expected":
-                matrix = scoring_of(model, self.layout, fit.values, sample, target, free).information
+                matrix = scoring_of(model, self.layout, fit.values, dataset, target, free).information
             elif self.kind == "empirical":
                 matrix = outer_product_at(target, free)[1]
             else:
@@ -179,9 +180,8 @@ class _Freed:
 
 def _chosen(fit: Any, freed: Any) -> _Freed:
     """Which entries of fixed leaves are tested, and a layout in which those leaves are free."""
-    record = one_of(fit)
-    layout, values = record.layout, record.values
-    ahead = jnp.ndim(record.status_code)
+    layout, values = fit.layout, fit.values
+    ahead = jnp.ndim(fit.status_code)
     held = [
         i
         for i, leaf in enumerate(layout.leaves)

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.fitting.batch_fitted import BatchFit, batch_origin_of
-from fisher_jax.fitting.fitted import origin_of
-from fisher_jax.inference.each import of_each, one_of
+from fisher_jax.fitting.result import origin_of
+from fisher_jax.inference.each import of_each
 from fisher_jax.inference.functions import OfParameters, in_one_row, outline
 from fisher_jax.inference.restricted import fit_again
 from fisher_jax.inference.wald import WaldStatistic, check_rank
@@ -33,7 +32,7 @@ class UnderRestriction(NamedTuple):
     @property
     def holds(self) -> Any:
         """Whether the restrictions hold at the end, to what rounding allows."""
-        return np.asarray(self.away <= 100 * _tolerance(one_of(self.fit).layout))
+        return np.asarray(self.away <= 100 * _tolerance(self.fit.layout))
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ def fit_under(full: Any, restriction: Any, caller: str) -> UnderRestriction:
     ----------
     Nocedal, J. and Wright, S. J. (2006), Numerical Optimization, 2nd ed., framework 17.3 and eq. (17.39).
     """
-    one = one_of(full)
-    names = outline(restriction, one, "restriction", caller).names
+    names = outline(restriction, full, "restriction", caller).names
     _, slopes, variance = of_each(full, WaldStatistic(OfParameters(ById(restriction))), "observed", caller)
     check_rank(np.asarray(slopes), names, caller)
     model = _penalised(full, restriction, caller)
@@ -77,15 +75,15 @@ def fit_under(full: Any, restriction: Any, caller: str) -> UnderRestriction:
     for _ in range(_MOST_ROUNDS):
         found = fit_again(full, model, parts, caller)
         parts = found.params
-        away = np.asarray(_distances(ById(restriction), one.layout, parts, isinstance(full, BatchFit)))
+        away = np.asarray(_distances(ById(restriction), full.layout, parts, full.has_batch))
         size = np.linalg.norm(away, axis=-1)
-        if not np.any((size > _tolerance(one.layout)) & np.isfinite(size)):
+        if not np.any((size > _tolerance(full.layout)) & np.isfinite(size)):
             break
         stiffness = np.asarray(parts["stiffness"])
         multiplier = np.asarray(parts["multiplier"]) - stiffness[..., None] * away
         parts = parts | {
-            "multiplier": multiplier.astype(one.layout.dtype),
-            "stiffness": np.where(size > 0.25 * last, 10 * stiffness, stiffness).astype(one.layout.dtype),
+            "multiplier": multiplier.astype(full.layout.dtype),
+            "stiffness": np.where(size > 0.25 * last, 10 * stiffness, stiffness).astype(full.layout.dtype),
         }
         last = size
     return UnderRestriction(found, size, names)
@@ -116,8 +114,8 @@ def _inverse_root(variance: np.ndarray) -> np.ndarray:
 
 
 def _penalised(full: Any, restriction: Any, caller: str) -> Model:
-    model = (batch_origin_of if isinstance(full, BatchFit) else origin_of)(full, caller)[0]
-    layout = one_of(full).layout
+    model = origin_of(full, caller).model
+    layout = full.layout
     constraints = {
         "params": [leaf.constraint for leaf in layout.leaves],
         **dict.fromkeys(("multiplier", "scale", "stiffness", "total"), fixed),
@@ -128,12 +126,11 @@ def _penalised(full: Any, restriction: Any, caller: str) -> Model:
 
 def _parts(full: Any, scale: np.ndarray, caller: str) -> dict[str, Any]:
     """Where the first round starts: no multipliers yet."""
-    one = one_of(full)
-    ahead, dtype = scale.shape[:-2], one.layout.dtype
+    ahead, dtype = scale.shape[:-2], full.layout.dtype
     return {
-        "params": [np.asarray(value) for value in one.values],
+        "params": [np.asarray(value) for value in full.values],
         "multiplier": np.zeros(scale.shape[:-1], dtype),
         "scale": scale.astype(dtype),
         "stiffness": np.full(ahead, _STIFFNESS, dtype),
-        "total": np.broadcast_to(np.asarray(one.num_observations, dtype), ahead),
+        "total": np.broadcast_to(np.asarray(full.num_observations, dtype), ahead),
     }

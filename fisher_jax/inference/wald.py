@@ -8,28 +8,29 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fisher_jax.fitting import covariance as covariances
-from fisher_jax.fitting.fitted import Fit, flat_covariance
-from fisher_jax.inference.each import check_fit, is_known, of_each, one_of
+from fisher_jax.fitting.result import Fit
+from fisher_jax.inference.each import check_fit, of_each
 from fisher_jax.inference.functions import OfParameters, linearised, outline
 from fisher_jax.inference.hypothesis import free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.inference.report import warn
 from fisher_jax.models.model import ById
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import is_traced
 
 
-def wald_test(fit: Any, restriction: Any, kind: str = "observed") -> HypothesisTest:
+def wald_test(fit: Any, restriction: Any, kind: str | None = None) -> HypothesisTest:
     """Test restrictions h(θ) = 0 from the estimate alone: W = h(θ̂)ᵀ (H V Hᵀ)⁻¹ h(θ̂), H = ∂h/∂θ.
 
     Parameters
     ----------
-    fit : Fit or BatchFit
+    fit : Fit
         The fit without the restrictions.
     restriction : callable or pytree
         ``restriction(params)``, a number or any pytree of arrays, zero under the null hypothesis: a linear one is
         ``lambda params: R @ params["beta"] - r``. Or the hypothesised values, shaped like params or a part of it, where `None`,
         NaN and what is absent are not tested, or by name: ``{"shape": 1.0}``, ``{"beta[2]": 0.0}``.
-    kind : {"observed", "expected", "empirical", "sandwich"}
+    kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance V, as for `Fit.covariance`.
 
     Returns
@@ -69,20 +70,21 @@ def wald_test(fit: Any, restriction: Any, kind: str = "observed") -> HypothesisT
     """
     caller = "wald_test"
     check_fit(fit, caller)
-    one, numbers = one_of(fit), ()  # type: tuple[Fit, tuple[Any, ...]]
+    kind = fit._check(kind, caller)
+    numbers: tuple[Any, ...] = ()
     if callable(restriction):
-        output = outline(restriction, one, "restriction", caller)
+        output = outline(restriction, fit, "restriction", caller)
         names, words = output.names, tuple(f"{name} = 0" for name in output.names)
         test = WaldStatistic(OfParameters(ById(restriction)))
     else:
-        hypothesis = hypothesised(one.layout, restriction, caller)
+        hypothesis = hypothesised(fit.layout, restriction, caller)
         names, words = hypothesis.names, hypothesis.words
-        test, numbers = WaldStatistic(Entries(free_positions(one.layout, hypothesis, caller))), (hypothesis.values,)
+        test, numbers = WaldStatistic(Entries(free_positions(fit.layout, hypothesis, caller))), (hypothesis.values,)
     statistic, slopes, spread = of_each(fit, test, kind, caller, *numbers)
-    if is_known(fit):
+    if not is_traced(fit):
         check_rank(np.asarray(slopes), names, caller)
         _warn_of_none(fit, np.asarray(statistic), np.asarray(spread), caller)
-    return chi_squared_test(statistic, len(names), "Wald test", words, one.describe(kind))
+    return chi_squared_test(statistic, len(names), "Wald test", words, fit.describe(kind))
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class WaldStatistic:
 
     def __call__(self, fit: Fit, kind: str, *values: Array) -> tuple[Array, Array, Array]:
         found, slopes = linearised(self.restriction, fit)
-        free = flat_covariance(fit, kind)
+        free = covariances.free_covariance(fit, kind)
         away = found.astype(free.dtype) - (jnp.asarray(values[0], free.dtype) if values else 0.0)
         variance = covariances.carried(slopes, free)
         factor = linalg.factorise(variance)

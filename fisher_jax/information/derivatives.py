@@ -8,27 +8,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.models.dataset import Dataset, check_dataset
 from fisher_jax.models.likelihood import Likelihood, derivatives_at, gradient_at, likelihood, scores_at, terms_at
-from fisher_jax.models.model import Model, Sample, as_model, check_sample, flatten_parameters
+from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.differentiate import weigh
 
 
 def at_door(
     model: Any, params: PyTree, data: PyTree, given: PyTree, weights: Any, caller: str
-) -> tuple[Model, Layout, Values, Sample]:
+) -> tuple[Model, Layout, Values, Dataset]:
     """Check a user's arguments; the layout is the natural one, so that flat means θ."""
     model = as_model(model, caller)
     layout, values = flatten_parameters(model, params, caller)
-    return model, layout.natural(), values, check_sample(model, data, given, weights, caller)
+    return model, layout.natural(), values, check_dataset(model, data, given, weights, caller)
 
 
 def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Jit a function of (target, θ, layout), with the problem built where it is traced."""
 
     @functools.partial(jax.jit, static_argnums=(0, 1, 4))
-    def run(model: Model, layout: Layout, values: Values, sample: Sample, caller: str, *extra: Any) -> Any:
-        target = likelihood(model, layout, values, sample, caller)
+    def run(model: Model, layout: Layout, values: Values, dataset: Dataset, caller: str, *extra: Any) -> Any:
+        target = likelihood(model, layout, values, dataset, caller)
         return function(target, layout.unconstrain(values), layout, *extra)
 
     return functools.wraps(function)(run)

@@ -14,7 +14,8 @@ from fisher_jax.information.draws import num_rows
 from fisher_jax.information.exact import by_nodes
 from fisher_jax.information.record import Information
 from fisher_jax.information.sampled import Sampled, by_draws
-from fisher_jax.models.model import Model, as_model, check_given, check_start, flatten_parameters
+from fisher_jax.models.dataset import check_given
+from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
 
 _CALLER = "fisher_information"

@@ -16,8 +16,9 @@ from fisher_jax.information.derivatives import at_door
 from fisher_jax.information.draws import drawing, num_rows
 from fisher_jax.information.errors import Estimate
 from fisher_jax.information.krylov import Solution
+from fisher_jax.models.dataset import Dataset, check_given
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.models.model import Model, Sample, as_model, check_given, flatten_parameters
+from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
 
 Kind = Literal["expected", "empirical", "observed"]
@@ -56,7 +57,7 @@ class InformationOperator:
     layout: Layout = field(metadata={"static": True}, repr=False)
     kind: Kind = field(metadata={"static": True})
     values: Values = field(repr=False)
-    sample: Sample = field(repr=False)
+    dataset: Dataset = field(repr=False)
     expectation: Any = field(default=None, repr=False)
 
     @property
@@ -69,7 +70,7 @@ class InformationOperator:
         """Draws behind a sampled expectation, over all rows of `given`."""
         if self.expectation is None:
             return 0
-        return self.expectation.num_samples * num_rows(self.model, self.sample.given)
+        return self.expectation.num_samples * num_rows(self.model, self.dataset.given)
 
     @property
     def route(self) -> str:
@@ -348,8 +349,8 @@ def information_operator(
             f"{_CALLER}: kind={kind!r} takes no expectation, got {type(expectation).__name__}. Leave it out, or choose "
             'kind="expected" without data.'
         )
-    model, layout, values, sample = at_door(model, params, data, given, weights, _CALLER)
-    return InformationOperator(model, layout, kind, *_on_device((values, sample)))
+    model, layout, values, dataset = at_door(model, params, data, given, weights, _CALLER)
+    return InformationOperator(model, layout, kind, *_on_device((values, dataset)))
 
 
 def _expected(model: Any, params: PyTree, expectation: Any, given: PyTree) -> InformationOperator:
@@ -370,8 +371,8 @@ def _expected(model: Any, params: PyTree, expectation: Any, given: PyTree) -> In
         )
     else:
         drawing(model, params, given, expectation, _CALLER)  # refuses a model that cannot be drawn from
-    values, sample = _on_device((values, Sample(None, given, None)))
-    return InformationOperator(model, layout.natural(), "expected", values, sample, expectation)
+    values, dataset = _on_device((values, Dataset(None, given)))
+    return InformationOperator(model, layout.natural(), "expected", values, dataset, expectation)
 
 
 def _check_linked(model: Model) -> None:
@@ -403,15 +404,15 @@ def _on_device(tree: PyTree) -> PyTree:
 
 def _matrix(operator: InformationOperator) -> matrix_free.Matrix:
     """The sum that the operator stands for; called where jitted code is traced."""
-    model, layout, values, sample = operator.model, operator.layout, operator.values, operator.sample
+    model, layout, values, dataset = operator.model, operator.layout, operator.values, operator.dataset
     if operator.kind == "expected":
         if operator.expectation is None:
-            return matrix_free.linked(model, layout, values, sample.given)
-        return matrix_free.sampled(model, layout, values, operator.expectation, sample.given, _CALLER)
-    target = likelihood(model, layout, values, sample, _CALLER)
+            return matrix_free.linked(model, layout, values, dataset.given)
+        return matrix_free.sampled(model, layout, values, operator.expectation, dataset.given, _CALLER)
+    target = likelihood(model, layout, values, dataset, _CALLER)
     if operator.kind == "observed":
         return matrix_free.observed(target, layout, values)
-    return matrix_free.empirical(target, model, layout, values, sample.given is not None, _CALLER)
+    return matrix_free.empirical(target, model, layout, values, dataset.given is not None, _CALLER)
 
 
 @jax.jit

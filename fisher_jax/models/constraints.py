@@ -1,8 +1,10 @@
 """Bijections between a constrained parameter and the unconstrained numbers that the optimiser moves.
 
-A constraint applies to one leaf of `params`. It is a frozen record with four methods: `forward` (unconstrained to
-constrained), `inverse` (back), `contains` (is this value strictly inside?) and `bounds` (an interval about a value that
-stays inside). A foreign bijector needs only `forward` and `inverse`; see `as_constraint`.
+A constraint applies to one leaf of `params`. It is a frozen record with five methods: `forward` (unconstrained to
+constrained), `inverse` (back), `jacobian` (the derivative of `forward` in closed form), `contains` (is this value strictly
+inside?) and `bounds` (an interval about a value that stays inside). Values may have leading axes, those of many fits, but for
+`contains`; what comes as an array of numpy goes as one. A foreign bijector needs only `forward` and `inverse`; see
+`as_constraint`.
 """
 
 import math
@@ -13,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from fisher_jax.numerics.linalg import product
+from fisher_jax.numerics.namespace import AnyArray, namespace
 
 
 @runtime_checkable
@@ -30,23 +35,31 @@ class Constraint:
     description = "finite"
     restricts = True
 
-    def forward(self, free: Float[Array, "..."]) -> Float[Array, "..."]:
+    def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the unconstrained numbers of a value of this shape; `ValueError` if no value has it."""
+        return shape
+
+    def forward(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
         """The constrained value of unconstrained numbers."""
         return free
 
-    def inverse(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def jacobian(self, free: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b q p"]:
+        """The derivative of the raveled value by the raveled unconstrained numbers, which have `ndim` axes."""
+        return _diagonal(namespace(free).ones_like(free), ndim)
+
+    def inverse(self, value: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
         """The unconstrained numbers of a constrained value."""
         return value
 
     def contains(self, value: Any) -> Any:
         """Whether the value lies strictly inside the constraint."""
-        return _namespace(value).all(_namespace(value).isfinite(value))
+        return namespace(value).all(namespace(value).isfinite(value))
 
-    def bounds(self, value: Float[Array, "..."], half_width: Float[Array, "..."]) -> tuple[Array, Array]:
+    def bounds(self, value: Float[AnyArray, "..."], half_width: Float[AnyArray, "..."]) -> tuple[AnyArray, AnyArray]:
         """Ends of an interval of natural half-width `half_width`, made on a scale on which it cannot leave the range."""
         return value - half_width, value + half_width
 
-    def coordinate(self, free: Float[Array, "..."]) -> Float[Array, "..."]:
+    def coordinate(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
         """Each entry, increasing, on a scale of its own that has no ends, where the constraint knows one."""
         return self.forward(free)
 
@@ -79,25 +92,35 @@ class Interval(Constraint):
             return "positive"
         return f"strictly between {self.low:g} and {self.high:g}"
 
-    def forward(self, free: Float[Array, "..."]) -> Float[Array, "..."]:
+    def forward(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
+        xp = namespace(free)
         if math.isinf(self.high):
-            return self.low + jnp.exp(free)
+            return self.low + xp.exp(free)
         if math.isinf(self.low):
-            return self.high - jnp.exp(-free)
-        return self.low + (self.high - self.low) * jax.nn.sigmoid(free)
+            return self.high - xp.exp(-free)
+        return self.low + (self.high - self.low) * _sigmoid(free)
 
-    def inverse(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    def jacobian(self, free: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b q p"]:
+        xp = namespace(free)
         if math.isinf(self.high):
-            return jnp.log(value - self.low)
+            return _diagonal(xp.exp(free), ndim)
         if math.isinf(self.low):
-            return -jnp.log(self.high - value)
-        return jnp.log(value - self.low) - jnp.log(self.high - value)
+            return _diagonal(xp.exp(-free), ndim)
+        return _diagonal((self.high - self.low) * _sigmoid(free) * _sigmoid(-free), ndim)
+
+    def inverse(self, value: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
+        xp = namespace(value)
+        if math.isinf(self.high):
+            return xp.log(value - self.low)
+        if math.isinf(self.low):
+            return -xp.log(self.high - value)
+        return xp.log(value - self.low) - xp.log(self.high - value)
 
     def contains(self, value: Any) -> Any:
-        xp = _namespace(value)
+        xp = namespace(value)
         return xp.all((value > self.low) & (value < self.high) & xp.isfinite(value))
 
-    def bounds(self, value: Float[Array, "..."], half_width: Float[Array, "..."]) -> tuple[Array, Array]:
+    def bounds(self, value: Float[AnyArray, "..."], half_width: Float[AnyArray, "..."]) -> tuple[AnyArray, AnyArray]:
         below, above = value - self.low, self.high - value
         if math.isinf(self.high):
             slope = below
@@ -108,7 +131,7 @@ class Interval(Constraint):
         free, step = self.inverse(value), half_width / slope
         return self.forward(free - step), self.forward(free + step)
 
-    def coordinate(self, free: Float[Array, "..."]) -> Float[Array, "..."]:
+    def coordinate(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
         return free
 
     def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -124,16 +147,26 @@ class Ordered(Constraint):
 
     description = "strictly increasing along its last axis"
 
-    def forward(self, free: Float[Array, "*b k"]) -> Float[Array, "*b k"]:
-        steps = jnp.concatenate([free[..., :1], jnp.exp(free[..., 1:])], axis=-1)
-        return jnp.cumsum(steps, axis=-1)
+    def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        _check_rank(shape, "ordered")
+        return shape
 
-    def inverse(self, value: Float[Array, "..."]) -> Float[Array, "*b k"]:
-        _check_rank(value, 1, "ordered")
-        return jnp.concatenate([value[..., :1], jnp.log(jnp.diff(value, axis=-1))], axis=-1)
+    def forward(self, free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
+        xp = namespace(free)
+        return xp.cumsum(xp.concatenate([free[..., :1], xp.exp(free[..., 1:])], axis=-1), axis=-1)
+
+    def jacobian(self, free: Float[AnyArray, "*b k"], ndim: int) -> Float[AnyArray, "*b q p"]:
+        xp, k = namespace(free), free.shape[-1]
+        slopes = xp.concatenate([xp.ones_like(free[..., :1]), xp.exp(free[..., 1:])], axis=-1)
+        one = xp.broadcast_to(slopes[..., None, :], (*free.shape, k))
+        return _block_diagonal(xp.where(np.broadcast_to(np.tri(k, dtype=bool), one.shape), one, 0.0), ndim - 1)
+
+    def inverse(self, value: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
+        xp = namespace(value)
+        return xp.concatenate([value[..., :1], xp.log(xp.diff(value, axis=-1))], axis=-1)
 
     def contains(self, value: Any) -> Any:
-        xp = _namespace(value)
+        xp = namespace(value)
         return xp.all(xp.isfinite(value)) & xp.all(xp.diff(value, axis=-1) > 0)
 
 
@@ -147,22 +180,35 @@ class Simplex(Constraint):
 
     description = "positive and summing to one along its last axis"
 
-    def forward(self, free: Float[Array, "*b j"]) -> Float[Array, "*b k"]:
-        return jax.nn.softmax(free @ _contrasts(free.shape[-1] + 1).astype(free.dtype), axis=-1)
+    def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        _check_rank(shape, "simplex")
+        return (*shape[:-1], shape[-1] - 1)
 
-    def inverse(self, value: Float[Array, "..."]) -> Float[Array, "*b j"]:
-        _check_rank(value, 1, "simplex")
-        return jnp.log(value) @ _contrasts(value.shape[-1]).astype(value.dtype).T
+    def forward(self, free: Float[AnyArray, "*b j"]) -> Float[AnyArray, "*b k"]:
+        logits = _times(free, _contrasts(free.shape[-1] + 1))
+        if namespace(logits) is jnp:
+            return jax.nn.softmax(logits, axis=-1)
+        odds = np.exp(logits - np.max(logits, axis=-1, keepdims=True))
+        return odds / np.sum(odds, axis=-1, keepdims=True)
+
+    def jacobian(self, free: Float[AnyArray, "*b j"], ndim: int) -> Float[AnyArray, "*b q p"]:
+        # ∂ softmax(z)ᵢ / ∂zₖ = sᵢ (δᵢₖ − sₖ), and the logits z are linear in u.
+        slopes, shares = _contrasts(free.shape[-1] + 1).T.astype(free.dtype), self.forward(free)
+        centred = slopes.reshape((1,) * (free.ndim - 1) + slopes.shape) - _times(shares, slopes)[..., None, :]
+        return _block_diagonal(shares[..., :, None] * centred, ndim - 1)
+
+    def inverse(self, value: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b j"]:
+        return _times(namespace(value).log(value), _contrasts(value.shape[-1]).T)
 
     def contains(self, value: Any) -> Any:
-        xp = _namespace(value)
+        xp = namespace(value)
         allowed = 8 * value.shape[-1] * jnp.finfo(value.dtype).eps
         return xp.all(value > 0) & xp.all(xp.abs(xp.sum(value, axis=-1) - 1) <= allowed)
 
-    def bounds(self, value: Float[Array, "*b k"], half_width: Float[Array, "*b k"]) -> tuple[Array, Array]:
+    def bounds(self, value: Float[AnyArray, "*b k"], half_width: Float[AnyArray, "*b k"]) -> tuple[AnyArray, AnyArray]:
         return unit_interval.bounds(value, half_width)
 
-    def coordinate(self, free: Float[Array, "*b j"]) -> Float[Array, "*b k"]:
+    def coordinate(self, free: Float[AnyArray, "*b j"]) -> Float[AnyArray, "*b k"]:
         return unit_interval.inverse(self.forward(free))
 
     def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -178,41 +224,62 @@ class PositiveDefinite(Constraint):
 
     description = "symmetric positive definite"
 
-    def forward(self, free: Float[Array, " k"]) -> Float[Array, "d d"]:
-        d = (math.isqrt(8 * free.shape[-1] + 1) - 1) // 2
-        lower = jnp.zeros((d, d), free.dtype).at[jnp.tril_indices(d)].set(free)
-        diagonal = jnp.diagonal(lower)
-        lower = lower + jnp.diag(jnp.exp(diagonal) - diagonal)
-        return jnp.einsum("ik,jk->ij", lower, lower, precision="highest")
-
-    def inverse(self, value: Float[Array, "..."]) -> Float[Array, " k"]:
-        if value.ndim != 2 or value.shape[0] != value.shape[1]:
+    def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) != 2 or shape[0] != shape[1]:
             raise ValueError(
-                f"positive_definite: expected a square matrix, got shape {value.shape}. "
-                "Give each matrix a leaf of its own."
+                f"positive_definite: expected a square matrix, got shape {shape}. Give each matrix a leaf of its own."
             )
-        lower = jnp.linalg.cholesky(value)
-        diagonal = jnp.diagonal(lower)
-        lower = lower + jnp.diag(jnp.log(diagonal) - diagonal)
-        return lower[jnp.tril_indices(value.shape[0])]
+        return (shape[0] * (shape[0] + 1) // 2,)
+
+    def forward(self, free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b d d"]:
+        lower = _cholesky_factor(free)
+        return product(lower, lower.mT)
+
+    def jacobian(self, free: Float[AnyArray, "*b k"], ndim: int) -> Float[AnyArray, "*b q k"]:
+        # ∂Σ/∂L_rc = E_rc Lᵀ + L E_rcᵀ: row r and column r of Σ change by column c of L; ∂L_rr/∂u = L_rr.
+        xp, lower = namespace(free), _cholesky_factor(free)
+        d = lower.shape[-1]
+        rows, columns = np.tril_indices(d)
+        at_row = np.eye(d, dtype=free.dtype)[rows].reshape((1,) * (free.ndim - 1) + (len(rows), d))
+        along = lower.mT[..., columns, :]
+        inner = xp.where(np.broadcast_to(rows == columns, free.shape), lower[..., rows, columns], 1.0)
+        along = along * inner[..., :, None]
+        change = at_row[..., :, None] * along[..., None, :]
+        change = change + change.mT
+        return change.reshape((*free.shape, d * d)).mT
+
+    def inverse(self, value: Float[AnyArray, "*b d d"]) -> Float[AnyArray, "*b k"]:
+        xp, d = namespace(value), value.shape[-1]
+        if xp is np:  # where JAX returns NaN, numpy raises for all
+            definite = (np.linalg.eigvalsh(value)[..., :1] > 0)[..., None]
+            lower = np.linalg.cholesky(np.where(definite, value, np.eye(d, dtype=value.dtype)))
+            lower = np.where(definite, lower, np.nan).astype(value.dtype)
+        else:
+            lower = jnp.linalg.cholesky(value)
+        rows, columns = np.tril_indices(d)
+        free = lower[..., rows, columns]
+        on_diagonal = np.broadcast_to(rows == columns, free.shape)
+        return xp.where(on_diagonal, xp.log(xp.where(on_diagonal, free, 1.0)), free)
 
     def contains(self, value: Any) -> Any:
-        xp = _namespace(value)
+        xp = namespace(value)
         allowed = 8 * jnp.finfo(value.dtype).eps * xp.max(xp.abs(value))
         symmetric = xp.all(xp.abs(value - value.T) <= allowed) & xp.all(xp.isfinite(value))
         return symmetric & (xp.linalg.eigvalsh(xp.where(symmetric, value, 0.0))[0] > 0)
 
-    def bounds(self, value: Float[Array, "d d"], half_width: Float[Array, "d d"]) -> tuple[Array, Array]:
+    def bounds(
+        self, value: Float[AnyArray, "*b d d"], half_width: Float[AnyArray, "*b d d"]
+    ) -> tuple[AnyArray, AnyArray]:
+        xp = namespace(value, half_width)
         low, high = super().bounds(value, half_width)
-        on_diagonal = jnp.eye(value.shape[0], dtype=bool)
-        safe = jnp.where(on_diagonal, value, 1.0)
-        log_low, log_high = positive.bounds(safe, half_width)
-        return jnp.where(on_diagonal, log_low, low), jnp.where(on_diagonal, log_high, high)
+        on_diagonal = np.broadcast_to(np.eye(value.shape[-1], dtype=bool), value.shape)
+        log_low, log_high = positive.bounds(xp.where(on_diagonal, value, 1.0), half_width)
+        return xp.where(on_diagonal, log_low, low), xp.where(on_diagonal, log_high, high)
 
-    def coordinate(self, free: Float[Array, " k"]) -> Float[Array, "d d"]:
-        value = self.forward(free)
-        on_diagonal = jnp.eye(value.shape[0], dtype=bool)
-        return jnp.where(on_diagonal, jnp.log(jnp.where(on_diagonal, value, 1.0)), value)
+    def coordinate(self, free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b d d"]:
+        value, xp = self.forward(free), namespace(free)
+        on_diagonal = np.broadcast_to(np.eye(value.shape[-1], dtype=bool), value.shape)
+        return xp.where(on_diagonal, xp.log(xp.where(on_diagonal, value, 1.0)), value)
 
     def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         return np.where(np.eye(shape[0], dtype=bool), 0.0, -np.inf), np.full(shape, np.inf)
@@ -238,11 +305,24 @@ class Foreign(Constraint):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Foreign) and other.bijector is self.bijector
 
-    def forward(self, free: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.asarray(self.bijector.forward(free))
+    def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return jax.eval_shape(self.inverse, jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)).shape
 
-    def inverse(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.asarray(self.bijector.inverse(value))
+    def forward(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
+        return namespace(free).asarray(self.bijector.forward(jnp.asarray(free)))
+
+    def jacobian(self, free: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b q p"]:
+        leading, shape = free.shape[: free.ndim - ndim], free.shape[free.ndim - ndim :]
+
+        def one(flat: Array) -> Array:
+            return jnp.ravel(jnp.asarray(self.bijector.forward(flat.reshape(shape))))
+
+        flat = jnp.asarray(free).reshape((math.prod(leading), math.prod(shape)))
+        slopes = jax.vmap(jax.jacfwd(one))(flat)
+        return namespace(free).asarray(slopes.reshape((*leading, *slopes.shape[1:])))
+
+    def inverse(self, value: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
+        return namespace(value).asarray(self.bijector.inverse(jnp.asarray(value)))
 
     def contains(self, value: Any) -> Any:
         value = jnp.asarray(value)
@@ -298,21 +378,56 @@ def interval(low: float | int, high: float | int) -> Interval:
     return Interval(low, high)
 
 
-def _namespace(value: Any) -> Any:
-    """numpy for values known now, so that a check at the door costs nothing; jax.numpy under a transformation."""
-    return np if isinstance(value, np.ndarray) else jnp
+def _sigmoid(free: Any) -> Any:
+    """1/(1 + e^−u), without overflow in numpy."""
+    return jax.nn.sigmoid(free) if namespace(free) is jnp else np.exp(-np.logaddexp(np.zeros_like(free), -free))
 
 
-def _contrasts(k: int) -> Float[Array, "j k"]:
+def _contrasts(k: int) -> Float[np.ndarray, "j k"]:
     """Orthonormal rows, each summing to zero (Helmert)."""
-    i, j = jnp.arange(1, k)[:, None], jnp.arange(k)[None, :]
-    rows = jnp.where(j < i, 1.0, jnp.where(j == i, -1.0 * i, 0.0))
-    return rows / jnp.sqrt(i * (i + 1.0))
+    i, j = np.arange(1, k)[:, None], np.arange(k)[None, :]
+    rows = np.where(j < i, 1.0, np.where(j == i, -1.0 * i, 0.0))
+    return rows / np.sqrt(i * (i + 1.0))
 
 
-def _check_rank(value: Array, rank: int, name: str) -> None:
-    if value.ndim < rank:
-        raise ValueError(f"{name}: expected an array of at least {rank} axis, got a value of shape {value.shape}.")
+def _times(vectors: Float[AnyArray, "*b j"], matrix: Float[np.ndarray, "j k"]) -> Float[AnyArray, "*b k"]:
+    """Each vector times a matrix of the vectors' own precision."""
+    return product(vectors, matrix.astype(vectors.dtype))
+
+
+def _diagonal(slopes: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b p p"]:
+    """The Jacobian of what is done entry by entry."""
+    leading, size = slopes.shape[: slopes.ndim - ndim], math.prod(slopes.shape[slopes.ndim - ndim :])
+    one = slopes.reshape((*leading, size, 1))
+    return namespace(slopes).where(np.broadcast_to(np.eye(size, dtype=bool), (*leading, size, size)), one, 0.0)
+
+
+def _block_diagonal(blocks: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b q p"]:
+    """The Jacobian of what is done row by row, from those (…, k, j) of the rows, which fill `ndim` axes."""
+    leading, (k, j) = blocks.shape[: blocks.ndim - 2 - ndim], blocks.shape[-2:]
+    m = math.prod(blocks.shape[blocks.ndim - 2 - ndim : -2])
+    same = np.eye(m, dtype=bool)[:, None, :, None]
+    whole = namespace(blocks).where(
+        np.broadcast_to(same, (*leading, m, k, m, j)), blocks.reshape((*leading, m, k, 1, j)), 0.0
+    )
+    return whole.reshape((*leading, m * k, m * j))
+
+
+def _cholesky_factor(free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b d d"]:
+    """L with its rows in `free`, the diagonal as logarithms."""
+    xp, d = namespace(free), (math.isqrt(8 * free.shape[-1] + 1) - 1) // 2
+    rows, columns = np.tril_indices(d)
+    on_diagonal = np.broadcast_to(rows == columns, free.shape)
+    entries = xp.where(on_diagonal, xp.exp(xp.where(on_diagonal, free, 0.0)), free)
+    place = np.zeros((d, d), int)
+    place[rows, columns] = np.arange(len(rows))
+    whole = entries[..., place]
+    return xp.where(np.broadcast_to(np.tri(d, dtype=bool), whole.shape), whole, 0.0)
+
+
+def _check_rank(shape: tuple[int, ...], name: str) -> None:
+    if not shape:
+        raise ValueError(f"{name}: expected an array of at least 1 axis, got a value of shape {shape}.")
 
 
 positive = Interval(0.0, math.inf)

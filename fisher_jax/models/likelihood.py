@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
-from fisher_jax.models.model import Model, Sample, call_density, check_floating, shapes_of
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.model import Model, call_density, check_floating, shapes_of
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.moments.running import sum_of_products
 from fisher_jax.numerics.differentiate import FORWARD_UP_TO, batched, by_entry, by_row, cotangent, each_score_at, weigh
@@ -51,12 +52,12 @@ def terms_of(
     return terms
 
 
-def likelihood(model: Model, layout: Layout, values: Values, sample: Sample, caller: str) -> Likelihood:
+def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset, caller: str) -> Likelihood:
     """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
-    rows = sample.data if sample.given is None else (sample.data, sample.given)
-    terms = terms_of(model, layout, values, sample.given is not None, caller)
+    rows = dataset.data if dataset.given is None else (dataset.data, dataset.given)
+    terms = terms_of(model, layout, values, dataset.given is not None, caller)
     shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
-    weights = sample.weights
+    weights = dataset.weights
     if weights is not None:
         if weights.shape != shape:
             raise ValueError(

@@ -1,16 +1,16 @@
-"""What the user brings: one log-density, and what may be said beside it. Checked here, at the door."""
+"""What the user brings: one log-density, and what is known beside it."""
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of, path_name
+from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of
 
 UserFunction = Callable[..., Any]
 
@@ -164,18 +164,16 @@ def dependent(
 
 
 def programs_of(model: Model) -> dict[Any, Any]:
-    """Where what was compiled for a model is kept: beside the user's function, so that both go together.
+    """Where what was compiled for a model is kept: with the user's function, so that both go together.
 
-    Models that hold the same functions share it. A callable that takes no attributes keeps nothing beyond its `Model`.
+    Models that hold equal functions share it. A callable that takes no attributes keeps nothing beyond its `Model`.
     """
     function = model.log_density
-    while hasattr(function, "user_function"):  # our own wrappers of a user's function, made anew at each call
+    while hasattr(function, "user_function"):  # wrappers of ours, made anew at each call
         function = function.user_function
-    try:
-        programs = function.__dict__.setdefault("_fisher_jax_programs", {})
-    except (AttributeError, TypeError):
-        programs = model.__dict__.setdefault("_programs", {})
-    return programs.setdefault(model, {})
+    holder = function if hasattr(function, "__dict__") and not isinstance(function, type) else model
+    programs: dict[Any, Any] = holder.__dict__.setdefault("_fisher_jax_programs", {})
+    return programs.setdefault(tuple(model._key), {})  # type: ignore[attr-defined]
 
 
 def as_model(model: Any, caller: str) -> Model:
@@ -187,108 +185,6 @@ def as_model(model: Any, caller: str) -> Model:
     raise TypeError(
         f"{caller}: expected a fisher_jax.Model or a function log_density(params, y), got {type(model).__name__}."
     )
-
-
-class Sample(NamedTuple):
-    """The data as they came through the door: arrays with one leading axis."""
-
-    data: PyTree
-    given: PyTree
-    weights: Any
-
-
-def check_sample(model: Model, data: PyTree, given: PyTree, weights: Any, caller: str) -> Sample:
-    """Refuse data whose leaves disagree about n, or weights that do not fit; turn Python lists into arrays."""
-    data = as_arrays(data)
-    given = None if given is None else as_arrays(given)
-    if not jax.tree.leaves(data):
-        raise ValueError(f"{caller}: data holds no array. Give the observations, with a leading axis of length n.")
-    if not model.is_dependent:
-        _common_length({"data": data, "given": given}, caller)
-    if weights is not None:
-        weights = _check_weights(weights, model, data, caller)
-    return Sample(data, given, weights)
-
-
-def check_given(model: Model, given: PyTree, caller: str) -> PyTree:
-    """Covariates as arrays with one leading axis; those of a series come as they are."""
-    if given is None:
-        return None
-    given = as_arrays(given)
-    if not model.is_dependent:
-        _common_length({"given": given}, caller)
-    return given
-
-
-def as_arrays(tree: PyTree) -> PyTree:
-    if isinstance(tree, list | tuple) and not hasattr(tree, "_fields") and _is_numbers(tree):
-        return np.asarray(tree)
-    return jax.tree.map(_as_array, tree)
-
-
-def _is_numbers(tree: Any) -> bool:
-    if isinstance(tree, list | tuple):
-        return all(_is_numbers(item) for item in tree)
-    return isinstance(tree, bool | int | float | np.number)
-
-
-def _as_array(leaf: Any) -> Any:
-    """An array of numbers as JAX will hold it without loss."""
-    if isinstance(leaf, jax.Array):
-        return leaf
-    array = np.asarray(leaf)
-    if array.dtype.kind not in "biufcV":
-        raise TypeError(
-            f"data: expected arrays of numbers, got {type(leaf).__name__} of dtype {array.dtype}. "
-            "Encode text and categories as numbers first."
-        )
-    narrow = jax.dtypes.canonicalize_dtype(array.dtype)
-    narrowed = array.dtype.kind in "iu" and narrow != array.dtype and array.size > 0
-    if narrowed and (array.max() > np.iinfo(narrow).max or array.min() < np.iinfo(narrow).min):
-        raise ValueError(
-            f"data: integers from {array.min()} to {array.max()} do not fit {narrow}, which is what JAX holds them in unless "
-            "x64 is enabled. Enable it, or give them as floating numbers."
-        )
-    return array
-
-
-def _common_length(trees: dict[str, PyTree], caller: str) -> int:
-    lengths = {}
-    for root, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            name = f"{root} {path_name(path)}" if path else root
-            if leaf.ndim == 0:
-                raise ValueError(f"{caller}: {name} is a scalar; expected a leading axis of length n, one row each.")
-            lengths[name] = leaf.shape[0]
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise ValueError(
-            f"{caller}: the leading axes of data and given differ ({said}). "
-            "All leaves need the same length n, one row for each observation."
-        )
-    n = next(iter(lengths.values()))
-    if n == 0:
-        raise ValueError(f"{caller}: data has no observations (leading axis of length 0).")
-    return n
-
-
-def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> Any:
-    weights = _as_array(weights)
-    n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]
-    if weights.ndim != 1 or (n is not None and weights.shape[0] != n):
-        expected = f"({n},)" if n is not None else "(number of terms,)"
-        raise ValueError(
-            f"{caller}: weights has shape {weights.shape}, expected {expected}, one weight per observation."
-        )
-    if not isinstance(weights, jax.core.Tracer):
-        host = np.asarray(weights)
-        if not np.all(np.isfinite(host)) or np.any(host < 0):
-            worst = int(np.argmax(~(np.isfinite(host) & (host >= 0))))
-            raise ValueError(
-                f"{caller}: weights must be finite and not negative; weights[{worst}] is {host[worst]}. "
-                "A weight of zero leaves an observation out."
-            )
-    return weights
 
 
 def call_density(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
@@ -339,7 +235,7 @@ def shapes_of(tree: PyTree) -> str:
     return shapes[0] if len(shapes) == 1 else f"({', '.join(shapes)})"
 
 
-def starting_parameters(model: Model, params: PyTree, sample: Sample, caller: str) -> PyTree:
+def starting_parameters(model: Model, params: PyTree, data: PyTree, given: PyTree, caller: str) -> PyTree:
     """`params`, or what the model's own `initial` makes of the data."""
     if params is not None:
         return params
@@ -348,8 +244,7 @@ def starting_parameters(model: Model, params: PyTree, sample: Sample, caller: st
             f"{caller}: params is None and the model has no `initial`. "
             "Give starting parameters, or Model(…, initial=function of the data)."
         )
-    arguments = (sample.data,) if sample.given is None else (sample.data, sample.given)
-    return model.initial(*arguments)
+    return model.initial(data) if given is None else model.initial(data, given)
 
 
 def check_start(layout: Layout, values: Values, caller: str) -> None:

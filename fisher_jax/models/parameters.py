@@ -1,23 +1,29 @@
 """Parameters as three things: the user's pytree, the flat vector θ of its free entries, and the unconstrained u.
 
 A `Layout` knows the way between them and every entry's name. It is static (hashable, no arrays), so it can be an argument
-of a jitted function and part of a result's structure.
+of a jitted function and part of a result's structure. Its methods take arrays of numpy, which then computes, or of JAX, and
+keep leading axes, those of many fits.
 """
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from fisher_jax.models.constraints import Constraint, Fixed, Unconstrained, as_constraint
+from fisher_jax.numerics.namespace import AnyArray, namespace
 
 Values = list[Any]  # the array leaves of params, in pytree order, fixed ones included
 Table = tuple[tuple[tuple[Any, ...], Constraint], ...]  # constraints by path
+
+
+_SILENT = np.errstate(all="ignore")  # infinities and NaN are reported by statuses, in numpy as in JAX
 
 
 @dataclass(frozen=True)
@@ -93,23 +99,45 @@ class Layout:
         """The same parameters without their constraints (but for `fixed`): its u is θ itself."""
         return Layout(tuple(_unconstrained(leaf) for leaf in self.leaves), self.dtype, self.treedef, self.statics)
 
-    def unconstrain(self, values: Values) -> Float[Array, " p"]:
+    @_SILENT
+    def unconstrain(self, values: Values) -> Float[AnyArray, "*b p"]:
         """u of the parameters."""
-        parts = [jnp.ravel(leaf.constraint.inverse(jnp.asarray(values[i], self.dtype))) for i, leaf in self.free_leaves]
-        return jnp.concatenate(parts) if parts else jnp.zeros((0,), self.dtype)
+        parts = {
+            i: leaf.constraint.inverse(namespace(values[i]).asarray(values[i], self.dtype))
+            for i, leaf in self.free_leaves
+        }
+        return self._in_one_row(parts, "free_shape")
 
-    def constrain(self, free: Float[Array, " p"], values: Values) -> PyTree:
+    def constrain(self, free: Float[AnyArray, "*b p"], values: Values) -> PyTree:
         """The parameters of u; fixed leaves are taken from `values`."""
         return self.assemble(self.constrained_values(free, values))
 
-    def constrained_values(self, free: Float[Array, " p"], values: Values) -> Values:
+    @_SILENT
+    def constrained_values(self, free: Float[AnyArray, "*b p"], values: Values) -> Values:
         """The array leaves of u's parameters."""
-        result, start = list(values), 0
-        for i, leaf in self.free_leaves:
-            part = free[start : start + leaf.free_size].reshape(leaf.free_shape)
-            result[i] = leaf.constraint.forward(part).reshape(leaf.shape)
-            start += leaf.free_size
+        result = list(values)
+        for i, leaf, part in self._parts(free):
+            result[i] = leaf.constraint.forward(part).reshape((*free.shape[:-1], *leaf.shape))
         return result
+
+    def _parts(self, free: Float[AnyArray, "*b p"]) -> Iterator[tuple[int, Leaf, Any]]:
+        """The entries of u that belong to each leaf, in their shape."""
+        start = 0
+        for i, leaf in self.free_leaves:
+            part = free[..., start : start + leaf.free_size]
+            yield i, leaf, part.reshape((*free.shape[:-1], *leaf.free_shape))
+            start += leaf.free_size
+
+    def _in_one_row(self, arrays: dict[int, Any], shape: str) -> Float[AnyArray, "*b k"]:
+        """An array for each free leaf, raveled and joined along the last axis; `shape` names the one it has without a batch."""
+        if not arrays:
+            return np.zeros((0,), self.dtype)
+        rows = []
+        for i, leaf in self.free_leaves:
+            own: tuple[int, ...] = getattr(leaf, shape)
+            leading = np.shape(arrays[i])[: np.ndim(arrays[i]) - len(own)]
+            rows.append(arrays[i].reshape((*leading, math.prod(own))))
+        return namespace(rows).concatenate(rows, axis=-1)
 
     def assemble(self, values: Values) -> PyTree:
         """The pytree whose array leaves are `values`."""
@@ -121,40 +149,40 @@ class Layout:
         found = self.treedef.flatten_up_to(tree)
         return [block for block, static in zip(found, self.statics, strict=True) if static is _ARRAY]
 
-    def flatten(self, params: PyTree) -> Float[Array, " q"]:
+    def flatten(self, params: PyTree) -> Float[AnyArray, "*b q"]:
         """θ: the free leaves of a pytree with this structure, raveled and joined."""
         return self.join(self.blocks(params))
 
-    def join(self, values: Values) -> Float[Array, " q"]:
+    def join(self, values: Values) -> Float[AnyArray, "*b q"]:
         """θ of the array leaves."""
-        parts = [jnp.ravel(jnp.asarray(values[i], self.dtype)) for i, _ in self.free_leaves]
-        return jnp.concatenate(parts) if parts else jnp.zeros((0,), self.dtype)
+        arrays = {i: namespace(values[i]).asarray(values[i], self.dtype) for i, _ in self.free_leaves}
+        return self._in_one_row(arrays, "shape")
 
-    def split(self, theta: Float[Array, "*b q"], fill: Any) -> Values:
-        """Array leaves of numbers that belong to the entries of θ; fixed leaves hold `fill`.
-
-        Axes before the last are kept in front of each leaf's own.
-        """
-        batch = theta.shape[:-1]
-        result = [jnp.full(batch + leaf.shape, fill, self.dtype) for leaf in self.leaves]
-        start = 0
+    def split(self, theta: Float[AnyArray, "*b q"], fill: Any) -> Values:
+        """Array leaves of numbers that belong to the entries of θ; fixed leaves hold `fill`."""
+        batch, xp = theta.shape[:-1], namespace(theta)
+        result, start = [xp.full(batch + leaf.shape, fill, self.dtype) for leaf in self.leaves], 0
         for i, leaf in self.free_leaves:
             result[i] = theta[..., start : start + leaf.size].reshape(batch + leaf.shape)
             start += leaf.size
         return result
 
-    def jacobian(self, free: Float[Array, " p"], values: Values) -> Float[Array, "q p"]:
-        """D = ∂θ/∂u."""
-        return jax.jacfwd(lambda u: self.join(self.constrained_values(u, values)))(free)
-
-    def coordinates(self, free: Float[Array, " p"]) -> Float[Array, " q"]:
-        """θ with each entry on its constraint's own scale, on which it can move without end."""
-        parts, start = [], 0
-        for _, leaf in self.free_leaves:
-            part = free[start : start + leaf.free_size].reshape(leaf.free_shape)
-            parts.append(jnp.ravel(leaf.constraint.coordinate(part)))
+    @_SILENT
+    def jacobian(self, free: Float[AnyArray, "*b p"]) -> Float[AnyArray, "*b q p"]:
+        """D = ∂θ/∂u: a block for each leaf along the diagonal."""
+        xp, rows, start = namespace(free), [], 0
+        for _, leaf, part in self._parts(free):
+            block = leaf.constraint.jacobian(part, len(leaf.free_shape))
+            before, after = start, self.num_free - start - leaf.free_size
+            rows.append(xp.pad(block, [(0, 0)] * (block.ndim - 1) + [(before, after)]))
             start += leaf.free_size
-        return jnp.concatenate(parts) if parts else jnp.zeros((0,), self.dtype)
+        return xp.concatenate(rows, axis=-2) if rows else xp.zeros((*free.shape[:-1], 0, 0), self.dtype)
+
+    @_SILENT
+    def coordinates(self, free: Float[AnyArray, "*b p"]) -> Float[AnyArray, "*b q"]:
+        """θ with each entry on its constraint's own scale, on which it can move without end."""
+        parts = {i: leaf.constraint.coordinate(part) for i, leaf, part in self._parts(free)}
+        return self._in_one_row(parts, "shape")
 
     def edges(self) -> np.ndarray:
         """The ends of the range of each entry of θ, (q, 2)."""
@@ -253,7 +281,7 @@ def _cached_layout(treedef: Any, signature: tuple[Any, ...], dtype: np.dtype, ta
     constraints = _match(table, paths, caller)
     statics = tuple(kind.leaf if isinstance(kind, _Static) else _ARRAY for kind in signature)
     leaves = tuple(
-        _make_leaf(path_name(path), kind, dtype, constraint, caller)
+        _make_leaf(path_name(path), kind, constraint, caller)
         for path, kind, constraint in zip(paths, signature, constraints, strict=True)
         if not isinstance(kind, _Static)
     )
@@ -291,7 +319,7 @@ def _raw(key: Any) -> Any:
     return key
 
 
-def _make_leaf(name: str, kind: Any, dtype: np.dtype, constraint: Constraint, caller: str) -> Leaf:
+def _make_leaf(name: str, kind: Any, constraint: Constraint, caller: str) -> Leaf:
     shape, given = kind
     if isinstance(constraint, Fixed):
         return Leaf(name, shape, (0,), constraint)
@@ -301,10 +329,10 @@ def _make_leaf(name: str, kind: Any, dtype: np.dtype, constraint: Constraint, ca
             "Write it as a float, or constrain it with fisher_jax.fixed if it is not to be estimated."
         )
     try:
-        free = jax.eval_shape(constraint.inverse, jax.ShapeDtypeStruct(shape, dtype))
+        free_shape = constraint.free_shape(shape)
     except ValueError as error:
         raise ValueError(f"{caller}: parameter `{name}` of shape {shape}: {error}") from error
-    return Leaf(name, shape, free.shape, constraint)
+    return Leaf(name, shape, free_shape, constraint)
 
 
 def _concrete(value: Any, dtype: np.dtype) -> Any:

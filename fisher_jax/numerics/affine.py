@@ -17,7 +17,23 @@ from jaxtyping import Array, Float
 
 # Equations linear in all operands together, and those linear in one operand while the others are data.
 _SUMS = frozenset(
-    """add add_any sub neg reduce_sum reshape squeeze broadcast_in_dim transpose slice expand_dims copy concatenate rev cumsum""".split()
+    [
+        "add",
+        "add_any",
+        "sub",
+        "neg",
+        "reduce_sum",
+        "reshape",
+        "squeeze",
+        "broadcast_in_dim",
+        "transpose",
+        "slice",
+        "expand_dims",
+        "copy",
+        "concatenate",
+        "rev",
+        "cumsum",
+    ]
 )
 _PRODUCTS = frozenset(["mul", "dot_general"])
 _BY_INDEX = frozenset(["div", "dynamic_slice", "gather"])  # linear in the first operand only
@@ -41,7 +57,9 @@ class Predictors:
         return jax.jacfwd(lambda u: self.inner(u, *data))(jnp.zeros_like(u))
 
 
-def linear_predictors(function: Callable[..., Array], u: jax.ShapeDtypeStruct, data: Sequence[Any]) -> Predictors | None:
+def linear_predictors(
+    function: Callable[..., Array], u: jax.ShapeDtypeStruct, data: Sequence[Any]
+) -> Predictors | None:
     """Cut a function of (u, *data) where it is linear in u; None where that leaves no fewer entries than u has.
 
     `data` are shapes of arrays. Functions with rules of their own for derivatives are kept whole.
@@ -124,7 +142,6 @@ def _bind(equation: Any, operands: list[Any]) -> list[Any]:
 
 def _inlined(closed: Any) -> Any:
     """The jaxpr with the bodies of jitted functions in place of the calls; rules for derivatives stay."""
-
     made: dict[Any, list[Any]] = {}  # each pass of a user's code may write the same product again
 
     def walk(jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
@@ -139,7 +156,10 @@ def _inlined(closed: Any) -> Any:
                 names = [str(x.val) if isinstance(x, Literal) else id(env[x]) for x in equation.invars]
                 key = (equation.primitive, str(equation.params), *names)
                 if key not in made:
-                    made[key] = [operands, _bind(equation, operands)]  # the operands stay alive, so that their ids are theirs
+                    made[key] = [
+                        operands,
+                        _bind(equation, operands),
+                    ]  # the operands stay alive, so that their ids are theirs
                 found = made[key][1]
             env.update(zip(equation.outvars, found, strict=True))
         return [read(v) for v in jaxpr.outvars]

@@ -127,7 +127,11 @@ class Program:
 def _broadcast(x: Any, shape: tuple[int, ...]) -> Any:
     if x.shape == shape:
         return x
-    return lax.full(shape, x) if isinstance(x, np.generic) else lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape)))
+    return (
+        lax.full(shape, x)
+        if isinstance(x, np.generic)
+        else lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape)))
+    )
 
 
 def split(program: Program, argument: int) -> tuple[Program, Program]:
@@ -160,8 +164,40 @@ def split(program: Program, argument: int) -> tuple[Program, Program]:
 
 
 _COSTLY = frozenset(
-    """acos acosh asin asinh atan atan2 atanh cbrt cos cosh div exp exp2 expm1 log log1p logistic pow rem rsqrt sin sinh sqrt tan tanh
-    erf erfc erf_inv lgamma digamma bessel_i0e bessel_i1e""".split()
+    [
+        "acos",
+        "acosh",
+        "asin",
+        "asinh",
+        "atan",
+        "atan2",
+        "atanh",
+        "cbrt",
+        "cos",
+        "cosh",
+        "div",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "logistic",
+        "pow",
+        "rem",
+        "rsqrt",
+        "sin",
+        "sinh",
+        "sqrt",
+        "tan",
+        "tanh",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "lgamma",
+        "digamma",
+        "bessel_i0e",
+        "bessel_i1e",
+    ]
 )
 
 
@@ -210,9 +246,11 @@ def _operation(name: str, kind: str) -> tuple[core.Primitive, dict[str, Any]]:
     return equation.primitive, equation.params
 
 
-_BINARY = frozenset("add sub mul div max min bitwise_and bitwise_or eq ne lt le gt ge".split())
-_COMMUTATIVE = frozenset("add mul max min and or eq ne".split())
-_TO_BOOL = frozenset("eq ne lt le gt ge is_finite".split())
+_BINARY = frozenset(
+    ["add", "sub", "mul", "div", "max", "min", "bitwise_and", "bitwise_or", "eq", "ne", "lt", "le", "gt", "ge"]
+)
+_COMMUTATIVE = frozenset(["add", "mul", "max", "min", "and", "or", "eq", "ne"])
+_TO_BOOL = frozenset(["eq", "ne", "lt", "le", "gt", "ge", "is_finite"])
 _NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative, "abs": np.abs,
     "sign": np.sign, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1, "sqrt": np.sqrt,
@@ -508,9 +546,67 @@ _ENTRIES: dict[str, Callable[..., Entry]] = {
 
 # Elementwise primitives that stay as they are, where `special.elementary` has no form for them.
 _AS_THEY_ARE = frozenset(
-    """abs neg ceil floor exp exp2 expm1 log log1p sqrt cbrt rsqrt sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh
-    add sub mul div rem max min and or xor not shift_left shift_right_arithmetic shift_right_logical eq ne lt le gt ge sign pow
-    nextafter population_count clz logistic erf erfc erf_inv lgamma digamma bessel_i0e bessel_i1e reduce_precision""".split()
+    [
+        "abs",
+        "neg",
+        "ceil",
+        "floor",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "sqrt",
+        "cbrt",
+        "rsqrt",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "atan2",
+        "sinh",
+        "cosh",
+        "tanh",
+        "asinh",
+        "acosh",
+        "atanh",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "rem",
+        "max",
+        "min",
+        "and",
+        "or",
+        "xor",
+        "not",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "sign",
+        "pow",
+        "nextafter",
+        "population_count",
+        "clz",
+        "logistic",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "lgamma",
+        "digamma",
+        "bessel_i0e",
+        "bessel_i1e",
+        "reduce_precision",
+    ]
 )
 
 # --- rules for arrays: (scalars, arrays, params) -> array or list of arrays -----------------------------------------------------
@@ -525,7 +621,9 @@ def _each(function: Callable[..., Entry], *arrays: Array) -> Array:
     return _objects(shape, [function(*entries) for entries in zip(*columns, strict=True)])
 
 
-def _broadcast_in_dim(s: Scalars, x: Array, *_: Any, shape: tuple[int, ...], broadcast_dimensions: Any, **__: Any) -> Array:
+def _broadcast_in_dim(
+    s: Scalars, x: Array, *_: Any, shape: tuple[int, ...], broadcast_dimensions: Any, **__: Any
+) -> Array:
     expanded = [1] * len(shape)
     for size, d in zip(x.shape, broadcast_dimensions, strict=True):
         expanded[d] = size
@@ -562,7 +660,11 @@ def _reduction(combine: Callable[..., Entry], empty: Any) -> Callable[..., Array
 def _cumulative(combine: Callable[..., Entry]) -> Callable[..., Array]:
     def rule(s: Scalars, x: Array, *, axis: int, reverse: bool) -> Array:
         rows = [_wrap(row) for row in np.moveaxis(x, axis, 0)]
-        parts = list(itertools.accumulate(rows[::-1] if reverse else rows, lambda a, b: _each(functools.partial(combine, s), a, b)))
+        parts = list(
+            itertools.accumulate(
+                rows[::-1] if reverse else rows, lambda a, b: _each(functools.partial(combine, s), a, b)
+            )
+        )
         return np.moveaxis(np.stack(parts[::-1] if reverse else parts), 0, axis)
 
     return rule
@@ -581,7 +683,9 @@ def _arg_extreme(sign: int) -> Callable[..., Array]:
             ordered = s.compare("gt" if sign > 0 else "lt", new, old)
             if new.dtype.kind != "f":
                 return ordered
-            return s.either(s.both(ordered, s.compare("eq", old, old)), s.both(s.compare("ne", new, new), s.compare("eq", old, old)))
+            return s.either(
+                s.both(ordered, s.compare("eq", old, old)), s.both(s.compare("ne", new, new), s.compare("eq", old, old))
+            )
 
         rows = [_wrap(row) for row in np.moveaxis(x, axes[0], 0)]
         best, where = rows[0], _objects(rows[0].shape, [s.constant(0, index_dtype)] * rows[0].size)
@@ -739,7 +843,16 @@ def _dynamic_slice(s: Scalars, x: Array, *starts: Array, slice_sizes: Any) -> Ar
 
 
 def _gather(
-    s: Scalars, x: Array, indices: Array, *, dimension_numbers: Any, slice_sizes: Any, mode: Any, fill_value: Any, shape: Any, **_: Any
+    s: Scalars,
+    x: Array,
+    indices: Array,
+    *,
+    dimension_numbers: Any,
+    slice_sizes: Any,
+    mode: Any,
+    fill_value: Any,
+    shape: Any,
+    **_: Any,
 ) -> Array:
     dn = dimension_numbers
     window = [d for d in range(x.ndim) if d not in (*dn.collapsed_slice_dims, *dn.operand_batching_dims)]
@@ -771,7 +884,9 @@ def _missing(dtype: np.dtype) -> Any:
 
 
 def _scatter(combine: Callable[..., Entry]) -> Callable[..., Array]:
-    def rule(s: Scalars, x: Array, indices: Array, updates: Array, *, dimension_numbers: Any, mode: Any, **_: Any) -> Array:
+    def rule(
+        s: Scalars, x: Array, indices: Array, updates: Array, *, dimension_numbers: Any, mode: Any, **_: Any
+    ) -> Array:
         dn, out = dimension_numbers, x.copy()
         window = [d for d in range(x.ndim) if d not in (*dn.inserted_window_dims, *dn.operand_batching_dims)]
         dims = dn.scatter_dims_to_operand_dims
@@ -827,9 +942,9 @@ _ARRAYS: dict[str, Callable[..., Any]] = {
     "concatenate": lambda s, *xs, dimension: np.concatenate(xs, dimension),
     "stack": lambda s, *xs, axis: np.stack(xs, axis),
     "unstack": lambda s, x, *, axis, **_: [_wrap(part) for part in np.moveaxis(x, axis, 0)],
-    "slice": lambda s, x, *, start_indices, limit_indices, strides: (
-        x[tuple(map(slice, start_indices, limit_indices, strides or [None] * x.ndim))]
-    ),
+    "slice": lambda s, x, *, start_indices, limit_indices, strides: x[
+        tuple(map(slice, start_indices, limit_indices, strides or [None] * x.ndim))
+    ],
     "rev": lambda s, x, *, dimensions: np.flip(x, dimensions),
     "pad": _pad,
     "split": lambda s, x, *, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
@@ -910,7 +1025,9 @@ def _scan_needs(step: _Step, hit: Sequence[bool]) -> tuple[list[bool], list[bool
     while True:
         wanted = flat.exact(tuple(mask))
         needed = [v in wanted for v in flat.inputs]
-        needed[consts : consts + carry] = [n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)]
+        needed[consts : consts + carry] = [
+            n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)
+        ]
         if needed[consts : consts + carry] == mask[:carry]:
             return mask, needed
         mask[:carry] = needed[consts : consts + carry]
@@ -941,7 +1058,9 @@ def _flatten(closed: Any) -> _Flat:
         return key
 
     def walk(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any], outer: Any) -> list[Any]:
-        env = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True)) | dict(zip(jaxpr.invars, given, strict=True))
+        env = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True)) | dict(
+            zip(jaxpr.invars, given, strict=True)
+        )
         read = lambda v: np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else env[v]
         for equation in jaxpr.eqns:
             name, params = equation.primitive.name, equation.params
@@ -953,10 +1072,20 @@ def _flatten(closed: Any) -> _Flat:
                 cuts, solve = np.cumsum([0, *params["const_lengths"]]), params["jaxprs"].solve
                 results = walk(solve.jaxpr, solve.consts, [*operands[cuts[2] : cuts[3]], *operands[cuts[4] :]], user)
             else:
-                key = (name, key_of_params(params), tuple(str(v.aval) for v in equation.outvars), *map(key_of, operands))
+                key = (
+                    name,
+                    key_of_params(params),
+                    tuple(str(v.aval) for v in equation.outvars),
+                    *map(key_of, operands),
+                )
                 if key not in made:
                     made[key] = tuple(next(numbers) for _ in equation.outvars)
-                    inner = tuple(map(_flatten, params["branches"] if name == "cond" else [params[k] for k in _BODIES.get(name, ())]))
+                    inner = tuple(
+                        map(
+                            _flatten,
+                            params["branches"] if name == "cond" else [params[k] for k in _BODIES.get(name, ())],
+                        )
+                    )
                     steps.append(_Step(name, equation, user, tuple(operands), made[key], inner))
                 results = list(made[key])
             env.update(zip(equation.outvars, results, strict=True))
@@ -1041,7 +1170,9 @@ def _step(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> An
     if name in _LOOPS:
         return _LOOPS[name](s, step, arrays, exact)
     if name in _ARRAYS:
-        more: dict[str, Any] = {"dtype": out.dtype} if name in _NEEDS_DTYPE else {"shape": out.shape} if name == "gather" else {}
+        more: dict[str, Any] = (
+            {"dtype": out.dtype} if name in _NEEDS_DTYPE else {"shape": out.shape} if name == "gather" else {}
+        )
         return _ARRAYS[name](s, *arrays, **params | more)
     if name == "optimization_barrier":
         return arrays
@@ -1068,7 +1199,9 @@ def _step(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> An
 
         return _each(written_out, *arrays)
     if name in _AS_THEY_ARE:
-        return _each(lambda *entries: s.emit(step.equation.primitive, params, *entries, dtype=np.dtype(out.dtype)), *arrays)
+        return _each(
+            lambda *entries: s.emit(step.equation.primitive, params, *entries, dtype=np.dtype(out.dtype)), *arrays
+        )
     raise CannotExpand(f"the operation '{name}'")
 
 
@@ -1126,10 +1259,14 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1) ->
     closed = jax.make_jaxpr(function)(*shapes)
     flat, s = _flatten(closed), Scalars()
     leaves = [[(leaf.shape, np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(shape)] for shape in shapes]
-    arrays = [[_objects(size, [s.variable(dtype) for _ in range(math.prod(size))]) for size, dtype in of] for of in leaves]
+    arrays = [
+        [_objects(size, [s.variable(dtype) for _ in range(math.prod(size))]) for size, dtype in of] for of in leaves
+    ]
     mask = [exact is None or k < exact for k in range(len(flat.outputs))]
     outputs = _evaluate(s, flat, [a for of in arrays for a in of], mask)
     program = s.program([[e for a in of for e in a.ravel()] for of in arrays], [e for a in outputs for e in a.ravel()])
     if program.num_equations > MAX_EQUATIONS:
-        raise CannotExpand(f"a function of {program.num_equations} equations (too many equations: at most {MAX_EQUATIONS})")
+        raise CannotExpand(
+            f"a function of {program.num_equations} equations (too many equations: at most {MAX_EQUATIONS})"
+        )
     return program

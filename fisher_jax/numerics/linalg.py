@@ -4,14 +4,20 @@ A matrix is scaled to unit diagonal before it is factorised, so that definitenes
 units of the parameters. Up to `UNROLLED` rows the factorisation is written out in element-wise operations, which XLA fuses
 and batches; above, a loop does the same block by block. LAPACK is not called where fits may be batched: it is slow on many
 small matrices, and XLA's CPU client can deadlock on two batched triangular solves at once (jaxlib 0.10.2).
+
+Matrices may have leading axes, and be arrays of numpy, which then computes (column by column, whatever their size).
 """
 
-from typing import NamedTuple
+import functools
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from fisher_jax.numerics.namespace import AnyArray, namespace
 
 UNROLLED = 8  # rows; in a batch of fits with 5 parameters six times faster than by blocks
 BLOCK = 4  # larger blocks compile longer and run no faster
@@ -25,10 +31,10 @@ class Factor(NamedTuple):
     for an indefinite one, NaN for a matrix that is not finite. L means something only where `definite` is true.
     """
 
-    lower: Float[Array, "p p"]
-    scale: Float[Array, " p"]
-    pivot: Float[Array, ""]
-    definite: Bool[Array, ""]
+    lower: Float[AnyArray, "*b p p"]
+    scale: Float[AnyArray, "*b p"]
+    pivot: Float[AnyArray, "*b"]
+    definite: Bool[AnyArray, "*b"]
 
 
 def singular_pivot(p: int, dtype: np.typing.DTypeLike) -> float:
@@ -36,31 +42,45 @@ def singular_pivot(p: int, dtype: np.typing.DTypeLike) -> float:
     return 100.0 * max(p, 1) * float(jnp.finfo(dtype).eps)
 
 
-def factorise(matrix: Float[Array, "p p"]) -> Factor:
+def product(left: Float[AnyArray, "..."], right: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
+    """The matrix product in full precision: by default an accelerator rounds what it multiplies."""
+    if namespace(left, right) is np:
+        return np.matmul(left, right)
+    return jnp.matmul(left, right, precision="highest")
+
+
+def factorise(matrix: Float[AnyArray, "*b p p"]) -> Factor:
     """Cholesky factor of a symmetric matrix scaled to unit diagonal, with its definiteness."""
     p = matrix.shape[-1]
-    scaled, scale = to_unit_diagonal(matrix)
     threshold = singular_pivot(p, matrix.dtype)
-    lower, pivot = (_unrolled if p <= UNROLLED else _by_blocks)(scaled, threshold)
+    with np.errstate(all="ignore"):  # a matrix that is not finite is reported by its pivot
+        scaled, scale = to_unit_diagonal(matrix)
+        if p <= UNROLLED or namespace(matrix) is np:
+            lower, pivot = _by_columns(scaled, threshold)
+        else:
+            blocks = functools.partial(_by_blocks, threshold=threshold)
+            lower, pivot = jnp.vectorize(blocks, signature="(p,p)->(p,p),()")(scaled)
     return Factor(lower, scale, pivot, pivot > threshold)
 
 
-def _unrolled(scaled: Float[Array, "p p"], threshold: float) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
-    p = scaled.shape[-1]
+def _by_columns(
+    scaled: Float[AnyArray, "*b p p"], threshold: float
+) -> tuple[Float[AnyArray, "*b p p"], Float[AnyArray, "*b"]]:
+    p, xp = scaled.shape[-1], namespace(scaled)
     columns: list[Array] = []
-    worst = jnp.ones((), scaled.dtype)
-    sound = jnp.array(True)
+    worst = xp.ones(scaled.shape[:-2], scaled.dtype)
+    sound = xp.ones(scaled.shape[:-2], bool)
     for j in range(p):
-        column, pivot = scaled[:, j], scaled[j, j]
-        left_over = jnp.max(jnp.abs(column[j + 1 :]), initial=0.0)
-        found = jnp.where(pivot > threshold, jnp.minimum(worst, pivot), pivot - left_over)
-        worst = jnp.where(sound, found, worst)
+        column, pivot = scaled[..., j], scaled[..., j, j]
+        left_over = xp.max(xp.abs(column[..., j + 1 :]), axis=-1, initial=0.0)
+        found = xp.where(pivot > threshold, xp.minimum(worst, pivot), pivot - left_over)
+        worst = xp.where(sound, found, worst)
         sound = sound & (pivot > threshold)
-        column = jnp.where(jnp.arange(p) >= j, column, 0.0) / jnp.sqrt(jnp.where(pivot > threshold, pivot, 1.0))
-        scaled = scaled - column[:, None] * column[None, :]
+        below = np.broadcast_to(np.arange(p) >= j, column.shape)
+        column = xp.where(below, column, 0.0) / xp.sqrt(xp.where(pivot > threshold, pivot, 1.0))[..., None]
+        scaled = scaled - column[..., :, None] * column[..., None, :]
         columns.append(column)
-    lower = jnp.stack(columns, axis=1) if columns else jnp.zeros((0, 0), scaled.dtype)
-    return lower, worst
+    return (xp.stack(columns, axis=-1) if columns else xp.zeros_like(scaled)), worst
 
 
 def _by_blocks(scaled: Float[Array, "p p"], threshold: float) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
@@ -71,7 +91,7 @@ def _by_blocks(scaled: Float[Array, "p p"], threshold: float) -> tuple[Float[Arr
     def step(k: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         matrix, lower, worst, sound = carry
         start = k * BLOCK
-        corner, pivot = _unrolled(jax.lax.dynamic_slice(matrix, (start, start), (BLOCK, BLOCK)), threshold)
+        corner, pivot = _by_columns(jax.lax.dynamic_slice(matrix, (start, start), (BLOCK, BLOCK)), threshold)
         columns = jax.lax.dynamic_slice_in_dim(matrix, start, BLOCK, axis=1)
         below = _substitute(corner, columns.T, range(BLOCK)).T
         below = jnp.where((jnp.arange(m) >= start + BLOCK)[:, None], below, 0.0)
@@ -91,25 +111,33 @@ def _whole_blocks(p: int) -> int:
     return -(-p // BLOCK) * BLOCK
 
 
-def solve_lower(factor: Factor, right: Float[Array, "p *k"]) -> Float[Array, "p *k"]:
-    """L⁻¹ S⁻¹ `right`: half of a solve. Its squared length is `right`ᵀ A⁻¹ `right`."""
-    p = factor.scale.shape[0]
-    return _triangular(factor.lower, right / factor.scale.reshape((p,) + (1,) * (right.ndim - 1)), forward=True)
+def solve_lower(factor: Factor, right: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
+    """L⁻¹ S⁻¹ `right` (*b, p, …): half of a solve. Its squared length is `right`ᵀ A⁻¹ `right`."""
+    return _triangular(factor.lower, right / _for_rows(factor.scale, right), forward=True)
 
 
-def solve(factor: Factor, right: Float[Array, "p *k"]) -> Float[Array, "p *k"]:
-    """A⁻¹ `right`."""
-    p = factor.scale.shape[0]
-    whole = _triangular(factor.lower.T, solve_lower(factor, right), forward=False)
-    return whole / factor.scale.reshape((p,) + (1,) * (right.ndim - 1))
+def solve(factor: Factor, right: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
+    """A⁻¹ `right` (*b, p, …)."""
+    upper = factor.lower.mT
+    return _triangular(upper, solve_lower(factor, right), forward=False) / _for_rows(factor.scale, right)
 
 
-def _triangular(triangle: Float[Array, "p p"], right: Float[Array, "p *k"], *, forward: bool) -> Float[Array, "p *k"]:
+def _for_rows(scale: Float[AnyArray, "*b p"], right: Any) -> AnyArray:
+    """One number for each row of `right`, whatever axes it has after its rows."""
+    return scale.reshape(scale.shape + (1,) * (right.ndim - scale.ndim))
+
+
+def _triangular(
+    triangle: Float[AnyArray, "*b p p"], right: Float[AnyArray, "..."], *, forward: bool
+) -> Float[AnyArray, "..."]:
     """Solve with a lower triangle from the first row on (`forward`), or with an upper one from the last."""
-    p = triangle.shape[0]
-    if p <= UNROLLED:
-        return _substitute(triangle, right, range(p) if forward else range(p - 1, -1, -1))
-    solved = _substitute_by_blocks(triangle, right.reshape(p, -1), forward=forward)
+    p, leading = triangle.shape[-1], triangle.ndim - 1
+    columns = right.reshape((*right.shape[:leading], math.prod(right.shape[leading:])))
+    if p <= UNROLLED or namespace(triangle, right) is np:
+        solved = _substitute(triangle, columns, range(p) if forward else range(p - 1, -1, -1))
+    else:
+        blocks = functools.partial(_substitute_by_blocks, forward=forward)
+        solved = jnp.vectorize(blocks, signature="(p,p),(p,k)->(p,k)")(triangle, columns)
     return solved.reshape(right.shape)
 
 
@@ -132,43 +160,48 @@ def _substitute_by_blocks(
     return jax.lax.fori_loop(0, m // BLOCK, step, right)[:p]
 
 
-def _substitute(triangle: Float[Array, "p p"], right: Float[Array, "p *k"], order: range) -> Float[Array, "p *k"]:
+def _substitute(
+    triangle: Float[AnyArray, "*b p p"], right: Float[AnyArray, "*b p k"], order: range
+) -> Float[AnyArray, "*b p k"]:
     """Solve a triangular system column by column: each unknown, once known, is taken out of all the other rows."""
     solved: dict[int, Array] = {}
-    for j in order:
-        solved[j] = right[j] / triangle[j, j]
-        column = triangle[:, j].reshape((-1,) + (1,) * (right.ndim - 1))
-        right = right - column * solved[j][None]
-    return jnp.stack([solved[j] for j in range(len(solved))]) if solved else right
+    with np.errstate(all="ignore"):
+        for j in order:
+            solved[j] = right[..., j, :] / triangle[..., j, j, None]
+            right = right - triangle[..., :, j, None] * solved[j][..., None, :]
+    return namespace(right).stack([solved[j] for j in range(len(solved))], axis=-2) if solved else right
 
 
-def inverse(matrix: Float[Array, "p p"]) -> Float[Array, "p p"]:
+def inverse(matrix: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b p p"]:
     """A⁻¹ of a positive definite matrix, symmetric to the last bit; all NaN where A is not positive definite.
 
     The caller says why: `weakest_direction` finds the culprit.
     """
-    factor = factorise(matrix)
-    half = solve_lower(factor, jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
-    product = (
-        jnp.sum(half[:, :, None] * half[:, None, :], axis=0)
-        if len(matrix) <= UNROLLED
-        else jnp.matmul(half.T, half, precision="highest")
-    )
-    return jnp.where(factor.definite, product, jnp.nan)
+    factor, p, xp = factorise(matrix), matrix.shape[-1], namespace(matrix)
+    half = solve_lower(factor, xp.broadcast_to(xp.eye(p, dtype=matrix.dtype), matrix.shape))
+    with np.errstate(all="ignore"):
+        if p <= UNROLLED:
+            whole = xp.sum(half[..., :, :, None] * half[..., :, None, :], axis=-3)
+        else:
+            whole = product(half.mT, half)
+            whole = 0.5 * (whole + whole.mT)  # BLAS does not promise to multiply both halves alike
+    return xp.where(factor.definite[..., None, None], whole, np.nan)
 
 
-def log_determinant(matrix: Float[Array, "p p"]) -> Float[Array, ""]:
+def log_determinant(matrix: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b"]:
     """log det A of a positive definite matrix; NaN where A is not positive definite."""
-    factor = factorise(matrix)
-    diagonal = jnp.where(factor.definite, jnp.diagonal(factor.lower), 1.0)
-    return jnp.where(factor.definite, 2.0 * jnp.sum(jnp.log(diagonal) + jnp.log(factor.scale)), jnp.nan)
+    factor, xp = factorise(matrix), namespace(matrix)
+    diagonal = xp.where(factor.definite[..., None], xp.diagonal(factor.lower, axis1=-2, axis2=-1), 1.0)
+    whole = 2.0 * xp.sum(xp.log(diagonal) + xp.log(factor.scale), axis=-1)
+    return xp.where(factor.definite, whole, np.nan)
 
 
-def to_unit_diagonal(matrix: Float[Array, "p p"]) -> tuple[Float[Array, "p p"], Float[Array, " p"]]:
+def to_unit_diagonal(matrix: Float[AnyArray, "*b p p"]) -> tuple[Float[AnyArray, "*b p p"], Float[AnyArray, "*b p"]]:
     """The matrix with rows and columns divided by the square roots of its diagonal, and these; by one where that is zero."""
-    diagonal = jnp.abs(jnp.diagonal(matrix))
-    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    return matrix / scale[:, None] / scale[None, :], scale
+    xp = namespace(matrix)
+    diagonal = xp.abs(xp.diagonal(matrix, axis1=-2, axis2=-1))
+    scale = xp.sqrt(xp.where(diagonal > 0, diagonal, 1.0))
+    return matrix / scale[..., :, None] / scale[..., None, :], scale
 
 
 def weak_directions(matrix: np.ndarray, below: float) -> list[tuple[float, np.ndarray]]:
@@ -180,7 +213,8 @@ def weak_directions(matrix: np.ndarray, below: float) -> list[tuple[float, np.nd
     diagonal = np.abs(np.diagonal(matrix))
     scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
     values, vectors = np.linalg.eigh(matrix / scale[:, None] / scale[None, :])
-    largest = [vector[np.argmax(np.abs(vector))] for vector in vectors.T]
+    # The first of the largest: where two are equal but for rounding, the sign must not hang on it.
+    largest = [vector[np.argmax(np.abs(vector) > (1 - 1e-6) * np.max(np.abs(vector)))] for vector in vectors.T]
     return [
         (float(value), vector / size)
         for value, vector, size in zip(values, vectors.T, largest, strict=True)
@@ -195,6 +229,7 @@ def weakest_direction(matrix: np.ndarray) -> tuple[float, np.ndarray]:
 
 def describe_direction(direction: np.ndarray, names: tuple[str, ...], most: int = 4) -> str:
     """`+1 a −0.98 b`: the parameters that make up a direction, the largest first."""
-    order = [k for k in np.argsort(-np.abs(direction), kind="stable") if abs(direction[k]) >= 0.05]
+    sizes = np.round(np.abs(direction), 6)  # entries equal but for rounding keep the order of their names
+    order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k] >= 0.05]
     said = " ".join(f"{direction[k]:+.2g} {names[k]}" for k in order[:most])
     return said + (f" and {len(order) - most} more" if len(order) > most else "")

@@ -18,7 +18,7 @@ def coefficient_plot(
     /,
     *,
     names: Sequence[str] | None = None,
-    kind: str = "observed",
+    kind: str | None = None,
     level: float = 0.95,
     reference: float | None = 0.0,
     axes: Any = None,
@@ -64,7 +64,8 @@ def coefficient_plot(
     check_level(level, caller)
     one = fits is not None and not isinstance(fits, dict)
     every = named_fits({"fit": fits} if one else fits, named, caller)
-    tables = {name: {row.name: row for row in fit._rows(kind, level)} for name, fit in every.items()}
+    kinds = {name: fit._check(kind, caller) for name, fit in every.items()}
+    tables = {name: {row.name: row for row in fit._rows(kinds[name], level)} for name, fit in every.items()}
     known = list(dict.fromkeys(row for table in tables.values() for row in table if not row.endswith(" (fixed)")))
     shown = known if names is None else list(names)
     if strangers := [name for name in shown if name not in known]:
@@ -81,7 +82,7 @@ def coefficient_plot(
         axes.axvline(reference, color="0.6", linewidth=1, zorder=0)
     axes.set_yticks(range(len(shown)), shown)
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel(f"estimate and {100 * level:g} % interval ({kind})")
+    axes.set_xlabel(f"estimate and {100 * level:g} % interval ({', '.join(dict.fromkeys(kinds.values()))})")
     if len(every) > 1:
         axes.legend()
     return axes

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.fitting.fitted import Fit, origin_of
+from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.information.derivatives import log_likelihood
 from fisher_jax.plots.canvas import number, pyplot, row_of_panels, wanted_names
 from fisher_jax.theory.coverage_record import Coverage
@@ -210,7 +210,7 @@ def quadratic_approximation(fits: Any, name: str | None = None, *, reach: float 
 def _slice(fit: Fit, name: str, grid: np.ndarray, caller: str) -> np.ndarray:
     """ℓ − ℓ̂ along one entry of θ; NaN out of its range."""
     (k,) = [fit.names.index(each) for each in wanted_names(fit.names, name, caller)]
-    model, sample = origin_of(fit, caller)
+    model, dataset = origin_of(fit, caller)
     natural = fit.layout.natural()
     theta = np.asarray(natural.unconstrain(fit.values), float)
     curvature = float(np.asarray(fit.information().matrix)[k, k] * fit.num_observations)
@@ -223,7 +223,7 @@ def _slice(fit: Fit, name: str, grid: np.ndarray, caller: str) -> np.ndarray:
 
     def value(point: Any) -> Any:
         params = natural.constrain(point, fit.values)
-        return log_likelihood(model, params, sample.data, given=sample.given, weights=sample.weights)
+        return log_likelihood(model, params, dataset.data, given=dataset.given, weights=dataset.weights)
 
     found = np.asarray(jax.vmap(value)(jnp.asarray(points, natural.dtype)), float) - float(fit.log_likelihood)
     return np.where(inside & np.isfinite(found), found, np.nan)

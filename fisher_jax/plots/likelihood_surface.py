@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.fitting.intervals import check_level
 from fisher_jax.information.derivatives import at_door, hessian
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.plots.canvas import listed, pyplot
 
@@ -100,14 +101,14 @@ def likelihood_surface(
     figures = pyplot()
     check_level(level, _CALLER)
     columns = _columns(fit, names)
-    model, natural, values, sample = at_door(model, fit.params, data, given, weights, _CALLER)
+    model, natural, values, dataset = at_door(model, fit.params, data, given, weights, _CALLER)
     centre = np.asarray(fit.layout.flatten(fit.params), float)[list(columns)]
     every = -np.asarray(hessian(model, fit.params, data, given=given, weights=weights), float)
     curvature = every[np.ix_(columns, columns)]
     half = extent * _half_widths(curvature, names, certified=bool(fit.converged))
     x, y = np.linspace(centre - half, centre + half, num_points).T
     grid = jnp.asarray(np.stack(np.meshgrid(x, y), axis=-1))
-    surface, at_estimate = _surface(model, fit.layout, natural, columns, values, sample, grid)
+    surface, at_estimate = _surface(model, fit.layout, natural, columns, values, dataset, grid)
     _check_same(fit, at_estimate)
 
     axes = figures.subplots(figsize=(6.4, 4.8), layout="constrained")[1] if axes is None else axes
@@ -167,11 +168,11 @@ def _surface(
     natural: Layout,
     columns: tuple[int, int],
     values: Values,
-    sample: Sample,
+    dataset: Dataset,
     grid: Float[Array, "m m 2"],
 ) -> tuple[Float[Array, "m m"], Float[Array, ""]]:
     """ℓ − ℓ̂ on the grid, NaN outside the constraints, and ℓ̂. Differences are summed, which float32 survives."""
-    target = likelihood(model, natural, values, sample, _CALLER)
+    target = likelihood(model, natural, values, dataset, _CALLER)
     estimate = natural.unconstrain(values)
     best = terms_at(target, estimate)
 

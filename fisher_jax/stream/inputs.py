@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.models.model import Model, Sample, starting_parameters
+from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import path_name
 from fisher_jax.stream.fingerprint import Table, digest, fingerprint
 from fisher_jax.stream.ledger import CALLER
@@ -114,7 +114,7 @@ def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
 def default_block(model: Model, inputs: Inputs, num_kinds: int) -> int:
     """A power of two of data sets whose data and results stay within bounds."""
     first = inputs.first()
-    params = starting_parameters(model, first.params, Sample(first.data, first.given, first.weights), CALLER)
+    params = starting_parameters(model, first.params, first.data, first.given, CALLER)
     entries = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     own = [source.first() for source in inputs.sources.values()]
     size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(own))

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.errors import require
+from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.batch import fit_batch
-from fisher_jax.fitting.batch_fitted import BatchFit, matrices, root_diagonals
+from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.model import Model
 from fisher_jax.stream.inputs import Block, Inputs
@@ -75,12 +76,12 @@ def fitted_columns(model: Model, axes: dict[str, Any], block: Block, **settings:
     return columns_of(fits)
 
 
-def columns_of(fits: BatchFit) -> Columns:
-    """The columns of `BatchFit.to_columns` for all its kinds of covariance, and the matrices."""
+def columns_of(fits: Fit) -> Columns:
+    """The columns of `Fit.to_columns` for all its kinds of covariance, and the matrices."""
     columns = fits.to_columns("")
     for kind in fits.kinds:
-        covariance = matrices(fits, kind, CALLER)
-        errors = root_diagonals(covariance)
+        covariance = fits._computed(covariances.covariance, kind)  # the status stands beside it, so no warning
+        errors = covariances.root_diagonal(covariance)
         which = "" if kind == fits.kinds[0] else f" ({kind})"
         columns |= {f"{name} standard error{which}": errors[:, k] for k, name in enumerate(fits.names)}
         columns[f"covariance ({kind})"] = covariance

@@ -52,7 +52,7 @@ class StreamResult:
         return self.sink.open()
 
     def to_columns(self) -> dict[str, np.ndarray]:
-        """All columns in memory: those of `BatchFit.to_columns`, and covariances (B, q, q)."""
+        """All columns in memory: those of `Fit.to_columns`, and covariances (B, q, q)."""
         return self.sink.read()
 
     def summary(self) -> str:

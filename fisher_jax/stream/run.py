@@ -85,7 +85,7 @@ def fit_stream(
 
     Notes
     -----
-    The columns are those of `BatchFit.to_columns`: estimates, standard errors and facts, with the codes of `Status`; then
+    The columns are those of `Fit.to_columns`: estimates, standard errors and facts, with the codes of `Status`; then
     ``covariance (kind)``, (B, q, q). Standard errors of the first kind are named ``x standard error``, others
     ``x standard error (kind)``.
 

@@ -91,7 +91,7 @@ def bound_of(
     else:
         information = taken(model, layout, layout.free_names, values, expectation, given, caller)
     names, slope = slope_of(layout, values, function, bias, caller)
-    half = slope @ layout.jacobian(layout.unconstrain(values), values)
+    half = slope @ layout.jacobian(layout.unconstrain(values))
     matrix, errors = carried(
         lambda matrix: half @ linalg.inverse(matrix) @ half.T / num_observations, information.matrix, information.errors
     )
@@ -104,7 +104,7 @@ def bound_of(
 def closed_form_in_free(model: Model, params: PyTree, layout: Layout, values: Values, given: PyTree) -> Information:
     """The information about u: on a simplex, say, only there do the identities hold that it rests on."""
     found = fisher_information(model, params, given=given)
-    tangent = layout.jacobian(layout.unconstrain(values), values)
+    tangent = layout.jacobian(layout.unconstrain(values))
     return replace(found, matrix=tangent.T @ found.matrix @ tangent, names=layout.free_names)
 
 

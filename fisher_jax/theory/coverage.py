@@ -9,9 +9,9 @@ from jaxtyping import Float, PyTree
 
 from fisher_jax.errors import FitWarning
 from fisher_jax.fitting.batch import fit_batch
-from fisher_jax.fitting.batch_fitted import BatchFit
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.intervals import check_level
+from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.inference.replicates import check_key
 from fisher_jax.information import has_closed_form
@@ -170,10 +170,10 @@ def _covariance(kind: str) -> str:
 
 
 def _bootstrapped(
-    fits: BatchFit, kinds: list[str], level: Any, few: _Bootstraps, key: tuple[Any, int]
+    fits: Fit, kinds: list[str], level: Any, few: _Bootstraps, key: tuple[Any, int]
 ) -> dict[str, Float[np.ndarray, "b q 2"]]:
     """The intervals of every fit by each kind, from the same replicates. `key` has the first one's number too."""
-    ends = {kind: np.full((len(fits), len(fits.fits.layout.names), 2), np.nan) for kind in kinds}
+    ends = {kind: np.full((len(fits), len(fits.layout.names), 2), np.nan) for kind in kinds}
     for k in np.flatnonzero(fits.converged).tolist() if kinds else ():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FitWarning)  # what these would say is counted
@@ -183,17 +183,17 @@ def _bootstrapped(
     return ends
 
 
-def _ends(fits: BatchFit, kind: str, level: Any) -> Float[np.ndarray, "b q 2"]:
+def _ends(fits: Fit, kind: str, level: Any) -> Float[np.ndarray, "b q 2"]:
     """The intervals of every fit; NaN where there is none."""
-    layout = fits.fits.layout
+    layout = fits.layout
     bare = kind.removesuffix(NATURAL)
     scale = "natural" if bare != kind else "unconstrained"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FitWarning)
         if bare == "profile":
-            found = fits.confidence_intervals(level, "profile")
+            found = fits.confidence_intervals(level=level, method="profile")
         else:
-            found = fits.confidence_intervals(level, kind=_covariance(kind), scale=scale)
+            found = fits.confidence_intervals(_covariance(kind), level=level, scale=scale)
     ends = np.asarray(jax.vmap(jax.vmap(layout.flatten, -1, -1))(found), float)
     has_one = fits.converged | (bare == "profile")  # a profile can be followed from where the others have no curvature
     return np.where(has_one[:, None, None], ends, np.nan)

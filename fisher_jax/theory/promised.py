@@ -57,7 +57,7 @@ def promise_of(experiment: Experiment, expectation: Any, key: Any, caller: str) 
     layout = coordinates(experiment.layout)
     found, notes = information_of(experiment, layout, expectation, jax.random.fold_in(key, 0), caller)
     free = layout.unconstrain(experiment.values)
-    tangent = layout.jacobian(free, experiment.values)
+    tangent = layout.jacobian(free)
     expansion = expanded(experiment, layout, found.matrix, _draws(experiment, jax.random.fold_in(key, 1), 2), caller)
     notes = expansion.notes(found.names) or notes
     if not expansion.score_is_centred or _of_no_mean(found):

@@ -138,7 +138,7 @@ def _simulated(
     rows, failed = [], 0
     for data in data_sets_of(experiment, key, count, CALLER):
         fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=("observed",))
-        values = np.asarray(jax.vmap(_evaluated(experiment.layout, function))(fits.fits.values), float)
+        values = np.asarray(jax.vmap(_evaluated(experiment.layout, function))(fits.values), float)
         rows.append(aim.seen(fits, values, function))
         failed += int(np.sum(~fits.converged))
     return aim.judged(np.concatenate(rows), count), failed

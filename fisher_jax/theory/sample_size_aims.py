@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.errors import FitWarning
-from fisher_jax.fitting.batch_fitted import BatchFit
+from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.functions import in_one_row
 from fisher_jax.inference.wald import wald_test
 from fisher_jax.moments import Estimate
@@ -36,7 +36,7 @@ class Precision:
         said = [f"{names[k]} ± {value:g}" for k, value in zip(self.where, self.wanted, strict=True)]
         return f"standard error of {', '.join(said)}"
 
-    def seen(self, fits: BatchFit, values: np.ndarray, function: Any) -> np.ndarray:
+    def seen(self, fits: Fit, values: np.ndarray, function: Any) -> np.ndarray:
         """What simulated fits show of it, a row each."""
         return values[:, list(self.where)][fits.converged]
 
@@ -90,14 +90,14 @@ class Power:
         said = ", ".join(f"{names[k]} = {value:g}" for k, value in zip(self.where, self.tested, strict=True))
         return f"power {self.power:g} of Wald's test of {said} at level {self.level:g}"
 
-    def seen(self, fits: BatchFit, values: np.ndarray, function: Any) -> np.ndarray:
+    def seen(self, fits: Fit, values: np.ndarray, function: Any) -> np.ndarray:
         """What simulated fits show of it, a row each."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FitWarning)  # failed fits are counted
             p = np.asarray(wald_test(fits, self._restriction(fits, function)).p_value)
         return (p < self.level) & fits.converged
 
-    def _restriction(self, fits: BatchFit, function: Any) -> Any:
+    def _restriction(self, fits: Fit, function: Any) -> Any:
         if function is None:
             return {fits.names[k]: value for k, value in zip(self.where, self.tested, strict=True)}
         return lambda params: in_one_row(function(params))[np.array(self.where)] - jnp.asarray(self.tested)

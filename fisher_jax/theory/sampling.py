@@ -162,7 +162,7 @@ def _name(estimator: Any) -> str:
 
 def _fitted(experiment: Experiment, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
     fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=("observed",))
-    theta = jax.vmap(experiment.layout.join)(fits.fits.values)
+    theta = jax.vmap(experiment.layout.join)(fits.values)
     return np.asarray(theta, float), np.asarray(fits.status, np.int8)
 
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.inference.report import Table
 from fisher_jax.information import Information
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.moments import Estimate
 from fisher_jax.theory.normality import ComparedWithNormal, probability, with_error
@@ -174,7 +175,7 @@ def _scores(model: Model, layout: Layout, values: Values, data: PyTree, given: P
     at_once = max(1, _AT_ONCE // max(1, leaf[0].size))
 
     def one(data: PyTree) -> Array:
-        target = likelihood(model, layout, values, Sample(data, given, None), CALLER)
+        target = likelihood(model, layout, values, Dataset(data, given), CALLER)
         return jax.jacfwd(lambda u: jnp.sum(target.terms(u, target.rows)))(free)
 
     return jax.lax.map(one, data, batch_size=min(at_once, leaf.shape[0]))

@@ -10,10 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import Likelihood, likelihood
-from fisher_jax.models.model import Model, Sample
-from fisher_jax.models.parameters import Layout, Values, joined
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import on_host
 from fisher_jax.uncertainty.profile import End, Path, follow
 
 SIDES = (-1.0, 1.0)
@@ -53,7 +55,7 @@ def profile_sides(
     layout: Layout,
     function: Callable[[PyTree], Array] | None,
     values: Values,
-    sample: Sample,
+    dataset: Dataset,
     free: Float[Array, " p"],
     curvature: Float[Array, "p p"],
     columns: np.ndarray,
@@ -64,7 +66,7 @@ def profile_sides(
 
     The function returns an array (k,), and is hashable, as it is compiled once for each.
     """
-    rows = jax.tree.leaves(sample.data)[0].shape[0]
+    rows = jax.tree.leaves(dataset.data)[0].shape[0]
     at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
     parts = [
         jax.device_get(
@@ -74,7 +76,7 @@ def profile_sides(
                 function,
                 caller,
                 values,
-                sample,
+                dataset,
                 free,
                 curvature,
                 columns[k : k + at_once],
@@ -89,18 +91,38 @@ def profile_sides(
 
 
 def profile_ends(
-    model: Model, sample: Sample, layout: Layout, fit: tuple[Values, Any, Any], level: Any
-) -> tuple[Float[np.ndarray, "q 2"], str]:
-    """Ends of the profile intervals of all entries of θ, and in words which could not be told.
+    model: Model, dataset: Dataset, layout: Layout, fit: tuple[Values, Any, Any], level: Any, caller: str
+) -> Float[np.ndarray, "*b q 2"]:
+    """Ends of the profile intervals of all entries of θ, of one fit or of many in blocks. `fit` is values, u and curvature."""
+    if dataset.size is None:
+        columns = np.arange(len(layout.names))
+        return profile_sides(model, layout, None, fit[0], dataset, fit[1], fit[2], columns, level, caller).ends
+    edges, count = layout.edges(), dataset.size
+    leaves = zip(jax.tree.leaves(dataset.parts), dataset.differs, strict=True)
+    rows = max((int(np.prod(np.shape(leaf)[1:2])) for leaf, own in leaves if own), default=1)
+    size = min(count, max(1, _BATCH_ENTRIES // (2 * len(edges) * rows)))
+    if count == 0:
+        return np.zeros((0, *edges.shape))
+    parts, host = [], on_host(fit)
+    for start in range(0, count, size):
+        block = np.minimum(np.arange(start, start + size), count - 1)
+        fits = jax.tree.map(lambda leaf, block=block: leaf[block], host)
+        parts.append(jax.device_get(_ends_of_each(model, layout, caller, dataset.take(block), fits, cut_of(level))))
+    codes, ends = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
-    `fit` is values, u and curvature.
-    """
-    values, free, curvature = fit
-    columns, caller = np.arange(len(layout.names)), "confidence_intervals"
-    ends = profile_sides(model, layout, None, values, sample, free, curvature, columns, level, caller).ends
-    unknown = [name for name, pair in zip(layout.names, ends, strict=True) if np.any(np.isnan(pair))]
-    said = f"an end is NaN for {', '.join(unknown)}; print fisher_jax.profile_likelihood(fit) to see why."
-    return ends, said if unknown else ""
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _ends_of_each(
+    model: Model, layout: Layout, caller: str, datasets: Dataset, fits: tuple[Values, Array, Array], cut: Any
+) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
+    def one(parts: tuple[Any, Any, Any], fit: tuple[Values, Array, Array]) -> tuple[Array, Array]:
+        values, free, curvature = fit
+        target = likelihood(model, layout, values, Dataset(*parts), caller)
+        path, _, _, ends, _ = lanes(target, layout, None, values, free, curvature, np.arange(len(layout.names)), cut)
+        return path.end, ends
+
+    return jax.vmap(one, in_axes=(datasets.axes, 0))(datasets.parts, fits)
 
 
 def _sides(
@@ -130,67 +152,15 @@ def _profiles(
     function: Callable[[PyTree], Array] | None,
     caller: str,
     values: Values,
-    sample: Sample,
+    dataset: Dataset,
     free: Float[Array, " p"],
     curvature: Float[Array, "p p"],
     columns: Any,
     cut: Any,
 ) -> tuple[Path, Array, Array, Array, Array]:
     """Paths (m, 2), estimates and standard errors (m,), ends (m, 2) and the function at every point (m, 2, k)."""
-    target = likelihood(model, layout, values, sample, caller)
+    target = likelihood(model, layout, values, dataset, caller)
     return lanes(target, layout, function, values, free, curvature, columns, cut)
-
-
-def profile_ends_of_each(
-    model: Model,
-    layout: Layout,
-    rebuild: tuple[tuple[bool, ...], Any],
-    own: list[Any],
-    shared: list[Any],
-    fits: tuple[Values, Any, Any],
-    level: Any,
-    caller: str,
-) -> Float[np.ndarray, "b q 2"]:
-    """Ends of the profile intervals of many fits, in blocks.
-
-    `own` and `shared` are the arrays that differ between data sets and those that do not; `rebuild` says which is which, and
-    how (values, data, given, weights) are put together from them. `fits` are the values, u and curvatures of all.
-    """
-    edges, count = layout.edges(), len(fits[1])
-    entries = 2 * len(edges) * max((int(np.prod(np.shape(leaf)[1:2])) for leaf in own), default=1)
-    size = min(count, max(1, _BATCH_ENTRIES // entries))
-    if count == 0:
-        return np.zeros((0, *edges.shape))
-    parts = []
-    for start in range(0, count, size):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        block = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], (own, fits))
-        parts.append(jax.device_get(_ends_of_each(model, layout, rebuild, caller, *block, shared, cut_of(level))))
-    codes, ends = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
-    return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _ends_of_each(
-    model: Model,
-    layout: Layout,
-    rebuild: tuple[tuple[bool, ...], Any],
-    caller: str,
-    own: list[Any],
-    fits: tuple[Values, Array, Array],
-    shared: list[Any],
-    cut: Any,
-) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
-    mapped, treedef = rebuild
-
-    def one(own: list[Any], fit: tuple[Values, Array, Array]) -> tuple[Array, Array]:
-        _, *sample = jax.tree.unflatten(treedef, joined(mapped, own, shared))
-        values, free, curvature = fit
-        target = likelihood(model, layout, values, Sample(*sample), caller)
-        path, _, _, ends, _ = lanes(target, layout, None, values, free, curvature, np.arange(len(layout.names)), cut)
-        return path.end, ends
-
-    return jax.vmap(one)(own, fits)
 
 
 def lanes(

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, scores_at
-from fisher_jax.models.model import Model, Sample
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 
@@ -19,7 +20,7 @@ def unit_influence(
     model: Model,
     layout: Layout,
     values: Values,
-    sample: Sample,
+    dataset: Dataset,
     free: Float[Array, " p"],
     curvature: Float[Array, "p p"],
     unit_of: Int[np.ndarray, " n"] | Int[Array, " n"],
@@ -27,7 +28,7 @@ def unit_influence(
     weights: Any,
 ) -> Float[Array, "g p"]:
     """du/dw = J⁻¹ Σ sᵢ over the terms of each unit, weighted where weights multiply them."""
-    target = likelihood(model, layout, values, sample, "influence")
+    target = likelihood(model, layout, values, dataset, "influence")
     scores = scores_at(target, free)
     if weights is not None:
         weights = jnp.asarray(weights, scores.dtype)[:, None]

@@ -14,7 +14,8 @@ from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.exact import by_nodes
 from fisher_jax.information.expected import check_expectation, describe, taken
 from fisher_jax.models.constraints import Interval
-from fisher_jax.models.model import Model, as_model, check_given, check_start, flatten_parameters
+from fisher_jax.models.dataset import check_given
+from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.theory.bound import slope_of
 
@@ -127,7 +128,7 @@ def informed_of(
     each = [[value[k] for value in values] for k in range(len(values[0]))]
     for one in each:
         check_start(layout, one, CALLER)
-    tangent = np.stack([np.asarray(layout.jacobian(layout.unconstrain(one), one), float) for one in each])
+    tangent = np.stack([np.asarray(layout.jacobian(layout.unconstrain(one)), float) for one in each])
     names, slopes = layout.free_names, np.broadcast_to(np.eye(layout.num_free), (len(each),) + 2 * (layout.num_free,))
     if function is not None or criterion != "D" or tangent.shape[1] == tangent.shape[2]:
         found = [slope_of(layout, one, function, None, CALLER) for one in each]
@@ -196,7 +197,7 @@ def _information(model: Model, layout: Layout, expectation: Any, values: Values,
     given = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], z)
     if expectation is not None:
         return by_nodes(model, layout, values, expectation, given, CALLER).matrix
-    tangent = layout.jacobian(layout.unconstrain(values), values)
+    tangent = layout.jacobian(layout.unconstrain(values))
     found = total_expected(model, layout, values, given, 1.0, None)
     return jnp.matmul(tangent.T, jnp.matmul(found, tangent, precision="highest"), precision="highest")
 

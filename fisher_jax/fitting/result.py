@@ -1,0 +1,572 @@
+"""`Fit`: the result of one fit or of many, and all that is said of it without the data."""
+
+import operator
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from fisher_jax.errors import FitError, FitWarning, require
+from fisher_jax.fitting import covariance as covariances
+from fisher_jax.fitting import intervals
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.program import EDGE_INFORMATION
+from fisher_jax.fitting.status import Status
+from fisher_jax.fitting.summary import (
+    ATTEMPTS,
+    BatchSummary,
+    Row,
+    Summary,
+    batch_summary,
+    diagnose,
+    escaping,
+    weakest,
+    with_fixed,
+)
+from fisher_jax.information import Information
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics.namespace import AnyArray, is_traced, namespace, on_host
+
+FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
+BLOCK = 2**14  # fits that a method works on at once, so that what it holds meanwhile stays small
+
+
+class Origin(NamedTuple):
+    """What fits were made from, for what cannot do without the data: profiles, clusters, influence, the bootstrap."""
+
+    model: Model
+    dataset: Dataset
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit:
+    """Maximum-likelihood fits, one or many: the estimates, how far to trust them, and what their uncertainty needs.
+
+    Many fits, made by `fit_batch` or by `jax.vmap` of `fit`, have a leading axis of length B in every array, called *b below,
+    and so have the results of all methods. They have a length, and ``fits[3]`` is one `Fit`, ``fits[mask]`` and ``fits[10:20]``
+    are many. A fit that failed keeps its numbers, so look at `status` or `converged` first.
+
+    Attributes
+    ----------
+    values : list of arrays
+        The array leaves of `params`.
+    log_likelihood : array (*b)
+        ℓ at the estimate in nats, total over the data.
+    status_code : integer array (*b)
+        The code of the `Status`.
+    num_steps : integer array (*b)
+        Updates that the optimiser made after looking at the start, those it took back included; in a batch those of the attempt
+        that gave the result, with those of a finish in float64.
+    decrement : array (*b)
+        sqrt(gᵀ J⁻¹ g) with total gradient g and observed curvature J: the distance to the maximum in standard errors;
+        infinite where J is not positive definite.
+    num_observations : array (*b)
+        n: the number of log-density terms, or the sum of the weights.
+    free : array (*b, p)
+        The estimate on the unconstrained scale, u.
+    curvature, outer_product : arrays (*b, p, p), or None where they were not kept
+        −∇²ℓ and Σ wᵢ sᵢ sᵢᵀ with respect to u, totals.
+    expected : array (*b, q, q) or None
+        n I(θ) in the user's parametrisation where the model has a closed form.
+    suspect : integer array (*b)
+        Index of the first observation whose log-density or score is not finite; −1 where there is none.
+    last_step : array (*b, p)
+        The last full Newton step in u: where a fit that ran to infinity was heading.
+    attempt : integer array (*b)
+        Which attempt of `fit_batch` gave the result: 0 as asked, 1 stronger damping, 2 another start, 3 float64.
+    kinds : tuple of str
+        The kinds of covariance that were kept.
+    engine : str
+        How the fit was run.
+    origin : Origin or None
+        The model and the data. No part of the pytree: None once the fit has passed through a transformation; and None where the
+        data sets came as a list.
+    meat, robust : array (*b, p, p) or None, and str
+        What `robust` put into the middle of the sandwich in place of `outer_product`, and what it is, in words.
+
+    Notes
+    -----
+    A pytree: a function that returns a fit can be jitted and vmapped. Numbers of a finished fit are computed by numpy and
+    compile nothing; under a transformation the same formulas are traced.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> from jax.scipy.stats import poisson
+    >>> fit = fj.fit(lambda rate, y: poisson.logpmf(y, rate), 1.0, jnp.array([2, 4, 3]))
+    >>> fit.status
+    <Status.CONVERGED: 0>
+    >>> print(f"{fit.params:.3f} ± {fit.standard_errors():.3f}")
+    3.000 ± 1.000
+
+    Many at once:
+
+    >>> counts = jnp.array([[2, 4, 3], [0, 1, 2]])
+    >>> fits = fj.fit_batch(lambda rate, y: poisson.logpmf(y, rate), 1.0, counts)
+    >>> print(fits.params.round(3), fits.standard_errors().round(3), fits.converged)
+    [3. 1.] [1.    0.577] [ True  True]
+    """
+
+    values: Values
+    log_likelihood: Float[AnyArray, "*b"]
+    status_code: Int[AnyArray, "*b"]
+    num_steps: Int[AnyArray, "*b"]
+    decrement: Float[AnyArray, "*b"]
+    num_observations: Float[AnyArray, "*b"]
+    free: Float[AnyArray, "*b p"]
+    curvature: Float[AnyArray, "*b p p"] | None
+    outer_product: Float[AnyArray, "*b p p"] | None
+    expected: Float[AnyArray, "*b q q"] | None
+    suspect: Int[AnyArray, "*b"]
+    last_step: Float[AnyArray, "*b p"]
+    attempt: Int[AnyArray, "*b"]
+    layout: Layout
+    kinds: tuple[str, ...] = KINDS
+    engine: str = ""
+    origin: Origin | None = None
+    meat: Float[AnyArray, "*b p p"] | None = None
+    robust: str = ""
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether these are many fits, with a leading axis."""
+        return bool(np.ndim(self.status_code))
+
+    def __len__(self) -> int:
+        if not self.has_batch:
+            raise TypeError("this is one fit, without a batch axis, and has no length.")
+        return len(self.status_code)
+
+    def __bool__(self) -> bool:
+        return True  # or Python would ask for the length
+
+    def __getitem__(self, index: Any) -> "Fit":
+        if not self.has_batch:
+            raise TypeError("this is one fit, without a batch axis, and cannot be indexed.")
+        if isinstance(index, bool):
+            raise IndexError(f"fits[{index}]: give a number, a slice, or an array of numbers or of truths (B,).")
+        one = not isinstance(index, slice) and np.ndim(index) == 0
+        if one:
+            index = operator.index(index)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
+        else:
+            index = index if isinstance(index, slice) else np.asarray(index)
+        fits = jax.tree.map(lambda leaf: leaf[index], on_host(self))
+        if self.origin is None:
+            return fits
+        dataset = self.origin.dataset
+        return replace(fits, origin=Origin(self.origin.model, dataset.one(index) if one else dataset.take(index)))
+
+    def __iter__(self) -> Iterator["Fit"]:
+        return (self[k] for k in range(len(self)))
+
+    @property
+    def params(self) -> PyTree:
+        """The estimate, a pytree like the starting parameters."""
+        return self.layout.assemble(self.values)
+
+    @property
+    def status(self) -> Any:
+        """The `Status`; under a transformation, or of many fits, the array of codes."""
+        if is_traced(self.status_code):
+            return self.status_code
+        return np.asarray(self.status_code) if self.has_batch else Status(int(self.status_code))
+
+    @property
+    def converged(self) -> Any:
+        """Whether the estimate is a certified local maximum; of many fits an array (B,) of truths."""
+        status = self.status
+        return status.converged if isinstance(status, Status) else status <= Status.CONVERGED_TO_ROUNDING
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the q estimated entries, in the order of rows and columns of every matrix."""
+        return self.layout.names
+
+    @property
+    def num_parameters(self) -> int:
+        """p: the number of free parameters, constraints taken into account."""
+        return self.layout.num_free
+
+    def covariance(self, kind: str | None = None) -> Float[AnyArray, "*b q q"]:
+        """Covariance matrix of the estimate, in the user's own parametrisation.
+
+        Parameters
+        ----------
+        kind : {"observed", "expected", "empirical", "sandwich"}, optional
+            Inverse of minus the Hessian; of n times the Fisher information; of the summed outer products of scores; or
+            White's robust H⁻¹ (Σ s sᵀ) H⁻¹, without a small-sample factor; see `robust` for other middles. By default what the
+            fit was asked for: "sandwich" if it was made by `robust`, else the first kind that was kept, "observed" for `fit`.
+
+        Returns
+        -------
+        array (*b, q, q)
+            In the order of `names`; float64 where x64 is enabled. Singular where a constraint ties entries together (a
+            simplex). NaN where the information is not positive definite or the status is `BOUNDARY`; a `FitWarning` then
+            says why.
+
+        Raises
+        ------
+        ValueError
+            If the kind is unknown or was not kept, or "expected" is asked of a model without a route to it.
+        """
+        kind = self._check(kind, "covariance")
+        self._warn("covariance")
+        return self._computed(covariances.covariance, kind)
+
+    def standard_errors(self, kind: str | None = None) -> PyTree:
+        """Standard errors, a pytree like `params`; zero for parameters held `fixed`. `kind` as for `covariance`."""
+        kind = self._check(kind, "standard_errors")
+        self._warn("standard_errors")
+        return self.layout.assemble(self.layout.split(self._computed(covariances.standard_errors, kind), 0.0))
+
+    def correlation(self, kind: str | None = None) -> Float[AnyArray, "*b q q"]:
+        """Correlation matrix of the estimate, in the order of `names`. `kind` as for `covariance`."""
+        kind = self._check(kind, "correlation")
+        self._warn("correlation")
+        return self._computed(covariances.correlation, kind)
+
+    def confidence_intervals(
+        self,
+        kind: str | None = None,
+        *,
+        level: Any = 0.95,
+        method: str = "wald",
+        scale: str = "unconstrained",
+    ) -> PyTree:
+        """Confidence intervals: a pytree like `params` whose leaves gain a last axis of two, lower and upper.
+
+        Parameters
+        ----------
+        kind : str, optional
+            The covariance of Wald intervals, as for `covariance`.
+        level : float
+            Coverage aimed at, between 0 and 1.
+        method : {"wald", "profile"}
+            From the standard errors, or from the profile likelihood of each entry (see `profile_likelihood`, which tells more).
+        scale : {"unconstrained", "natural"}
+            Wald intervals are made on the scale of the constraint (the logarithm of a positive parameter, say) and mapped
+            back, so that they stay within the range; ``"natural"`` gives the symmetric textbook interval.
+
+        Returns
+        -------
+        pytree
+            Parameters held `fixed` have both ends at their value.
+
+        Raises
+        ------
+        ValueError
+            If an argument is none of those listed.
+        """
+        caller = "confidence_intervals"
+        intervals.check_interval(level, method, caller)
+        if method == "profile" and (kind is not None or scale != "unconstrained"):
+            raise ValueError(
+                f'{caller}: method="profile" needs no covariance and no scale; leave `kind` and `scale` out.'
+            )
+        if scale not in ("unconstrained", "natural"):
+            raise ValueError(f'{caller}: scale={scale!r} is unknown; choose "unconstrained" or "natural".')
+        kind = self._check("observed" if method == "profile" else kind, caller)
+        self._warn(caller)
+        ends = self._ends(kind, level, method, scale, caller)
+        return self.layout.assemble(intervals.as_leaves(self.layout, on_host(self.values), ends))
+
+    def information(self, kind: str | None = None) -> Information:
+        """The information per observation at the estimate, in the user's parametrisation, as an `Information`.
+
+        `kind` is one of "observed", "expected" and "empirical"; the sandwich is a covariance and no information. By default the
+        first of these that was kept. Of many fits the matrix is (B, q, q): `jax.vmap` the methods of the result over it.
+
+        Raises
+        ------
+        ValueError
+            If the kind is another, or constraints tie entries together, so that no matrix (q, q) exists.
+        """
+        if kind == "sandwich":
+            raise ValueError(
+                'information: kind="sandwich" is a covariance, not an information. Use covariance("sandwich").'
+            )
+        if kind is None:
+            kind = next((kept for kept in self.kinds if kept != "sandwich"), "observed")
+        kind = self._check(kind, "information")
+        if len(self.names) != self.num_parameters:
+            raise ValueError(
+                f"information: a constraint leaves {self.num_parameters} free parameters among {len(self.names)} entries, so "
+                "their information has no matrix in these entries. Use covariance, or the functions of the module."
+            )
+        if self.has_batch:
+            self._warn("information")
+        route = f"{kind}: from the fit, divided by the number of observations"
+        return Information(jnp.asarray(self._computed(covariances.information, kind)), self.names, route)
+
+    def aic(self) -> Float[AnyArray, "*b"]:
+        """Akaike's information criterion 2p − 2ℓ."""
+        return 2.0 * self.num_parameters - 2.0 * on_host(self.log_likelihood)
+
+    def bic(self) -> Float[AnyArray, "*b"]:
+        """Schwarz's Bayesian information criterion p log n − 2ℓ."""
+        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        with np.errstate(divide="ignore"):
+            return self.num_parameters * namespace(n).log(n) - 2.0 * log_likelihood
+
+    def aicc(self) -> Float[AnyArray, "*b"]:
+        """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ; NaN where n ≤ p + 1.
+
+        References
+        ----------
+        Hurvich, C. M. and Tsai, C.-L. (1989), Biometrika 76, 297-307.
+        """
+        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        xp, left = namespace(n), n - self.num_parameters - 1
+        penalty = xp.where(left > 0, 2.0 * self.num_parameters * n / xp.where(left > 0, left, 1.0), np.nan)
+        return penalty - 2.0 * log_likelihood
+
+    def tic(self) -> Float[AnyArray, "*b"]:
+        """Takeuchi's information criterion 2 tr(J⁻¹K) − 2ℓ, K = Σ s sᵀ, for a model that need not be right.
+
+        References
+        ----------
+        Takeuchi, K. (1976), Suri-Kagaku 153, 12-18; Burnham, K. P. and Anderson, D. R. (2002), Model Selection and Multimodel
+        Inference, eq. (2.4).
+        """
+        self._check("sandwich", "tic")
+        self._warn("tic")
+        return self._computed(covariances.takeuchi)
+
+    def describe(self, kind: str) -> str:
+        """A kind of covariance in words, as `summary` says it."""
+        return self.robust if kind == "sandwich" and self.robust else covariances.DESCRIPTIONS[kind]
+
+    def diagnosis(self) -> str:
+        """The status in full: what is known, which observation or direction is to blame, likely causes, what to try."""
+        self._check_single("diagnosis")
+        return diagnose(self.status, self._culprit())
+
+    def raise_if_failed(self) -> "Fit":
+        """Return the fit if it converged; raise `FitError` otherwise, with the diagnosis, of many that of the first failed."""
+        if not self.has_batch:
+            self._check_single("raise_if_failed")
+            if not self.converged:
+                raise FitError(self.diagnosis())
+            return self
+        failed = np.flatnonzero(~np.asarray(self.converged))
+        if len(failed):
+            named = ", ".join(map(str, failed[:10])) + (", …" if len(failed) > 10 else "")
+            raise FitError(
+                f"{len(failed)} of {len(self)} fits did not converge: {named}. Of {failed[0]}: {self[failed[0]].diagnosis()}"
+            )
+        return self
+
+    def summary(self, kind: str | None = None, *, level: Any = 0.95, method: str = "wald") -> Summary | BatchSummary:
+        """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
+
+        In a notebook it shows as a table. `kind`, that of the standard errors, `level` and `method` as for
+        `confidence_intervals`. Of many fits the report says how many ended how, the spread of steps, decrements and estimates,
+        and which failed; it has no intervals.
+        """
+        intervals.check_interval(level, method, "summary")
+        if self.has_batch:
+            kind, errors = self._errors_if_kept(kind, "summary")
+            return batch_summary(on_host(self), kind, errors)
+        self._check_single("summary")
+        kind = self._check(kind, "summary")
+        return Summary(
+            rows=self._rows(kind, level, method, "summary"),
+            status=self.status,
+            culprit=self._culprit(),
+            log_likelihood=float(self.log_likelihood),
+            num_observations=float(self.num_observations),
+            num_parameters=self.num_parameters,
+            num_steps=int(self.num_steps),
+            decrement=float(self.decrement),
+            precision=str(self.free.dtype),
+            covariance=self.describe(kind),
+            level=level,
+            intervals="" if method == "wald" else "by profile likelihood",
+        )
+
+    def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:
+        """Of many fits, one array (B,) for each estimate, each standard error (`name standard error`) and each fact.
+
+        The facts are log_likelihood, decrement, num_steps, num_observations, status and attempt. A parameter that has the name
+        of one is called `parameter name`. With ``kind=""`` there are no standard errors.
+        """
+        if not self.has_batch:
+            raise ValueError("to_columns: this is one fit. Use to_frame, or summary().rows.")
+        theta = np.asarray(self.layout.join(on_host(self.values)))
+        labels = [f"parameter {name}" if name in FACTS else name for name in self.names]
+        columns = {label: theta[:, k] for k, label in enumerate(labels)}
+        if kind != "":
+            _, errors = self._errors_if_kept(kind, "to_columns")
+            if errors is not None:
+                columns |= {f"{label} standard error": errors[:, k] for k, label in enumerate(labels)}
+        return columns | {fact: np.asarray(getattr(self, fact)) for fact in FACTS}
+
+    def to_frame(self, kind: str | None = None, *, level: Any = 0.95, method: str = "wald") -> Any:
+        """Estimates, standard errors and intervals as a pandas DataFrame (needs the extra `frames`).
+
+        Of one fit a row for each name; of many a row for each fit, with the columns of `to_columns`, the status in words, and
+        `name lower` and `name upper`. Arguments as for `confidence_intervals`.
+        """
+        pd = require("pandas", "frames", "to_frame")
+        intervals.check_interval(level, method, "to_frame")
+        if not self.has_batch:
+            self._check_single("to_frame")
+            kind = self._check(kind, "to_frame")
+            self._warn("to_frame")
+            rows = self._rows(kind, level, method, "to_frame")
+            return pd.DataFrame(rows, columns=list(Row._fields)).set_index("name")
+        columns = self.to_columns(kind)
+        if self.kinds:
+            kind = self._check(kind, "to_frame")
+            ends = self._ends(kind, level, method, "unconstrained", "to_frame")
+            for k, name in enumerate(self.names):
+                columns |= {f"{name} lower": ends[:, k, 0], f"{name} upper": ends[:, k, 1]}
+        frame = pd.DataFrame(columns)
+        labels = {int(status): status.label for status in Status}
+        return frame.assign(
+            status=frame["status"].map(labels).astype("category"),
+            attempt=pd.Categorical.from_codes(frame["attempt"], ATTEMPTS),
+        )
+
+    def to_parquet(self, path: Any, kind: str | None = None) -> None:
+        """Write the columns of `to_columns` to a Parquet file (needs the extra `stream`)."""
+        pa, parquet = require("pyarrow", "stream", "to_parquet"), require("pyarrow.parquet", "stream", "to_parquet")
+        parquet.write_table(pa.table(self.to_columns(kind)), path)
+
+    def __repr__(self) -> str:
+        if is_traced(self) or np.ndim(self.status_code) > 1 or not (self.kinds or self.has_batch):
+            return f"Fit({', '.join(self.names)}; status_code={self.status_code})"
+        return str(self.summary())
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    def _computed(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(fit, *arguments)`, by numpy where all is known, and of many fits a block at a time."""
+        if is_traced(self, arguments):
+            return function(self, *arguments)
+        fit = on_host(self)
+        with np.errstate(all="ignore"):  # NaN and infinities are what a status explains
+            if not self.has_batch or len(self) <= BLOCK:
+                return function(fit, *arguments)
+            parts = [function(fit[start : start + BLOCK], *arguments) for start in range(0, len(self), BLOCK)]
+        return np.concatenate(parts)
+
+    def _errors_if_kept(self, kind: str | None, caller: str) -> tuple[str, np.ndarray | None]:
+        """The kind meant and the standard errors (B, q), without a warning; neither where no kind was kept nor asked for."""
+        if kind is None and not self.kinds:
+            return "", None
+        kind = self._check(kind, caller)
+        return kind, self._computed(covariances.standard_errors, kind)
+
+    def _rows(self, kind: str, level: Any, method: str = "wald", caller: str = "") -> list[Row]:
+        errors = self._computed(covariances.standard_errors, kind)
+        ends = self._ends(kind, level, method, "unconstrained", caller)
+        theta = self.layout.join(on_host(self.values))
+        numbers = np.concatenate([theta[:, None], errors[:, None], ends], axis=1)
+        free = [Row(name, *map(float, row)) for name, row in zip(self.names, numbers, strict=True)]
+        return with_fixed(free, self.layout, on_host(self.values))
+
+    def _ends(self, kind: str, level: Any, method: str, scale: str, caller: str) -> Float[AnyArray, "*b q 2"]:
+        if method == "wald":
+            return self._computed(intervals.wald, kind, level, scale)
+        from fisher_jax.uncertainty.profile_sides import profile_ends
+
+        model, dataset = origin_of(self, caller)
+        ends = profile_ends(model, dataset, self.layout, (self.values, self.free, self.curvature), level, caller)
+        lost = np.any(np.isnan(ends), axis=-1)
+        if np.any(lost):
+            where = f"in {int(np.sum(np.any(lost, axis=-1)))} of {len(self)} fits" if self.has_batch else ""
+            where = where or f"for {', '.join(self.names[k] for k in np.flatnonzero(lost))}"
+            one = "fits[k]" if self.has_batch else "fit"
+            warnings.warn(
+                f"{caller}: an end is NaN {where}; print fisher_jax.profile_likelihood({one}) to see why.",
+                FitWarning,
+                stacklevel=4,
+            )
+        return ends
+
+    def _culprit(self) -> str:
+        """Which observation, parameter or direction the status is about, in words; empty where there is none."""
+        status = self.status
+        if status in (Status.BAD_START, Status.NOT_FINITE) and int(self.suspect) >= 0:
+            return f"first at observation {int(self.suspect)}"
+        if status == Status.BOUNDARY:
+            found = escaping(self.curvature, self.free, self.last_step, self.layout, EDGE_INFORMATION)
+            return f"direction: {found}"
+        if status in (Status.SINGULAR_INFORMATION, Status.INDEFINITE):
+            return f"direction: {weakest(self.curvature, self.layout)}"
+        if status == Status.TOO_FEW_OBSERVATIONS:
+            return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
+        return ""
+
+    def _check(self, kind: str | None, caller: str) -> str:
+        """The kind of covariance meant; raise where it does not exist or was not kept."""
+        if kind is None:
+            kind = "sandwich" if self.robust else (*self.kinds, "observed")[0]
+        if kind in KINDS and kind not in self.kinds:
+            kept = ", ".join(map(repr, self.kinds)) or "none"
+            raise ValueError(
+                f"{caller}: kind={kind!r} was not kept ({kept} was). Fit again with fit_batch(…, covariances=({kind!r},))."
+            )
+        covariances.check_kind(kind, has_expected=self.expected is not None, caller=caller)
+        return kind
+
+    def _check_single(self, caller: str) -> None:
+        if not isinstance(self.status, Status):
+            raise ValueError(
+                f"{caller}: needs one fit whose values are known, but this one is inside a transformation or has a batch "
+                "axis. Call it outside; take one of a batch by fits[i]."
+            )
+
+    def _warn(self, caller: str, stacklevel: int = 3) -> None:
+        """A `FitWarning` where a fit whose numbers are known failed."""
+        if is_traced(self.status_code) or np.all(self.converged):
+            return
+        if self.has_batch:
+            failed = int(np.sum(~np.asarray(self.converged)))
+            text = (
+                f"{caller}: {failed} of {np.size(self.status_code)} fits did not converge, and theirs is not to be relied on. "
+                "See `converged`, `status` and `summary()`."
+            )
+        else:
+            text = f"{caller}: not to be relied on. {self.diagnosis()}"
+        warnings.warn(text, FitWarning, stacklevel=stacklevel)
+
+
+_META = ("layout", "kinds", "engine", "robust")
+jax.tree_util.register_dataclass(
+    Fit,
+    data_fields=[field.name for field in fields(Fit) if field.name not in (*_META, "origin")],
+    meta_fields=list(_META),
+    drop_fields=["origin"],
+)
+
+
+def origin_of(fit: Fit, caller: str) -> Origin:
+    """What the fit was made from; raise where it is not known."""
+    if fit.origin is None and fit.has_batch:
+        raise ValueError(
+            f"{caller}: needs the data, which this batch does not have: it was made from a list of data sets, or went through "
+            "a transformation. Fit data sets of one length together, or take each by itself."
+        )
+    if fit.origin is None:
+        raise ValueError(
+            f"{caller}: needs the data, which this fit has lost on its way through a transformation (jit, vmap, tree.map) or "
+            "into a file. Use a fit as `fit` returned it."
+        )
+    return fit.origin
+
+
+def joined_fits(parts: list[Fit], order: np.ndarray) -> Fit:
+    """Several batches in one, in the order given."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
