@@ -29,7 +29,7 @@ from jax.extend import core
 
 from fisher_jax.numerics import special
 
-MAX_ENTRIES, MAX_LENGTH, MAX_MATRIX, MAX_EQUATIONS = 1024, 64, 8, 5000
+MAX_ENTRIES, MAX_LENGTH, MAX_MATRIX, MAX_EQUATIONS = 1024, 64, 8, 6000
 
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, jaxlib.__file__))  # noqa: PTH100, PTH120
 
@@ -524,7 +524,7 @@ def _reduction(combine: Callable[..., Entry], empty: Any) -> Callable[..., Array
     def rule(s: Scalars, x: Array, *, axes: Any, dtype: Any = None, **_: Any) -> Array:
         rest = [d for d in range(x.ndim) if d not in axes]
         shape = tuple(x.shape[d] for d in rest)
-        flat = x.transpose(*rest, *axes).reshape(-1, math.prod(x.shape[d] for d in axes))
+        flat = x.transpose(*rest, *axes).reshape(math.prod(shape), math.prod(x.shape[d] for d in axes))
         if not flat.shape[-1]:
             return s.constants(np.full(shape, empty, dtype))
         return _objects(shape, [functools.reduce(functools.partial(combine, s), row) for row in flat])
@@ -1094,7 +1094,7 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1) ->
     Raises
     ------
     CannotExpand
-        Where something has no form on single entries, with the user's line, or where more than 5 000 equations are left.
+        Where something has no form on single entries, with the user's line, or where more than 6 000 equations are left.
     """
     closed = jax.make_jaxpr(function)(*shapes)
     flat, s = _flatten(closed), Scalars()
