@@ -122,7 +122,7 @@ def gammas(p, y, z):
 
 def errors(p, y, z):
     a, b = jnp.exp(p["a"][0]), jnp.exp(p["a"][1])
-    tails = jsp.log_ndtr(-a - 20 * b) + jsp.erfc(a) + jsp.ndtri(0.2 + 0.1 * y * jnp.tanh(a)) + jsp.erfinv(0.5 * y)
+    tails = jsp.log_ndtr(-a - 3 * b) + jsp.erfc(a) + jsp.ndtri(0.2 + 0.1 * y * jnp.tanh(a)) + jsp.erfinv(0.5 * y)
     return tails + jnp.log(jsp.i0e(a)) + jsp.entr(y * b) + jnp.sinc(a) + jnp.hypot(a, b) + a**b + jnp.arctan2(a, b)
 
 
@@ -138,7 +138,9 @@ def interpolated(p, y, z):
 
 def polynomial(p, y, z):
     a = p["a"]
-    return -(jnp.polyval(a, y) ** 2) - jnp.linalg.norm(a) - jnp.einsum("i,ij,j", a, np.eye(3), a) + jnp.vdot(a, a) ** 0.5
+    return (
+        -(jnp.polyval(a, y) ** 2) - jnp.linalg.norm(a) - jnp.einsum("i,ij,j", a, np.eye(3), a) + jnp.vdot(a, a) ** 0.5
+    )
 
 
 def mapped(p, y, z):
@@ -168,10 +170,16 @@ DENSITIES = {
         ),
     ),
     "spots": Density(
-        spots, lambda rng: (np.array([1.0, 3.0, 0.2, *rng.normal(0, 0.3, 2)]), float(rng.poisson(9)), rng.uniform(-3, 3, 2))
+        spots,
+        lambda rng: (np.array([1.0, 3.0, 0.2, *rng.normal(0, 0.3, 2)]), float(rng.poisson(9)), rng.uniform(-3, 3, 2)),
     ),
     "gev": Density(
-        gev, lambda rng: ({"loc": rng.normal(), "log_scale": rng.normal(0, 0.3), "shape": rng.normal(0, 0.2)}, rng.gumbel(), 0.0)
+        gev,
+        lambda rng: (
+            {"loc": rng.normal(), "log_scale": rng.normal(0, 0.3), "shape": rng.normal(0, 0.2)},
+            rng.gumbel(),
+            0.0,
+        ),
     ),
     "logistic": Density(logistic, lambda rng: (rng.normal(size=5), float(rng.integers(0, 2)), rng.normal(size=5))),
     "mixture": Density(
@@ -183,7 +191,8 @@ DENSITIES = {
         ),
     ),
     "factored_normal": Density(
-        factored_normal, lambda rng: ({"factor": rng.normal(0, 0.5, 6), "loc": rng.normal(size=3)}, rng.normal(size=3), 0.0)
+        factored_normal,
+        lambda rng: ({"factor": rng.normal(0, 0.5, 6), "loc": rng.normal(size=3)}, rng.normal(size=3), 0.0),
     ),
     "cholesky_normal": Density(
         cholesky_normal, lambda rng: ({"covariance": _matrix(rng), "loc": rng.normal(size=3)}, rng.normal(size=3), 0.0)
@@ -216,7 +225,8 @@ DENSITIES = {
     "switch": Density(switch, _vector(3, z=lambda rng: int(rng.integers(0, 3)))),
     "condition": Density(condition, _vector(2)),
     "groups": Density(
-        groups, lambda rng: ({"effect": rng.normal(size=6), "log_scale": rng.normal()}, rng.normal(), int(rng.integers(0, 6)))
+        groups,
+        lambda rng: ({"effect": rng.normal(size=6), "log_scale": rng.normal()}, rng.normal(), int(rng.integers(0, 6))),
     ),
     "placed": Density(placed, _vector(2, lambda rng: rng.normal(size=3), lambda rng: int(rng.integers(0, 3)))),
     "with_its_own_rule": Density(with_its_own_rule, _vector(2), reverse=True),
@@ -247,7 +257,7 @@ def newton(p, y, z):
 
 
 def orthogonal(p, y, z):
-    return -jnp.sum(jnp.linalg.qr(jnp.outer(p["a"], p["a"]) + jnp.eye(3))[1]) + y
+    return -jnp.sum(jnp.linalg.qr(jnp.outer(p["a"], p["a"]) + jnp.eye(4))[1]) + y
 
 
 def long_scan(p, y, z):

@@ -100,7 +100,11 @@ class Program:
 def _broadcast(x: Any, shape: tuple[int, ...]) -> Any:
     if x.shape == shape:
         return x
-    return lax.full(shape, x) if isinstance(x, np.generic) else lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape)))
+    return (
+        lax.full(shape, x)
+        if isinstance(x, np.generic)
+        else lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape)))
+    )
 
 
 def split(program: Program, argument: int) -> tuple[Program, Program]:
@@ -498,7 +502,9 @@ def _each(function: Callable[..., Entry], *arrays: Array) -> Array:
     return _objects(shape, [function(*entries) for entries in zip(*columns, strict=True)])
 
 
-def _broadcast_in_dim(s: Scalars, x: Array, *_: Any, shape: tuple[int, ...], broadcast_dimensions: Any, **__: Any) -> Array:
+def _broadcast_in_dim(
+    s: Scalars, x: Array, *_: Any, shape: tuple[int, ...], broadcast_dimensions: Any, **__: Any
+) -> Array:
     expanded = [1] * len(shape)
     for size, d in zip(x.shape, broadcast_dimensions, strict=True):
         expanded[d] = size
@@ -535,7 +541,11 @@ def _reduction(combine: Callable[..., Entry], empty: Any) -> Callable[..., Array
 def _cumulative(combine: Callable[..., Entry]) -> Callable[..., Array]:
     def rule(s: Scalars, x: Array, *, axis: int, reverse: bool) -> Array:
         rows = [_wrap(row) for row in np.moveaxis(x, axis, 0)]
-        parts = list(itertools.accumulate(rows[::-1] if reverse else rows, lambda a, b: _each(functools.partial(combine, s), a, b)))
+        parts = list(
+            itertools.accumulate(
+                rows[::-1] if reverse else rows, lambda a, b: _each(functools.partial(combine, s), a, b)
+            )
+        )
         return np.moveaxis(np.stack(parts[::-1] if reverse else parts), 0, axis)
 
     return rule
@@ -554,7 +564,9 @@ def _arg_extreme(sign: int) -> Callable[..., Array]:
             ordered = s.compare("gt" if sign > 0 else "lt", new, old)
             if new.dtype.kind != "f":
                 return ordered
-            return s.either(s.both(ordered, s.compare("eq", old, old)), s.both(s.compare("ne", new, new), s.compare("eq", old, old)))
+            return s.either(
+                s.both(ordered, s.compare("eq", old, old)), s.both(s.compare("ne", new, new), s.compare("eq", old, old))
+            )
 
         rows = [_wrap(row) for row in np.moveaxis(x, axes[0], 0)]
         best, where = rows[0], _objects(rows[0].shape, [s.constant(0, index_dtype)] * rows[0].size)
@@ -712,7 +724,16 @@ def _dynamic_slice(s: Scalars, x: Array, *starts: Array, slice_sizes: Any) -> Ar
 
 
 def _gather(
-    s: Scalars, x: Array, indices: Array, *, dimension_numbers: Any, slice_sizes: Any, mode: Any, fill_value: Any, shape: Any, **_: Any
+    s: Scalars,
+    x: Array,
+    indices: Array,
+    *,
+    dimension_numbers: Any,
+    slice_sizes: Any,
+    mode: Any,
+    fill_value: Any,
+    shape: Any,
+    **_: Any,
 ) -> Array:
     dn = dimension_numbers
     window = [d for d in range(x.ndim) if d not in (*dn.collapsed_slice_dims, *dn.operand_batching_dims)]
@@ -744,7 +765,9 @@ def _missing(dtype: np.dtype) -> Any:
 
 
 def _scatter(combine: Callable[..., Entry]) -> Callable[..., Array]:
-    def rule(s: Scalars, x: Array, indices: Array, updates: Array, *, dimension_numbers: Any, mode: Any, **_: Any) -> Array:
+    def rule(
+        s: Scalars, x: Array, indices: Array, updates: Array, *, dimension_numbers: Any, mode: Any, **_: Any
+    ) -> Array:
         dn, out = dimension_numbers, x.copy()
         window = [d for d in range(x.ndim) if d not in (*dn.inserted_window_dims, *dn.operand_batching_dims)]
         dims = dn.scatter_dims_to_operand_dims
@@ -800,9 +823,9 @@ _ARRAYS: dict[str, Callable[..., Any]] = {
     "concatenate": lambda s, *xs, dimension: np.concatenate(xs, dimension),
     "stack": lambda s, *xs, axis: np.stack(xs, axis),
     "unstack": lambda s, x, *, axis, **_: [_wrap(part) for part in np.moveaxis(x, axis, 0)],
-    "slice": lambda s, x, *, start_indices, limit_indices, strides: (
-        x[tuple(map(slice, start_indices, limit_indices, strides or [None] * x.ndim))]
-    ),
+    "slice": lambda s, x, *, start_indices, limit_indices, strides: x[
+        tuple(map(slice, start_indices, limit_indices, strides or [None] * x.ndim))
+    ],
     "rev": lambda s, x, *, dimensions: np.flip(x, dimensions),
     "pad": _pad,
     "split": lambda s, x, *, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
@@ -883,7 +906,9 @@ def _scan_needs(step: _Step, hit: Sequence[bool]) -> tuple[list[bool], list[bool
     while True:
         wanted = flat.exact(tuple(mask))
         needed = [v in wanted for v in flat.inputs]
-        needed[consts : consts + carry] = [n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)]
+        needed[consts : consts + carry] = [
+            n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)
+        ]
         if needed[consts : consts + carry] == mask[:carry]:
             return mask, needed
         mask[:carry] = needed[consts : consts + carry]
@@ -914,7 +939,9 @@ def _flatten(closed: Any) -> _Flat:
         return key
 
     def walk(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any], outer: Any) -> list[Any]:
-        env = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True)) | dict(zip(jaxpr.invars, given, strict=True))
+        env = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True)) | dict(
+            zip(jaxpr.invars, given, strict=True)
+        )
         read = lambda v: np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else env[v]
         for equation in jaxpr.eqns:
             name, params = equation.primitive.name, equation.params
@@ -926,10 +953,20 @@ def _flatten(closed: Any) -> _Flat:
                 cuts, solve = np.cumsum([0, *params["const_lengths"]]), params["jaxprs"].solve
                 results = walk(solve.jaxpr, solve.consts, [*operands[cuts[2] : cuts[3]], *operands[cuts[4] :]], user)
             else:
-                key = (name, key_of_params(params), tuple(str(v.aval) for v in equation.outvars), *map(key_of, operands))
+                key = (
+                    name,
+                    key_of_params(params),
+                    tuple(str(v.aval) for v in equation.outvars),
+                    *map(key_of, operands),
+                )
                 if key not in made:
                     made[key] = tuple(next(numbers) for _ in equation.outvars)
-                    inner = tuple(map(_flatten, params["branches"] if name == "cond" else [params[k] for k in _BODIES.get(name, ())]))
+                    inner = tuple(
+                        map(
+                            _flatten,
+                            params["branches"] if name == "cond" else [params[k] for k in _BODIES.get(name, ())],
+                        )
+                    )
                     steps.append(_Step(name, equation, user, tuple(operands), made[key], inner))
                 results = list(made[key])
             env.update(zip(equation.outvars, results, strict=True))
@@ -1014,7 +1051,9 @@ def _step(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> An
     if name in _LOOPS:
         return _LOOPS[name](s, step, arrays, exact)
     if name in _ARRAYS:
-        more: dict[str, Any] = {"dtype": out.dtype} if name in _NEEDS_DTYPE else {"shape": out.shape} if name == "gather" else {}
+        more: dict[str, Any] = (
+            {"dtype": out.dtype} if name in _NEEDS_DTYPE else {"shape": out.shape} if name == "gather" else {}
+        )
         return _ARRAYS[name](s, *arrays, **params | more)
     if name == "optimization_barrier":
         return arrays
@@ -1041,7 +1080,9 @@ def _step(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> An
 
         return _each(written_out, *arrays)
     if name in _AS_THEY_ARE:
-        return _each(lambda *entries: s.emit(step.equation.primitive, params, *entries, dtype=np.dtype(out.dtype)), *arrays)
+        return _each(
+            lambda *entries: s.emit(step.equation.primitive, params, *entries, dtype=np.dtype(out.dtype)), *arrays
+        )
     raise CannotExpand(f"the operation '{name}'")
 
 
@@ -1099,10 +1140,14 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1) ->
     closed = jax.make_jaxpr(function)(*shapes)
     flat, s = _flatten(closed), Scalars()
     leaves = [[(leaf.shape, np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(shape)] for shape in shapes]
-    arrays = [[_objects(size, [s.variable(dtype) for _ in range(math.prod(size))]) for size, dtype in of] for of in leaves]
+    arrays = [
+        [_objects(size, [s.variable(dtype) for _ in range(math.prod(size))]) for size, dtype in of] for of in leaves
+    ]
     mask = [exact is None or k < exact for k in range(len(flat.outputs))]
     outputs = _evaluate(s, flat, [a for of in arrays for a in of], mask)
     program = s.program([[e for a in of for e in a.ravel()] for of in arrays], [e for a in outputs for e in a.ravel()])
     if program.num_equations > MAX_EQUATIONS:
-        raise CannotExpand(f"a function of {program.num_equations} equations (too many equations: at most {MAX_EQUATIONS})")
+        raise CannotExpand(
+            f"a function of {program.num_equations} equations (too many equations: at most {MAX_EQUATIONS})"
+        )
     return program

@@ -46,7 +46,9 @@ def _log_parts(x: Array) -> tuple[Array, Array]:
     k = lax.bitcast_convert_type(lax.shift_right_logical(bits, np.int64(52)) | np.int64(0x4330000000000000), x.dtype)
     mantissa = lax.bitcast_convert_type((bits & np.int64(0x000FFFFFFFFFFFFF)) | np.int64(0x3FF0000000000000), x.dtype)
     large = mantissa > math.sqrt(2)
-    return k - _select(large, 2.0**52 + 1022, lax.full_like(k, 2.0**52 + 1023)), _select(large, 0.5 * mantissa, mantissa) - 1
+    return k - _select(large, 2.0**52 + 1022, lax.full_like(k, 2.0**52 + 1023)), _select(
+        large, 0.5 * mantissa, mantissa
+    ) - 1
 
 
 _LOG_SERIES = (1.479819860510658591e-01, 1.531383769920937332e-01, 1.818357216161805012e-01, 2.222219843214978396e-01,
@@ -137,7 +139,9 @@ def _lgamma(x: Array) -> Array:
     negative, small, low, far = _shifted(x, shift)
     i = 1 / far
     series = (-3617 / 122400, 1 / 156, -691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12)
-    stirling = (far - 0.5) * (lax.log(far) - 1) + (0.5 * math.log(2 * math.pi) - 0.5 + i * _horner(_for_dtype(x, series, 4), i * i))
+    stirling = (far - 0.5) * (lax.log(far) - 1) + (
+        0.5 * math.log(2 * math.pi) - 0.5 + i * _horner(_for_dtype(x, series, 4), i * i)
+    )
     near, below = lax.abs(x - 1.5) < 1, x < 1.5
     t = _select(near, x - _select(below, 1.0, lax.full_like(x, 2.0)), 0.0)
     stirling = _select(near, t * _horner(_NEAR_TWO if x.dtype == jnp.float64 else _NEAR_TWO_32, t), stirling)
@@ -201,7 +205,9 @@ def _polygamma(order: int, x: Array) -> Array:
     polynomial = np.polynomial.Polynomial([0, 1])
     for _ in range(n):
         polynomial = -polynomial.deriv() * np.polynomial.Polynomial([1, 0, 1])
-    reflection = math.pi ** (n + 1) * _horner(tuple(float(c) for c in polynomial.coef[::-1]), _cotangent(turn, _sin_pi(turn)))
+    reflection = math.pi ** (n + 1) * _horner(
+        tuple(float(c) for c in polynomial.coef[::-1]), _cotangent(turn, _sin_pi(turn))
+    )
     # (-1)ⁿ ψₙ(1 - x) = ψₙ(x) + π dⁿ/dxⁿ cot πx, and `value` is |ψₙ|
     value = _select(negative, -value - reflection, sign * value)
     return _select((x <= 0) & (x == lax.floor(x)), jnp.nan if n % 2 == 0 else jnp.inf, value)
@@ -214,7 +220,13 @@ def _power(x: Array, n: int) -> Array:
 # --- erf, erfc ------------------------------------------------------------------------------------------------------------------------
 
 # Cody, W. J. (1969), Rational Chebyshev approximations for the error function, Math. Comp. 23, 631-637; coefficients of CALERF.
-_NEAR = (1.85777706184603153e-1, 3.16112374387056560e0, 1.13864154151050156e2, 3.77485237685302021e2, 3.20937758913846947e3)
+_NEAR = (
+    1.85777706184603153e-1,
+    3.16112374387056560e0,
+    1.13864154151050156e2,
+    3.77485237685302021e2,
+    3.20937758913846947e3,
+)
 _NEAR_UNDER = (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3)
 _MIDDLE = (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1, 2.98635138197400131e2,
            8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3, 1.23033935479799725e3)  # fmt: skip
@@ -258,7 +270,13 @@ def _erfc(x: Array) -> Array:
 
 # --- what takes the place of which primitive -------------------------------------------------------------------------------------------
 
-_FORMS: dict[str, Callable[..., Array]] = {"lgamma": _lgamma, "digamma": _digamma, "erf": _erf, "erfc": _erfc, "log1p": _log1p}
+_FORMS: dict[str, Callable[..., Array]] = {
+    "lgamma": _lgamma,
+    "digamma": _digamma,
+    "erf": _erf,
+    "erfc": _erfc,
+    "log1p": _log1p,
+}
 _FORMS_64: dict[str, Callable[..., Array]] = {"log": _log64}
 
 
