@@ -1,4 +1,4 @@
-"""Log-densities as people write them, each with what JAX offers for it: `DENSITIES[name]` is a `Density`, `REFUSED` those that cannot expand."""
+"""Log-densities as people write them: `DENSITIES[name]` is a `Density`; `REFUSED` are those that cannot expand."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,8 @@
 """Special functions in elementary operations: arithmetic, comparisons, select, exp, sqrt, floor and the bits of a float.
 
-No branches, loops or tables, so that they run on many lanes in one CPU kernel, where XLA's own call the C library for each number or
-are long, and in a Triton kernel, where they have no rule. `elementary` names the form that takes the place of a primitive of JAX.
+No branches, loops or tables, so that they run on many lanes in one CPU kernel, where XLA's own call the C library for
+each number or are long, and in a Triton kernel, where they have no rule. `elementary` names the form that takes the
+place of a primitive of JAX.
 """
 
 import functools
@@ -36,7 +37,7 @@ def _for_dtype(x: Array, coefficients: tuple[float, ...], enough: int) -> tuple[
     return coefficients if x.dtype == jnp.float64 else coefficients[-enough:]
 
 
-# --- logarithms, powers -------------------------------------------------------------------------------------------------------------
+# --- logarithms, powers ---------------------------------------------------------------------------------------------
 
 
 def _log_parts(x: Array) -> tuple[Array, Array]:
@@ -67,7 +68,7 @@ def _log64(x: Array, correction: Any = 0.0) -> Array:
     return _select((x > 0) & (x < jnp.inf), value, outside)
 
 
-def _log1p(x: Array) -> Array:
+def log1p(x: Array) -> Array:
     """log(1 + x) from the rounded sum u and what rounding lost, divided by u."""
     u = 1 + x
     one = u - x  # to rounding; XLA would make x of (1 + x) - 1
@@ -77,7 +78,7 @@ def _log1p(x: Array) -> Array:
     return _log64(u, correction) if x.dtype == jnp.float64 else lax.log(u) + correction
 
 
-# --- log-gamma and its derivatives ----------------------------------------------------------------------------------------------------
+# --- log-gamma and its derivatives ----------------------------------------------------------------------------------
 #
 # For x ≥ 8 (float32: 4) Stirling's series; below, the recurrence leads to x + 8 (x + 4); for x < 0 reflection.
 
@@ -126,11 +127,13 @@ def _cotangent(r: Array, sin: Array) -> Array:
 
 # log Γ(2 + t) / t for |t| ≤ 1/2, interpolated at Chebyshev points (relative errors 2e-17, 5e-10): Stirling's form has no
 # relative accuracy near the zeros at 1 and 2.
-_NEAR_TWO = (2.7475390051909663e-07, -5.811277768921246e-07, 9.242852225162277e-07, -1.9743106888421067e-06, 4.3828545383846665e-06,
+_NEAR_TWO = (2.7475390051909663e-07, -5.811277768921246e-07, 9.242852225162277e-07, -1.9743106888421067e-06,
+    4.3828545383846665e-06,
     -9.45628851510172e-06, 2.050601970174762e-05, -4.4923727564247656e-05, 9.945761692157133e-05, -0.00022315497746292723,
     0.0005096695196526673, -0.0011927539009983087, 0.002890510330865901, -0.007385551028935545, 0.02058080842778338,
     -0.06735230105319563, 0.3224670334241132, 0.42278433509846713)  # fmt: skip
-_NEAR_TWO_32 = (0.00011347281994554691, -0.0002538170956727826, 0.0005065171429518161, -0.0011858600344983208, 0.002890795321559696,
+_NEAR_TWO_32 = (0.00011347281994554691, -0.0002538170956727826, 0.0005065171429518161, -0.0011858600344983208,
+    0.002890795321559696,
     -0.007386174155633413, 0.020580799471518252, -0.0673522814721006, 0.3224670334689425, 0.4227843350004583)  # fmt: skip
 
 
@@ -190,7 +193,7 @@ def _trigamma(x: Array) -> Array:
 
 
 def _polygamma(order: int, x: Array) -> Array:
-    """Of order n ≥ 2: n! Σ (x + k)^(-n-1) for k < shift, and the asymptotic series; reflection by derivatives of the cotangent."""
+    """Of order n ≥ 2: n! Σ (x + k)^(-n-1) for k < shift, and the asymptotic series; reflected by the cotangent."""
     shift = 8 if order == 2 else 8 + 2 * order
     negative, small, low, far = _shifted(x, shift)
     n, i, sign = order, 1 / far, -1.0 if order % 2 == 0 else 1.0
@@ -217,7 +220,7 @@ def _power(x: Array, n: int) -> Array:
     return x if n == 1 else _power(x * x, n // 2) if n % 2 == 0 else x * _power(x, n - 1)
 
 
-# --- erf, erfc ------------------------------------------------------------------------------------------------------------------------
+# --- erf, erfc ------------------------------------------------------------------------------------------------------
 
 # Cody, W. J. (1969), Rational Chebyshev approximations for the error function, Math. Comp. 23, 631-637; coefficients of CALERF.
 _NEAR = (
@@ -268,14 +271,14 @@ def _erfc(x: Array) -> Array:
     return _select(near, 1 - inside, _select(x < 0, 2 - tail, tail))
 
 
-# --- what takes the place of which primitive -------------------------------------------------------------------------------------------
+# --- what takes the place of which primitive ------------------------------------------------------------------------
 
 _FORMS: dict[str, Callable[..., Array]] = {
     "lgamma": _lgamma,
     "digamma": _digamma,
     "erf": _erf,
     "erfc": _erfc,
-    "log1p": _log1p,
+    "log1p": log1p,
 }
 _FORMS_64: dict[str, Callable[..., Array]] = {"log": _log64}
 
@@ -289,6 +292,6 @@ def elementary(name: str, dtype: Any) -> Callable[..., Array] | None:
 
 
 @functools.cache
-def polygamma_of(order: int) -> Callable[[Array], Array]:
+def polygamma(order: int) -> Callable[[Array], Array]:
     """The polygamma function of a constant order: the derivative of that order of digamma."""
     return _digamma if order == 0 else _trigamma if order == 1 else functools.partial(_polygamma, order)
