@@ -229,12 +229,13 @@ _TO_BOOL = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "is_finite"})
 _NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative,
     "abs": np.abs, "sign": np.sign, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1,
-    "sqrt": np.sqrt, "cbrt": np.cbrt, "pow": np.power, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos,
-    "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh,
+    "sqrt": np.sqrt, "cbrt": np.cbrt, "pow": np.power, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin,
+    "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh, "cosh": np.cosh,
+    "tanh": np.tanh, "asinh": np.arcsinh,
     "acosh": np.arccosh, "atanh": np.arctanh, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    "not": np.invert,
-    "rem": np.fmod, "floor": np.floor, "ceil": np.ceil, "nextafter": np.nextafter, "is_finite": np.isfinite,
+    "not": np.invert, "rem": np.fmod, "floor": np.floor, "ceil": np.ceil, "nextafter": np.nextafter,
+    "is_finite": np.isfinite,
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "logistic": lambda x: 1 / (1 + np.exp(-x)),
     "div": lambda x, y: x / y if x.dtype.kind == "f" else np.trunc(x / y).astype(x.dtype),
@@ -244,7 +245,8 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 class Scalars:
     """The arithmetic: makes entries, folds constants, merges equal operations."""
 
-    def __init__(self) -> None:
+    def __init__(self, portable: bool) -> None:
+        self.portable = portable
         self.entries: list[Entry] = []
         self.fold_zeros = False
         self._made: dict[Any, Entry] = {}
@@ -1162,7 +1164,7 @@ def _step(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> An
         if not orders <= set(range(special.MAX_POLYGAMMA + 1)) or len(orders) != 1:
             raise CannotExpand(f"polygamma of an order that is not a constant from 0 to {special.MAX_POLYGAMMA}")
         return _each(functools.partial(_written_out, s, special.polygamma(int(orders.pop()))), arrays[1])
-    form = special.elementary(name, aval.dtype)
+    form = special.elementary(name, aval.dtype, s.portable)
     if form is None and name not in _AS_THEY_ARE:
         raise CannotExpand(f"the operation '{name}'")
 
@@ -1207,7 +1209,7 @@ def _place(equation: Any) -> str:
     return ""
 
 
-def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1) -> Program:
+def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1, portable: bool = False) -> Program:
     """The row program of a function of small arrays.
 
     Parameters
@@ -1219,6 +1221,8 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1) ->
     exact : int or None
         The first `exact` leaves of the output (all, if None) give NaN and infinities wherever the function does. In
         the others, taken for derivatives, 0 * x with a constant zero is zero.
+    portable : bool
+        Write out also what XLA does well on a CPU but Triton has no rule for (erf, erfc).
 
     Raises
     ------
@@ -1226,7 +1230,7 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1) ->
         Where something has no form on single entries, with the user's line, or where more than 6 000 equations are left.
     """
     closed = jax.make_jaxpr(function)(*shapes)
-    flat, s = _flatten(closed), Scalars()
+    flat, s = _flatten(closed), Scalars(portable)
     leaves = [[(leaf.shape, np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(shape)] for shape in shapes]
     arrays = [
         [_objects(size, [s.variable(dtype) for _ in range(math.prod(size))]) for size, dtype in of] for of in leaves
