@@ -1,16 +1,17 @@
 """A function of small arrays becomes straight-line arithmetic on its single entries: the row program.
 
 1. The function (differentiated by the caller) is traced once into a jaxpr.
-2. Inner functions are written out, and equations that occur twice are merged while they still are about whole arrays: each pass of
-   the derivatives repeats the value.
+2. Inner functions are written out, and equations that occur twice are merged while they still are about whole arrays: each
+   pass of the derivatives repeats the value.
 3. Every array is held as a numpy object array of `Entry`; shape operations move entries and leave nothing behind, products of
    matrices, factorisations and unrolled loops become sums and products. Entries are hash-consed: the same operation on the same
    operands is one entry. Constants are folded by numpy.
 4. Operations that are slow in a CPU kernel or unknown to Triton are written out by `special.elementary`.
 5. What no output needs is dropped.
 
-0 * x is zero only if x is finite, so folding it could hide a NaN of the value. It is kept wherever one of the `exact` outputs (the value)
-depends on it, and folded elsewhere, where zeros are structure: one-hot tangents and the zeros of constant matrices.
+0 * x is zero only if x is finite, so folding it could hide a NaN of the value. It is kept wherever one of the `exact`
+outputs (the value) depends on it, and folded elsewhere, where zeros are structure: one-hot tangents and the zeros of
+constant matrices.
 """
 
 import functools
@@ -29,21 +30,21 @@ from jax.extend import core
 
 from fisher_jax.numerics import special
 
-HOLD_FROM = 8
-MAX_ENTRIES, MAX_LENGTH, MAX_MATRIX, MAX_EQUATIONS = 1024, 64, 8, 5000
+HOLD_FROM = 8  # equations, one that calls for a long computation counting as eight
+MAX_ENTRIES, MAX_LENGTH, MAX_MATRIX, MAX_EQUATIONS = 1024, 64, 8, 6000
 
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, jaxlib.__file__))  # noqa: PTH100, PTH120
 
 
 class CannotExpand(NotImplementedError):  # noqa: N818  # a statement about the function, not a failure
-    """The function uses something that has no form on single entries: `what`, at the user's line `place`, where that is known."""
+    """The function uses something that has no form on single entries: `what`, at the user's line `place`, if known."""
 
     def __init__(self, what: str, place: str = ""):
         super().__init__(f"{what} has no form for single entries" + (f", at {place}" if place else ""))
         self.what, self.place = what, place
 
 
-# --- programs ------------------------------------------------------------------------------------------------------------------
+# --- programs -------------------------------------------------------------------------------------------------------
 
 
 class Equation(NamedTuple):
@@ -60,8 +61,8 @@ class Equation(NamedTuple):
 class Program:
     """Elementwise operations on single entries, in order.
 
-    `inputs` holds for each argument the numbers of its entries (leaves in pytree order, each in C order); `outputs` numbers, or numpy
-    scalars where an output is constant.
+    `inputs` holds for each argument the numbers of its entries (leaves in pytree order, each in C order); `outputs`
+    numbers, or numpy scalars where an output is constant.
     """
 
     equations: tuple[Equation, ...]
@@ -79,17 +80,14 @@ class Program:
         XLA would compute them anew in each of the sums over rows, unless a barrier holds them.
         """
         uses: dict[int, int] = {}
-        for equation in self.equations:
-            for o in {o for o in equation.operands if type(o) is int}:
-                uses[o] = uses.get(o, 0) + 1
-        for o in self.outputs:
-            if type(o) is int:
-                uses[o] = uses.get(o, 0) + 1
+        operands = [{o for o in equation.operands if type(o) is int} for equation in self.equations]
+        for o in itertools.chain(*operands, (o for o in self.outputs if type(o) is int)):
+            uses[o] = uses.get(o, 0) + 1
         cost: dict[int, int] = {}
         held = set()
-        for equation in self.equations:
+        for equation, numbers in zip(self.equations, operands, strict=True):
             own = 8 if equation.primitive.name in _COSTLY else 1
-            cost[equation.result] = own + sum({o: cost.get(o, 0) for o in equation.operands if type(o) is int}.values())
+            cost[equation.result] = own + sum(cost.get(o, 0) for o in numbers)
             if cost[equation.result] >= HOLD_FROM and uses.get(equation.result, 0) > 1 and equation.dtype.kind == "f":
                 held.add(equation.result)
                 cost[equation.result] = 0
@@ -128,20 +126,21 @@ def _broadcast(x: Any, shape: tuple[int, ...]) -> Any:
     if x.shape == shape:
         return x
     return (
-        lax.full(shape, x)
+        lax.full(shape, np.asarray(x))
         if isinstance(x, np.generic)
         else lax.broadcast_in_dim(x, shape, range(len(shape) - x.ndim, len(shape)))
     )
 
 
 def split(program: Program, argument: int) -> tuple[Program, Program]:
-    """(first, rest): what depends on one argument alone is computed by `first`, once; `rest` takes its outputs as one more, last argument.
+    """(first, rest): `first` computes what depends on one argument alone, `rest` takes its outputs as one more argument.
 
-    `first` takes that argument's entries only. Its outputs are those values that have something costly on the way and that equations
-    with other inputs, or the outputs, use. What is cheap is repeated in `rest`: a product with a constant is better seen by the compiler
-    where it is used. The same holds for conditions, which would be stored as bytes.
+    `first` takes that argument's entries only. Its outputs are those values that have something costly on the way and
+    that equations with other inputs, or the outputs, use. `rest` takes them last. What is cheap is repeated there: a
+    product with a constant is better seen by the compiler where it is used. So are conditions, which would be bytes.
     """
-    alone, costly, taken = set(program.inputs[argument]), set(), {}
+    alone, costly = set(program.inputs[argument]), set()
+    taken: set[int] = set()
     for equation in program.equations:
         numbers = [o for o in equation.operands if type(o) is int]
         if all(o in alone for o in numbers):
@@ -154,7 +153,7 @@ def split(program: Program, argument: int) -> tuple[Program, Program]:
         if equation.result not in needed:
             continue
         if equation.result in costly and equation.dtype.kind == "f":
-            taken[equation.result] = None
+            taken.add(equation.result)
             continue
         rest.append(equation)
         needed.update(o for o in equation.operands if type(o) is int)
@@ -164,7 +163,7 @@ def split(program: Program, argument: int) -> tuple[Program, Program]:
 
 
 _COSTLY = frozenset(
-    [
+    {
         "acos",
         "acosh",
         "asin",
@@ -197,7 +196,7 @@ _COSTLY = frozenset(
         "digamma",
         "bessel_i0e",
         "bessel_i1e",
-    ]
+    }
 )
 
 
@@ -210,7 +209,7 @@ def _used(equations: Sequence[Equation], outputs: Iterable[Any]) -> tuple[Equati
     return tuple(reversed(kept))
 
 
-# --- entries and arithmetic on them --------------------------------------------------------------------------------------------
+# --- entries and arithmetic on them ---------------------------------------------------------------------------------
 
 
 class Entry:
@@ -247,18 +246,20 @@ def _operation(name: str, kind: str) -> tuple[core.Primitive, dict[str, Any]]:
 
 
 _BINARY = frozenset(
-    ["add", "sub", "mul", "div", "max", "min", "bitwise_and", "bitwise_or", "eq", "ne", "lt", "le", "gt", "ge"]
+    {"add", "sub", "mul", "div", "max", "min", "bitwise_and", "bitwise_or", "eq", "ne", "lt", "le", "gt", "ge"}
 )
-_COMMUTATIVE = frozenset(["add", "mul", "max", "min", "and", "or", "eq", "ne"])
-_TO_BOOL = frozenset(["eq", "ne", "lt", "le", "gt", "ge", "is_finite"])
+_COMMUTATIVE = frozenset({"add", "mul", "max", "min", "and", "or", "eq", "ne"})
+_TO_BOOL = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "is_finite"})
 _NUMPY: dict[str, Callable[..., Any]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative, "abs": np.abs,
-    "sign": np.sign, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1, "sqrt": np.sqrt,
-    "cbrt": np.cbrt, "pow": np.power, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos,
-    "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative,
+    "abs": np.abs, "sign": np.sign, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1,
+    "sqrt": np.sqrt, "cbrt": np.cbrt, "pow": np.power, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin,
+    "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh, "cosh": np.cosh,
+    "tanh": np.tanh, "asinh": np.arcsinh,
     "acosh": np.arccosh, "atanh": np.arctanh, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
-    "gt": np.greater, "ge": np.greater_equal, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
-    "rem": np.fmod, "floor": np.floor, "ceil": np.ceil, "nextafter": np.nextafter, "is_finite": np.isfinite,
+    "gt": np.greater, "ge": np.greater_equal, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+    "not": np.invert, "rem": np.fmod, "floor": np.floor, "ceil": np.ceil, "nextafter": np.nextafter,
+    "is_finite": np.isfinite,
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "logistic": lambda x: 1 / (1 + np.exp(-x)),
     "div": lambda x, y: x / y if x.dtype.kind == "f" else np.trunc(x / y).astype(x.dtype),
@@ -268,7 +269,8 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 class Scalars:
     """The arithmetic: makes entries, folds constants, merges equal operations."""
 
-    def __init__(self) -> None:
+    def __init__(self, portable: bool) -> None:
+        self.portable = portable
         self.entries: list[Entry] = []
         self.fold_zeros = False
         self._made: dict[Any, Entry] = {}
@@ -302,7 +304,7 @@ class Scalars:
             dtype = np.dtype(bool) if name in _TO_BOOL else operands[0].dtype
         if all(o.value is not None for o in operands) and name in _NUMPY:
             with np.errstate(all="ignore"):
-                return self.constant(_NUMPY[name](*(o.value for o in operands)), dtype)  # type: ignore[misc]
+                return self.constant(_NUMPY[name](*(o.value for o in operands)), dtype)
         simpler = self._simplify(name, operands)
         if simpler is not None:
             return simpler
@@ -334,7 +336,7 @@ class Scalars:
                     if constant == -1:
                         return self.neg(other)
                     if _made_by(other, "neg"):
-                        return self.mul(self.constant(-constant), other.origin[2][0])
+                        return self.mul(self.constant(np.negative(constant)), other.origin[2][0])
             for factor, other in ((x, y), (y, x)):
                 if _made_by(factor, "neg"):
                     return self.neg(self.mul(factor.origin[2][0], other))
@@ -475,7 +477,7 @@ def _conversion(old: np.dtype, new: np.dtype) -> tuple[core.Primitive, dict[str,
     return equation.primitive, equation.params
 
 
-# --- rules for single entries: (scalars, entries, params) -> entry -------------------------------------------------------------
+# --- rules for single entries: (scalars, entries, params) -> entry --------------------------------------------------
 
 
 def _integer_pow(s: Scalars, x: Entry, *, y: int) -> Entry:
@@ -546,7 +548,7 @@ _ENTRIES: dict[str, Callable[..., Entry]] = {
 
 # Elementwise primitives that stay as they are, where `special.elementary` has no form for them.
 _AS_THEY_ARE = frozenset(
-    [
+    {
         "abs",
         "neg",
         "ceil",
@@ -606,10 +608,10 @@ _AS_THEY_ARE = frozenset(
         "bessel_i0e",
         "bessel_i1e",
         "reduce_precision",
-    ]
+    }
 )
 
-# --- rules for arrays: (scalars, arrays, params) -> array or list of arrays -----------------------------------------------------
+# --- rules for arrays: (scalars, arrays, params) -> array or list of arrays -----------------------------------------
 
 
 def _each(function: Callable[..., Entry], *arrays: Array) -> Array:
@@ -649,7 +651,7 @@ def _reduction(combine: Callable[..., Entry], empty: Any) -> Callable[..., Array
     def rule(s: Scalars, x: Array, *, axes: Any, dtype: Any = None, **_: Any) -> Array:
         rest = [d for d in range(x.ndim) if d not in axes]
         shape = tuple(x.shape[d] for d in rest)
-        flat = x.transpose(*rest, *axes).reshape(-1, math.prod(x.shape[d] for d in axes))
+        flat = x.transpose(*rest, *axes).reshape(math.prod(shape), math.prod(x.shape[d] for d in axes))
         if not flat.shape[-1]:
             return s.constants(np.full(shape, empty, dtype))
         return _objects(shape, [functools.reduce(functools.partial(combine, s), row) for row in flat])
@@ -674,7 +676,7 @@ def _log_add(s: Scalars, x: Entry, y: Entry) -> Entry:
     high, difference = s.max(x, y), s.neg(s.abs(s.sub(x, y)))
     same = s.compare("eq", x, y)  # of infinities, whose difference is not a number
     shrunk = s._apply("exp", s.select(same, s.constant(0, x.dtype), difference))
-    return s.add(high, _special(s, "log1p", shrunk))
+    return s.add(high, _written_out(s, special.log1p, shrunk))
 
 
 def _arg_extreme(sign: int) -> Callable[..., Array]:
@@ -725,7 +727,7 @@ def _by_matrix(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _cholesky(s: Scalars, a: Array, **_: Any) -> tuple[Array]:
-    """Of the lower triangle; NaN everywhere below the diagonal where a pivot is not positive, as LAPACK's result is treated by JAX."""
+    """Of the lower triangle; all NaN where a pivot is not positive, as JAX has it."""
     n, dtype = len(a), a[0, 0].dtype
     zero, one = s.constant(0, dtype), s.constant(1, dtype)
     out, fine = _objects((n, n), [zero] * (n * n)), s.constant(True)
@@ -736,8 +738,9 @@ def _cholesky(s: Scalars, a: Array, **_: Any) -> tuple[Array]:
         inverse = s.div(one, out[j, j])
         for i in range(j + 1, n):
             out[i, j] = s.mul(s.sub(a[i, j], s.dot(out[i, :j], out[j, :j], dtype)), inverse)
-    for i, j in zip(*np.tril_indices(n), strict=True):
-        out[i, j] = s.select(fine, out[i, j], s.constant(np.nan, dtype))
+    for i in range(n):
+        for j in range(i + 1):
+            out[i, j] = s.select(fine, out[i, j], s.constant(np.nan, dtype))
     return (out,)
 
 
@@ -826,13 +829,15 @@ def _within(s: Scalars, starts: Sequence[Entry], limits: Sequence[int]) -> Entry
 
 
 def _read(s: Scalars, x: Array, base: Any, dims: Any, spots: list[tuple[tuple[int, ...], Entry]]) -> Entry:
-    result = None
-    for spot, condition in spots:
-        at = list(base)
+    def at(spot: tuple[int, ...]) -> Entry:
+        place = list(base)
         for d, start in zip(dims, spot, strict=True):
-            at[d] += start
-        entry = x[tuple(at)]
-        result = entry if result is None else s.select(condition, entry, result)
+            place[d] += start
+        return x[tuple(place)]
+
+    result = at(spots[0][0])
+    for spot, condition in spots[1:]:
+        result = s.select(condition, at(spot), result)
     return result
 
 
@@ -880,7 +885,7 @@ def _gather(
 
 def _missing(dtype: np.dtype) -> Any:
     """What JAX reads where an index is out of bounds."""
-    return True if dtype == bool else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
+    return True if dtype.kind == "b" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
 
 
 def _scatter(combine: Callable[..., Entry]) -> Callable[..., Array]:
@@ -913,12 +918,12 @@ def _scatter(combine: Callable[..., Entry]) -> Callable[..., Array]:
 
 
 def _dynamic_update_slice(s: Scalars, x: Array, update: Array, *starts: Array) -> Array:
-    out = x.copy()
+    out: Any = x.copy()
     limits = [n - size for n, size in zip(x.shape, update.shape, strict=True)]
     for spot, condition in _spots(s, [e.item() for e in starts], limits):
         for u in np.ndindex(*update.shape):
             at = tuple(a + b for a, b in zip(spot, u, strict=True))
-            out[at] = s.select(condition, update[u], out[at])
+            out[at] = s.select(condition, update.item(u), out[at])
     return out
 
 
@@ -979,7 +984,7 @@ _ARRAYS: dict[str, Callable[..., Any]] = {
 }
 _NEEDS_DTYPE = frozenset({"dot_general", *(name for name in _ARRAYS if name.startswith("reduce_"))})
 
-# --- jaxprs written out, equal equations merged ---------------------------------------------------------------------------------
+# --- jaxprs written out, equal equations merged ---------------------------------------------------------------------
 
 
 class _Step(NamedTuple):
@@ -1034,7 +1039,8 @@ def _scan_needs(step: _Step, hit: Sequence[bool]) -> tuple[list[bool], list[bool
 
 
 _INLINED = {
-    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr",
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
+    "checkpoint": "jaxpr",
     "remat2": "jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr", "custom_jvp_call": "call_jaxpr",
 }  # fmt: skip
 _BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr")}
@@ -1061,7 +1067,10 @@ def _flatten(closed: Any) -> _Flat:
         env = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True)) | dict(
             zip(jaxpr.invars, given, strict=True)
         )
-        read = lambda v: np.asarray(v.val, v.aval.dtype) if isinstance(v, core.Literal) else env[v]
+
+        def read(v: Any) -> Any:
+            return np.asarray(v.val, getattr(v.aval, "dtype", None)) if isinstance(v, core.Literal) else env[v]
+
         for equation in jaxpr.eqns:
             name, params = equation.primitive.name, equation.params
             operands, user = [read(v) for v in equation.invars], outer or equation
@@ -1101,7 +1110,7 @@ def _flatten(closed: Any) -> _Flat:
     return _Flat(inputs, tuple(reversed(used)), outputs)
 
 
-# --- the interpreter --------------------------------------------------------------------------------------------------------------
+# --- the interpreter ------------------------------------------------------------------------------------------------
 
 
 def _scan(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
@@ -1140,7 +1149,7 @@ def _cond(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> li
     """All branches, and a selection, where lanes differ."""
     which, branches = arrays[0].item(), step.inner
     if which.value is not None:
-        branches = [branches[min(max(int(which.value), 0), len(branches) - 1)]]
+        branches = (branches[min(max(int(which.value), 0), len(branches) - 1)],)
     results = [_evaluate(s, branch, arrays[1:], exact) for branch in branches]
     if len(results) == 1:
         return results[0]
@@ -1150,14 +1159,10 @@ def _cond(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> li
 _LOOPS = {"scan": _scan, "while": _while, "cond": _cond}
 
 
-def _special(s: Scalars, name: str, *entries: Entry) -> Entry:
-    """An elementwise operation, written out where `special` has a form for it and numpy does not know the answer."""
-    if not (name in _NUMPY and all(e.value is not None for e in entries)):
-        form = special.elementary(name, entries[-1].dtype)
-        if form is not None:
-            flat = _form(form, len(entries), entries[-1].dtype)
-            return _evaluate(s, flat, [_objects((), [e]) for e in entries], [True])[0].item()
-    return s._apply(name, *entries)
+def _written_out(s: Scalars, form: Callable[..., Any], *entries: Entry) -> Entry:
+    """The elementary form of a special function of entries."""
+    flat = _form(form, len(entries), entries[0].dtype)
+    return _evaluate(s, flat, [_objects((), [e]) for e in entries], [True])[0].item()
 
 
 @functools.cache
@@ -1166,43 +1171,33 @@ def _form(function: Callable[..., Any], arity: int, dtype: np.dtype) -> _Flat:
 
 
 def _step(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> Any:
-    name, params, out = step.name, step.equation.params, step.equation.outvars[0].aval if step.results else None
+    """The results of one equation about arrays."""
+    name, primitive, params = step.name, step.equation.primitive, step.equation.params
     if name in _LOOPS:
         return _LOOPS[name](s, step, arrays, exact)
-    if name in _ARRAYS:
-        more: dict[str, Any] = (
-            {"dtype": out.dtype} if name in _NEEDS_DTYPE else {"shape": out.shape} if name == "gather" else {}
-        )
-        return _ARRAYS[name](s, *arrays, **params | more)
     if name == "optimization_barrier":
         return arrays
+    aval = step.equation.outvars[0].aval
+    if name in _ARRAYS:
+        more = {"dtype": aval.dtype} if name in _NEEDS_DTYPE else {"shape": aval.shape} if name == "gather" else {}
+        return _ARRAYS[name](s, *arrays, **params | more)
     if name in _ENTRIES:
-        function = functools.partial(_ENTRIES[name], s, **params)
-        return _each(function, *arrays)
+        return _each(functools.partial(_ENTRIES[name], s, **params), *arrays)
     if name == "polygamma":
-        order = arrays[0].ravel()[0].value
-        if order is None or any(e is not arrays[0].ravel()[0] for e in arrays[0].ravel()):
-            raise CannotExpand("polygamma of an order that is not a constant")
-        if float(order) not in range(special.MAX_POLYGAMMA + 1):
-            raise CannotExpand(f"polygamma of order {float(order):g}")
-        form = special.polygamma_of(int(order))
-        return _each(lambda x: _evaluate(s, _form(form, 1, x.dtype), [_objects((), [x])], [True])[0].item(), arrays[1])
-    form = special.elementary(name, step.equation.invars[-1].aval.dtype) if step.equation.invars else None
-    if form is not None:
-        arity, dtype = len(arrays), step.equation.invars[-1].aval.dtype
-        flat = _form(form, arity, np.dtype(dtype))
+        orders = {e.value for e in arrays[0].ravel()}
+        if not orders <= set(range(special.MAX_POLYGAMMA + 1)) or len(orders) != 1:
+            raise CannotExpand(f"polygamma of an order that is not a constant from 0 to {special.MAX_POLYGAMMA}")
+        return _each(functools.partial(_written_out, s, special.polygamma(int(orders.pop()))), arrays[1])
+    form = special.elementary(name, aval.dtype, s.portable)
+    if form is None and name not in _AS_THEY_ARE:
+        raise CannotExpand(f"the operation '{name}'")
 
-        def written_out(*entries: Entry) -> Entry:
-            if name in _NUMPY and all(e.value is not None for e in entries):
-                return s.emit(step.equation.primitive, params, *entries)
-            return _evaluate(s, flat, [_objects((), [e]) for e in entries], [True])[0].item()
+    def apply(*entries: Entry) -> Entry:
+        if form is None or (name in _NUMPY and all(e.value is not None for e in entries)):
+            return s.emit(primitive, params, *entries, dtype=np.dtype(aval.dtype))
+        return _written_out(s, form, *entries)
 
-        return _each(written_out, *arrays)
-    if name in _AS_THEY_ARE:
-        return _each(
-            lambda *entries: s.emit(step.equation.primitive, params, *entries, dtype=np.dtype(out.dtype)), *arrays
-        )
-    raise CannotExpand(f"the operation '{name}'")
+    return _each(apply, *arrays)
 
 
 def _evaluate(s: Scalars, flat: _Flat, arrays: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
@@ -1238,7 +1233,7 @@ def _place(equation: Any) -> str:
     return ""
 
 
-def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1) -> Program:
+def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1, portable: bool = False) -> Program:
     """The row program of a function of small arrays.
 
     Parameters
@@ -1248,16 +1243,18 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1) ->
     *shapes : pytrees of jax.ShapeDtypeStruct
         One for each argument.
     exact : int or None
-        The first `exact` leaves of the output (all, if None) give NaN and infinities wherever the function does. In the others, taken for
-        derivatives, 0 * x with a constant zero is zero.
+        The first `exact` leaves of the output (all, if None) give NaN and infinities wherever the function does. In
+        the others, taken for derivatives, 0 * x with a constant zero is zero.
+    portable : bool
+        Write out also what XLA does well on a CPU but Triton has no rule for (erf, erfc).
 
     Raises
     ------
     CannotExpand
-        Where something has no form on single entries, with the user's line, or where more than 5 000 equations are left.
+        Where something has no form on single entries, with the user's line, or where more than 6 000 equations are left.
     """
     closed = jax.make_jaxpr(function)(*shapes)
-    flat, s = _flatten(closed), Scalars()
+    flat, s = _flatten(closed), Scalars(portable)
     leaves = [[(leaf.shape, np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(shape)] for shape in shapes]
     arrays = [
         [_objects(size, [s.variable(dtype) for _ in range(math.prod(size))]) for size, dtype in of] for of in leaves

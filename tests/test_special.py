@@ -1,0 +1,119 @@
+"""Elementary special functions against mpmath, over their whole domains, in both precisions."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from jax.scipy import special as jsp
+
+from fisher_jax.numerics import special
+
+RNG = np.random.default_rng(0)
+POSITIVE = np.concatenate(
+    [
+        10.0 ** np.arange(-30, 30, 2.5),
+        RNG.uniform(0, 3, 60),
+        RNG.uniform(0, 20, 40),
+        [1, 2, 0.5, 1.5, 2.5, 3.999, 4, 7.999, 8, 8.0001, 1 + 1e-6, 2 - 1e-6],
+    ]
+)
+NEGATIVE = -np.concatenate([RNG.uniform(0, 30, 60), [0.5, 1.5, 1e-10, 1e-3, 1 + 1e-6, 2 - 1e-6, 0.9999, 100.25]])
+BOTH = np.concatenate([POSITIVE, NEGATIVE])
+LOGARITHMS = np.concatenate([POSITIVE, RNG.uniform(0.9, 1.1, 100), 10.0 ** RNG.uniform(-300, 300, 100)])
+ABOVE_MINUS_ONE = np.concatenate(
+    [POSITIVE, -RNG.uniform(0, 1, 100), -(10.0 ** np.arange(-20.0, 0)), RNG.uniform(-0.6, -0.2, 50)]
+)
+TAILS = np.concatenate([RNG.uniform(-6, 26, 200), NEGATIVE[:60] / 6, [0.46875, 0.5, 4.0, 26.5]])
+
+
+def log_gamma(x):
+    return mpmath.log(abs(mpmath.gamma(x))) if x < 1e5 else mpmath.loggamma(x)
+
+
+def polygamma(order):
+    return special.polygamma(order), lambda x: mpmath.polygamma(order, x)
+
+
+# form, reference, arguments, whether errors are relative where the value is below 1, largest errors in float64 and float32
+CASES = {
+    "log": (special.elementary("log", np.float64), mpmath.log, LOGARITHMS, True, 2e-16, None),
+    "log1p": (special.log1p, mpmath.log1p, ABOVE_MINUS_ONE, True, 2e-16, 2e-7),
+    "lgamma": (special.elementary("lgamma", np.float64), log_gamma, BOTH, False, 8e-15, 2e-6),
+    "lgamma at its zeros": (
+        special.elementary("lgamma", np.float64),
+        log_gamma,
+        RNG.uniform(0.51, 2.49, 100),
+        True,
+        1e-15,
+        1e-6,
+    ),
+    "digamma": (special.elementary("digamma", np.float64), mpmath.digamma, BOTH, False, 2e-15, 1e-6),
+    "trigamma": (*polygamma(1), BOTH, False, 2e-15, 1e-6),
+    "polygamma 2": (*polygamma(2), BOTH, False, 3e-15, 1e-6),
+    "polygamma 3": (*polygamma(3), BOTH, False, 3e-15, 1e-6),
+    "polygamma 4": (*polygamma(4), BOTH, False, 3e-15, 2e-6),
+    "erf": (special.elementary("erf", np.float64, portable=True), mpmath.erf, BOTH, True, 1e-15, 3e-7),
+    "erfc": (special.elementary("erfc", np.float64, portable=True), mpmath.erfc, TAILS, True, 1e-15, 1e-6),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["64", "32"])
+@pytest.mark.parametrize("name", CASES)
+def test_errors_stay_below_those_of_the_table(name, dtype):
+    form, reference, arguments, relative, *tolerances = CASES[name]
+    tolerance = tolerances[dtype is np.float32]
+    if tolerance is None:
+        pytest.skip("JAX's own serves")
+    limits = np.finfo(dtype)
+    x = arguments[(np.abs(arguments) < 1e30)] if dtype is np.float32 else arguments
+    x = x.astype(dtype)
+    results = np.asarray(jax.jit(form)(x))
+    with mpmath.workdps(40):
+        expected = [reference(mpmath.mpf(float(v))) for v in x]
+        errors = [
+            float(abs(mpmath.mpf(float(a)) - b) / (abs(b) if relative else max(1, abs(b))))
+            for a, b in zip(results, expected, strict=True)
+            if 4 * limits.tiny < abs(b) < limits.max
+        ]
+    assert len(errors) > 0.6 * len(x)
+    assert max(errors) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["64", "32"])
+def test_powers_keep_the_digits_that_the_exponent_magnifies(dtype):
+    rng = np.random.default_rng(1)
+    x = np.concatenate([10.0 ** rng.uniform(-10, 10, 200), rng.uniform(1.01, 2, 200)]).astype(dtype)
+    span = 300 if dtype is np.float64 else 36
+    y = (rng.uniform(-1, 1, 400) * span / np.abs(np.log10(x))).astype(dtype)
+    results = np.asarray(jax.jit(special.elementary("pow", dtype))(x, y))
+    with mpmath.workdps(40):
+        expected = [mpmath.mpf(float(a)) ** mpmath.mpf(float(b)) for a, b in zip(x, y, strict=True)]
+        errors = [float(abs(mpmath.mpf(float(a)) / b - 1)) for a, b in zip(results, expected, strict=True)]
+    assert max(errors) < (1e-14 if dtype is np.float64 else 1e-5)
+
+
+def same(a, b):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
+
+
+POINTS = np.array([0.0, np.inf, -np.inf, np.nan, -1, 1, -2, 2, 0.5, -0.5, 3, -3, 2.5, 1e-30, -1e-30])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["64", "32"])
+def test_powers_have_the_special_values_of_jax(dtype):
+    x, y = (np.ravel(a).astype(dtype) for a in np.meshgrid(POINTS, POINTS))
+    same(jax.jit(special.elementary("pow", dtype))(x, y), jax.jit(jnp.power)(x, y))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["64", "32"])
+def test_poles_infinities_and_nan_are_those_of_jax(dtype):
+    x = np.array([0, np.inf, -np.inf, np.nan, -1, -2, 1, 2], dtype)
+    own = {"lgamma": jsp.gammaln, "log1p": jnp.log1p, "erf": jsp.erf, "erfc": jsp.erfc}
+    for name, function in own.items():
+        same(special.elementary(name, dtype, portable=True)(jnp.asarray(x)), function(x))
+    same(special.elementary("log", np.float64)(jnp.asarray(x, np.float64)), jnp.log(x))
+    same(special.elementary("digamma", dtype)(jnp.asarray(x)), jsp.digamma(x))
+    finite = x[np.abs(x) < np.inf]
+    for order in (1, 2, 3):
+        same(special.polygamma(order)(jnp.asarray(finite)), jsp.polygamma(order, finite))
