@@ -34,10 +34,8 @@ def main():
         harness.serve(questions[settings.serve], settings.size)
     elif settings.only in questions:
         question = questions[settings.only]
-        print(
-            f"\n== {settings.only}: {os.cpu_count()} cores, load {os.getloadavg()[0]:.2f} before, {harness.fj.__file__}",
-            flush=True,
-        )
+        load = f"{harness.CORES} cores, load {os.getloadavg()[0]:.2f} before"
+        print(f"\n== {settings.only}: {load}, {harness.fj.__file__}", flush=True)
         if isinstance(question, harness.Question):
             harness.answer(settings.only, question, settings)
         else:
