@@ -54,6 +54,8 @@ def read_settings():
     settings = parser.parse_args()
     if settings.quick:
         settings.size, settings.laps = min(settings.size, 500), 1
+    # Two versions and the peers share one GPU: none may take most of its memory at its start.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda,cpu"}[settings.device])
     return settings
 
@@ -275,7 +277,10 @@ def answer(name, question, settings):
     ]
     others = []
     if settings.first:
-        for devices, said in {1: "first version", CORES: "first version, a device a core"}.items():
+        versions = {1: "first version"}
+        if settings.device == "cpu" and CORES > 1:
+            versions[CORES] = "first version, a device a core"
+        for devices, said in versions.items():
             other = Other(settings, name, devices)
             others.append(other)
             for row in problems:

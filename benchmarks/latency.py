@@ -80,7 +80,7 @@ def report():
         warm.append(time.perf_counter() - before)
     return {
         "process start to printed report": seconds,
-        "  programs compiled for it": count,
+        "process start to printed report: programs": count,
         "warm fit with standard errors": statistics.median(warm),
     }
 
@@ -89,7 +89,7 @@ def first_call(name, call):
     programs = counting_programs()
     before = time.perf_counter()
     call()
-    return {name: time.perf_counter() - before, "  programs compiled for it ": programs()}
+    return {f"{name}, printed": time.perf_counter() - before, f"{name}: programs": programs()}
 
 
 def first_batch():
@@ -97,12 +97,12 @@ def first_batch():
 
     fj, model, start, _ = gamma_model()
     y = np.random.default_rng(2).gamma(SHAPE, 1 / RATE, size=(1000, 50))
-    return first_call("first fit_batch, 1000 fits, printed", lambda: print(fj.fit_batch(model, start, y).summary()))
+    return first_call("first fit_batch, 1000 fits", lambda: print(fj.fit_batch(model, start, y).summary()))
 
 
 def first_profile():
     fj, model, start, y = gamma_model()
-    return first_call("first fit and profile, printed", lambda: print(fj.profile_likelihood(fj.fit(model, start, y))))
+    return first_call("first fit and profile", lambda: print(fj.profile_likelihood(fj.fit(model, start, y))))
 
 
 def first_bootstrap():
@@ -110,7 +110,7 @@ def first_bootstrap():
 
     fj, model, start, y = gamma_model()
     return first_call(
-        "first fit and bootstrap, printed", lambda: print(fj.bootstrap(fj.fit(model, start, y), jax.random.key(1)))
+        "first fit and bootstrap", lambda: print(fj.bootstrap(fj.fit(model, start, y), jax.random.key(1)))
     )
 
 
@@ -120,7 +120,7 @@ def first_sampling_distribution():
     fj, model, _, _ = gamma_model()
     truth, key = {"shape": SHAPE, "rate": RATE}, jax.random.key(1)
     return first_call(
-        "first sampling_distribution, printed",
+        "first sampling_distribution",
         lambda: print(fj.sampling_distribution(model, truth, key, num_observations=50)),
     )
 
