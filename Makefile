@@ -41,8 +41,9 @@ docs: $(READY)
 bench: $(PEERS)
 	$(BIN)/python benchmarks/run.py
 
+# ARGS="--only spots --size 2000 --first PATH": see benchmarks/batches --help.
 bench-batches: $(PEERS)
-	$(BIN)/python benchmarks/batches
+	$(BIN)/python benchmarks/batches $(ARGS)
 
 # The environment is made anew when the dependencies change, and only then.
 $(READY): pyproject.toml

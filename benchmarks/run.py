@@ -6,6 +6,6 @@ import sys
 
 here = pathlib.Path(__file__).parent
 for script in [*sorted(here.glob("*.py")), here / "batches"]:
-    if script.name != "run.py":
+    if script.name not in ("run.py", "harness.py"):
         print(f"\n== {script.name}", flush=True)
         subprocess.run([sys.executable, str(script)], check=True)

@@ -1,26 +1,51 @@
-"""`fit_batch` beside the fitters of each field: ``python benchmarks/batches [workload] [--fits 1000] [--million]``.
+"""`fit_batch` beside the fitters of each field: ``python benchmarks/batches``, with --help for its options.
 
-A fit counts if it ends within 0.01 standard error, in every parameter, of a float64 reference. All contenders of a table take
-turns in one process; each workload has a process of its own, so that its first call and its memory are its own.
+Each question has a process of its own, so that its first call and its memory are its own.
 """
 
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
-WORKLOADS = ("spots", "extremes", "counts", "survival", "volatility", "trouble")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+MODULES = (
+    "spots",
+    "extremes",
+    "counts",
+    "regressions",
+    "mixtures",
+    "survival",
+    "volatility",
+    "one_large_fit",
+    "trouble",
+)
 
 
 def main():
-    import common
+    import harness
 
-    arguments = common.parser.parse_args()
-    if arguments.workload:
-        importlib.import_module(arguments.workload).main(arguments)
-        return
-    for workload in WORKLOADS:
-        print(f"\n== {workload}", flush=True)
-        subprocess.run([sys.executable, __file__, workload, *sys.argv[1:]], check=True)
+    settings = harness.read_settings()
+    questions = {}
+    for module in MODULES:
+        questions |= importlib.import_module(module).QUESTIONS
+    if settings.serve:
+        harness.serve(questions[settings.serve], settings.size)
+    elif settings.only in questions:
+        question = questions[settings.only]
+        load = f"{harness.CORES} cores, load {os.getloadavg()[0]:.2f} before"
+        print(f"\n== {settings.only}: {load}, {harness.fj.__file__}", flush=True)
+        if isinstance(question, harness.Question):
+            harness.answer(settings.only, question, settings)
+        else:
+            question(settings)
+    else:
+        chosen = [name for name in questions if name.startswith(settings.only)]
+        if not chosen:
+            sys.exit(f"--only {settings.only}: choose from {', '.join(questions)}")
+        for name in chosen:
+            subprocess.run([sys.executable, sys.argv[0], *sys.argv[1:], "--only", name], check=True)
 
 
 if __name__ == "__main__":

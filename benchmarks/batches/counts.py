@@ -1,18 +1,18 @@
 """Counts of genes: a negative binomial regression each, 50 samples, 3 coefficients and log size, the design shared.
 
 pydeseq2 goes between coefficients at a given dispersion and the dispersion at given means, once; repeated, it comes nearer to
-the joint maximum. Its trend over genes and its shrinkage are left out.
+the joint maximum. Its trend over genes and its shrinkage are left out, as are those of R's glmGamPoi, which R times itself.
 """
 
-import pathlib
 import shutil
 import subprocess
 import tempfile
-import warnings
+from pathlib import Path
 
-import common
+import harness
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import gammaln
 
 import fisher_jax as fj
 
@@ -23,17 +23,26 @@ def predictor(params, z):
     return {"mean": jnp.exp(jnp.sum(z * params["beta"])), "size": jnp.exp(params["log_size"])}
 
 
-MODEL = fj.linked(fj.families.negative_binomial, predictor)
+def log_density(params, y, z):
+    log_mean, log_size = jnp.sum(z * params["beta"]), params["log_size"]
+    size = jnp.exp(log_size)
+    log_total = jnp.logaddexp(log_mean, log_size)
+    coefficient = gammaln(y + size) - gammaln(size) - gammaln(y + 1.0)
+    return coefficient + y * (log_mean - log_total) + size * (log_size - log_total)
 
 
-def genes(size, seed=3):
-    draw = np.random.default_rng(seed)
+def problems(genes):
+    draw = np.random.default_rng(3)
     design = np.stack([np.ones(SAMPLES), np.arange(SAMPLES) % 2, draw.normal(size=SAMPLES)], axis=1)
-    beta = np.stack([draw.normal(4.0, 1.0, size), draw.normal(0, 0.5, size), draw.normal(0, 0.3, size)], axis=1)
-    log_size = draw.normal(np.log(4.0), 0.7, size)
+    beta = np.stack([draw.normal(4.0, 1.0, genes), draw.normal(0, 0.5, genes), draw.normal(0, 0.3, genes)], axis=1)
+    log_size = draw.normal(np.log(4.0), 0.7, genes)
     mean, gamma = np.exp(beta @ design.T), np.exp(log_size)[:, None]
-    counts = draw.poisson(draw.gamma(gamma, mean / gamma)).astype(np.int32)
-    return counts, design, {"beta": beta, "log_size": log_size}
+    counts = draw.poisson(draw.gamma(gamma, mean / gamma)).astype(np.float64)
+    truth = {"beta": beta, "log_size": log_size}
+    start = starts(counts, design)
+    log_likelihood = harness.total(log_density)
+    models = {"linked": fj.linked(fj.families.negative_binomial, predictor), "user-written": fj.Model(log_density)}
+    return {row: harness.Problem(model, log_likelihood, start, counts, truth, design) for row, model in models.items()}
 
 
 def starts(counts, design):
@@ -44,46 +53,22 @@ def starts(counts, design):
     return {"beta": beta, "log_size": -np.log(np.clip(excess, 0.01, 10.0))}
 
 
-def columns(params):
-    return np.column_stack([params["beta"], params["log_size"]])
-
-
-def fit(counts, design, start=None, **options):
-    start = starts(counts, design) if start is None else start
-    return fj.fit_batch(MODEL, start, counts, given=design, params_axis=0, **options)
-
-
-def statsmodels(counts, design):
-    from statsmodels.discrete.discrete_model import NegativeBinomial
-
-    def one(y):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            found = NegativeBinomial(y, design).fit(disp=0, maxiter=500)
-            return [*found.params[:3], -np.log(found.params[3])]
-
-    return lambda size: np.array([one(y) for y in counts[:size]])
-
-
-def pydeseq2(counts, design, rounds):
+def pydeseq2(problem, rounds):
     from pydeseq2.default_inference import DefaultInference
 
-    inference = DefaultInference(n_cpus=common.CORES)
-    factors = np.ones(SAMPLES)
+    inference = DefaultInference(n_cpus=harness.CORES)
+    factors, design = np.ones(SAMPLES), problem.given
 
     def call(size):
-        y = np.ascontiguousarray(counts[:size].T)
-        start = starts(counts[:size], design)
-        dispersions = np.exp(-start["log_size"])
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            for _ in range(rounds):
-                mean = inference.irls(y, factors, design, dispersions, 0.5, 1e-8)[1]
-                dispersions = inference.alpha_mle(y, design, mean, dispersions, 1e-8, 100.0, None, cr_reg=False)[0]
-            beta = inference.irls(y, factors, design, dispersions, 0.5, 1e-8)[0]
+        y = np.ascontiguousarray(problem.data[:size].T.astype(int))
+        dispersions = np.exp(-problem.start["log_size"][:size])
+        for _ in range(rounds):
+            mean = inference.irls(y, factors, design, dispersions, 0.5, 1e-8)[1]
+            dispersions = inference.alpha_mle(y, design, mean, dispersions, 1e-8, 100.0, None, cr_reg=False)[0]
+        beta = inference.irls(y, factors, design, dispersions, 0.5, 1e-8)[0]
         return np.column_stack([beta, -np.log(dispersions)])
 
-    return call
+    return harness.timed(lambda size: harness.quietly(call, size))
 
 
 GLM_GAM_POI = """
@@ -97,39 +82,53 @@ cat(spent)
 """
 
 
-def glm_gam_poi(counts, design, truth):
-    """R's fit of the same genes, timed by R itself, without reading and writing."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [str(pathlib.Path(folder) / name) for name in ("counts", "design", "found")]
-        np.savetxt(paths[0], counts, fmt="%d", delimiter=",")
-        np.savetxt(paths[1], design, delimiter=",")
-        run = subprocess.run(["Rscript", "-e", GLM_GAM_POI, *paths], capture_output=True, text=True, check=False)
-        if run.returncode:
-            print(f"glmGamPoi: left out, {run.stderr.strip().splitlines()[-1]}")
-            return []
-        found, spent = np.loadtxt(paths[2], delimiter=","), float(run.stdout)
-    rate = common.counted(found, truth).sum() / spent
-    return [common.Result("R glmGamPoi", len(counts), common.share(found, truth), spent, rate, None)]
+def glm_gam_poi(problem):
+    def measure(size):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [str(Path(folder) / name) for name in ("counts", "design", "estimates")]
+            np.savetxt(paths[0], problem.data[:size], fmt="%d", delimiter=",")
+            np.savetxt(paths[1], problem.given, delimiter=",")
+            run = subprocess.run(["Rscript", "-e", GLM_GAM_POI, *paths], capture_output=True, text=True, check=True)
+            return float(run.stdout), np.loadtxt(paths[2], delimiter=",")
+
+    return measure
 
 
-def main(arguments):
-    counts, design, made_by = genes(10**6 if arguments.million else arguments.fits)
-    cold = common.cost_by_size(lambda size: fit(counts[:size], design), len(counts), arguments.laps)
-    counts, made_by = counts[: arguments.fits], {name: part[: arguments.fits] for name, part in made_by.items()}
-    truth = common.reference(lambda start: fit(counts, design, start), (None, made_by), columns)
-    ours, size = "fit_batch", len(counts)
-    contenders = [
-        common.Contender(ours, lambda size: columns(fit(counts[:size], design).params), size, cold=cold),
-        common.Contender("statsmodels NegativeBinomial", statsmodels(counts, design), min(size, 300), 20.0),
-    ]
-    if common.optional("pydeseq2"):
+def peers(problems, truths, goal):
+    from statsmodels.discrete.discrete_model import NegativeBinomial
+
+    problem, truth = problems["linked"], truths["linked"]
+
+    def by_statsmodels(y):
+        estimates = NegativeBinomial(y, problem.given).fit(disp=0, maxiter=500).params
+        return [*estimates[:3], -np.log(estimates[3])]
+
+    size = len(problem.data)
+    one_by_one = harness.timed(harness.one_by_one(by_statsmodels, problem.data))
+    contenders = [harness.Contender("statsmodels NegativeBinomial", one_by_one, min(size, 200), truth)]
+    if harness.optional("pydeseq2"):
         contenders += [
-            common.Contender(f"pydeseq2, {said}", pydeseq2(counts, design, rounds), min(size, 1000))
+            harness.Contender(f"pydeseq2, {said}", pydeseq2(problem, rounds), min(size, 1000), truth)
             for said, rounds in (("one round", 1), ("four rounds", 4))
         ]
-    results = common.compare(contenders, truth, arguments.laps)
     if shutil.which("Rscript"):
-        results += glm_gam_poi(counts[:10_000], design, truth)
+        contenders.append(harness.Contender("R glmGamPoi", glm_gam_poi(problem), min(size, 10_000), truth))
     else:
         print("glmGamPoi: left out, no Rscript")
-    common.table("negative binomial regression, n = 50 (asked: 15 000 genes/s)", results, ours)
+    return contenders
+
+
+QUESTIONS = {
+    "counts": harness.Question(
+        "negative binomial regression, n = 50, 4 parameters",
+        problems,
+        [
+            ("linked", "first version: linked", 4.0),
+            ("user-written", "first version: user-written", 10.0),
+            ("user-written", "first version: linked", 4.0),
+        ],
+        peers,
+        most=20_000,
+        first_most=5_000,
+    )
+}

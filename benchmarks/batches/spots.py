@@ -1,185 +1,154 @@
-"""Single-molecule spots: Poisson counts in a square of pixels under a Gaussian spot on a flat background, p = 5.
+"""Single-molecule spots: Poisson counts in a square of pixels under a Gaussian spot on a flat background, p = 5, float32.
 
 picasso fits a Gaussian taken at the pixels' centres, which is cheaper than its integral over them; its fits are held
 against a float64 reference of that model, and ours of that model is timed beside it.
 """
 
 import concurrent.futures
+import functools
 import importlib
 import sys
 import types
-from typing import Any
 
-import common
+import harness
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import erf
+from jax.scipy.special import erf, gammaln
 
 import fisher_jax as fj
 
-NAMES = ("x", "y", "photons", "background", "width")
+NAMES = ("background", "photons", "width", "x", "y")
 BACKGROUND, WIDTH = 10.0, 1.3
 POSITIVE = dict.fromkeys(("photons", "background", "width"), fj.positive)
+OURS, BY_DENSITY, OF_PICASSO = "linked, expected information", "a plain density", "picasso's model, linked, expected"
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
 def integrated(params, pixel):
-    def in_pixel(centre, edge):
-        scaled = (edge - centre + jnp.array([0.5, -0.5], edge.dtype)) / (
-            params["width"] * np.sqrt(2.0).astype(edge.dtype)
-        )
-        upper, lower = erf(scaled)
-        return 0.5 * (upper - lower)
+    def in_pixel(center, position):
+        scale = params["width"] * 2.0**0.5
+        return 0.5 * (erf((position + 0.5 - center) / scale) - erf((position - 0.5 - center) / scale))
 
     spot = in_pixel(params["x"], pixel["x"]) * in_pixel(params["y"], pixel["y"])
     return {"rate": params["background"] + params["photons"] * spot}
 
 
-def at_centre(params, pixel):
+def at_center(params, pixel):
     squared = ((pixel["x"] - params["x"]) ** 2 + (pixel["y"] - params["y"]) ** 2) / params["width"] ** 2
     peak = params["photons"] / (2.0 * np.pi * params["width"] ** 2)
     return {"rate": params["background"] + peak * jnp.exp(-0.5 * squared)}
 
 
-INTEGRATED = fj.linked(fj.families.poisson, integrated, constraints=POSITIVE)
-AT_CENTRE = fj.linked(fj.families.poisson, at_centre, constraints=POSITIVE)
+def density_of(predictor):
+    def log_density(params, count, pixel):
+        rate = predictor(params, pixel)["rate"]
+        return count * jnp.log(rate) - rate - gammaln(count + 1.0)
+
+    return log_density
 
 
-def pixels(side, dtype):
-    y, x = np.meshgrid(np.arange(side, dtype=dtype), np.arange(side, dtype=dtype), indexing="ij")
-    return {"x": x.ravel(), "y": y.ravel()}
-
-
-def spots(size, side, photons, seed=1):
-    """Counts (B, side²) and the parameters that made them."""
-    draw = np.random.default_rng(seed)
+def problems(size, side, photons):
+    draw = np.random.default_rng(1)
     truth = {
         "x": (side - 1) / 2 + draw.uniform(-0.5, 0.5, size),
         "y": (side - 1) / 2 + draw.uniform(-0.5, 0.5, size),
-        "photons": np.maximum(photons(draw, size), 100.0),
+        "photons": np.maximum(draw.normal(photons, 0.1 * photons, size), 100.0),
         "background": np.full(size, BACKGROUND),
         "width": np.full(size, WIDTH),
     }
     from scipy.special import erf
 
-    def in_pixels(centre):
-        edges = np.arange(side + 1) - 0.5 - centre[:, None]
+    def in_pixels(center):
+        edges = np.arange(side + 1) - 0.5 - center[:, None]
         return 0.5 * np.diff(erf(edges / (WIDTH * np.sqrt(2.0))), axis=1)
 
-    rate = in_pixels(truth["y"])[:, :, None] * in_pixels(truth["x"])[:, None, :]
-    rate = BACKGROUND + truth["photons"][:, None, None] * rate
-    return draw.poisson(rate).reshape(size, -1).astype(np.uint16), truth
+    spot = in_pixels(truth["y"])[:, :, None] * in_pixels(truth["x"])[:, None, :]
+    counts = draw.poisson(BACKGROUND + truth["photons"][:, None, None] * spot).reshape(size, -1).astype(np.float32)
+    y, x = np.meshgrid(np.arange(side, dtype=np.float32), np.arange(side, dtype=np.float32), indexing="ij")
+    pixels = {"x": x.ravel(), "y": y.ravel()}
+
+    def linked(predictor):
+        return fj.linked(fj.families.poisson, predictor, constraints=POSITIVE)
+
+    density = density_of(integrated)
+    log_likelihood, of_picasso = harness.total(density), harness.total(density_of(at_center))
+    newton, scoring = {"covariances": ()}, {"covariances": (), "optimizer": fj.optimizers.fisher_scoring()}
+    rows = {
+        OURS: (linked(integrated), log_likelihood, scoring),
+        "linked, the default step": (linked(integrated), log_likelihood, newton),
+        BY_DENSITY: (fj.Model(density, constraints=POSITIVE), log_likelihood, newton),
+        OF_PICASSO: (linked(at_center), of_picasso, scoring),
+    }
+    start = starts(counts, pixels)
+    return {
+        row: harness.Problem(model, log_likelihood, start, counts, truth, given=pixels, options=options)
+        for row, (model, log_likelihood, options) in rows.items()
+    }
 
 
-def starts(counts, side, dtype):
+def starts(counts, pixels):
     """Background from the darkest fifth of the pixels, the rest by moments of what lies above it, the width as known."""
-    counts = counts.astype(np.float32)
-    place = pixels(side, np.float32)
-    darkest = np.partition(counts, side * side // 5, axis=1)[:, : side * side // 5]
-    background = np.maximum(darkest.mean(axis=1) * 1.25, 0.5)
+    few = counts.shape[1] // 5
+    background = np.maximum(np.partition(counts, few, axis=1)[:, :few].mean(axis=1) * 1.25, 0.5)
     above = np.maximum(counts - background[:, None], 0.0)
     photons = np.maximum(above.sum(axis=1), 10.0)
-    found = {
-        "x": above @ place["x"] / photons,
-        "y": above @ place["y"] / photons,
-        "photons": photons,
-        "background": background,
-        "width": np.full(len(counts), WIDTH),
-    }
-    return {name: value.astype(dtype) for name, value in found.items()}
-
-
-def fit(model, counts, side, dtype, start=None, **options):
-    start = starts(counts, side, dtype) if start is None else start
-    return fj.fit_batch(
-        model,
-        start,
-        counts,
-        given=pixels(side, dtype),
-        params_axis=0,
-        **{"optimizer": fj.optimizers.fisher_scoring(), "covariances": (), **options},
+    values = (
+        background,
+        photons,
+        np.full(len(counts), WIDTH),
+        above @ pixels["x"] / photons,
+        above @ pixels["y"] / photons,
     )
+    return {name: value.astype(np.float32) for name, value in zip(NAMES, values, strict=True)}
 
 
-def columns(params):
-    return np.stack([np.asarray(params[name], np.float64) for name in NAMES], axis=1)
-
-
-def gaussfit() -> Any:
-    """picasso's fitter. Of its `lib`, which brings sound and windows, it uses a count of workers only."""
-    lib = types.ModuleType("picasso.lib")
-    lib.n_workers = lambda: common.CORES
-    sys.modules.setdefault("picasso.lib", lib)
-    try:
-        sys.modules["picasso"] = importlib.import_module("picasso")
-        sys.modules["picasso"].lib = lib
-    except ImportError as error:
-        print(f"picasso: left out, {error}")
-        return None
-    return common.optional("picasso.fitting.gaussfit")
-
-
-def picasso(module, counts, side, tolerance, most):
+def picasso(module, problem, side, tolerance, most):
     """Its fits of the first spots, in our parameters."""
 
     def call(size):
-        first = counts[:size]
-        start = starts(first, side, np.float64)
+        start = {name: value.astype(np.float64) for name, value in problem.first(size).start.items()}
         peak = start["photons"] / (2 * np.pi * start["width"] ** 2)
         initial = np.stack([peak, start["x"], start["y"], start["width"], start["background"]], axis=1)
-        images = first.reshape(-1, side, side).astype(np.float32)
-        run = module.fit_spots_async(module.SPHERICAL, images, initial, True, tolerance, most, common.CORES)
+        images = problem.data[:size].reshape(-1, side, side)
+        run = module.fit_spots_async(module.SPHERICAL, images, initial, True, tolerance, most, harness.CORES)
         concurrent.futures.wait(run.futures)
         peak, x, y, width, background = run.results()[0].T
-        return np.stack([x, y, peak * 2 * np.pi * width**2, background, width], axis=1)
+        return np.stack([background, peak * 2 * np.pi * width**2, width, x, y], axis=1)
 
     return call
 
 
-def one(title, side, photons, arguments, cold):
-    counts, made_by = spots(arguments.fits, side, photons)
-
-    def truth(model):
-        exact = {"optimizer": fj.optimizers.newton(), "covariances": ("observed",)}
-        return common.reference(
-            lambda start: fit(model, counts, side, np.float64, start, **exact), (None, made_by), columns
-        )
-
-    exact, exact_at_centre = truth(INTEGRATED), truth(AT_CENTRE)
-
-    def ours(model, dtype, **options):
-        return lambda size: columns(fit(model, counts[:size], side, dtype, **options).params)
-
-    size, single = arguments.fits, np.float32
-    ours_name = "fit_batch float32, Fisher scoring"
-    newton = {"optimizer": fj.optimizers.newton()}
-    contenders = [
-        common.Contender(ours_name, ours(INTEGRATED, single), size),
-        common.Contender("fit_batch float64, Fisher scoring", ours(INTEGRATED, np.float64), size),
-        common.Contender("fit_batch float32, Newton (the default)", ours(INTEGRATED, single, **newton), size),
-        common.Contender("fit_batch float32, picasso's model", ours(AT_CENTRE, single), size, truth=exact_at_centre),
+def peers(problems, truths, goal, side):
+    # Of its `lib`, which brings windows and sound, picasso's fitter uses a count of workers only.
+    lib = types.ModuleType("picasso.lib")
+    lib.n_workers = lambda: harness.CORES
+    sys.modules["picasso.lib"] = lib
+    if not harness.optional("picasso"):
+        return []
+    importlib.import_module("picasso").lib = lib
+    module = harness.optional("picasso.fitting.gaussfit")
+    if not module:
+        return []
+    problem, truth = problems[OURS], truths[OF_PICASSO]
+    size = len(problem.data)
+    shipped = harness.timed(picasso(module, problem, side, None, None))
+    return [
+        harness.Contender("picasso, as shipped", shipped, size, truth),
+        harness.tightened("picasso", lambda t: picasso(module, problem, side, t, 200), TOLERANCES, goal, truth, size),
     ]
-    spent, found = common.timed(contenders[0].call, min(size, common.SOME))
-    contenders[0] = contenders[0]._replace(cold=cold or spent)
-    module = gaussfit()
-    if module is not None:
-        goal = common.share(found, exact)
-        as_shipped = picasso(module, counts, side, None, None)
-        contenders += [
-            common.Contender("picasso, as shipped", as_shipped, size, truth=exact_at_centre),
-            common.tightened(
-                "picasso", lambda t: picasso(module, counts, side, t, 200), TOLERANCES, goal, exact, size, 4.0, exact_at_centre
-            ),
-        ]  # fmt: skip
-    common.table(title, common.compare(contenders, exact, arguments.laps), ours_name)
 
 
-def main(arguments):
-    bright, faint = (lambda draw, size: draw.normal(1000.0, 100.0, size)), (lambda draw, size: np.full(size, 300.0))
-    counts, _ = spots(10**6 if arguments.million else arguments.fits, 7, bright)
-    largest = len(counts)
-    cold = common.cost_by_size(lambda size: fit(INTEGRATED, counts[:size], 7, np.float32), largest, arguments.laps)
-    for side in (7, 11):
-        for said, photons in (("N(1000, 100)", bright), ("300", faint)):
-            title = f"spots of {side} × {side} pixels, {said} photons"
-            one(title, side, photons, arguments, cold if side == 7 else None)
+def question(side, photons, linked, by_density):
+    return harness.Question(
+        f"spots, {side} × {side} pixels, N = {photons}",
+        functools.partial(problems, side=side, photons=photons),
+        [(OURS, "picasso, ", linked), (BY_DENSITY, "picasso, ", by_density)],
+        functools.partial(peers, side=side),
+    )
+
+
+QUESTIONS = {
+    "spots-7": question(7, 1000, 10.0, 5.0),
+    "spots-11": question(11, 1000, 8.0, 5.0),
+    "spots-faint": question(7, 300, 8.0, 5.0),
+}

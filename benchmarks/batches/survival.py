@@ -1,8 +1,6 @@
 """Lifetimes: Weibull, n = 30, three in ten of them censored on average, float64."""
 
-import warnings
-
-import common
+import harness
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,53 +16,37 @@ def log_density(params, y):
     return y["event"] * log_hazard - jnp.exp(w)
 
 
-MODEL = fj.Model(log_density, constraints={"shape": fj.positive, "scale": fj.positive})
+def problems(size):
+    full = SCALE * np.random.default_rng(4).weibull(SHAPE, (size, OBSERVATIONS))
+    y = {"time": np.minimum(full, LIMIT), "event": (full < LIMIT).astype(float)}
+    exponential = y["time"].sum(axis=1) / np.maximum(y["event"].sum(axis=1), 1.0)
+    truth = {"shape": np.full(size, SHAPE), "scale": np.full(size, SCALE)}
+    model = fj.Model(log_density, constraints={"shape": fj.positive, "scale": fj.positive})
+    start = {"shape": np.ones(size), "scale": exponential}
+    return {"fit_batch": harness.Problem(model, harness.total(log_density), start, y, truth)}
 
 
-def lifetimes(size, seed=4):
-    full = SCALE * np.random.default_rng(seed).weibull(SHAPE, (size, OBSERVATIONS))
-    return {"time": np.minimum(full, LIMIT), "event": (full < LIMIT).astype(float)}
-
-
-def some(y, size):
-    return {name: part[:size] for name, part in y.items()}
-
-
-def starts(y):
-    """The exponential's estimate."""
-    return {"shape": np.ones(len(y["time"])), "scale": y["time"].sum(axis=1) / np.maximum(y["event"].sum(axis=1), 1.0)}
-
-
-def columns(params):
-    return np.stack([np.asarray(params[name]) for name in ("shape", "scale")], axis=1)
-
-
-def fit(y, start=None):
-    return fj.fit_batch(MODEL, starts(y) if start is None else start, y, params_axis=0)
-
-
-def lifelines(y):
+def peers(problems, truths, goal):
+    if not harness.optional("lifelines"):
+        return []
     from lifelines import WeibullFitter
 
     def one(time, event):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            found = WeibullFitter().fit(time, event)
-            return [found.rho_, found.lambda_]
+        fitter = WeibullFitter().fit(time, event)
+        return fitter.lambda_, fitter.rho_  # our scale and shape
 
-    return lambda size: np.array([one(y["time"][k], y["event"][k]) for k in range(size)])
+    y = problems["fit_batch"].data
+    call = harness.one_by_one(one, y["time"], y["event"])
+    return [
+        harness.Contender("lifelines WeibullFitter", harness.timed(call), min(len(y["time"]), 200), truths["fit_batch"])
+    ]
 
 
-def main(arguments):
-    y = lifetimes(10**6 if arguments.million else arguments.fits)
-    cold = common.cost_by_size(lambda size: fit(some(y, size)), len(y["time"]), arguments.laps)
-    y = some(y, arguments.fits)
-    size = len(y["time"])
-    same = {"shape": np.full(size, SHAPE), "scale": np.full(size, SCALE)}
-    truth = common.reference(lambda start: fit(y, start), (None, same), columns)
-    ours = "fit_batch"
-    contenders = [common.Contender(ours, lambda size: columns(fit(some(y, size)).params), size, cold=cold)]
-    if common.optional("lifelines"):
-        contenders.append(common.Contender("lifelines WeibullFitter", lifelines(y), min(size, 200)))
-    results = common.compare(contenders, truth, arguments.laps)
-    common.table("Weibull, n = 30, 30 % censored", results, ours)
+QUESTIONS = {
+    "survival": harness.Question(
+        "Weibull, n = 30, 30 % censored",
+        problems,
+        [("fit_batch", "first version: fit_batch", 4.0)],
+        peers,
+    )
+}

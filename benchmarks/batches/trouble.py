@@ -1,24 +1,18 @@
 """What bad data sets cost the good ones: 1 in 100 poisoned, and 1 in 500 that never converge; GEV, n = 50, float64."""
 
-import statistics
-
-import common
 import extremes
+import harness
 import jax.numpy as jnp
 import numpy as np
 
 import fisher_jax as fj
 
-FALLS_BY = 1 / 3
 KINK = 50.0
 
 
-def with_kinks(params, y):
+def log_density(params, y):
     """The GEV's log-density; where the data say so, a kink at loc = 10, on which no Newton step ends."""
     return extremes.log_density(params, y["y"]) - y["kink"] * jnp.abs(params["loc"] - 10.0)
-
-
-MODEL = fj.Model(with_kinks, constraints={"scale": fj.positive})
 
 
 def poisoned(y, weights):
@@ -27,55 +21,53 @@ def poisoned(y, weights):
     bad = np.arange(0, len(y), 100)
     for kind in range(6):
         rows = bad[kind::6]
-        if kind == 0:
-            y[rows, 7] = np.nan
-        elif kind == 1:
-            y[rows, 7] = np.inf
-        elif kind == 2:
-            y[rows] = 12.0
-        elif kind == 3:
-            y[rows] = 0.0
-        elif kind == 4:
-            y[rows, 7] = 1e12
-        else:
+        if kind == 5:
             weights[rows] = 0.0
+        elif kind in (2, 3):
+            y[rows] = (12.0, 0.0)[kind - 2]
+        else:
+            y[rows, 7] = {0: np.nan, 1: np.inf, 4: 1e12}[kind]
     return y, weights, bad
 
 
-def fit(y, start, weights, kink):
-    return fj.fit_batch(MODEL, start, {"y": y, "kink": kink}, weights=weights, params_axis=0)
+def run(settings):
+    model = fj.Model(log_density, constraints={"scale": fj.positive})
+    y = extremes.maxima((settings.size, extremes.OBSERVATIONS))
+    start, weights, smooth, kinked = extremes.starts(y), np.ones_like(y), np.zeros_like(y), np.zeros_like(y)
+    bad_y, bad_weights, poisoned_rows = poisoned(y, weights)
+    kinked_rows = np.arange(0, len(y), 500)
+    kinked[kinked_rows] = KINK
+    none = np.arange(0)
+    fits = {}
+    truth = harness.reference(extremes.problems(len(y))[extremes.OURS])
 
+    def contender(name, y, weights, kink):
+        def call(size):
+            fits[name] = fj.fit_batch(model, start, {"y": y, "kink": kink}, weights=weights, params_axis=0)
+            return harness.columns(fits[name].params)
 
-def good_ones(size, bad):
-    return np.setdiff1d(np.arange(size), bad)
+        return harness.Contender(name, harness.timed(call), len(y), truth)
 
-
-def line(name, fits, times, clean_fits, clean_times, bad):
-    """The rate beside that of clean data, whether the good ones noticed, and how the bad ones ended."""
-    spent, good = statistics.median(times), good_ones(len(fits), bad)
-    same = np.array_equal(extremes.columns(fits.params)[good], extremes.columns(clean_fits.params)[good])
-    codes, numbers = np.unique(fits.status[bad], return_counts=True)
-    ends = ", ".join(f"{count} {fj.Status(int(code)).label}" for code, count in zip(codes, numbers, strict=True))
-    part, said = statistics.median(clean_times) / spent, "identical" if same else "DIFFERENT"
-    return f"{name:<24}{len(fits) / spent:>9.0f}{part:>10.0%}   > {1 - FALLS_BY:.0%}   {said:<12}{ends}"
-
-
-def main(arguments):
-    y = extremes.maxima(arguments.fits)
-    start, weights, straight = extremes.starts(y), np.ones_like(y), np.zeros_like(y)
-    y_poisoned, weights_poisoned, poisoned_ones = poisoned(y, weights)
-    kinked_ones = np.arange(0, len(y), 500)
-    kinked = straight.copy()
-    kinked[kinked_ones] = KINK
     runs = {
-        "clean": (lambda: fit(y, start, weights, straight), kinked_ones[:0]),
-        "1 in 100 poisoned": (lambda: fit(y_poisoned, start, weights_poisoned, straight), poisoned_ones),
-        "1 in 500 with a kink": (lambda: fit(y, start, weights, kinked), kinked_ones),
+        "clean": (contender("clean", y, weights, smooth), none),
+        "1 in 100 poisoned": (contender("1 in 100 poisoned", bad_y, bad_weights, smooth), poisoned_rows),
+        "1 in 500 with a kink": (contender("1 in 500 with a kink", y, weights, kinked), kinked_rows),
     }
-    times, fits = {name: [] for name in runs}, {name: run() for name, (run, _) in runs.items()}
-    for _ in range(arguments.laps):
-        for name, (run, _) in runs.items():
-            times[name].append(common.timed(run)[0])
-    print(f"\n{'GEV, n = 50':<24}{'fits/s':>9}{'of clean':>10}   asked   good ones   ends of the bad")
+    rates = harness.compare("GEV, n = 50", [part for part, _ in runs.values()], settings.laps)
+    harness.show_claims(rates, [("1 in 100 poisoned", "clean", 0.8), ("1 in 500 with a kink", "clean", 0.9)])
+    clean = harness.columns(fits["clean"].params)
+    rows = []
     for name, (_, bad) in runs.items():
-        print(line(name, fits[name], times[name], fits["clean"], times["clean"], bad), flush=True)
+        good = np.setdiff1d(np.arange(len(y)), bad)
+        same = np.array_equal(harness.columns(fits[name].params)[good], clean[good], equal_nan=True)
+        rows.append(
+            [
+                name,
+                "identical" if same else "DIFFERENT",
+                f"{np.mean(fits[name].converged[bad]):.0%}" if len(bad) else "-",
+            ]
+        )
+    harness.table("the other data sets", ["to the last bit", "of the bad: converged"], rows)
+
+
+QUESTIONS = {"trouble": run}
