@@ -62,7 +62,7 @@ def test_counts_are_those_of_explicit_resampling():
 
 def test_replicates_come_from_the_key_alone():
     found = nonparametric()
-    fewer = fj.bootstrap(fitted(), KEY, 300, num_lanes=7)
+    fewer = fj.bootstrap(fitted(), KEY, 300, devices=1)
     np.testing.assert_allclose(fewer.params, found.params[:300], rtol=1e-9)
     other = fj.bootstrap(fitted(), jax.random.key(6), 300)
     assert np.all(other.params != found.params[:300])

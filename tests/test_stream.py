@@ -259,7 +259,7 @@ def test_another_setting_is_refused_by_name(name, data, tmp_path):
     changed, message = OTHERWISE[name]
     with pytest.raises(ValueError, match=f"begun otherwise.*{message}"):
         fj.fit_stream(**{**plain, "block": 16, **changed})
-    fj.fit_stream(**plain, block=16, num_lanes=8, progress=True)  # of no influence
+    fj.fit_stream(**plain, block=16, devices=1, progress=True)  # of no influence
 
 
 def density_with(width, power=2):
