@@ -50,9 +50,7 @@ MEANS = {
     "Gauss3": gauss,
     "Hahn1": lambda b, x: rational(b, x, 4),
     "Kirby2": lambda b, x: rational(b, x, 3),
-    **{
-        f"Lanczos{k}": lambda b, x: sum(b[i] * jnp.exp(-b[i + 1] * x) for i in (0, 2, 4)) for k in (1, 2, 3)
-    },
+    **{f"Lanczos{k}": lambda b, x: sum(b[i] * jnp.exp(-b[i + 1] * x) for i in (0, 2, 4)) for k in (1, 2, 3)},
     "MGH09": lambda b, x: b[0] * (x**2 + x * b[1]) / (x**2 + x * b[2] + b[3]),
     "MGH10": lambda b, x: b[0] * jnp.exp(b[1] / (x + b[2])),
     "MGH17": lambda b, x: b[0] + b[1] * jnp.exp(-x * b[3]) + b[2] * jnp.exp(-x * b[4]),

@@ -4,7 +4,7 @@ At a point u with log-likelihood l, gradient g and information J (minus the Hess
 
     gᵀ s − ½ sᵀ J s   subject to   |D s| ≤ radius,
 
-D² being the largest |diag J| met of late. Either s = J⁻¹ g lies inside, or (J + λ D²) s = g with |D s| = radius for the λ ≥ 0 that
+D² being the largest |diag J| met so far. Either s = J⁻¹ g lies inside, or (J + λ D²) s = g with |D s| = radius for the λ ≥ 0 that
 makes J + λ D² positive semi-definite; λ is the root of the secular equation 1/radius = 1/|D s(λ)|, found by Newton's
 iteration with safeguards, indefinite and singular J included (Moré & Sorensen 1983, SIAM J. Sci. Stat. Comput. 4, 553,
 algorithm 3.14). A step is accepted for its gain, and the radius follows how well the gain was predicted. Within a tenth of a
@@ -31,7 +31,12 @@ Kind = Literal["observed", "expected", "empirical"]
 LONGEST_STRIDE = (
     7.0  # e^7: a constrained parameter moves by no larger factor at once; farther off a density is rounding
 )
-FARTHEST = 1e8  # times the parameter, or one: a first step that leads farther owes it to a curvature next to nothing
+FARTHEST = (
+    1e8  # times the parameter, or one: a first Newton step that leads farther owes it to an information next to nothing
+)
+LONGEST_LEAP = (
+    4.0  # times the parameter, or one: where the quadratic is no guide, a step as long leaves what it describes
+)
 DRIFT_LIMIT = 0.1  # relative change of information along a Newton step that a regular maximum never shows so close
 LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate maximum they do
 RUNAWAY_STEPS = 15  # so many such steps in a row, each taking most of the information away, and nothing will come
@@ -70,7 +75,7 @@ class State(NamedTuple):
 
     Of the point, changed when a step is accepted: `point`, `at` (the evaluation there), `decrement` (distance to the maximum in
     standard errors; infinite where the information is not positive definite), `pivot` and `definite` (see `lanes.Factor`) and
-    `diagonal`, the largest |diag J| met of late. Of the next step: `step`, `near` (Newton's own, so close to the maximum that
+    `diagonal`, the largest |diag J| met. Of the next step: `step`, `near` (Newton's own, so close to the maximum that
     nothing may shorten it), `shift` (its λ) and `radius`.
 
     Of the last near step: `drift`, the relative change of the information along it, and `lengthening`, the next such step's
@@ -128,11 +133,13 @@ class Newton:
     accept_above: float = 1e-4  # of the predicted gain: any real gain is taken, rounding is not
     near_below: float = 0.1  # standard errors: within this distance a Newton step needs no trust region
     nearer_by: float = 0.5  # near steps must halve the distance where the gain cannot be seen; Newton's own square it
-    shrink_below: float = 0.25  # of the predicted gain: the quadratic is wrong at this length
+    shrink_below: float = 0.1  # of the predicted gain: the quadratic is wrong at this length
     grow_above: float = 0.75  # of the predicted gain: the quadratic is right, longer steps may be as well
-    growth: float = 3.0  # Rosenbrock-like valleys gain nothing from more, distant starts lose with 2
+    growth: float = 2.0  # distant starts lose with less, curved valleys with more
+    trusted_within: float = 0.03  # of the predicted gain: so well predicted, a far longer step is worth an evaluation
+    fast_growth: float = 10.0  # then: after a step back to the floor of a curved valley the radius must recover at once
+    cut: float = 0.25  # what a rejection leaves of the length; a parabola's minimum gained nothing on NIST's problems
     rounding_units: float = 4.0  # ε |l|: below this a gain is told from the gradients at both ends, not from values
-    forgetting: float = 0.1  # what an accepted step leaves of the largest diagonal met
 
     def accept(
         self, gain: Entry, predicted: Entry, indistinct: Entry, near: Entry, reached: Entry, decrement: Entry
@@ -143,21 +150,18 @@ class Newton:
         return (gain > self.accept_above * predicted) | closer
 
     def resize(
-        self, radius: Entry, length: Entry, slope: Entry, gain: Entry, predicted: Entry, taken: Entry, rejections: Entry
+        self, radius: Entry, length: Entry, gain: Entry, predicted: Entry, taken: Entry, rejections: Entry
     ) -> Entry:
-        """The next radius after a step of that length, whose directional derivative was `slope`; NaN or −∞ as gain is a failure.
+        """The next radius after a step of that length. A point that is not finite counts as a gain of −∞.
 
-        A rejected step is cut to the maximum of the parabola through value, slope and the value reached, within [0.1, 0.5], and
-        ever harder while rejections go on, so that a kink or an edge ends the fit in a few evaluations.
+        A rejected step is cut ever harder while rejections go on, so that a kink or an edge ends the fit in a few evaluations.
         """
         xp = lanes.namespace(gain)
-        parabola = xp.where(xp.isfinite(gain), 0.5 * slope / xp.where(slope > gain, slope - gain, slope), 0.2)
-        cut = length * xp.clip(parabola, 0.1, 0.5)
-        good = xp.where(
-            gain > self.grow_above * predicted, xp.maximum(radius, self.growth * length), xp.maximum(radius, length)
-        )
-        kept = xp.where(gain < self.shrink_below * predicted, cut, good)
-        return xp.where(taken, kept, cut * 0.5 ** xp.minimum(rejections, 40).astype(gain.dtype))
+        surprise = xp.abs(gain - predicted)
+        growth = xp.where(surprise < self.trusted_within * predicted, self.fast_growth, self.growth)
+        good = xp.where(gain > self.grow_above * predicted, growth * length, length)
+        kept = xp.where(gain < self.shrink_below * predicted, self.cut * length, xp.maximum(radius, good))
+        return xp.where(taken, kept, length * self.cut * 0.5 ** xp.minimum(rejections, 40).astype(gain.dtype))
 
     def propose(
         self, at: Evaluation, scale: Vector, radius: Entry, shift: Entry, step: Vector, wanted: Entry
@@ -205,6 +209,8 @@ class Newton:
             cheap = reach * reach * lanes.dot(weak, product) <= 0.19 * (lanes.dot(half, half) + guess * radius * radius)
             on_edge = definite & (xp.abs(length - radius) <= 0.1 * radius)
             hard = short & cheap & ~on_edge
+            # Where J is merely singular z gains nothing, and s alone is as good: no reason to wander along a ridge.
+            reach = xp.where(guess * radius * radius > 0.25 * lanes.dot(half, half), reach, 0.0)
             shrink = xp.minimum(1.0, radius / length)
             use = pending & definite
             step = lanes.each(
@@ -357,19 +363,22 @@ def advance(
 
     # The point from here on.
     diag = lanes.each(abs, lanes.diagonal(reached.information))
-    kept = lanes.each(
-        lambda d, largest: xp.where(fresh, d, xp.maximum(d, optimizer.forgetting * largest)), diag, state.diagonal
-    )
+    # The largest met is never forgotten, as in MINPACK: forgetting ended in flat corners of NIST's Lanczos and MGH09.
+    largest = lanes.each(lambda d, before: xp.where(fresh, d, xp.maximum(d, before)), diag, state.diagonal)
     point = lanes.select(taken, trial(state), state.point)
     at = lanes.select(taken, reached, old)
-    diagonal = lanes.select(taken, kept, state.diagonal)
-    # On a plateau the information is next to nothing, in one direction far less than in another: bound what it asks for.
-    scale = lanes.each(
-        lambda d, g, u: xp.maximum(d, xp.abs(g) / (FARTHEST * xp.maximum(1.0, xp.abs(u)))),
-        _positive(diagonal, at.gradient),
-        at.gradient,
-        point,
-    )
+    diagonal = lanes.select(taken, largest, state.diagonal)
+    # On a plateau, or where one parameter has next to no information, the diagonal says nothing of how far the quadratic holds.
+    # There the unit of a parameter is its own size: by what its gradient asks for, and off the concave part by the radius.
+    scale = _positive(diagonal, at.gradient)
+    pull = xp.sqrt(lanes.dot(at.gradient, lanes.each(lambda g, d: g / d, at.gradient, scale)))
+    extent = xp.where(taken & factor.definite, 0.0, xp.where(fresh, pull, state.radius))
+
+    def guarded(d: Entry, g: Entry, u: Entry) -> Entry:
+        leap = LONGEST_LEAP * xp.maximum(1.0, xp.abs(u))
+        return xp.maximum(d, xp.maximum(xp.abs(g) / leap, (extent / leap) ** 2))
+
+    scale = lanes.each(guarded, scale, at.gradient, point)
 
     def length_of(s: Vector) -> Entry:
         return xp.sqrt(lanes.dot(s, lanes.each(lambda d, x: d * x, scale, s)))
@@ -385,10 +394,9 @@ def advance(
     # The radius. At first the whole Newton step is tried, unless it leads out of all proportion.
     whole = length_of(newton)
     excess = lanes.largest(lanes.each(lambda s, u: xp.abs(s) / (FARTHEST * xp.maximum(1.0, xp.abs(u))), newton, point))
-    by_diagonal = xp.sqrt(lanes.dot(at.gradient, lanes.each(lambda g, d: g / d, at.gradient, scale)))
-    first = xp.where(factor.definite, whole / xp.maximum(excess, 1.0), by_diagonal)
+    first = xp.where(factor.definite, whole / xp.maximum(excess, 1.0), pull)
     length = xp.sqrt(squared)
-    resized = optimizer.resize(state.radius, length, slope, gain, predicted, taken, state.rejections)
+    resized = optimizer.resize(state.radius, length, gain, predicted, taken, state.rejections)
     radius = xp.where(fresh, radius_factor * optimizer.first_radius * first, resized)
     # Rejected even by the slopes, a step that promises nothing visible is too short to matter; so is one that underflows.
     hopeless = (
@@ -466,7 +474,7 @@ def newton(*, first_radius: float = 1.0) -> Newton:
 
     Notes
     -----
-    The trust region is a ball in units of a slowly forgotten maximum of the information's diagonal, and its subproblem is solved
+    The trust region is a ball in units of the largest diagonal of the information met, and its subproblem is solved
     to a tenth of the radius, indefinite and singular information included. Within a tenth of a standard error of the maximum the
     step is Newton's. The `updates` passed in are not used. To combine an information-scaled direction with optax's own pieces
     (schedules, clipping, momentum) use `scale_by_information`.
