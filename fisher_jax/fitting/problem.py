@@ -13,7 +13,6 @@ from fisher_jax.models.likelihood import Likelihood, gradient_at, likelihood
 from fisher_jax.models.model import Model, Sample
 from fisher_jax.models.parameters import Layout, Values
 
-
 Expected = Callable[[Float[Array, " p"]], tuple[Float[Array, " n"], Float[Array, " p"], Float[Array, "p p"]]]
 
 

@@ -40,6 +40,7 @@ LONGEST_LEAP = (
 DRIFT_LIMIT = 0.1  # relative change of information along a Newton step that a regular maximum never shows so close
 LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate maximum they do
 RUNAWAY_STEPS = 15  # so many such steps in a row, each taking most of the information away, and nothing will come
+IRREGULAR_STEPS = 4  # so many steps within the tolerance may look irregular before the maximum is called so
 SECULAR_ITERATIONS = 15  # two or three are usual; an indefinite matrix that is nearly singular needs the most
 
 
@@ -80,7 +81,8 @@ class State(NamedTuple):
 
     Of the last near step: `drift`, the relative change of the information along it, and `lengthening`, the next such step's
     length as a multiple of its own; both are infinite after a step that was not near. `runaway` counts such steps in a row along
-    which the information faded and that did not shorten. `rejections` counts rejected steps in a row. `at_floor`: the last step
+    which the information faded and that did not shorten. `irregular` counts those within the tolerance along which
+    the information changed. `rejections` counts rejected steps in a row. `at_floor`: the last step
     promised less than rounding and did not come nearer either; `stuck`: it was rejected although too short to matter.
 
     `count` is the number of steps, −1 before the start has been evaluated.
@@ -99,6 +101,7 @@ class State(NamedTuple):
     drift: Entry
     lengthening: Entry
     runaway: Entry
+    irregular: Entry
     rejections: Entry
     at_floor: Entry
     stuck: Entry
@@ -274,6 +277,7 @@ def begin(point: Vector) -> State:
         drift=zero + xp.inf,
         lengthening=zero + xp.inf,
         runaway=whole,
+        irregular=whole,
         rejections=whole,
         at_floor=no,
         stuck=no,
@@ -416,6 +420,9 @@ def advance(
         drift=drift,
         lengthening=lengthening,
         runaway=xp.where(fades, state.runaway + 1, 0).astype(state.count.dtype),
+        irregular=xp.where(
+            probed & (decrement < tolerance) & (drift > DRIFT_LIMIT), xp.where(fresh, 0, state.irregular) + 1, 0
+        ).astype(state.count.dtype),
         rejections=rejections,
         at_floor=indistinct & state.near & ~(finite & (decrement < 0.5 * state.decrement)) & ~fresh,
         stuck=~taken & hopeless,
@@ -444,6 +451,8 @@ def finished(state: State, tolerance: Entry) -> Entry:
     """Whether nothing is gained by another step: certified, or known to fail."""
     xp = lanes.namespace(state.decrement)
     tested = state.definite & (state.decrement < tolerance) & xp.isfinite(state.drift)
+    # A badly scaled maximum may be this near while its information still changes: a step or two more shows it to be regular.
+    tested = tested & ((state.drift < DRIFT_LIMIT) | (state.irregular >= IRREGULAR_STEPS))
     stationary = ~state.definite & (state.flatness < tolerance * tolerance)
     return tested | state.at_floor | state.stuck | state.running_away | stationary | ~state.finite
 
