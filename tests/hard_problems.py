@@ -1,13 +1,14 @@
 """The 35 problems of Moré, Garbow and Hillstrom as normal likelihoods: y = 0 observed with mean f_i(x) and σ = 1.
 
-ℓ(x) = −½ Σ f_i(x)² + constant, so that a maximum of ℓ is a minimum of their sum of squares. `MINIMA` lists the sums of squares that
-the paper gives for the minima, local ones included, at finite points (and, for `trigonometric`, one that it does not list). `isolated` says whether the standard start leads to a minimum
-that is isolated and where the Hessian is positive definite: the others are singular there, or run away to infinity.
+ℓ(x) = −½ Σ f_i(x)² + constant, so that a maximum of ℓ is a minimum of their sum of squares. `minima` lists the sums of
+squares that the paper gives for minima at finite points, local ones included (and one for `trigonometric` that it does
+not list). `isolated` says whether the standard start leads to a minimum that is isolated and where the Hessian is
+positive definite: the others are singular there, or run away to infinity.
 
 References
 ----------
-Moré, J. J., Garbow, B. S. and Hillstrom, K. E. (1981), Testing unconstrained optimization software, ACM Transactions on Mathematical
-Software 7, 17-41, section 3.
+Moré, J. J., Garbow, B. S. and Hillstrom, K. E. (1981), Testing unconstrained optimization software, ACM Transactions on
+Mathematical Software 7, 17-41, section 3.
 """
 
 from collections.abc import Callable
@@ -150,8 +151,41 @@ def brown_dennis(x):
 
 
 OSBORNE_1 = np.array(
-    """0.844 0.908 0.932 0.936 0.925 0.908 0.881 0.850 0.818 0.784 0.751 0.718 0.685 0.658 0.628 0.603 0.580 0.558 0.538 0.522 0.506
-    0.490 0.478 0.467 0.457 0.448 0.438 0.431 0.424 0.420 0.414 0.411 0.406""".split(),
+    [
+        "0.844",
+        "0.908",
+        "0.932",
+        "0.936",
+        "0.925",
+        "0.908",
+        "0.881",
+        "0.850",
+        "0.818",
+        "0.784",
+        "0.751",
+        "0.718",
+        "0.685",
+        "0.658",
+        "0.628",
+        "0.603",
+        "0.580",
+        "0.558",
+        "0.538",
+        "0.522",
+        "0.506",
+        "0.490",
+        "0.478",
+        "0.467",
+        "0.457",
+        "0.448",
+        "0.438",
+        "0.431",
+        "0.424",
+        "0.420",
+        "0.414",
+        "0.411",
+        "0.406",
+    ],
     float,
 )
 
@@ -168,10 +202,73 @@ def biggs(x, m=13):
 
 
 OSBORNE_2 = np.array(
-    """1.366 1.191 1.112 1.013 0.991 0.885 0.831 0.847 0.786 0.725 0.746 0.679 0.608 0.655 0.616 0.606 0.602 0.626 0.651 0.724 0.649
-    0.649 0.694 0.644 0.624 0.661 0.612 0.558 0.533 0.495 0.500 0.423 0.395 0.375 0.372 0.391 0.396 0.405 0.428 0.429 0.523 0.562
-    0.607 0.653 0.672 0.708 0.633 0.668 0.645 0.632 0.591 0.559 0.597 0.625 0.739 0.710 0.729 0.720 0.636 0.581 0.428 0.292 0.162
-    0.098 0.054""".split(),
+    [
+        "1.366",
+        "1.191",
+        "1.112",
+        "1.013",
+        "0.991",
+        "0.885",
+        "0.831",
+        "0.847",
+        "0.786",
+        "0.725",
+        "0.746",
+        "0.679",
+        "0.608",
+        "0.655",
+        "0.616",
+        "0.606",
+        "0.602",
+        "0.626",
+        "0.651",
+        "0.724",
+        "0.649",
+        "0.649",
+        "0.694",
+        "0.644",
+        "0.624",
+        "0.661",
+        "0.612",
+        "0.558",
+        "0.533",
+        "0.495",
+        "0.500",
+        "0.423",
+        "0.395",
+        "0.375",
+        "0.372",
+        "0.391",
+        "0.396",
+        "0.405",
+        "0.428",
+        "0.429",
+        "0.523",
+        "0.562",
+        "0.607",
+        "0.653",
+        "0.672",
+        "0.708",
+        "0.633",
+        "0.668",
+        "0.645",
+        "0.632",
+        "0.591",
+        "0.559",
+        "0.597",
+        "0.625",
+        "0.739",
+        "0.710",
+        "0.729",
+        "0.720",
+        "0.636",
+        "0.581",
+        "0.428",
+        "0.292",
+        "0.162",
+        "0.098",
+        "0.054",
+    ],
     float,
 )
 

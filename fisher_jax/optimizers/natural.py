@@ -10,7 +10,6 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from fisher_jax.optimizers.newton import Objective
 from fisher_jax.optimizers.natural_step import (
     NaturalGradientState,
     bounded,
@@ -19,6 +18,7 @@ from fisher_jax.optimizers.natural_step import (
     initial_state,
     judged,
 )
+from fisher_jax.optimizers.newton import Objective
 
 MetricKind = Literal["expected", "empirical"]
 

@@ -1,18 +1,19 @@
-"""Newton's method, Fisher scoring and BHHH with a trust region: one step for one maximisation or for many lanes at once.
+"""Newton's method, Fisher scoring and BHHH in a trust region: one step for one maximisation or for many lanes.
 
-At a point u with log-likelihood l, gradient g and information J (minus the Hessian, or what stands for it), the step s maximises
+At a point u with log-likelihood l, gradient g and information J (minus the Hessian, or what stands for it), the step s
+maximises
 
     gᵀ s − ½ sᵀ J s   subject to   |D s| ≤ radius,
 
-D² being the largest |diag J| met so far. Either s = J⁻¹ g lies inside, or (J + λ D²) s = g with |D s| = radius for the λ ≥ 0 that
-makes J + λ D² positive semi-definite; λ is the root of the secular equation 1/radius = 1/|D s(λ)|, found by Newton's
-iteration with safeguards, indefinite and singular J included (Moré & Sorensen 1983, SIAM J. Sci. Stat. Comput. 4, 553,
-algorithm 3.14). A step is accepted for its gain, and the radius follows how well the gain was predicted. Within a tenth of a
-standard error of the maximum the step is Newton's whatever the radius, hence quadratic convergence.
+D² being the largest |diag J| met so far. Either s = J⁻¹ g lies inside, or (J + λ D²) s = g with |D s| = radius for the
+λ ≥ 0 that makes J + λ D² positive semi-definite; λ is the root of the secular equation 1/radius = 1/|D s(λ)|, found by
+Newton's iteration with safeguards, indefinite and singular J included (Moré & Sorensen 1983, SIAM J. Sci. Stat. Comput.
+4, 553, algorithm 3.14). A step is accepted for its gain, and the radius follows how well the gain was predicted. Within
+a tenth of a standard error of the maximum the step is Newton's whatever the radius, hence quadratic convergence.
 
-Everything is element-wise over the shape S of an entry (see `numerics.lanes`): () for one maximisation, (L,) for L lanes. A
-lane with `count` < 0 is fresh: only its point means anything, and what else its state holds is never used in arithmetic that
-reaches a result.
+Everything is element-wise over the shape S of an entry (see `numerics.lanes`): () for one maximisation, (L,) for L
+lanes. A lane with `count` < 0 is fresh: only its point means anything, and what else its state holds is never used in
+arithmetic that reaches a result.
 """
 
 from collections.abc import Callable
@@ -47,11 +48,12 @@ SECULAR_ITERATIONS = 15  # two or three are usual; an indefinite matrix that is 
 class Evaluation(NamedTuple):
     """A log-likelihood at one point: to be maximised, totals over the data.
 
-    `value` + `rounding` is the log-likelihood: where it is summed with compensation `rounding` holds what the sum rounded off,
-    else it is zero. `gradient` is its gradient, `information` minus its Hessian or what stands for it (expected information,
-    sum of the scores' outer products).
+    `value` + `rounding` is the log-likelihood: where it is summed with compensation `rounding` holds what the sum
+    rounded off, else it is zero. `gradient` is its gradient, `information` minus its Hessian or what stands for it
+    (expected information, sum of the scores' outer products).
 
-    An objective that a user gives to an optimiser returns arrays (p,) and (p, p), in the order of `ravel_pytree(params)`.
+    An objective that a user gives to an optimiser returns arrays (p,) and (p, p), in the order of
+    `ravel_pytree(params)`.
 
     Examples
     --------
@@ -74,16 +76,17 @@ Objective = Callable[[PyTree, Kind], Evaluation]
 class State(NamedTuple):
     """Where a maximisation is.
 
-    Of the point, changed when a step is accepted: `point`, `at` (the evaluation there), `decrement` (distance to the maximum in
-    standard errors; infinite where the information is not positive definite), `pivot` and `definite` (see `lanes.Factor`) and
-    `diagonal`, the largest |diag J| met. Of the next step: `step`, `near` (Newton's own, so close to the maximum that
-    nothing may shorten it), `shift` (its λ) and `radius`.
+    Of the point, changed when a step is accepted: `point`, `at` (the evaluation there), `decrement` (distance to the
+    maximum in standard errors; infinite where the information is not positive definite), `pivot` and `definite` (see
+    `lanes.Factor`) and `diagonal`, the largest |diag J| met. Of the next step: `step`, `near` (Newton's own, so close
+    to the maximum that nothing may shorten it), `shift` (its λ) and `radius`.
 
-    Of the last near step: `drift`, the relative change of the information along it, and `lengthening`, the next such step's
-    length as a multiple of its own; both are infinite after a step that was not near. `runaway` counts such steps in a row along
-    which the information faded and that did not shorten. `irregular` counts those within the tolerance along which
-    the information changed. `rejections` counts rejected steps in a row. `at_floor`: the last step
-    promised less than rounding and did not come nearer either; `stuck`: it was rejected although too short to matter.
+    Of the last near step: `drift`, the relative change of the information along it, and `lengthening`, the next such
+    step's length as a multiple of its own; both are infinite after a step that was not near. `runaway` counts such
+    steps in a row along which the information faded and that did not shorten. `irregular` counts those within the
+    tolerance along which the information changed. `rejections` counts rejected steps in a row. `at_floor`: the last
+    step promised less than rounding and did not come nearer either; `stuck`: it was rejected although too short to
+    matter.
 
     `count` is the number of steps, −1 before the start has been evaluated.
     """
@@ -119,14 +122,14 @@ class State(NamedTuple):
 
     @property
     def flatness(self) -> Entry:
-        """The squared gradient over the information's diagonal, summed: the decrement if parameters were unrelated, squared."""
+        """The squared gradient over the information's diagonal, summed: the squared decrement of unrelated parameters."""
         scale = _positive(lanes.each(abs, lanes.diagonal(self.at.information)), self.at.gradient)
         return lanes.total(lanes.each(lambda g, d: g * g / d, self.at.gradient, scale))
 
 
 @dataclass(frozen=True)
 class Newton:
-    """A trust-region method of Newton's kind: its curvature and its thresholds. Made by `newton`, `fisher_scoring`, `bhhh`.
+    """A trust-region method of Newton's kind: with its thresholds. Made by `newton`, `fisher_scoring` and `bhhh`.
 
     It is an optax transformation (`init`, `update`) that accepts or rejects its own steps.
     """
@@ -147,7 +150,7 @@ class Newton:
     def accept(
         self, gain: Entry, predicted: Entry, indistinct: Entry, near: Entry, reached: Entry, decrement: Entry
     ) -> Entry:
-        """Whether a finite trial point is taken: for its gain, or near the maximum for being nearer (`reached`, a decrement)."""
+        """Whether a finite trial point is taken: for its gain, or near the maximum for its decrement, `reached`."""
         xp = lanes.namespace(gain)
         closer = near & (reached < xp.where(indistinct, 1.0, self.nearer_by) * decrement)
         return (gain > self.accept_above * predicted) | closer
@@ -157,7 +160,8 @@ class Newton:
     ) -> Entry:
         """The next radius after a step of that length. A point that is not finite counts as a gain of −∞.
 
-        A rejected step is cut ever harder while rejections go on, so that a kink or an edge ends the fit in a few evaluations.
+        A rejected step is cut ever harder while rejections go on, so that a kink or an edge ends the fit in a few
+        evaluations.
         """
         xp = lanes.namespace(gain)
         surprise = xp.abs(gain - predicted)
@@ -169,7 +173,7 @@ class Newton:
     def propose(
         self, at: Evaluation, scale: Vector, radius: Entry, shift: Entry, step: Vector, wanted: Entry
     ) -> tuple[Vector, Entry]:
-        """The step to the edge of the trust region and its λ, in the lanes where it is `wanted`; in others what was given.
+        """The step to the edge of the trust region and its λ where it is `wanted`; elsewhere what was given.
 
         `scale` is D², `shift` a first guess of λ (not positive where nothing is known).
         """
@@ -179,7 +183,8 @@ class Newton:
         scaled = lanes.scale_both_sides(at.information, inverse_root)
         lowest, highest = lanes.gershgorin(scaled)
         pull = xp.sqrt(lanes.dot(gradient, lanes.each(lambda g, d: g / d, gradient, scale))) / radius
-        # At λ = high the matrix exceeds |D⁻¹ g| / radius times the identity, so that the step lies inside; low is a bound below.
+        # At λ = high the matrix exceeds |D⁻¹ g| / radius times the identity, so that the step lies inside; low is a
+        # bound below.
         smallest = lanes.largest(lanes.each(lambda d: -d, lanes.diagonal(scaled)))
         low = xp.maximum(xp.maximum(smallest, pull - highest), 0.0)
         high = xp.maximum(pull - lowest, low)
@@ -201,8 +206,9 @@ class Newton:
             newton = guess + squared / lanes.dot(across, across) * (length - radius) / radius
             definite = factor.definite & xp.isfinite(length)
             short = definite & (length < radius)
-            # Near the hard case g has next to nothing along the weakest direction z, and no λ makes the step long enough:
-            # s + τ z on the edge is as good as the best step to a tenth (eq. 3.10 ff.) if z costs little curvature.
+            # Near the hard case g has next to nothing along the weakest direction z, and no λ makes the step long
+            # enough: s + τ z on the edge is as good as the best step to a tenth (eq. 3.10 ff.) if z costs little
+            # curvature.
             weak, product = lanes.weak_direction(factor)
             size = xp.sqrt(lanes.dot(weak, lanes.each(lambda d, z: d * z, scale, weak)))
             along = lanes.dot(weak, stretched) / size
@@ -262,7 +268,7 @@ def begin(point: Vector) -> State:
     p = len(point)
     empty: Any = {(i, j): zero for i in range(p) for j in range(i, p)}
     if not isinstance(point, list):
-        none, empty = xp.zeros_like(point), xp.zeros((p,) + point.shape, point.dtype)
+        none, empty = xp.zeros_like(point), xp.zeros((p, *point.shape), point.dtype)
     return State(
         point=point,
         at=Evaluation(zero, none, empty, zero),
@@ -338,8 +344,8 @@ def advance(
     finite = is_finite(reached)
     decrement = xp.where(finite & factor.definite, xp.sqrt(lanes.dot(half, half)), xp.inf)
 
-    # What the step was to gain and what it gained. Two log-likelihoods that agree to rounding are compared by the trapezoid of
-    # their slopes, unless they differ by far more than rounding can explain.
+    # What the step was to gain and what it gained. Two log-likelihoods that agree to rounding are compared by the
+    # trapezoid of their slopes, unless they differ by far more than rounding can explain.
     bent = lanes.times(old.information, before)
     slope = lanes.dot(old.gradient, before)
     predicted = slope - 0.5 * lanes.dot(before, bent)
@@ -352,9 +358,9 @@ def advance(
     taken = fresh | finite & accepted
     rejections = xp.where(taken, 0, state.rejections + 1).astype(state.count.dtype)
 
-    # Whether a near step looked like Newton's at a regular maximum: the information hardly changes, along the step and in the
-    # weakest direction. On the way to infinity or to a degenerate maximum it changes by a constant factor each time, however
-    # small the gradient has become; on the way to infinity the steps do not shorten either.
+    # Whether a near step looked like Newton's at a regular maximum: the information hardly changes, along the step and
+    # in the weakest direction. On the way to infinity or to a degenerate maximum it changes by a constant factor each
+    # time, however small the gradient has become; on the way to infinity the steps do not shorten either.
     probed = state.near & factor.definite & finite & ~fresh
     across = lanes.times(reached.information, before)
     change = lanes.solve_lower(factor, lanes.each(lambda a, b: a - b, across, bent))
@@ -372,8 +378,9 @@ def advance(
     point = lanes.select(taken, trial(state), state.point)
     at = lanes.select(taken, reached, old)
     diagonal = lanes.select(taken, largest, state.diagonal)
-    # On a plateau, or where one parameter has next to no information, the diagonal says nothing of how far the quadratic holds.
-    # There the unit of a parameter is its own size: by what its gradient asks for, and off the concave part by the radius.
+    # On a plateau, or where one parameter has next to no information, the diagonal says nothing of how far the
+    # quadratic holds. There the unit of a parameter is its own size: by what its gradient asks for, and off the concave
+    # part by the radius.
     scale = _positive(diagonal, at.gradient)
     pull = xp.sqrt(lanes.dot(at.gradient, lanes.each(lambda g, d: g / d, at.gradient, scale)))
     extent = xp.where(taken & factor.definite, 0.0, xp.where(fresh, pull, state.radius))
@@ -402,7 +409,8 @@ def advance(
     length = xp.sqrt(squared)
     resized = optimizer.resize(state.radius, length, gain, predicted, taken, state.rejections)
     radius = xp.where(fresh, radius_factor * optimizer.first_radius * first, resized)
-    # Rejected even by the slopes, a step that promises nothing visible is too short to matter; so is one that underflows.
+    # Rejected even by the slopes, a step that promises nothing visible is too short to matter; so is one that
+    # underflows.
     hopeless = (
         unchanged | (predicted <= 0.01 * eps * xp.abs(old.value)) | (radius < jnp.finfo(radius.dtype).tiny ** 0.5)
     )
@@ -430,8 +438,8 @@ def advance(
     )
     ended = finished(state, tolerance)
 
-    # The next step: Newton's where it may be, else one to the edge of the trust region. A first guess of λ: from an accepted
-    # point one Newton iteration from λ = 0; after a rejection as if all of J + λ D² were one number.
+    # The next step: Newton's where it may be, else one to the edge of the trust region. A first guess of λ: from an
+    # accepted point one Newton iteration from λ = 0; after a rejection as if all of J + λ D² were one number.
     inside = taken & factor.definite & (state.near | (whole <= radius * (1.0 + 1e-6)))
     stretched = lanes.solve_lower(factor, lanes.each(lambda d, x: d * x, scale, newton))
     from_zero = whole * whole / lanes.dot(stretched, stretched) * (whole - radius) / radius
@@ -451,14 +459,15 @@ def finished(state: State, tolerance: Entry) -> Entry:
     """Whether nothing is gained by another step: certified, or known to fail."""
     xp = lanes.namespace(state.decrement)
     tested = state.definite & (state.decrement < tolerance) & xp.isfinite(state.drift)
-    # A badly scaled maximum may be this near while its information still changes: a step or two more shows it to be regular.
+    # A badly scaled maximum may be this near while its information still changes: a step or two more shows it to be
+    # regular.
     tested = tested & ((state.drift < DRIFT_LIMIT) | (state.irregular >= IRREGULAR_STEPS))
     stationary = ~state.definite & (state.flatness < tolerance * tolerance)
     return tested | state.at_floor | state.stuck | state.running_away | stationary | ~state.finite
 
 
 def _positive(diagonal: Vector, gradient: Vector) -> Vector:
-    """A scale for each parameter: its information, or where it has none its squared gradient, which has the same unit."""
+    """A scale for each parameter: its information, or without any its squared gradient, of the same unit."""
     xp = lanes.namespace(gradient[0])
     return lanes.each(
         lambda d, g: xp.where(d > 0, d, xp.where((g != 0) & xp.isfinite(g), g * g, 1.0)), diagonal, gradient
@@ -478,19 +487,20 @@ def newton(*, first_radius: float = 1.0) -> Newton:
     Newton
         An optax transformation. Its update needs the keyword `objective`, called as ``objective(params, "observed") ->
         Evaluation``: the log-likelihood, which is maximised, with its gradient and minus its Hessian. The first update
-        evaluates at the start and does not move; each later one evaluates once, at its trial point, and either moves there or
-        stays. The parameters given must be those that the last update led to.
+        evaluates at the start and does not move; each later one evaluates once, at its trial point, and either moves
+        there or stays. The parameters given must be those that the last update led to.
 
     Notes
     -----
     The trust region is a ball in units of the largest diagonal of the information met, and its subproblem is solved
-    to a tenth of the radius, indefinite and singular information included. Within a tenth of a standard error of the maximum the
-    step is Newton's. The `updates` passed in are not used. To combine an information-scaled direction with optax's own pieces
-    (schedules, clipping, momentum) use `scale_by_information`.
+    to a tenth of the radius, indefinite and singular information included. Within a tenth of a standard error of the
+    maximum the step is Newton's. The `updates` passed in are not used. To combine an information-scaled direction with
+    optax's own pieces (schedules, clipping, momentum) use `scale_by_information`.
 
     References
     ----------
-    Moré, J. J. and Sorensen, D. C. (1983), Computing a trust region step, SIAM J. Sci. Stat. Comput. 4, 553-572, algorithm 3.14.
+    Moré, J. J. and Sorensen, D. C. (1983), Computing a trust region step, SIAM J. Sci. Stat. Comput. 4, 553-572,
+    algorithm 3.14.
 
     Examples
     --------
@@ -520,13 +530,14 @@ def fisher_scoring(*, first_radius: float = 1.0) -> Newton:
     Returns
     -------
     Newton
-        As for `newton`; the objective is called with kind ``"expected"``. `fisher_jax.fit` can supply it for a model that has
-        an `information`.
+        As for `newton`; the objective is called with kind ``"expected"``. `fisher_jax.fit` can supply it for a model
+        that has an `information`.
 
     Notes
     -----
-    The expected information is positive semi-definite wherever it exists, so that the direction is always uphill; convergence is
-    linear, quadratic only where expected and observed information agree. So `fisher_jax.fit` ends it with steps of `newton`.
+    The expected information is positive semi-definite wherever it exists, so that the direction is always uphill;
+    convergence is linear, quadratic only where expected and observed information agree. So `fisher_jax.fit` ends it
+    with steps of `newton`.
 
     Examples
     --------
@@ -551,8 +562,8 @@ def bhhh(*, first_radius: float = 1.0) -> Newton:
 
     Notes
     -----
-    Needs first derivatives only. Convergence is linear, the faster the larger n and the better the model fits. `fisher_jax.fit`
-    ends it with steps of `newton`.
+    Needs first derivatives only. Convergence is linear, the faster the larger n and the better the model fits.
+    `fisher_jax.fit` ends it with steps of `newton`.
 
     References
     ----------
