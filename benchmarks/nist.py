@@ -1,10 +1,11 @@
-"""NIST's nonlinear regressions (StRD) as normal likelihoods, from both of their starts: what is reached, and what is said of it.
+"""NIST's nonlinear regressions (StRD) as normal likelihoods, from both starts: what is reached, and what is said of it.
 
     python benchmarks/nist.py FOLDER [NAME …]
 
-FOLDER holds the .dat files (folder NIST_STRD of the source distribution of `lmfit`; https://www.itl.nist.gov/div898/strd/). The
-parameters are NIST's and log σ, which starts at the residual standard deviation of the start. Reached: the certified values to 6
-digits. Falsely converged: a success elsewhere that is not another maximum of the same height.
+FOLDER holds the .dat files (folder NIST_STRD of the source distribution of `lmfit`;
+https://www.itl.nist.gov/div898/strd/). The parameters are NIST's and log σ, which starts at the residual standard
+deviation of the start. Reached: the certified values to 6 digits. Falsely converged: a success elsewhere that is not
+another maximum of the same height.
 """
 
 import pathlib
@@ -50,9 +51,7 @@ MEANS = {
     "Gauss3": gauss,
     "Hahn1": lambda b, x: rational(b, x, 4),
     "Kirby2": lambda b, x: rational(b, x, 3),
-    **{
-        f"Lanczos{k}": lambda b, x: sum(b[i] * jnp.exp(-b[i + 1] * x) for i in (0, 2, 4)) for k in (1, 2, 3)
-    },
+    **{f"Lanczos{k}": lambda b, x: sum(b[i] * jnp.exp(-b[i + 1] * x) for i in (0, 2, 4)) for k in (1, 2, 3)},
     "MGH09": lambda b, x: b[0] * (x**2 + x * b[1]) / (x**2 + x * b[2] + b[3]),
     "MGH10": lambda b, x: b[0] * jnp.exp(b[1] / (x + b[2])),
     "MGH17": lambda b, x: b[0] + b[1] * jnp.exp(-x * b[3]) + b[2] * jnp.exp(-x * b[4]),
@@ -101,7 +100,7 @@ def main(folder, names):
             counts["reached"] += digits >= 6
             counts["converged elsewhere"] += fit.converged and digits < 6
             print(
-                f"{name:9s} {which}  {str(fit.status):22s} steps {int(fit.num_steps):4d}  digits {digits:5.1f}  "
+                f"{name:9s} {which}  {fit.status!s:22s} steps {int(fit.num_steps):4d}  digits {digits:5.1f}  "
                 f"below by {height - float(fit.log_likelihood):10.3g}  decrement {float(fit.decrement):8.1e}  "
                 f"{time.perf_counter() - began:5.1f} s",
                 flush=True,

@@ -19,7 +19,7 @@ from fisher_jax.models.parameters import Layout, Values, typed
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
 
-NEWTON_STEPS = 200
+NEWTON_STEPS = 1000  # a curved valley takes hundreds (NIST: Bennett5, MGH17)
 FOREIGN_STEPS = 10_000
 LARGEST_TOLERANCE = Newton().near_below  # a maximum is certified by a near step
 
@@ -57,7 +57,7 @@ def fit(
         Stop when the decrement is below this many standard errors (of the weighted sample, if there are weights), at most
         0.1; default √ε, 1.5e-8 in float64 and 3.5e-4 in float32. Another's optimiser is looked at every 25 steps.
     max_steps : int, optional
-        Default 200, or 10 000 for an optimiser that is not one of fisher_jax's.
+        Default 1 000, or 10 000 for an optimiser that is not one of fisher_jax's.
 
     Returns
     -------

@@ -72,7 +72,8 @@ def each(f: Callable[..., Any], *vectors: Vector) -> Vector:
     """A function of entries for each entry; what it closes over may have the shape S."""
     if isinstance(vectors[0], list):
         return [f(*entries) for entries in zip(*vectors, strict=True)]
-    return f(*vectors)
+    # vmap, so that what f closes over meets entries of its own rank.
+    return f(*vectors) if namespace(vectors[0]) is np else jax.vmap(f)(*vectors)
 
 
 def each_entry(f: Callable[..., Any], *matrices: Matrix) -> Matrix:
@@ -208,8 +209,8 @@ def _by_blocks(scaled: Any, threshold: float) -> tuple[Any, Any]:
         corner, pivot = _unrolled({(i, j): block[i, j] for i in range(BLOCK) for j in range(i, BLOCK)}, threshold)
         done: list[Any] = []
         for j in range(BLOCK):
-            column = columns[:, j] - sum(done[i] * corner[j, i] for i in range(j))
-            done.append(column * corner[j, j])
+            column = columns[:, j] - sum(done[i] * corner[j, i][None] for i in range(j))
+            done.append(column * corner[j, j][None])
         below = [xp.where(rows >= start + BLOCK, column, 0.0) for column in done]
         rest = rest - sum(column[:, None] * column[None] for column in below)
         inside = [[corner[i, j] if i >= j else xp.zeros_like(corner[j, j]) for j in range(BLOCK)] for i in range(BLOCK)]
@@ -258,7 +259,7 @@ def _substitute(lower: Matrix, right: Vector, *, forward: bool) -> Vector:
         inside, now = {(i, j): corner[i, j] for i in range(BLOCK) for j in range(i + 1)}, _part(xp, right, start, 0)
         solved = _substitute(inside, [now[i] for i in range(BLOCK)], forward=forward)
         column = (lambda j: across[:, j]) if forward else (lambda j: across[j])
-        taken = sum(column(j) * solved[j] for j in range(BLOCK))
+        taken = sum(column(j) * solved[j][None] for j in range(BLOCK))
         ahead = rows >= start + BLOCK if forward else rows < start
         return _put(xp, right - xp.where(ahead, taken, 0.0), xp.stack(solved), start, 0)
 

@@ -1,8 +1,9 @@
 """Information-scaled steps as optax transformations.
 
-optax minimises: what it calls a loss is minus the log-likelihood. What these need beyond optax's own loop is one keyword-only extra argument: `objective`, a function from the parameters (and the
-kind of curvature wanted) to an `Evaluation`, which `fisher_jax.fit` supplies. For more parameters than a matrix can hold
-`natural_gradient` takes `information` in its place, an operator.
+optax minimises: what it calls a loss is minus the log-likelihood. What these need beyond optax's own loop is one
+keyword-only extra argument: `objective`, a function from the parameters (and the kind of curvature wanted) to an
+`Evaluation`, which `fisher_jax.fit` supplies. For more parameters than a matrix can hold `natural_gradient` takes
+`information` in its place, an operator.
 """
 
 from fisher_jax.optimizers.natural import natural_gradient

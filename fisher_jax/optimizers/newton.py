@@ -1,18 +1,19 @@
-"""Newton's method, Fisher scoring and BHHH with a trust region: one step for one maximisation or for many lanes at once.
+"""Newton's method, Fisher scoring and BHHH in a trust region: one step for one maximisation or for many lanes.
 
-At a point u with log-likelihood l, gradient g and information J (minus the Hessian, or what stands for it), the step s maximises
+At a point u with log-likelihood l, gradient g and information J (minus the Hessian, or what stands for it), the step s
+maximises
 
     gᵀ s − ½ sᵀ J s   subject to   |D s| ≤ radius,
 
-D² being the largest |diag J| met of late. Either s = J⁻¹ g lies inside, or (J + λ D²) s = g with |D s| = radius for the λ ≥ 0 that
-makes J + λ D² positive semi-definite; λ is the root of the secular equation 1/radius = 1/|D s(λ)|, found by Newton's
-iteration with safeguards, indefinite and singular J included (Moré & Sorensen 1983, SIAM J. Sci. Stat. Comput. 4, 553,
-algorithm 3.14). A step is accepted for its gain, and the radius follows how well the gain was predicted. Within a tenth of a
-standard error of the maximum the step is Newton's whatever the radius, hence quadratic convergence.
+D² being the largest |diag J| met so far. Either s = J⁻¹ g lies inside, or (J + λ D²) s = g with |D s| = radius for the
+λ ≥ 0 that makes J + λ D² positive semi-definite; λ is the root of the secular equation 1/radius = 1/|D s(λ)|, found by
+Newton's iteration with safeguards, indefinite and singular J included (Moré & Sorensen 1983, SIAM J. Sci. Stat. Comput.
+4, 553, algorithm 3.14). A step is accepted for its gain, and the radius follows how well the gain was predicted. Within
+a tenth of a standard error of the maximum the step is Newton's whatever the radius, hence quadratic convergence.
 
-Everything is element-wise over the shape S of an entry (see `numerics.lanes`): () for one maximisation, (L,) for L lanes. A
-lane with `count` < 0 is fresh: only its point means anything, and what else its state holds is never used in arithmetic that
-reaches a result.
+Everything is element-wise over the shape S of an entry (see `numerics.lanes`): () for one maximisation, (L,) for L
+lanes. A lane with `count` < 0 is fresh: only its point means anything, and what else its state holds is never used in
+arithmetic that reaches a result.
 """
 
 from collections.abc import Callable
@@ -31,21 +32,28 @@ Kind = Literal["observed", "expected", "empirical"]
 LONGEST_STRIDE = (
     7.0  # e^7: a constrained parameter moves by no larger factor at once; farther off a density is rounding
 )
-FARTHEST = 1e8  # times the parameter, or one: a first step that leads farther owes it to a curvature next to nothing
+FARTHEST = (
+    1e8  # times the parameter, or one: a first Newton step that leads farther owes it to an information next to nothing
+)
+LONGEST_LEAP = (
+    4.0  # times the parameter, or one: where the quadratic is no guide, a step as long leaves what it describes
+)
 DRIFT_LIMIT = 0.1  # relative change of information along a Newton step that a regular maximum never shows so close
 LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate maximum they do
 RUNAWAY_STEPS = 15  # so many such steps in a row, each taking most of the information away, and nothing will come
+IRREGULAR_STEPS = 4  # so many steps within the tolerance may look irregular before the maximum is called so
 SECULAR_ITERATIONS = 15  # two or three are usual; an indefinite matrix that is nearly singular needs the most
 
 
 class Evaluation(NamedTuple):
     """A log-likelihood at one point: to be maximised, totals over the data.
 
-    `value` + `rounding` is the log-likelihood: where it is summed with compensation `rounding` holds what the sum rounded off,
-    else it is zero. `gradient` is its gradient, `information` minus its Hessian or what stands for it (expected information,
-    sum of the scores' outer products).
+    `value` + `rounding` is the log-likelihood: where it is summed with compensation `rounding` holds what the sum
+    rounded off, else it is zero. `gradient` is its gradient, `information` minus its Hessian or what stands for it
+    (expected information, sum of the scores' outer products).
 
-    An objective that a user gives to an optimiser returns arrays (p,) and (p, p), in the order of `ravel_pytree(params)`.
+    An objective that a user gives to an optimiser returns arrays (p,) and (p, p), in the order of
+    `ravel_pytree(params)`.
 
     Examples
     --------
@@ -68,15 +76,17 @@ Objective = Callable[[PyTree, Kind], Evaluation]
 class State(NamedTuple):
     """Where a maximisation is.
 
-    Of the point, changed when a step is accepted: `point`, `at` (the evaluation there), `decrement` (distance to the maximum in
-    standard errors; infinite where the information is not positive definite), `pivot` and `definite` (see `lanes.Factor`) and
-    `diagonal`, the largest |diag J| met of late. Of the next step: `step`, `near` (Newton's own, so close to the maximum that
-    nothing may shorten it), `shift` (its λ) and `radius`.
+    Of the point, changed when a step is accepted: `point`, `at` (the evaluation there), `decrement` (distance to the
+    maximum in standard errors; infinite where the information is not positive definite), `pivot` and `definite` (see
+    `lanes.Factor`) and `diagonal`, the largest |diag J| met. Of the next step: `step`, `near` (Newton's own, so close
+    to the maximum that nothing may shorten it), `shift` (its λ) and `radius`.
 
-    Of the last near step: `drift`, the relative change of the information along it, and `lengthening`, the next such step's
-    length as a multiple of its own; both are infinite after a step that was not near. `runaway` counts such steps in a row along
-    which the information faded and that did not shorten. `rejections` counts rejected steps in a row. `at_floor`: the last step
-    promised less than rounding and did not come nearer either; `stuck`: it was rejected although too short to matter.
+    Of the last near step: `drift`, the relative change of the information along it, and `lengthening`, the next such
+    step's length as a multiple of its own; both are infinite after a step that was not near. `runaway` counts such
+    steps in a row along which the information faded and that did not shorten. `irregular` counts those within the
+    tolerance along which the information changed. `rejections` counts rejected steps in a row. `at_floor`: the last
+    step promised less than rounding and did not come nearer either; `stuck`: it was rejected although too short to
+    matter.
 
     `count` is the number of steps, −1 before the start has been evaluated.
     """
@@ -94,6 +104,7 @@ class State(NamedTuple):
     drift: Entry
     lengthening: Entry
     runaway: Entry
+    irregular: Entry
     rejections: Entry
     at_floor: Entry
     stuck: Entry
@@ -111,14 +122,14 @@ class State(NamedTuple):
 
     @property
     def flatness(self) -> Entry:
-        """The squared gradient over the information's diagonal, summed: the decrement if parameters were unrelated, squared."""
+        """The squared gradient over the information's diagonal, summed: the squared decrement of unrelated parameters."""
         scale = _positive(lanes.each(abs, lanes.diagonal(self.at.information)), self.at.gradient)
         return lanes.total(lanes.each(lambda g, d: g * g / d, self.at.gradient, scale))
 
 
 @dataclass(frozen=True)
 class Newton:
-    """A trust-region method of Newton's kind: its curvature and its thresholds. Made by `newton`, `fisher_scoring`, `bhhh`.
+    """A trust-region method of Newton's kind: with its thresholds. Made by `newton`, `fisher_scoring` and `bhhh`.
 
     It is an optax transformation (`init`, `update`) that accepts or rejects its own steps.
     """
@@ -128,41 +139,41 @@ class Newton:
     accept_above: float = 1e-4  # of the predicted gain: any real gain is taken, rounding is not
     near_below: float = 0.1  # standard errors: within this distance a Newton step needs no trust region
     nearer_by: float = 0.5  # near steps must halve the distance where the gain cannot be seen; Newton's own square it
-    shrink_below: float = 0.25  # of the predicted gain: the quadratic is wrong at this length
+    shrink_below: float = 0.1  # of the predicted gain: the quadratic is wrong at this length
     grow_above: float = 0.75  # of the predicted gain: the quadratic is right, longer steps may be as well
-    growth: float = 3.0  # Rosenbrock-like valleys gain nothing from more, distant starts lose with 2
+    growth: float = 2.0  # distant starts lose with less, curved valleys with more
+    trusted_within: float = 0.03  # of the predicted gain: so well predicted, a far longer step is worth an evaluation
+    fast_growth: float = 10.0  # then: after a step back to the floor of a curved valley the radius must recover at once
+    cut: float = 0.25  # what a rejection leaves of the length; a parabola's minimum gained nothing on NIST's problems
     rounding_units: float = 4.0  # ε |l|: below this a gain is told from the gradients at both ends, not from values
-    forgetting: float = 0.1  # what an accepted step leaves of the largest diagonal met
 
     def accept(
         self, gain: Entry, predicted: Entry, indistinct: Entry, near: Entry, reached: Entry, decrement: Entry
     ) -> Entry:
-        """Whether a finite trial point is taken: for its gain, or near the maximum for being nearer (`reached`, a decrement)."""
+        """Whether a finite trial point is taken: for its gain, or near the maximum for its decrement, `reached`."""
         xp = lanes.namespace(gain)
         closer = near & (reached < xp.where(indistinct, 1.0, self.nearer_by) * decrement)
         return (gain > self.accept_above * predicted) | closer
 
     def resize(
-        self, radius: Entry, length: Entry, slope: Entry, gain: Entry, predicted: Entry, taken: Entry, rejections: Entry
+        self, radius: Entry, length: Entry, gain: Entry, predicted: Entry, taken: Entry, rejections: Entry
     ) -> Entry:
-        """The next radius after a step of that length, whose directional derivative was `slope`; NaN or −∞ as gain is a failure.
+        """The next radius after a step of that length. A point that is not finite counts as a gain of −∞.
 
-        A rejected step is cut to the maximum of the parabola through value, slope and the value reached, within [0.1, 0.5], and
-        ever harder while rejections go on, so that a kink or an edge ends the fit in a few evaluations.
+        A rejected step is cut ever harder while rejections go on, so that a kink or an edge ends the fit in a few
+        evaluations.
         """
         xp = lanes.namespace(gain)
-        parabola = xp.where(xp.isfinite(gain), 0.5 * slope / xp.where(slope > gain, slope - gain, slope), 0.2)
-        cut = length * xp.clip(parabola, 0.1, 0.5)
-        good = xp.where(
-            gain > self.grow_above * predicted, xp.maximum(radius, self.growth * length), xp.maximum(radius, length)
-        )
-        kept = xp.where(gain < self.shrink_below * predicted, cut, good)
-        return xp.where(taken, kept, cut * 0.5 ** xp.minimum(rejections, 40).astype(gain.dtype))
+        surprise = xp.abs(gain - predicted)
+        growth = xp.where(surprise < self.trusted_within * predicted, self.fast_growth, self.growth)
+        good = xp.where(gain > self.grow_above * predicted, growth * length, length)
+        kept = xp.where(gain < self.shrink_below * predicted, self.cut * length, xp.maximum(radius, good))
+        return xp.where(taken, kept, length * self.cut * 0.5 ** xp.minimum(rejections, 40).astype(gain.dtype))
 
     def propose(
         self, at: Evaluation, scale: Vector, radius: Entry, shift: Entry, step: Vector, wanted: Entry
     ) -> tuple[Vector, Entry]:
-        """The step to the edge of the trust region and its λ, in the lanes where it is `wanted`; in others what was given.
+        """The step to the edge of the trust region and its λ where it is `wanted`; elsewhere what was given.
 
         `scale` is D², `shift` a first guess of λ (not positive where nothing is known).
         """
@@ -172,7 +183,8 @@ class Newton:
         scaled = lanes.scale_both_sides(at.information, inverse_root)
         lowest, highest = lanes.gershgorin(scaled)
         pull = xp.sqrt(lanes.dot(gradient, lanes.each(lambda g, d: g / d, gradient, scale))) / radius
-        # At λ = high the matrix exceeds |D⁻¹ g| / radius times the identity, so that the step lies inside; low is a bound below.
+        # At λ = high the matrix exceeds |D⁻¹ g| / radius times the identity, so that the step lies inside; low is a
+        # bound below.
         smallest = lanes.largest(lanes.each(lambda d: -d, lanes.diagonal(scaled)))
         low = xp.maximum(xp.maximum(smallest, pull - highest), 0.0)
         high = xp.maximum(pull - lowest, low)
@@ -194,8 +206,9 @@ class Newton:
             newton = guess + squared / lanes.dot(across, across) * (length - radius) / radius
             definite = factor.definite & xp.isfinite(length)
             short = definite & (length < radius)
-            # Near the hard case g has next to nothing along the weakest direction z, and no λ makes the step long enough:
-            # s + τ z on the edge is as good as the best step to a tenth (eq. 3.10 ff.) if z costs little curvature.
+            # Near the hard case g has next to nothing along the weakest direction z, and no λ makes the step long
+            # enough: s + τ z on the edge is as good as the best step to a tenth (eq. 3.10 ff.) if z costs little
+            # curvature.
             weak, product = lanes.weak_direction(factor)
             size = xp.sqrt(lanes.dot(weak, lanes.each(lambda d, z: d * z, scale, weak)))
             along = lanes.dot(weak, stretched) / size
@@ -205,6 +218,8 @@ class Newton:
             cheap = reach * reach * lanes.dot(weak, product) <= 0.19 * (lanes.dot(half, half) + guess * radius * radius)
             on_edge = definite & (xp.abs(length - radius) <= 0.1 * radius)
             hard = short & cheap & ~on_edge
+            # Where J is merely singular z gains nothing, and s alone is as good: no reason to wander along a ridge.
+            reach = xp.where(guess * radius * radius > 0.25 * lanes.dot(half, half), reach, 0.0)
             shrink = xp.minimum(1.0, radius / length)
             use = pending & definite
             step = lanes.each(
@@ -253,7 +268,7 @@ def begin(point: Vector) -> State:
     p = len(point)
     empty: Any = {(i, j): zero for i in range(p) for j in range(i, p)}
     if not isinstance(point, list):
-        none, empty = xp.zeros_like(point), xp.zeros((p,) + point.shape, point.dtype)
+        none, empty = xp.zeros_like(point), xp.zeros((p, *point.shape), point.dtype)
     return State(
         point=point,
         at=Evaluation(zero, none, empty, zero),
@@ -268,6 +283,7 @@ def begin(point: Vector) -> State:
         drift=zero + xp.inf,
         lengthening=zero + xp.inf,
         runaway=whole,
+        irregular=whole,
         rejections=whole,
         at_floor=no,
         stuck=no,
@@ -328,8 +344,8 @@ def advance(
     finite = is_finite(reached)
     decrement = xp.where(finite & factor.definite, xp.sqrt(lanes.dot(half, half)), xp.inf)
 
-    # What the step was to gain and what it gained. Two log-likelihoods that agree to rounding are compared by the trapezoid of
-    # their slopes, unless they differ by far more than rounding can explain.
+    # What the step was to gain and what it gained. Two log-likelihoods that agree to rounding are compared by the
+    # trapezoid of their slopes, unless they differ by far more than rounding can explain.
     bent = lanes.times(old.information, before)
     slope = lanes.dot(old.gradient, before)
     predicted = slope - 0.5 * lanes.dot(before, bent)
@@ -342,9 +358,9 @@ def advance(
     taken = fresh | finite & accepted
     rejections = xp.where(taken, 0, state.rejections + 1).astype(state.count.dtype)
 
-    # Whether a near step looked like Newton's at a regular maximum: the information hardly changes, along the step and in the
-    # weakest direction. On the way to infinity or to a degenerate maximum it changes by a constant factor each time, however
-    # small the gradient has become; on the way to infinity the steps do not shorten either.
+    # Whether a near step looked like Newton's at a regular maximum: the information hardly changes, along the step and
+    # in the weakest direction. On the way to infinity or to a degenerate maximum it changes by a constant factor each
+    # time, however small the gradient has become; on the way to infinity the steps do not shorten either.
     probed = state.near & factor.definite & finite & ~fresh
     across = lanes.times(reached.information, before)
     change = lanes.solve_lower(factor, lanes.each(lambda a, b: a - b, across, bent))
@@ -357,19 +373,23 @@ def advance(
 
     # The point from here on.
     diag = lanes.each(abs, lanes.diagonal(reached.information))
-    kept = lanes.each(
-        lambda d, largest: xp.where(fresh, d, xp.maximum(d, optimizer.forgetting * largest)), diag, state.diagonal
-    )
+    # The largest met is never forgotten, as in MINPACK: forgetting ended in flat corners of NIST's Lanczos and MGH09.
+    largest = lanes.each(lambda d, before: xp.where(fresh, d, xp.maximum(d, before)), diag, state.diagonal)
     point = lanes.select(taken, trial(state), state.point)
     at = lanes.select(taken, reached, old)
-    diagonal = lanes.select(taken, kept, state.diagonal)
-    # On a plateau the information is next to nothing, in one direction far less than in another: bound what it asks for.
-    scale = lanes.each(
-        lambda d, g, u: xp.maximum(d, xp.abs(g) / (FARTHEST * xp.maximum(1.0, xp.abs(u)))),
-        _positive(diagonal, at.gradient),
-        at.gradient,
-        point,
-    )
+    diagonal = lanes.select(taken, largest, state.diagonal)
+    # On a plateau, or where one parameter has next to no information, the diagonal says nothing of how far the
+    # quadratic holds. There the unit of a parameter is its own size: by what its gradient asks for, and off the concave
+    # part by the radius.
+    scale = _positive(diagonal, at.gradient)
+    pull = xp.sqrt(lanes.dot(at.gradient, lanes.each(lambda g, d: g / d, at.gradient, scale)))
+    extent = xp.where(taken & factor.definite, 0.0, xp.where(fresh, pull, state.radius))
+
+    def guarded(d: Entry, g: Entry, u: Entry) -> Entry:
+        leap = LONGEST_LEAP * xp.maximum(1.0, xp.abs(u))
+        return xp.maximum(d, xp.maximum(xp.abs(g) / leap, (extent / leap) ** 2))
+
+    scale = lanes.each(guarded, scale, at.gradient, point)
 
     def length_of(s: Vector) -> Entry:
         return xp.sqrt(lanes.dot(s, lanes.each(lambda d, x: d * x, scale, s)))
@@ -385,12 +405,12 @@ def advance(
     # The radius. At first the whole Newton step is tried, unless it leads out of all proportion.
     whole = length_of(newton)
     excess = lanes.largest(lanes.each(lambda s, u: xp.abs(s) / (FARTHEST * xp.maximum(1.0, xp.abs(u))), newton, point))
-    by_diagonal = xp.sqrt(lanes.dot(at.gradient, lanes.each(lambda g, d: g / d, at.gradient, scale)))
-    first = xp.where(factor.definite, whole / xp.maximum(excess, 1.0), by_diagonal)
+    first = xp.where(factor.definite, whole / xp.maximum(excess, 1.0), pull)
     length = xp.sqrt(squared)
-    resized = optimizer.resize(state.radius, length, slope, gain, predicted, taken, state.rejections)
+    resized = optimizer.resize(state.radius, length, gain, predicted, taken, state.rejections)
     radius = xp.where(fresh, radius_factor * optimizer.first_radius * first, resized)
-    # Rejected even by the slopes, a step that promises nothing visible is too short to matter; so is one that underflows.
+    # Rejected even by the slopes, a step that promises nothing visible is too short to matter; so is one that
+    # underflows.
     hopeless = (
         unchanged | (predicted <= 0.01 * eps * xp.abs(old.value)) | (radius < jnp.finfo(radius.dtype).tiny ** 0.5)
     )
@@ -408,6 +428,9 @@ def advance(
         drift=drift,
         lengthening=lengthening,
         runaway=xp.where(fades, state.runaway + 1, 0).astype(state.count.dtype),
+        irregular=xp.where(
+            probed & (decrement < tolerance) & (drift > DRIFT_LIMIT), xp.where(fresh, 0, state.irregular) + 1, 0
+        ).astype(state.count.dtype),
         rejections=rejections,
         at_floor=indistinct & state.near & ~(finite & (decrement < 0.5 * state.decrement)) & ~fresh,
         stuck=~taken & hopeless,
@@ -415,8 +438,8 @@ def advance(
     )
     ended = finished(state, tolerance)
 
-    # The next step: Newton's where it may be, else one to the edge of the trust region. A first guess of λ: from an accepted
-    # point one Newton iteration from λ = 0; after a rejection as if all of J + λ D² were one number.
+    # The next step: Newton's where it may be, else one to the edge of the trust region. A first guess of λ: from an
+    # accepted point one Newton iteration from λ = 0; after a rejection as if all of J + λ D² were one number.
     inside = taken & factor.definite & (state.near | (whole <= radius * (1.0 + 1e-6)))
     stretched = lanes.solve_lower(factor, lanes.each(lambda d, x: d * x, scale, newton))
     from_zero = whole * whole / lanes.dot(stretched, stretched) * (whole - radius) / radius
@@ -436,12 +459,15 @@ def finished(state: State, tolerance: Entry) -> Entry:
     """Whether nothing is gained by another step: certified, or known to fail."""
     xp = lanes.namespace(state.decrement)
     tested = state.definite & (state.decrement < tolerance) & xp.isfinite(state.drift)
+    # A badly scaled maximum may be this near while its information still changes: a step or two more shows it to be
+    # regular.
+    tested = tested & ((state.drift < DRIFT_LIMIT) | (state.irregular >= IRREGULAR_STEPS))
     stationary = ~state.definite & (state.flatness < tolerance * tolerance)
     return tested | state.at_floor | state.stuck | state.running_away | stationary | ~state.finite
 
 
 def _positive(diagonal: Vector, gradient: Vector) -> Vector:
-    """A scale for each parameter: its information, or where it has none its squared gradient, which has the same unit."""
+    """A scale for each parameter: its information, or without any its squared gradient, of the same unit."""
     xp = lanes.namespace(gradient[0])
     return lanes.each(
         lambda d, g: xp.where(d > 0, d, xp.where((g != 0) & xp.isfinite(g), g * g, 1.0)), diagonal, gradient
@@ -461,19 +487,20 @@ def newton(*, first_radius: float = 1.0) -> Newton:
     Newton
         An optax transformation. Its update needs the keyword `objective`, called as ``objective(params, "observed") ->
         Evaluation``: the log-likelihood, which is maximised, with its gradient and minus its Hessian. The first update
-        evaluates at the start and does not move; each later one evaluates once, at its trial point, and either moves there or
-        stays. The parameters given must be those that the last update led to.
+        evaluates at the start and does not move; each later one evaluates once, at its trial point, and either moves
+        there or stays. The parameters given must be those that the last update led to.
 
     Notes
     -----
-    The trust region is a ball in units of a slowly forgotten maximum of the information's diagonal, and its subproblem is solved
-    to a tenth of the radius, indefinite and singular information included. Within a tenth of a standard error of the maximum the
-    step is Newton's. The `updates` passed in are not used. To combine an information-scaled direction with optax's own pieces
-    (schedules, clipping, momentum) use `scale_by_information`.
+    The trust region is a ball in units of the largest diagonal of the information met, and its subproblem is solved
+    to a tenth of the radius, indefinite and singular information included. Within a tenth of a standard error of the
+    maximum the step is Newton's. The `updates` passed in are not used. To combine an information-scaled direction with
+    optax's own pieces (schedules, clipping, momentum) use `scale_by_information`.
 
     References
     ----------
-    Moré, J. J. and Sorensen, D. C. (1983), Computing a trust region step, SIAM J. Sci. Stat. Comput. 4, 553-572, algorithm 3.14.
+    Moré, J. J. and Sorensen, D. C. (1983), Computing a trust region step, SIAM J. Sci. Stat. Comput. 4, 553-572,
+    algorithm 3.14.
 
     Examples
     --------
@@ -503,13 +530,14 @@ def fisher_scoring(*, first_radius: float = 1.0) -> Newton:
     Returns
     -------
     Newton
-        As for `newton`; the objective is called with kind ``"expected"``. `fisher_jax.fit` can supply it for a model that has
-        an `information`.
+        As for `newton`; the objective is called with kind ``"expected"``. `fisher_jax.fit` can supply it for a model
+        that has an `information`.
 
     Notes
     -----
-    The expected information is positive semi-definite wherever it exists, so that the direction is always uphill; convergence is
-    linear, quadratic only where expected and observed information agree. So `fisher_jax.fit` ends it with steps of `newton`.
+    The expected information is positive semi-definite wherever it exists, so that the direction is always uphill;
+    convergence is linear, quadratic only where expected and observed information agree. So `fisher_jax.fit` ends it
+    with steps of `newton`.
 
     Examples
     --------
@@ -534,8 +562,8 @@ def bhhh(*, first_radius: float = 1.0) -> Newton:
 
     Notes
     -----
-    Needs first derivatives only. Convergence is linear, the faster the larger n and the better the model fits. `fisher_jax.fit`
-    ends it with steps of `newton`.
+    Needs first derivatives only. Convergence is linear, the faster the larger n and the better the model fits.
+    `fisher_jax.fit` ends it with steps of `newton`.
 
     References
     ----------

@@ -1,0 +1,87 @@
+"""The trust-region step, lane by lane."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fisher_jax.numerics import lanes
+from fisher_jax.optimizers.newton import Evaluation, Newton, advance, begin, trial
+
+RNG = np.random.default_rng(3)
+
+
+def quartic(u):
+    """A log-likelihood with saddles, of any number of parameters."""
+    u = u - jnp.arange(len(u))
+    return jnp.sum(0.3 * u**2 - 0.25 * u**4) - 0.1 * jnp.sum(u[1:] * u[:-1])
+
+
+@jax.jit
+@jax.vmap
+def derivatives(u):
+    return quartic(u), jax.grad(quartic)(u), -jax.hessian(quartic)(u)
+
+
+def evaluated(points):
+    value, gradient, information = (np.moveaxis(np.asarray(a), 0, -1) for a in derivatives(points.T))
+    return Evaluation(value, lanes.vector(gradient), lanes.matrix(information), np.zeros_like(value))
+
+
+def run(state, steps, kind=np.asarray):
+    ends = []
+    with np.errstate(all="ignore"):
+        for _ in range(steps):
+            reached = evaluated(np.asarray(lanes.to_array(trial(state))))
+            state, ended = advance(Newton(), state, jax.tree.map(kind, reached), 1e-8)
+            ends.append(np.asarray(ended))
+    return state, np.array(ends)
+
+
+@pytest.mark.parametrize("p", [2, 5, 11])
+def test_every_lane_reaches_a_maximum_with_numpy_and_with_jax(p):
+    starts = 3.0 * RNG.normal(size=(p, 7))
+    by_numpy, ends = run(begin(lanes.vector(starts)), 60)
+    by_jax, _ = run(begin(lanes.vector(jnp.asarray(starts))), 60, jnp.asarray)
+    assert np.all(np.any(ends, axis=0))
+    assert np.all(by_numpy.definite & (by_numpy.decrement < 1e-8))
+    np.testing.assert_allclose(lanes.to_array(by_numpy.point), lanes.to_array(by_jax.point), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("p", [3, 11])
+def test_what_a_lane_held_before_is_ignored_by_its_next_maximisation(p):
+    starts = RNG.normal(size=(p, 4))
+    clean = begin(lanes.vector(starts))
+    spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan if leaf.dtype.kind == "f" else 1), clean)
+    spoiled = spoiled._replace(point=clean.point, count=clean.count)
+    for steps in (1, 2, 6):
+        jax.tree.map(np.testing.assert_array_equal, run(clean, steps)[0], run(spoiled, steps)[0])
+
+
+@pytest.mark.parametrize("p", [2, 5, 11])
+def test_the_step_to_the_edge_is_nearly_the_best_there(p):
+    matrix = RNG.normal(size=(p, p))
+    matrix, gradient = matrix + matrix.T, RNG.normal(size=p)
+    scale, radius = np.exp(RNG.normal(size=p)), 0.7
+    one = np.ones(())
+    at = Evaluation(one, lanes.vector(gradient), lanes.matrix(matrix), 0 * one)
+    with np.errstate(all="ignore"):
+        step, _ = Newton().propose(
+            at, lanes.vector(scale), radius * one, 0 * one, lanes.vector(0 * gradient), np.array(True)
+        )
+    step = np.asarray(lanes.to_array(step))
+    # The exact solution by eigenvalues and bisection of the secular equation.
+    root = np.sqrt(scale)
+    values, vectors = np.linalg.eigh(matrix / root / root[:, None])
+    pulled = vectors.T @ (gradient / root)
+    low, high = max(0.0, -values[0]), 1e6
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if np.linalg.norm(pulled / (values + middle)) > radius else (low, middle)
+    best = vectors @ (pulled / (values + high)) / root
+
+    def gain(s):
+        return gradient @ s - 0.5 * s @ matrix @ s
+
+    assert np.sqrt(step @ (scale * step)) <= 1.1 * radius
+    assert gain(step) >= 0.8 * gain(best)
