@@ -15,6 +15,7 @@ from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.tables import as_frame, as_html, as_text
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import AnyArray
 
 
 @jax.tree_util.register_dataclass
@@ -57,7 +58,7 @@ class Information:
     [[0.25]]
     """
 
-    matrix: Float[Array, "*b q q"]
+    matrix: Float[AnyArray, "*b q q"]
     names: tuple[str, ...] = field(metadata={"static": True})
     route: str = field(metadata={"static": True})
     errors: Float[Array, "*b k q q"] | None = None
