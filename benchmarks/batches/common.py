@@ -150,18 +150,18 @@ def table(title: str, results: list[Result], ours: str) -> None:
 
 
 def cost_by_size(fit_first: Callable[[int], Any], largest: int, laps: int) -> float:
-    """Cost per fit and the lanes' utilisation, from a thousand fits up, and the memory of the largest batch.
+    """Cost per fit, from a thousand fits up, and the memory of the largest batch.
 
     Returns the seconds of the first call, compiling and all.
     """
     cold = timed(fit_first, FIRST)[0]
     sizes = [10**k for k in range(3, 7) if 10**k <= largest]
     before = resident()
-    print("\nfits       µs per fit   lanes' utilisation (asked at 10⁵: over 90 %)")
+    print("\nfits       µs per fit")
     for size in sizes:
         runs = [timed(fit_first, size) for _ in range(laps if size < 10**6 else 1)]
         spent = statistics.median(spent for spent, _ in runs)
-        print(f"{size:<11}{1e6 * spent / size:>10.2f}   {float(runs[0][1].utilisation):>10.1%}", flush=True)
+        print(f"{size:<11}{1e6 * spent / size:>10.2f}", flush=True)
         del runs
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"first call, compiling: {cold:.1f} s")

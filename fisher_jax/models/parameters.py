@@ -268,7 +268,7 @@ def _floating_dtype(leaves: list[Any]) -> np.dtype:
     numpy's float64 counts as JAX will take it: float32 unless x64 is enabled.
     """
     found = [leaf.dtype for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)]
-    default = jnp.zeros(()).dtype
+    default = jax.dtypes.canonicalize_dtype(np.float64)
     if not found or any(isinstance(leaf, bool | int | float) for leaf in leaves):
         found = [*found, default]
     return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*found)))
