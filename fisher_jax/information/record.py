@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from fisher_jax.information.errors import Estimate, carried, estimated, spread
 from fisher_jax.information.inverse import Covariance, check_invertible
@@ -61,17 +61,17 @@ class Information:
     matrix: Float[AnyArray, "*b q q"]
     names: tuple[str, ...] = field(metadata={"static": True})
     route: str = field(metadata={"static": True})
-    errors: Float[Array, "*b k q q"] | None = None
+    errors: Float[AnyArray, "*b k q q"] | None = None
     num_samples: int = field(default=0, metadata={"static": True})
     regularity: Regularity | None = None
 
     @property
-    def standard_error(self) -> Float[Array, "*b q q"]:
+    def standard_error(self) -> Float[AnyArray, "*b q q"]:
         """Of each entry (q, q), zero where the route is exact."""
         return spread(self.errors, like=self.matrix, ndim=2)
 
     @property
-    def condition_number(self) -> Float[Array, ""]:
+    def condition_number(self) -> Float[AnyArray, ""]:
         """Largest by smallest eigenvalue of the matrix scaled to unit diagonal, which no choice of units changes."""
         self._check_single("condition_number")
         values = jnp.linalg.eigvalsh(linalg.to_unit_diagonal(self.matrix)[0])
@@ -141,7 +141,7 @@ class Information:
         kept = self._indices(names, "marginal")
         other = np.setdiff1d(np.arange(len(self.names)), kept)
 
-        def schur(matrix: Array) -> Array:
+        def schur(matrix: AnyArray) -> AnyArray:
             across = matrix[np.ix_(kept, other)]
             return matrix[np.ix_(kept, kept)] - across @ linalg.inverse(matrix[np.ix_(other, other)]) @ across.T
 
