@@ -5,6 +5,7 @@ from fisher_jax._version import __version__
 from fisher_jax.errors import FitError, FitWarning
 from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.files import load
 from fisher_jax.fitting.fit import fit
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
@@ -120,6 +121,7 @@ __all__ = [
     "interval",
     "likelihood_ratio_test",
     "linked",
+    "load",
     "log_likelihood",
     "moments",
     "observed_information",

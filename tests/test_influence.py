@@ -6,8 +6,8 @@ import pytest
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax.models.likelihood import likelihood
 from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.likelihood import likelihood
 from fisher_jax.uncertainty import influence as influences
 
 RNG = np.random.default_rng(8)

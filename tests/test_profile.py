@@ -311,7 +311,8 @@ def test_profile_intervals_cover_as_often_as_they_say():
 
 def test_a_summary_may_show_profile_intervals():
     fit = fitted("gamma")
-    text, ends = str(fit.summary("sandwich", level=0.9, method="profile")), fit.confidence_intervals(level=0.9, method="profile")
+    text = str(fit.summary("sandwich", level=0.9, method="profile"))
+    ends = fit.confidence_intervals(level=0.9, method="profile")
     assert "Intervals                by profile likelihood" in text
     assert f"{ends['shape'][0]:.6g}" in text
     assert f"{ends['shape'][1]:.6g}" in text

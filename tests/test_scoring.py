@@ -6,8 +6,8 @@ import pytest
 
 import fisher_jax as fj
 from fisher_jax.information import scoring, scoring_at, total_expected
-from fisher_jax.models.likelihood import gradient_at, likelihood
 from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.likelihood import gradient_at, likelihood
 from fisher_jax.models.model import flatten_parameters
 
 N = 7

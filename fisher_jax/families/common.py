@@ -1,6 +1,7 @@
 """What every family needs around its mathematics: one floating dtype, the edge of the support, draws, nested information."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -39,13 +40,14 @@ def open_uniform(key: Array, dtype: DTypeLike) -> Scalar:
     return jax.random.uniform(key, (), dtype, minval=jnp.finfo(dtype).tiny)
 
 
-def by_inversion(quantile: Callable[[Any, Params], Any]) -> Callable[[Array, Params], Any]:
+@dataclass(frozen=True)
+class by_inversion:  # noqa: N801 - a function that can be pickled and compared
     """The sampler that a quantile function makes of uniform numbers."""
 
-    def sample(key: Array, params: Params) -> Any:
-        return quantile(open_uniform(key, dtype_of(params)), params)
+    quantile: Callable[[Any, Params], Any]
 
-    return sample
+    def __call__(self, key: Array, params: Params) -> Any:
+        return self.quantile(open_uniform(key, dtype_of(params)), params)
 
 
 def symmetric(names: tuple[str, ...], *upper: ArrayLike) -> Nested:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
@@ -305,7 +304,7 @@ class Fit:
         if self.has_batch:
             self._warn("information")
         route = f"{kind}: from the fit, divided by the number of observations"
-        return Information(jnp.asarray(self._computed(covariances.information, kind)), self.names, route)
+        return Information(self._computed(covariances.information, kind), self.names, route)
 
     def aic(self) -> Float[AnyArray, "*b"]:
         """Akaike's information criterion 2p − 2ℓ."""
@@ -441,6 +440,16 @@ class Fit:
         """Write the columns of `to_columns` to a Parquet file (needs the extra `stream`)."""
         pa, parquet = require("pyarrow", "stream", "to_parquet"), require("pyarrow.parquet", "stream", "to_parquet")
         parquet.write_table(pa.table(self.to_columns(kind)), path)
+
+    def save(self, path: Any) -> None:
+        """Write the fit to a file without pickle, arrays and JSON in one .npz; `fisher_jax.load` reads it.
+
+        The model and the data are not saved, so that what needs them (profiles, `robust`, the bootstrap) cannot be asked of the
+        fit that is read. Constraints by another library's bijectors cannot be saved.
+        """
+        from fisher_jax.fitting.files import save
+
+        save(self, path)
 
     def __repr__(self) -> str:
         if is_traced(self) or np.ndim(self.status_code) > 1 or not (self.kinds or self.has_batch):

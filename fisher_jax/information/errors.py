@@ -10,16 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from fisher_jax.moments import Estimate
+from fisher_jax.numerics.namespace import AnyArray
 
 __all__ = ["Estimate", "Pieces", "carried", "estimated", "spread"]
 
-Pieces = Float[Array, "k ..."] | None  # None where there is no error
+Pieces = Float[AnyArray, "k ..."] | None  # None where there is no error
 
 
-def carried(function: Callable[[Array], Array], matrix: Array, errors: Pieces) -> tuple[Any, Any]:
+def carried(function: Callable[[AnyArray], AnyArray], matrix: AnyArray, errors: Pieces) -> tuple[Any, Any]:
     """`function(matrix)`, and its pieces of error to first order."""
     if errors is None:
         return function(matrix), None
@@ -27,13 +28,13 @@ def carried(function: Callable[[Array], Array], matrix: Array, errors: Pieces) -
     return value, jax.vmap(push)(errors)
 
 
-def estimated(function: Callable[[Array], Array], matrix: Array, errors: Pieces, *, ndim: int) -> Estimate:
+def estimated(function: Callable[[AnyArray], AnyArray], matrix: AnyArray, errors: Pieces, *, ndim: int) -> Estimate:
     """`function(matrix)`, of so many axes, with its standard error."""
     value, pieces = carried(function, matrix, errors)
     return Estimate(value, spread(pieces, like=value, ndim=ndim))
 
 
-def spread(errors: Any, *, like: Array, ndim: int) -> Array:
+def spread(errors: Any, *, like: AnyArray, ndim: int) -> AnyArray:
     """Standard errors of a quantity of `ndim` axes: the root sum of squares over its pieces."""
     if errors is None:
         return jnp.zeros_like(like)

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from fisher_jax.information.errors import Estimate, estimated, spread
 from fisher_jax.information.tables import as_frame, as_html, as_text
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import AnyArray
 
 
 @jax.tree_util.register_dataclass
@@ -40,14 +41,14 @@ class Covariance:
      [0. 2.]]
     """
 
-    matrix: Float[Array, "*b r r"]
+    matrix: Float[AnyArray, "*b r r"]
     names: tuple[str, ...] = field(metadata={"static": True})
     route: str = field(metadata={"static": True})
-    errors: Float[Array, "*b k r r"] | None = None
+    errors: Float[AnyArray, "*b k r r"] | None = None
     num_samples: int = field(default=0, metadata={"static": True})
 
     @property
-    def standard_error(self) -> Float[Array, "*b r r"]:
+    def standard_error(self) -> Float[AnyArray, "*b r r"]:
         """Of each entry (r, r), zero where the route is exact."""
         return spread(self.errors, like=self.matrix, ndim=2)
 
@@ -74,7 +75,7 @@ class Covariance:
         return np.array(self.matrix, dtype=dtype, copy=copy)
 
 
-def check_invertible(matrix: Array, inverse: Array, names: tuple[str, ...]) -> None:
+def check_invertible(matrix: AnyArray, inverse: AnyArray, names: tuple[str, ...]) -> None:
     """Say why there is no inverse; under a transformation, where nothing can be raised, it is all NaN."""
     if isinstance(inverse, jax.core.Tracer) or not np.isnan(np.asarray(inverse)).any():
         return

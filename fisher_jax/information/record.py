@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from fisher_jax.information.errors import Estimate, carried, estimated, spread
 from fisher_jax.information.inverse import Covariance, check_invertible
@@ -15,6 +15,7 @@ from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.tables import as_frame, as_html, as_text
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import AnyArray
 
 
 @jax.tree_util.register_dataclass
@@ -57,20 +58,20 @@ class Information:
     [[0.25]]
     """
 
-    matrix: Float[Array, "*b q q"]
+    matrix: Float[AnyArray, "*b q q"]
     names: tuple[str, ...] = field(metadata={"static": True})
     route: str = field(metadata={"static": True})
-    errors: Float[Array, "*b k q q"] | None = None
+    errors: Float[AnyArray, "*b k q q"] | None = None
     num_samples: int = field(default=0, metadata={"static": True})
     regularity: Regularity | None = None
 
     @property
-    def standard_error(self) -> Float[Array, "*b q q"]:
+    def standard_error(self) -> Float[AnyArray, "*b q q"]:
         """Of each entry (q, q), zero where the route is exact."""
         return spread(self.errors, like=self.matrix, ndim=2)
 
     @property
-    def condition_number(self) -> Float[Array, ""]:
+    def condition_number(self) -> Float[AnyArray, ""]:
         """Largest by smallest eigenvalue of the matrix scaled to unit diagonal, which no choice of units changes."""
         self._check_single("condition_number")
         values = jnp.linalg.eigvalsh(linalg.to_unit_diagonal(self.matrix)[0])
@@ -140,7 +141,7 @@ class Information:
         kept = self._indices(names, "marginal")
         other = np.setdiff1d(np.arange(len(self.names)), kept)
 
-        def schur(matrix: Array) -> Array:
+        def schur(matrix: AnyArray) -> AnyArray:
             across = matrix[np.ix_(kept, other)]
             return matrix[np.ix_(kept, kept)] - across @ linalg.inverse(matrix[np.ix_(other, other)]) @ across.T
 

@@ -5,14 +5,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from fisher_jax.errors import require
+from fisher_jax.numerics.namespace import AnyArray
 
 MOST = 12  # rows and columns shown
 
 
-def as_frame(matrix: Float[Array, "q q"], names: tuple[str, ...], caller: str) -> Any:
+def as_frame(matrix: Float[AnyArray, "q q"], names: tuple[str, ...], caller: str) -> Any:
     """A pandas DataFrame with the names on both axes."""
     pd = require("pandas", "frames", caller)
     return pd.DataFrame(np.asarray(matrix), index=list(names), columns=list(names))

@@ -306,7 +306,9 @@ class Foreign(Constraint):
         return isinstance(other, Foreign) and other.bijector is self.bijector
 
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return jax.eval_shape(self.inverse, jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)).shape
+        return jax.eval_shape(
+            self.inverse, jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(np.float64))
+        ).shape
 
     def forward(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
         return namespace(free).asarray(self.bijector.forward(jnp.asarray(free)))

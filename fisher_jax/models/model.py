@@ -87,6 +87,15 @@ class Model:
         """The constraints by path, hashable."""
         return self._key[-1]  # type: ignore[attr-defined]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the key: functions are hashed by identity, which a copy or another process does not share."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
@@ -109,6 +118,9 @@ class ById:
             self.hash = hash(function)
         except TypeError:  # an Equinox module with arrays inside
             self.hash = id(function)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ById, (self.function,)
 
     def __hash__(self) -> int:
         return self.hash

@@ -35,13 +35,13 @@ class Leaf:
     free_shape: tuple[int, ...]
     constraint: Constraint
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
-    @property
+    @functools.cached_property
     def free_size(self) -> int:
-        return int(np.prod(self.free_shape))
+        return math.prod(self.free_shape)
 
     @property
     def is_fixed(self) -> bool:
@@ -66,6 +66,11 @@ class Layout:
     treedef: Any
     statics: tuple[Any, ...]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is made from the pytree with a number in place of each leaf: a treedef alone cannot always be copied."""
+        skeleton = jax.tree.unflatten(self.treedef, range(len(self.statics)))
+        return _layout_from, (self.leaves, self.dtype, skeleton, self.statics)
+
     @functools.cached_property
     def free_leaves(self) -> tuple[tuple[int, Leaf], ...]:
         """The leaves that are estimated, each with its index among `leaves`."""
@@ -85,7 +90,7 @@ class Layout:
             names += leaf.entry_names if same else [f"{leaf.name}, free coordinate {k}" for k in range(leaf.free_size)]
         return tuple(names)
 
-    @property
+    @functools.cached_property
     def num_free(self) -> int:
         """p: the length of u, which is the number of parameters estimated."""
         return sum(leaf.free_size for _, leaf in self.free_leaves)
@@ -174,7 +179,8 @@ class Layout:
         for _, leaf, part in self._parts(free):
             block = leaf.constraint.jacobian(part, len(leaf.free_shape))
             before, after = start, self.num_free - start - leaf.free_size
-            rows.append(xp.pad(block, [(0, 0)] * (block.ndim - 1) + [(before, after)]))
+            sides = [xp.zeros((*block.shape[:-1], width), block.dtype) for width in (before, after)]
+            rows.append(xp.concatenate([sides[0], block, sides[1]], axis=-1))
             start += leaf.free_size
         return xp.concatenate(rows, axis=-2) if rows else xp.zeros((*free.shape[:-1], 0, 0), self.dtype)
 
@@ -202,8 +208,15 @@ class _ArrayMark:
     def __repr__(self) -> str:
         return "array"
 
+    def __reduce__(self) -> str:
+        return "_ARRAY"  # there is one, also after pickling
+
 
 _ARRAY = _ArrayMark()
+
+
+def _layout_from(leaves: tuple[Leaf, ...], dtype: np.dtype, skeleton: PyTree, statics: tuple[Any, ...]) -> Layout:
+    return Layout(leaves, dtype, jax.tree.structure(skeleton), statics)
 
 
 def constraint_table(constraints: PyTree, caller: str) -> Table:
@@ -255,7 +268,7 @@ def _floating_dtype(leaves: list[Any]) -> np.dtype:
     numpy's float64 counts as JAX will take it: float32 unless x64 is enabled.
     """
     found = [leaf.dtype for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)]
-    default = jnp.zeros(()).dtype
+    default = jax.dtypes.canonicalize_dtype(np.float64)
     if not found or any(isinstance(leaf, bool | int | float) for leaf in leaves):
         found = [*found, default]
     return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*found)))
