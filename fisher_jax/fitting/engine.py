@@ -90,7 +90,7 @@ def fit_all(
     )
 
     def work(piece: slice) -> None:
-        padded = lambda leaf: _padded(leaf[piece], capacity)  # noqa: E731
+        padded = lambda leaf: _padded(leaf[piece], capacity, plan.num_lanes)  # noqa: E731
         data, origins, observed = [padded(leaf) for leaf in own], padded(starts), padded(num_observed)
         size, begin, before = piece.stop - piece.start, origins, np.zeros(capacity, np.int32)
         for number, fit in enumerate(phases):
@@ -128,8 +128,8 @@ def information_of_each(
 
     def work(piece: slice) -> None:
         size = piece.stop - piece.start
-        data = [_padded(leaf[piece], capacity) for leaf in own]
-        out[piece] = np.asarray(evaluate(data, shared, _padded(u[piece], capacity), np.int32(size)))[:size]
+        data = [_padded(leaf[piece], capacity, plan.num_lanes) for leaf in own]
+        out[piece] = np.asarray(evaluate(data, shared, _padded(u[piece], capacity, plan.num_lanes), np.int32(size)))[:size]
 
     workers.run(work, pieces, num_workers)
     return symmetric(out, p)
@@ -158,12 +158,13 @@ def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
     return triangles[:, place]
 
 
-def _padded(leaf: np.ndarray, capacity: int) -> np.ndarray:
-    """The data sets of one piece, filled up with zeros that nothing looks at."""
+def _padded(leaf: np.ndarray, capacity: int, num_lanes: int) -> np.ndarray:
+    """The data sets of one piece, filled up. Lanes without one step through the first, which is known to be a data set."""
     if len(leaf) == capacity:
         return leaf
     whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
     whole[: len(leaf)] = leaf
+    whole[len(leaf) : len(leaf) + num_lanes] = leaf[:1]
     return whole
 
 

@@ -203,7 +203,9 @@ def _by_another(plan: Plan, starts: Starts, tolerance: Any, max_steps: int) -> E
 
     programs = programs_of(plan.model)
     key = ("another", plan.layout, plan.optimizer, starts.treedef, starts.mapped)
-    fit = programs.setdefault(key, None) or programs.__setitem__(key, build()) or programs[key]
+    if key not in programs:
+        programs[key] = build()
+    fit = programs[key]
     _, *own = starts.own
     parts = []
     for at in range(0, len(starts), BLOCK):
