@@ -1,64 +1,162 @@
 """Fit any log-density by maximum likelihood, and know how far to trust the fit."""
 
-from fisher_jax import families, moments, optimizers, stream
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fisher_jax._version import __version__
-from fisher_jax.errors import FitError, FitWarning
-from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
-from fisher_jax.fitting.batch import fit_batch
-from fisher_jax.fitting.files import load
-from fisher_jax.fitting.fit import fit
-from fisher_jax.fitting.result import Fit
-from fisher_jax.fitting.status import Status
-from fisher_jax.inference.bootstrap import bootstrap
-from fisher_jax.inference.bootstrap_record import Bootstrap
-from fisher_jax.inference.coefficients import CoefficientTable, coefficient_table
-from fisher_jax.inference.comparison import Comparison, compare
-from fisher_jax.inference.delta import DeltaEstimate, delta_method
-from fisher_jax.inference.identification import Identifiability, identifiability
-from fisher_jax.inference.influential import Influence, influence
-from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
-from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
-from fisher_jax.inference.profile_likelihood import profile_likelihood
-from fisher_jax.inference.profile_record import Profile
-from fisher_jax.inference.record import HypothesisTest
-from fisher_jax.inference.robust import robust
-from fisher_jax.inference.score import score_test
-from fisher_jax.inference.wald import wald_test
-from fisher_jax.information import (
-    Covariance,
-    Estimate,
-    Information,
-    InformationOperator,
-    InformationWarning,
-    Regularity,
-    Solution,
-    empirical_fisher,
-    fisher_information,
-    information_operator,
-    observed_information,
-)
-from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
-from fisher_jax.models.constraints import fixed, interval, ordered, positive, positive_definite, simplex, unit_interval
-from fisher_jax.models.linked import linked
-from fisher_jax.models.model import Model, dependent
-from fisher_jax.stream import StreamResult, fit_stream
-from fisher_jax.theory import (
-    Check,
-    ConvergenceRate,
-    Coverage,
-    SampleSize,
-    SamplingDistribution,
-    ScoreDistribution,
-    check_information_equality,
-    check_score_mean,
-    convergence_rate,
-    coverage,
-    cramer_rao_bound,
-    sample_size,
-    sampling_distribution,
-    score_distribution,
-)
-from fisher_jax.theory.design import Design, optimal_design
+
+if TYPE_CHECKING:
+    from fisher_jax import families, moments, optimizers, stream
+    from fisher_jax.errors import FitError, FitWarning
+    from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
+    from fisher_jax.fitting.batch import fit_batch
+    from fisher_jax.fitting.files import load
+    from fisher_jax.fitting.fit import fit
+    from fisher_jax.fitting.result import Fit
+    from fisher_jax.fitting.status import Status
+    from fisher_jax.inference.bootstrap import bootstrap
+    from fisher_jax.inference.bootstrap_record import Bootstrap
+    from fisher_jax.inference.coefficients import CoefficientTable, coefficient_table
+    from fisher_jax.inference.comparison import Comparison, compare
+    from fisher_jax.inference.delta import DeltaEstimate, delta_method
+    from fisher_jax.inference.identification import Identifiability, identifiability
+    from fisher_jax.inference.influential import Influence, influence
+    from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
+    from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
+    from fisher_jax.inference.profile_likelihood import profile_likelihood
+    from fisher_jax.inference.profile_record import Profile
+    from fisher_jax.inference.record import HypothesisTest
+    from fisher_jax.inference.robust import robust
+    from fisher_jax.inference.score import score_test
+    from fisher_jax.inference.wald import wald_test
+    from fisher_jax.information import (
+        Covariance,
+        Estimate,
+        Information,
+        InformationOperator,
+        InformationWarning,
+        Regularity,
+        Solution,
+        empirical_fisher,
+        fisher_information,
+        information_operator,
+        observed_information,
+    )
+    from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
+    from fisher_jax.models.constraints import (
+        fixed,
+        interval,
+        ordered,
+        positive,
+        positive_definite,
+        simplex,
+        unit_interval,
+    )
+    from fisher_jax.models.linked import linked
+    from fisher_jax.models.model import Model, dependent
+    from fisher_jax.stream import StreamResult, fit_stream
+    from fisher_jax.theory import (
+        Check,
+        ConvergenceRate,
+        Coverage,
+        SampleSize,
+        SamplingDistribution,
+        ScoreDistribution,
+        check_information_equality,
+        check_score_mean,
+        convergence_rate,
+        coverage,
+        cramer_rao_bound,
+        sample_size,
+        sampling_distribution,
+        score_distribution,
+    )
+    from fisher_jax.theory.design import Design, optimal_design
+
+# Where each public name is defined. Modules are imported when a name of theirs is first used: to import all of them takes as long
+# as to import JAX.
+_DEFINED_IN = {
+    "families": "",
+    "moments": "",
+    "optimizers": "",
+    "stream": "",
+    "FitError": "fisher_jax.errors",
+    "FitWarning": "fisher_jax.errors",
+    "Enumeration": "fisher_jax.expectation",
+    "MonteCarlo": "fisher_jax.expectation",
+    "Quadrature": "fisher_jax.expectation",
+    "QuasiMonteCarlo": "fisher_jax.expectation",
+    "fit_batch": "fisher_jax.fitting.batch",
+    "load": "fisher_jax.fitting.files",
+    "fit": "fisher_jax.fitting.fit",
+    "Fit": "fisher_jax.fitting.result",
+    "Status": "fisher_jax.fitting.status",
+    "bootstrap": "fisher_jax.inference.bootstrap",
+    "Bootstrap": "fisher_jax.inference.bootstrap_record",
+    "CoefficientTable": "fisher_jax.inference.coefficients",
+    "coefficient_table": "fisher_jax.inference.coefficients",
+    "Comparison": "fisher_jax.inference.comparison",
+    "compare": "fisher_jax.inference.comparison",
+    "DeltaEstimate": "fisher_jax.inference.delta",
+    "delta_method": "fisher_jax.inference.delta",
+    "Identifiability": "fisher_jax.inference.identification",
+    "identifiability": "fisher_jax.inference.identification",
+    "Influence": "fisher_jax.inference.influential",
+    "influence": "fisher_jax.inference.influential",
+    "InformationMatrixTest": "fisher_jax.inference.information_matrix_test",
+    "information_matrix_test": "fisher_jax.inference.information_matrix_test",
+    "likelihood_ratio_test": "fisher_jax.inference.likelihood_ratio",
+    "profile_likelihood": "fisher_jax.inference.profile_likelihood",
+    "Profile": "fisher_jax.inference.profile_record",
+    "HypothesisTest": "fisher_jax.inference.record",
+    "robust": "fisher_jax.inference.robust",
+    "score_test": "fisher_jax.inference.score",
+    "wald_test": "fisher_jax.inference.wald",
+    "Covariance": "fisher_jax.information",
+    "Estimate": "fisher_jax.information",
+    "Information": "fisher_jax.information",
+    "InformationOperator": "fisher_jax.information",
+    "InformationWarning": "fisher_jax.information",
+    "Regularity": "fisher_jax.information",
+    "Solution": "fisher_jax.information",
+    "empirical_fisher": "fisher_jax.information",
+    "fisher_information": "fisher_jax.information",
+    "information_operator": "fisher_jax.information",
+    "observed_information": "fisher_jax.information",
+    "hessian": "fisher_jax.information.derivatives",
+    "hessian_vector_product": "fisher_jax.information.derivatives",
+    "log_likelihood": "fisher_jax.information.derivatives",
+    "score": "fisher_jax.information.derivatives",
+    "scores": "fisher_jax.information.derivatives",
+    "fixed": "fisher_jax.models.constraints",
+    "interval": "fisher_jax.models.constraints",
+    "ordered": "fisher_jax.models.constraints",
+    "positive": "fisher_jax.models.constraints",
+    "positive_definite": "fisher_jax.models.constraints",
+    "simplex": "fisher_jax.models.constraints",
+    "unit_interval": "fisher_jax.models.constraints",
+    "linked": "fisher_jax.models.linked",
+    "Model": "fisher_jax.models.model",
+    "dependent": "fisher_jax.models.model",
+    "StreamResult": "fisher_jax.stream",
+    "fit_stream": "fisher_jax.stream",
+    "Check": "fisher_jax.theory",
+    "ConvergenceRate": "fisher_jax.theory",
+    "Coverage": "fisher_jax.theory",
+    "SampleSize": "fisher_jax.theory",
+    "SamplingDistribution": "fisher_jax.theory",
+    "ScoreDistribution": "fisher_jax.theory",
+    "check_information_equality": "fisher_jax.theory",
+    "check_score_mean": "fisher_jax.theory",
+    "convergence_rate": "fisher_jax.theory",
+    "coverage": "fisher_jax.theory",
+    "cramer_rao_bound": "fisher_jax.theory",
+    "sample_size": "fisher_jax.theory",
+    "sampling_distribution": "fisher_jax.theory",
+    "score_distribution": "fisher_jax.theory",
+    "Design": "fisher_jax.theory.design",
+    "optimal_design": "fisher_jax.theory.design",
+}
 
 __all__ = [
     "Bootstrap",
@@ -143,3 +241,16 @@ __all__ = [
     "unit_interval",
     "wald_test",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module 'fisher_jax' has no attribute {name!r}")
+    module = _DEFINED_IN[name]
+    found = getattr(importlib.import_module(module), name) if module else importlib.import_module(f"fisher_jax.{name}")
+    globals()[name] = found  # not asked for again
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,7 +23,11 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 with jaxtyping.install_import_hook("fisher_jax", "beartype.beartype"):
-    import fisher_jax  # noqa: F401
+    import fisher_jax
+    import fisher_jax.plots
+
+    for public in fisher_jax.__all__:  # imported when first used, and checked only if that is here
+        getattr(fisher_jax, public)
 
 MAPS = pathlib.Path("/proc/self/maps")
 _count = itertools.count(1)

@@ -1,10 +1,6 @@
 """Many fits at once: each as `fit` would have it, whatever its neighbours, the lanes, the chunks or the devices."""
 
 import functools
-import os
-import subprocess
-import sys
-import textwrap
 import warnings
 
 import jax

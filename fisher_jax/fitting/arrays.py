@@ -68,19 +68,16 @@ def _by_products(
         return None
     num_own = len(own_fixed) + len(own_rows)
     common, m = not any(found.uses[:num_own]), found.count
-    zero, rows, columns = jnp.zeros((p,), dtype), *np.triu_indices(p)
+    zero, (rows, columns) = jnp.zeros((p,), dtype), np.triu_indices(p)
     pairs = upper_triangle(m)
     if common:
         any_own = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(shapes[:2])]
         over_rows = lambda f: jax.vmap(lambda row: f(zero, *any_own, *shared_fixed, *row))(shared_rows)  # noqa: E731
         slopes, offsets = over_rows(found.coefficients), over_rows(found.inner)  # (n, m, p), (n, m)
-        products = [
-            (
-                slopes[:, k, rows] * slopes[:, j, columns]
-                + (slopes[:, j, rows] * slopes[:, k, columns] if j != k else 0)
-            ).T
-            for k, j in pairs
-        ]  # (p (p + 1) / 2, n) each
+        pair = lambda k, j: slopes[:, k, rows] * slopes[:, j, columns]  # noqa: E731
+        # (p (p + 1) / 2, n m (m + 1) / 2): all pairs of predictors side by side make one product
+        products = jnp.concatenate([pair(k, j) + (pair(j, k) if j != k else 0) for k, j in pairs]).T
+        all_slopes = jnp.concatenate([slopes[:, k] for k in range(m)]).T  # (p, n m)
 
     def evaluate(u: Array, own_fixed: Leaves, own_rows: Leaves) -> Evaluation:
         def of_each(f: Callable[..., Array], first: Array, axis: int | None) -> Array:
@@ -93,17 +90,19 @@ def _by_products(
         if weights is not None:
             weights = jnp.where(weights >= 0, weights, jnp.nan).astype(dtype)
             weights = weights if plan.differs[-1] else weights[:, None]
-        if common:
-            x = jnp.tensordot(slopes, u, 1, precision="highest") + offsets[:, :, None]
-        else:
-            x = of_each(found.inner, u, None)  # (n, m, L)
+        # (n, m, L)
+        x = (
+            jnp.tensordot(slopes, u, 1, precision="highest") + offsets[:, :, None]
+            if common
+            else of_each(found.inner, u, None)
+        )
         outer = lambda x: of_each(found.outer, jnp.stack(x, axis=1), 0)  # noqa: E731
         value, score, curvature = second_order(outer, [x[:, k] for k in range(m)])
         value, score = weigh_rows(value, weights), [weigh_rows(s, weights) for s in score]
         curvature = [weigh_rows(c, weights) for c in curvature]
         if common:
-            gradient = sum(jnp.matmul(slopes[:, k].T, s, precision="highest") for k, s in enumerate(score))
-            triangle = sum(jnp.matmul(z, c, precision="highest") for z, c in zip(products, curvature, strict=True))
+            gradient = jnp.matmul(all_slopes, jnp.concatenate(score), precision="highest")
+            triangle = jnp.matmul(products, jnp.concatenate(curvature), precision="highest")
             place = np.zeros((p, p), int)
             place[rows, columns] = place[columns, rows] = np.arange(len(rows))
             matrix = triangle[place]
@@ -113,11 +112,13 @@ def _by_products(
                 row = lambda leaves: [leaf[r] for leaf in leaves]  # noqa: E731
                 one = lambda of, o: found.coefficients(zero, *of, *o, *shared_fixed, *row(shared_rows))  # noqa: E731
                 c = jax.vmap(one, in_axes=-1, out_axes=-1)(own_fixed, row(own_rows))  # (m, p, L)
-                bent = [
-                    sum(curvature[pairs.index((min(k, j), max(k, j)))][r] * c[j] for j in range(m)) for k in range(m)
-                ]
-                gradient = sums[0] + sum(s[r] * c[k] for k, s in enumerate(score))
-                return gradient, sums[1] + sum(c[k][:, None] * bent[k][None] for k in range(m))
+                gradient, matrix = sums
+                for k, s in enumerate(score):
+                    gradient = gradient + s[r] * c[k]
+                    for j in range(m):
+                        weight = curvature[pairs.index((min(k, j), max(k, j)))][r]
+                        matrix = matrix + c[k][:, None] * (weight * c[j])[None]
+                return gradient, matrix
 
             gradient, matrix = jax.lax.fori_loop(
                 0, plan.num_terms, add_row, (jnp.zeros_like(u), jnp.zeros((p, *u.shape), dtype))
@@ -214,14 +215,14 @@ def _by_column(
     terms: Callable[[Array], Rows], u: Float[Array, "p L"], weights: Array | None, plan: Plan
 ) -> tuple[Rows, lanes.Vector, lanes.Matrix]:
     """The gradient linearised once, then pushed along each axis."""
-    each_row = weights is not None and not plan.model.is_dependent
+    each_row = None if plan.model.is_dependent else weights
 
     def gradient_and_terms(u: Array) -> tuple[Array, Rows]:
-        if each_row:
-            u = jnp.broadcast_to(u[:, None], (len(u), weights.shape[0], u.shape[1]))
+        if each_row is not None:
+            u = jnp.broadcast_to(u[:, None], (len(u), each_row.shape[0], u.shape[1]))
         value, pull = jax.vjp(terms, u)
         (slopes,) = pull(jnp.ones_like(value))
-        if each_row:
+        if each_row is not None:
             slopes = jnp.sum(jax.vmap(lambda slope: weigh_rows(slope, weights))(slopes), axis=1)
             value = weigh_rows(value, weights)
         return slopes, value

@@ -129,7 +129,9 @@ def information_of_each(
     def work(piece: slice) -> None:
         size = piece.stop - piece.start
         data = [_padded(leaf[piece], capacity, plan.num_lanes) for leaf in own]
-        out[piece] = np.asarray(evaluate(data, shared, _padded(u[piece], capacity, plan.num_lanes), np.int32(size)))[:size]
+        out[piece] = np.asarray(evaluate(data, shared, _padded(u[piece], capacity, plan.num_lanes), np.int32(size)))[
+            :size
+        ]
 
     workers.run(work, pieces, num_workers)
     return symmetric(out, p)
@@ -183,9 +185,9 @@ def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Le
         def call(own: Leaves, shared: Leaves, chunk: Chunk, settings: Settings) -> Ended:
             restricted = plan.layout.restricted
             if way == "arrays":
-                data, evaluate = arrays.lanes_of_chunk(plan, kind, own, shared)
+                data, of_lanes = arrays.lanes_of_chunk(plan, kind, own, shared)
                 return fit_lanes(
-                    plan.optimizer, restricted, evaluate, chunk._replace(data=data), settings, plan.num_lanes
+                    plan.optimizer, restricted, of_lanes, chunk._replace(data=data), settings, plan.num_lanes
                 )
             data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
 
@@ -209,8 +211,8 @@ def _compiled_matrix(plan: Plan, kind: Any, capacity: int, own: Leaves, shared: 
     def build(way: str, rows: Any) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
             if way == "arrays":
-                data, evaluate = arrays.lanes_of_chunk(plan, kind, own, shared)
-                return informations(evaluate, data, u, size, plan.num_lanes)
+                data, of_lanes = arrays.lanes_of_chunk(plan, kind, own, shared)
+                return informations(of_lanes, data, u, size, plan.num_lanes)
             data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
 
             def matrix(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:

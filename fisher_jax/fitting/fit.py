@@ -1,21 +1,40 @@
 """The front door: `fit`."""
 
-import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, PyTree
 
+from fisher_jax.fitting import host
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.problem import Problem, checked_start, num_observations, problem_of, total_information
+from fisher_jax.fitting.problem import (
+    Problem,
+    checked_start,
+    num_observations,
+    problem_of,
+    total_information,
+    unsound_at,
+)
 from fisher_jax.fitting.program import Solution, default_tolerance, maximise
 from fisher_jax.fitting.result import Fit, Origin
+from fisher_jax.fitting.status import Status
 from fisher_jax.models.dataset import Dataset, check_dataset
-from fisher_jax.models.likelihood import Likelihood, outer_product_at, terms_at
-from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
+from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
+from fisher_jax.models.model import (
+    Model,
+    as_model,
+    check_start,
+    flatten_parameters,
+    programs_of,
+    starting_parameters,
+)
 from fisher_jax.models.parameters import Layout, Values, typed
+from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import is_traced, on_host
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
 
@@ -101,9 +120,18 @@ def fit(
     check_optimizer(optimizer, "fit")
     if max_steps is None:
         max_steps = default_steps(optimizer)
-    found = _fit(model, layout, optimizer, typed(layout, values), dataset, tolerance, max_steps)
-    inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((found, dataset)))
-    return found if inside else replace(found, origin=Origin(model, dataset))
+    values = typed(layout, values)
+    if is_traced(values, dataset, tolerance, max_steps):
+        return fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
+    found = None
+    if isinstance(optimizer, Newton):
+        found = host.fit(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
+    if found is None:
+        programs, key = programs_of(model), ("fit", layout, optimizer)
+        if key not in programs:
+            programs[key] = jax.jit(fit_function(model, layout, optimizer))
+        found = on_host(programs[key](values, dataset, tolerance, max_steps))
+    return replace(found, origin=Origin(model, dataset))
 
 
 def check_optimizer(optimizer: Any, caller: str) -> None:
@@ -128,20 +156,58 @@ def check_stopping(tolerance: Any, max_steps: Any, caller: str) -> None:
         raise ValueError(f"{caller}: max_steps={max_steps} must be a whole number from 0 to 2**31 - 1.")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _fit(
-    model: Model,
-    layout: Layout,
-    optimizer: Any,
-    values: Values,
-    dataset: Dataset,
-    tolerance: Any,
-    max_steps: Any,
-) -> Fit:
-    values, dataset = _without_derivatives((values, dataset))
-    problem = problem_of(model, layout, values, dataset, checked_start(layout, values), "fit")
-    found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
-    return record(model, layout, values, dataset, problem, found, KINDS)
+def fit_function(model: Model, layout: Layout, optimizer: Any) -> Callable[..., Fit]:
+    """A fit as a function of (values, dataset, tolerance, max_steps), to be jitted, mapped and differentiated.
+
+    Its derivatives are those of the maximum, by the implicit function theorem: at ∇ℓ(u; x) = 0 with J = −∇²ℓ the estimate moves
+    with the data and fixed parameters x as du = J⁻¹ (∂∇ℓ/∂x) dx, and everything else of a fit as a function of (u, x). They are
+    NaN where the fit is not certified.
+    """
+
+    @jax.custom_jvp
+    def run(values: Values, dataset: Dataset, tolerance: Any, max_steps: Any) -> Fit:
+        problem = problem_of(model, layout, values, dataset, checked_start(layout, values), "fit")
+        found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
+        return record(model, layout, values, dataset, problem, found, KINDS)
+
+    @run.defjvp
+    def derivative(primals: Any, tangents: Any) -> tuple[Fit, Fit]:
+        values, dataset, *_ = primals
+        fit = run(*primals)
+        along = tangents[:2]
+
+        def gradient(values: Values, dataset: Dataset) -> Array:
+            return gradient_at(likelihood(model, layout, values, dataset, "fit"), fit.free)[1]
+
+        def described(u: Array, values: Values, dataset: Dataset) -> dict[str, Any]:
+            target = likelihood(model, layout, values, dataset, "fit")
+            terms, _, curvature = derivatives_at(target, u)
+            estimate = layout.constrained_values(u, values)
+            return {
+                "values": [x for x, leaf in zip(estimate, layout.leaves, strict=True) if not leaf.is_fixed],
+                "log_likelihood": jnp.sum(terms),
+                "num_observations": num_observations(target, layout),
+                "free": u,
+                "curvature": curvature,
+                "outer_product": outer_product_at(target, u)[1],
+                "expected": total_information(model, layout, estimate, dataset, target),
+            }
+
+        _, cross = jax.jvp(gradient, (values, dataset), along)
+        certified = jnp.where(fit.status_code <= Status.CONVERGED_TO_ROUNDING, 1.0, jnp.nan).astype(cross.dtype)
+        step = certified * linalg.solve(linalg.factorise(fit.curvature), cross)
+        _, found = jax.jvp(described, (fit.free, values, dataset), (step, *along))
+        estimated = iter(found.pop("values"))
+        zero = jax.tree.map(_no_tangent, fit)
+        values = [old if leaf.is_fixed else next(estimated) for old, leaf in zip(along[0], layout.leaves, strict=True)]
+        return fit, replace(zero, values=values, **found)
+
+    return run
+
+
+def _no_tangent(leaf: Any) -> Any:
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jnp.zeros_like(leaf) if floating else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
 
 
 def record(
@@ -180,26 +246,6 @@ def record(
         attempt=jnp.zeros((), jnp.int8),
         layout=layout,
         kinds=tuple(kind for kind in KINDS if kind in kinds),
-    )
-
-
-def unsound_at(target: Likelihood, free: Float[Array, " p"], finite_scores: Bool[Array, " n"]) -> Int[Array, ""]:
-    """Index of the first observation whose log-density or score is not finite; −1 where there is none, or no start."""
-    sound = finite_scores & jnp.isfinite(terms_at(target, free))
-    started = jnp.all(jnp.isfinite(free))
-    return jnp.where(jnp.all(sound) | ~started, -1, jnp.argmin(sound)).astype(jnp.int32)
-
-
-@jax.custom_jvp
-def _without_derivatives(inputs: Any) -> Any:
-    return inputs
-
-
-@_without_derivatives.defjvp
-def _refuse_derivatives(inputs: Any, tangents: Any) -> Any:
-    raise TypeError(
-        "fit: a fit cannot be differentiated: its steps are accepted or rejected, and their derivative is not that of the "
-        "maximum. Use the implicit function theorem with hessian and score at the estimate, or stop_gradient what goes in."
     )
 
 

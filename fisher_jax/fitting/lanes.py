@@ -31,15 +31,15 @@ class Settings(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Where maximisations ended, one row for each data set; totals over its data, on the unconstrained scale."""
+    """Where b maximisations ended, JAX's arrays or numpy's; totals over the data, on the unconstrained scale."""
 
-    u: Float[Array, "b p"]
-    log_likelihood: Float[Array, " b"]
-    information: Float[Array, "b t"]  # upper triangle
-    last_step: Float[Array, "b p"]
-    decrement: Float[Array, " b"]
-    num_steps: Int[Array, " b"]
-    status: Int[Array, " b"]
+    u: Any  # (b, p)
+    log_likelihood: Any  # (b,)
+    information: Any  # (b, p (p + 1) / 2), the upper triangle, or (b, p²) above `UNROLLED` parameters
+    last_step: Any  # (b, p)
+    decrement: Any  # (b,)
+    num_steps: Any  # (b,)
+    status: Any  # (b,)
 
 
 class Chunk(NamedTuple):
@@ -49,11 +49,11 @@ class Chunk(NamedTuple):
     """
 
     data: Leaves
-    starts: Float[Array, "b p"]
-    origins: Float[Array, "b p"]
-    num_observed: Int[Array, " b"]
-    max_steps: Int[Array, " b"]
-    size: Int[Array, ""]
+    starts: Any  # (b, p)
+    origins: Any  # (b, p)
+    num_observed: Any  # (b,)
+    max_steps: Any  # (b,)
+    size: Any
 
 
 def fit_lanes(
@@ -65,7 +65,7 @@ def fit_lanes(
     num_lanes: int,
 ) -> Ended:
     """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last."""
-    capacity, p = chunk.starts.shape
+    capacity, _ = chunk.starts.shape
     number = jnp.arange(num_lanes, dtype=jnp.int32)
 
     def replace_column(leaf: Array, column: Array, lane: Array, row: Array) -> Array:

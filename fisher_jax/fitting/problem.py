@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import Likelihood, gradient_at, likelihood
+from fisher_jax.models.likelihood import Likelihood, gradient_at, likelihood, terms_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 
@@ -86,3 +86,10 @@ def scoring_of(
     jacobian = layout.jacobian(free)
     with jax.default_matmul_precision("highest"):
         return Scoring(terms, gradient, jacobian.T @ expected @ jacobian)
+
+
+def unsound_at(target: Likelihood, free: Float[Array, " p"], finite_scores: Bool[Array, " n"]) -> Int[Array, ""]:
+    """Index of the first observation whose log-density or score is not finite; −1 where there is none, or no start."""
+    sound = finite_scores & jnp.isfinite(terms_at(target, free))
+    started = jnp.all(jnp.isfinite(free))
+    return jnp.where(jnp.all(sound) | ~started, -1, jnp.argmin(sound)).astype(jnp.int32)

@@ -15,7 +15,6 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, outer_product_at, terms_at
 from fisher_jax.numerics import lanes
 from fisher_jax.numerics.linalg import singular_pivot
-from fisher_jax.optimizers import foreign
 from fisher_jax.optimizers.newton import (
     DRIFT_LIMIT,
     LENGTHENING,
@@ -64,6 +63,13 @@ class Solution(NamedTuple):
     decrement: Float[Array, ""]
     num_steps: Int[Array, ""]
     status: Int[Array, ""]
+
+
+def _foreign() -> Any:
+    """`optimizers.foreign`, which brings optax: imported by those who use another's optimiser."""
+    from fisher_jax.optimizers import foreign
+
+    return foreign
 
 
 def default_tolerance(dtype: Any) -> float:
@@ -115,7 +121,7 @@ def _in_lanes(problem: Problem, kind: Kind, point: Float[Array, " p"]) -> Evalua
 def start(problem: Problem, optimizer: Any, radius_factor: Any = 1.0) -> Any:
     """The start, nothing evaluated yet."""
     if not isinstance(optimizer, Newton):
-        return foreign.start(optimizer, problem.start)
+        return _foreign().start(optimizer, problem.start)
     state, no = begin(lanes.vector(problem.start)), jnp.array(False)
     factor = jnp.asarray(radius_factor, problem.start.dtype)
     return Run(state, jnp.zeros((), jnp.int32), jnp.array(optimizer.kind == "observed"), factor, no)
@@ -123,13 +129,13 @@ def start(problem: Problem, optimizer: Any, radius_factor: Any = 1.0) -> Any:
 
 def unfinished(run: Any, max_steps: Int[Array, ""]) -> Bool[Array, ""]:
     """Whether another trip is due."""
-    return ~run.arrived if isinstance(run, Run) else foreign.unfinished(run, max_steps)
+    return ~run.arrived if isinstance(run, Run) else _foreign().unfinished(run, max_steps)
 
 
 def trip(problem: Problem, optimizer: Any, run: Any, tolerance: Float[Array, ""], max_steps: Int[Array, ""]) -> Any:
     """One evaluation and step; of another's optimiser a stretch of steps, and a look at the decrement after it."""
     if not isinstance(optimizer, Newton):
-        return foreign.stretch(
+        return _foreign().stretch(
             optimizer,
             run,
             lambda u: -jnp.sum(terms_at(problem.likelihood, u)),
@@ -180,7 +186,7 @@ def conclude(problem: Problem, run: Any, tolerance: Float[Array, ""], max_steps:
     if isinstance(run, Run):
         state = run.state
     else:
-        state = foreign.certify_by(lambda u: _in_lanes(problem, "observed", u), run.point)
+        state = _foreign().certify_by(lambda u: _in_lanes(problem, "observed", u), run.point)
         broken = run.broken
     status = certify(
         state,

@@ -35,7 +35,7 @@ def size_classes(
     lengths = np.array([_length(k, entry) for k, entry in enumerate(entries)])
     if givens is not None and not model.is_dependent:
         _check_givens(givens, lengths)
-    sizes = _merged(np.array([_class_size(int(n)) for n in lengths]))
+    sizes = _merged(np.array([class_size(int(n)) for n in lengths]))
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes == size)
         stack = _stacked([_filled(entries[k], int(size), int(lengths[k])) for k in rows])
@@ -86,7 +86,7 @@ def _length(number: int, entry: PyTree) -> int:
     return lengths.pop()
 
 
-def _class_size(length: int) -> int:
+def class_size(length: int) -> int:
     """The next of 2, 3, 4, 6, 8, 12, …: at most half as long again."""
     power = 2 << (max(length, 2) - 1).bit_length() - 1
     return 3 * power // 4 if length <= 3 * power // 4 else power

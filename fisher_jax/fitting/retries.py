@@ -13,10 +13,10 @@ import numpy as np
 
 from fisher_jax.errors import require
 from fisher_jax.fitting import engine
-from fisher_jax.fitting.fit import default_steps, unsound_at
+from fisher_jax.fitting.fit import default_steps
 from fisher_jax.fitting.lanes import LEAST_LANES, Ended, Settings
 from fisher_jax.fitting.plan import Leaves, Plan
-from fisher_jax.fitting.problem import problem_of
+from fisher_jax.fitting.problem import problem_of, unsound_at
 from fisher_jax.fitting.program import default_tolerance, maximise
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.starts import Starts, initial_starts
@@ -106,7 +106,7 @@ def _first_values(starts: Starts) -> list[Any]:
     return [leaf[0] if own else leaf for leaf, own in zip(starts.values, starts.values_differ, strict=True)]
 
 
-def _counts(starts: Starts, num_terms: int) -> tuple[np.ndarray, np.ndarray]:
+def _counts(starts: Starts, num_terms: int) -> tuple[Any, Any]:
     """n of each data set, its terms or the sum of their weights; and how many of its terms count at all."""
     weights, size = starts.dataset.weights, len(starts)
     if weights is None:
@@ -153,7 +153,13 @@ def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None) -> F
     if "expected" in how.kinds:
         natural = replace(plan, layout=layout.natural())
         expected = engine.information_of_each(
-            natural, own, shared, layout.join(values), "expected", engine=how.engine, num_workers=how.num_workers
+            natural,
+            own,
+            shared,
+            np.asarray(layout.join(values)),
+            "expected",
+            engine=how.engine,
+            num_workers=how.num_workers,
         )
     return Fit(
         values=values,

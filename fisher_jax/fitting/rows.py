@@ -39,6 +39,9 @@ def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Pre
 
     def row(u: Scalars, values: list[Any], y: PyTree, z: PyTree, weight: Any, data: list[Any]) -> tuple[Any, Any, Any]:
         given, pairs = () if z is None else (z,), upper_triangle(len(u))
+        value: Any
+        gradient: Any
+        information: Any
 
         def term(u: Scalars) -> Array:
             return term_of(model, layout.constrain(jnp.stack(u), values), y, given, "fit").astype(layout.dtype)

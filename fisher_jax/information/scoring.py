@@ -1,7 +1,7 @@
 """Terms, gradient and expected information of a linked model in one pass: η and ∂η/∂u are taken once and serve all three."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +51,9 @@ def scoring_at(
 
 
 def row_of_scoring(
-    model: LinkedModel, layout: Layout, values: Values, free: Float[Array, " p"], y: PyTree, z: tuple[PyTree, ...]
+    model: Any, layout: Layout, values: Values, free: Float[Array, " p"], y: PyTree, z: tuple[PyTree, ...]
 ) -> Scoring:
-    """The same for one observation: its term, gradient and expected information in u."""
+    """The same for one observation of a linked model: its term, gradient and expected information in u."""
     row = _row(model, layout, values, free, y, z)
     gradient = jnp.matmul(row.slopes, row.jacobian, precision="highest")
     return Scoring(row.term, gradient, jnp.matmul(row.jacobian.T, row.informed, precision="highest"))

@@ -176,16 +176,17 @@ def dependent(
 
 
 def programs_of(model: Model) -> dict[Any, Any]:
-    """Where what was compiled for a model is kept: with the user's function, so that both go together.
+    """Where what was compiled for a density is kept: with the user's function, so that both go together.
 
-    Models that hold equal functions share it. A callable that takes no attributes keeps nothing beyond its `Model`.
+    Models that hold the same density and information share it, whatever their constraints: keys name the layout. A callable that
+    takes no attributes keeps nothing beyond its `Model`.
     """
     function = model.log_density
     while hasattr(function, "user_function"):  # wrappers of ours, made anew at each call
         function = function.user_function
     holder = function if hasattr(function, "__dict__") and not isinstance(function, type) else model
     programs: dict[Any, Any] = holder.__dict__.setdefault("_fisher_jax_programs", {})
-    return programs.setdefault(tuple(model._key), {})  # type: ignore[attr-defined]
+    return programs.setdefault((type(model), ById(model.log_density), ById(model.information)), {})
 
 
 def as_model(model: Any, caller: str) -> Model:

@@ -91,8 +91,8 @@ def linear_predictors(
             start += size
         return _evaluate(jaxpr, consts, env, jaxpr.outvars, skip=set(linear))[0]
 
-    used = frozenset().union(*(linear[v] for v in cut))
-    return Predictors(inner, outer, sum(sizes), tuple(k in used for k in range(len(data))))
+    leaves = frozenset[int]().union(*(linear[v] for v in cut))
+    return Predictors(inner, outer, sum(sizes), tuple(k in leaves for k in range(len(data))))
 
 
 def _walk(jaxpr: Any, cut: Any) -> tuple[dict[Any, frozenset[int]], set[Any]]:

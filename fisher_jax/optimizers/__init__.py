@@ -6,10 +6,22 @@ keyword-only extra argument: `objective`, a function from the parameters (and th
 `information` in its place, an operator.
 """
 
-from fisher_jax.optimizers.natural import natural_gradient
-from fisher_jax.optimizers.natural_step import NaturalGradientState
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fisher_jax.optimizers.newton import Evaluation, Newton, bhhh, fisher_scoring, newton
-from fisher_jax.optimizers.scaled import scale_by_information
+
+if TYPE_CHECKING:
+    from fisher_jax.optimizers.natural import natural_gradient
+    from fisher_jax.optimizers.natural_step import NaturalGradientState
+    from fisher_jax.optimizers.scaled import scale_by_information
+
+# These need optax, which takes as long to import as the rest of fisher_jax.
+_DEFINED_IN = {
+    "NaturalGradientState": "natural_step",
+    "natural_gradient": "natural",
+    "scale_by_information": "scaled",
+}
 
 __all__ = [
     "Evaluation",
@@ -21,3 +33,9 @@ __all__ = [
     "newton",
     "scale_by_information",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module 'fisher_jax.optimizers' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fisher_jax.optimizers.{_DEFINED_IN[name]}"), name)

@@ -1,0 +1,190 @@
+"""The first fits of a density: steps in numpy on the host around one small compiled evaluation.
+
+What a person waits for at first is compiling. A loop with its step and certificate compiles for seconds, the evaluation alone
+for a few tenths, and the dozen steps of a fit cost numpy some milliseconds. So the loop is compiled only when steps on the host
+have cost as much as compiling it would. Rows are filled up to a few sizes by rows of weight zero, and a fixed parameter is one
+whose derivatives are not looked at, so that one observation less, or one parameter fixed, compiles nothing.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.problem import num_observations, num_observed, problem_of, total_information, unsound_at
+from fisher_jax.fitting.program import HAND_OVER, certify, evaluate
+from fisher_jax.fitting.ragged import class_size
+from fisher_jax.fitting.result import Fit
+from fisher_jax.models.constraints import Unconstrained
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.likelihood import outer_product_at
+from fisher_jax.models.model import Model, programs_of
+from fisher_jax.models.parameters import Layout, Leaf, Values
+from fisher_jax.numerics import lanes
+from fisher_jax.numerics.linalg import UNROLLED
+from fisher_jax.optimizers.newton import Evaluation, Newton, advance, begin, trial
+
+MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and are compiled in full
+ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
+# What runs a few dozen times is compiled as fast as can be; a JAX that knows no such options compiles with its own.
+FAST_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@dataclass
+class _Evaluation:
+    """A compiled evaluation, and the seconds that fits by it have taken."""
+
+    call: Any
+    seconds: float = 0.0
+
+
+def fit(
+    model: Model, layout: Layout, optimizer: Newton, values: Values, dataset: Dataset, tolerance: Any, max_steps: int
+) -> Fit | None:
+    """The fit, in arrays of numpy; None where a compiled loop is the better way."""
+    rows = 0 if model.is_dependent else np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    if jax.default_backend() != "cpu" or layout.num_free > UNROLLED or rows > MOST_ROWS:
+        return None
+    values = [np.asarray(value) for value in values]
+    whole = _with_fixed_ones(layout, values)
+    dataset = dataset if model.is_dependent else _filled(dataset, rows, layout.dtype)
+    optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
+    evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
+    if evaluations[-1].seconds > ENOUGH_SECONDS:
+        return None
+    begun = time.perf_counter()
+    with np.errstate(all="ignore"):
+        places, theta_places = _places(layout, whole, "free_size"), _places(layout, whole, "size")
+        square = np.ix_(places, places)
+        everything = np.asarray(whole.unconstrain(values))
+        start = everything[places]
+        point, steps = start, 0
+        for step, evaluation in zip(optimizers, evaluations, strict=True):
+            aim = np.asarray(tolerance if step.kind == "observed" else HAND_OVER, layout.dtype)[()]
+            state, ended = begin(lanes.vector(point)), False
+            while not ended:
+                everything[places] = lanes.to_array(trial(state))
+                found = jax.device_get(evaluation.call(everything, values, dataset))
+                reached = Evaluation(
+                    found["value"][()],
+                    lanes.vector(found["gradient"][places]),
+                    lanes.matrix(found["information"][square]),
+                    found["rounding"][()],
+                )
+                state, done = advance(step, state, reached, aim, 1.0, layout.restricted)
+                ended = bool(done) or steps + int(state.count) >= max_steps
+            point = np.asarray(lanes.to_array(state.point))
+            steps += int(state.count)
+        everything[places] = point
+        found = jax.device_get(evaluations[-1].call(everything, values, dataset))
+        status = certify(
+            state,
+            lanes.vector(start),
+            found["num_observed"],
+            tolerance,
+            max_steps,
+            layout.restricted,
+            num_steps=steps,
+        )
+        reached_values = layout.constrained_values(point, values)
+    expected = found["expected"]
+    fitted = Fit(
+        values=[np.asarray(value) for value in reached_values],
+        log_likelihood=np.asarray(state.at.value + state.at.rounding),
+        status_code=np.asarray(status, np.int32),
+        num_steps=np.asarray(steps, np.int32),
+        decrement=np.asarray(state.decrement),
+        num_observations=found["num_observations"],
+        free=point,
+        curvature=np.asarray(lanes.matrix_to_array(state.at.information)),
+        outer_product=found["outer_product"][square],
+        expected=None if expected is None else expected[np.ix_(theta_places, theta_places)],
+        suspect=found["suspect"],
+        last_step=np.asarray(lanes.to_array(state.step)) if np.isfinite(state.drift) else np.zeros_like(point),
+        attempt=np.zeros((), np.int8),
+        layout=layout,
+        kinds=KINDS,
+        engine="host",
+    )
+    evaluations[-1].seconds += time.perf_counter() - begun
+    return fitted
+
+
+def _with_fixed_ones(layout: Layout, values: Values) -> Layout:
+    """The layout with floating fixed parameters among the free ones, so that fixing one changes no program."""
+
+    def free(leaf: Leaf, value: np.ndarray) -> Leaf:
+        moves = leaf.is_fixed and value.dtype == layout.dtype
+        return replace(leaf, free_shape=leaf.shape, constraint=Unconstrained()) if moves else leaf
+
+    leaves = tuple(free(leaf, value) for leaf, value in zip(layout.leaves, values, strict=True))
+    whole = replace(layout, leaves=leaves)
+    return whole if whole.num_free <= UNROLLED else layout
+
+
+def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
+    """Where the free entries of a layout are among those of the whole; `size` names their number in a leaf."""
+    places: list[int] = []
+    start = 0
+    for leaf, other in zip(layout.leaves, whole.leaves, strict=True):
+        count = 0 if other.is_fixed else getattr(other, size)
+        places += [] if leaf.is_fixed else range(start, start + count)
+        start += count
+    return np.array(places, int)
+
+
+def _filled(dataset: Dataset, rows: int, dtype: Any) -> Dataset:
+    """The data set with rows added up to the next of a few sizes, copies of the last with weight zero."""
+    size = class_size(rows)
+
+    def fill(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        return np.concatenate([leaf, np.repeat(leaf[-1:], size - rows, axis=0)]) if size > rows else leaf
+
+    weights = np.ones(rows, dtype) if dataset.weights is None else np.asarray(dataset.weights, dtype)
+    weights = np.concatenate([weights, np.zeros(size - rows, dtype)])
+    return Dataset(jax.tree.map(fill, dataset.data), jax.tree.map(fill, dataset.given), weights)
+
+
+def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset: Dataset) -> _Evaluation:
+    """The compiled evaluation for arrays of these shapes."""
+    leaves, treedef = jax.tree.flatten((values, dataset))
+    shapes = [jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    programs, key = programs_of(model), ("evaluation", layout, kind, treedef, *((x.shape, x.dtype) for x in shapes))
+    if key not in programs:
+
+        def call(u: Any, values: Values, dataset: Dataset) -> dict[str, Any]:
+            problem = problem_of(model, layout, values, dataset, u, "fit")
+            target = problem.likelihood
+            at = evaluate(problem, kind, u)
+            finite, outer_product = outer_product_at(target, u)
+            estimate = layout.constrained_values(u, values)
+            return {
+                "value": at.value,
+                "rounding": at.rounding,
+                "gradient": at.gradient,
+                "information": at.information,
+                "outer_product": outer_product,
+                "expected": total_information(model, layout, estimate, dataset, target),
+                "suspect": unsound_at(target, u, finite),
+                "num_observations": num_observations(target, layout),
+                "num_observed": num_observed(target),
+            }
+
+        u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
+        lowered = jax.jit(call).lower(u, *jax.tree.unflatten(treedef, shapes))
+        programs[key] = _Evaluation(_compile_fast(lowered))
+    found: _Evaluation = programs[key]
+    return found
+
+
+def _compile_fast(lowered: Any) -> Any:
+    try:
+        return lowered.compile(compiler_options=FAST_OPTIONS)
+    except Exception as error:  # XLA's own error, which has no public type, where it does not know an option
+        if "option" not in str(error).lower() and "flag" not in str(error).lower():
+            raise
+        return lowered.compile()
