@@ -53,6 +53,8 @@ def fit(
     optimizer: Any = None,
     tolerance: float | Array | None = None,
     max_steps: float | int | Array | None = None,
+    starts: Any = None,
+    key: Any = None,
 ) -> Fit:
     """Fit a model by maximum likelihood: maximise ℓ(θ) = Σ wᵢ log p(yᵢ; θ) over the constrained parameters.
 
@@ -77,6 +79,13 @@ def fit(
         0.1; default √ε, 1.5e-8 in float64 and 3.5e-4 in float32. Another's optimiser is looked at every 25 steps.
     max_steps : int, optional
         Default 1 000, or 10 000 for an optimiser that is not one of fisher_jax's.
+    starts : int, or pytree, optional
+        Fit from several starts at once and return the fit with the highest log-likelihood among the certified ones; its
+        `optima` are all maxima that were found. A number: `params`, and others drawn about it on the unconstrained scale, normal with a
+        standard deviation of one, or of |u| where that is larger and no constraint applies. Or starting parameters, each leaf with a
+        leading axis over the starts.
+    key : jax.random.key, optional
+        What a number of starts is drawn with.
 
     Returns
     -------
@@ -91,9 +100,13 @@ def fit(
 
     Notes
     -----
-    Compiled once for each model, optimiser and set of shapes; starts, data, tolerance and max_steps are free to change.
-    Cost: some ten evaluations of ℓ, its gradient and Hessian. Near the maximum the step is Newton's; see
-    `optimizers.newton`. Constraints are obeyed by maximising over unconstrained u; the covariance is that of θ.
+    Compiled once for each density, optimiser and set of shapes; starts, data, tolerance and max_steps are free to change, and up
+    to some ten thousand rows the number of observations and which parameters are fixed as well. Cost: some ten evaluations of
+    ℓ, its gradient and Hessian. Near the maximum the step is Newton's; see `optimizers.newton`. Constraints are obeyed by
+    maximising over unconstrained u; the covariance is that of θ.
+
+    A fit is a function of the data, covariates, weights and fixed parameters: `jax.jvp` and `jax.grad` through it, and through its
+    covariances, give the derivatives of the maximum by the implicit function theorem, NaN where the fit is not certified.
 
     Examples
     --------
@@ -121,9 +134,18 @@ def fit(
     if max_steps is None:
         max_steps = default_steps(optimizer)
     values = typed(layout, values)
+    if starts is not None:
+        if is_traced(values, dataset, tolerance, max_steps, starts):
+            raise TypeError(
+                "fit: several starts are compared on the host, so not under jit, vmap or grad. Map fit over them."
+            )
+        from fisher_jax.fitting.optima import fit_from_starts
+
+        best = fit_from_starts(model, layout, values, dataset, optimizer, tolerance, int(max_steps), starts, key)
+        return replace(best, origin=Origin(model, dataset))
     if is_traced(values, dataset, tolerance, max_steps):
         return fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
-    found = None
+    found: Fit | None = None
     if isinstance(optimizer, Newton):
         found = host.fit(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
     if found is None:

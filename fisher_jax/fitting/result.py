@@ -44,6 +44,14 @@ class Origin(NamedTuple):
     dataset: Dataset
 
 
+class Optimum(NamedTuple):
+    """A local maximum: the parameters there, its log-likelihood in nats, and from how many starts it was reached."""
+
+    params: PyTree
+    log_likelihood: float
+    num_starts: int
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """Maximum-likelihood fits, one or many: the estimates, how far to trust them, and what their uncertainty needs.
@@ -87,6 +95,8 @@ class Fit:
     origin : Origin or None
         The model and the data. No part of the pytree: None once the fit has passed through a transformation; and None where the
         data sets came as a list.
+    optima : tuple of Optimum
+        Of a fit from several starts: every certified maximum that was found, the highest first. No part of the pytree.
     meat, robust : array (*b, p, p) or None, and str
         What `robust` put into the middle of the sandwich in place of `outer_product`, and what it is, in words.
 
@@ -130,6 +140,7 @@ class Fit:
     kinds: tuple[str, ...] = KINDS
     engine: str = ""
     origin: Origin | None = None
+    optima: tuple[Optimum, ...] = ()
     meat: Float[AnyArray, "*b p p"] | None = None
     robust: str = ""
 
@@ -555,9 +566,9 @@ class Fit:
 _META = ("layout", "kinds", "engine", "robust")
 jax.tree_util.register_dataclass(
     Fit,
-    data_fields=[field.name for field in fields(Fit) if field.name not in (*_META, "origin")],
+    data_fields=[field.name for field in fields(Fit) if field.name not in (*_META, "origin", "optima")],
     meta_fields=list(_META),
-    drop_fields=["origin"],
+    drop_fields=["origin", "optima"],
 )
 
 

@@ -1,0 +1,94 @@
+"""One data set fitted from several starts at once, as lanes, and the optima that were found."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from fisher_jax.fitting import workers
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.result import Fit, Optimum
+from fisher_jax.fitting.retries import How, fit_all
+from fisher_jax.fitting.starts import Starts
+from fisher_jax.information import has_closed_form
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
+
+SAME = 0.01  # standard errors: maxima nearer than that are one
+
+
+def fit_from_starts(
+    model: Model,
+    layout: Layout,
+    values: Values,
+    dataset: Dataset,
+    optimizer: Any,
+    tolerance: Any,
+    max_steps: int,
+    starts: Any,
+    key: Any,
+) -> Fit:
+    """The best of the fits from several starts, with all optima in its `optima`."""
+    free = _starts(layout, values, starts, key)
+    leaves = jax.tree.leaves(dataset.parts)
+    shared = Dataset(*dataset.parts, size=len(free), differs=(False,) * len(leaves))
+    kinds = tuple(kind for kind in KINDS if kind != "expected" or has_closed_form(model))
+    how = How(model, optimizer, tolerance, max_steps, kinds, None, None, workers.num_cores(), False)
+    fits = fit_all(how, Starts(layout, free, values, (False,) * len(values), shared), retry=False, float64_finish=False)
+    certified = np.flatnonzero(fits.converged)
+    order = certified[np.argsort(-fits.log_likelihood[certified], kind="stable")]
+    optima: list[list[int]] = []
+    for row in order:
+        for group in optima:
+            apart = fits.free[row] - fits.free[group[0]]
+            if apart @ np.asarray(fits.curvature)[group[0]] @ apart < SAME**2:
+                group.append(int(row))
+                break
+        else:
+            optima.append([int(row)])
+    likelihoods = np.where(np.isfinite(fits.log_likelihood), fits.log_likelihood, -np.inf)
+    best = fits[int(order[0]) if len(order) else int(np.argmax(likelihoods))]
+    found = tuple(Optimum(fits[g[0]].params, float(fits.log_likelihood[g[0]]), len(g)) for g in optima)
+    return replace(best, optima=found)
+
+
+def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray:
+    """The starts on the unconstrained scale (k, p)."""
+    whole = isinstance(starts, int | np.integer) and not isinstance(starts, bool)
+    if whole:
+        if starts < 1:
+            raise ValueError(f"fit: starts={starts} must be at least 1, or stacked starting parameters.")
+        if key is None:
+            raise ValueError(
+                "fit: starts are drawn with a key. Give key=jax.random.key(0), or stacked starting parameters."
+            )
+        first = np.asarray(layout.unconstrain([np.asarray(value) for value in values]))
+        spread = np.where(layout.restricted, 1.0, np.maximum(1.0, np.abs(first)))
+        drawn = np.asarray(jax.random.normal(key, (int(starts), len(first)), layout.dtype))
+        drawn = first + spread.astype(layout.dtype) * drawn
+        drawn[0] = first
+        return drawn
+    return _stacked(layout, values, starts)
+
+
+def _stacked(layout: Layout, values: Values, starts: PyTree) -> np.ndarray:
+    try:
+        blocks = [np.asarray(block, layout.dtype) for block in layout.blocks(starts)]
+    except ValueError as error:
+        raise ValueError(
+            f"fit: starts must be a number, or starting parameters like params with a leading axis: {error}"
+        ) from error
+    sizes = {block.shape[0] if block.ndim else -1 for block in blocks}
+    if (
+        len(sizes) != 1
+        or -1 in sizes
+        or any(b.shape[1:] != leaf.shape for b, leaf in zip(blocks, layout.leaves, strict=True))
+    ):
+        raise ValueError(
+            f"fit: starts has leaves of shapes {[block.shape for block in blocks]}; expected those of params, "
+            f"{[leaf.shape for leaf in layout.leaves]}, each with one more leading axis of the same length."
+        )
+    return np.asarray(layout.unconstrain(blocks))
