@@ -103,8 +103,3 @@ def test_every_public_name_is_explained_with_its_real_arguments(name, item):
         described = text[text.index("Parameters") : text.index("Returns")]
         for argument in inspect.signature(item).parameters:
             assert re.search(rf"\b{argument}\b", described), f"{name} does not explain {argument}"
-
-
-def test_files_can_be_read_in_one_sitting():
-    lengths = {str(path): len(path.read_text().splitlines()) for path in MODULES}
-    assert max(lengths.values()) < 650, lengths

@@ -136,7 +136,7 @@ def test_by_matrix_and_by_products_the_step_is_the_same():
     np.testing.assert_allclose(state.divergence, told.divergence, rtol=1e-9)
     np.testing.assert_allclose(told.divergence, 0.01, rtol=1e-12)
     flat, _ = jax.flatten_util.ravel_pytree(dense)
-    matrix = np.asarray(dense_objective(params, "expected").curvature)
+    matrix = np.asarray(dense_objective(params, "expected").information)
     np.testing.assert_allclose(0.5 * flat @ matrix @ flat, 0.01, rtol=1e-10)
     assert told.num_products == 0
     assert 0 < told.shortening < 1

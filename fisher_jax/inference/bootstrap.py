@@ -34,7 +34,7 @@ def bootstrap(
     clusters: Any = None,
     block_length: Any = None,
     acceleration: str = "infinitesimal",
-    num_lanes: Any = None,
+    devices: Any = None,
     progress: bool = False,
 ) -> Bootstrap:
     """Fit many replicates of the data, each as `fit` would from the estimate, all in one batch.
@@ -58,7 +58,7 @@ def bootstrap(
     acceleration : {"infinitesimal", "jackknife"}
         What BCa intervals take as the influence of each observation or cluster: the derivative of the estimate with respect
         to its weight, or what leaving it out changes, by a fit for each.
-    num_lanes, progress
+    devices, progress
         As for `fit_batch`.
 
     Returns
@@ -105,7 +105,7 @@ def bootstrap(
     origin = origin_of(fit, CALLER)
     check_key(key, CALLER)
     _check(fit, num_replicates, method, block_length, acceleration)
-    count, settings = int(num_replicates), {"covariances": (), "num_lanes": num_lanes, "progress": progress}
+    count, settings = int(num_replicates), {"covariances": (), "devices": devices, "progress": progress}
     scheme, weights = _scheme(fit, origin, method, clusters, block_length)
     if method == "parametric":
         fits = refit_drawn(fit, origin, key, count, CALLER, **settings)

@@ -73,7 +73,7 @@ jax.tree_util.register_dataclass(
 
 
 def information_matrix_test(
-    fit: Any, key: Any, num_replicates: Any = 999, *, num_lanes: Any = None
+    fit: Any, key: Any, num_replicates: Any = 999, *, devices: Any = None
 ) -> InformationMatrixTest:
     """Test the model by its information equality: at the truth Σ s sᵀ and −H have the same mean.
 
@@ -85,7 +85,7 @@ def information_matrix_test(
         For the replicates.
     num_replicates : int
         Data sets drawn from the model at the estimate and fitted; at least 99.
-    num_lanes : int, optional
+    devices : int, or sequence of jax.Device, optional
         As for `fit_batch`.
 
     Returns
@@ -134,7 +134,7 @@ def information_matrix_test(
     whole = isinstance(num_replicates, int | np.integer) and not isinstance(num_replicates, bool)
     if not whole or num_replicates < 99:
         raise ValueError(f"{CALLER}: num_replicates={num_replicates!r} must be a whole number, at least 99.")
-    settings = {"covariances": ("sandwich",), "num_lanes": num_lanes}
+    settings = {"covariances": ("sandwich",), "devices": devices}
     fits = refit_drawn(fit, origin, key, int(num_replicates), CALLER, **settings)
     said = failures(fits)
     note = f"of the replicates' fits failed: {said} of {len(fits)}. They are left out."

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
 # Equations linear in all operands together, and those linear in one operand while the others are data.
@@ -134,10 +134,11 @@ def _evaluate(jaxpr: Any, consts: Any, env: dict[Any, Any], outputs: Any, skip: 
 
 
 def _bind(equation: Any, operands: list[Any]) -> list[Any]:
-    """The equation as a function of its own, which every version of JAX evaluates and differentiates by its own rules."""
-    given = {v: x for v, x in zip(equation.invars, operands, strict=True) if not isinstance(v, Literal)}
-    one = ClosedJaxpr(Jaxpr((), tuple(given), equation.outvars, [equation], equation.effects), ())
-    return jaxpr_as_fun(one)(*given.values())
+    """What an equation makes of other operands; functions with rules of their own for derivatives keep them."""
+    params = equation.primitive.get_bind_params(equation.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)  # the first up to JAX 0.9
+    found = equation.primitive.bind(*functions, *operands, **params)
+    return list(found) if equation.primitive.multiple_results else [found]
 
 
 def _inlined(closed: Any) -> Any:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from fisher_jax.models.model import as_model
@@ -34,8 +33,7 @@ def fit_stream(
     covariances: Any = ("observed",),
     retry: bool = True,
     float64_finish: bool = False,
-    num_lanes: Any = None,
-    mesh: Mesh | None = None,
+    devices: Any = None,
     progress: bool = False,
     block: Any = None,
     sink_format: Any = None,
@@ -58,7 +56,7 @@ def fit_stream(
         As for `fit_batch`; what differs among data sets may come from any source.
     params_axis, given_axis, weights_axis : 0, None, or pytree of them
         0 if there is one for each data set, along the leading axis; `None` for what all share.
-    optimizer, tolerance, max_steps, retry, float64_finish, num_lanes, mesh
+    optimizer, tolerance, max_steps, retry, float64_finish, devices
         As for `fit_batch`.
     covariances : tuple of {"observed", "expected", "empirical", "sandwich"}
         The kinds whose standard errors and covariance matrices are written; ``()`` for none.
@@ -92,7 +90,7 @@ def fit_stream(
     A block is on the disk before its marker is, so a process killed at any moment leaves each block whole or unmarked; called
     again, it ends with what an undisturbed run would have written. For that, model and settings must be the same. A function
     counts as the same if its code, the values that it closes over, its defaults and what it names of its own module are; a
-    source if its dtypes, shapes and first data set are. `num_lanes`, `mesh` and `progress` may change. An iterator is read
+    source if its dtypes, shapes and first data set are. `devices` and `progress` may change. An iterator is read
     from its beginning again. One process at a time may write to a sink.
 
     Reading and writing happen in threads of their own beside the fits. A generator runs in the reading thread.
@@ -127,7 +125,7 @@ def fit_stream(
     }
     manifest = manifest_of(model, inputs, settings, size)
     done = [] if overwrite else finished_blocks(target, manifest)
-    fit = partial(fitted_columns, model, axes, num_lanes=num_lanes, mesh=mesh, **settings)
+    fit = partial(fitted_columns, model, axes, devices=devices, **settings)
     make_ready = partial(begin, target, manifest, overwrite=overwrite)
     counts = run_blocks(target, inputs, fit, size, done, make_ready, progress=progress)
     resumed = sum(sum(marker.values()) for marker in done)
