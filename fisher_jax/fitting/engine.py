@@ -247,7 +247,15 @@ def _compiled(
 
 
 def _key(plan: Plan) -> tuple[Any, ...]:
-    return plan.layout, plan.treedef, plan.num_fixed, plan.differs, plan.num_terms, plan.num_lanes
+    return (
+        jax.config.read("jax_enable_x64"),
+        plan.layout,
+        plan.treedef,
+        plan.num_fixed,
+        plan.differs,
+        plan.num_terms,
+        plan.num_lanes,
+    )
 
 
 def _shapes(leaves: Leaves, drop: int) -> tuple[Any, ...]:

@@ -16,7 +16,9 @@ from fisher_jax.models.parameters import _ARRAY, Layout, Leaf
 
 FORMAT = "fisher_jax fit, version 1"
 _ARRAYS = [
-    field.name for field in fields(Fit) if field.name not in ("values", "layout", "kinds", "engine", "robust", "origin")
+    field.name
+    for field in fields(Fit)
+    if field.name not in ("values", "layout", "kinds", "engine", "robust", "origin", "optima")
 ]
 _NAMED: dict[str, Constraint] = {
     "unconstrained": constraints.Unconstrained(),

@@ -56,6 +56,11 @@ def fit(
     if evaluations[-1].seconds > ENOUGH_SECONDS:
         return None
     begun = time.perf_counter()
+
+    def typed(x: Any) -> Any:
+        """In the precision of the fit: numpy widens float32 scalars that meet float64 ones."""
+        return layout.dtype.type(x) if x.dtype.kind == "f" else x
+
     with np.errstate(all="ignore"):
         places, theta_places = _places(layout, whole, "free_size"), _places(layout, whole, "size")
         square = np.ix_(places, places)
@@ -74,7 +79,8 @@ def fit(
                     lanes.matrix(found["information"][square]),
                     found["rounding"][()],
                 )
-                state, done = advance(step, state, reached, aim, 1.0, layout.restricted)
+                state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.restricted)
+                state = jax.tree.map(typed, state)
                 ended = bool(done) or steps + int(state.count) >= max_steps
             point = np.asarray(lanes.to_array(state.point))
             steps += int(state.count)
@@ -153,7 +159,9 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
     """The compiled evaluation for arrays of these shapes."""
     leaves, treedef = jax.tree.flatten((values, dataset))
     shapes = [jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
-    programs, key = programs_of(model), ("evaluation", layout, kind, treedef, *((x.shape, x.dtype) for x in shapes))
+    x64 = jax.config.read("jax_enable_x64")
+    key = ("evaluation", x64, layout, kind, treedef, *((x.shape, x.dtype) for x in shapes))
+    programs = programs_of(model)
     if key not in programs:
 
         def call(u: Any, values: Values, dataset: Dataset) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
+import jax
+
 
 def num_cores() -> int:
     """The cores that this process may use: its affinity where the system has one."""
@@ -21,11 +23,12 @@ def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> 
         for piece in pieces:
             work(piece)
         return
-    stop = threading.Event()
+    stop, x64 = threading.Event(), bool(jax.config.read("jax_enable_x64"))
 
     def guarded(piece: Any) -> None:
         if not stop.is_set():
-            work(piece)
+            with jax.enable_x64(x64):  # what the caller's thread was told, perhaps for a while only
+                work(piece)
 
     with ThreadPoolExecutor(min(num_workers, len(pieces)), thread_name_prefix="fisher_jax") as pool:
         futures = [pool.submit(guarded, piece) for piece in pieces]

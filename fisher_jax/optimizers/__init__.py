@@ -9,7 +9,7 @@ keyword-only extra argument: `objective`, a function from the parameters (and th
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fisher_jax.optimizers.newton import Evaluation, Newton, bhhh, fisher_scoring, newton
+from fisher_jax.optimizers.newton import Evaluation, bhhh, fisher_scoring, newton
 
 if TYPE_CHECKING:
     from fisher_jax.optimizers.natural import natural_gradient
@@ -26,7 +26,6 @@ _DEFINED_IN = {
 __all__ = [
     "Evaluation",
     "NaturalGradientState",
-    "Newton",
     "bhhh",
     "fisher_scoring",
     "natural_gradient",

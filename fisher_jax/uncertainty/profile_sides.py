@@ -15,7 +15,7 @@ from fisher_jax.models.likelihood import Likelihood, likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import on_host
+from fisher_jax.numerics.namespace import AnyArray, on_host
 from fisher_jax.uncertainty.profile import End, Path, follow
 
 SIDES = (-1.0, 1.0)
@@ -56,8 +56,8 @@ def profile_sides(
     function: Callable[[PyTree], Array] | None,
     values: Values,
     dataset: Dataset,
-    free: Float[Array, " p"],
-    curvature: Float[Array, "p p"],
+    free: Float[AnyArray, " p"],
+    curvature: Float[AnyArray, "p p"],
     columns: np.ndarray,
     level: Any,
     caller: str,
@@ -153,8 +153,8 @@ def _profiles(
     caller: str,
     values: Values,
     dataset: Dataset,
-    free: Float[Array, " p"],
-    curvature: Float[Array, "p p"],
+    free: Float[AnyArray, " p"],
+    curvature: Float[AnyArray, "p p"],
     columns: Any,
     cut: Any,
 ) -> tuple[Path, Array, Array, Array, Array]:
@@ -168,8 +168,8 @@ def lanes(
     layout: Layout,
     function: Callable[[PyTree], Array] | None,
     values: Values,
-    free: Float[Array, " p"],
-    curvature: Float[Array, "p p"],
+    free: Float[AnyArray, " p"],
+    curvature: Float[AnyArray, "p p"],
     columns: Any,
     cut: Any,
 ) -> tuple[Path, Array, Array, Array, Array]:
