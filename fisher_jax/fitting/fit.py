@@ -152,7 +152,7 @@ def fit(
         programs, key = programs_of(model), ("fit", layout, optimizer)
         if key not in programs:
             programs[key] = jax.jit(fit_function(model, layout, optimizer))
-        found = on_host(programs[key](values, dataset, tolerance, max_steps))
+        found = replace(on_host(programs[key](values, dataset, tolerance, max_steps)), engine="loop")
     return replace(found, origin=Origin(model, dataset))
 
 

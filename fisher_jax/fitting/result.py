@@ -91,7 +91,7 @@ class Fit:
     kinds : tuple of str
         The kinds of covariance that were kept.
     engine : str
-        How the fit was run.
+        How the fit was run: "host", "loop", "kernel", "arrays", "lock-step"; empty after a transformation.
     origin : Origin or None
         The model and the data. No part of the pytree: None once the fit has passed through a transformation; and None where the
         data sets came as a list.
@@ -169,7 +169,7 @@ class Fit:
                 raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
         else:
             index = index if isinstance(index, slice) else np.asarray(index)
-        fits = jax.tree.map(lambda leaf: leaf[index], on_host(self))
+        fits = replace(jax.tree.map(lambda leaf: leaf[index], on_host(self)), engine=self.engine)
         if self.origin is None:
             return fits
         dataset = self.origin.dataset
@@ -563,12 +563,13 @@ class Fit:
         warnings.warn(text, FitWarning, stacklevel=stacklevel)
 
 
-_META = ("layout", "kinds", "engine", "robust")
+_META = ("layout", "kinds", "robust")
+_DROPPED = ("origin", "optima", "engine")  # what a fit loses on its way through a transformation
 jax.tree_util.register_dataclass(
     Fit,
-    data_fields=[field.name for field in fields(Fit) if field.name not in (*_META, "origin", "optima")],
+    data_fields=[field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED)],
     meta_fields=list(_META),
-    drop_fields=["origin", "optima"],
+    drop_fields=list(_DROPPED),
 )
 
 
@@ -589,4 +590,5 @@ def origin_of(fit: Fit, caller: str) -> Origin:
 
 def joined_fits(parts: list[Fit], order: np.ndarray) -> Fit:
     """Several batches in one, in the order given."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+    whole = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+    return replace(whole, engine=parts[0].engine)

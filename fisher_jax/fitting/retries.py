@@ -60,6 +60,7 @@ def fit_all(how: How, starts: Starts, *, retry: bool, float64_finish: bool) -> F
     """Fit them, retry what failed, and finish in float64 if asked."""
     with _progress(how.progress, len(starts)) as watch:
         fits = _run(how, starts, 1.0, watch)
+    ran = fits.engine
     attempt = np.zeros(len(starts), np.int8)
     if retry:
         fits, attempt = _retried(how, starts, fits, attempt)
@@ -69,7 +70,7 @@ def fit_all(how: How, starts: Starts, *, retry: bool, float64_finish: bool) -> F
     fits = _blamed(how, starts, fits)
     if not {"observed", "sandwich"} & set(how.kinds):
         fits = replace(fits, curvature=None)
-    return replace(fits, attempt=attempt)
+    return replace(fits, attempt=attempt, engine=ran)
 
 
 def _plan_of(how: How, starts: Starts) -> tuple[Plan, Leaves, Leaves]:
@@ -268,7 +269,7 @@ def _replaced(fits: Fit, rows: np.ndarray, by: Fit) -> Fit:
         leaf[rows] = new
         return leaf
 
-    return jax.tree.map(put, fits, replace(by, layout=fits.layout, kinds=fits.kinds, engine=fits.engine))
+    return jax.tree.map(put, fits, replace(by, layout=fits.layout, kinds=fits.kinds))
 
 
 def _more_cautious(how: How, starts: Starts, failed: Fit) -> Retry | None:
