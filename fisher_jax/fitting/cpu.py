@@ -37,17 +37,17 @@ def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
         @jax.jit
         def inner(*leaves: Any) -> Any:
-            outputs = jaxpr_as_fun(closed)(*leaves)
-            # XLA (jaxlib 0.10) aborts the process where a marked call does not use one of its arguments. So the smallest output
-            # is made to depend on all of them, by a condition that never holds and that only LLVM can know not to.
+            # XLA (jaxlib 0.10) aborts the process where a marked call does not use one of its arguments. So it returns, beside
+            # its outputs, a condition on all of them that never holds, which only LLVM can know.
             ends = [leaf.reshape(-1)[0].astype(jnp.float32) for leaf in leaves if leaf.size]
-            never = functools.reduce(jnp.logical_or, [(end != end) & (end == end) for end in ends])
-            k = min(range(len(outputs)), key=lambda k: outputs[k].size)
-            outputs[k] = lax.select(jnp.broadcast_to(never, outputs[k].shape), jnp.zeros_like(outputs[k]), outputs[k])
-            return outputs
+            return jaxpr_as_fun(closed)(*leaves), functools.reduce(jnp.logical_or, [(e != e) & (e == e) for e in ends])
 
         with set_xla_metadata(**ONE_KERNEL):
-            return jax.tree.unflatten(treedef, inner(*jax.tree.leaves(arguments)))
+            outputs, never = inner(*jax.tree.leaves(arguments))
+        # Used out here, on the smallest output: work on large arrays inside would be cut up for threads, and fail to link.
+        k = min(range(len(outputs)), key=lambda k: outputs[k].size)
+        outputs[k] = lax.select(jnp.broadcast_to(never, outputs[k].shape), jnp.zeros_like(outputs[k]), outputs[k])
+        return jax.tree.unflatten(treedef, outputs)
 
     return call
 

@@ -112,7 +112,8 @@ class RowProgram:
         parameters = [*u, *fixed]
         once = [jnp.asarray(value) for value in self.once(parameters)]
 
-        def add_row(r: Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:
+        def add_row(carry: tuple[Array, tuple[Any, ...]]) -> tuple[Array, tuple[Any, ...]]:
+            r, sums = carry
             own, shared, own_parts, shared_parts = row_at(r)
             term, *derivatives = self.rest(parameters, own, shared, once, own_parts, shared_parts, hold=True)
             # Two-sum (Knuth 1997, The Art of Computer Programming 2, section 4.2.2, theorem B): `low` keeps what rounding
@@ -121,9 +122,11 @@ class RowProgram:
             total = high + term
             part = total - high
             low = low + ((high - (total - part)) + (term - part))
-            return (total, low, *(a + b for a, b in zip(others, derivatives, strict=True)))
+            return r + 1, (total, low, *(a + b for a, b in zip(others, derivatives, strict=True)))
 
-        sums = jax.lax.fori_loop(0, num_rows, add_row, (zero,) * (2 + p + p * (p + 1) // 2))
+        # Not a fori_loop, which becomes a scan, whose body is a function that is called, and its results copied, for each row.
+        start = jnp.int32(0), (zero,) * (2 + p + p * (p + 1) // 2)
+        _, sums = jax.lax.while_loop(lambda carry: carry[0] < num_rows, add_row, start)
         information = dict(zip(upper_triangle(p), sums[2 + p :], strict=True))
         return Evaluation(sums[0], list(sums[2 : 2 + p]), information, rounding=sums[1])
 
