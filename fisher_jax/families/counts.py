@@ -1,8 +1,13 @@
 """Families of counts without an upper limit. Draws are counts held as floating numbers, so that none overflows."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -33,6 +38,7 @@ def poisson_log_density(params: Params, y: ArrayLike) -> Scalar:
     return outside_support(outside, _poisson(jnp.where(outside, 0.0, y), rate))
 
 
+@jax.custom_jvp
 def _poisson(y: Array, rate: Array) -> Scalar:
     empty = y == 0
     counted = jnp.where(empty, 1.0, y)
@@ -40,6 +46,19 @@ def _poisson(y: Array, rate: Array) -> Scalar:
     at_its_mode = -0.5 * jnp.log(counted) - HALF_LOG_TWO_PI - stirling_error(counted)
     value = times_log_ratio(y, rate - y, log_rate) - (rate - y) + jnp.where(empty, 0.0, at_its_mode)
     return jnp.where(rate < 0, jnp.nan, value)
+
+
+@functools.partial(_poisson.defjvp, symbolic_zeros=True)
+def _poisson_slope(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Any]:
+    """With y / rate − 1 for the slope in the rate, which the value's careful form would take five divisions to find."""
+    y, rate = primals
+    along_y, along_rate = tangents
+    empty = y == 0
+    slope = jnp.where(rate < 0, jnp.nan, jnp.where(empty, 0.0, y) / jnp.where(empty, 1.0, rate) - 1.0)
+    moved = jnp.zeros_like(slope) if isinstance(along_rate, SymbolicZero) else slope * along_rate
+    if not isinstance(along_y, SymbolicZero):
+        moved = moved + (jnp.log(rate) - digamma(y + 1.0)) * along_y
+    return _poisson(y, rate), moved
 
 
 def poisson_sample(key: Array, params: Params) -> Scalar:

@@ -181,7 +181,7 @@ class _Compiled:
 
 
 def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any) -> _Compiled:
-    def build(way: str, rows: Any) -> Callable[..., Any]:
+    def build(way: str, rows: Any, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, chunk: Chunk, settings: Settings) -> Ended:
             restricted = plan.layout.restricted
             if way == "arrays":
@@ -196,7 +196,7 @@ def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Le
                     plan.optimizer, restricted, functools.partial(evaluate, common), chunk, settings, plan.num_lanes
                 )
 
-            return cpu.one_kernel(fit)(common, chunk._replace(data=data), settings)
+            return run(fit)(common, chunk._replace(data=data), settings)
 
         return call
 
@@ -208,7 +208,7 @@ def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Le
 
 
 def _compiled_matrix(plan: Plan, kind: Any, capacity: int, own: Leaves, shared: Leaves, asked: Any) -> _Compiled:
-    def build(way: str, rows: Any) -> Callable[..., Any]:
+    def build(way: str, rows: Any, run: Callable[..., Any]) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
             if way == "arrays":
                 data, of_lanes = arrays.lanes_of_chunk(plan, kind, own, shared)
@@ -218,7 +218,7 @@ def _compiled_matrix(plan: Plan, kind: Any, capacity: int, own: Leaves, shared: 
             def matrix(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
                 return informations(functools.partial(evaluate, common), data, u, size, plan.num_lanes)
 
-            return cpu.one_kernel(matrix)(common, data, u, size)
+            return run(matrix)(common, data, u, size)
 
         return call
 
@@ -241,8 +241,14 @@ def _compiled(
             [like(leaf, leaf.shape) for leaf in shared],
         )
         options = cpu.COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
-        call = jax.jit(build(way, rows), compiler_options=options)
-        programs[key] = _Compiled(call.lower(*arguments, *others).compile(), way)
+        call = jax.jit(build(way, rows, cpu.one_kernel), compiler_options=options)
+        try:
+            compiled = call.lower(*arguments, *others).compile()
+        except jax.errors.JaxRuntimeError:
+            # XLA does not promise that a marked call compiles. Without the mark the program is the same, only slower.
+            call = jax.jit(build(way, rows, jax.jit), compiler_options=options)
+            compiled = call.lower(*arguments, *others).compile()
+        programs[key] = _Compiled(compiled, way)
     return programs[key]
 
 

@@ -101,10 +101,10 @@ def load(path: Any, *, like: PyTree = None) -> Fit:
         tree = jax.tree.unflatten(jax.tree.structure(like), marks)
     statics, treedef = jax.tree.flatten(tree)
     layout = Layout(leaves, np.dtype(header["dtype"]), treedef, tuple(statics))
-    saved: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
+    kept: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
     return Fit(
         values=[arrays[f"values {k}"] for k in range(len(leaves))],
-        **saved,
+        **kept,
         layout=layout,
         kinds=tuple(header["kinds"]),
         engine=header["engine"],

@@ -115,7 +115,7 @@ class RowProgram:
         def add_row(carry: tuple[Array, tuple[Any, ...]]) -> tuple[Array, tuple[Any, ...]]:
             r, sums = carry
             own, shared, own_parts, shared_parts = row_at(r)
-            term, *derivatives = self.rest(parameters, own, shared, once, own_parts, shared_parts, hold=True)
+            term, *derivatives = self.rest(parameters, own, shared, once, own_parts, shared_parts)
             # Two-sum (Knuth 1997, The Art of Computer Programming 2, section 4.2.2, theorem B): `low` keeps what rounding
             # takes from the sum, without which float32 cannot tell two points near the maximum apart.
             high, low, *others = sums

@@ -30,7 +30,6 @@ from jax.extend import core
 
 from fisher_jax.numerics import special
 
-HOLD_FROM = 8  # equations, one that calls for a long computation counting as eight
 MAX_ENTRIES, MAX_LENGTH, MAX_MATRIX, MAX_EQUATIONS = 1024, 64, 8, 6000
 
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, jaxlib.__file__))  # noqa: PTH100, PTH120
@@ -73,33 +72,12 @@ class Program:
     def num_equations(self) -> int:
         return len(self.equations)
 
-    @functools.cached_property
-    def held(self) -> frozenset[int]:
-        """Results that cost something and that several equations or outputs use.
-
-        XLA would compute them anew in each of the sums over rows, unless a barrier holds them.
-        """
-        uses: dict[int, int] = {}
-        operands = [{o for o in equation.operands if type(o) is int} for equation in self.equations]
-        for o in itertools.chain(*operands, (o for o in self.outputs if type(o) is int)):
-            uses[o] = uses.get(o, 0) + 1
-        cost: dict[int, int] = {}
-        held = set()
-        for equation, numbers in zip(self.equations, operands, strict=True):
-            own = 8 if equation.primitive.name in _COSTLY else 1
-            cost[equation.result] = own + sum(cost.get(o, 0) for o in numbers)
-            if cost[equation.result] >= HOLD_FROM and uses.get(equation.result, 0) > 1 and equation.dtype.kind == "f":
-                held.add(equation.result)
-                cost[equation.result] = 0
-        return frozenset(held)
-
-    def __call__(self, *entries: Sequence[Any], hold: bool = False) -> list[Any]:
+    def __call__(self, *entries: Sequence[Any]) -> list[Any]:
         """The output entries, from one list of entries for each argument; entries may have any shapes that broadcast.
 
         Results of operations on entries of shape () alone have shape () as well.
         """
         values: dict[int, Any] = {}
-        held = self.held if hold else frozenset()
         for numbers, given in zip(self.inputs, entries, strict=True):
             values.update(zip(numbers, given, strict=True))
         for primitive, params, operands, result, _ in self.equations:
@@ -117,8 +95,6 @@ class Program:
                 shape = np.broadcast_shapes(*shapes)
                 arrays = [a if a.shape == () else _broadcast(a, shape) for a in arrays]
             values[result] = primitive.bind(*arrays, **params)
-            if result in held:
-                values[result] = lax.optimization_barrier(values[result])
         return [values[o] if type(o) is int else o for o in self.outputs]
 
 
