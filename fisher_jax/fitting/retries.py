@@ -29,6 +29,9 @@ from fisher_jax.models.parameters import joined
 from fisher_jax.optimizers.newton import Newton
 
 CAUTIOUS = 0.01  # times the first radius
+STEPS_AT_FIRST = (
+    200  # by default: lanes wait for the slowest at the end, so what takes more is taken up again by itself
+)
 BLOCK = 64  # fits by another's optimiser that are stepped at once, the fastest waiting for the slowest
 _RETRIED = (Status.STEP_LIMIT, Status.STALLED, Status.INDEFINITE, Status.NOT_FINITE, Status.BAD_START)
 _FINISHED = (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING, Status.STEP_LIMIT, Status.STALLED)
@@ -59,7 +62,8 @@ class Retry(NamedTuple):
 def fit_all(how: How, starts: Starts, *, retry: bool, float64_finish: bool) -> Fit:
     """Fit them, retry what failed, and finish in float64 if asked."""
     with _progress(how.progress, len(starts)) as watch:
-        fits = _run(how, starts, 1.0, watch)
+        at_first = STEPS_AT_FIRST if retry and isinstance(how.optimizer, Newton) else None
+        fits = _run(how, starts, 1.0, watch, most_steps=at_first)
     ran = fits.engine
     attempt = np.zeros(len(starts), np.int8)
     if retry:
@@ -116,12 +120,13 @@ def _counts(starts: Starts, num_terms: int) -> tuple[Any, Any]:
     return np.sum(weights, axis=1, dtype=starts.layout.dtype), np.sum(weights > 0, axis=1, dtype=np.int32)
 
 
-def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None) -> Fit:
-    """All fits from their starts."""
+def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, most_steps: int | None = None) -> Fit:
+    """All fits from their starts, in at most so many steps where the user does not say."""
     plan, own, shared = _plan_of(how, starts)
     layout, dtype = starts.layout, starts.layout.dtype
     tolerance = np.asarray(default_tolerance(dtype) if how.tolerance is None else how.tolerance, dtype)
-    max_steps = int(default_steps(how.optimizer) if how.max_steps is None else how.max_steps)
+    most_steps = default_steps(how.optimizer) if most_steps is None else most_steps
+    max_steps = int(most_steps if how.max_steps is None else how.max_steps)
     num_observations, num_observed = _counts(starts, plan.num_terms)
     if isinstance(how.optimizer, Newton):
         settings = Settings(tolerance, np.asarray(radius_factor, dtype))

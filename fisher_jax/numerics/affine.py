@@ -58,17 +58,18 @@ class Predictors:
 
 
 def linear_predictors(
-    function: Callable[..., Array], u: jax.ShapeDtypeStruct, data: Sequence[Any]
+    function: Callable[..., Array], u: jax.ShapeDtypeStruct, data: Sequence[Any], made_of: Sequence[bool] | None = None
 ) -> Predictors | None:
     """Cut a function of (u, *data) where it is linear in u; None where that leaves no fewer entries than u has.
 
-    `data` are shapes of arrays. Functions with rules of their own for derivatives are kept whole.
+    `data` are shapes of arrays; `made_of` says of each whether coefficients may be made of it, by default of all. Functions with
+    rules of their own for derivatives are kept whole.
     """
     closed = _inlined(jax.make_jaxpr(function)(u, *data))
     jaxpr, consts = closed.jaxpr, closed.consts
     cut: dict[Any, Any] = {}
     while True:
-        linear, moved = _walk(jaxpr, cut)
+        linear, moved = _walk(jaxpr, cut, made_of)
         used = [v for e in jaxpr.eqns if any(o in moved for o in e.outvars) for v in e.invars] + list(jaxpr.outvars)
         found = dict.fromkeys(v for v in used if not isinstance(v, Literal) and v in linear)
         if found == cut:
@@ -95,7 +96,7 @@ def linear_predictors(
     return Predictors(inner, outer, sum(sizes), tuple(k in leaves for k in range(len(data))))
 
 
-def _walk(jaxpr: Any, cut: Any) -> tuple[dict[Any, frozenset[int]], set[Any]]:
+def _walk(jaxpr: Any, cut: Any, made_of: Sequence[bool] | None) -> tuple[dict[Any, frozenset[int]], set[Any]]:
     """The variables linear in u, with the data leaves that their coefficients use; and those that depend on u otherwise."""
     linear: dict[Any, frozenset[int]] = {jaxpr.invars[0]: frozenset()}
     moved: set[Any] = set()
@@ -109,6 +110,8 @@ def _walk(jaxpr: Any, cut: Any) -> tuple[dict[Any, frozenset[int]], set[Any]]:
             moved.update(equation.outvars)
         elif not moving:
             origin.update(dict.fromkeys(equation.outvars, uses))
+        elif made_of is not None and not all(made_of[k] for k in uses):
+            moved.update(equation.outvars)
         elif (
             (name in _SUMS)
             or (name in _PRODUCTS and len(moving) == 1)
