@@ -189,11 +189,16 @@ def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Le
                 return fit_lanes(
                     plan.optimizer, restricted, of_lanes, chunk._replace(data=data), settings, plan.num_lanes
                 )
-            data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
+            data, common = cpu.columns_of_chunk(plan, rows, own, shared)
 
             def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
                 return fit_lanes(
-                    plan.optimizer, restricted, functools.partial(evaluate, common), chunk, settings, plan.num_lanes
+                    plan.optimizer,
+                    restricted,
+                    functools.partial(cpu.evaluate_columns, plan, rows, common),
+                    chunk,
+                    settings,
+                    plan.num_lanes,
                 )
 
             return run(fit)(common, chunk._replace(data=data), settings)
@@ -213,10 +218,12 @@ def _compiled_matrix(plan: Plan, kind: Any, capacity: int, own: Leaves, shared: 
             if way == "arrays":
                 data, of_lanes = arrays.lanes_of_chunk(plan, kind, own, shared)
                 return informations(of_lanes, data, u, size, plan.num_lanes)
-            data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
+            data, common = cpu.columns_of_chunk(plan, rows, own, shared)
 
             def matrix(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
-                return informations(functools.partial(evaluate, common), data, u, size, plan.num_lanes)
+                return informations(
+                    functools.partial(cpu.evaluate_columns, plan, rows, common), data, u, size, plan.num_lanes
+                )
 
             return run(matrix)(common, data, u, size)
 
