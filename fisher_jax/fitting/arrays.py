@@ -84,10 +84,12 @@ def _by_products(
         any_own = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(shapes[:2])]
         over_rows = lambda f: jax.vmap(lambda row: f(zero, *any_own, *shared_fixed, *row))(shared_rows)  # noqa: E731
         slopes, offsets = over_rows(found.coefficients), over_rows(found.inner)  # (n, m, p), (n, m)
-        pair = lambda k, j: slopes[:, k, rows] * slopes[:, j, columns]  # noqa: E731
+        # In x a NaN of a covariate is seen, and weighed; here it would reach the sums of rows that have weight zero.
+        sound = jnp.where(jnp.isnan(slopes), 0, slopes)
+        pair = lambda k, j: sound[:, k, rows] * sound[:, j, columns]  # noqa: E731
         # (p (p + 1) / 2, n m (m + 1) / 2): all pairs of predictors side by side make one product
         products = jnp.concatenate([pair(k, j) + (pair(j, k) if j != k else 0) for k, j in pairs]).T
-        all_slopes = jnp.concatenate([slopes[:, k] for k in range(m)]).T  # (p, n m)
+        all_slopes = jnp.concatenate([sound[:, k] for k in range(m)]).T  # (p, n m)
 
     def evaluate(u: Array, own_fixed: Leaves, own_rows: Leaves) -> Evaluation:
         def of_each(f: Callable[..., Array], first: Array, axis: int | None) -> Array:
@@ -131,6 +133,7 @@ def _by_products(
                 row = lambda leaves: [leaf[r] for leaf in leaves]  # noqa: E731
                 one = lambda of, o: found.coefficients(zero, *of, *o, *shared_fixed, *row(shared_rows))  # noqa: E731
                 c = jax.vmap(one, in_axes=-1, out_axes=-1)(own_fixed, row(own_rows))  # (m, p, L)
+                c = jnp.where(jnp.isnan(c), 0, c)
                 gradient, matrix = sums
                 for k, s in enumerate(score):
                     gradient = gradient + s[r] * c[k]
@@ -177,8 +180,8 @@ def evaluate_lanes(
         axes = jnp.eye(len(array), dtype=array.dtype)[:, :, None] * jnp.ones_like(array)[None]
         value, push = jax.linearize(terms, array)
         slopes = jax.lax.map(push, axes)  # (p, n, L)
-        if plan.model.is_dependent:  # whose weights are in its terms already
-            slopes = slopes if weights is None else jnp.where(weights == 0, 0, slopes / weights)
+        if weights is not None:  # those of a dependent model are in its terms already
+            slopes = jnp.where(weights == 0, 0, slopes / weights if plan.model.is_dependent else slopes)
         weighted = jax.vmap(lambda slope: weigh_rows(slope, weights))(slopes)
         gradient = lanes.vector(jnp.sum(weighted, axis=1))
         if kind == "empirical":

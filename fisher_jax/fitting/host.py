@@ -21,6 +21,7 @@ from fisher_jax.fitting.problem import num_observations, num_observed, problem_o
 from fisher_jax.fitting.program import HAND_OVER, certify, evaluate
 from fisher_jax.fitting.ragged import class_size
 from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.status import Status
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.constraints import Unconstrained
 from fisher_jax.models.dataset import Dataset
@@ -47,14 +48,28 @@ class _Evaluation:
 
 
 def fit(
-    model: Model, layout: Layout, optimizer: Newton, values: Values, dataset: Dataset, tolerance: Any, max_steps: int
+    model: Model,
+    layout: Layout,
+    optimizer: Newton,
+    values: Values,
+    dataset: Dataset,
+    tolerance: Any,
+    max_steps: int,
+    *,
+    free_all: bool = True,
 ) -> Fit | None:
-    """The fit, in arrays of numpy; None where a compiled loop is the better way."""
+    """The fit, in arrays of numpy; None where a compiled loop is the better way.
+
+    With `free_all` the derivatives by fixed parameters are taken as well and not looked at. They may be not finite where the others
+    are, and reach these, so what fails is fitted again without them.
+    """
     num_rows = 0 if model.is_dependent else np.shape(jax.tree.leaves(dataset.data)[0])[0]
     if jax.default_backend() != "cpu" or layout.num_free > UNROLLED:
         return None
     values = [np.asarray(value) for value in values]
-    whole = _with_fixed_ones(layout, values)
+    # A closed form of the information is of the free parameters only.
+    whole = _with_fixed_ones(layout, values) if free_all and model.information is None else layout
+    given = dataset
     optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
     if num_rows > MOST_ROWS:
         try:
@@ -109,6 +124,9 @@ def fit(
             num_steps=steps,
         )
         reached_values = layout.constrained_values(point, values)
+    if whole is not layout and int(status) > Status.CONVERGED_TO_ROUNDING:
+        return fit(model, layout, optimizer, values, given, tolerance, max_steps, free_all=False)
+    blamed = int(status) in (Status.BAD_START, Status.NOT_FINITE)
     expected = found["expected"]
     fitted = Fit(
         values=[np.asarray(value) for value in reached_values],
@@ -121,7 +139,7 @@ def fit(
         curvature=np.asarray(lanes.matrix_to_array(state.at.information)),
         outer_product=found["outer_product"][square],
         expected=None if expected is None else expected[np.ix_(theta_places, theta_places)],
-        suspect=found["suspect"],
+        suspect=np.asarray(found["suspect"] if blamed else -1, np.int32),
         last_step=np.asarray(lanes.to_array(state.step)) if np.isfinite(state.drift) else np.zeros_like(point),
         attempt=np.zeros((), np.int8),
         layout=layout,

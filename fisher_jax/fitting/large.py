@@ -76,7 +76,8 @@ class Rows:
         matrix = np.empty((p, p), dtype)
         for (i, j), entry in zip(upper_triangle(p), triangle.sum(axis=-1), strict=True):
             matrix[i, j] = matrix[j, i] = entry
-        low = dtype.type((total - float(high)) + float(np.sum(rounding, dtype=float)))
+        finite = math.isfinite(total)
+        low = dtype.type((total - float(high)) + float(np.sum(rounding, dtype=float)) if finite else 0.0)
         return Evaluation(high, gradient.sum(axis=-1), matrix, low)
 
     def _programs(self, kind: Kind) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -65,6 +65,10 @@ def fit_all(how: How, starts: Starts, *, retry: bool, float64_finish: bool) -> F
         at_first = STEPS_AT_FIRST if retry and isinstance(how.optimizer, Newton) else None
         fits = _run(how, starts, 1.0, watch, most_steps=at_first)
     ran = fits.engine
+    if at_first is not None and how.max_steps is None:
+        slow = np.flatnonzero(fits.status_code == Status.STEP_LIMIT)
+        if len(slow):
+            fits = _replaced(fits, slow, _run(how, starts.take(slow), 1.0))
     attempt = np.zeros(len(starts), np.int8)
     if retry:
         fits, attempt = _retried(how, starts, fits, attempt)
@@ -329,19 +333,21 @@ def _blamed(how: How, starts: Starts, fits: Fit) -> Fit:
     rows = np.flatnonzero(np.isin(fits.status_code, (Status.BAD_START, Status.NOT_FINITE)))
     if not len(rows):
         return fits
-    mapped, treedef = starts.mapped, starts.treedef
+    mapped, treedef, layout, model = starts.mapped, starts.treedef, starts.layout, how.model
+    programs, key = programs_of(model), ("suspects", layout, treedef, mapped)
 
-    @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     def suspect_of_each(u: Any, own: Leaves, shared: Leaves) -> Any:
         values, *parts = jax.tree.unflatten(treedef, joined(mapped, own, shared))
-        target = likelihood(how.model, starts.layout, values, Dataset(*parts), CALLER)
+        target = likelihood(model, layout, values, Dataset(*parts), CALLER)
         return unsound_at(target, u, outer_product_at(target, u)[0])
 
+    if key not in programs:
+        programs[key] = jax.jit(suspect_of_each)
     suspect = np.array(fits.suspect)
     _, *own = starts.own
     for at in range(0, len(rows), BLOCK):
         some = rows[np.minimum(np.arange(at, at + BLOCK), len(rows) - 1)]
         block = [leaf[some] for leaf in own]
-        suspect[some] = np.asarray(suspect_of_each(jnp.asarray(fits.free)[some], block, starts.shared))
+        suspect[some] = np.asarray(programs[key](jnp.asarray(fits.free)[some], block, starts.shared))
     return replace(fits, suspect=suspect)

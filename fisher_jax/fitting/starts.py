@@ -141,6 +141,12 @@ def _of_initial(model: Model, layout: Layout, dataset: Dataset) -> tuple[Values,
     leaves, treedef = jax.tree.flatten(dataset.parts)
     own, shared = parted(dataset.differs, leaves)
     assert dataset.size is not None
+    if not own:  # one data set for all
+        data, given, _ = dataset.parts
+        params = starting_parameters(model, None, data, given, CALLER)
+        values = [np.asarray(value) for value in layout.blocks(params)]
+        repeated = lambda x: np.broadcast_to(x, (dataset.size, *np.shape(x)))  # noqa: E731
+        return [repeated(value) for value in values], repeated(np.asarray(checked_start(layout, values)))
     return _by_block(lambda own: _initial(model, layout, treedef, dataset.differs, own, shared), own, dataset.size)
 
 

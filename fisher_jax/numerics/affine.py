@@ -42,15 +42,11 @@ _CALLS = frozenset(["jit", "pjit", "closed_call"])
 
 @dataclass(frozen=True)
 class Predictors:
-    """A function of (u, *data) as outer(inner(u, *data), *data), `inner` being linear in u and of `count` entries.
-
-    `uses` says of each data leaf whether the coefficients depend on it.
-    """
+    """A function of (u, *data) as outer(inner(u, *data), *data), `inner` being linear in u and of `count` entries."""
 
     inner: Callable[..., Float[Array, " m"]]
     outer: Callable[..., Array]
     count: int
-    uses: tuple[bool, ...]
 
     def coefficients(self, u: Float[Array, " p"], *data: Any) -> Float[Array, "m p"]:
         """C, which does not depend on u but for its length and dtype."""
@@ -92,8 +88,7 @@ def linear_predictors(
             start += size
         return _evaluate(jaxpr, consts, env, jaxpr.outvars, skip=set(linear))[0]
 
-    leaves = frozenset[int]().union(*(linear[v] for v in cut))
-    return Predictors(inner, outer, sum(sizes), tuple(k in leaves for k in range(len(data))))
+    return Predictors(inner, outer, sum(sizes))
 
 
 def _walk(jaxpr: Any, cut: Any, made_of: Sequence[bool] | None) -> tuple[dict[Any, frozenset[int]], set[Any]]:
@@ -157,7 +152,7 @@ def _inlined(closed: Any) -> Any:
                 inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
                 found = walk(inner.jaxpr, inner.consts, operands)
             else:
-                names = [str(x.val) if isinstance(x, Literal) else id(env[x]) for x in equation.invars]
+                names = [(str(x.val), str(x.aval)) if isinstance(x, Literal) else id(env[x]) for x in equation.invars]
                 key = (equation.primitive, str(equation.params), *names)
                 if key not in made:
                     made[key] = [
