@@ -80,8 +80,9 @@ def fit(
             return None
     else:
         dataset = dataset if model.is_dependent else _filled(dataset, num_rows, layout.dtype)
-        evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
-        if evaluations[-1].seconds > ENOUGH_SECONDS:
+        compiled = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
+        evaluations = [evaluation for evaluation in compiled if evaluation is not None]
+        if len(evaluations) < len(compiled) or evaluations[-1].seconds > ENOUGH_SECONDS:
             return None
     begun = time.perf_counter()
 
@@ -216,7 +217,7 @@ def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Data
     return call
 
 
-def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset: Dataset) -> _Evaluation:
+def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset: Dataset) -> _Evaluation | None:
     """The compiled evaluation for arrays of these shapes."""
     leaves, treedef = jax.tree.flatten((values, dataset))
     shapes = [jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
@@ -246,6 +247,12 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
         u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
         lowered = jax.jit(call).lower(u, *jax.tree.unflatten(treedef, shapes))
         compiled = _compile_fast(lowered)
+        try:
+            closes_over_traced = len(jax.tree.leaves(compiled.in_avals)) != len(shapes) + 1
+        except ValueError:  # JAX's own check of the same
+            closes_over_traced = True
+        if closes_over_traced:  # what another transformation traces no program can keep
+            return None
         programs[key] = _Evaluation(lambda u, values, dataset, whole=False: compiled(u, values, dataset))
     found: _Evaluation = programs[key]
     return found

@@ -526,8 +526,7 @@ class Fit:
         if status in (Status.SINGULAR_INFORMATION, Status.INDEFINITE):
             return f"direction: {weakest(self.curvature, self.layout)}"
         if status == Status.TOO_FEW_OBSERVATIONS:
-            n = f"{float(self.num_observations):g}"
-            return f"observations and their weights add up to {n}, free parameters {self.num_parameters}"
+            return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
         return ""
 
     def _check(self, kind: str | None, caller: str) -> str:
