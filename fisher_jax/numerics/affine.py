@@ -105,12 +105,14 @@ def _walk(jaxpr: Any, cut: Any) -> tuple[dict[Any, frozenset[int]], set[Any]]:
         variables = [v for v in operands if not isinstance(v, Literal)]
         moving = [v for v in variables if v in linear]
         uses = frozenset[int]().union(*(linear.get(v, origin.get(v, frozenset())) for v in variables))
+        plus_data = any(origin.get(v) for v in variables if v not in linear)
         if any(v in moved or v in cut for v in variables):
             moved.update(equation.outvars)
         elif not moving:
             origin.update(dict.fromkeys(equation.outvars, uses))
         elif (
-            (name in _SUMS)
+            # y − zᵀu is cut before y: coefficients made of z alone may be common to data sets whose y differ.
+            (name in _SUMS and not plus_data)
             or (name in _PRODUCTS and len(moving) == 1)
             or (name in _BY_INDEX and len(moving) == 1 and operands[0] is moving[0])
             or (name == "convert_element_type" and jnp.issubdtype(equation.params["new_dtype"], jnp.floating))
