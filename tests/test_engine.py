@@ -1,14 +1,10 @@
 """How batches are run: one kernel, arrays or products of matrices, by several threads; the same results each way."""
 
-import functools
-import gc
 import os
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-import weakref
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +215,7 @@ CANNOT = {
 }
 
 
-@pytest.mark.parametrize("model, start, message", CANNOT.values(), ids=CANNOT)
+@pytest.mark.parametrize(("model", "start", "message"), CANNOT.values(), ids=CANNOT)
 def test_a_kernel_that_cannot_be_is_refused_when_asked_for_and_else_is_arrays(model, start, message):
     data = RNG.normal(size=(2, 20))
     with pytest.raises(ValueError, match=message):
@@ -359,7 +355,7 @@ BAD_STARTS = {
 }
 
 
-@pytest.mark.parametrize("starts, message", BAD_STARTS.values(), ids=BAD_STARTS)
+@pytest.mark.parametrize(("starts", "message"), BAD_STARTS.values(), ids=BAD_STARTS)
 def test_starts_that_do_not_fit_are_refused(starts, message):
     with pytest.raises(ValueError, match=message):
         fj.fit(mixture, {"a": 0.0, "b": 1.0}, MIXED, starts=starts)
