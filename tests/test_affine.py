@@ -14,9 +14,9 @@ RNG = np.random.default_rng(3)
 U, Z = jnp.asarray(RNG.normal(size=5)), jnp.asarray(RNG.normal(size=5))
 
 
-def predictors_of(function, u, *data):
+def predictors_of(function, u, *data, made_of=None):
     shapes = [jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)) for x in data]
-    return linear_predictors(function, jax.ShapeDtypeStruct(np.shape(u), np.float64), shapes)
+    return linear_predictors(function, jax.ShapeDtypeStruct(np.shape(u), np.float64), shapes, made_of)
 
 
 def assert_composes(function, found, *data):
@@ -44,14 +44,14 @@ def test_a_logistic_density_has_one_predictor(product):
         return y * product(z, beta) - jnp.logaddexp(0.0, product(z, beta))
 
     found = predictors_of(log_density, U, 1.0, Z)
-    assert (found.count, found.uses) == (1, (False, True))
+    assert found.count == 1
     np.testing.assert_allclose(found.coefficients(U, 1.0, Z), Z[None], rtol=1e-15)
     assert_composes(log_density, found, 1.0, Z)
 
 
 def test_a_negative_binomial_density_has_two_predictors():
     found = predictors_of(negative_binomial, U, 3.0, Z[:4])
-    assert (found.count, found.uses) == (2, (False, True))
+    assert found.count == 2
     coefficients = found.coefficients(U, 3.0, Z[:4])
     expected = np.array([[*Z[:4], 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]])
     order = np.argsort(coefficients[:, 4])
@@ -78,7 +78,7 @@ def test_divided_by_and_indexed_by_data_is_linear_and_dividing_data_is_not():
         return -((y - jnp.sum(u[:4] / z[:4]) - u[group]) ** 2)
 
     found = predictors_of(by_data, U, 1.0, Z, 3)
-    assert found.uses == (False, True, True)
+    assert found.count == 1
     assert_composes(by_data, found, 1.0, Z, 3)
     assert predictors_of(lambda u, y: -((y - jnp.sum(1.0 / u)) ** 2), U, 1.0) is None
 
@@ -123,12 +123,19 @@ def test_a_linear_function_with_a_rule_of_its_own_is_not_looked_into():
     np.testing.assert_allclose(slope, jax.grad(log_density)(U, 1.0, Z), rtol=1e-13)
 
 
-def test_a_residual_is_cut_before_the_observation():
-    """So that the coefficients of a regression are those of the design alone, which data sets may share."""
+@pytest.mark.parametrize("made_of", [None, [False, True]], ids=["anything", "covariates"])
+def test_coefficients_are_made_of_what_they_may_be_made_of(made_of):
+    """A residual is cut before its observation where that may not be used, so that data sets share the coefficients."""
 
     def log_density(u, y, z):
         return norm.logpdf(y - z @ u[:4], 0.0, jnp.exp(u[4]))
 
-    found = predictors_of(log_density, U, 1.0, Z[:4])
-    assert (found.count, found.uses) == (2, (False, True))
+    found = predictors_of(log_density, U, 1.0, Z[:4], made_of=made_of)
+    assert found.count == 2
     assert_composes(log_density, found, 1.0, Z[:4])
+    if made_of is not None:
+        np.testing.assert_array_equal(found.inner(U, 1.0, Z[:4]), found.inner(U, 7.0, Z[:4]))
+
+
+def test_no_predictor_is_made_of_what_it_may_not_be_made_of():
+    assert predictors_of(lambda u, y, z: -(jnp.exp(z @ u) ** 2), U, 1.0, Z, made_of=[True, False]) is None

@@ -19,6 +19,7 @@ from fisher_jax.models.likelihood import term_of, terms_at_once
 from fisher_jax.numerics import lanes
 from fisher_jax.numerics.affine import linear_predictors
 from fisher_jax.numerics.differentiate import second_order, upper_triangle
+from fisher_jax.numerics.expansion import CannotExpand, expand
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Rows = Float[Array, "n L"]
@@ -63,11 +64,20 @@ def _by_products(
         return term_of(plan.model, params, y, () if z is None else (z,), "fit_batch").astype(layout.dtype)
 
     p, dtype = layout.num_free, layout.dtype
-    found = linear_predictors(term, jax.ShapeDtypeStruct((p,), dtype), leaves)
+    num_own = len(own_fixed) + len(own_rows)
+    shape, of_shared = jax.ShapeDtypeStruct((p,), dtype), [k >= num_own for k in range(len(leaves))]
+    found = linear_predictors(term, shape, leaves, of_shared)
+    common = found is not None
+    found = found or linear_predictors(term, shape, leaves)
     if found is None or found.count > lanes.UNROLLED:
         return None
-    num_own = len(own_fixed) + len(own_rows)
-    common, m = not any(found.uses[:num_own]), found.count
+    m = found.count
+    # The few derivatives of a row in elementary operations, where they have such a form.
+    try:
+        scalars = [jax.ShapeDtypeStruct((), dtype)] * m
+        program = expand(lambda x, data: second_order(lambda x: found.outer(jnp.stack(x), *data), x), scalars, leaves)
+    except CannotExpand:
+        program = None
     zero, (rows, columns) = jnp.zeros((p,), dtype), np.triu_indices(p)
     pairs = upper_triangle(m)
     if common:
@@ -101,8 +111,17 @@ def _by_products(
             if common
             else of_each(found.inner, u, None)
         )
-        outer = lambda x: of_each(found.outer, jnp.stack(x, axis=1), 0)  # noqa: E731
-        value, score, curvature = second_order(outer, [x[:, k] for k in range(m)])
+        if program is None:
+            outer = lambda x: of_each(found.outer, jnp.stack(x, axis=1), 0)  # noqa: E731
+            value, score, curvature = second_order(outer, [x[:, k] for k in range(m)])
+        else:
+            per_lane = [_entries(leaf, leaf.ndim - 1, 0) for leaf in own_fixed]
+            per_lane += [_entries(leaf, leaf.ndim - 2, 1) for leaf in own_rows]
+            per_lane += [_entries(leaf, leaf.ndim, 0) for leaf in shared_fixed]
+            per_lane += [_entries(leaf[..., None], leaf.ndim - 1, 1) for leaf in shared_rows]
+            entries = program([x[:, k] for k in range(m)], [e for leaf in per_lane for e in leaf])
+            value, *rest = (jnp.broadcast_to(e, x[:, 0].shape) for e in entries)
+            score, curvature = rest[:m], rest[m:]
         value, score = weigh_rows(value, weights), [weigh_rows(s, weights) for s in score]
         curvature = [weigh_rows(c, weights) for c in curvature]
         if common:
@@ -136,6 +155,13 @@ def _by_products(
     return evaluate
 
 
+def _entries(leaf: Array, count: int, start: int) -> list[Array]:
+    """The entries of a leaf along `count` axes from `start` on."""
+    axes = leaf.shape[start : start + count]
+    flat = leaf.reshape(*leaf.shape[:start], -1, *leaf.shape[start + count :])
+    return [jnp.take(flat, k, axis=start) for k in range(int(np.prod(axes)))]
+
+
 def evaluate_lanes(
     plan: Plan, kind: Kind, u: lanes.Vector, own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
 ) -> Evaluation:
@@ -158,8 +184,8 @@ def evaluate_lanes(
         axes = jnp.eye(len(array), dtype=array.dtype)[:, :, None] * jnp.ones_like(array)[None]
         value, push = jax.linearize(terms, array)
         slopes = jax.lax.map(push, axes)  # (p, n, L)
-        if plan.model.is_dependent:  # whose weights are in its terms already
-            slopes = slopes if weights is None else jnp.where(weights == 0, 0, slopes / weights)
+        if weights is not None:  # those of a dependent model are in its terms already
+            slopes = jnp.where(weights == 0, 0, slopes / weights if plan.model.is_dependent else slopes)
         weighted = jax.vmap(lambda slope: weigh_rows(slope, weights))(slopes)
         gradient = lanes.vector(jnp.sum(weighted, axis=1))
         if kind == "empirical":

@@ -14,6 +14,7 @@ from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.fit import check_optimizer, check_stopping
 from fisher_jax.fitting.lanes import LEAST_LANES
+from fisher_jax.fitting.program import NO_EXPECTED
 from fisher_jax.fitting.ragged import each_initial, is_ragged, size_classes
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.fitting.retries import How, fit_all, has_float64
@@ -22,6 +23,7 @@ from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import CALLER, check_datasets
 from fisher_jax.models.model import Model, as_model
 from fisher_jax.optimizers import newton
+from fisher_jax.optimizers.newton import Newton
 
 
 def fit_batch(
@@ -82,8 +84,8 @@ def fit_batch(
         How the fits are run: whole fits in one kernel, rows one by one, for up to 8 parameters; or in arrays of rows × fits. By
         default the first where the density allows it. The results agree to rounding, and `Fit.engine` says which was taken.
     devices : int, or sequence of jax.Device, optional
-        On a CPU how many threads share the work, by default one for each core that the process may use; elsewhere the devices,
-        by default all local ones.
+        How many threads share the work on a CPU, by default one for each core that the process may use; CPU devices count as
+        threads. Elsewhere the work is done on JAX's default device.
     num_lanes : int, optional
         How many fits each worker has under way at once: a multiple of 16, at least 64, which is the default and the fastest on a
         CPU.
@@ -120,6 +122,8 @@ def fit_batch(
     _refuse_tracers((params, data, given, weights, tolerance, max_steps))
     optimizer = newton() if optimizer is None else optimizer
     check_optimizer(optimizer, CALLER)
+    if isinstance(optimizer, Newton) and optimizer.kind == "expected" and not has_closed_form(model):
+        raise ValueError(NO_EXPECTED)
     check_stopping(tolerance, max_steps, CALLER)
     kinds = _checked_kinds(covariances, model)
     if float64_finish and not has_float64():
@@ -213,14 +217,18 @@ def _checked_engine(engine: Any) -> str | None:
 
 
 def _num_workers(devices: Any) -> int:
-    """Threads on a CPU, or one for each device."""
+    """How many threads."""
     if devices is None:
-        return workers.num_cores() if jax.default_backend() == "cpu" else jax.local_device_count()
+        return workers.num_cores() if jax.default_backend() == "cpu" else 1
     if isinstance(devices, int | np.integer) and not isinstance(devices, bool) and devices >= 1:
         return int(devices)
-    if isinstance(devices, list | tuple) and devices and all(isinstance(device, jax.Device) for device in devices):
+    if (
+        isinstance(devices, list | tuple)
+        and devices
+        and all(getattr(device, "platform", None) == "cpu" for device in devices)
+    ):
         return len(devices)
     raise TypeError(
-        f"{CALLER}: devices={devices!r} must be a number of threads, at least 1, or a list of JAX devices as jax.devices() "
-        "returns."
+        f"{CALLER}: devices={devices!r} must be a number of threads, at least 1, or a list of CPU devices. On another "
+        "device choose it by jax.default_device."
     )

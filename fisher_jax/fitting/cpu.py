@@ -71,12 +71,10 @@ def rows_of(plan: Plan, kind: Kind, own: Leaves, shared: Leaves) -> RowProgram:
     return row_program(plan.model, plan.layout, kind, fixed, *rows, plan.observations, plan.values)
 
 
-def columns_of_chunk(
-    plan: Plan, rows: RowProgram, own: Leaves, shared: Leaves
-) -> tuple[Leaves, Leaves, Callable[[Leaves, Scalars, Leaves], Evaluation]]:
-    """The arrays of a chunk that the lanes hold in columns, those that all share, and the evaluation of L columns with them.
+def columns_of_chunk(plan: Plan, rows: RowProgram, own: Leaves, shared: Leaves) -> tuple[Leaves, Leaves]:
+    """The arrays of a chunk that the lanes hold in columns, and those that all share, as `evaluate_columns` takes them.
 
-    What depends on the data alone is done here, for the whole chunk, where XLA works on large arrays.
+    What depends on the data alone is computed here, for the whole chunk, where XLA works on large arrays.
     """
     own_fixed, own_rows = plan.split(own, own=True)
     shared_fixed, shared_rows = plan.split(shared, own=False)
@@ -85,27 +83,28 @@ def columns_of_chunk(
     leading = (flat_own or own_fixed or [jnp.zeros((1,))])[0].shape[0]
     own_parts = [jnp.broadcast_to(x, (leading, plan.num_terms)) for x in rows.own(_last_axis(flat_own))]
     shared_parts = [jnp.broadcast_to(x, (plan.num_terms,)) for x in rows.shared(_last_axis(flat_shared))]
+    return [*flat_own, *own_parts, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed]
 
-    def evaluate(common: Leaves, u: Scalars, columns: Leaves) -> Evaluation:
-        shared_rows, shared_parts, shared_fixed = _cut(common, len(flat_shared), len(shared_parts_made))
-        own_rows, own_parts, own_fixed = _cut(columns, len(flat_own), len(own_parts_made))
-        fixed = plan.fixed(
-            [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in own_fixed],
-            [[leaf[index] for index in np.ndindex(leaf.shape)] for leaf in shared_fixed],
+
+def evaluate_columns(plan: Plan, rows: RowProgram, common: Leaves, u: Scalars, columns: Leaves) -> Evaluation:
+    """Log-likelihood, gradient and information of the data sets in the columns, whose last axis is that of lanes."""
+    of_data = plan.differs[plan.num_fixed :]
+    own_rows, own_parts, own_fixed = _cut(columns, sum(of_data), len(rows.own.outputs))
+    shared_rows, shared_parts, shared_fixed = _cut(common, len(of_data) - sum(of_data), len(rows.shared.outputs))
+    fixed = plan.fixed(
+        [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in own_fixed],
+        [[leaf[index] for index in np.ndindex(leaf.shape)] for leaf in shared_fixed],
+    )
+
+    def row_at(r: Array) -> tuple[Scalars, ...]:
+        return (
+            [leaf[r, j] for leaf in own_rows for j in range(leaf.shape[1])],
+            [leaf[r, j] for leaf in shared_rows for j in range(leaf.shape[1])],
+            [part[r] for part in own_parts],
+            [part[r] for part in shared_parts],
         )
 
-        def row_at(r: Array) -> tuple[Scalars, ...]:
-            return (
-                [leaf[r, j] for leaf in own_rows for j in range(leaf.shape[1])],
-                [leaf[r, j] for leaf in shared_rows for j in range(leaf.shape[1])],
-                [part[r] for part in own_parts],
-                [part[r] for part in shared_parts],
-            )
-
-        return rows.evaluate(u, [entry for entries in fixed for entry in entries], plan.num_terms, row_at)
-
-    own_parts_made, shared_parts_made = own_parts, shared_parts
-    return [*flat_own, *own_parts, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed], evaluate
+    return rows.evaluate(u, [entry for entries in fixed for entry in entries], plan.num_terms, row_at)
 
 
 def _cut(leaves: Leaves, first: int, second: int) -> tuple[Leaves, Leaves, Leaves]:

@@ -19,7 +19,7 @@ from fisher_jax.fitting.program import HAND_OVER
 from fisher_jax.models.model import programs_of
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
-from fisher_jax.optimizers.newton import Kind, Newton
+from fisher_jax.optimizers.newton import Kind
 
 ENGINES = ("kernel", "arrays")
 # Data sets that one call takes. Few sizes, so that few programs are compiled; at the end of a chunk lanes wait for the slowest,
@@ -75,8 +75,12 @@ def fit_all(
     observed information. `watch` is told the statuses of each chunk that is done.
     """
     count, p = starts.shape
-    pieces, capacity = _pieces(count, num_workers)
-    optimizers = [plan.optimizer] if plan.optimizer.kind == "observed" else [plan.optimizer, Newton()]
+    pieces, capacity = _pieces(count, num_workers, plan.num_lanes)
+    optimizers = (
+        [plan.optimizer]
+        if plan.optimizer.kind == "observed"
+        else [plan.optimizer, replace(plan.optimizer, kind="observed")]
+    )
     phases = [_compiled_fit(replace(plan, optimizer=o), o.kind, capacity, own, shared, engine) for o in optimizers]
     dtype = plan.layout.dtype
     ended = Ended(
@@ -122,7 +126,7 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    pieces, capacity = _pieces(count, num_workers)
+    pieces, capacity = _pieces(count, num_workers, plan.num_lanes)
     evaluate = _compiled_matrix(plan, kind, capacity, own, shared, engine)
     out = np.empty((count, _num_entries(p)), plan.layout.dtype)
 
@@ -137,11 +141,11 @@ def information_of_each(
     return symmetric(out, p)
 
 
-def _pieces(count: int, num_workers: int) -> tuple[list[slice], int]:
+def _pieces(count: int, num_workers: int, num_lanes: int) -> tuple[list[slice], int]:
     """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to."""
     share = -(-count // num_workers)
     capacity = next((size for size in CAPACITIES if size >= share), CAPACITIES[-1])
-    size = min(share, capacity)
+    size, capacity = min(share, capacity), max(capacity, num_lanes)
     return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
 
 
@@ -189,11 +193,16 @@ def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Le
                 return fit_lanes(
                     plan.optimizer, restricted, of_lanes, chunk._replace(data=data), settings, plan.num_lanes
                 )
-            data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
+            data, common = cpu.columns_of_chunk(plan, rows, own, shared)
 
             def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
                 return fit_lanes(
-                    plan.optimizer, restricted, functools.partial(evaluate, common), chunk, settings, plan.num_lanes
+                    plan.optimizer,
+                    restricted,
+                    functools.partial(cpu.evaluate_columns, plan, rows, common),
+                    chunk,
+                    settings,
+                    plan.num_lanes,
                 )
 
             return run(fit)(common, chunk._replace(data=data), settings)
@@ -213,10 +222,12 @@ def _compiled_matrix(plan: Plan, kind: Any, capacity: int, own: Leaves, shared: 
             if way == "arrays":
                 data, of_lanes = arrays.lanes_of_chunk(plan, kind, own, shared)
                 return informations(of_lanes, data, u, size, plan.num_lanes)
-            data, common, evaluate = cpu.columns_of_chunk(plan, rows, own, shared)
+            data, common = cpu.columns_of_chunk(plan, rows, own, shared)
 
             def matrix(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
-                return informations(functools.partial(evaluate, common), data, u, size, plan.num_lanes)
+                return informations(
+                    functools.partial(cpu.evaluate_columns, plan, rows, common), data, u, size, plan.num_lanes
+                )
 
             return run(matrix)(common, data, u, size)
 
@@ -245,6 +256,8 @@ def _compiled(
         try:
             compiled = call.lower(*arguments, *others).compile()
         except jax.errors.JaxRuntimeError:
+            if way == "arrays":
+                raise
             # XLA does not promise that a marked call compiles. Without the mark the program is the same, only slower.
             call = jax.jit(build(way, rows, jax.jit), compiler_options=options)
             compiled = call.lower(*arguments, *others).compile()

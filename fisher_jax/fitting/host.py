@@ -7,27 +7,33 @@ whose derivatives are not looked at, so that one observation less, or one parame
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.large import Rows
 from fisher_jax.fitting.problem import num_observations, num_observed, problem_of, total_information, unsound_at
 from fisher_jax.fitting.program import HAND_OVER, certify, evaluate
 from fisher_jax.fitting.ragged import class_size
 from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.status import Status
+from fisher_jax.information import has_closed_form
 from fisher_jax.models.constraints import Unconstrained
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import outer_product_at
+from fisher_jax.models.likelihood import likelihood, outer_product_at
 from fisher_jax.models.model import Model, programs_of
 from fisher_jax.models.parameters import Layout, Leaf, Values
 from fisher_jax.numerics import lanes
+from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
-from fisher_jax.optimizers.newton import Evaluation, Newton, advance, begin, trial
+from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begin, trial
 
-MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and are compiled in full
+MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`large`)
 ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
 # What runs a few dozen times is compiled as fast as can be; a JAX that knows no such options compiles with its own.
 FAST_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -42,19 +48,41 @@ class _Evaluation:
 
 
 def fit(
-    model: Model, layout: Layout, optimizer: Newton, values: Values, dataset: Dataset, tolerance: Any, max_steps: int
+    model: Model,
+    layout: Layout,
+    optimizer: Newton,
+    values: Values,
+    dataset: Dataset,
+    tolerance: Any,
+    max_steps: int,
+    *,
+    free_all: bool = True,
 ) -> Fit | None:
-    """The fit, in arrays of numpy; None where a compiled loop is the better way."""
-    rows = 0 if model.is_dependent else np.shape(jax.tree.leaves(dataset.data)[0])[0]
-    if jax.default_backend() != "cpu" or layout.num_free > UNROLLED or rows > MOST_ROWS:
+    """The fit, in arrays of numpy; None where a compiled loop is the better way.
+
+    With `free_all` the derivatives by fixed parameters are taken as well and not looked at. They may be not finite where the others
+    are, and reach these, so what fails is fitted again without them.
+    """
+    num_rows = 0 if model.is_dependent else np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    if jax.default_backend() != "cpu" or layout.num_free > UNROLLED:
         return None
     values = [np.asarray(value) for value in values]
-    whole = _with_fixed_ones(layout, values)
-    dataset = dataset if model.is_dependent else _filled(dataset, rows, layout.dtype)
+    # A closed form of the information is of the free parameters only.
+    whole = _with_fixed_ones(layout, values) if free_all and model.information is None else layout
+    given = dataset
     optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
-    evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
-    if evaluations[-1].seconds > ENOUGH_SECONDS:
-        return None
+    if num_rows > MOST_ROWS:
+        try:
+            rows = Rows(model, whole, values, dataset)
+            evaluations = [_Evaluation(_of_rows(rows, step.kind, model, whole, dataset)) for step in optimizers]
+            evaluations[0].call(np.asarray(whole.unconstrain(values)), values, dataset)
+        except CannotExpand:
+            return None
+    else:
+        dataset = dataset if model.is_dependent else _filled(dataset, num_rows, layout.dtype)
+        evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
+        if evaluations[-1].seconds > ENOUGH_SECONDS:
+            return None
     begun = time.perf_counter()
 
     def typed(x: Any) -> Any:
@@ -85,7 +113,7 @@ def fit(
             point = np.asarray(lanes.to_array(state.point))
             steps += int(state.count)
         everything[places] = point
-        found = jax.device_get(evaluations[-1].call(everything, values, dataset))
+        found = jax.device_get(evaluations[-1].call(everything, values, dataset, whole=True))
         status = certify(
             state,
             lanes.vector(start),
@@ -96,6 +124,9 @@ def fit(
             num_steps=steps,
         )
         reached_values = layout.constrained_values(point, values)
+    if whole is not layout and int(status) > Status.CONVERGED_TO_ROUNDING:
+        return fit(model, layout, optimizer, values, given, tolerance, max_steps, free_all=False)
+    blamed = int(status) in (Status.BAD_START, Status.NOT_FINITE)
     expected = found["expected"]
     fitted = Fit(
         values=[np.asarray(value) for value in reached_values],
@@ -108,12 +139,12 @@ def fit(
         curvature=np.asarray(lanes.matrix_to_array(state.at.information)),
         outer_product=found["outer_product"][square],
         expected=None if expected is None else expected[np.ix_(theta_places, theta_places)],
-        suspect=found["suspect"],
+        suspect=np.asarray(found["suspect"] if blamed else -1, np.int32),
         last_step=np.asarray(lanes.to_array(state.step)) if np.isfinite(state.drift) else np.zeros_like(point),
         attempt=np.zeros((), np.int8),
         layout=layout,
         kinds=KINDS,
-        engine="host",
+        engine="host" if num_rows <= MOST_ROWS else "rows",
     )
     evaluations[-1].seconds += time.perf_counter() - begun
     return fitted
@@ -155,6 +186,36 @@ def _filled(dataset: Dataset, rows: int, dtype: Any) -> Dataset:
     return Dataset(jax.tree.map(fill, dataset.data), jax.tree.map(fill, dataset.given), weights)
 
 
+def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Dataset) -> Callable[..., dict[str, Any]]:
+    """An evaluation by rows in lanes, and with `whole` what else the compiled one of few rows returns."""
+
+    def call(u: np.ndarray, values: Values, _: Any, *, whole: bool = False) -> dict[str, Any]:
+        at = rows.evaluate(u, kind)
+        found = {"value": at.value, "rounding": at.rounding, "gradient": at.gradient, "information": at.information}
+        if not whole:
+            return found
+        weights = None if dataset.weights is None else np.asarray(dataset.weights)
+        count = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+        target = likelihood(model, layout, values, dataset, "fit")
+        suspect = np.array(-1, np.int32)
+        if not np.isfinite(at.value + np.sum(at.gradient) + np.sum(at.information)):
+            point = jnp.asarray(u)
+            suspect = np.asarray(unsound_at(target, point, outer_product_at(target, point)[0]))
+        expected = None
+        if has_closed_form(model):
+            estimate = layout.constrained_values(u, values)
+            expected = np.asarray(jax.jit(lambda e: total_information(model, layout, e, dataset, target))(estimate))
+        return found | {
+            "outer_product": rows.evaluate(u, "empirical").information,
+            "expected": expected,
+            "suspect": suspect,
+            "num_observations": np.asarray(count if weights is None else np.sum(weights), layout.dtype),
+            "num_observed": count if weights is None else int(np.sum(weights > 0)),
+        }
+
+    return call
+
+
 def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset: Dataset) -> _Evaluation:
     """The compiled evaluation for arrays of these shapes."""
     leaves, treedef = jax.tree.flatten((values, dataset))
@@ -184,7 +245,8 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
 
         u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
         lowered = jax.jit(call).lower(u, *jax.tree.unflatten(treedef, shapes))
-        programs[key] = _Evaluation(_compile_fast(lowered))
+        compiled = _compile_fast(lowered)
+        programs[key] = _Evaluation(lambda u, values, dataset, whole=False: compiled(u, values, dataset))
     found: _Evaluation = programs[key]
     return found
 

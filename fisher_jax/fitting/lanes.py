@@ -78,7 +78,7 @@ def fit_lanes(
         status = certify(one, begun, chunk.num_observed[row], settings.tolerance, chunk.max_steps[row], restricted)
         found = Ended(
             one.point,
-            one.at.value + one.at.rounding,
+            jnp.where(jnp.isfinite(one.at.rounding), one.at.value + one.at.rounding, one.at.value),
             one.at.information,
             algebra.each(lambda s: jnp.where(jnp.isfinite(one.drift), s, 0.0), one.step),
             one.decrement,

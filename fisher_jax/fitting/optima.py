@@ -14,7 +14,7 @@ from fisher_jax.fitting.retries import How, fit_all
 from fisher_jax.fitting.starts import Starts
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, check_start
 from fisher_jax.models.parameters import Layout, Values
 
 SAME = 0.01  # standard errors: maxima nearer than that are one
@@ -91,4 +91,9 @@ def _stacked(layout: Layout, values: Values, starts: PyTree) -> np.ndarray:
             f"fit: starts has leaves of shapes {[block.shape for block in blocks]}; expected those of params, "
             f"{[leaf.shape for leaf in layout.leaves]}, each with one more leading axis of the same length."
         )
+    for block, value, leaf in zip(blocks, values, layout.leaves, strict=True):
+        if leaf.is_fixed and not np.all(block == np.asarray(value)):
+            raise ValueError(f"fit: `{leaf.name}` is fixed, so all starts must hold its value in params.")
+    for row in range(sizes.pop()):
+        check_start(layout, [block[row] for block in blocks], f"fit, start {row}")
     return np.asarray(layout.unconstrain(blocks))

@@ -31,6 +31,11 @@ ROUNDING_LIMIT = 0.01  # standard errors: a rounding floor further out than this
 EDGE_INFORMATION = 1e-2  # information on a constrained parameter's own scale below which nothing is left to estimate
 EDGE_DISTANCE = 3.0  # how far it must have moved on that scale to count as running away
 FAR_AWAY = 20.0  # and how far outward counts as running away in any case, unless it converges there
+NO_EXPECTED = (
+    "optimizer: fisher_scoring and natural_gradient need the expected information, and the model has none. Give "
+    "Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or "
+    'natural_gradient(kind="empirical").'
+)
 HAND_OVER = 0.03  # standard errors: so near, scoring's linear convergence is left for Newton's steps
 
 
@@ -86,11 +91,7 @@ def evaluate(problem: Problem, kind: Kind, point: Float[Array, " p"]) -> Evaluat
         terms, gradient = gradient_at(target, point)
         information = outer_product_at(target, point)[1]
     elif problem.expected is None:
-        raise ValueError(
-            "optimizer: fisher_scoring and natural_gradient need the expected information, and the model has none. Give "
-            "Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or "
-            'natural_gradient(kind="empirical").'
-        )
+        raise ValueError(NO_EXPECTED)
     else:
         terms, gradient, information = problem.expected(point)
     value, rounding = _summed(terms)
@@ -108,7 +109,7 @@ def _summed(terms: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, "
     _, exponent = jnp.frexp(largest)
     big = jnp.ldexp(jnp.ones((), terms.dtype), exponent + (n + 1).bit_length())
     high = (terms + big) - big
-    exact = jnp.isfinite(big)
+    exact = jnp.isfinite(big) & jnp.isfinite(largest)
     high = jnp.where(exact, high, terms)
     return jnp.sum(high), jnp.sum(jnp.where(exact, terms - high, 0.0))
 

@@ -87,7 +87,7 @@ def _length(number: int, entry: PyTree) -> int:
 
 
 def class_size(length: int) -> int:
-    """The next of 2, 3, 4, 6, 8, 12, …: at most half as long again."""
+    """The next of 1, 2, 3, 4, 6, 8, 12, …: at most half as long again."""
     power = 2 << (max(length, 2) - 1).bit_length() - 1
     return 3 * power // 4 if length <= 3 * power // 4 else power
 

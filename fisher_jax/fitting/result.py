@@ -526,7 +526,8 @@ class Fit:
         if status in (Status.SINGULAR_INFORMATION, Status.INDEFINITE):
             return f"direction: {weakest(self.curvature, self.layout)}"
         if status == Status.TOO_FEW_OBSERVATIONS:
-            return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
+            n = f"{float(self.num_observations):g}"
+            return f"observations and their weights add up to {n}, free parameters {self.num_parameters}"
         return ""
 
     def _check(self, kind: str | None, caller: str) -> str:
@@ -565,9 +566,10 @@ class Fit:
 
 _META = ("layout", "kinds", "robust")
 _DROPPED = ("origin", "optima", "engine")  # what a fit loses on its way through a transformation
+ARRAYS = tuple(field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED))
 jax.tree_util.register_dataclass(
     Fit,
-    data_fields=[field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED)],
+    data_fields=list(ARRAYS),
     meta_fields=list(_META),
     drop_fields=list(_DROPPED),
 )

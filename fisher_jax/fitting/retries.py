@@ -29,6 +29,9 @@ from fisher_jax.models.parameters import joined
 from fisher_jax.optimizers.newton import Newton
 
 CAUTIOUS = 0.01  # times the first radius
+STEPS_AT_FIRST = (
+    200  # by default: lanes wait for the slowest at the end, so what takes more is taken up again by itself
+)
 BLOCK = 64  # fits by another's optimiser that are stepped at once, the fastest waiting for the slowest
 _RETRIED = (Status.STEP_LIMIT, Status.STALLED, Status.INDEFINITE, Status.NOT_FINITE, Status.BAD_START)
 _FINISHED = (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING, Status.STEP_LIMIT, Status.STALLED)
@@ -59,8 +62,13 @@ class Retry(NamedTuple):
 def fit_all(how: How, starts: Starts, *, retry: bool, float64_finish: bool) -> Fit:
     """Fit them, retry what failed, and finish in float64 if asked."""
     with _progress(how.progress, len(starts)) as watch:
-        fits = _run(how, starts, 1.0, watch)
+        at_first = STEPS_AT_FIRST if retry and isinstance(how.optimizer, Newton) else None
+        fits = _run(how, starts, 1.0, watch, most_steps=at_first)
     ran = fits.engine
+    if at_first is not None and how.max_steps is None:
+        slow = np.flatnonzero(fits.status_code == Status.STEP_LIMIT)
+        if len(slow):
+            fits = _replaced(fits, slow, _run(how, starts.take(slow), 1.0))
     attempt = np.zeros(len(starts), np.int8)
     if retry:
         fits, attempt = _retried(how, starts, fits, attempt)
@@ -116,12 +124,13 @@ def _counts(starts: Starts, num_terms: int) -> tuple[Any, Any]:
     return np.sum(weights, axis=1, dtype=starts.layout.dtype), np.sum(weights > 0, axis=1, dtype=np.int32)
 
 
-def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None) -> Fit:
-    """All fits from their starts."""
+def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, most_steps: int | None = None) -> Fit:
+    """All fits from their starts, in at most so many steps where the user does not say."""
     plan, own, shared = _plan_of(how, starts)
     layout, dtype = starts.layout, starts.layout.dtype
     tolerance = np.asarray(default_tolerance(dtype) if how.tolerance is None else how.tolerance, dtype)
-    max_steps = int(default_steps(how.optimizer) if how.max_steps is None else how.max_steps)
+    most_steps = default_steps(how.optimizer) if most_steps is None else most_steps
+    max_steps = int(most_steps if how.max_steps is None else how.max_steps)
     num_observations, num_observed = _counts(starts, plan.num_terms)
     if isinstance(how.optimizer, Newton):
         settings = Settings(tolerance, np.asarray(radius_factor, dtype))
@@ -324,19 +333,21 @@ def _blamed(how: How, starts: Starts, fits: Fit) -> Fit:
     rows = np.flatnonzero(np.isin(fits.status_code, (Status.BAD_START, Status.NOT_FINITE)))
     if not len(rows):
         return fits
-    mapped, treedef = starts.mapped, starts.treedef
+    mapped, treedef, layout, model = starts.mapped, starts.treedef, starts.layout, how.model
+    programs, key = programs_of(model), ("suspects", layout, treedef, mapped)
 
-    @jax.jit
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     def suspect_of_each(u: Any, own: Leaves, shared: Leaves) -> Any:
         values, *parts = jax.tree.unflatten(treedef, joined(mapped, own, shared))
-        target = likelihood(how.model, starts.layout, values, Dataset(*parts), CALLER)
+        target = likelihood(model, layout, values, Dataset(*parts), CALLER)
         return unsound_at(target, u, outer_product_at(target, u)[0])
 
+    if key not in programs:
+        programs[key] = jax.jit(suspect_of_each)
     suspect = np.array(fits.suspect)
     _, *own = starts.own
     for at in range(0, len(rows), BLOCK):
         some = rows[np.minimum(np.arange(at, at + BLOCK), len(rows) - 1)]
         block = [leaf[some] for leaf in own]
-        suspect[some] = np.asarray(suspect_of_each(jnp.asarray(fits.free)[some], block, starts.shared))
+        suspect[some] = np.asarray(programs[key](jnp.asarray(fits.free)[some], block, starts.shared))
     return replace(fits, suspect=suspect)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.fitting.problem import checked_start
+from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import CALLER, Dataset, axis_first, axis_of_each, common_size, first_of
 from fisher_jax.models.model import Model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, joined, parted, typed
@@ -140,6 +141,12 @@ def _of_initial(model: Model, layout: Layout, dataset: Dataset) -> tuple[Values,
     leaves, treedef = jax.tree.flatten(dataset.parts)
     own, shared = parted(dataset.differs, leaves)
     assert dataset.size is not None
+    if not own:  # one data set for all
+        data, given, _ = dataset.parts
+        params = starting_parameters(model, None, data, given, CALLER)
+        values = [np.asarray(value) for value in layout.blocks(params)]
+        repeated = lambda x: np.broadcast_to(x, (dataset.size, *np.shape(x)))  # noqa: E731
+        return [repeated(value) for value in values], repeated(np.asarray(checked_start(layout, values)))
     return _by_block(lambda own: _initial(model, layout, treedef, dataset.differs, own, shared), own, dataset.size)
 
 
@@ -185,6 +192,14 @@ def _by_block(function: Callable[[Leaves], Any], own: Leaves, size: int) -> Any:
 def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int) -> np.ndarray:
     """u at the start of each fit (B, p); NaN where it lies outside its constraint."""
     own, shared = parted(mapped, values)
+    if own and all(isinstance(leaf.constraint, Interval | Unconstrained) for _, leaf in layout.free_leaves):
+        # What lies outside such a range has no logarithm, so that numpy can tell by itself, and nothing is compiled.
+        whole = [
+            np.asarray(value) if differs else np.broadcast_to(np.asarray(value), (size, *np.shape(value)))
+            for value, differs in zip(values, mapped, strict=True)
+        ]
+        free = np.asarray(layout.unconstrain(whole))
+        return np.where(np.all(np.isfinite(free), axis=1, keepdims=True), free, np.nan)
     if own:
         return _by_block(lambda own: _unconstrained(layout, mapped, own, shared), own, size)
     check_start(layout, values, CALLER)

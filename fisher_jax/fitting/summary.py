@@ -78,7 +78,8 @@ class Summary:
     @property
     def bic(self) -> float:
         """Schwarz's Bayesian information criterion."""
-        return self.num_parameters * math.log(self.num_observations) - 2 * self.log_likelihood
+        penalty = math.log(self.num_observations) if self.num_observations > 0 else -math.inf
+        return self.num_parameters * penalty - 2 * self.log_likelihood
 
     @property
     def facts(self) -> list[tuple[str, str]]:

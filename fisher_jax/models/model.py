@@ -1,6 +1,6 @@
 """What the user brings: one log-density, and what is known beside it."""
 
-import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,6 +175,16 @@ def dependent(
     return DependentModel(terms, sample=sample, constraints=constraints, initial=initial, information=information)
 
 
+class _Programs(dict[Any, Any]):
+    """Compiled programs, which stay in this process when what holds them is copied or pickled."""
+
+    def __reduce__(self) -> Any:
+        return _Programs, ()
+
+    def __deepcopy__(self, memo: Any) -> "_Programs":
+        return _Programs()
+
+
 def programs_of(model: Model) -> dict[Any, Any]:
     """Where what was compiled for a density is kept: with the user's function, so that both go together.
 
@@ -185,7 +195,7 @@ def programs_of(model: Model) -> dict[Any, Any]:
     while hasattr(function, "user_function"):  # wrappers of ours, made anew at each call
         function = function.user_function
     holder = function if hasattr(function, "__dict__") and not isinstance(function, type) else model
-    programs: dict[Any, Any] = holder.__dict__.setdefault("_fisher_jax_programs", {})
+    programs: dict[Any, Any] = holder.__dict__.setdefault("_fisher_jax_programs", _Programs())
     return programs.setdefault((type(model), ById(model.log_density), ById(model.information)), {})
 
 
@@ -209,20 +219,11 @@ def call_density(function: UserFunction, arguments: tuple[Any, ...], name: str, 
     return value
 
 
-@functools.lru_cache(maxsize=256)
-def _signature(function: ById) -> Any:
-    import inspect
-
-    try:
-        return inspect.signature(function.function)
-    except (TypeError, ValueError):  # built-in functions have none
-        return None
-
-
 def check_arity(function: UserFunction, names: tuple[str, ...], name: str, caller: str) -> None:
     """Refuse a user's function that cannot be called with arguments of these names, the covariates' being `z`."""
-    signature = _signature(ById(function))
-    if signature is None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # built-in functions have none
         return
     try:
         signature.bind(*range(len(names)))

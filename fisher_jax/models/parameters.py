@@ -376,7 +376,7 @@ def _unconstrained(leaf: Leaf) -> Leaf:
 
 
 def parted(mapped: tuple[bool, ...], leaves: list[Any]) -> tuple[list[Any], list[Any]]:
-    """list[Any] that differ among the data sets, and those that all share."""
+    """The leaves that differ among the data sets, and those that all share."""
     own = [leaf for leaf, differs in zip(leaves, mapped, strict=True) if differs]
     return own, [leaf for leaf, differs in zip(leaves, mapped, strict=True) if not differs]
 

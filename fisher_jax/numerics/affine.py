@@ -42,15 +42,11 @@ _CALLS = frozenset(["jit", "pjit", "closed_call"])
 
 @dataclass(frozen=True)
 class Predictors:
-    """A function of (u, *data) as outer(inner(u, *data), *data), `inner` being linear in u and of `count` entries.
-
-    `uses` says of each data leaf whether the coefficients depend on it.
-    """
+    """A function of (u, *data) as outer(inner(u, *data), *data), `inner` being linear in u and of `count` entries."""
 
     inner: Callable[..., Float[Array, " m"]]
     outer: Callable[..., Array]
     count: int
-    uses: tuple[bool, ...]
 
     def coefficients(self, u: Float[Array, " p"], *data: Any) -> Float[Array, "m p"]:
         """C, which does not depend on u but for its length and dtype."""
@@ -58,17 +54,18 @@ class Predictors:
 
 
 def linear_predictors(
-    function: Callable[..., Array], u: jax.ShapeDtypeStruct, data: Sequence[Any]
+    function: Callable[..., Array], u: jax.ShapeDtypeStruct, data: Sequence[Any], made_of: Sequence[bool] | None = None
 ) -> Predictors | None:
     """Cut a function of (u, *data) where it is linear in u; None where that leaves no fewer entries than u has.
 
-    `data` are shapes of arrays. Functions with rules of their own for derivatives are kept whole.
+    `data` are shapes of arrays; `made_of` says of each whether coefficients may be made of it, by default of all. Functions with
+    rules of their own for derivatives are kept whole.
     """
     closed = _inlined(jax.make_jaxpr(function)(u, *data))
     jaxpr, consts = closed.jaxpr, closed.consts
     cut: dict[Any, Any] = {}
     while True:
-        linear, moved = _walk(jaxpr, cut)
+        linear, moved = _walk(jaxpr, cut, made_of)
         used = [v for e in jaxpr.eqns if any(o in moved for o in e.outvars) for v in e.invars] + list(jaxpr.outvars)
         found = dict.fromkeys(v for v in used if not isinstance(v, Literal) and v in linear)
         if found == cut:
@@ -91,11 +88,10 @@ def linear_predictors(
             start += size
         return _evaluate(jaxpr, consts, env, jaxpr.outvars, skip=set(linear))[0]
 
-    leaves = frozenset[int]().union(*(linear[v] for v in cut))
-    return Predictors(inner, outer, sum(sizes), tuple(k in leaves for k in range(len(data))))
+    return Predictors(inner, outer, sum(sizes))
 
 
-def _walk(jaxpr: Any, cut: Any) -> tuple[dict[Any, frozenset[int]], set[Any]]:
+def _walk(jaxpr: Any, cut: Any, made_of: Sequence[bool] | None) -> tuple[dict[Any, frozenset[int]], set[Any]]:
     """The variables linear in u, with the data leaves that their coefficients use; and those that depend on u otherwise."""
     linear: dict[Any, frozenset[int]] = {jaxpr.invars[0]: frozenset()}
     moved: set[Any] = set()
@@ -105,14 +101,14 @@ def _walk(jaxpr: Any, cut: Any) -> tuple[dict[Any, frozenset[int]], set[Any]]:
         variables = [v for v in operands if not isinstance(v, Literal)]
         moving = [v for v in variables if v in linear]
         uses = frozenset[int]().union(*(linear.get(v, origin.get(v, frozenset())) for v in variables))
-        plus_data = any(origin.get(v) for v in variables if v not in linear)
         if any(v in moved or v in cut for v in variables):
             moved.update(equation.outvars)
         elif not moving:
             origin.update(dict.fromkeys(equation.outvars, uses))
+        elif made_of is not None and not all(made_of[k] for k in uses):
+            moved.update(equation.outvars)
         elif (
-            # y − zᵀu is cut before y: coefficients made of z alone may be common to data sets whose y differ.
-            (name in _SUMS and not plus_data)
+            (name in _SUMS)
             or (name in _PRODUCTS and len(moving) == 1)
             or (name in _BY_INDEX and len(moving) == 1 and operands[0] is moving[0])
             or (name == "convert_element_type" and jnp.issubdtype(equation.params["new_dtype"], jnp.floating))
@@ -156,7 +152,7 @@ def _inlined(closed: Any) -> Any:
                 inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
                 found = walk(inner.jaxpr, inner.consts, operands)
             else:
-                names = [str(x.val) if isinstance(x, Literal) else id(env[x]) for x in equation.invars]
+                names = [(str(x.val), str(x.aval)) if isinstance(x, Literal) else id(env[x]) for x in equation.invars]
                 key = (equation.primitive, str(equation.params), *names)
                 if key not in made:
                     made[key] = [

@@ -1,0 +1,119 @@
+"""One fit with many rows: the rows are dealt to lanes that all have the same parameters, and their sums are added up at the end.
+
+The row program of a batch in its one kernel, a thread for each core; what depends on the data alone is computed once for a fit.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from fisher_jax.fitting import cpu, workers
+from fisher_jax.fitting.lanes import LEAST_LANES
+from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.model import Model, programs_of
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics.differentiate import upper_triangle
+from fisher_jax.numerics.expansion import CannotExpand
+from fisher_jax.optimizers.newton import Evaluation, Kind
+
+SIXTEENTHS = 4  # bits that are kept of a number of rows, so that one more of them seldom compiles anew
+
+
+class Rows:
+    """A data set dealt to the lanes of all cores, for evaluations at any parameters."""
+
+    def __init__(self, model: Model, layout: Layout, values: Values, dataset: Dataset) -> None:
+        self.model, self.layout = model, layout
+        fixed = [value for value, leaf in zip(values, layout.leaves, strict=True) if leaf.is_fixed]
+        rows = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+        self.num_workers = workers.num_cores()
+        each = -(-rows // (self.num_workers * LEAST_LANES))
+        coarse = max(0, each.bit_length() - SIXTEENTHS - 1)
+        each = (-(-each >> coarse)) << coarse
+        total = self.num_workers * LEAST_LANES * each
+
+        def dealt(leaf: Any, fill: Any = None) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            added = np.repeat(leaf[-1:] if fill is None else np.full_like(leaf[-1:], fill), total - rows, axis=0)
+            return np.concatenate([leaf, added]).reshape(self.num_workers, LEAST_LANES, each, *leaf.shape[1:])
+
+        weights = np.ones(rows, layout.dtype) if dataset.weights is None else np.asarray(dataset.weights, layout.dtype)
+        leaves, treedef = jax.tree.flatten((dataset.data, dataset.given, weights))
+        parts = [dealt(leaf) for leaf in leaves[:-1]] + [dealt(leaves[-1], 0)]
+        differs = (False,) * len(fixed) + (True,) * len(parts)
+        self.plan = Plan(model, layout, None, treedef, len(fixed), differs, each)
+        self.shared: Leaves = fixed
+        self.own = [[part[k] for part in parts] for k in range(self.num_workers)]
+        self.columns: dict[Kind, list[Any]] = {}
+
+    def evaluate(self, u: np.ndarray, kind: Kind) -> Evaluation:
+        """The log-likelihood at u, with arrays (p,) and (p, p) of numpy.
+
+        Raises
+        ------
+        CannotExpand
+            Where the density has no row program.
+        """
+        prepare, evaluate = self._programs(kind)
+        if kind not in self.columns:
+            self.columns[kind] = [prepare(own, self.shared) for own in self.own]
+        found: list[Any] = [None] * self.num_workers
+
+        def work(k: int) -> None:
+            found[k] = jax.device_get(evaluate(u, *self.columns[kind][k]))
+
+        workers.run(work, range(self.num_workers), self.num_workers)
+        value, rounding, gradient, triangle = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
+        total = math.fsum(value) if np.all(np.isfinite(value)) else float(np.sum(value))
+        dtype, p = self.layout.dtype, len(u)
+        high = dtype.type(total)
+        matrix = np.empty((p, p), dtype)
+        for (i, j), entry in zip(upper_triangle(p), triangle.sum(axis=-1), strict=True):
+            matrix[i, j] = matrix[j, i] = entry
+        finite = math.isfinite(total)
+        low = dtype.type((total - float(high)) + float(np.sum(rounding, dtype=float)) if finite else 0.0)
+        return Evaluation(high, gradient.sum(axis=-1), matrix, low)
+
+    def _programs(self, kind: Kind) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """What brings the data into columns, and the evaluation of one worker's rows."""
+        plan, own, shared = self.plan, self.own[0], self.shared
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in [*own, *shared])
+        key = ("large", jax.config.read("jax_enable_x64"), plan.layout, plan.treedef, kind, shapes)
+        programs = programs_of(self.model)
+        if key in programs:
+            if isinstance(programs[key], CannotExpand):
+                raise programs[key]
+            return programs[key]
+        try:
+            rows = cpu.rows_of(plan, kind, own, shared)
+        except CannotExpand as error:
+            programs[key] = error
+            raise
+        like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
+
+        def prepare(own: Leaves, shared: Leaves) -> tuple[Leaves, Leaves]:
+            data, common = cpu.columns_of_chunk(plan, rows, own, shared)
+            return common, [jnp.moveaxis(leaf, 0, -1) for leaf in data]
+
+        def evaluate(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
+            def run(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
+                each = [jnp.broadcast_to(u[i], (LEAST_LANES,)) for i in range(len(u))]
+                at = cpu.evaluate_columns(plan, rows, common, each, columns)
+                return at.value, at.rounding, jnp.stack(at.gradient), jnp.stack(list(at.information.values()))
+
+            return cpu.one_kernel(run)(u, common, columns)
+
+        arguments = [like(leaf) for leaf in own], [like(leaf) for leaf in shared]
+        u = jax.ShapeDtypeStruct((self.layout.num_free,), self.layout.dtype)
+        options = cpu.COMPILER_OPTIONS
+        first = jax.jit(prepare, compiler_options=options)
+        columns = jax.eval_shape(prepare, *arguments)
+        compiled = jax.jit(evaluate, compiler_options=options).lower(u, *columns).compile()
+        programs[key] = first.lower(*arguments).compile(), compiled
+        return programs[key]
