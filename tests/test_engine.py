@@ -285,7 +285,7 @@ def test_threads_keep_the_callers_precision():
 
 @pytest.mark.parametrize("devices", [0, -1, True, 1.0, "all", [], [0]])
 def test_devices_that_are_no_number_of_threads_are_refused(devices):
-    with pytest.raises(TypeError, match="must be a number of threads, at least 1, or a list of JAX devices"):
+    with pytest.raises(TypeError, match="must be a number of threads, at least 1, or a list of CPU devices"):
         fj.fit_batch(normal, START, NORMAL_DATA, devices=devices)
 
 
