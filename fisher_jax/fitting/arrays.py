@@ -84,12 +84,15 @@ def _by_products(
         any_own = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(shapes[:2])]
         over_rows = lambda f: jax.vmap(lambda row: f(zero, *any_own, *shared_fixed, *row))(shared_rows)  # noqa: E731
         slopes, offsets = over_rows(found.coefficients), over_rows(found.inner)  # (n, m, p), (n, m)
-        # In x a NaN of a covariate is seen, and weighed; here it would reach the sums of rows that have weight zero.
-        sound = jnp.where(jnp.isnan(slopes), 0, slopes)
-        pair = lambda k, j: sound[:, k, rows] * sound[:, j, columns]  # noqa: E731
+        # A row that is not finite must not reach the products, where zero times NaN is NaN: its predictors tell of it instead,
+        # and a weight of zero silences those.
+        finite = jnp.all(jnp.isfinite(slopes), axis=(1, 2)) & jnp.all(jnp.isfinite(offsets), axis=1)
+        slopes = jnp.where(finite[:, None, None], slopes, 0)
+        offsets = jnp.where(finite[:, None], offsets, jnp.nan)
+        pair = lambda k, j: slopes[:, k, rows] * slopes[:, j, columns]  # noqa: E731
         # (p (p + 1) / 2, n m (m + 1) / 2): all pairs of predictors side by side make one product
         products = jnp.concatenate([pair(k, j) + (pair(j, k) if j != k else 0) for k, j in pairs]).T
-        all_slopes = jnp.concatenate([sound[:, k] for k in range(m)]).T  # (p, n m)
+        all_slopes = jnp.concatenate([slopes[:, k] for k in range(m)]).T  # (p, n m)
 
     def evaluate(u: Array, own_fixed: Leaves, own_rows: Leaves) -> Evaluation:
         def of_each(f: Callable[..., Array], first: Array, axis: int | None) -> Array:
@@ -133,13 +136,14 @@ def _by_products(
                 row = lambda leaves: [leaf[r] for leaf in leaves]  # noqa: E731
                 one = lambda of, o: found.coefficients(zero, *of, *o, *shared_fixed, *row(shared_rows))  # noqa: E731
                 c = jax.vmap(one, in_axes=-1, out_axes=-1)(own_fixed, row(own_rows))  # (m, p, L)
-                c = jnp.where(jnp.isnan(c), 0, c)
+                if weights is not None:  # zero times NaN is NaN
+                    c = jnp.where(weights[r][None, None] == 0, 0, c)
                 gradient, matrix = sums
                 for k, s in enumerate(score):
-                    gradient = gradient + s[r] * c[k]
+                    gradient = gradient + s[r][None] * c[k]
                     for j in range(m):
                         weight = curvature[pairs.index((min(k, j), max(k, j)))][r]
-                        matrix = matrix + c[k][:, None] * (weight * c[j])[None]
+                        matrix = matrix + c[k][:, None] * (weight[None] * c[j])[None]
                 return gradient, matrix
 
             gradient, matrix = jax.lax.fori_loop(

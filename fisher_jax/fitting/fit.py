@@ -20,7 +20,7 @@ from fisher_jax.fitting.problem import (
     unsound_at,
 )
 from fisher_jax.fitting.program import Solution, default_tolerance, maximise
-from fisher_jax.fitting.result import Fit, Origin
+from fisher_jax.fitting.result import ARRAYS, Fit, Origin
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.dataset import Dataset, check_dataset
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
@@ -187,15 +187,17 @@ def fit_function(model: Model, layout: Layout, optimizer: Any) -> Callable[..., 
     """
 
     @jax.custom_jvp
-    def run(values: Values, dataset: Dataset, tolerance: Any, max_steps: Any) -> Fit:
+    def run(values: Values, dataset: Dataset, tolerance: Any, max_steps: Any) -> dict[str, Any]:
         problem = problem_of(model, layout, values, dataset, checked_start(layout, values), "fit")
         found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
-        return record(model, layout, values, dataset, problem, found, KINDS)
+        fit = record(model, layout, values, dataset, problem, found, KINDS)
+        return {name: getattr(fit, name) for name in ARRAYS}
 
     @run.defjvp
-    def derivative(primals: Any, tangents: Any) -> tuple[Fit, Fit]:
+    def derivative(primals: Any, tangents: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         values, dataset, *_ = primals
-        fit = run(*primals)
+        arrays = run(*primals)
+        fit = Fit(**arrays, layout=layout, kinds=KINDS)
         along = tangents[:2]
 
         def gradient(values: Values, dataset: Dataset) -> Array:
@@ -220,11 +222,11 @@ def fit_function(model: Model, layout: Layout, optimizer: Any) -> Callable[..., 
         step = certified * linalg.solve(linalg.factorise(fit.curvature), cross)
         _, found = jax.jvp(described, (fit.free, values, dataset), (step, *along))
         estimated = iter(found.pop("values"))
-        zero = jax.tree.map(_no_tangent, fit)
+        zero = jax.tree.map(_no_tangent, arrays)
         values = [old if leaf.is_fixed else next(estimated) for old, leaf in zip(along[0], layout.leaves, strict=True)]
-        return fit, replace(zero, values=values, **found)
+        return arrays, {**zero, "values": values, **found}
 
-    return run
+    return lambda *arguments: Fit(**run(*arguments), layout=layout, kinds=KINDS)
 
 
 def _no_tangent(leaf: Any) -> Any:

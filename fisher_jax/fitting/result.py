@@ -565,9 +565,10 @@ class Fit:
 
 _META = ("layout", "kinds", "robust")
 _DROPPED = ("origin", "optima", "engine")  # what a fit loses on its way through a transformation
+ARRAYS = tuple(field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED))
 jax.tree_util.register_dataclass(
     Fit,
-    data_fields=[field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED)],
+    data_fields=list(ARRAYS),
     meta_fields=list(_META),
     drop_fields=list(_DROPPED),
 )

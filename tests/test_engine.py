@@ -1,0 +1,361 @@
+"""How batches are run: one kernel, arrays or products of matrices, by several threads; the same results each way."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.special import betainc
+from jax.scipy.stats import norm
+
+import fisher_jax as fj
+from fisher_jax.fitting import cpu, engine, workers
+from fisher_jax.models.model import as_model, programs_of
+
+RNG = np.random.default_rng(5)
+NORMAL_DATA = RNG.normal(2.0, 3.0, (5, 12))
+START = {"loc": 0.0, "log_scale": 0.0}
+
+
+def new_normal():
+    """A new function at each call, which no program was compiled for."""
+    return lambda params, y: norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"]))
+
+
+normal = new_normal()
+
+
+def logistic(beta, y, z):
+    eta = z @ beta
+    return y * eta - jnp.logaddexp(0.0, eta)
+
+
+def autoregression(params, y):
+    return norm.logpdf(y[1:], params["phi"] * y[:-1], jnp.exp(params["log_scale"]))
+
+
+def compiled_for(log_density, what="fit"):
+    """What was compiled for a density, of one kind: the (key, program) pairs."""
+    return [(key, value) for key, value in programs_of(as_model(log_density, "test")).items() if key[0] == what]
+
+
+def assert_like_fit(fits, fit_one, numbers):
+    """Statuses equal, and estimates within 1e-8 standard errors of what `fit` finds."""
+    for k in numbers:
+        alone = fit_one(k)
+        assert fits[k].status == alone.status
+        errors = np.sqrt(np.diag(np.linalg.inv(alone.curvature)))
+        assert np.max(np.abs(fits.free[k] - alone.free) / errors) < 1e-8
+        np.testing.assert_allclose(fits.log_likelihood[k], alone.log_likelihood, rtol=1e-11)
+
+
+# --- one kernel -----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_one_marked_call_and_no_loop_of_xlas():
+    fj.fit_batch(normal, START, NORMAL_DATA)
+    ((_, program),) = compiled_for(normal)
+    entry = program.call.as_text().split("\nENTRY ")[1].split("\n}")[0].splitlines()
+    called = [line for line in entry if " call(" in line]
+    assert len(called) == 1
+    for name, value in cpu.ONE_KERNEL.items():
+        assert f'{name}="{value}"' in called[0]
+    assert not any(" while(" in line for line in entry)
+    assert sum(" fusion(" in line for line in entry) <= 2  # the data's layout, and the condition that never holds
+
+
+def test_the_marked_call_is_emitted_as_one_function(tmp_path):
+    """XLA's attributes are undocumented: where a version ignores them, each fusion in the loops is a kernel of its own."""
+    script = """
+        import jax.numpy as jnp
+        import fisher_jax as fj
+
+        fj.fit_batch(lambda p, y: -0.5 * (y - p) ** 2, 0.0, jnp.ones((2, 3)))
+    """
+    dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=jit_call$"
+    run_script(script, os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {dump}"})
+    kernels = [line for file in tmp_path.glob("*.ir-no-opt.ll") for line in file.read_text().splitlines()]
+    kernels = [line for line in kernels if line.startswith("define ptr @")]
+    assert 1 <= len(kernels) <= 3, kernels
+
+
+def run_script(script, environment=None):
+    """What a script prints in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_marked_call_may_leave_an_argument_unused():
+    """XLA aborted the process, so in one of its own."""
+    script = """
+        import jax, jax.numpy as jnp
+        from fisher_jax.fitting import cpu
+
+        double = jax.jit(cpu.one_kernel(lambda used, unused: {"twice": 2 * used}))
+        print(double(jnp.arange(3.0), jnp.full((2, 2), jnp.nan))["twice"].tolist())
+    """
+    assert run_script(script) == "[0.0, 2.0, 4.0]\n"
+
+
+def test_what_does_not_compile_marked_is_compiled_unmarked(monkeypatch):
+    def cannot_compile(function):
+        def call(*arguments):
+            raise jax.errors.JaxRuntimeError("INTERNAL: cannot link")
+
+        return call
+
+    marked = fj.fit_batch(normal, START, NORMAL_DATA)
+    monkeypatch.setattr(cpu, "one_kernel", cannot_compile)
+    unmarked = fj.fit_batch(new_normal(), START, NORMAL_DATA)
+    assert unmarked.engine == "kernel"
+    np.testing.assert_array_equal(unmarked.status, marked.status)
+    np.testing.assert_allclose(unmarked.free, marked.free, rtol=1e-10)
+
+
+# --- other devices --------------------------------------------------------------------------------------------------
+
+
+class Exporting:
+    """Stands for jax in the engine: what is compiled there is lowered for CUDA as well, to `texts`."""
+
+    def __init__(self, function=None, texts=None):
+        self.function, self.texts = function, [] if texts is None else texts
+
+    def __getattr__(self, name):
+        return getattr(jax, name)
+
+    def jit(self, function, **options):
+        return Exporting(jax.jit(function, **options), self.texts)
+
+    def lower(self, *arguments):
+        self.texts.append(self.function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text())
+        return self.function.lower(*arguments)
+
+
+@pytest.mark.parametrize("way", ["kernel", "arrays", "products"])
+def test_fit_programs_lower_for_cuda_without_lapack(way, monkeypatch):
+    exporting = Exporting()
+    monkeypatch.setattr(engine, "jax", exporting)
+    if way == "products":
+        fits = fj.fit_batch(lambda b, y, z: logistic(b, y, z), jnp.zeros(9), np.ones((2, 20)), given=np.eye(20)[:, :9])
+    else:
+        fits = fj.fit_batch(new_normal(), START, NORMAL_DATA, engine=way)
+    assert fits.engine == ("arrays" if way == "products" else way)
+    assert exporting.texts
+    assert all("lapack" not in text and "callback" not in text for text in exporting.texts)
+
+
+# --- the ways agree -------------------------------------------------------------------------------------------------
+
+
+def regressions(p, count=3, n=60):
+    """Responses of some logistic regressions, a design for each, and weights with zeros among them."""
+    rng = np.random.default_rng(p)
+    designs = rng.normal(size=(count, n, p))
+    y = (rng.random((count, n)) < 1 / (1 + np.exp(-designs[..., 0]))).astype(float)
+    return y, designs, rng.integers(0, 4, (count, n)).astype(float)
+
+
+def test_products_over_a_shared_design_give_the_fits_that_fit_makes():
+    y, designs, _ = regressions(12, n=200)
+    fits = fj.fit_batch(logistic, jnp.zeros(12), y, given=designs[0])
+    assert fits.engine == "arrays"
+    assert_like_fit(fits, lambda k: fj.fit(logistic, jnp.zeros(12), y[k], given=designs[0]), range(3))
+
+
+def test_products_over_designs_of_their_own_with_weights_give_the_fits_that_fit_makes():
+    y, designs, weights = regressions(12, n=200)
+    fits = fj.fit_batch(logistic, jnp.zeros(12), y, given=designs, given_axis=0, weights=weights)
+    alone = lambda k: fj.fit(logistic, jnp.zeros(12), y[k], given=designs[k], weights=weights[k])  # noqa: E731
+    assert_like_fit(fits, alone, range(3))
+
+
+def test_products_of_two_predictors_give_the_fits_that_fit_makes():
+    def heteroscedastic(u, y, z):
+        return norm.logpdf(y, z @ u[:5], jnp.exp(z @ u[5:]))
+
+    rng = np.random.default_rng(1)
+    z = np.concatenate([np.ones((80, 1)), 0.3 * rng.normal(size=(80, 4))], axis=1)
+    y = rng.normal(size=(2, 80))
+    fits = fj.fit_batch(heteroscedastic, jnp.zeros(10), y, given=z)
+    assert_like_fit(fits, lambda k: fj.fit(heteroscedastic, jnp.zeros(10), y[k], given=z), range(2))
+
+
+def test_predictors_in_the_kernel_give_the_fits_that_fit_makes():
+    y, designs, weights = regressions(4)
+    fits = fj.fit_batch(logistic, jnp.zeros(4), y, given=designs, given_axis=0, weights=weights)
+    assert fits.engine == "kernel"
+    alone = lambda k: fj.fit(logistic, jnp.zeros(4), y[k], given=designs[k], weights=weights[k])  # noqa: E731
+    assert_like_fit(fits, alone, range(3))
+
+
+def test_series_are_fitted_in_arrays_as_fit_does():
+    y = np.cumsum(np.random.default_rng(2).normal(size=(3, 40)), axis=1) * 0.2
+    model, start = fj.dependent(autoregression), {"phi": 0.0, "log_scale": 0.0}
+    fits = fj.fit_batch(model, start, y)
+    assert fits.engine == "arrays"
+    assert_like_fit(fits, lambda k: fj.fit(model, start, y[k]), range(3))
+
+
+def truncated(params, y):
+    return jnp.log(betainc(2.0, 3.0, jax.nn.sigmoid(params["loc"]))) - (y - params["loc"]) ** 2
+
+
+CANNOT = {
+    "series": (fj.dependent(autoregression), {"phi": 0.0, "log_scale": 0.0}, "models without a dependent model"),
+    "many parameters": (lambda u, y: -jnp.sum((y - u) ** 2), jnp.zeros(9), "more than 8 parameters"),
+    "no form": (truncated, {"loc": 0.0}, r"regularized_incomplete_beta.*test_engine\.py:\d+.*Leave it out"),
+}
+
+
+@pytest.mark.parametrize(("model", "start", "message"), CANNOT.values(), ids=CANNOT)
+def test_a_kernel_that_cannot_be_is_refused_when_asked_for_and_else_is_arrays(model, start, message):
+    data = RNG.normal(size=(2, 20))
+    with pytest.raises(ValueError, match=message):
+        fj.fit_batch(model, start, data, engine="kernel")
+    fits = fj.fit_batch(model, start, data)
+    assert fits.engine == "arrays"
+    assert fits.converged.all()
+
+
+@pytest.mark.parametrize("way", ["kernel", "arrays"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared data", "own data"])
+def test_rows_of_weight_zero_are_not_there_whatever_they_hold(way, own):
+    weights = np.ones((3, 15))
+    weights[0, :4], weights[1, [2, 7]] = 0.0, 0.0
+    weights[:, 5] = 0.0
+    data = np.random.default_rng(9).normal(size=(3, 15) if own else 15)
+    data[..., 5] = np.nan
+    if own:
+        data[0, 1] = np.inf
+    fits = fj.fit_batch(normal, START, data, data_axis=0 if own else None, weights=weights, engine=way)
+    assert fits.engine == way
+    alone = lambda k: fj.fit(normal, START, np.broadcast_to(data, (3, 15))[k][weights[k] > 0])  # noqa: E731
+    assert_like_fit(fits, alone, range(3))
+    np.testing.assert_array_equal(fits.num_observations, weights.sum(1))
+
+
+def test_a_row_of_weight_zero_is_not_there_for_products_either():
+    y, designs, _ = regressions(9, n=120)
+    weights = np.ones(120)
+    weights[3] = 0.0
+    z = designs[0].copy()
+    z[3] = np.nan
+    fits = fj.fit_batch(logistic, jnp.zeros(9), y, given=z, weights=weights, weights_axis=None)
+    keep = weights > 0
+    assert_like_fit(fits, lambda k: fj.fit(logistic, jnp.zeros(9), y[k][keep], given=z[keep]), range(3))
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+def test_what_one_worker_raises_reaches_the_caller_and_stops_the_others():
+    begun = []
+
+    def work(piece):
+        begun.append(piece)
+        if piece == 1:
+            raise RuntimeError("in piece 1")
+        time.sleep(0.02)
+
+    with pytest.raises(RuntimeError, match="in piece 1"):
+        workers.run(work, range(100), 2)
+    assert len(begun) < 10
+
+
+def test_an_error_in_one_chunk_of_a_batch_is_raised(monkeypatch):
+    monkeypatch.setattr(engine, "_padded", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    with pytest.raises(MemoryError, match="no room"):
+        fj.fit_batch(normal, START, NORMAL_DATA, devices=2)
+
+
+def test_threads_keep_the_callers_precision():
+    seen = []
+    with jax.enable_x64(False):
+        workers.run(lambda _: seen.append(jnp.ones(1).dtype), range(4), 2)
+    assert seen == [np.float32] * 4
+
+
+@pytest.mark.parametrize("devices", [0, -1, True, 1.0, "all", [], [0]])
+def test_devices_that_are_no_number_of_threads_are_refused(devices):
+    with pytest.raises(TypeError, match="must be a number of threads, at least 1, or a list of CPU devices"):
+        fj.fit_batch(normal, START, NORMAL_DATA, devices=devices)
+
+
+def test_there_is_a_thread_for_each_core_that_the_process_may_use(monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    monkeypatch.setattr(workers, "run", lambda work, pieces, number: seen.append(number) or [work(x) for x in pieces])
+    assert workers.num_cores() == 3
+    fits = fj.fit_batch(normal, START, NORMAL_DATA)
+    assert set(seen) == {3}
+    assert fits.converged.all()
+    fj.fit_batch(normal, START, NORMAL_DATA, devices=[jax.devices()[0]] * 2)
+    assert seen[-1] == 2
+
+
+# --- several starts -------------------------------------------------------------------------------------------------
+
+MIXED = np.concatenate([RNG.normal(-2.0, 1.0, 60), RNG.normal(2.0, 1.0, 60)])
+
+
+def mixture(params, y):
+    return jnp.logaddexp(norm.logpdf(y, params["a"], 1.0), norm.logpdf(y, params["b"], 1.0)) - jnp.log(2.0)
+
+
+def test_a_mixture_has_two_optima_that_are_as_good():
+    starts = {"a": np.array([-1.0, 1.0, -3.0]), "b": np.array([1.0, -1.0, 3.0])}
+    fit = fj.fit(mixture, {"a": 0.0, "b": 0.0}, MIXED, starts=starts)
+    assert fit.converged
+    one, other = fit.optima
+    assert {one.num_starts, other.num_starts} == {1, 2}
+    np.testing.assert_allclose(one.log_likelihood, other.log_likelihood, rtol=1e-12)
+    np.testing.assert_allclose([one.params["a"], one.params["b"]], [other.params["b"], other.params["a"]], rtol=1e-6)
+    assert fit.params == one.params
+    assert fit.log_likelihood == one.log_likelihood
+
+
+def two_peaks(loc, y):
+    """The lower peak at 0, the higher at 6."""
+    return jnp.logaddexp(-((loc - y) ** 2), 1.0 - (loc - y - 6.0) ** 2)
+
+
+def test_the_best_of_several_maxima_is_returned():
+    data = np.zeros(3)
+    assert abs(fj.fit(two_peaks, 0.5, data).params) < 0.1
+    fit = fj.fit(two_peaks, 0.5, data, starts=np.array([0.5, 5.5, -0.5]))
+    assert abs(fit.params - 6.0) < 0.1
+    assert [optimum.num_starts for optimum in fit.optima] == [1, 2]
+    assert fit.optima[0].log_likelihood > fit.optima[1].log_likelihood
+
+
+def test_a_number_of_starts_is_drawn_with_the_key_and_begins_at_params():
+    fit = fj.fit(mixture, {"a": -1.0, "b": 1.0}, MIXED, starts=8, key=jax.random.key(3))
+    again = fj.fit(mixture, {"a": -1.0, "b": 1.0}, MIXED, starts=8, key=jax.random.key(3))
+    assert fit.optima == again.optima
+    assert sum(optimum.num_starts for optimum in fit.optima) <= 8
+    only = fj.fit(mixture, {"a": -1.0, "b": 1.0}, MIXED, starts=1, key=jax.random.key(3))
+    np.testing.assert_allclose(only.free, fj.fit(mixture, {"a": -1.0, "b": 1.0}, MIXED).free, rtol=1e-7)
+
+
+BAD_STARTS = {
+    "no key": (3, r"starts are drawn with a key. Give key=jax.random.key\(0\)"),
+    "none": (0, "starts=0 must be at least 1"),
+    "no axis": ({"a": 0.0, "b": 1.0}, r"expected those of params, \[\(\), \(\)\], each with one more leading axis"),
+    "lengths": ({"a": np.zeros(2), "b": np.zeros(3)}, "of the same length"),
+    "shapes": ({"a": np.zeros((2, 2)), "b": np.zeros((2, 2))}, r"leaves of shapes \[\(2, 2\), \(2, 2\)\]"),
+    "names": ({"a": np.zeros(2)}, "starts must be a number, or starting parameters like params"),
+}
+
+
+@pytest.mark.parametrize(("starts", "message"), BAD_STARTS.values(), ids=BAD_STARTS)
+def test_starts_that_do_not_fit_are_refused(starts, message):
+    with pytest.raises(ValueError, match=message):
+        fj.fit(mixture, {"a": 0.0, "b": 1.0}, MIXED, starts=starts)
