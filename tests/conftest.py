@@ -5,6 +5,7 @@ is not optimised and, in JAX 0.10, comes from simpler emitters, two fifths of th
 for users.
 """
 
+import gc
 import importlib.metadata
 import itertools
 import os
@@ -29,6 +30,8 @@ with jaxtyping.install_import_hook("fisher_jax", "beartype.beartype"):
     for public in fisher_jax.__all__:  # imported when first used, and checked only if that is here
         getattr(fisher_jax, public)
 
+from fisher_jax.models.model import Programs
+
 MAPS = pathlib.Path("/proc/self/maps")
 _count = itertools.count(1)
 
@@ -39,3 +42,6 @@ def few_enough_compiled_programs():
     yield
     if next(_count) % 10 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+        for programs in [thing for thing in gc.get_objects() if isinstance(thing, Programs)]:
+            programs.clear()  # those kept with the functions that they were compiled for
+        gc.collect()

@@ -175,14 +175,14 @@ def dependent(
     return DependentModel(terms, sample=sample, constraints=constraints, initial=initial, information=information)
 
 
-class _Programs(dict[Any, Any]):
+class Programs(dict[Any, Any]):
     """Compiled programs, which stay in this process when what holds them is copied or pickled."""
 
     def __reduce__(self) -> Any:
-        return _Programs, ()
+        return Programs, ()
 
-    def __deepcopy__(self, memo: Any) -> "_Programs":
-        return _Programs()
+    def __deepcopy__(self, memo: Any) -> "Programs":
+        return Programs()
 
 
 def programs_of(model: Model) -> dict[Any, Any]:
@@ -195,7 +195,7 @@ def programs_of(model: Model) -> dict[Any, Any]:
     while hasattr(function, "user_function"):  # wrappers of ours, made anew at each call
         function = function.user_function
     holder = function if hasattr(function, "__dict__") and not isinstance(function, type) else model
-    programs: dict[Any, Any] = holder.__dict__.setdefault("_fisher_jax_programs", _Programs())
+    programs: dict[Any, Any] = holder.__dict__.setdefault("_fisher_jax_programs", Programs())
     return programs.setdefault((type(model), ById(model.log_density), ById(model.information)), {})
 
 
