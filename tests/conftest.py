@@ -25,7 +25,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 with jaxtyping.install_import_hook("fisher_jax", "beartype.beartype"):
     import fisher_jax
-    import fisher_jax.plots
 
     for public in fisher_jax.__all__:  # imported when first used, and checked only if that is here
         getattr(fisher_jax, public)

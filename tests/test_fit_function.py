@@ -186,12 +186,7 @@ def test_a_density_that_is_fitted_often_gets_its_loop(monkeypatch):
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-KEEPS = "JAX's cache of traces keeps the loop: its program holds the custom_jvp rule, which holds the model, which holds the loop"
-
-
-@pytest.mark.parametrize(
-    "way", ["host", pytest.param("loop", marks=pytest.mark.xfail(strict=True, reason=KEEPS)), "kernel", "arrays"]
-)
+@pytest.mark.parametrize("way", ["host", "loop", "kernel", "arrays"])
 def test_models_that_are_dropped_are_let_go_of_with_their_data(way, monkeypatch):
     monkeypatch.setattr(host_path, "ENOUGH_SECONDS", np.inf if way == "host" else -1.0)
 

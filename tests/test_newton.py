@@ -38,7 +38,7 @@ def run(state, steps, kind=np.asarray):
     return state, np.array(ends)
 
 
-@pytest.mark.parametrize("p", [2, 5, 11])
+@pytest.mark.parametrize("p", [2, 5, pytest.param(11, marks=pytest.mark.exhaustive)])
 def test_every_lane_reaches_a_maximum_with_numpy_and_with_jax(p):
     starts = 3.0 * RNG.normal(size=(p, 7))
     by_numpy, ends = run(begin(lanes.vector(starts)), 60)

@@ -147,11 +147,14 @@ def fit(
         return fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
     found: Fit | None = None
     if isinstance(optimizer, Newton):
-        found = host.fit(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
+        try:
+            found = host.fit(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
+        except host.ClosesOverTraced:
+            return fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
     if found is None:
         programs, key = programs_of(model), ("fit", layout, optimizer)
         if key not in programs:
-            programs[key] = jax.jit(fit_function(model, layout, optimizer))
+            programs[key] = jax.jit(fit_function(model, layout, optimizer, differentiable=False))
         found = replace(on_host(programs[key](values, dataset, tolerance, max_steps)), engine="loop")
     return replace(found, origin=Origin(model, dataset))
 
@@ -178,20 +181,24 @@ def check_stopping(tolerance: Any, max_steps: Any, caller: str) -> None:
         raise ValueError(f"{caller}: max_steps={max_steps} must be a whole number from 0 to 2**31 - 1.")
 
 
-def fit_function(model: Model, layout: Layout, optimizer: Any) -> Callable[..., Fit]:
+def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable: bool = True) -> Callable[..., Fit]:
     """A fit as a function of (values, dataset, tolerance, max_steps), to be jitted, mapped and differentiated.
 
     Its derivatives are those of the maximum, by the implicit function theorem: at ∇ℓ(u; x) = 0 with J = −∇²ℓ the estimate moves
     with the data and fixed parameters x as du = J⁻¹ (∂∇ℓ/∂x) dx, and everything else of a fit as a function of (u, x). They are
-    NaN where the fit is not certified.
+    NaN where the fit is not certified. JAX's caches would keep a rule for them, and the model with it, for as long as the process
+    lives, so what is only ever called with numbers is made without (`differentiable`).
     """
 
-    @jax.custom_jvp
     def run(values: Values, dataset: Dataset, tolerance: Any, max_steps: Any) -> dict[str, Any]:
         problem = problem_of(model, layout, values, dataset, checked_start(layout, values), "fit")
         found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
         fit = record(model, layout, values, dataset, problem, found, KINDS)
         return {name: getattr(fit, name) for name in ARRAYS}
+
+    if not differentiable:
+        return lambda *arguments: Fit(**run(*arguments), layout=layout, kinds=KINDS)
+    run = jax.custom_jvp(run)
 
     @run.defjvp
     def derivative(primals: Any, tangents: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -39,6 +39,10 @@ ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compil
 FAST_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
+class ClosesOverTraced(Exception):  # noqa: N818  # no fault of the user's
+    """The density closes over what another transformation traces, which no program can keep."""
+
+
 @dataclass
 class _Evaluation:
     """A compiled evaluation, and the seconds that fits by it have taken."""
@@ -80,9 +84,8 @@ def fit(
             return None
     else:
         dataset = dataset if model.is_dependent else _filled(dataset, num_rows, layout.dtype)
-        compiled = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
-        evaluations = [evaluation for evaluation in compiled if evaluation is not None]
-        if len(evaluations) < len(compiled) or evaluations[-1].seconds > ENOUGH_SECONDS:
+        evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
+        if evaluations[-1].seconds > ENOUGH_SECONDS:
             return None
     begun = time.perf_counter()
 
@@ -217,7 +220,7 @@ def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Data
     return call
 
 
-def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset: Dataset) -> _Evaluation | None:
+def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset: Dataset) -> _Evaluation:
     """The compiled evaluation for arrays of these shapes."""
     leaves, treedef = jax.tree.flatten((values, dataset))
     shapes = [jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
@@ -245,14 +248,19 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
             }
 
         u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
-        lowered = jax.jit(call).lower(u, *jax.tree.unflatten(treedef, shapes))
+        try:
+            lowered = jax.jit(call).lower(u, *jax.tree.unflatten(treedef, shapes))
+        except TypeError as error:
+            if "constant handler" in str(error):
+                raise ClosesOverTraced from error
+            raise
         compiled = _compile_fast(lowered)
         try:
             closes_over_traced = len(jax.tree.leaves(compiled.in_avals)) != len(shapes) + 1
         except ValueError:  # JAX's own check of the same
             closes_over_traced = True
-        if closes_over_traced:  # what another transformation traces no program can keep
-            return None
+        if closes_over_traced:
+            raise ClosesOverTraced
         programs[key] = _Evaluation(lambda u, values, dataset, whole=False: compiled(u, values, dataset))
     found: _Evaluation = programs[key]
     return found
