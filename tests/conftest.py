@@ -41,6 +41,6 @@ def few_enough_compiled_programs():
     yield
     if next(_count) % 10 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
-        for programs in [thing for thing in gc.get_objects() if isinstance(thing, Programs)]:
+        for programs in [thing for thing in gc.get_objects() if type(thing) is Programs]:
             programs.clear()  # those kept with the functions that they were compiled for
         gc.collect()
