@@ -160,7 +160,7 @@ def fit(
 
 
 def check_optimizer(optimizer: Any, caller: str) -> None:
-    """Refuse what is no optax transformation."""
+    """Raise for what is not an optax transformation."""
     if isinstance(optimizer, type) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
             f"{caller}: optimizer must be an optax transformation such as optax.lbfgs(), got {optimizer!r}."
@@ -168,7 +168,7 @@ def check_optimizer(optimizer: Any, caller: str) -> None:
 
 
 def check_stopping(tolerance: Any, max_steps: Any, caller: str) -> None:
-    """Refuse a tolerance that cannot be certified, and a number of steps that is none."""
+    """Raise for a tolerance that cannot be certified, or an invalid number of steps."""
     known = tolerance is not None and not isinstance(tolerance, jax.core.Tracer)
     if known and not 0 < tolerance <= LARGEST_TOLERANCE:
         raise ValueError(

@@ -25,7 +25,7 @@ from fisher_jax.fitting.summary import ATTEMPTS
 from fisher_jax.models.dataset import CALLER, Dataset
 from fisher_jax.models.likelihood import likelihood, outer_product_at
 from fisher_jax.models.model import Model, programs_of
-from fisher_jax.models.parameters import joined
+from fisher_jax.models.parameters import merge
 from fisher_jax.optimizers.newton import Newton
 
 CAUTIOUS = 0.01  # times the first radius
@@ -202,7 +202,7 @@ def _by_another(plan: Plan, starts: Starts, tolerance: Any, max_steps: int) -> E
         mapped, treedef = starts.mapped, starts.treedef
 
         def one(start: Any, own: Leaves, shared: Leaves, tolerance: Any, max_steps: Any) -> Ended:
-            values, *parts = jax.tree.unflatten(treedef, joined(mapped, own, shared))
+            values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
             problem = problem_of(plan.model, plan.layout, values, Dataset(*parts), start, CALLER)
             found = maximise(problem, plan.optimizer, tolerance, max_steps)
             return Ended(
@@ -338,7 +338,7 @@ def _blamed(how: How, starts: Starts, fits: Fit) -> Fit:
 
     @functools.partial(jax.vmap, in_axes=(0, 0, None))
     def suspect_of_each(u: Any, own: Leaves, shared: Leaves) -> Any:
-        values, *parts = jax.tree.unflatten(treedef, joined(mapped, own, shared))
+        values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
         target = likelihood(model, layout, values, Dataset(*parts), CALLER)
         return unsound_at(target, u, outer_product_at(target, u)[0])
 

@@ -14,7 +14,7 @@ from fisher_jax.fitting.problem import checked_start
 from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import CALLER, Dataset, axis_first, axis_of_each, common_size, first_of
 from fisher_jax.models.model import Model, check_start, flatten_parameters, starting_parameters
-from fisher_jax.models.parameters import Layout, Values, joined, parted, typed
+from fisher_jax.models.parameters import Layout, Values, merge, split_by, typed
 
 Leaves = list[Any]
 BLOCK, BLOCK_ENTRIES = 4096, 2**22  # data sets whose starts are computed at once, and entries of theirs
@@ -39,12 +39,12 @@ class Starts:
     @property
     def own(self) -> Leaves:
         """The starts, and then every array that differs among the fits."""
-        return [self.free, *map(np.asarray, parted(self.mapped, self._leaves)[0])]
+        return [self.free, *map(np.asarray, split_by(self.mapped, self._leaves)[0])]
 
     @property
     def shared(self) -> Leaves:
         """The arrays that are common to all."""
-        return parted(self.mapped, self._leaves)[1]
+        return split_by(self.mapped, self._leaves)[1]
 
     @property
     def mapped(self) -> tuple[bool, ...]:
@@ -63,7 +63,7 @@ class Starts:
     @property
     def entries(self) -> int:
         """The number of entries of the largest array that is one fit's own."""
-        own, _ = parted(self.values_differ, self.values)
+        own, _ = split_by(self.values_differ, self.values)
         return max([self.dataset.entries, self.layout.num_free, *(int(np.prod(np.shape(leaf)[1:])) for leaf in own)])
 
     def take(self, rows: Any) -> "Starts":
@@ -139,7 +139,7 @@ def initial_starts(model: Model, starts: Starts) -> np.ndarray:
 
 def _of_initial(model: Model, layout: Layout, dataset: Dataset) -> tuple[Values, np.ndarray]:
     leaves, treedef = jax.tree.flatten(dataset.parts)
-    own, shared = parted(dataset.differs, leaves)
+    own, shared = split_by(dataset.differs, leaves)
     assert dataset.size is not None
     if not own:  # one data set for all
         data, given, _ = dataset.parts
@@ -157,7 +157,7 @@ def _initial(
     """The leaves of what the model's `initial` makes of each data set, and their u."""
 
     def one(own: Leaves) -> tuple[Values, Array]:
-        data, given, _ = jax.tree.unflatten(treedef, joined(differs, own, shared))
+        data, given, _ = jax.tree.unflatten(treedef, merge(differs, own, shared))
         params = starting_parameters(model, None, data, given, CALLER)
         free = {i for i, _ in layout.free_leaves}
         blocks = enumerate(layout.blocks(params))
@@ -175,7 +175,7 @@ def _initial(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _unconstrained(layout: Layout, mapped: tuple[bool, ...], own: Leaves, shared: Leaves) -> Float[Array, "R p"]:
-    return jax.vmap(lambda own: checked_start(layout, joined(mapped, own, shared)))(own)
+    return jax.vmap(lambda own: checked_start(layout, merge(mapped, own, shared)))(own)
 
 
 def _by_block(function: Callable[[Leaves], Any], own: Leaves, size: int) -> Any:
@@ -191,7 +191,7 @@ def _by_block(function: Callable[[Leaves], Any], own: Leaves, size: int) -> Any:
 
 def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int) -> np.ndarray:
     """u at the start of each fit (B, p); NaN where it lies outside its constraint."""
-    own, shared = parted(mapped, values)
+    own, shared = split_by(mapped, values)
     if own and all(isinstance(leaf.constraint, Interval | Unconstrained) for _, leaf in layout.free_leaves):
         # What lies outside such a range has no logarithm, so that numpy can tell by itself, and nothing is compiled.
         whole = [

@@ -375,13 +375,13 @@ def _unconstrained(leaf: Leaf) -> Leaf:
     return Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained())
 
 
-def parted(mapped: tuple[bool, ...], leaves: list[Any]) -> tuple[list[Any], list[Any]]:
+def split_by(mapped: tuple[bool, ...], leaves: list[Any]) -> tuple[list[Any], list[Any]]:
     """The leaves that differ among the data sets, and those that all share."""
     own = [leaf for leaf, differs in zip(leaves, mapped, strict=True) if differs]
     return own, [leaf for leaf, differs in zip(leaves, mapped, strict=True) if not differs]
 
 
-def joined(mapped: tuple[bool, ...], own: list[Any], shared: list[Any]) -> list[Any]:
+def merge(mapped: tuple[bool, ...], own: list[Any], shared: list[Any]) -> list[Any]:
     """All leaves in their order again."""
     mine, common = iter(own), iter(shared)
     return [next(mine) if differs else next(common) for differs in mapped]

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
 
 from fisher_jax.numerics.linalg import BLOCK, UNROLLED, singular_pivot
 
@@ -313,5 +312,5 @@ def _put(xp: Any, x: Any, part: Any, start: Any, axis: int) -> Any:
 
 def select(condition: Entry, new: Any, old: Any) -> Any:
     """`new` in the lanes where the condition holds, else `old`, for any pytree of vectors, matrices and entries."""
-    xp = namespace(condition) if not isinstance(condition, (jax.Array, Array)) else jnp
+    xp = namespace(condition)
     return jax.tree.map(lambda n, o: xp.where(condition, n, o), new, old)
