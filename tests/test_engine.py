@@ -60,7 +60,7 @@ def assert_like_fit(fits, fit_one, numbers):
 def test_a_batch_is_one_marked_call_and_no_loop_of_xlas():
     fj.fit_batch(normal, START, NORMAL_DATA)
     ((_, program),) = compiled_for(normal)
-    entry = program.call.as_text().split("\nENTRY ")[1].split("\n}")[0].splitlines()
+    entry = program.as_text().split("\nENTRY ")[1].split("\n}")[0].splitlines()
     called = [line for line in entry if " call(" in line]
     assert len(called) == 1
     for name, value in cpu.ONE_KERNEL.items():

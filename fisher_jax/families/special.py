@@ -6,10 +6,14 @@ replaces log Γ by `stirling_error`, which is small, and y log(mean/y) by `times
 All functions here are smooth through their special points, in value, first and second derivative.
 """
 
+import functools
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import i0e, i1e
 from jaxtyping import Array, Float
 
@@ -54,6 +58,33 @@ def times_log_ratio(y: Float[Array, "*b"], difference: Float[Array, "*b"], log_m
     """y log(mean / y) with mean = y + difference, zero at y = 0, where `log_mean` must be finite all the same."""
     empty = y == 0
     return y * log_ratio(jnp.where(empty, 0.0, difference), jnp.where(empty, 1.0, y), log_mean)
+
+
+@jax.custom_jvp
+def log_quotient(difference: Float[Array, "*b"], base: Float[Array, "*b"], total: Float[Array, "*b"]) -> Array:
+    """log(total / base) with total = base + difference, as `log_ratio`, where the logarithm of the total is not at hand.
+
+    One logarithm serves both cases: near total = base that of 1 + difference / base, with what rounding took from that sum.
+    """
+    near = jnp.abs(difference) < 0.5 * base
+    ratio = jnp.where(near, difference / base, 0.0)
+    rounded = 1.0 + ratio
+    one = rounded - ratio  # to rounding; XLA would make `ratio` of (1 + ratio) - 1
+    lost = (ratio - (rounded - one)) + (1.0 - one)
+    # lost / rounded, to a quarter of what was lost
+    return jnp.log(jnp.where(near, rounded, total)) + jnp.where(near, lost * (1.0 - ratio), -jnp.log(base))
+
+
+@functools.partial(log_quotient.defjvp, symbolic_zeros=True)
+def _log_quotient_slope(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Any]:
+    difference, base, total = primals
+    along_difference, along_base, _ = tangents
+    moved = jnp.zeros_like(total)
+    if not isinstance(along_difference, SymbolicZero):
+        moved = along_difference / total
+    if not isinstance(along_base, SymbolicZero):
+        moved = moved - difference / base / total * along_base
+    return log_quotient(difference, base, total), moved
 
 
 def log1p_over(w: Float[Array, "*b"]) -> Float[Array, "*b"]:

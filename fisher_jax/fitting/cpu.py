@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array
 
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.rows import RowProgram, Scalars, row_program
+from fisher_jax.numerics.stages import in_stages
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
@@ -31,16 +31,21 @@ def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as one CPU kernel."""
 
     def call(*arguments: Any) -> Any:
-        # Traced outside the marked context, so that only the call itself is marked and what it calls is inlined.
+        # Traced outside the marked context, so that only the calls below are marked and what they call is inlined.
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        run = in_stages(closed, lambda values: hold(*values))
         treedef = jax.tree.structure(shape)
+
+        @jax.jit
+        def hold(*values: Any) -> Any:
+            return values
 
         @jax.jit
         def inner(*leaves: Any) -> Any:
             # XLA (jaxlib 0.10) aborts the process where a marked call does not use one of its arguments. So it returns, beside
             # its outputs, a condition on all of them that never holds, which only LLVM can know.
             ends = [leaf.reshape(-1)[0].astype(jnp.float32) for leaf in leaves if leaf.size]
-            return jaxpr_as_fun(closed)(*leaves), functools.reduce(jnp.logical_or, [(e != e) & (e == e) for e in ends])
+            return run(*leaves), functools.reduce(jnp.logical_or, [(e != e) & (e == e) for e in ends])
 
         with set_xla_metadata(**ONE_KERNEL):
             outputs, never = inner(*jax.tree.leaves(arguments))

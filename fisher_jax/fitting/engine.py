@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.fitting import arrays, cpu, workers
@@ -17,14 +18,15 @@ from fisher_jax.fitting.lanes import Chunk, Ended, Settings, fit_lanes, informat
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.program import HAND_OVER
 from fisher_jax.models.model import programs_of
+from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Kind
 
 ENGINES = ("kernel", "arrays")
-# Data sets that one call takes. Few sizes, so that few programs are compiled; at the end of a chunk lanes wait for the slowest,
-# which the larger sizes make rare.
-CAPACITIES = (512, 8192, 65536)
+# Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave the cache: what is made of the
+# data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which this size makes rare.
+CAPACITIES = (512, 8192)
 
 
 def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | None) -> tuple[str, Any]:
@@ -76,17 +78,12 @@ def fit_all(
     """
     count, p = starts.shape
     pieces, capacity = _pieces(count, num_workers, plan.num_lanes)
-    optimizers = (
-        [plan.optimizer]
-        if plan.optimizer.kind == "observed"
-        else [plan.optimizer, replace(plan.optimizer, kind="observed")]
-    )
-    phases = [_compiled_fit(replace(plan, optimizer=o), o.kind, capacity, own, shared, engine) for o in optimizers]
+    fit, way = _compiled_fit(plan, capacity, own, shared, engine)
     dtype = plan.layout.dtype
     ended = Ended(
         np.empty((count, p), dtype),
         np.empty(count, dtype),
-        np.empty((count, _num_entries(p)), dtype),
+        np.empty((count, p, p), dtype),
         np.empty((count, p), dtype),
         np.empty(count, dtype),
         np.empty(count, np.int32),
@@ -95,23 +92,18 @@ def fit_all(
 
     def work(piece: slice) -> None:
         padded = lambda leaf: _padded(leaf[piece], capacity, plan.num_lanes)  # noqa: E731
-        data, origins, observed = [padded(leaf) for leaf in own], padded(starts), padded(num_observed)
-        size, begin, before = piece.stop - piece.start, origins, np.zeros(capacity, np.int32)
-        for number, fit in enumerate(phases):
-            last = number == len(phases) - 1
-            loose = settings if last else settings._replace(tolerance=np.asarray(HAND_OVER, dtype))
-            chunk = Chunk([], begin, origins, observed, (max_steps - before).astype(np.int32), np.int32(size))
-            found = fit(data, shared, chunk, loose)
-            begin = found.u
-            before = before + np.asarray(found.num_steps)
+        begin, size = padded(starts), piece.stop - piece.start
+        limit = np.full(capacity, max_steps, np.int32)
+        chunk = Chunk([], begin, begin, padded(num_observed), limit, np.int32(size))
+        found = fit([padded(leaf) for leaf in own], shared, chunk, settings)
         for to, part in zip(ended, found, strict=True):
-            to[piece] = np.asarray(part)[:size]
-        ended.num_steps[piece] = before[:size]
+            part = np.asarray(part)[:size]
+            to[piece] = symmetric(part, p) if to is ended.information else part
         if watch is not None:
             watch(ended.status[piece])
 
     workers.run(work, pieces, num_workers)
-    return ended._replace(information=symmetric(ended.information, p)), phases[-1].engine
+    return ended, way
 
 
 def information_of_each(
@@ -128,17 +120,16 @@ def information_of_each(
     count, p = u.shape
     pieces, capacity = _pieces(count, num_workers, plan.num_lanes)
     evaluate = _compiled_matrix(plan, kind, capacity, own, shared, engine)
-    out = np.empty((count, _num_entries(p)), plan.layout.dtype)
+    out = np.empty((count, p, p), plan.layout.dtype)
 
     def work(piece: slice) -> None:
         size = piece.stop - piece.start
         data = [_padded(leaf[piece], capacity, plan.num_lanes) for leaf in own]
-        out[piece] = np.asarray(evaluate(data, shared, _padded(u[piece], capacity, plan.num_lanes), np.int32(size)))[
-            :size
-        ]
+        found = evaluate(data, shared, _padded(u[piece], capacity, plan.num_lanes), np.int32(size))
+        out[piece] = symmetric(np.asarray(found)[:size], p)
 
     workers.run(work, pieces, num_workers)
-    return symmetric(out, p)
+    return out
 
 
 def _pieces(count: int, num_workers: int, num_lanes: int) -> tuple[list[slice], int]:
@@ -149,19 +140,14 @@ def _pieces(count: int, num_workers: int, num_lanes: int) -> tuple[list[slice], 
     return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
 
 
-def _num_entries(p: int) -> int:
-    """Of an information as `Ended` holds it."""
-    return p * (p + 1) // 2 if p <= UNROLLED else p * p
-
-
 def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
     """Matrices (B, p, p) of upper triangles (B, p(p + 1)/2), or of matrices laid out flat."""
     if triangles.shape[1] == p * p:
         return triangles.reshape(-1, p, p)
-    place = np.empty((p, p), int)
-    place[np.triu_indices(p)] = np.arange(triangles.shape[1])
-    place.T[np.triu_indices(p)] = np.arange(triangles.shape[1])
-    return triangles[:, place]
+    whole = np.empty((len(triangles), p, p), triangles.dtype)
+    for k, (i, j) in enumerate(upper_triangle(p)):
+        whole[:, i, j] = whole[:, j, i] = triangles[:, k]
+    return whole
 
 
 def _padded(leaf: np.ndarray, capacity: int, num_lanes: int) -> np.ndarray:
@@ -174,38 +160,36 @@ def _padded(leaf: np.ndarray, capacity: int, num_lanes: int) -> np.ndarray:
     return whole
 
 
-class _Compiled:
-    """A compiled program and the way it runs."""
+def _compiled_fit(plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked: Any) -> tuple[Callable[..., Any], str]:
+    """A program that fits a chunk, and the way it runs: by the optimiser's information, and then by the observed one."""
+    newton = replace(plan.optimizer, kind="observed")
+    optimizers = [newton] if plan.optimizer == newton else [plan.optimizer, newton]
+    ways = [choose(plan, optimizer.kind, own, shared, asked) for optimizer in optimizers]
 
-    def __init__(self, call: Callable[..., Any], engine: str) -> None:
-        self.call, self.engine = call, engine
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.call(*arguments)
-
-
-def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any) -> _Compiled:
-    def build(way: str, rows: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+    def build(marked: Callable[..., Any]) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, chunk: Chunk, settings: Settings) -> Ended:
-            restricted = plan.layout.restricted
-            if way == "arrays":
-                data, of_lanes = arrays.lanes_of_chunk(plan, kind, own, shared)
-                return fit_lanes(
-                    plan.optimizer, restricted, of_lanes, chunk._replace(data=data), settings, plan.num_lanes
+            steps, loose = 0, settings._replace(tolerance=jnp.full_like(settings.tolerance, HAND_OVER))
+            for optimizer, (way, rows) in zip(optimizers, ways, strict=True):
+                asked = settings if optimizer is newton else loose
+                fit = functools.partial(
+                    fit_lanes,
+                    optimizer,
+                    plan.layout.restricted,
+                    num_lanes=plan.num_lanes,
+                    handed_over=optimizer is not newton,
                 )
-            data, common = cpu.columns_of_chunk(plan, rows, own, shared)
-
-            def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
-                return fit_lanes(
-                    plan.optimizer,
-                    restricted,
-                    functools.partial(cpu.evaluate_columns, plan, rows, common),
-                    chunk,
-                    settings,
-                    plan.num_lanes,
-                )
-
-            return run(fit)(common, chunk._replace(data=data), settings)
+                if way == "arrays":
+                    data, of_lanes = arrays.lanes_of_chunk(plan, optimizer.kind, own, shared)
+                    found = fit(of_lanes, chunk._replace(data=data), asked)
+                else:
+                    data, common = cpu.columns_of_chunk(plan, rows, own, shared)
+                    evaluate = functools.partial(cpu.evaluate_columns, plan, rows)
+                    found = marked(lambda common, *rest, e=evaluate, f=fit: f(functools.partial(e, common), *rest))(
+                        common, chunk._replace(data=data), asked
+                    )
+                steps = steps + found.num_steps
+                chunk = chunk._replace(starts=found.u, max_steps=chunk.max_steps - found.num_steps)
+            return found._replace(num_steps=steps)
 
         return call
 
@@ -213,38 +197,48 @@ def _compiled_fit(plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Le
     vectors, whole = jax.ShapeDtypeStruct((capacity, p), dtype), jax.ShapeDtypeStruct((capacity,), np.int32)
     number = jax.ShapeDtypeStruct((), dtype)
     chunk = Chunk([], vectors, vectors, whole, whole, jax.ShapeDtypeStruct((), np.int32))
-    return _compiled(plan, "fit", kind, capacity, own, shared, asked, build, (chunk, Settings(number, number)))
+    key = ("fit", tuple(way for way, _ in ways), plan.optimizer)
+    fit = _compiled(plan, key, capacity, own, shared, build, (chunk, Settings(number, number)))
+    return fit, ways[-1][0]
 
 
-def _compiled_matrix(plan: Plan, kind: Any, capacity: int, own: Leaves, shared: Leaves, asked: Any) -> _Compiled:
-    def build(way: str, rows: Any, run: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled_matrix(
+    plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any
+) -> Callable[..., Any]:
+    way, rows = choose(plan, kind, own, shared, asked)
+
+    def build(marked: Callable[..., Any]) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
             if way == "arrays":
                 data, of_lanes = arrays.lanes_of_chunk(plan, kind, own, shared)
                 return informations(of_lanes, data, u, size, plan.num_lanes)
             data, common = cpu.columns_of_chunk(plan, rows, own, shared)
 
-            def matrix(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
-                return informations(
-                    functools.partial(cpu.evaluate_columns, plan, rows, common), data, u, size, plan.num_lanes
-                )
+            def in_kernel(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
+                evaluate = functools.partial(cpu.evaluate_columns, plan, rows, common)
+                return informations(evaluate, data, u, size, plan.num_lanes)
 
-            return run(matrix)(common, data, u, size)
+            return marked(in_kernel)(common, data, u, size)
 
         return call
 
     u = jax.ShapeDtypeStruct((capacity, plan.layout.num_free), plan.layout.dtype)
     size = jax.ShapeDtypeStruct((), np.int32)
-    return _compiled(plan, "information", kind, capacity, own, shared, asked, build, (u, size))
+    return _compiled(plan, ("information", way, kind), capacity, own, shared, build, (u, size))
 
 
 def _compiled(
-    plan: Plan, what: str, kind: Any, capacity: int, own: Leaves, shared: Leaves, asked: Any, build: Any, others: Any
-) -> _Compiled:
-    """The program for these shapes, compiled once for each model."""
-    way, rows = choose(plan, kind, own, shared, asked)
+    plan: Plan,
+    what: tuple[Any, ...],
+    capacity: int,
+    own: Leaves,
+    shared: Leaves,
+    build: Callable[..., Any],
+    others: Any,
+) -> Callable[..., Any]:
+    """The program for these shapes, compiled once for each model. `build` takes what makes a kernel of a function."""
     programs = programs_of(plan.model)
-    key = (what, way, _key(plan), plan.optimizer, kind, capacity, _shapes(own, 1), _shapes(shared, 0))
+    key = (*what, _key(plan), capacity, _shapes(own, 1), _shapes(shared, 0))
     if key not in programs:
         like = lambda leaf, shape: jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
         arguments = (
@@ -252,16 +246,13 @@ def _compiled(
             [like(leaf, leaf.shape) for leaf in shared],
         )
         options = cpu.COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
-        call = jax.jit(build(way, rows, cpu.one_kernel), compiler_options=options)
         try:
-            compiled = call.lower(*arguments, *others).compile()
+            programs[key] = (
+                jax.jit(build(cpu.one_kernel), compiler_options=options).lower(*arguments, *others).compile()
+            )
         except jax.errors.JaxRuntimeError:
-            if way == "arrays":
-                raise
             # XLA does not promise that a marked call compiles. Without the mark the program is the same, only slower.
-            call = jax.jit(build(way, rows, jax.jit), compiler_options=options)
-            compiled = call.lower(*arguments, *others).compile()
-        programs[key] = _Compiled(compiled, way)
+            programs[key] = jax.jit(build(jax.jit), compiler_options=options).lower(*arguments, *others).compile()
     return programs[key]
 
 

@@ -63,8 +63,14 @@ def fit_lanes(
     chunk: Chunk,
     settings: Settings,
     num_lanes: int,
+    *,
+    handed_over: bool = False,
 ) -> Ended:
-    """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last."""
+    """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last.
+
+    What is `handed_over` goes on by another kind of information: it ends within the tolerance without a certificate, its u is
+    where the next step would lead, and only that and the number of steps are filled in.
+    """
     capacity, _ = chunk.starts.shape
     number = jnp.arange(num_lanes, dtype=jnp.int32)
 
@@ -72,8 +78,19 @@ def fit_lanes(
         values = jax.lax.dynamic_slice_in_dim(leaf, row, 1, 0)
         return jax.lax.dynamic_update_slice_in_dim(column, jnp.moveaxis(values, 0, -1), lane, column.ndim - 1)
 
+    def put(to: Array, row: Array, x: Array) -> Array:
+        at = (row, jnp.int32(0))[: to.ndim]
+        return jax.lax.dynamic_update_slice(to, x.astype(to.dtype).reshape(1, *to.shape[1:]), at)
+
+    def within(state: State) -> Array:
+        return state.definite & (state.decrement < settings.tolerance)
+
     def write(out: Ended, one: State, row: Array) -> Ended:
         """The result of one lane, whose numbers are scalars, to its row."""
+        steps = jnp.maximum(one.count, 0)
+        if handed_over:
+            u = algebra.to_array(algebra.select(within(one), trial(one), one.point))
+            return out._replace(u=put(out.u, row, u), num_steps=put(out.num_steps, row, steps))
         begun = algebra.vector(chunk.origins[row])
         status = certify(one, begun, chunk.num_observed[row], settings.tolerance, chunk.max_steps[row], restricted)
         found = Ended(
@@ -82,18 +99,11 @@ def fit_lanes(
             one.at.information,
             algebra.each(lambda s: jnp.where(jnp.isfinite(one.drift), s, 0.0), one.step),
             one.decrement,
-            jnp.maximum(one.count, 0),
+            steps,
             status,
         )
         rows = [jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(part)]) for part in found]
-        return Ended(
-            *(
-                jax.lax.dynamic_update_slice(
-                    to, x.astype(to.dtype).reshape(1, *to.shape[1:]), (row, jnp.int32(0))[: to.ndim]
-                )
-                for to, x in zip(out, rows, strict=True)
-            )
-        )
+        return Ended(*(put(to, row, x) for to, x in zip(out, rows, strict=True)))
 
     def refill(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         """One lane that has ended: its result goes out, the next data set comes in. With none left the lane is parked."""
@@ -111,7 +121,7 @@ def fit_lanes(
         following, row_of, limit, parked, state, columns, out = carry
         reached = evaluate(trial(state), columns)
         state, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
-        done = (done | (state.count >= limit)) & ~parked
+        done = (done | (state.count >= limit) | (within(state) & handed_over)) & ~parked
         start = (jnp.int32(0), jnp.sum(done, dtype=jnp.int32), following, row_of, limit, done, state, columns, out)
         _, _, following, row_of, limit, ended, state, columns, out = jax.lax.while_loop(
             lambda c: c[1] > 0, refill, start

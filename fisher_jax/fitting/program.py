@@ -36,7 +36,7 @@ NO_EXPECTED = (
     "Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or "
     'natural_gradient(kind="empirical").'
 )
-HAND_OVER = 0.03  # standard errors: so near, scoring's linear convergence is left for Newton's steps
+HAND_OVER = 0.3  # standard errors: so near, scoring's linear convergence is left for Newton's steps
 
 
 class Run(NamedTuple):

@@ -29,6 +29,7 @@ from jax import lax
 from jax.extend import core
 
 from fisher_jax.numerics import special
+from fisher_jax.numerics.jaxprs import Flat, Step, flatten, scan_needs
 
 MAX_ENTRIES, MAX_LENGTH, MAX_MATRIX, MAX_EQUATIONS = 1024, 64, 8, 6000
 
@@ -960,141 +961,15 @@ _ARRAYS: dict[str, Callable[..., Any]] = {
 }
 _NEEDS_DTYPE = frozenset({"dot_general", *(name for name in _ARRAYS if name.startswith("reduce_"))})
 
-# --- jaxprs written out, equal equations merged ---------------------------------------------------------------------
-
-
-class _Step(NamedTuple):
-    """An equation about arrays. Operands are numbers of variables, or numpy arrays.
-
-    `outer` is the equation at the user's level; `inner` holds the functions that a loop or a choice calls.
-    """
-
-    name: str
-    equation: Any
-    outer: Any
-    operands: tuple[Any, ...]
-    results: tuple[int, ...]
-    inner: tuple[Any, ...]
-
-
-class _Flat:
-    """A jaxpr written out. Operands and outputs are numbers of variables, or numpy arrays."""
-
-    def __init__(self, inputs: tuple[int, ...], steps: tuple[_Step, ...], outputs: tuple[Any, ...]):
-        self.inputs, self.steps, self.outputs = inputs, steps, outputs
-        self._exact: dict[tuple[bool, ...], set[int]] = {}
-
-    def exact(self, mask: tuple[bool, ...]) -> set[int]:
-        """The variables on which the masked outputs depend."""
-        if mask in self._exact:
-            return self._exact[mask]
-        wanted = {o for o, m in zip(self.outputs, mask, strict=True) if m and type(o) is int}
-        for step in reversed(self.steps):
-            hit = [r in wanted for r in step.results]
-            if any(hit):
-                needed = _scan_needs(step, hit)[1] if step.name == "scan" else [True] * len(step.operands)
-                wanted.update(o for o, n in zip(step.operands, needed, strict=True) if n and type(o) is int)
-        self._exact[mask] = wanted
-        return wanted
-
-
-def _scan_needs(step: _Step, hit: Sequence[bool]) -> tuple[list[bool], list[bool]]:
-    """Of the body's outputs, and of the operands: what the outputs of a scan depend on, carried from step to step."""
-    params, (flat,) = step.equation.params, step.inner
-    consts, carry = params["num_consts"], params["num_carry"]
-    mask = list(hit)
-    while True:
-        wanted = flat.exact(tuple(mask))
-        needed = [v in wanted for v in flat.inputs]
-        needed[consts : consts + carry] = [
-            n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)
-        ]
-        if needed[consts : consts + carry] == mask[:carry]:
-            return mask, needed
-        mask[:carry] = needed[consts : consts + carry]
-
-
-_INLINED = {
-    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr", "custom_jvp_call": "call_jaxpr",
-}  # fmt: skip
-_BODIES = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr")}
-
-
-def _flatten(closed: Any) -> _Flat:
-    """A jaxpr without inner functions, repeated equations and unused ones."""
-    numbers = itertools.count()
-    made: dict[Any, tuple[int, ...]] = {}
-    steps: list[_Step] = []
-
-    def key_of(x: Any) -> Any:
-        return x if type(x) is int else (x.dtype, x.tobytes()) if x.size == 1 else id(x)
-
-    def key_of_params(params: dict[str, Any]) -> Any:
-        try:
-            key = tuple(params.items())
-            hash(key)
-        except TypeError:
-            key = tuple((k, id(v)) for k, v in params.items())
-        return key
-
-    def walk(jaxpr: Any, consts: Sequence[Any], given: Sequence[Any], outer: Any) -> list[Any]:
-        env = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True)) | dict(
-            zip(jaxpr.invars, given, strict=True)
-        )
-
-        def read(v: Any) -> Any:
-            return np.asarray(v.val, getattr(v.aval, "dtype", None)) if isinstance(v, core.Literal) else env[v]
-
-        for equation in jaxpr.eqns:
-            name, params = equation.primitive.name, equation.params
-            operands, user = [read(v) for v in equation.invars], outer or equation
-            if name in _INLINED:
-                inner = params[_INLINED[name]]
-                results = walk(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands, user)
-            elif name == "custom_linear_solve":  # by its own factors
-                cuts, solve = np.cumsum([0, *params["const_lengths"]]), params["jaxprs"].solve
-                results = walk(solve.jaxpr, solve.consts, [*operands[cuts[2] : cuts[3]], *operands[cuts[4] :]], user)
-            else:
-                key = (
-                    name,
-                    key_of_params(params),
-                    tuple(str(v.aval) for v in equation.outvars),
-                    *map(key_of, operands),
-                )
-                if key not in made:
-                    made[key] = tuple(next(numbers) for _ in equation.outvars)
-                    inner = tuple(
-                        map(
-                            _flatten,
-                            params["branches"] if name == "cond" else [params[k] for k in _BODIES.get(name, ())],
-                        )
-                    )
-                    steps.append(_Step(name, equation, user, tuple(operands), made[key], inner))
-                results = list(made[key])
-            env.update(zip(equation.outvars, results, strict=True))
-        return [read(v) for v in jaxpr.outvars]
-
-    inputs = tuple(next(numbers) for _ in closed.jaxpr.invars)
-    outputs = tuple(walk(closed.jaxpr, closed.consts, inputs, None))
-    needed, used = {o for o in outputs if type(o) is int}, []
-    for step in reversed(steps):
-        if any(r in needed for r in step.results):
-            used.append(step)
-            needed.update(o for o in step.operands if type(o) is int)
-    return _Flat(inputs, tuple(reversed(used)), outputs)
-
-
 # --- the interpreter ------------------------------------------------------------------------------------------------
 
 
-def _scan(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
+def _scan(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
     params = step.equation.params
     length, consts, carried = params["length"], params["num_consts"], params["num_carry"]
     if length > MAX_LENGTH:
         raise CannotExpand(f"a scan of {length} steps (at most {MAX_LENGTH} are unrolled)")
-    (flat,), mask = step.inner, _scan_needs(step, exact)[0]
+    (flat,), mask = step.inner, scan_needs(step, exact)[0]
     fixed, carry, xs = arrays[:consts], arrays[consts : consts + carried], arrays[consts + carried :]
     rows: list[Any] = [None] * length
     for k in reversed(range(length)) if params["reverse"] else range(length):
@@ -1105,7 +980,7 @@ def _scan(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> li
     return [*carry, *(np.stack(column) for column in zip(*rows, strict=True))]
 
 
-def _while(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
+def _while(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
     """Only one whose number of steps is known while tracing: a counter up to a constant."""
     params = step.equation.params
     c, b = params["cond_nconsts"], params["body_nconsts"]
@@ -1121,7 +996,7 @@ def _while(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> l
     raise CannotExpand(f"a while loop of more than {MAX_LENGTH} steps")
 
 
-def _cond(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
+def _cond(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
     """All branches, and a selection, where lanes differ."""
     which, branches = arrays[0].item(), step.inner
     if which.value is not None:
@@ -1142,11 +1017,11 @@ def _written_out(s: Scalars, form: Callable[..., Any], *entries: Entry) -> Entry
 
 
 @functools.cache
-def _form(function: Callable[..., Any], arity: int, dtype: np.dtype) -> _Flat:
-    return _flatten(jax.make_jaxpr(function)(*[jax.ShapeDtypeStruct((), dtype)] * arity))
+def _form(function: Callable[..., Any], arity: int, dtype: np.dtype) -> Flat:
+    return flatten(jax.make_jaxpr(function)(*[jax.ShapeDtypeStruct((), dtype)] * arity))
 
 
-def _step(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> Any:
+def _step(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> Any:
     """The results of one equation about arrays."""
     name, primitive, params = step.name, step.equation.primitive, step.equation.params
     if name in _LOOPS:
@@ -1176,7 +1051,7 @@ def _step(s: Scalars, step: _Step, arrays: list[Array], exact: list[bool]) -> An
     return _each(apply, *arrays)
 
 
-def _evaluate(s: Scalars, flat: _Flat, arrays: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
+def _evaluate(s: Scalars, flat: Flat, arrays: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
     """The outputs as arrays of entries. Zeros are not folded in what the masked outputs depend on."""
     env: dict[int, Array] = dict(zip(flat.inputs, arrays, strict=True))
     wanted, before = flat.exact(tuple(mask)), s.fold_zeros
@@ -1230,7 +1105,7 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1, po
         Where something has no form on single entries, with the user's line, or where more than 6 000 equations are left.
     """
     closed = jax.make_jaxpr(function)(*shapes)
-    flat, s = _flatten(closed), Scalars(portable)
+    flat, s = flatten(closed), Scalars(portable)
     leaves = [[(leaf.shape, np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(shape)] for shape in shapes]
     arrays = [
         [_objects(size, [s.variable(dtype) for _ in range(math.prod(size))]) for size, dtype in of] for of in leaves
