@@ -25,8 +25,9 @@ from fisher_jax.optimizers.newton import Kind
 
 ENGINES = ("kernel", "arrays")
 # Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave the cache: what is made of the
-# data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which this size makes rare.
+# data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes rare.
 CAPACITIES = (512, 8192)
+MOST_BYTES = 2**24  # of the data of one chunk, where the smallest does not need more
 
 
 def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | None) -> tuple[str, Any]:
@@ -77,7 +78,7 @@ def fit_all(
     observed information. `watch` is told the statuses of each chunk that is done.
     """
     count, p = starts.shape
-    pieces, capacity = _pieces(count, num_workers, plan.num_lanes)
+    pieces, capacity = _pieces(count, own, num_workers, plan.num_lanes)
     fit, way = _compiled_fit(plan, capacity, own, shared, engine)
     dtype = plan.layout.dtype
     ended = Ended(
@@ -118,7 +119,7 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    pieces, capacity = _pieces(count, num_workers, plan.num_lanes)
+    pieces, capacity = _pieces(count, own, num_workers, plan.num_lanes)
     evaluate = _compiled_matrix(plan, kind, capacity, own, shared, engine)
     out = np.empty((count, p, p), plan.layout.dtype)
 
@@ -132,10 +133,11 @@ def information_of_each(
     return out
 
 
-def _pieces(count: int, num_workers: int, num_lanes: int) -> tuple[list[slice], int]:
+def _pieces(count: int, own: Leaves, num_workers: int, num_lanes: int) -> tuple[list[slice], int]:
     """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to."""
-    share = -(-count // num_workers)
-    capacity = next((size for size in CAPACITIES if size >= share), CAPACITIES[-1])
+    share, most = -(-count // num_workers), MOST_BYTES * count // max(sum(leaf.nbytes for leaf in own), 1)
+    sizes = [size for size in CAPACITIES if size <= most] or CAPACITIES[:1]
+    capacity = next((size for size in sizes if size >= share), sizes[-1])
     size, capacity = min(share, capacity), max(capacity, num_lanes)
     return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
 
