@@ -69,6 +69,28 @@ def test_a_batch_is_one_marked_call_and_no_loop_of_xlas():
     assert sum(" fusion(" in line for line in entry) <= 2  # the data's layout, and the condition that never holds
 
 
+def recursion(params, y):
+    def step(level, y):
+        following = params["level"] + params["weight"] * (y - level)
+        return following, -0.5 * (y - level) ** 2
+
+    return jax.lax.scan(step, params["level"], y)[1]
+
+
+def sorted_first(params, y):
+    return recursion(params, jnp.sort(y))
+
+
+@pytest.mark.parametrize(("terms", "whole"), [(recursion, True), (sorted_first, False)])
+def test_a_recursion_runs_in_one_kernel_unless_it_calls_a_library(terms, whole):
+    model, start = fj.dependent(terms), {"level": 0.0, "weight": 0.5}
+    fits = fj.fit_batch(model, start, NORMAL_DATA)
+    program = next(value for key, value in programs_of(model).items() if key[0] == "fit")
+    entry = program.as_text().split("\nENTRY ")[1].split("\n}")[0]
+    assert (" while(" not in entry) == whole
+    assert_like_fit(fits, lambda k: fj.fit(model, start, NORMAL_DATA[k]), range(3))
+
+
 def test_the_marked_call_is_emitted_as_one_function(tmp_path):
     """XLA's attributes are undocumented: where a version ignores them, each fusion in the loops is a kernel of its own."""
     script = """

@@ -27,6 +27,18 @@ def looped(x, y):
     return lax.while_loop(lambda carry: carry[0] < 5, body, (0, x, y))[1:]
 
 
+def scanned(x, y, reverse=False):
+    def step(carry, row):
+        first, second, third = chain(carry, row)
+        return 1e-3 * first + carry, (second, third)
+
+    return lax.scan(step, x, y[None] + jnp.arange(5.0)[:, None], reverse=reverse)
+
+
+def scanned_backwards(x, y):
+    return scanned(x, y, reverse=True)
+
+
 def staged(function, *arguments):
     """The results in stages, and how many values were held back at a time."""
     held = []
@@ -34,11 +46,11 @@ def staged(function, *arguments):
     return run(*arguments), held
 
 
-@pytest.mark.parametrize("function", [chain, looped])
+@pytest.mark.parametrize("function", [chain, looped, scanned, scanned_backwards])
 def test_results_are_those_of_the_function(function):
     results, held = staged(function, X, X + 1.0)
-    for result, expected in zip(results, function(X, X + 1.0), strict=True):
-        np.testing.assert_allclose(result, expected, rtol=1e-15)
+    for result, expected in zip(results, jax.tree.leaves(function(X, X + 1.0)), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-14)
     assert sum(held) >= 1
 
 

@@ -20,27 +20,48 @@ from fisher_jax.numerics import lanes
 from fisher_jax.numerics.affine import linear_predictors
 from fisher_jax.numerics.differentiate import second_order, upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand, expand
+from fisher_jax.numerics.jaxprs import flatten
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Rows = Float[Array, "n L"]
 
 
-def lanes_of_chunk(
-    plan: Plan, kind: Kind, own: Leaves, shared: Leaves
-) -> tuple[Leaves, Callable[[lanes.Vector, Leaves], Evaluation]]:
-    """The arrays of a chunk that the lanes hold in columns, and the evaluation of L such columns."""
+# What XLA calls a library for, which it cannot do in a kernel of several operations.
+LIBRARY_CALLS = frozenset(
+    {"cholesky", "custom_call", "eigh", "fft", "ffi_call", "geqrf", "householder_product", "lu", "qr", "sort", "svd"}
+    | {"triangular_solve", "tridiagonal_solve"}
+)
+
+
+def columns_of_chunk(plan: Plan, own: Leaves) -> Leaves:
+    """The arrays of a chunk that the lanes hold in columns."""
+    own_fixed, own_rows = plan.split(own, own=True)
+    return [*own_fixed, *own_rows]
+
+
+def evaluation(plan: Plan, kind: Kind, own: Leaves, shared: Leaves) -> Callable[[lanes.Vector, Leaves], Evaluation]:
+    """The evaluation of L columns; of `own` only shapes matter."""
     own_fixed, own_rows = plan.split(own, own=True)
     shared_leaves, count = plan.split(shared, own=False), len(own_fixed)
-    data = [*own_fixed, *own_rows]
     if kind == "observed" and plan.layout.num_free > lanes.UNROLLED and not plan.model.is_dependent:
         by_products = _by_products(plan, (own_fixed, own_rows), shared_leaves)
         if by_products is not None:
-            return data, lambda u, columns: by_products(u, columns[:count], columns[count:])
+            return lambda u, columns: by_products(u, columns[:count], columns[count:])
 
-    def evaluate(u: lanes.Vector, columns: Leaves) -> Evaluation:
-        return evaluate_lanes(plan, kind, u, (columns[:count], columns[count:]), shared_leaves)
+    return lambda u, columns: evaluate_lanes(plan, kind, u, (columns[:count], columns[count:]), shared_leaves)
 
-    return data, evaluate
+
+def is_recursion(plan: Plan, own: Leaves, shared: Leaves) -> bool:
+    """Whether a model of few parameters is dependent by a loop over rows, and nothing hinders that it runs in one kernel."""
+    if not plan.model.is_dependent or plan.layout.num_free > lanes.UNROLLED:
+        return False
+    like = lambda leaf, drop: jax.ShapeDtypeStruct((*leaf.shape[drop:], *(plan.num_lanes,) * drop), leaf.dtype)  # noqa: E731
+    shapes = [like(leaf, 1) for leaf in own], [like(leaf, 0) for leaf in shared]
+    u = jax.ShapeDtypeStruct((plan.layout.num_free, plan.num_lanes), plan.layout.dtype)
+    parts = lambda own, shared: (plan.split(own, own=True), plan.split(shared, own=False), None)  # noqa: E731
+    closed = jax.make_jaxpr(lambda u, own, shared: _terms(plan, *parts(own, shared))(u))(u, *shapes)
+    used = flatten(closed).primitives()
+    return not used.isdisjoint({"scan", "while"}) and used.isdisjoint(LIBRARY_CALLS)
 
 
 def _by_products(
@@ -235,13 +256,31 @@ def _by_entry(
     if weights is not None and not plan.model.is_dependent:
         # Each row has parameters of its own, so that what a row of weight zero gives, NaN perhaps, can be left out of the sums.
         u = [jnp.broadcast_to(x, (weights.shape[0], *x.shape)) for x in u]
-    value, gradient, information = second_order(lambda u: terms(jnp.stack(u)), u)
     if plan.model.is_dependent:
-        weights = None
+        return _by_directions(terms, jnp.stack(u))
+    value, gradient, information = second_order(lambda u: terms(jnp.stack(u)), u)
     total = lambda x: jnp.sum(weigh_rows(x, weights), axis=0) if x.ndim == 2 else x  # noqa: E731
     keys = upper_triangle(len(u))
     matrix = {key: total(entry) for key, entry in zip(keys, information, strict=True)}
     return weigh_rows(value, weights), [total(slope) for slope in gradient], matrix
+
+
+def _by_directions(terms: Callable[[Array], Rows], u: Float[Array, "p L"]) -> tuple[Rows, lanes.Vector, lanes.Matrix]:
+    """The same in one pass over the rows for all entries, so that a recursion is run once."""
+
+    def along(function: Callable[[Array], Any], axis: Float[Array, " p"]) -> Any:
+        return jax.jvp(function, (u,), (jnp.broadcast_to(axis[:, None], u.shape),))
+
+    def slopes(u_: Array) -> tuple[Rows, Array]:
+        return jax.vmap(
+            lambda axis: jax.jvp(terms, (u_,), (jnp.broadcast_to(axis[:, None], u.shape),)), out_axes=(None, 0)
+        )(axes)
+
+    axes = jnp.eye(len(u), dtype=u.dtype)
+    out = ((None, None), (0, 0))
+    (value, gradient), (_, bends) = jax.vmap(lambda axis: along(slopes, axis), out_axes=out)(axes)
+    matrix = -jnp.sum(bends, axis=2)
+    return value, lanes.vector(jnp.sum(gradient, axis=1)), lanes.matrix(matrix)
 
 
 def _by_column(

@@ -21,7 +21,7 @@ from fisher_jax.models.model import programs_of
 from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
-from fisher_jax.optimizers.newton import Kind
+from fisher_jax.optimizers.newton import Kind, Newton
 
 ENGINES = ("kernel", "arrays")
 # Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave the cache: what is made of the
@@ -172,23 +172,35 @@ def _compiled_fit(plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked:
         def call(own: Leaves, shared: Leaves, chunk: Chunk, settings: Settings) -> Ended:
             steps, loose = 0, settings._replace(tolerance=jnp.full_like(settings.tolerance, HAND_OVER))
             for optimizer, (way, rows) in zip(optimizers, ways, strict=True):
-                asked = settings if optimizer is newton else loose
-                fit = functools.partial(
-                    fit_lanes,
-                    optimizer,
-                    plan.layout.restricted,
-                    num_lanes=plan.num_lanes,
-                    handed_over=optimizer is not newton,
-                )
-                if way == "arrays":
-                    data, of_lanes = arrays.lanes_of_chunk(plan, optimizer.kind, own, shared)
-                    found = fit(of_lanes, chunk._replace(data=data), asked)
-                else:
+                if way == "kernel":
                     data, common = cpu.columns_of_chunk(plan, rows, own, shared)
-                    evaluate = functools.partial(cpu.evaluate_columns, plan, rows)
-                    found = marked(lambda common, *rest, e=evaluate, f=fit: f(functools.partial(e, common), *rest))(
-                        common, chunk._replace(data=data), asked
+                    evaluation = functools.partial(functools.partial, cpu.evaluate_columns, plan, rows)
+                else:
+                    data, common = arrays.columns_of_chunk(plan, own), shared
+                    evaluation = functools.partial(arrays.evaluation, plan, optimizer.kind, own)
+                whole = marked if way == "kernel" or arrays.is_recursion(plan, own, shared) else as_it_is
+
+                @whole
+                def fit(
+                    common: Leaves,
+                    chunk: Chunk,
+                    settings: Settings,
+                    optimizer: Newton = optimizer,
+                    evaluation: Any = evaluation,
+                    of_step: Any = marked if whole is as_it_is else as_it_is,
+                ) -> Ended:
+                    return fit_lanes(
+                        optimizer,
+                        plan.layout.restricted,
+                        evaluation(common),
+                        chunk,
+                        settings,
+                        plan.num_lanes,
+                        handed_over=optimizer is not newton,
+                        marked=of_step,
                     )
+
+                found = fit(common, chunk._replace(data=data), settings if optimizer is newton else loose)
                 steps = steps + found.num_steps
                 chunk = chunk._replace(starts=found.u, max_steps=chunk.max_steps - found.num_steps)
             return found._replace(num_steps=steps)
@@ -204,6 +216,11 @@ def _compiled_fit(plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked:
     return fit, ways[-1][0]
 
 
+def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, where another would be marked as a kernel."""
+    return function
+
+
 def _compiled_matrix(
     plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any
 ) -> Callable[..., Any]:
@@ -212,8 +229,8 @@ def _compiled_matrix(
     def build(marked: Callable[..., Any]) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
             if way == "arrays":
-                data, of_lanes = arrays.lanes_of_chunk(plan, kind, own, shared)
-                return informations(of_lanes, data, u, size, plan.num_lanes)
+                columns = arrays.columns_of_chunk(plan, own)
+                return informations(arrays.evaluation(plan, kind, own, shared), columns, u, size, plan.num_lanes)
             data, common = cpu.columns_of_chunk(plan, rows, own, shared)
 
             def in_kernel(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
@@ -247,14 +264,17 @@ def _compiled(
             [like(leaf, (capacity, *leaf.shape[1:])) for leaf in own],
             [like(leaf, leaf.shape) for leaf in shared],
         )
-        options = cpu.COMPILER_OPTIONS if jax.default_backend() == "cpu" else None
+        on_cpu = jax.default_backend() == "cpu"
+        options = cpu.COMPILER_OPTIONS if on_cpu else None
+
+        def compiled(marked: Callable[..., Any]) -> Any:
+            return jax.jit(build(marked), compiler_options=options).lower(*arguments, *others).compile()
+
         try:
-            programs[key] = (
-                jax.jit(build(cpu.one_kernel), compiler_options=options).lower(*arguments, *others).compile()
-            )
+            programs[key] = compiled(cpu.one_kernel if on_cpu else jax.jit)
         except jax.errors.JaxRuntimeError:
             # XLA does not promise that a marked call compiles. Without the mark the program is the same, only slower.
-            programs[key] = jax.jit(build(jax.jit), compiler_options=options).lower(*arguments, *others).compile()
+            programs[key] = compiled(jax.jit)
     return programs[key]
 
 

@@ -65,11 +65,13 @@ def fit_lanes(
     num_lanes: int,
     *,
     handed_over: bool = False,
+    marked: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda step: step,
 ) -> Ended:
     """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last.
 
     What is `handed_over` goes on by another kind of information: it ends within the tolerance without a certificate, its u is
-    where the next step would lead, and only that and the number of steps are filled in.
+    where the next step would lead, and only that and the number of steps are filled in. `marked` makes a program of its own of
+    the step.
     """
     capacity, _ = chunk.starts.shape
     number = jnp.arange(num_lanes, dtype=jnp.int32)
@@ -77,6 +79,10 @@ def fit_lanes(
     def replace_column(leaf: Array, column: Array, lane: Array, row: Array) -> Array:
         values = jax.lax.dynamic_slice_in_dim(leaf, row, 1, 0)
         return jax.lax.dynamic_update_slice_in_dim(column, jnp.moveaxis(values, 0, -1), lane, column.ndim - 1)
+
+    @marked
+    def step(state: State, reached: Evaluation, settings: Settings) -> tuple[State, Array]:
+        return advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
 
     def put(to: Array, row: Array, x: Array) -> Array:
         at = (row, jnp.int32(0))[: to.ndim]
@@ -120,7 +126,7 @@ def fit_lanes(
     def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         following, row_of, limit, parked, state, columns, out = carry
         reached = evaluate(trial(state), columns)
-        state, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
+        state, done = step(state, reached, settings)
         done = (done | (state.count >= limit) | (within(state) & handed_over)) & ~parked
         start = (jnp.int32(0), jnp.sum(done, dtype=jnp.int32), following, row_of, limit, done, state, columns, out)
         _, _, following, row_of, limit, ended, state, columns, out = jax.lax.while_loop(

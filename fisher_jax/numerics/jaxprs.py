@@ -29,6 +29,11 @@ class Flat:
         self.inputs, self.steps, self.outputs = inputs, steps, outputs
         self._exact: dict[tuple[bool, ...], set[int]] = {}
 
+    def primitives(self) -> set[str]:
+        """The names of all operations, those in loops and branches included."""
+        inside = (name for step in self.steps for flat in step.inner for name in flat.primitives())
+        return {step.name for step in self.steps}.union(inside)
+
     def exact(self, mask: tuple[bool, ...]) -> set[int]:
         """The variables on which the masked outputs depend."""
         if mask in self._exact:

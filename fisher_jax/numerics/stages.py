@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import ClosedJaxpr
 
 from fisher_jax.numerics.jaxprs import Flat, Step, flatten
@@ -31,27 +32,49 @@ def _evaluate(flat: Flat, arguments: Sequence[Any], hold: Callable[[list[Any]], 
     for steps, held in _stages(flat):
         for step in steps:
             operands = [read(o) for o in step.operands]
-            found = _loop(step, operands, hold) if step.name == "while" else _bind(step, operands)
+            found = _LOOPS.get(step.name, _bind)(step, operands, hold)
             values.update(zip(step.results, found, strict=True))
         if held:
             values.update(zip(held, hold([values[v] for v in held]), strict=True))
     return [read(o) for o in flat.outputs]
 
 
-def _bind(step: Step, operands: list[Any]) -> Sequence[Any]:
+def _bind(step: Step, operands: list[Any], hold: Any) -> Sequence[Any]:
     primitive = step.equation.primitive
     found = primitive.bind(*operands, **step.equation.params)
     return found if primitive.multiple_results else [found]
 
 
-def _loop(step: Step, operands: list[Any], hold: Callable[[list[Any]], Sequence[Any]]) -> Sequence[Any]:
+def _while(step: Step, operands: list[Any], hold: Callable[[list[Any]], Sequence[Any]]) -> Sequence[Any]:
     params, (goes_on, body) = step.equation.params, step.inner
     first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    return jax.lax.while_loop(
+    return lax.while_loop(
         lambda carry: _evaluate(goes_on, [*operands[:first], *carry], hold)[0],
         lambda carry: _evaluate(body, [*operands[first:second], *carry], hold),
         operands[second:],
     )
+
+
+def _scan(step: Step, operands: list[Any], hold: Callable[[list[Any]], Sequence[Any]]) -> Sequence[Any]:
+    """As a `while`: XLA would call the body of a scan, and copy what it returns, in each of its steps."""
+    params, (body,) = step.equation.params, step.inner
+    first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, rows, length = operands[:first], operands[first:second], operands[second:], params["length"]
+    made = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in step.equation.outvars[params["num_carry"] :]]
+
+    def one(state: tuple[Any, list[Any], list[Any]]) -> tuple[Any, list[Any], list[Any]]:
+        k, carry, made = state
+        at = length - 1 - k if params["reverse"] else k
+        row = [lax.dynamic_index_in_dim(x, at, keepdims=False) for x in rows]
+        found = _evaluate(body, [*consts, *carry, *row], hold)
+        put = [lax.dynamic_update_index_in_dim(to, x, at, 0) for to, x in zip(made, found[len(carry) :], strict=True)]
+        return k + 1, found[: len(carry)], put
+
+    _, carry, made = lax.while_loop(lambda state: state[0] < length, one, (jnp.int32(0), carry, made))
+    return [*carry, *made]
+
+
+_LOOPS = {"while": _while, "scan": _scan}
 
 
 def _stages(flat: Flat) -> list[tuple[list[Step], list[int]]]:
