@@ -1,5 +1,6 @@
 """The front door: `fit`."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from fisher_jax.models.model import (
     as_model,
     check_start,
     flatten_parameters,
-    programs_of,
+    jit_with_model,
     starting_parameters,
 )
 from fisher_jax.models.parameters import Layout, Values, typed
@@ -152,11 +153,15 @@ def fit(
         except host.ClosesOverTraced:
             return fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
     if found is None:
-        programs, key = programs_of(model), ("fit", layout, optimizer)
-        if key not in programs:
-            programs[key] = jax.jit(fit_function(model, layout, optimizer, differentiable=False))
-        found = replace(on_host(programs[key](values, dataset, tolerance, max_steps)), engine="loop")
+        found = replace(on_host(_loop(model, layout, optimizer, values, dataset, tolerance, max_steps)), engine="loop")
     return replace(found, origin=Origin(model, dataset))
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
+def _loop(
+    model: Model, layout: Layout, optimizer: Any, values: Values, dataset: Dataset, tolerance: Any, max_steps: Any
+) -> Fit:
+    return fit_function(model, layout, optimizer, differentiable=False)(values, dataset, tolerance, max_steps)
 
 
 def check_optimizer(optimizer: Any, caller: str) -> None:

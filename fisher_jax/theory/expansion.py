@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from fisher_jax.expectation import MonteCarlo
 from fisher_jax.information.draws import drawing, num_pairs, unit_terms
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 from fisher_jax.theory.simulated import Experiment
@@ -111,7 +111,7 @@ def _limit(count: int) -> float:
     return float(-ndtri(_LEVEL / (2 * max(count, 1))))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 6))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 6))
 def _moments(
     model: Model, layout: Layout, values: Values, given: Any, root: Float[Array, "p p"], draws: Any, caller: str
 ) -> tuple[Array, Array, Array, Array, Array]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from fisher_jax.blocks import CHUNK_ENTRIES
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import Likelihood, likelihood
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import AnyArray, on_host
@@ -112,7 +112,7 @@ def profile_ends(
     return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
 def _ends_of_each(
     model: Model, layout: Layout, caller: str, datasets: Dataset, fits: tuple[Values, Array, Array], cut: Any
 ) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
@@ -145,7 +145,7 @@ def _sides(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
 def _profiles(
     model: Model,
     layout: Layout,
