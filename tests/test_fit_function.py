@@ -206,3 +206,95 @@ def test_models_that_are_dropped_are_let_go_of_with_their_data(way, monkeypatch)
     references = [reference for number in range(3) for reference in references_of_one_fit(number)]
     gc.collect()
     assert not any(reference() is not None for reference in references)
+
+
+def test_a_dropped_model_needs_no_garbage_collection_to_go():
+    def use_model():
+        table = np.full(5000, 1.0)
+
+        def log_density(params, y):
+            return norm.logpdf(y * jnp.asarray(table)[0], params)
+
+        assert fj.fit(log_density, 0.0, Y).converged
+        return weakref.ref(log_density), weakref.ref(table)
+
+    gc.collect()
+    gc.disable()
+    try:
+        references = use_model()
+        assert [reference() for reference in references] == [None] * 2
+    finally:
+        gc.enable()
+
+
+def test_a_dropped_model_goes_with_its_data_whatever_was_asked_of_it():
+    start, key = {"loc": 0.0, "scale": 1.0}, jax.random.key(0)
+
+    def use_model():
+        table = np.full(5000, 1.0)
+
+        def log_density(params, y):
+            return norm.logpdf(y * jnp.asarray(table)[0], params["loc"], params["scale"])
+
+        def sample(key, params):
+            return params["loc"] + params["scale"] * jnp.asarray(table)[0] * jax.random.normal(key)
+
+        model = fj.Model(log_density, sample=sample, constraints={"scale": fj.positive})
+        fit = fj.fit(model, start, Y)
+        str(fit.summary())
+        str(fj.profile_likelihood(fit))
+        fj.likelihood_ratio_test(fit, {"loc": 0.1})
+        fj.bootstrap(fit, key, num_replicates=8)
+        fj.score(model, start, Y)
+        fj.observed_information(model, start, Y)
+        fj.fisher_information(model, start, expectation=fj.MonteCarlo(key, 100))
+        fj.information_operator(model, start, data=Y, kind="observed").diagonal(key)
+        fj.sampling_distribution(model, start, key, num_observations=20, num_replicates=8)
+        return [weakref.ref(thing) for thing in (log_density, sample, table)]
+
+    references = use_model()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 3
+
+
+def test_a_method_keeps_its_programs_with_its_object():
+    class Shifted:
+        def __init__(self, shift):
+            self.shift = shift
+
+        def log_density(self, params, y):
+            return norm.logpdf(y, params + self.shift)
+
+    def use_model(shift):
+        shifted = Shifted(shift)
+        fit = fj.fit(shifted.log_density, 0.0, Y)
+        np.testing.assert_allclose(fit.params, np.mean(Y) - shift, rtol=1e-9)
+        return weakref.ref(shifted)
+
+    references = [use_model(shift) for shift in (1.0, 2.0)]
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 2
+
+
+def test_models_made_anew_of_the_same_functions_share_their_programs():
+    compiled, z, counts = [], np.linspace(0.0, 1.0, 12), np.arange(12)
+
+    def listen(event, duration, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    def predictor(beta, z):
+        return {"rate": jnp.exp(beta * z)}
+
+    def use_model(null):
+        model = fj.linked(fj.families.poisson, predictor)
+        fj.likelihood_ratio_test(fj.fit(model, 0.0, counts, given=z), null)
+        fj.score(model, 0.0, counts, given=z)
+
+    use_model(1.0)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        use_model(2.0)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
