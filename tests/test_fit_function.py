@@ -227,6 +227,23 @@ def test_a_dropped_model_needs_no_garbage_collection_to_go():
         gc.enable()
 
 
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_a_large_table_is_held_once(kind):
+    size = 2 * host_path.LARGE_TABLE + 17  # a size that no other test has
+    table = kind(np.arange(float(size)))
+
+    def log_density(params, row):
+        return norm.logpdf(jnp.asarray(table)[row], params)
+
+    fit = fj.fit(log_density, 0.0, np.arange(9))
+    if kind is np.asarray:
+        table[:] = 0.0  # a program keeps the values that it was compiled with
+    again = fj.fit(log_density, 1.0, np.arange(9))
+    assert [one.status for one in (fit, again)] == [Status.CONVERGED] * 2
+    np.testing.assert_allclose([fit.params, again.params], [4.0, 4.0], rtol=1e-9)
+    assert sum(array.size == size for array in jax.live_arrays()) == 1
+
+
 def test_a_dropped_model_goes_with_its_data_whatever_was_asked_of_it():
     start, key = {"loc": 0.0, "scale": 1.0}, jax.random.key(0)
 

@@ -6,6 +6,7 @@ have cost as much as compiling it would. Rows are filled up to a few sizes by ro
 whose derivatives are not looked at, so that one observation less, or one parameter fixed, compiles nothing.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begin, trial
 
 MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`large`)
+LARGE_TABLE = 2**16  # entries of an array that a density closes over, above which it is not compiled in
 ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
 # What runs a few dozen times is compiled as fast as can be; a JAX that knows no such options compiles with its own.
 FAST_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -249,21 +251,39 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
 
         u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
         try:
-            lowered = jax.jit(call).lower(u, *jax.tree.unflatten(treedef, shapes))
+            compiled = _compile(call, (u, *jax.tree.unflatten(treedef, shapes)))
         except TypeError as error:
             if "constant handler" in str(error):
                 raise ClosesOverTraced from error
             raise
-        compiled = _compile_fast(lowered)
-        try:
-            closes_over_traced = len(jax.tree.leaves(compiled.in_avals)) != len(shapes) + 1
-        except ValueError:  # JAX's own check of the same
-            closes_over_traced = True
-        if closes_over_traced:
-            raise ClosesOverTraced
         programs[key] = _Evaluation(lambda u, values, dataset, whole=False: compiled(u, values, dataset))
     found: _Evaluation = programs[key]
     return found
+
+
+def _compile(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    """Compiled as fast as can be; large arrays that the density closes over are arguments, not copied into the program."""
+    traced = jax.jit(call).trace(*arguments)
+    tables, num_leaves = traced.jaxpr.consts, len(jax.tree.leaves(arguments))
+    if any(isinstance(table, jax.core.Tracer) for table in tables):
+        raise ClosesOverTraced
+    if any(np.size(table) > LARGE_TABLE for table in tables):
+        tables = [table if isinstance(table, jax.Array) else jnp.array(table) for table in tables]  # numpy's may change
+        jaxpr, result = traced.jaxpr.jaxpr, jax.tree.structure(traced.out_info)
+
+        def with_tables(tables: list[Any], *arguments: Any) -> Any:
+            return jax.tree.unflatten(result, jax.core.eval_jaxpr(jaxpr, tables, *jax.tree.leaves(arguments)))
+
+        compiled = _compile_fast(jax.jit(with_tables).lower(tables, *arguments))
+        return functools.partial(compiled, tables)
+    compiled = _compile_fast(traced.lower())
+    try:
+        closes_over_traced = len(jax.tree.leaves(compiled.in_avals)) != num_leaves
+    except ValueError:  # JAX's own check of the same
+        closes_over_traced = True
+    if closes_over_traced:
+        raise ClosesOverTraced
+    return compiled
 
 
 def _compile_fast(lowered: Any) -> Any:
