@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiled_programs
 from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
@@ -294,11 +295,7 @@ def test_a_method_keeps_its_programs_with_its_object():
 
 
 def test_models_made_anew_of_the_same_functions_share_their_programs():
-    compiled, z, counts = [], np.linspace(0.0, 1.0, 12), np.arange(12)
-
-    def listen(event, duration, **_):
-        if "backend_compile" in event:
-            compiled.append(event)
+    z, counts = np.linspace(0.0, 1.0, 12), np.arange(12)
 
     def predictor(beta, z):
         return {"rate": jnp.exp(beta * z)}
@@ -309,9 +306,15 @@ def test_models_made_anew_of_the_same_functions_share_their_programs():
         fj.score(model, 0.0, counts, given=z)
 
     use_model(1.0)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compiled_programs() as compiled:
         use_model(2.0)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+
+
+def test_another_value_tested_compiles_nothing():
+    density, _ = counted(normal)
+    fit = fj.fit(fj.Model(density, constraints={"scale": fj.positive}), {"loc": 0.0, "scale": 1.0}, Y)
+    fj.likelihood_ratio_test(fit, {"loc": 0.1})
+    with compiled_programs() as compiled:
+        fj.likelihood_ratio_test(fit, {"loc": 0.2})
     assert compiled == []

@@ -119,7 +119,7 @@ def num_rows(origin: Origin, given: PyTree) -> int:
     )
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 4))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 4), level=1)
 def draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: Any, numbers: Any) -> PyTree:
     """Data (R, n, …) of some replicates, each from a key of its own."""
     params, sample = layout.assemble(values), model.sample

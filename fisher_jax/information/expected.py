@@ -153,7 +153,7 @@ def by_expectation(
 
 _by_quadrature = jit_with_model(by_nodes, static_argnums=(0, 1, 3, 5))
 _by_enumeration = jit_with_model(by_nodes, static_argnums=(0, 1, 5))
-_by_draws = jit_with_model(by_draws, static_argnums=(0, 1, 5))
+_by_draws = jit_with_model(by_draws, static_argnums=(0, 1, 5), level=1)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1))

@@ -61,7 +61,7 @@ def expanded(experiment: Experiment, layout: Layout, information: Array, draws: 
     """By draws at the experiment's parameters, in the coordinates of `layout`, to which the information belongs."""
     series = experiment.num_observations if experiment.model.is_dependent else 1
     units = experiment.num_observations // series
-    inverse = np.asarray(linalg.inverse(information), float) / series
+    inverse = np.asarray(linalg.inverse(np.asarray(information)), float) / series
     definite = np.all(np.isfinite(inverse))
     root = np.linalg.cholesky(inverse) if definite else np.eye(len(inverse))
     found = _moments(
@@ -111,7 +111,7 @@ def _limit(count: int) -> float:
     return float(-ndtri(_LEVEL / (2 * max(count, 1))))
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 6))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 6), level=1)
 def _moments(
     model: Model, layout: Layout, values: Values, given: Any, root: Float[Array, "p p"], draws: Any, caller: str
 ) -> tuple[Array, Array, Array, Array, Array]:

@@ -21,6 +21,7 @@ from fisher_jax.uncertainty.profile import End, Path, follow
 SIDES = (-1.0, 1.0)
 _SPAN = 3.0  # on a logarithmic or logistic scale
 _ENTRIES_AT_ONCE = 2**24  # of the scores that all lanes hold together
+_FEW_ENTRIES = 2**15  # observations times parameters up to which a profile takes milliseconds, however it is compiled
 _BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
 
 
@@ -68,9 +69,10 @@ def profile_sides(
     """
     rows = jax.tree.leaves(dataset.data)[0].shape[0]
     at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
+    profiles = _profiles_of_few if rows * layout.num_free <= _FEW_ENTRIES else _profiles
     parts = [
         jax.device_get(
-            _profiles(
+            profiles(
                 model,
                 layout,
                 function,
@@ -145,8 +147,7 @@ def _sides(
     )
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
-def _profiles(
+def _at_estimate(
     model: Model,
     layout: Layout,
     function: Callable[[PyTree], Array] | None,
@@ -161,6 +162,10 @@ def _profiles(
     """Paths (m, 2), estimates and standard errors (m,), ends (m, 2) and the function at every point (m, 2, k)."""
     target = likelihood(model, layout, values, dataset, caller)
     return lanes(target, layout, function, values, free, curvature, columns, cut)
+
+
+_profiles_of_few = jit_with_model(_at_estimate, static_argnums=(0, 1, 2, 3), level=0)
+_profiles = jit_with_model(_at_estimate, static_argnums=(0, 1, 2, 3), level=1)
 
 
 def lanes(

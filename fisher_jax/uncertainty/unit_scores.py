@@ -14,7 +14,7 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 7))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 7), level=1)
 def unit_influence(
     model: Model,
     layout: Layout,
