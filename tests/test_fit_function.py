@@ -129,6 +129,18 @@ def test_fits_of_another_length_start_and_fixed_parameter_compile_nothing():
     np.testing.assert_allclose([held.params["loc"], again.params["loc"]], [np.mean(Y), np.mean(Y[2:])], rtol=1e-12)
     np.testing.assert_allclose(shorter.params["scale"], np.std(Y[1:]), rtol=1e-8)
     assert (held.free.size, again.free.size) == (1, 1)
+    assert len(traces) == known
+
+
+def test_a_value_held_outside_the_range_it_was_estimated_in_is_held_as_it_is():
+    density, traces = counted(normal)
+    start = {"loc": 1.0, "scale": 1.0}
+    fj.fit(fj.Model(density, constraints={"loc": fj.positive, "scale": fj.positive}), start, np.abs(Y))
+    known = len(traces)
+    held = fj.fit(fj.Model(density, constraints={"loc": fj.fixed, "scale": fj.positive}), start | {"loc": -1.0}, Y)
+    assert len(traces) > known
+    assert (held.status, held.params["loc"]) == (Status.CONVERGED, -1.0)
+    np.testing.assert_allclose(held.params["scale"], np.sqrt(np.mean((Y + 1.0) ** 2)), rtol=1e-8)
 
 
 SAMPLES = {

@@ -74,7 +74,7 @@ def fit(
         return None
     values = [np.asarray(value) for value in values]
     # A closed form of the information is of the free parameters only.
-    whole = _with_fixed_ones(layout, values) if free_all and model.information is None else layout
+    whole = _with_fixed_ones(model, layout, values) if free_all and model.information is None else layout
     given = dataset
     optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
     if num_rows > MOST_ROWS:
@@ -156,16 +156,36 @@ def fit(
     return fitted
 
 
-def _with_fixed_ones(layout: Layout, values: Values) -> Layout:
-    """The layout with floating fixed parameters among the free ones, so that fixing one changes no program."""
+def _with_fixed_ones(model: Model, layout: Layout, values: Values) -> Layout:
+    """A layout with floating fixed parameters among the free ones, so that fixing one changes no program.
+
+    What was compiled for a model that estimates them serves, where the fixed values lie inside its constraints.
+    """
 
     def free(leaf: Leaf, value: np.ndarray) -> Leaf:
         moves = leaf.is_fixed and value.dtype == layout.dtype
         return replace(leaf, free_shape=leaf.shape, constraint=Unconstrained()) if moves else leaf
 
-    leaves = tuple(free(leaf, value) for leaf, value in zip(layout.leaves, values, strict=True))
-    whole = replace(layout, leaves=leaves)
-    return whole if whole.num_free <= UNROLLED else layout
+    whole = replace(layout, leaves=tuple(free(leaf, value) for leaf, value in zip(layout.leaves, values, strict=True)))
+    if whole == layout or whole.num_free > UNROLLED:
+        return layout
+    compiled = [key[2] for key in programs_of(model) if key[0] == "evaluation"]
+    return next((other for other in compiled if _frees(other, whole, layout, values)), whole)
+
+
+def _frees(other: Layout, whole: Layout, layout: Layout, values: Values) -> bool:
+    """Whether another layout is this one with fixed parameters free, by constraints that bring their values back as they were."""
+    if len(other.leaves) != len(layout.leaves) or replace(other, leaves=layout.leaves) != layout:
+        return False
+    for one, free, leaf in zip(other.leaves, whole.leaves, layout.leaves, strict=True):
+        freed = leaf.is_fixed and not free.is_fixed and not one.is_fixed
+        if one != free and not (freed and (one.name, one.shape) == (free.name, free.shape)):
+            return False
+    if not all(other.contains(values)):
+        return False
+    again = other.constrained_values(other.unconstrain(values), values)
+    precision = 8 * np.finfo(layout.dtype).eps
+    return all(np.allclose(new, old, rtol=precision, atol=0) for new, old in zip(again, values, strict=True))
 
 
 def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
