@@ -157,7 +157,7 @@ def fit(
     return replace(found, origin=Origin(model, dataset))
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=1)
 def _loop(
     model: Model, layout: Layout, optimizer: Any, values: Values, dataset: Dataset, tolerance: Any, max_steps: Any
 ) -> Fit:

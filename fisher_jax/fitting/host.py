@@ -69,8 +69,12 @@ def fit(
     With `free_all` the derivatives by fixed parameters are taken as well and not looked at. They may be not finite where the others
     are, and reach these, so what fails is fitted again without them.
     """
-    num_rows = 0 if model.is_dependent else np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    num_rows, size = (0, length) if model.is_dependent else (length, class_size(length))
     if jax.default_backend() != "cpu" or layout.num_free > UNROLLED:
+        return None
+    programs, like = programs_of(model), ("fits like this", layout, optimizer, size)
+    if like in programs and programs[like].seconds > ENOUGH_SECONDS:
         return None
     values = [np.asarray(value) for value in values]
     # A closed form of the information is of the free parameters only.
@@ -87,6 +91,7 @@ def fit(
     else:
         dataset = dataset if model.is_dependent else _filled(dataset, num_rows, layout.dtype)
         evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
+        programs[like] = evaluations[-1]  # found without a look at the data, when their fits have become many
         if evaluations[-1].seconds > ENOUGH_SECONDS:
             return None
     begun = time.perf_counter()
