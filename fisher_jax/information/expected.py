@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.expectation import Enumeration, Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information.closed_form import has_closed_form, total_expected
-from fisher_jax.information.draws import num_rows
+from fisher_jax.information.draws import are_few, num_rows
 from fisher_jax.information.exact import by_nodes
 from fisher_jax.information.record import Information
 from fisher_jax.information.sampled import Sampled, by_draws
@@ -148,11 +148,13 @@ def by_expectation(
         return _by_quadrature(model, layout, values, expectation, given, caller)
     if isinstance(expectation, Enumeration):
         return _by_enumeration(model, layout, values, expectation, given, caller)
-    return _by_draws(model, layout, values, expectation, given, caller)
+    by = _by_few_draws if are_few(model, layout, expectation, given) else _by_draws
+    return by(model, layout, values, expectation, given, caller)
 
 
 _by_quadrature = jit_with_model(by_nodes, static_argnums=(0, 1, 3, 5))
 _by_enumeration = jit_with_model(by_nodes, static_argnums=(0, 1, 5))
+_by_few_draws = jit_with_model(by_draws, static_argnums=(0, 1, 5), level=0)
 _by_draws = jit_with_model(by_draws, static_argnums=(0, 1, 5), level=1)
 
 
