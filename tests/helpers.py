@@ -1,5 +1,8 @@
 """What the tests of many models share."""
 
+import contextlib
+
+import jax
 import pytest
 
 
@@ -13,3 +16,19 @@ def some_of(names, *few):
         )
         for name in names
     ]
+
+
+@contextlib.contextmanager
+def compiled_programs():
+    """A list with an entry for each program that XLA compiles meanwhile."""
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiled_programs
 from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
@@ -128,6 +129,18 @@ def test_fits_of_another_length_start_and_fixed_parameter_compile_nothing():
     np.testing.assert_allclose([held.params["loc"], again.params["loc"]], [np.mean(Y), np.mean(Y[2:])], rtol=1e-12)
     np.testing.assert_allclose(shorter.params["scale"], np.std(Y[1:]), rtol=1e-8)
     assert (held.free.size, again.free.size) == (1, 1)
+    assert len(traces) == known
+
+
+def test_a_value_held_outside_the_range_it_was_estimated_in_is_held_as_it_is():
+    density, traces = counted(normal)
+    start = {"loc": 1.0, "scale": 1.0}
+    fj.fit(fj.Model(density, constraints={"loc": fj.positive, "scale": fj.positive}), start, np.abs(Y))
+    known = len(traces)
+    held = fj.fit(fj.Model(density, constraints={"loc": fj.fixed, "scale": fj.positive}), start | {"loc": -1.0}, Y)
+    assert len(traces) > known
+    assert (held.status, held.params["loc"]) == (Status.CONVERGED, -1.0)
+    np.testing.assert_allclose(held.params["scale"], np.sqrt(np.mean((Y + 1.0) ** 2)), rtol=1e-8)
 
 
 SAMPLES = {
@@ -206,3 +219,114 @@ def test_models_that_are_dropped_are_let_go_of_with_their_data(way, monkeypatch)
     references = [reference for number in range(3) for reference in references_of_one_fit(number)]
     gc.collect()
     assert not any(reference() is not None for reference in references)
+
+
+def test_a_dropped_model_needs_no_garbage_collection_to_go():
+    def use_model():
+        table = np.full(5000, 1.0)
+
+        def log_density(params, y):
+            return norm.logpdf(y * jnp.asarray(table)[0], params)
+
+        assert fj.fit(log_density, 0.0, Y).converged
+        return weakref.ref(log_density), weakref.ref(table)
+
+    gc.collect()
+    gc.disable()
+    try:
+        references = use_model()
+        assert [reference() for reference in references] == [None] * 2
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_a_large_table_is_held_once(kind):
+    size = 2 * host_path.LARGE_TABLE + 17  # a size that no other test has
+    table = kind(np.arange(float(size)))
+
+    def log_density(params, row):
+        return norm.logpdf(jnp.asarray(table)[row], params)
+
+    fit = fj.fit(log_density, 0.0, np.arange(9))
+    if kind is np.asarray:
+        table[:] = 0.0  # a program keeps the values that it was compiled with
+    again = fj.fit(log_density, 1.0, np.arange(9))
+    assert [one.status for one in (fit, again)] == [Status.CONVERGED] * 2
+    np.testing.assert_allclose([fit.params, again.params], [4.0, 4.0], rtol=1e-9)
+    assert sum(array.size == size for array in jax.live_arrays()) == 1
+
+
+def test_a_dropped_model_goes_with_its_data_whatever_was_asked_of_it():
+    start, key = {"loc": 0.0, "scale": 1.0}, jax.random.key(0)
+
+    def use_model():
+        table = np.full(5000, 1.0)
+
+        def log_density(params, y):
+            return norm.logpdf(y * jnp.asarray(table)[0], params["loc"], params["scale"])
+
+        def sample(key, params):
+            return params["loc"] + params["scale"] * jnp.asarray(table)[0] * jax.random.normal(key)
+
+        model = fj.Model(log_density, sample=sample, constraints={"scale": fj.positive})
+        fit = fj.fit(model, start, Y)
+        str(fit.summary())
+        str(fj.profile_likelihood(fit))
+        fj.likelihood_ratio_test(fit, {"loc": 0.1})
+        fj.bootstrap(fit, key, num_replicates=8)
+        fj.score(model, start, Y)
+        fj.observed_information(model, start, Y)
+        fj.fisher_information(model, start, expectation=fj.MonteCarlo(key, 100))
+        fj.information_operator(model, start, data=Y, kind="observed").diagonal(key)
+        fj.sampling_distribution(model, start, key, num_observations=20, num_replicates=8)
+        return [weakref.ref(thing) for thing in (log_density, sample, table)]
+
+    references = use_model()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 3
+
+
+def test_a_method_keeps_its_programs_with_its_object():
+    class Shifted:
+        def __init__(self, shift):
+            self.shift = shift
+
+        def log_density(self, params, y):
+            return norm.logpdf(y, params + self.shift)
+
+    def use_model(shift):
+        shifted = Shifted(shift)
+        fit = fj.fit(shifted.log_density, 0.0, Y)
+        np.testing.assert_allclose(fit.params, np.mean(Y) - shift, rtol=1e-9)
+        return weakref.ref(shifted)
+
+    references = [use_model(shift) for shift in (1.0, 2.0)]
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 2
+
+
+def test_models_made_anew_of_the_same_functions_share_their_programs():
+    z, counts = np.linspace(0.0, 1.0, 12), np.arange(12)
+
+    def predictor(beta, z):
+        return {"rate": jnp.exp(beta * z)}
+
+    def use_model(null):
+        model = fj.linked(fj.families.poisson, predictor)
+        fj.likelihood_ratio_test(fj.fit(model, 0.0, counts, given=z), null)
+        fj.score(model, 0.0, counts, given=z)
+
+    use_model(1.0)
+    with compiled_programs() as compiled:
+        use_model(2.0)
+    assert compiled == []
+
+
+def test_another_value_tested_compiles_nothing():
+    density, _ = counted(normal)
+    fit = fj.fit(fj.Model(density, constraints={"scale": fj.positive}), {"loc": 0.0, "scale": 1.0}, Y)
+    fj.likelihood_ratio_test(fit, {"loc": 0.1})
+    with compiled_programs() as compiled:
+        fj.likelihood_ratio_test(fit, {"loc": 0.2})
+    assert compiled == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats as st
 from families_registry import FAMILIES
-from helpers import some_of
+from helpers import compiled_programs, some_of
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
@@ -117,6 +117,21 @@ def test_joint_tests_have_their_size_however_few_the_rows():
     doubled = normality.joint_test(draws[0][:, [0, 0]], np.zeros((0, 2)))
     assert doubled.degrees_of_freedom == 1
     assert normality.joint_test(np.zeros((9, 2)), np.zeros((0, 2))).p_value == 1.0
+
+
+def test_a_first_sampling_distribution_compiles_few_programs():
+    def log_density(params, y):
+        return norm.logpdf(y, params["loc"], params["scale"])
+
+    model = fj.Model(
+        log_density,
+        sample=lambda key, params: params["loc"] + params["scale"] * jax.random.normal(key),
+        constraints={"scale": fj.positive},
+    )
+    jax.clear_caches()  # as in a new process
+    with compiled_programs() as compiled:
+        print(fj.sampling_distribution(model, {"loc": 0.0, "scale": 1.0}, KEY, num_observations=9, num_replicates=32))
+    assert len(compiled) <= 14  # of which four are large: drawing, fitting, the information, the bias
 
 
 def test_draws_do_not_depend_on_the_chunk_or_on_how_many_there_are(monkeypatch):

@@ -1,7 +1,9 @@
 """The front door: `fit`."""
 
+import functools
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,12 +31,12 @@ from fisher_jax.models.model import (
     as_model,
     check_start,
     flatten_parameters,
-    programs_of,
+    jit_with_model,
     starting_parameters,
 )
 from fisher_jax.models.parameters import Layout, Values, typed
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import is_traced, on_host
+from fisher_jax.numerics.namespace import is_traced
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
 
@@ -152,11 +154,45 @@ def fit(
         except host.ClosesOverTraced:
             return fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
     if found is None:
-        programs, key = programs_of(model), ("fit", layout, optimizer)
-        if key not in programs:
-            programs[key] = jax.jit(fit_function(model, layout, optimizer, differentiable=False))
-        found = replace(on_host(programs[key](values, dataset, tolerance, max_steps)), engine="loop")
+        packed = _loop(model, layout, optimizer, values, dataset, tolerance, max_steps)
+        found = replace(packed.unpack(), engine="loop")
     return replace(found, origin=Origin(model, dataset))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["treedef", "places"])
+@dataclass(frozen=True)
+class _Packed:
+    """A pytree of small arrays as one vector for each dtype: on its way to the host each array takes as long as a small fit."""
+
+    vectors: dict[str, Any]
+    treedef: Any
+    places: tuple[tuple[str, int, tuple[int, ...]], ...]  # dtype, first entry and shape of each leaf
+
+    @classmethod
+    def of(cls, tree: PyTree) -> "_Packed":
+        leaves, treedef = jax.tree.flatten(tree)
+        parts: dict[str, list[Array]] = {}
+        places = []
+        for leaf in map(jnp.asarray, leaves):
+            part = parts.setdefault(str(leaf.dtype), [])
+            places.append((str(leaf.dtype), sum(other.size for other in part), leaf.shape))
+            part.append(leaf.reshape(-1))
+        return cls({dtype: jnp.concatenate(part) for dtype, part in parts.items()}, treedef, tuple(places))
+
+    def unpack(self) -> PyTree:
+        """The pytree, with arrays of numpy."""
+        vectors = {dtype: np.asarray(vector) for dtype, vector in self.vectors.items()}
+        leaves = [vectors[d][at : at + math.prod(shape)].reshape(shape) for d, at, shape in self.places]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=1)
+def _loop(
+    model: Model, layout: Layout, optimizer: Any, values: Values, dataset: Dataset, tolerance: Any, max_steps: Any
+) -> _Packed:
+    return _Packed.of(
+        fit_function(model, layout, optimizer, differentiable=False)(values, dataset, tolerance, max_steps)
+    )
 
 
 def check_optimizer(optimizer: Any, caller: str) -> None:

@@ -6,6 +6,7 @@ have cost as much as compiling it would. Rows are filled up to a few sizes by ro
 whose derivatives are not looked at, so that one observation less, or one parameter fixed, compiles nothing.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begin, trial
 
 MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`large`)
+LARGE_TABLE = 2**16  # entries of an array that a density closes over, above which it is not compiled in
 ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
 # What runs a few dozen times is compiled as fast as can be; a JAX that knows no such options compiles with its own.
 FAST_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
@@ -67,12 +69,16 @@ def fit(
     With `free_all` the derivatives by fixed parameters are taken as well and not looked at. They may be not finite where the others
     are, and reach these, so what fails is fitted again without them.
     """
-    num_rows = 0 if model.is_dependent else np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    num_rows, size = (0, length) if model.is_dependent else (length, class_size(length))
     if jax.default_backend() != "cpu" or layout.num_free > UNROLLED:
+        return None
+    programs, like = programs_of(model), ("fits like this", layout, optimizer, size)
+    if like in programs and programs[like].seconds > ENOUGH_SECONDS:
         return None
     values = [np.asarray(value) for value in values]
     # A closed form of the information is of the free parameters only.
-    whole = _with_fixed_ones(layout, values) if free_all and model.information is None else layout
+    whole = _with_fixed_ones(model, layout, values) if free_all and model.information is None else layout
     given = dataset
     optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
     if num_rows > MOST_ROWS:
@@ -85,6 +91,7 @@ def fit(
     else:
         dataset = dataset if model.is_dependent else _filled(dataset, num_rows, layout.dtype)
         evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
+        programs[like] = evaluations[-1]  # found without a look at the data, when their fits have become many
         if evaluations[-1].seconds > ENOUGH_SECONDS:
             return None
     begun = time.perf_counter()
@@ -154,16 +161,36 @@ def fit(
     return fitted
 
 
-def _with_fixed_ones(layout: Layout, values: Values) -> Layout:
-    """The layout with floating fixed parameters among the free ones, so that fixing one changes no program."""
+def _with_fixed_ones(model: Model, layout: Layout, values: Values) -> Layout:
+    """A layout with floating fixed parameters among the free ones, so that fixing one changes no program.
+
+    What was compiled for a model that estimates them serves, where the fixed values lie inside its constraints.
+    """
 
     def free(leaf: Leaf, value: np.ndarray) -> Leaf:
         moves = leaf.is_fixed and value.dtype == layout.dtype
         return replace(leaf, free_shape=leaf.shape, constraint=Unconstrained()) if moves else leaf
 
-    leaves = tuple(free(leaf, value) for leaf, value in zip(layout.leaves, values, strict=True))
-    whole = replace(layout, leaves=leaves)
-    return whole if whole.num_free <= UNROLLED else layout
+    whole = replace(layout, leaves=tuple(free(leaf, value) for leaf, value in zip(layout.leaves, values, strict=True)))
+    if whole == layout or whole.num_free > UNROLLED:
+        return layout
+    compiled = [key[2] for key in programs_of(model) if key[0] == "evaluation"]
+    return next((other for other in compiled if _frees(other, whole, layout, values)), whole)
+
+
+def _frees(other: Layout, whole: Layout, layout: Layout, values: Values) -> bool:
+    """Whether another layout is this one with fixed parameters free, by constraints that bring their values back as they were."""
+    if len(other.leaves) != len(layout.leaves) or replace(other, leaves=layout.leaves) != layout:
+        return False
+    for one, free, leaf in zip(other.leaves, whole.leaves, layout.leaves, strict=True):
+        freed = leaf.is_fixed and not free.is_fixed and not one.is_fixed
+        if one != free and not (freed and (one.name, one.shape) == (free.name, free.shape)):
+            return False
+    if not all(other.contains(values)):
+        return False
+    again = other.constrained_values(other.unconstrain(values), values)
+    precision = 8 * np.finfo(layout.dtype).eps
+    return all(np.allclose(new, old, rtol=precision, atol=0) for new, old in zip(again, values, strict=True))
 
 
 def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
@@ -249,21 +276,39 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
 
         u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
         try:
-            lowered = jax.jit(call).lower(u, *jax.tree.unflatten(treedef, shapes))
+            compiled = _compile(call, (u, *jax.tree.unflatten(treedef, shapes)))
         except TypeError as error:
             if "constant handler" in str(error):
                 raise ClosesOverTraced from error
             raise
-        compiled = _compile_fast(lowered)
-        try:
-            closes_over_traced = len(jax.tree.leaves(compiled.in_avals)) != len(shapes) + 1
-        except ValueError:  # JAX's own check of the same
-            closes_over_traced = True
-        if closes_over_traced:
-            raise ClosesOverTraced
         programs[key] = _Evaluation(lambda u, values, dataset, whole=False: compiled(u, values, dataset))
     found: _Evaluation = programs[key]
     return found
+
+
+def _compile(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    """Compiled as fast as can be; large arrays that the density closes over are arguments, not copied into the program."""
+    traced = jax.jit(call).trace(*arguments)
+    tables, num_leaves = traced.jaxpr.consts, len(jax.tree.leaves(arguments))
+    if any(isinstance(table, jax.core.Tracer) for table in tables):
+        raise ClosesOverTraced
+    if any(np.size(table) > LARGE_TABLE for table in tables):
+        tables = [table if isinstance(table, jax.Array) else jnp.array(table) for table in tables]  # numpy's may change
+        jaxpr, result = traced.jaxpr.jaxpr, jax.tree.structure(traced.out_info)
+
+        def with_tables(tables: list[Any], *arguments: Any) -> Any:
+            return jax.tree.unflatten(result, jax.core.eval_jaxpr(jaxpr, tables, *jax.tree.leaves(arguments)))
+
+        compiled = _compile_fast(jax.jit(with_tables).lower(tables, *arguments))
+        return functools.partial(compiled, tables)
+    compiled = _compile_fast(traced.lower())
+    try:
+        closes_over_traced = len(jax.tree.leaves(compiled.in_avals)) != num_leaves
+    except ValueError:  # JAX's own check of the same
+        closes_over_traced = True
+    if closes_over_traced:
+        raise ClosesOverTraced
+    return compiled
 
 
 def _compile_fast(lowered: Any) -> Any:

@@ -472,9 +472,10 @@ class Fit:
 
     def _computed(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(fit, *arguments)`, by numpy where all is known, and of many fits a block at a time."""
-        if is_traced(self, arguments):
+        leaves = jax.tree.leaves((self, arguments))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return function(self, *arguments)
-        fit = on_host(self)
+        fit = on_host(self) if any(isinstance(leaf, jax.Array) for leaf in leaves) else self
         with np.errstate(all="ignore"):  # NaN and infinities are what a status explains
             if not self.has_batch or len(self) <= BLOCK:
                 return function(fit, *arguments)

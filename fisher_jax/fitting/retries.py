@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.errors import require
@@ -24,8 +23,8 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import ATTEMPTS
 from fisher_jax.models.dataset import CALLER, Dataset
 from fisher_jax.models.likelihood import likelihood, outer_product_at
-from fisher_jax.models.model import Model, programs_of
-from fisher_jax.models.parameters import merge
+from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.parameters import Layout, merge
 from fisher_jax.optimizers.newton import Newton
 
 CAUTIOUS = 0.01  # times the first radius
@@ -197,38 +196,45 @@ def _where(condition: np.ndarray, new: np.ndarray, old: Any) -> np.ndarray:
 
 def _by_another(plan: Plan, starts: Starts, tolerance: Any, max_steps: int) -> Ended:
     """Fits by an optimiser that is not one of ours, a block of them in lock-step."""
-
-    def build() -> Any:
-        mapped, treedef = starts.mapped, starts.treedef
-
-        def one(start: Any, own: Leaves, shared: Leaves, tolerance: Any, max_steps: Any) -> Ended:
-            values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
-            problem = problem_of(plan.model, plan.layout, values, Dataset(*parts), start, CALLER)
-            found = maximise(problem, plan.optimizer, tolerance, max_steps)
-            return Ended(
-                found.free,
-                found.log_likelihood,
-                found.curvature,
-                found.last_step,
-                found.decrement,
-                found.num_steps,
-                found.status,
-            )
-
-        return jax.jit(jax.vmap(one, in_axes=(0, 0, None, None, None)))
-
-    programs = programs_of(plan.model)
-    key = ("another", plan.layout, plan.optimizer, starts.treedef, starts.mapped)
-    if key not in programs:
-        programs[key] = build()
-    fit = programs[key]
+    static = plan.model, plan.layout, plan.optimizer, starts.treedef, starts.mapped
     _, *own = starts.own
     parts = []
     for at in range(0, len(starts), BLOCK):
         rows = np.minimum(np.arange(at, at + BLOCK), len(starts) - 1)
         block = [leaf[rows] for leaf in own]
-        parts.append(jax.device_get(fit(starts.free[rows], block, starts.shared, tolerance, np.int32(max_steps))))
+        ended = _maxima(*static, starts.free[rows], block, starts.shared, tolerance, np.int32(max_steps))
+        parts.append(jax.device_get(ended))
     return Ended(*(np.concatenate(leaves)[: len(starts)] for leaves in zip(*parts, strict=True)))
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3, 4))
+def _maxima(
+    model: Model,
+    layout: Layout,
+    optimizer: Any,
+    treedef: Any,
+    mapped: tuple[bool, ...],
+    frees: Any,
+    own: Leaves,
+    shared: Leaves,
+    tolerance: Any,
+    max_steps: Any,
+) -> Ended:
+    def one(start: Any, own: Leaves) -> Ended:
+        values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
+        problem = problem_of(model, layout, values, Dataset(*parts), start, CALLER)
+        found = maximise(problem, optimizer, tolerance, max_steps)
+        return Ended(
+            found.free,
+            found.log_likelihood,
+            found.curvature,
+            found.last_step,
+            found.decrement,
+            found.num_steps,
+            found.status,
+        )
+
+    return jax.vmap(one)(frees, own)
 
 
 @contextmanager
@@ -333,21 +339,23 @@ def _blamed(how: How, starts: Starts, fits: Fit) -> Fit:
     rows = np.flatnonzero(np.isin(fits.status_code, (Status.BAD_START, Status.NOT_FINITE)))
     if not len(rows):
         return fits
-    mapped, treedef, layout, model = starts.mapped, starts.treedef, starts.layout, how.model
-    programs, key = programs_of(model), ("suspects", layout, treedef, mapped)
-
-    @functools.partial(jax.vmap, in_axes=(0, 0, None))
-    def suspect_of_each(u: Any, own: Leaves, shared: Leaves) -> Any:
-        values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
-        target = likelihood(model, layout, values, Dataset(*parts), CALLER)
-        return unsound_at(target, u, outer_product_at(target, u)[0])
-
-    if key not in programs:
-        programs[key] = jax.jit(suspect_of_each)
+    static = how.model, starts.layout, starts.treedef, starts.mapped
     suspect = np.array(fits.suspect)
     _, *own = starts.own
     for at in range(0, len(rows), BLOCK):
         some = rows[np.minimum(np.arange(at, at + BLOCK), len(rows) - 1)]
         block = [leaf[some] for leaf in own]
-        suspect[some] = np.asarray(programs[key](jnp.asarray(fits.free)[some], block, starts.shared))
+        suspect[some] = np.asarray(_suspects(*static, np.asarray(fits.free)[some], block, starts.shared))
     return replace(fits, suspect=suspect)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
+def _suspects(
+    model: Model, layout: Layout, treedef: Any, mapped: tuple[bool, ...], frees: Any, own: Leaves, shared: Leaves
+) -> Any:
+    def one(free: Any, own: Leaves) -> Any:
+        values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
+        target = likelihood(model, layout, values, Dataset(*parts), CALLER)
+        return unsound_at(target, free, outer_product_at(target, free)[0])
+
+    return jax.vmap(one)(frees, own)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.fitting.problem import checked_start
 from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import CALLER, Dataset, axis_first, axis_of_each, common_size, first_of
-from fisher_jax.models.model import Model, check_start, flatten_parameters, starting_parameters
+from fisher_jax.models.model import Model, check_start, flatten_parameters, jit_with_model, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, merge, split_by, typed
 
 Leaves = list[Any]
@@ -150,7 +150,7 @@ def _of_initial(model: Model, layout: Layout, dataset: Dataset) -> tuple[Values,
     return _by_block(lambda own: _initial(model, layout, treedef, dataset.differs, own, shared), own, dataset.size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
 def _initial(
     model: Model, layout: Layout, treedef: Any, differs: tuple[bool, ...], own: Leaves, shared: Leaves
 ) -> tuple[Values, Float[Array, "R p"]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.numerics.namespace import is_traced, on_host
 
 BLOCK = 4096  # fits that are worked on at once
@@ -82,12 +82,12 @@ def with_data(fit: Fit, function: Callable[..., Any], caller: str, shared: tuple
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(fit)], *parts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit_with_model, static_argnums=(0, 1))
 def _one_with_data(function: Callable[..., Any], model: Model, fit: Fit, dataset: Dataset, arrays: tuple) -> Any:
     return function(fit, model, dataset, *arrays)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit_with_model, static_argnums=(0, 1))
 def _block_with_data(function: Callable[..., Any], model: Model, fits: Fit, datasets: Dataset, arrays: tuple) -> Any:
     def one(fit: Fit, parts: tuple[Any, Any, Any]) -> Any:
         return function(fit, model, Dataset(*parts), *arrays)

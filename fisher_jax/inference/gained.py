@@ -1,6 +1,6 @@
 """By how much one log-likelihood exceeds another of the same data: by observations where float32 could not tell."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -26,17 +26,12 @@ def gained_over(fit: Any, null: Any) -> Any:
     return gained - held
 
 
-@dataclass(frozen=True)
-class AllHeld:
+def gained_over_point(fit: Fit, model: Model, dataset: Dataset, theta: Array) -> Array:
     """What is gained over the point that a hypothesis consists of, by one fit and its data."""
-
-    theta: tuple[float, ...]
-
-    def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Array:
-        natural = _wide(fit.layout).natural()
-        target = likelihood(model, natural, fit.values, dataset, "likelihood_ratio_test")
-        theta = fit.layout.join(fit.layout.constrained_values(fit.free, fit.values)).astype(natural.dtype)
-        return jnp.sum(terms_at(target, theta) - terms_at(target, jnp.array(self.theta, natural.dtype)))
+    natural = _wide(fit.layout).natural()
+    target = likelihood(model, natural, fit.values, dataset, "likelihood_ratio_test")
+    reached = fit.layout.join(fit.layout.constrained_values(fit.free, fit.values)).astype(natural.dtype)
+    return jnp.sum(terms_at(target, reached) - terms_at(target, theta.astype(natural.dtype)))
 
 
 def _by_terms(fit: Any, null: Any) -> Any:

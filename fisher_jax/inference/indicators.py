@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.fitting.result import Fit, Origin
 from fisher_jax.inference.replicates import draw, given_of_draws, num_rows
 from fisher_jax.models.likelihood import terms_of
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import each_at, weigh
@@ -43,7 +43,7 @@ def spreads(fit: Fit, origin: Origin, frees: Float[np.ndarray, "r p"], key: Any,
     return np.asarray(_spreads(origin.model, fit.layout, rows, copies, fit.values, frees, given, weights, key))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
 def _spreads(
     model: Model,
     layout: Layout,

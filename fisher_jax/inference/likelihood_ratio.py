@@ -11,7 +11,7 @@ from fisher_jax.fitting.program import ROUNDING_LIMIT
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit, with_data
-from fisher_jax.inference.gained import AllHeld, gained_over
+from fisher_jax.inference.gained import gained_over, gained_over_point
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.inference.report import warn
@@ -97,7 +97,7 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
         words, edge = hypothesis.words, _on_edge(layout, hypothesis)
         if len(positions) == len(layout.names):  # nothing is left to be fitted
             null, freedom = None, fit.num_parameters
-            gained = with_data(fit, AllHeld(tuple(hypothesis.values.tolist())), caller)
+            gained = with_data(fit, gained_over_point, caller, (hypothesis.values,))
         else:
             null = refit(fit, hypothesis, caller)
             gained, freedom = gained_over(fit, null), fit.num_parameters - null.num_parameters

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.uncertainty.resampling import Scheme, resampled_counts
 
 _ENTRIES = 2**23  # of what is held at once
@@ -119,7 +119,7 @@ def num_rows(origin: Origin, given: PyTree) -> int:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 4), level=1)
 def draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: Any, numbers: Any) -> PyTree:
     """Data (R, n, …) of some replicates, each from a key of its own."""
     params, sample = layout.assemble(values), model.sample

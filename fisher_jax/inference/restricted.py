@@ -26,6 +26,16 @@ class _Restricted:
     layout: Layout
     held: tuple[tuple[int, ...], ...]  # of each leaf, the entries held, in order
 
+    @property
+    def user_function(self) -> Any:
+        """What its programs are kept with, since it is made anew for each test."""
+        return self.function.function
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What it is beside the user's function."""
+        return self.layout, self.held
+
     def __call__(self, parts: Parts, *arguments: PyTree) -> Array:
         leaves = zip(self.layout.leaves, self.held, parts["estimated"], parts["held"], strict=True)
         values = [_joined(leaf.shape, held, a, b) for leaf, held, a, b in leaves]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.models.dataset import Dataset, check_dataset
 from fisher_jax.models.likelihood import Likelihood, derivatives_at, gradient_at, likelihood, scores_at, terms_at
-from fisher_jax.models.model import Model, as_model, flatten_parameters
+from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.differentiate import weigh
 
@@ -27,7 +27,7 @@ def at_door(
 def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Jit a function of (target, θ, layout), with the problem built where it is traced."""
 
-    @functools.partial(jax.jit, static_argnums=(0, 1, 4))
+    @functools.partial(jit_with_model, static_argnums=(0, 1, 4))
     def run(model: Model, layout: Layout, values: Values, dataset: Dataset, caller: str, *extra: Any) -> Any:
         target = likelihood(model, layout, values, dataset, caller)
         return function(target, layout.unconstrain(values), layout, *extra)

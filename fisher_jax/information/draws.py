@@ -27,6 +27,14 @@ def unit_terms(
     return lambda flat, rows: jax.vmap(lambda row: jnp.sum(terms(flat, row)))(rows)
 
 
+FEW_PRODUCTS = 2**18  # of scores that are summed, up to which sums take less than a tenth of a second, however compiled
+
+
+def are_few(model: Model, layout: Layout, draws: Any, given: PyTree) -> bool:
+    """Whether there is less to compute by these draws than to compile."""
+    return not model.is_dependent and draws.num_samples * num_rows(model, given) * layout.num_free**2 <= FEW_PRODUCTS
+
+
 def num_rows(model: Model, given: PyTree) -> int:
     """How many rows of covariates an average is over; a series has its covariates whole."""
     return 1 if given is None or model.is_dependent else jax.tree.leaves(given)[0].shape[0]

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.expectation import Enumeration, Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information.closed_form import has_closed_form, total_expected
-from fisher_jax.information.draws import num_rows
+from fisher_jax.information.draws import are_few, num_rows
 from fisher_jax.information.exact import by_nodes
 from fisher_jax.information.record import Information
 from fisher_jax.information.sampled import Sampled, by_draws
 from fisher_jax.models.dataset import check_given
-from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
+from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 
 _CALLER = "fisher_information"
@@ -148,15 +148,17 @@ def by_expectation(
         return _by_quadrature(model, layout, values, expectation, given, caller)
     if isinstance(expectation, Enumeration):
         return _by_enumeration(model, layout, values, expectation, given, caller)
-    return _by_draws(model, layout, values, expectation, given, caller)
+    by = _by_few_draws if are_few(model, layout, expectation, given) else _by_draws
+    return by(model, layout, values, expectation, given, caller)
 
 
-_by_quadrature = functools.partial(jax.jit, static_argnums=(0, 1, 3, 5))(by_nodes)
-_by_enumeration = functools.partial(jax.jit, static_argnums=(0, 1, 5))(by_nodes)
-_by_draws = functools.partial(jax.jit, static_argnums=(0, 1, 5))(by_draws)
+_by_quadrature = jit_with_model(by_nodes, static_argnums=(0, 1, 3, 5))
+_by_enumeration = jit_with_model(by_nodes, static_argnums=(0, 1, 5))
+_by_few_draws = jit_with_model(by_draws, static_argnums=(0, 1, 5), level=0)
+_by_draws = jit_with_model(by_draws, static_argnums=(0, 1, 5), level=1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit_with_model, static_argnums=(0, 1))
 def _closed_form(model: Model, layout: Layout, values: Values, given: PyTree) -> Float[Array, "q q"]:
     return total_expected(model, layout, values, given, 1.0, None) / num_rows(model, given)
 

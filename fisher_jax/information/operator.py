@@ -18,7 +18,7 @@ from fisher_jax.information.errors import Estimate
 from fisher_jax.information.krylov import Solution
 from fisher_jax.models.dataset import Dataset, check_given
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.models.model import Model, as_model, flatten_parameters
+from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 
 Kind = Literal["expected", "empirical", "observed"]
@@ -59,6 +59,11 @@ class InformationOperator:
     values: Values = field(repr=False)
     dataset: Dataset = field(repr=False)
     expectation: Any = field(default=None, repr=False)
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        """What the matrix is made of, as arguments of compiled code: JAX's caches would hold the model of a pytree with it."""
+        return self.model, self.layout, self.kind, (self.values, self.dataset, self.expectation)
 
     @property
     def num_parameters(self) -> int:
@@ -106,7 +111,7 @@ class InformationOperator:
         ----------
         Pearlmutter, B. A. (1994), Neural Computation 6, 147-160; Schraudolph, N. N. (2002), Neural Computation 14, 1723-1738.
         """
-        return self.layout.assemble(_product(self, self._blocks(vector, "product")))
+        return self.layout.assemble(_product(*self._parts, self._blocks(vector, "product")))
 
     def __matmul__(self, vector: PyTree) -> PyTree:
         return self.product(vector)
@@ -196,7 +201,7 @@ class InformationOperator:
         """
         _check_probes("log_determinant", num_probes, 2, "num_probes")
         _check_probes("log_determinant", num_steps, 1, "num_steps")
-        return _log_determinant(self, key, damping, num_probes, num_steps)
+        return _log_determinant(*self._parts, key, damping, num_probes, num_steps)
 
     def solve(self, vector: PyTree, damping: Any = 0.0, *, tolerance: Any = 1e-5, max_steps: Any = 1000) -> Solution:
         """x with (M + damping · I) x = v, by conjugate gradients.
@@ -227,19 +232,19 @@ class InformationOperator:
         ----------
         Hestenes, M. R. and Stiefel, E. (1952), J. Res. Natl. Bur. Stand. 49, 409-436, eq. (3:1).
         """
-        found = _solve(self, self._blocks(vector, "solve"), damping, tolerance, max_steps)
+        found = _solve(*self._parts, self._blocks(vector, "solve"), damping, tolerance, max_steps)
         return found._replace(value=self.layout.assemble(found.value))
 
     def _estimate(self, method: str, key: Any, num_probes: int) -> Estimate:
         if not self._probed:
-            return _diagonal(self, None, 0, method == "trace")
+            return _diagonal(*self._parts, None, 0, method == "trace")
         if key is None:
             raise ValueError(
                 f"InformationOperator.{method}: the matrix is made of Hessians ({self.route}), so its {method} is estimated "
                 "with random probes. Give key=jax.random.key(…)."
             )
         _check_probes(method, num_probes, 2, "num_probes")
-        return _diagonal(self, key, num_probes, method == "trace")
+        return _diagonal(*self._parts, key, num_probes, method == "trace")
 
     @property
     def _probed(self) -> bool:
@@ -402,45 +407,63 @@ def _on_device(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
-def _matrix(operator: InformationOperator) -> matrix_free.Matrix:
+def _matrix(model: Model, layout: Layout, kind: Kind, arrays: tuple[Any, ...]) -> matrix_free.Matrix:
     """The sum that the operator stands for; called where jitted code is traced."""
-    model, layout, values, dataset = operator.model, operator.layout, operator.values, operator.dataset
-    if operator.kind == "expected":
-        if operator.expectation is None:
+    values, dataset, expectation = arrays
+    if kind == "expected":
+        if expectation is None:
             return matrix_free.linked(model, layout, values, dataset.given)
-        return matrix_free.sampled(model, layout, values, operator.expectation, dataset.given, _CALLER)
+        return matrix_free.sampled(model, layout, values, expectation, dataset.given, _CALLER)
     target = likelihood(model, layout, values, dataset, _CALLER)
-    if operator.kind == "observed":
+    if kind == "observed":
         return matrix_free.observed(target, layout, values)
     return matrix_free.empirical(target, model, layout, values, dataset.given is not None, _CALLER)
 
 
-@jax.jit
-def _product(operator: InformationOperator, vector: Values) -> Values:
-    return operator.layout.split(matrix_free.product_with(_matrix(operator))(operator.layout.join(vector)), 0.0)
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
+def _product(model: Model, layout: Layout, kind: Kind, arrays: tuple[Any, ...], vector: Values) -> Values:
+    return layout.split(matrix_free.product_with(_matrix(model, layout, kind, arrays))(layout.join(vector)), 0.0)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _diagonal(operator: InformationOperator, key: Any, num_probes: int, trace: bool) -> Estimate:
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 5, 6))
+def _diagonal(
+    model: Model, layout: Layout, kind: Kind, arrays: tuple[Any, ...], key: Any, num_probes: int, trace: bool
+) -> Estimate:
     def reduce(diagonal: Values) -> Any:
         return sum(jnp.sum(leaf) for leaf in diagonal) if trace else diagonal
 
-    return matrix_free.estimate(_matrix(operator), reduce, key, num_probes)
+    return matrix_free.estimate(_matrix(model, layout, kind, arrays), reduce, key, num_probes)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 6, 7))
 def _log_determinant(
-    operator: InformationOperator, key: Array, damping: Any, num_probes: int, num_steps: int
+    model: Model,
+    layout: Layout,
+    kind: Kind,
+    arrays: tuple[Any, ...],
+    key: Array,
+    damping: Any,
+    num_probes: int,
+    num_steps: int,
 ) -> Estimate:
-    matrix = _matrix(operator)
+    matrix = _matrix(model, layout, kind, arrays)
     return krylov.log_determinant(_damped(matrix, damping), key, num_probes, num_steps, matrix.theta)
 
 
-@jax.jit
-def _solve(operator: InformationOperator, vector: Values, damping: Any, tolerance: Any, max_steps: Any) -> Solution:
-    product = _damped(_matrix(operator), damping)
-    found = krylov.conjugate_gradients(product, operator.layout.join(vector), tolerance, max_steps)
-    return found._replace(value=operator.layout.split(found.value, 0.0))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
+def _solve(
+    model: Model,
+    layout: Layout,
+    kind: Kind,
+    arrays: tuple[Any, ...],
+    vector: Values,
+    damping: Any,
+    tolerance: Any,
+    max_steps: Any,
+) -> Solution:
+    product = _damped(_matrix(model, layout, kind, arrays), damping)
+    found = krylov.conjugate_gradients(product, layout.join(vector), tolerance, max_steps)
+    return found._replace(value=layout.split(found.value, 0.0))
 
 
 def _damped(matrix: matrix_free.Matrix, damping: Any) -> krylov.Product:

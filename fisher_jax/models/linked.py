@@ -35,6 +35,16 @@ class _Linked:
     family: Model
     predictor: UserFunction
 
+    @property
+    def user_function(self) -> UserFunction:
+        """What its programs are kept with."""
+        return self.predictor
+
+    @property
+    def made_with(self) -> tuple[Model]:
+        """What it is beside the user's function."""
+        return (self.family,)
+
     def predicted(self, params: PyTree, *z: PyTree) -> dict[str, Any]:
         """η as the family takes it."""
         found = self.predictor(params, *z)

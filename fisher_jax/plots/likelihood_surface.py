@@ -14,7 +14,7 @@ from fisher_jax.fitting.intervals import check_level
 from fisher_jax.information.derivatives import at_door, hessian
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.plots.canvas import listed, pyplot
 
@@ -161,7 +161,7 @@ def _half_widths(curvature: Float[np.ndarray, "2 2"], names: Sequence[str], cert
     return np.sqrt(np.diagonal(np.linalg.inv(curvature)) if certified else 1 / diagonal)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
 def _surface(
     model: Model,
     layout: Layout,

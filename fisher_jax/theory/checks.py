@@ -1,6 +1,5 @@
 """The two identities of Bartlett, tested on a model at given parameters: E[s] = 0 and Cov(s) = −E[H]."""
 
-import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from fisher_jax.information.draws import num_pairs
 from fisher_jax.information.errors import carried, spread
 from fisher_jax.information.expected import at_door, check_expectation, describe
 from fisher_jax.information.regularity import HEAVIEST_TAIL, MASS_TOLERANCE, Regularity
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.moments import covariance_of_moments
 from fisher_jax.numerics import linalg
@@ -168,9 +167,9 @@ def _by_nodes(
     return _judge(what, left, of_matrix, None, layout, caller, describe(expectation), level)
 
 
-_check_by_draws = functools.partial(jax.jit, static_argnums=(0, 1, 5, 6))(_by_draws)
-_check_by_quadrature = functools.partial(jax.jit, static_argnums=(0, 1, 3, 5, 6))(_by_nodes)
-_check_by_enumeration = functools.partial(jax.jit, static_argnums=(0, 1, 5, 6))(_by_nodes)
+_check_by_draws = jit_with_model(_by_draws, static_argnums=(0, 1, 5, 6))
+_check_by_quadrature = jit_with_model(_by_nodes, static_argnums=(0, 1, 3, 5, 6))
+_check_by_enumeration = jit_with_model(_by_nodes, static_argnums=(0, 1, 5, 6))
 
 
 class _What(NamedTuple):

@@ -1,6 +1,5 @@
 """The first-order bias of maximum likelihood, by draws, and what these tell of the model's regularity on the way."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fisher_jax.expectation import MonteCarlo
-from fisher_jax.information.draws import drawing, num_pairs, unit_terms
-from fisher_jax.models.model import Model
+from fisher_jax.information.draws import are_few, drawing, num_pairs, unit_terms
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 from fisher_jax.theory.simulated import Experiment
@@ -61,10 +60,11 @@ def expanded(experiment: Experiment, layout: Layout, information: Array, draws: 
     """By draws at the experiment's parameters, in the coordinates of `layout`, to which the information belongs."""
     series = experiment.num_observations if experiment.model.is_dependent else 1
     units = experiment.num_observations // series
-    inverse = np.asarray(linalg.inverse(information), float) / series
+    inverse = np.asarray(linalg.inverse(np.asarray(information)), float) / series
     definite = np.all(np.isfinite(inverse))
     root = np.linalg.cholesky(inverse) if definite else np.eye(len(inverse))
-    found = _moments(
+    moments = _moments_of_few if are_few(experiment.model, layout, draws, experiment.covariates) else _moments
+    found = moments(
         experiment.model,
         layout,
         experiment.values,
@@ -111,8 +111,7 @@ def _limit(count: int) -> float:
     return float(-ndtri(_LEVEL / (2 * max(count, 1))))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 6))
-def _moments(
+def _by_draws(
     model: Model, layout: Layout, values: Values, given: Any, root: Float[Array, "p p"], draws: Any, caller: str
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Sums over draws of s, s sᵀ + H and c = ½ ∇ tr(A H) + H A s, their squares, c cᵀ; and ∂θ/∂u, ∂²θ/∂u².
@@ -164,3 +163,7 @@ def _moments(
         return layout.join(layout.constrained_values(u, values))
 
     return *sums, jax.jacfwd(theta)(free), jax.jacfwd(jax.jacfwd(theta))(free)
+
+
+_moments_of_few = jit_with_model(_by_draws, static_argnums=(0, 1, 6), level=0)
+_moments = jit_with_model(_by_draws, static_argnums=(0, 1, 6), level=1)

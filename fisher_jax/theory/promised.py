@@ -12,7 +12,6 @@ from fisher_jax.expectation import MonteCarlo
 from fisher_jax.information import Covariance, Information, InformationWarning, fisher_information
 from fisher_jax.information.closed_form import has_closed_form
 from fisher_jax.information.draws import num_rows
-from fisher_jax.information.errors import carried
 from fisher_jax.information.expected import taken
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics import linalg
@@ -56,8 +55,6 @@ def promise_of(experiment: Experiment, expectation: Any, key: Any, caller: str) 
     """The information by closed form, by the expectation given, or by draws; tested for regularity by draws in any case."""
     layout = coordinates(experiment.layout)
     found, notes = information_of(experiment, layout, expectation, jax.random.fold_in(key, 0), caller)
-    free = layout.unconstrain(experiment.values)
-    tangent = layout.jacobian(free)
     expansion = expanded(experiment, layout, found.matrix, _draws(experiment, jax.random.fold_in(key, 1), 2), caller)
     notes = expansion.notes(found.names) or notes
     if not expansion.score_is_centred or _of_no_mean(found):
@@ -66,7 +63,12 @@ def promise_of(experiment: Experiment, expectation: Any, key: Any, caller: str) 
         notes = (NO_BOUND,)
     elif note := not_invertible(found):
         notes = (note, *notes)
-    matrix, errors = carried(lambda m: tangent @ linalg.inverse(m) @ tangent.T, found.matrix, found.errors)
+    # By numpy, which compiles nothing; dA⁻¹ = −A⁻¹ dA A⁻¹.
+    inverse = linalg.inverse(np.asarray(found.matrix))
+    tangent = np.asarray(layout.jacobian(layout.unconstrain([np.asarray(value) for value in experiment.values])))
+    matrix, errors = jnp.asarray(tangent @ inverse @ tangent.T), None
+    if found.errors is not None:
+        errors = jnp.asarray(-tangent @ inverse @ np.asarray(found.errors) @ inverse @ tangent.T)
     bound = Covariance(matrix, experiment.layout.names, f"inverse of: {found.route}", errors, found.num_samples)
     return Promise(found, bound, expansion, notes)
 
@@ -130,7 +132,7 @@ def not_invertible(found: Information) -> str:
     matrix = np.asarray(found.matrix)
     if not np.all(np.isfinite(matrix)):
         return "the information is not finite, so that there is no Cramér-Rao bound of the usual kind."
-    if np.all(np.isfinite(np.asarray(linalg.inverse(found.matrix)))):
+    if np.all(np.isfinite(linalg.inverse(matrix))):
         return ""
     _, direction = linalg.weakest_direction(matrix)
     return (

@@ -81,8 +81,8 @@ def sampling_distribution(
     The predicted bias is Cox and Snell's, (1/n) I⁻¹ (½ ∇ tr(I⁻¹ H) + H I⁻¹ s) under the expectation; a curved map from
     the free coordinates adds its own.
 
-    Memory is that of the estimates and of one chunk of data sets, whatever the number of replicates. A first call compiles, for
-    ten seconds or twenty where the information has no closed form. Not to be called under `jit`.
+    Memory is that of the estimates and of one chunk of data sets, whatever the number of replicates. A first call compiles for
+    some seconds. Not to be called under `jit`.
 
     References
     ----------

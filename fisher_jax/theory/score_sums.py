@@ -13,7 +13,7 @@ from fisher_jax.inference.report import Table
 from fisher_jax.information import Information
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.moments import Estimate
 from fisher_jax.theory.normality import ComparedWithNormal, probability, with_error
@@ -167,7 +167,7 @@ def score_distribution(
     return ScoreDistribution(rows, found, experiment.num_observations, found.names, layout.num_free, notes)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit_with_model, static_argnums=(0, 1))
 def _scores(model: Model, layout: Layout, values: Values, data: PyTree, given: PyTree) -> Float[Array, "c p"]:
     """Total scores of several data sets."""
     free = layout.unconstrain(values)

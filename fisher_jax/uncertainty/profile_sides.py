@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from fisher_jax.blocks import CHUNK_ENTRIES
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import Likelihood, likelihood
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import AnyArray, on_host
@@ -21,6 +21,7 @@ from fisher_jax.uncertainty.profile import End, Path, follow
 SIDES = (-1.0, 1.0)
 _SPAN = 3.0  # on a logarithmic or logistic scale
 _ENTRIES_AT_ONCE = 2**24  # of the scores that all lanes hold together
+_FEW_ENTRIES = 2**15  # observations times parameters up to which a profile takes milliseconds, however it is compiled
 _BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
 
 
@@ -68,9 +69,10 @@ def profile_sides(
     """
     rows = jax.tree.leaves(dataset.data)[0].shape[0]
     at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
+    profiles = _profiles_of_few if rows * layout.num_free <= _FEW_ENTRIES else _profiles
     parts = [
         jax.device_get(
-            _profiles(
+            profiles(
                 model,
                 layout,
                 function,
@@ -112,7 +114,7 @@ def profile_ends(
     return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
 def _ends_of_each(
     model: Model, layout: Layout, caller: str, datasets: Dataset, fits: tuple[Values, Array, Array], cut: Any
 ) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
@@ -145,8 +147,7 @@ def _sides(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _profiles(
+def _at_estimate(
     model: Model,
     layout: Layout,
     function: Callable[[PyTree], Array] | None,
@@ -161,6 +162,10 @@ def _profiles(
     """Paths (m, 2), estimates and standard errors (m,), ends (m, 2) and the function at every point (m, 2, k)."""
     target = likelihood(model, layout, values, dataset, caller)
     return lanes(target, layout, function, values, free, curvature, columns, cut)
+
+
+_profiles_of_few = jit_with_model(_at_estimate, static_argnums=(0, 1, 2, 3), level=0)
+_profiles = jit_with_model(_at_estimate, static_argnums=(0, 1, 2, 3), level=1)
 
 
 def lanes(

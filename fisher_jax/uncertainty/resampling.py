@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fisher_jax.models.model import quick_options
+
 
 class Scheme(NamedTuple):
     """What is drawn with replacement: `num_draws` times one of the runs of `length` units that start at one of `num_starts`.
@@ -40,10 +42,9 @@ def of_blocks(num_terms: int, length: int, *, circular: bool) -> Scheme:
 def resampled_counts(scheme: Scheme, key: Any, numbers: Int[np.ndarray, " r"]) -> Float[Array, "r g"]:
     """How often each unit comes in each of these replicates; a replicate depends on the key and its own number only."""
     fixed = (scheme.num_units, scheme.num_starts, scheme.length, scheme.total)
-    return _counts(fixed, scheme.copies, key, numbers)
+    return _compiled_counts()(fixed, scheme.copies, key, numbers)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _counts(fixed: tuple[int, int, int, int], copies: Any, key: Any, numbers: Int[Array, " r"]) -> Float[Array, "r g"]:
     num_units, num_starts, length, total = fixed
 
@@ -55,3 +56,8 @@ def _counts(fixed: tuple[int, int, int, int], copies: Any, key: Any, numbers: In
         return jnp.zeros((num_units,), int).at[runs].add(1).astype(float)
 
     return jax.vmap(one)(numbers)
+
+
+@functools.cache
+def _compiled_counts() -> Any:  # not when imported, as the options ask JAX for its device
+    return jax.jit(_counts, static_argnums=0, compiler_options=quick_options(1))

@@ -3,19 +3,18 @@
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, scores_at
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 7))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 7), level=1)
 def unit_influence(
     model: Model,
     layout: Layout,

@@ -1,6 +1,5 @@
 """What one observation at each point z tells, and the derivatives of what is asked: all that a design depends on."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from fisher_jax.information.exact import by_nodes
 from fisher_jax.information.expected import check_expectation, describe, taken
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import check_given
-from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
+from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.theory.bound import slope_of
 
@@ -227,7 +226,7 @@ def _gains_at_all(
     return jax.vmap(jax.value_and_grad(gain))(coordinates)
 
 
-_informations = functools.partial(jax.jit, static_argnums=(0, 1, 2))(_at_all)
-_enumerated = functools.partial(jax.jit, static_argnums=(0, 1))(_at_all)
-_gains = functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))(_gains_at_all)
-_enumerated_gains = functools.partial(jax.jit, static_argnums=(0, 1, 3))(_gains_at_all)
+_informations = jit_with_model(_at_all, static_argnums=(0, 1, 2))
+_enumerated = jit_with_model(_at_all, static_argnums=(0, 1))
+_gains = jit_with_model(_gains_at_all, static_argnums=(0, 1, 2, 3))
+_enumerated_gains = jit_with_model(_gains_at_all, static_argnums=(0, 1, 3))
