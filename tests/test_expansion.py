@@ -228,6 +228,13 @@ def test_too_many_equations_are_refused():
         expand(lambda x: sum(jax.scipy.special.gammaln(x + k) for k in range(60)), scalar())
 
 
+def test_a_large_table_is_refused_before_its_entries_are_looked_at():
+    table = jnp.zeros(10_000_000)
+    with pytest.raises(CannotExpand, match="a constant array of more than 65536 entries") as error:
+        expand(lambda x: x * table[3], scalar())
+    assert error.value.place.startswith(__file__)
+
+
 def test_equal_work_of_the_passes_is_done_once():
     log_density, params, *_ = density_case("spots")
     row, p = row_derivatives(log_density, one_lane(params))

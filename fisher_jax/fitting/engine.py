@@ -49,7 +49,7 @@ def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | Non
         try:
             programs[key] = cpu.rows_of(plan, kind, own, shared)
         except CannotExpand as error:
-            programs[key] = error
+            programs[key] = error.with_traceback(None)  # whose frames would hold the model
     found = programs[key]
     if isinstance(found, CannotExpand):
         if asked == "kernel":

@@ -93,7 +93,7 @@ class Rows:
         try:
             rows = cpu.rows_of(plan, kind, own, shared)
         except CannotExpand as error:
-            programs[key] = error
+            programs[key] = error.with_traceback(None)  # whose frames would hold the model
             raise
         like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
 

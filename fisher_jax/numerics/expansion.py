@@ -32,6 +32,7 @@ from fisher_jax.numerics import special
 from fisher_jax.numerics.jaxprs import Flat, Step, flatten, scan_needs
 
 MAX_ENTRIES, MAX_LENGTH, MAX_MATRIX, MAX_EQUATIONS = 1024, 64, 8, 6000
+MAX_TABLE = 2**16  # entries of a constant array
 
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, jaxlib.__file__))  # noqa: PTH100, PTH120
 
@@ -1063,6 +1064,8 @@ def _evaluate(s: Scalars, flat: Flat, arrays: Sequence[Array], mask: Sequence[bo
         exact = [r in wanted for r in step.results]
         if sum(math.prod(v.aval.shape) for v in step.equation.outvars) > MAX_ENTRIES:
             raise CannotExpand(f"an array of more than {MAX_ENTRIES} entries", _place(step.outer))
+        if any(np.size(o) > MAX_TABLE for o in step.operands if type(o) is not int):
+            raise CannotExpand(f"a constant array of more than {MAX_TABLE} entries", _place(step.outer))
         s.fold_zeros = not any(exact)
         try:
             out = _step(s, step, [read(o) for o in step.operands], exact)
