@@ -229,7 +229,7 @@ def _linked_inside(text: str) -> str:
     moved = {
         "CONTRIBUTING.md": "contributing.md",
         "CHANGELOG.md": "changelog.md",
-        "fisher_jax/status.py": "reference/records/Status.md",
+        "fisher_jax/fitting/status.py": "reference/records/Status.md",
     }
 
     def replace(found: re.Match[str]) -> str:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import some_of
-from jax.scipy.stats import beta, multivariate_normal, norm
+from jax.scipy.special import gammaln
+from jax.scipy.stats import multivariate_normal, norm
 
 import fisher_jax as fj
 from fisher_jax.models.constraints import Interval
@@ -83,7 +84,9 @@ def two_sigmas(params, y):
 
 
 def beta_mean(params, y):
-    return beta.logpdf(y, params["mean"] * 5.0, (1.0 - params["mean"]) * 5.0)
+    """Written out: the second derivative of JAX 0.11's own is zero where both shapes are equal."""
+    a, b = params["mean"] * 5.0, (1.0 - params["mean"]) * 5.0
+    return (a - 1.0) * jnp.log(y) + (b - 1.0) * jnp.log1p(-y) + gammaln(5.0) - gammaln(a) - gammaln(b)
 
 
 NORMALS = RNG.normal(3.0, 2.0, 80)
