@@ -29,7 +29,7 @@ from jax import lax
 from jax.extend import core
 
 from fisher_jax.numerics import special
-from fisher_jax.numerics.jaxprs import Flat, Step, flatten, scan_needs
+from fisher_jax.numerics.jaxprs import Flat, Step, flatten, scan_counts, scan_needs
 
 MAX_ENTRIES, MAX_LENGTH, MAX_MATRIX, MAX_EQUATIONS = 1024, 64, 8, 6000
 MAX_TABLE = 2**16  # entries of a constant array
@@ -504,6 +504,7 @@ def _same(s: Scalars, x: Entry, **_: Any) -> Entry:
 _ENTRIES: dict[str, Callable[..., Entry]] = {
     "add_any": lambda s, x, y: s.add(x, y),
     "square": lambda s, x, **_: s.mul(x, x),
+    "one_minus_square": lambda s, x, **_: s.mul(s.sub(s.constant(1, x.dtype), x), s.add(s.constant(1, x.dtype), x)),
     "integer_pow": _integer_pow,
     "is_finite": lambda s, x: s.compare("lt", s.abs(x), s.constant(np.inf, x.dtype)),
     "round": _round,
@@ -932,6 +933,7 @@ _ARRAYS: dict[str, Callable[..., Any]] = {
     "pad": _pad,
     "split": lambda s, x, *, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
     "iota": _iota,
+    "empty2": lambda s, *, dtype, **_: s.constants(np.zeros((), dtype)),  # what a loop fills before it is read
     "reduce_sum": _reduction(Scalars.add, 0),
     "reduce_prod": _reduction(Scalars.mul, 1),
     "reduce_max": _reduction(Scalars.max, -np.inf),
@@ -967,7 +969,7 @@ _NEEDS_DTYPE = frozenset({"dot_general", *(name for name in _ARRAYS if name.star
 
 def _scan(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
     params = step.equation.params
-    length, consts, carried = params["length"], params["num_consts"], params["num_carry"]
+    length, (consts, carried) = params["length"], scan_counts(step.equation)
     if length > MAX_LENGTH:
         raise CannotExpand(f"a scan of {length} steps (at most {MAX_LENGTH} are unrolled)")
     (flat,), mask = step.inner, scan_needs(step, exact)[0]

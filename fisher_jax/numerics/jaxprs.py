@@ -48,10 +48,23 @@ class Flat:
         return wanted
 
 
+def scan_counts(equation: Any) -> tuple[int, int]:
+    """How many constants a scan has, and how many values it carries: what has one axis more outside its body is rows.
+
+    JAX 0.10 names the two numbers among its parameters, later ones do not.
+    """
+    body = equation.params["jaxpr"]
+    num_rows = [
+        sum(len(v.aval.shape) > len(inside.aval.shape) for v, inside in zip(outer, inner, strict=True))
+        for outer, inner in ((equation.invars, body.jaxpr.invars), (equation.outvars, body.jaxpr.outvars))
+    ]
+    carry = len(equation.outvars) - num_rows[1]
+    return len(equation.invars) - num_rows[0] - carry, carry
+
+
 def scan_needs(step: Step, hit: Sequence[bool]) -> tuple[list[bool], list[bool]]:
     """Of the body's outputs, and of the operands: what the outputs of a scan depend on, carried from step to step."""
-    params, (flat,) = step.equation.params, step.inner
-    consts, carry = params["num_consts"], params["num_carry"]
+    (flat,), (consts, carry) = step.inner, scan_counts(step.equation)
     mask = list(hit)
     while True:
         wanted = flat.exact(tuple(mask))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr
 
-from fisher_jax.numerics.jaxprs import Flat, Step, flatten
+from fisher_jax.numerics.jaxprs import Flat, Step, flatten, scan_counts
 
 WORTH = 4  # operations, from which on a value is read again rather than computed again
 LARGEST = 1024  # entries: larger arrays are not copied
@@ -58,9 +58,10 @@ def _while(step: Step, operands: list[Any], hold: Callable[[list[Any]], Sequence
 def _scan(step: Step, operands: list[Any], hold: Callable[[list[Any]], Sequence[Any]]) -> Sequence[Any]:
     """As a `while`: XLA would call the body of a scan, and copy what it returns, in each of its steps."""
     params, (body,) = step.equation.params, step.inner
-    first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, rows, length = operands[:first], operands[first:second], operands[second:], params["length"]
-    made = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in step.equation.outvars[params["num_carry"] :]]
+    first, count = scan_counts(step.equation)
+    second, length = first + count, params["length"]
+    consts, carry, rows = operands[:first], operands[first:second], operands[second:]
+    made = [jnp.zeros(v.aval.shape, v.aval.dtype) for v in step.equation.outvars[count:]]
 
     def one(state: tuple[Any, list[Any], list[Any]]) -> tuple[Any, list[Any], list[Any]]:
         k, carry, made = state
