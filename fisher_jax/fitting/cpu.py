@@ -23,8 +23,13 @@ from fisher_jax.numerics.stages import in_stages
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
-# Threads of ours do what Eigen's would: a core each. Vectors of 512 bits are worth 1.1 to 1.4 times where there are any.
-COMPILER_OPTIONS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
+# Threads of ours do what Eigen's would: a core each. Vectors of 512 bits are worth 1.1 to 1.4 times where there are any. Sums that
+# XLA hands to a library (YNNPACK, from JAX 0.11 on by default) cannot be part of a kernel.
+COMPILER_OPTIONS = {
+    "xla_cpu_multi_thread_eigen": False,
+    "xla_cpu_prefer_vector_width": 512,
+    "xla_cpu_experimental_ynn_fusion_type": "",
+}
 
 
 def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
