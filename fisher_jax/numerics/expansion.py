@@ -906,6 +906,13 @@ def _dynamic_update_slice(s: Scalars, x: Array, update: Array, *starts: Array) -
     return out
 
 
+def _polynomial(s: Scalars, x: Array, *coefficients: Array, **_: Any) -> Array:
+    def horner(x: Entry, *a: Entry) -> Entry:
+        return functools.reduce(lambda value, c: s.add(s.mul(value, x), c), a[-2::-1], a[-1])
+
+    return _each(horner, *np.broadcast_arrays(x, *coefficients))
+
+
 def _iota(s: Scalars, *, dtype: Any, shape: Any, dimension: int, **_: Any) -> Array:
     column = np.arange(shape[dimension], dtype=dtype).reshape([-1 if d == dimension else 1 for d in range(len(shape))])
     return s.constants(np.broadcast_to(column, shape))
@@ -933,6 +940,7 @@ _ARRAYS: dict[str, Callable[..., Any]] = {
     "pad": _pad,
     "split": lambda s, x, *, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
     "iota": _iota,
+    "polynomial": _polynomial,
     "empty2": lambda s, *, dtype, **_: s.constants(np.zeros((), dtype)),  # what a loop fills before it is read
     "reduce_sum": _reduction(Scalars.add, 0),
     "reduce_prod": _reduction(Scalars.mul, 1),

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -116,6 +117,10 @@ def flatten(closed: Any) -> Flat:
             if name in _INLINED:
                 inner = params[_INLINED[name]]
                 results = walk(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands, user)
+            elif name == "call_hi_primitive":  # of JAX 0.12, which tells by itself what it is made of
+                shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in equation.invars]
+                inner = jax.make_jaxpr(params["_prim"].expand)(*shapes)
+                results = walk(inner.jaxpr, inner.consts, operands, user)
             elif name == "custom_linear_solve":  # by its own factors
                 cuts, solve = np.cumsum([0, *params["const_lengths"]]), params["jaxprs"].solve
                 results = walk(solve.jaxpr, solve.consts, [*operands[cuts[2] : cuts[3]], *operands[cuts[4] :]], user)

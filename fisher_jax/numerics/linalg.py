@@ -228,8 +228,9 @@ def weakest_direction(matrix: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def describe_direction(direction: np.ndarray, names: tuple[str, ...], most: int = 4) -> str:
-    """`+1 a −0.98 b`: the parameters that make up a direction, the largest first."""
+    """`+1 a −0.98 b`: the parameters that make up a direction, the largest first and positive."""
     sizes = np.round(np.abs(direction), 6)  # entries equal but for rounding keep the order of their names
     order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k] >= 0.05]
-    said = " ".join(f"{direction[k]:+.2g} {names[k]}" for k in order[:most])
+    sign = np.sign(direction[order[0]]) if order else 1.0
+    said = " ".join(f"{sign * direction[k]:+.2g} {names[k]}" for k in order[:most])
     return said + (f" and {len(order) - most} more" if len(order) > most else "")
