@@ -150,7 +150,7 @@ def test_densities_expand_to_what_jax_computes(name):
 def test_single_precision_stays_single_and_close(name):
     with jax.enable_x64(False):
         program = compare(density_case(name), np.float32, 2e-3)
-    assert {str(e.dtype) for e in program.equations} <= {"float32", "bool", "int32"}
+    assert {str(e.dtype) for e in program.equations} <= {"float32", "bool", "int32", "uint32"}
 
 
 def scalar(dtype=np.float64):

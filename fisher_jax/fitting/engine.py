@@ -21,7 +21,7 @@ from fisher_jax.models.model import programs_of
 from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
-from fisher_jax.optimizers.newton import Kind, Newton
+from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 
 ENGINES = ("kernel", "arrays")
 # Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave the cache: what is made of the
@@ -172,6 +172,7 @@ def _compiled_fit(plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked:
         def call(own: Leaves, shared: Leaves, chunk: Chunk, settings: Settings) -> Ended:
             steps, loose = 0, settings._replace(tolerance=jnp.full_like(settings.tolerance, HAND_OVER))
             for optimizer, (way, rows) in zip(optimizers, ways, strict=True):
+                evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of what all data sets share
                 if way == "kernel":
                     data, common = cpu.columns_of_chunk(plan, rows, own, shared)
                     evaluation = functools.partial(functools.partial, cpu.evaluate_columns, plan, rows)

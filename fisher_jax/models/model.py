@@ -231,7 +231,7 @@ def quick_options(level: int) -> dict[str, Any] | None:
     Of a dozen programs that draw and differentiate, level 1 took 0.45 of the default's time to compile and as long to run, level 0
     took 0.3 of it and four times as long to run.
     """
-    options = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
+    options: dict[str, Any] = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
     if jax.default_backend() != "cpu":
         return None
     try:
