@@ -140,6 +140,14 @@ def test_what_does_not_compile_marked_is_compiled_unmarked(monkeypatch):
     np.testing.assert_allclose(unmarked.free, marked.free, rtol=1e-10)
 
 
+def test_an_option_that_this_jax_does_not_know_is_done_without(monkeypatch):
+    known = fj.fit_batch(normal, START, NORMAL_DATA)
+    monkeypatch.setattr(cpu, "COMPILER_OPTIONS", {"xla_of_another_time": True})
+    unknown = fj.fit_batch(new_normal(), START, NORMAL_DATA)
+    np.testing.assert_array_equal(unknown.status, known.status)
+    np.testing.assert_allclose(unknown.free, known.free, rtol=1e-10)
+
+
 # --- other devices --------------------------------------------------------------------------------------------------
 
 

@@ -113,9 +113,8 @@ def test_poles_infinities_and_nan_are_those_of_jax(dtype):
     for name, function in own.items():
         same(special.elementary(name, dtype, portable=True)(jnp.asarray(x)), function(x))
     same(special.elementary("log", np.float64)(jnp.asarray(x, np.float64)), jnp.log(x))
-    same(
-        special.elementary("digamma", dtype)(jnp.asarray(x[1:])), jsp.digamma(x[1:])
-    )  # JAX 0.11 changed its value at 0
+    elsewhere = x[1:]  # JAX 0.11 changed its digamma at 0
+    same(special.elementary("digamma", dtype)(jnp.asarray(elsewhere)), jsp.digamma(elsewhere))
     finite = x[np.abs(x) < np.inf]
     for order in (1, 2, 3):
         same(special.polygamma(order)(jnp.asarray(finite)), jsp.polygamma(order, finite))

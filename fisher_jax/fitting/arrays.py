@@ -27,10 +27,18 @@ Rows = Float[Array, "n L"]
 
 
 # What XLA calls a library for, which it cannot do in a kernel of several operations.
-LIBRARY_CALLS = frozenset(
-    {"cholesky", "custom_call", "eigh", "fft", "ffi_call", "geqrf", "householder_product", "lu", "qr", "sort", "svd"}
-    | {"triangular_solve", "tridiagonal_solve"}
-)
+LIBRARY_CALLS = {
+    "cholesky",
+    "eigh",
+    "geqrf",
+    "householder_product",
+    "lu",
+    "qr",
+    "svd",
+    "triangular_solve",
+    "tridiagonal_solve",
+}
+LIBRARY_CALLS |= {"custom_call", "ffi_call", "fft", "sort"}
 
 
 def columns_of_chunk(plan: Plan, own: Leaves) -> Leaves:
@@ -55,12 +63,13 @@ def is_recursion(plan: Plan, own: Leaves, shared: Leaves) -> bool:
     """Whether a model of few parameters is dependent by a loop over rows, and nothing hinders that it runs in one kernel."""
     if not plan.model.is_dependent or plan.layout.num_free > lanes.UNROLLED:
         return False
-    like = lambda leaf, drop: jax.ShapeDtypeStruct((*leaf.shape[drop:], *(plan.num_lanes,) * drop), leaf.dtype)  # noqa: E731
-    shapes = [like(leaf, 1) for leaf in own], [like(leaf, 0) for leaf in shared]
     u = jax.ShapeDtypeStruct((plan.layout.num_free, plan.num_lanes), plan.layout.dtype)
-    parts = lambda own, shared: (plan.split(own, own=True), plan.split(shared, own=False), None)  # noqa: E731
-    closed = jax.make_jaxpr(lambda u, own, shared: _terms(plan, *parts(own, shared))(u))(u, *shapes)
-    used = flatten(closed).primitives()
+    lanes_of = [jax.ShapeDtypeStruct((*leaf.shape[1:], plan.num_lanes), leaf.dtype) for leaf in own]
+
+    def terms(u: Array, own: Leaves, shared: Leaves) -> Rows:
+        return _terms(plan, plan.split(own, own=True), plan.split(shared, own=False), None)(u)
+
+    used = flatten(jax.make_jaxpr(terms)(u, lanes_of, shared)).primitives()
     return not used.isdisjoint({"scan", "while"}) and used.isdisjoint(LIBRARY_CALLS)
 
 
@@ -253,11 +262,11 @@ def _by_entry(
     terms: Callable[[Array], Rows], u: list[Array], weights: Array | None, plan: Plan
 ) -> tuple[Rows, lanes.Vector, lanes.Matrix]:
     """Second derivatives entry by entry of the upper triangle."""
-    if weights is not None and not plan.model.is_dependent:
-        # Each row has parameters of its own, so that what a row of weight zero gives, NaN perhaps, can be left out of the sums.
-        u = [jnp.broadcast_to(x, (weights.shape[0], *x.shape)) for x in u]
     if plan.model.is_dependent:
         return _by_directions(terms, jnp.stack(u))
+    if weights is not None:
+        # Each row has parameters of its own, so that what a row of weight zero gives, NaN perhaps, can be left out of the sums.
+        u = [jnp.broadcast_to(x, (weights.shape[0], *x.shape)) for x in u]
     value, gradient, information = second_order(lambda u: terms(jnp.stack(u)), u)
     total = lambda x: jnp.sum(weigh_rows(x, weights), axis=0) if x.ndim == 2 else x  # noqa: E731
     keys = upper_triangle(len(u))
@@ -268,19 +277,13 @@ def _by_entry(
 def _by_directions(terms: Callable[[Array], Rows], u: Float[Array, "p L"]) -> tuple[Rows, lanes.Vector, lanes.Matrix]:
     """The same in one pass over the rows for all entries, so that a recursion is run once."""
 
-    def along(function: Callable[[Array], Any], axis: Float[Array, " p"]) -> Any:
-        return jax.jvp(function, (u,), (jnp.broadcast_to(axis[:, None], u.shape),))
+    def along_each(function: Callable[[Array], Any], u: Array, value_axes: Any) -> Any:
+        """The function's value, and its slopes along each parameter with an axis over them first."""
+        axes = jnp.broadcast_to(jnp.eye(len(u), dtype=u.dtype)[:, :, None], (len(u), *u.shape))
+        return jax.vmap(lambda axis: jax.jvp(function, (u,), (axis,)), out_axes=(value_axes, 0))(axes)
 
-    def slopes(u_: Array) -> tuple[Rows, Array]:
-        return jax.vmap(
-            lambda axis: jax.jvp(terms, (u_,), (jnp.broadcast_to(axis[:, None], u.shape),)), out_axes=(None, 0)
-        )(axes)
-
-    axes = jnp.eye(len(u), dtype=u.dtype)
-    out = ((None, None), (0, 0))
-    (value, gradient), (_, bends) = jax.vmap(lambda axis: along(slopes, axis), out_axes=out)(axes)
-    matrix = -jnp.sum(bends, axis=2)
-    return value, lanes.vector(jnp.sum(gradient, axis=1)), lanes.matrix(matrix)
+    (value, slopes), (_, bends) = along_each(lambda u: along_each(terms, u, None), u, (None, None))
+    return value, lanes.vector(jnp.sum(slopes, axis=1)), lanes.matrix(-jnp.sum(bends, axis=2))
 
 
 def _by_column(

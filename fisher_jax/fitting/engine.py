@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.fitting import arrays, cpu, workers
-from fisher_jax.fitting.lanes import Chunk, Ended, Settings, fit_lanes, informations
+from fisher_jax.fitting.lanes import Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.program import HAND_OVER
 from fisher_jax.models.model import programs_of
@@ -49,7 +49,7 @@ def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | Non
         try:
             programs[key] = cpu.rows_of(plan, kind, own, shared)
         except CannotExpand as error:
-            programs[key] = error.with_traceback(None)  # whose frames would hold the model
+            programs[key] = error.again()
     found = programs[key]
     if isinstance(found, CannotExpand):
         if asked == "kernel":
@@ -97,9 +97,9 @@ def fit_all(
         limit = np.full(capacity, max_steps, np.int32)
         chunk = Chunk([], begin, begin, padded(num_observed), limit, np.int32(size))
         found = fit([padded(leaf) for leaf in own], shared, chunk, settings)
+        found = found._replace(information=symmetric(np.asarray(found.information), p))
         for to, part in zip(ended, found, strict=True):
-            part = np.asarray(part)[:size]
-            to[piece] = symmetric(part, p) if to is ended.information else part
+            to[piece] = np.asarray(part)[:size]
         if watch is not None:
             watch(ended.status[piece])
 
@@ -168,40 +168,13 @@ def _compiled_fit(plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked:
     optimizers = [newton] if plan.optimizer == newton else [plan.optimizer, newton]
     ways = [choose(plan, optimizer.kind, own, shared, asked) for optimizer in optimizers]
 
-    def build(marked: Callable[..., Any]) -> Callable[..., Any]:
+    def build(marked: Marker) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, chunk: Chunk, settings: Settings) -> Ended:
             steps, loose = 0, settings._replace(tolerance=jnp.full_like(settings.tolerance, HAND_OVER))
             for optimizer, (way, rows) in zip(optimizers, ways, strict=True):
-                evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of what all data sets share
-                if way == "kernel":
-                    data, common = cpu.columns_of_chunk(plan, rows, own, shared)
-                    evaluation = functools.partial(functools.partial, cpu.evaluate_columns, plan, rows)
-                else:
-                    data, common = arrays.columns_of_chunk(plan, own), shared
-                    evaluation = functools.partial(arrays.evaluation, plan, optimizer.kind, own)
-                whole = marked if way == "kernel" or arrays.is_recursion(plan, own, shared) else as_it_is
-
-                @whole
-                def fit(
-                    common: Leaves,
-                    chunk: Chunk,
-                    settings: Settings,
-                    optimizer: Newton = optimizer,
-                    evaluation: Any = evaluation,
-                    of_step: Any = marked if whole is as_it_is else as_it_is,
-                ) -> Ended:
-                    return fit_lanes(
-                        optimizer,
-                        plan.layout.restricted,
-                        evaluation(common),
-                        chunk,
-                        settings,
-                        plan.num_lanes,
-                        handed_over=optimizer is not newton,
-                        marked=of_step,
-                    )
-
-                found = fit(common, chunk._replace(data=data), settings if optimizer is newton else loose)
+                last = optimizer is newton
+                fit = _fit_of_chunk(plan, optimizer, way, rows, own, shared, marked, handed_over=not last)
+                found = fit(chunk, settings if last else loose)
                 steps = steps + found.num_steps
                 chunk = chunk._replace(starts=found.u, max_steps=chunk.max_steps - found.num_steps)
             return found._replace(num_steps=steps)
@@ -217,9 +190,35 @@ def _compiled_fit(plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked:
     return fit, ways[-1][0]
 
 
-def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function itself, where another would be marked as a kernel."""
-    return function
+def _fit_of_chunk(
+    plan: Plan,
+    optimizer: Newton,
+    way: str,
+    rows: Any,
+    own: Leaves,
+    shared: Leaves,
+    marked: Marker,
+    *,
+    handed_over: bool,
+) -> Callable[[Chunk, Settings], Ended]:
+    """The fit of a chunk by one kind of information: all of it a kernel where it can be, else its step."""
+    evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of the arrays that all data sets share
+    if way == "kernel":
+        data, common = cpu.columns_of_chunk(plan, rows, own, shared)
+        evaluation = lambda common: functools.partial(cpu.evaluate_columns, plan, rows, common)  # noqa: E731
+    else:
+        data, common = arrays.columns_of_chunk(plan, own), shared
+        evaluation = lambda common: arrays.evaluation(plan, optimizer.kind, own, common)  # noqa: E731
+    is_kernel = way == "kernel" or arrays.is_recursion(plan, own, shared)
+    of_all, of_step = (marked, as_it_is) if is_kernel else (as_it_is, marked)
+
+    def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
+        restricted, evaluate = plan.layout.restricted, evaluation(common)
+        return fit_lanes(
+            optimizer, restricted, evaluate, chunk, settings, plan.num_lanes, handed_over=handed_over, marked=of_step
+        )
+
+    return lambda chunk, settings: of_all(fit)(common, chunk._replace(data=data), settings)
 
 
 def _compiled_matrix(
@@ -227,7 +226,7 @@ def _compiled_matrix(
 ) -> Callable[..., Any]:
     way, rows = choose(plan, kind, own, shared, asked)
 
-    def build(marked: Callable[..., Any]) -> Callable[..., Any]:
+    def build(marked: Marker) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
             if way == "arrays":
                 columns = arrays.columns_of_chunk(plan, own)
@@ -265,17 +264,18 @@ def _compiled(
             [like(leaf, (capacity, *leaf.shape[1:])) for leaf in own],
             [like(leaf, leaf.shape) for leaf in shared],
         )
-        on_cpu = jax.default_backend() == "cpu"
-        options = cpu.COMPILER_OPTIONS if on_cpu else None
-
-        def compiled(marked: Callable[..., Any]) -> Any:
-            return jax.jit(build(marked), compiler_options=options).lower(*arguments, *others).compile()
-
-        try:
-            programs[key] = compiled(cpu.one_kernel if on_cpu else jax.jit)
-        except jax.errors.JaxRuntimeError:
-            # XLA does not promise that a marked call compiles. Without the mark the program is the same, only slower.
-            programs[key] = compiled(jax.jit)
+        attempts: list[tuple[Marker, Any]] = [(jax.jit, None)]
+        if jax.default_backend() == "cpu":
+            # XLA promises neither that a marked call compiles nor that it knows an option: without, the program is only slower.
+            attempts = [(cpu.one_kernel, cpu.COMPILER_OPTIONS), (jax.jit, cpu.COMPILER_OPTIONS), *attempts]
+        for number, (marked, options) in enumerate(attempts, start=1):
+            try:
+                lowered = jax.jit(build(marked), compiler_options=options).lower(*arguments, *others)
+                programs[key] = lowered.compile()
+                break
+            except jax.errors.JaxRuntimeError:
+                if number == len(attempts):
+                    raise
     return programs[key]
 
 

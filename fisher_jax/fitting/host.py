@@ -27,7 +27,7 @@ from fisher_jax.information import has_closed_form
 from fisher_jax.models.constraints import Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, outer_product_at
-from fisher_jax.models.model import Model, programs_of
+from fisher_jax.models.model import Model, programs_of, quick
 from fisher_jax.models.parameters import Layout, Leaf, Values
 from fisher_jax.numerics import lanes
 from fisher_jax.numerics.expansion import CannotExpand
@@ -37,8 +37,6 @@ from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begi
 MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`large`)
 LARGE_TABLE = 2**16  # entries of an array that a density closes over, above which it is not compiled in
 ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
-# What runs a few dozen times is compiled as fast as can be; a JAX that knows no such options compiles with its own.
-FAST_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 class ClosesOverTraced(Exception):  # noqa: N818  # no fault of the user's
@@ -312,9 +310,10 @@ def _compile(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[.
 
 
 def _compile_fast(lowered: Any) -> Any:
+    """What runs a few dozen times. To try the options first, as `quick_options` does, would be one more program to wait for."""
     try:
-        return lowered.compile(compiler_options=FAST_OPTIONS)
-    except Exception as error:  # XLA's own error, which has no public type, where it does not know an option
+        return lowered.compile(compiler_options=quick(0))
+    except jax.errors.JaxRuntimeError as error:
         if "option" not in str(error).lower() and "flag" not in str(error).lower():
             raise
         return lowered.compile()

@@ -56,6 +56,14 @@ class Chunk(NamedTuple):
     size: Any
 
 
+Marker = Callable[[Callable[..., Any]], Callable[..., Any]]  # of a function a program of its own
+
+
+def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, where another would be a program of its own."""
+    return function
+
+
 def fit_lanes(
     optimizer: Newton,
     restricted: tuple[bool, ...],
@@ -65,7 +73,7 @@ def fit_lanes(
     num_lanes: int,
     *,
     handed_over: bool = False,
-    marked: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda step: step,
+    marked: Marker = as_it_is,
 ) -> Ended:
     """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last.
 

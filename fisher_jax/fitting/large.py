@@ -88,12 +88,12 @@ class Rows:
         programs = programs_of(self.model)
         if key in programs:
             if isinstance(programs[key], CannotExpand):
-                raise programs[key]
+                raise programs[key].again()
             return programs[key]
         try:
             rows = cpu.rows_of(plan, kind, own, shared)
         except CannotExpand as error:
-            programs[key] = error.with_traceback(None)  # whose frames would hold the model
+            programs[key] = error.again()
             raise
         like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
 

@@ -224,14 +224,19 @@ def programs_of(model: Model) -> dict[Any, Any]:
 _traced = threading.local()  # a weak reference to the model of the program that is called
 
 
+def quick(level: int) -> dict[str, Any]:
+    """Compiler options for what runs for less time than it compiles; a later JAX may not know them."""
+    return {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
+
+
 @functools.cache
 def quick_options(level: int) -> dict[str, Any] | None:
-    """Compiler options for what runs for less time than it compiles; None where this JAX or device has none.
+    """The options of `quick`; None where this JAX or device does not know them.
 
     Of a dozen programs that draw and differentiate, level 1 took 0.45 of the default's time to compile and as long to run, level 0
     took 0.3 of it and four times as long to run.
     """
-    options: dict[str, Any] = {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
+    options = quick(level)
     if jax.default_backend() != "cpu":
         return None
     try:

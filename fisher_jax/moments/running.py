@@ -121,12 +121,7 @@ class RunningMoments(NamedTuple):
 
         Var(Kᵢⱼ) = E[dᵢ²dⱼ²]/n − (n − 2)/(n(n − 1)) Kᵢⱼ² + Kᵢᵢ Kⱼⱼ/(n(n − 1)), with the moments of the rows. NaN for one row.
         """
-        n = self.num_rows
-        rest = jnp.where(n > 1, n - 1, jnp.nan)
-        matrix = self.products / rest
-        own = jnp.diagonal(matrix)
-        variance = self.fourths / n - ((n - 2) * matrix**2 - own[:, None] * own[None, :]) / rest
-        return Estimate(matrix, jnp.sqrt(jnp.maximum(variance, 0.0) / n))
+        return covariance_of_sums(self.num_rows, self.products, self.fourths)
 
     @jax.jit
     def second_moment(self) -> Estimate:
@@ -137,6 +132,15 @@ class RunningMoments(NamedTuple):
         variance = column**2 * own[None, :] + row**2 * own[:, None] + 2 * column * row * centred
         variance = variance + 2 * column * cubes.T + 2 * row * cubes + fourths - centred**2
         return Estimate(centred + column * row, jnp.sqrt(jnp.maximum(variance, 0.0) / jnp.where(n > 1, n - 1, jnp.nan)))
+
+
+def covariance_of_sums(num_rows: Any, products: Any, fourths: Any, xp: Any = jnp) -> Estimate:
+    """`RunningMoments.covariance` from its parts: by `jax.numpy`, or by numpy, which compiles nothing."""
+    rest = xp.where(num_rows > 1, num_rows - 1, xp.nan)
+    matrix = products / rest
+    own = xp.diagonal(matrix)
+    variance = fourths / num_rows - ((num_rows - 2) * matrix**2 - own[:, None] * own[None, :]) / rest
+    return Estimate(matrix, xp.sqrt(xp.maximum(variance, 0.0) / num_rows))
 
 
 @jax.jit

@@ -44,6 +44,10 @@ class CannotExpand(NotImplementedError):  # noqa: N818  # a statement about the 
         super().__init__(f"{what} has no form for single entries" + (f", at {place}" if place else ""))
         self.what, self.place = what, place
 
+    def again(self) -> "CannotExpand":
+        """The same to be kept or raised anew: a raised one holds the frames it came through, and so the model."""
+        return CannotExpand(self.what, self.place)
+
 
 # --- programs -------------------------------------------------------------------------------------------------------
 

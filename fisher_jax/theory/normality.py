@@ -10,6 +10,7 @@ from jaxtyping import Float
 from fisher_jax.inference.report import Printed
 from fisher_jax.information import Information
 from fisher_jax.moments import Estimate
+from fisher_jax.moments.running import covariance_of_sums
 
 _TOO_FEW = 4  # vectors, which have no fourth moments to speak of
 
@@ -196,14 +197,11 @@ def moments(vectors: Float[np.ndarray, "r q"]) -> tuple[Estimate, Estimate]:
     if not count:
         nothing = np.full(q, np.nan), np.full((q, q), np.nan)
         return Estimate(nothing[0], nothing[0]), Estimate(nothing[1], nothing[1])
-    # As RunningMoments.average and .covariance, of numbers that are at hand, by numpy, which compiles nothing.
-    mean, rest = np.mean(vectors, axis=0, dtype=float), count - 1 if count > 1 else np.nan
+    mean = np.mean(vectors, axis=0, dtype=float)
     off = vectors - mean
-    matrix = off.T @ off / rest
-    own = np.diagonal(matrix)
-    variance = (off**2).T @ off**2 / count - ((count - 2) * matrix**2 - np.outer(own, own)) / rest
-    errors = np.sqrt(np.maximum(variance, 0.0) / count) if count > _TOO_FEW else np.full((q, q), np.nan)
-    return Estimate(mean, np.sqrt(own / count)), Estimate(matrix, errors)
+    covariance = covariance_of_sums(count, off.T @ off, (off**2).T @ off**2, np)
+    average = Estimate(mean, np.sqrt(np.diagonal(covariance.value) / count))
+    return average, covariance if count > _TOO_FEW else covariance._replace(standard_error=np.full((q, q), np.nan))
 
 
 def joint_test(rows: Float[np.ndarray, "r m"], pieces: Float[np.ndarray, "k m"]) -> Agreement:

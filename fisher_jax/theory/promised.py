@@ -63,7 +63,7 @@ def promise_of(experiment: Experiment, expectation: Any, key: Any, caller: str) 
         notes = (NO_BOUND,)
     elif note := not_invertible(found):
         notes = (note, *notes)
-    # By numpy, which compiles nothing; dA⁻¹ = −A⁻¹ dA A⁻¹.
+    # In numpy, so that nothing is compiled. The derivative of an inverse A⁻¹ along dA is −A⁻¹ dA A⁻¹.
     inverse = linalg.inverse(np.asarray(found.matrix))
     tangent = np.asarray(layout.jacobian(layout.unconstrain([np.asarray(value) for value in experiment.values])))
     matrix, errors = jnp.asarray(tangent @ inverse @ tangent.T), None
