@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.fitting import arrays, cpu, workers
+from fisher_jax.fitting import arrays, cpu, gpu, workers
+from fisher_jax.fitting import rows as row_programs
 from fisher_jax.fitting.lanes import Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.program import HAND_OVER
@@ -30,6 +31,12 @@ CAPACITIES = (512, 8192)
 MOST_BYTES = 2**24  # of the data of one chunk, where the smallest does not need more
 
 
+def platform() -> str:
+    """What JAX runs on by default: "cpu", "gpu", "tpu"."""
+    name = jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | None) -> tuple[str, Any]:
     """The way to run a batch, and its row program where it has one.
 
@@ -38,16 +45,16 @@ def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | Non
     ValueError
         If a way was asked for that this model cannot go.
     """
-    programs = programs_of(plan.model)
+    programs, portable = programs_of(plan.model), platform() == "gpu"
     if asked == "arrays" or plan.layout.num_free > UNROLLED or plan.model.is_dependent:
         if asked == "kernel":
             reason = "a dependent model" if plan.model.is_dependent else f"more than {UNROLLED} parameters"
             raise ValueError(f'engine="kernel" is for models without {reason}. Leave it out, or use engine="arrays".')
         return "arrays", None
-    key = ("rows", _key(plan), kind, _shapes(own, 2), _shapes(shared, 1), plan.num_terms)
+    key = ("rows", _key(plan), kind, portable, _shapes(own, 2), _shapes(shared, 1), plan.num_terms)
     if key not in programs:
         try:
-            programs[key] = cpu.rows_of(plan, kind, own, shared)
+            programs[key] = row_programs.rows_of(plan, kind, own, shared, portable=portable)
         except CannotExpand as error:
             programs[key] = error.again()
     found = programs[key]
@@ -204,8 +211,13 @@ def _fit_of_chunk(
     """The fit of a chunk by one kind of information: all of it a kernel where it can be, else its step."""
     evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of the arrays that all data sets share
     if way == "kernel":
-        data, common = cpu.columns_of_chunk(plan, rows, own, shared)
-        evaluation = lambda common: functools.partial(cpu.evaluate_columns, plan, rows, common)  # noqa: E731
+        on_gpu = platform() == "gpu"
+        data, common = row_programs.columns_of_chunk(plan, rows, own, shared, lanes_last=on_gpu)
+        if on_gpu:
+            return lambda chunk, settings: gpu.fit_lanes(
+                plan, optimizer, rows, common, chunk._replace(data=data), settings, handed_over=handed_over
+            )
+        evaluation = lambda common: functools.partial(row_programs.evaluate_columns, plan, rows, common)  # noqa: E731
     else:
         data, common = arrays.columns_of_chunk(plan, own), shared
         evaluation = lambda common: arrays.evaluation(plan, optimizer.kind, own, common)  # noqa: E731
@@ -231,10 +243,13 @@ def _compiled_matrix(
             if way == "arrays":
                 columns = arrays.columns_of_chunk(plan, own)
                 return informations(arrays.evaluation(plan, kind, own, shared), columns, u, size, plan.num_lanes)
-            data, common = cpu.columns_of_chunk(plan, rows, own, shared)
+            on_gpu = platform() == "gpu"
+            data, common = row_programs.columns_of_chunk(plan, rows, own, shared, lanes_last=on_gpu)
+            if on_gpu:
+                return gpu.informations(plan, rows, data, common, u)
 
             def in_kernel(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
-                evaluate = functools.partial(cpu.evaluate_columns, plan, rows, common)
+                evaluate = functools.partial(row_programs.evaluate_columns, plan, rows, common)
                 return informations(evaluate, data, u, size, plan.num_lanes)
 
             return marked(in_kernel)(common, data, u, size)
@@ -257,7 +272,7 @@ def _compiled(
 ) -> Callable[..., Any]:
     """The program for these shapes, compiled once for each model. `build` takes what makes a kernel of a function."""
     programs = programs_of(plan.model)
-    key = (*what, _key(plan), capacity, _shapes(own, 1), _shapes(shared, 0))
+    key = (*what, platform(), _key(plan), capacity, _shapes(own, 1), _shapes(shared, 0))
     if key not in programs:
         like = lambda leaf, shape: jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
         arguments = (
@@ -265,7 +280,7 @@ def _compiled(
             [like(leaf, leaf.shape) for leaf in shared],
         )
         attempts: list[tuple[Marker, Any]] = [(jax.jit, None)]
-        if jax.default_backend() == "cpu":
+        if platform() == "cpu":
             # XLA promises neither that a marked call compiles nor that it knows an option: without, the program is only slower.
             attempts = [(cpu.one_kernel, cpu.COMPILER_OPTIONS), (jax.jit, cpu.COMPILER_OPTIONS), *attempts]
         for number, (marked, options) in enumerate(attempts, start=1):

@@ -96,26 +96,13 @@ def fit_lanes(
         at = (row, jnp.int32(0))[: to.ndim]
         return jax.lax.dynamic_update_slice(to, x.astype(to.dtype).reshape(1, *to.shape[1:]), at)
 
-    def within(state: State) -> Array:
-        return state.definite & (state.decrement < settings.tolerance)
-
     def write(out: Ended, one: State, row: Array) -> Ended:
         """The result of one lane, whose numbers are scalars, to its row."""
-        steps = jnp.maximum(one.count, 0)
         if handed_over:
-            u = algebra.to_array(algebra.select(within(one), trial(one), one.point))
-            return out._replace(u=put(out.u, row, u), num_steps=put(out.num_steps, row, steps))
+            u = algebra.to_array(following_point(one, settings.tolerance))
+            return out._replace(u=put(out.u, row, u), num_steps=put(out.num_steps, row, jnp.maximum(one.count, 0)))
         begun = algebra.vector(chunk.origins[row])
-        status = certify(one, begun, chunk.num_observed[row], settings.tolerance, chunk.max_steps[row], restricted)
-        found = Ended(
-            one.point,
-            jnp.where(jnp.isfinite(one.at.rounding), one.at.value + one.at.rounding, one.at.value),
-            one.at.information,
-            algebra.each(lambda s: jnp.where(jnp.isfinite(one.drift), s, 0.0), one.step),
-            one.decrement,
-            steps,
-            status,
-        )
+        found = ended_of(one, begun, chunk.num_observed[row], settings.tolerance, chunk.max_steps[row], restricted)
         rows = [jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(part)]) for part in found]
         return Ended(*(put(to, row, x) for to, x in zip(out, rows, strict=True)))
 
@@ -135,7 +122,7 @@ def fit_lanes(
         following, row_of, limit, parked, state, columns, out = carry
         reached = evaluate(trial(state), columns)
         state, done = step(state, reached, settings)
-        done = (done | (state.count >= limit) | (within(state) & handed_over)) & ~parked
+        done = (done | (state.count >= limit) | (is_within(state, settings.tolerance) & handed_over)) & ~parked
         start = (jnp.int32(0), jnp.sum(done, dtype=jnp.int32), following, row_of, limit, done, state, columns, out)
         _, _, following, row_of, limit, ended, state, columns, out = jax.lax.while_loop(
             lambda c: c[1] > 0, refill, start
@@ -148,6 +135,37 @@ def fit_lanes(
     out = _room(capacity, state)
     carry = (jnp.int32(num_lanes), number, chunk.max_steps[first], number >= chunk.size, state, columns, out)
     return jax.lax.while_loop(lambda c: ~jnp.all(c[3]), trip, carry)[-1]
+
+
+def is_within(state: State, tolerance: Any) -> Any:
+    """Whether the maximum is nearer than the tolerance, certified or not."""
+    return state.definite & (state.decrement < tolerance)
+
+
+def following_point(state: State, tolerance: Any) -> algebra.Vector:
+    """Where a lane that is handed over goes on: where its next step would lead, or where it is if it came no nearer."""
+    return algebra.select(is_within(state, tolerance), trial(state), state.point)
+
+
+def ended_of(
+    state: State,
+    begun: algebra.Vector,
+    num_observed: Any,
+    tolerance: Any,
+    max_steps: Any,
+    restricted: tuple[bool, ...],
+) -> Ended:
+    """What lanes that have ended came to; vectors and matrices as `numerics.lanes` has them."""
+    value, rounding = state.at.value, state.at.rounding
+    return Ended(
+        state.point,
+        jnp.where(jnp.isfinite(rounding), value + rounding, value),
+        state.at.information,
+        algebra.each(lambda s: jnp.where(jnp.isfinite(state.drift), s, 0.0), state.step),
+        state.decrement,
+        jnp.maximum(state.count, 0),
+        certify(state, begun, num_observed, tolerance, max_steps, restricted),
+    )
 
 
 def refilled(state: State, lane: Array, start: Float[Array, " p"]) -> State:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from fisher_jax.fitting import cpu, workers
+from fisher_jax.fitting import rows as row_programs
 from fisher_jax.fitting.lanes import LEAST_LANES
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.models.dataset import Dataset
@@ -91,20 +92,20 @@ class Rows:
                 raise programs[key].again()
             return programs[key]
         try:
-            rows = cpu.rows_of(plan, kind, own, shared)
+            rows = row_programs.rows_of(plan, kind, own, shared)
         except CannotExpand as error:
             programs[key] = error.again()
             raise
         like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
 
         def prepare(own: Leaves, shared: Leaves) -> tuple[Leaves, Leaves]:
-            data, common = cpu.columns_of_chunk(plan, rows, own, shared)
+            data, common = row_programs.columns_of_chunk(plan, rows, own, shared)
             return common, [jnp.moveaxis(leaf, 0, -1) for leaf in data]
 
         def evaluate(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
             def run(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
                 each = [jnp.broadcast_to(u[i], (LEAST_LANES,)) for i in range(len(u))]
-                at = cpu.evaluate_columns(plan, rows, common, each, columns)
+                at = row_programs.evaluate_columns(plan, rows, common, each, columns)
                 return at.value, at.rounding, jnp.stack(at.gradient), jnp.stack(list(at.information.values()))
 
             return cpu.one_kernel(run)(u, common, columns)

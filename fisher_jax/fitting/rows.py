@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.information import as_matrix
 from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of
@@ -102,19 +103,25 @@ class RowProgram:
     dtype: Any
 
     def evaluate(
-        self, u: Scalars, fixed: Scalars, num_rows: int, row_at: Callable[[Array], tuple[Scalars, ...]]
+        self,
+        u: Scalars,
+        fixed: Scalars,
+        num_rows: int,
+        rows_at: Callable[[Any, int], list[tuple[Scalars, ...]]],
+        rows_at_once: int = 1,
     ) -> Evaluation:
         """Log-likelihood, gradient and information of L data sets, each entry (L,).
 
-        `row_at(r)` returns the entries of row r: (own, shared, what `own` made of them, what `shared` made of them).
+        `rows_at(r, count)` returns the entries of `count` rows from r on: (own, shared, what `own` made of them, what `shared`
+        made of them); behind the last row those of any row. Rows taken several at once are added in the same order, and while
+        one waits for its data another is worked on.
         """
         p, zero = self.num_parameters, jnp.zeros_like(u[0])
         parameters = [*u, *fixed]
         once = [jnp.asarray(value) for value in self.once(parameters)]
 
-        def add_row(carry: tuple[Array, tuple[Any, ...]]) -> tuple[Array, tuple[Any, ...]]:
-            r, sums = carry
-            own, shared, own_parts, shared_parts = row_at(r)
+        def add_row(sums: tuple[Any, ...], row: tuple[Scalars, ...]) -> tuple[Any, ...]:
+            own, shared, own_parts, shared_parts = row
             term, *derivatives = self.rest(parameters, own, shared, once, own_parts, shared_parts)
             # Two-sum (Knuth 1997, The Art of Computer Programming 2, section 4.2.2, theorem B): `low` keeps what rounding
             # takes from the sum, without which float32 cannot tell two points near the maximum apart.
@@ -122,11 +129,21 @@ class RowProgram:
             total = high + term
             part = total - high
             low = low + ((high - (total - part)) + (term - part))
-            return r + 1, (total, low, *(a + b for a, b in zip(others, derivatives, strict=True)))
+            return (total, low, *(a + b for a, b in zip(others, derivatives, strict=True)))
+
+        def add_rows(carry: tuple[Array, tuple[Any, ...]]) -> tuple[Array, tuple[Any, ...]]:
+            r, sums = carry
+            for k, row in enumerate(rows_at(r, rows_at_once)):
+                with_row = add_row(sums, row)
+                if k < num_rows % rows_at_once or num_rows % rows_at_once == 0:
+                    sums = with_row
+                else:  # behind the last row the last stands again
+                    sums = tuple(jnp.where(r + k < num_rows, new, old) for new, old in zip(with_row, sums, strict=True))
+            return r + rows_at_once, sums
 
         # Not a fori_loop, which becomes a scan, whose body is a function that is called, and its results copied, for each row.
         start = jnp.int32(0), (zero,) * (2 + p + p * (p + 1) // 2)
-        _, sums = jax.lax.while_loop(lambda carry: carry[0] < num_rows, add_row, start)
+        _, sums = jax.lax.while_loop(lambda carry: carry[0] < num_rows, add_rows, start)
         information = dict(zip(upper_triangle(p), sums[2 + p :], strict=True))
         return Evaluation(sums[0], list(sums[2 : 2 + p]), information, rounding=sums[1])
 
@@ -140,6 +157,8 @@ def row_program(
     shared: Any,
     row_from: Callable[[Any, Any], tuple[PyTree, PyTree, Any]],
     values_from: Callable[[list[Any]], list[Any]],
+    *,
+    portable: bool,
 ) -> RowProgram:
     """Differentiate, expand and split one row. `fixed`, `own` and `shared` are shapes of the fixed values and of one row.
 
@@ -168,8 +187,96 @@ def row_program(
         return row(u, values_from(fixed), *row_from(own, shared), jax.tree.leaves((fixed, own, shared)))
 
     u = [jax.ShapeDtypeStruct((), layout.dtype)] * layout.num_free
-    whole = expand(flat_row, (u, fixed), own, shared)
+    whole = expand(flat_row, (u, fixed), own, shared, portable=portable)
     once, whole = split(whole, 0)
     own_parts, whole = split(whole, 1)
     shared_parts, whole = split(whole, 2)
     return RowProgram(once, own_parts, shared_parts, whole, layout.num_free, np.dtype(layout.dtype))
+
+
+def rows_of(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, *, portable: bool = False) -> RowProgram:
+    """The row program of a plan for data sets with arrays of these shapes, `portable` as `expand` has it.
+
+    Raises
+    ------
+    CannotExpand
+        Where the density uses what has no form on single numbers.
+    """
+
+    def like(leaf: Any, drop: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(np.shape(leaf)[drop:], jax.dtypes.canonicalize_dtype(leaf.dtype))
+
+    own_fixed, own_rows = plan.split(own, own=True)
+    shared_fixed, shared_rows = plan.split(shared, own=False)
+    fixed = plan.fixed([like(leaf, 1) for leaf in own_fixed], [like(leaf, 0) for leaf in shared_fixed])
+    rows = [like(leaf, 2) for leaf in own_rows], [like(leaf, 1) for leaf in shared_rows]
+    return row_program(
+        plan.model, plan.layout, kind, fixed, *rows, plan.observations, plan.values, portable=portable
+    )
+
+
+def _entries_of_rows(leaf: Any, r: Any, count: int) -> list[Scalars]:
+    """The entries of `count` rows of an array (n, entries, L), or without the axis of lanes."""
+    return [[leaf[r + k, j] for j in range(leaf.shape[1])] for k in range(count)]
+
+
+def columns_of_chunk(
+    plan: Plan, rows: RowProgram, own: Leaves, shared: Leaves, *, lanes_last: bool = False
+) -> tuple[Leaves, Leaves]:
+    """The arrays of a chunk that the lanes hold in columns, and those that all share, as `evaluate_columns` takes them.
+
+    What depends on the data alone is computed here, for the whole chunk, where XLA works on large arrays. The axis over data sets
+    comes first, from where a lane takes the next; or last.
+    """
+    own_fixed, own_rows = plan.split(own, own=True)
+    shared_fixed, shared_rows = plan.split(shared, own=False)
+    flat_own = [leaf.reshape(*leaf.shape[:2], -1) for leaf in own_rows]
+    if lanes_last:
+        flat_own, own_fixed = ([jnp.moveaxis(leaf, 0, -1) for leaf in leaves] for leaves in (flat_own, own_fixed))
+    axis = 1 if lanes_last else 2
+    flat_shared = [leaf.reshape(leaf.shape[0], -1) for leaf in shared_rows]
+    size = [leaf.shape[-1] if lanes_last else leaf.shape[0] for leaf in (*flat_own, *own_fixed)][:1] or [1]
+    shape = (plan.num_terms, *size) if lanes_last else (*size, plan.num_terms)
+    own_parts = [jnp.expand_dims(jnp.broadcast_to(x, shape), axis) for x in rows.own(_along(flat_own, axis))]
+    shared_parts = [jnp.broadcast_to(x, (plan.num_terms,))[:, None] for x in rows.shared(_along(flat_shared, 1))]
+    return [*flat_own, *own_parts, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed]
+
+
+def evaluate_columns(
+    plan: Plan,
+    rows: RowProgram,
+    common: Leaves,
+    u: Scalars,
+    columns: Leaves,
+    *,
+    read: Callable[[Any, Any, int], list[Scalars]] = _entries_of_rows,
+    rows_at_once: int = 1,
+) -> Evaluation:
+    """Log-likelihood, gradient and information of the data sets in the columns, whose last axis is that of lanes.
+
+    `read(leaf, r, count)` reads the entries of some rows of an array.
+    """
+    of_data = plan.differs[plan.num_fixed :]
+    own_rows, own_parts, own_fixed = _cut(columns, sum(of_data), len(rows.own.outputs))
+    shared_rows, shared_parts, shared_fixed = _cut(common, len(of_data) - sum(of_data), len(rows.shared.outputs))
+    fixed = plan.fixed(
+        [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in own_fixed],
+        [[leaf[index] for index in np.ndindex(leaf.shape)] for leaf in shared_fixed],
+    )
+
+    def rows_at(r: Any, count: int) -> list[tuple[Scalars, ...]]:
+        groups = [
+            [read(leaf, r, count) for leaf in leaves] for leaves in (own_rows, shared_rows, own_parts, shared_parts)
+        ]
+        return [tuple([x for leaf in group for x in leaf[k]] for group in groups) for k in range(count)]
+
+    entries = [entry for entries in fixed for entry in entries]
+    return rows.evaluate(u, entries, plan.num_terms, rows_at, rows_at_once)
+
+
+def _cut(leaves: Leaves, first: int, second: int) -> tuple[Leaves, Leaves, Leaves]:
+    return leaves[:first], leaves[first : first + second], leaves[first + second :]
+
+
+def _along(leaves: Leaves, axis: int) -> Leaves:
+    return [jnp.take(leaf, j, axis) for leaf in leaves for j in range(leaf.shape[axis])]

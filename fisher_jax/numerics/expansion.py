@@ -296,7 +296,12 @@ class Scalars:
         key = (name, tuple(params.items()) if params else (), *numbers)
         entry = self._made.get(key)
         if entry is None:
-            entry = self._made[key] = self._new(dtype, None, (primitive, params, operands))
+            entry = self._new(dtype, None, (primitive, params, operands))
+            if self.portable and name in ("max", "min") and dtype.kind == "f":
+                # Triton's drop NaN.
+                for operand in (o for o in operands if o.value is None):
+                    entry = self.select(self.compare("ne", operand, operand), operand, entry)
+            self._made[key] = entry
         return entry
 
     def _simplify(self, name: str, operands: tuple[Entry, ...]) -> Entry | None:
@@ -1114,7 +1119,8 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1, po
         The first `exact` leaves of the output (all, if None) give NaN and infinities wherever the function does. In
         the others, taken for derivatives, 0 * x with a constant zero is zero.
     portable : bool
-        Write out also what XLA does well on a CPU but Triton has no rule for (erf, erfc).
+        Write out also what XLA does well on a CPU but Triton has no rule for (erf, erfc), and let maxima and minima pass NaN
+        on, which Triton's do not.
 
     Raises
     ------

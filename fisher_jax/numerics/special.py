@@ -357,7 +357,7 @@ def elementary(name: str, dtype: Any, portable: bool = False) -> Callable[..., A
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         return None
-    forms = _FORMS | (_FORMS_64 if dtype == np.float64 else {}) | (_PORTABLE if portable else {})
+    forms = _FORMS | (_PORTABLE if portable else _FORMS_64 if dtype == np.float64 else {})
     return forms.get(name)
 
 

@@ -1,0 +1,273 @@
+"""Whole fits in one GPU kernel: one data set to a lane, a block of lanes to a warp, what a fit needs in its registers.
+
+The kernel takes each lane a few steps further: it loads the lane's state, evaluates and steps, and stores the state. A block
+runs until the slowest of its lanes is through, so passes are short, and between them the lanes that have not ended are
+gathered into full blocks. A lane's state goes through memory unchanged, so that neither blocks nor passes change a result.
+
+The way into the kernel is Pallas' lowering to Triton, which JAX means to drop: nothing outside this file knows of it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float
+
+from fisher_jax.fitting.lanes import Chunk, Ended, Settings, ended_of, following_point, is_within
+from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.fitting.rows import RowProgram, evaluate_columns
+from fisher_jax.numerics import lanes as algebra
+from fisher_jax.numerics.jaxprs import Flat, Step, flatten
+from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
+
+BLOCK = 32  # lanes: a warp. More would wait longer for their slowest.
+ROWS = 2  # of a data set at once, so that there is work while their numbers come
+FIRST_STEPS, STEPS = 4, 1  # of the first pass, and of each of the others
+DOUBLED_AFTER = 4  # passes: from there on each makes twice the steps of the last, for the few that take many
+
+
+class _Memory:
+    """An array as the row program reads it, entry by entry: one number for all lanes, or one for each in the last axis."""
+
+    def __init__(self, ref: Any, like: jax.ShapeDtypeStruct, lanes: Array | None) -> None:
+        self.ref, self.shape, self.is_bool, self.lanes = ref, like.shape, like.dtype == bool, lanes
+
+    def __getitem__(self, index: Any) -> Array:
+        index = index if isinstance(index, tuple) else (index,)
+        at: Any = 0
+        for i, size in zip(index, self.shape, strict=False):
+            at = at * size + i
+        return self._truth(self.ref[at] if self.lanes is None else self.ref[at, self.lanes])
+
+    def rows(self, r: Any, count: int) -> list[list[Array]]:
+        """The entries of some rows, by one access to memory where lanes have their own."""
+        num_rows, entries = self.shape[:2]
+        if self.lanes is None:
+            numbers = [jnp.minimum(r + k, num_rows - 1) if k else r for k in range(count)]
+            return [[self[number, j] for j in range(entries)] for number in numbers]
+        size = 1 << (count * entries - 1).bit_length()
+        entry = jnp.minimum(r * entries + jnp.arange(size, dtype=jnp.int32), num_rows * entries - 1)
+        columns = [self._truth(x) for x in _split(self.ref[_grid(entry, self.lanes)])]
+        return [columns[k * entries : (k + 1) * entries] for k in range(count)]
+
+    def _truth(self, x: Array) -> Array:
+        return x != 0 if self.is_bool else x
+
+
+def _grid(entry: Array, lanes: Array) -> tuple[Array, Array]:
+    """The two indices of a table: lanes first, so that Triton gives a thread all that is its lane's."""
+    shape = (BLOCK, entry.shape[0])
+    return jnp.broadcast_to(entry, shape), jnp.broadcast_to(lanes[:, None], shape)
+
+
+def _split(table: Array) -> list[Array]:
+    """The columns of a table (lanes, columns), a power of two of them."""
+    return [column.reshape(BLOCK) for column in lax.split(table, [1] * table.shape[1], 1)]
+
+
+def _joined(columns: list[Array]) -> Array:
+    """The table of a power of two of columns: in pairs, which is what Triton can do."""
+    if len(columns) == 1:
+        return columns[0][:, None]
+    even, odd = _joined(columns[::2]), _joined(columns[1::2])
+    return jnp.stack([even, odd], axis=-1).reshape(even.shape[0], -1)
+
+
+class _Arrays:
+    """The arrays of a chunk, their lanes last, and those that all share, laid out for the kernel."""
+
+    def __init__(self, own: Leaves, shared: Leaves) -> None:
+        self.own, self.shared = ([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves] for leaves in (own, shared))
+        flat = [leaf.reshape(-1, leaf.shape[-1]) for leaf in own] + [leaf.reshape(-1) for leaf in shared]
+        self.operands = [leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf for leaf in flat]
+
+    def read(self, refs: Sequence[Any], lanes: Array) -> tuple[Leaves, Leaves]:
+        """The same as the row program reads them."""
+        count = len(self.own)
+        own = [_Memory(ref, like, lanes) for ref, like in zip(refs[:count], self.own, strict=True)]
+        return own, [_Memory(ref, like, None) for ref, like in zip(refs[count:], self.shared, strict=True)]
+
+
+class _States:
+    """The states of lanes as a table (lanes, columns), a power of two of columns: numbers of any kind, as floating numbers.
+
+    One array and not one for each entry, since Triton looks through the whole kernel for each access to memory in it. Behind
+    the state stand whether the lane has ended, and how many steps it may make.
+    """
+
+    def __init__(self, p: int, dtype: Any) -> None:
+        state = jax.eval_shape(begin, [jax.ShapeDtypeStruct((), dtype) for _ in range(p)])
+        ended, limit = jax.ShapeDtypeStruct((), bool), jax.ShapeDtypeStruct((), jnp.int32)
+        self.like, self.treedef = jax.tree.flatten((state, ended, limit))
+        self.dtype, self.size = dtype, 1 << (len(self.like) - 1).bit_length()
+
+    def begun(self, starts: Float[Array, "b p"], ended: Array, limit: Array) -> Float[Array, "b c"]:
+        """The table of fresh lanes: what the state holds beside point and count is not looked at."""
+        columns = [jnp.full_like(ended, -1, self.dtype), ended.astype(self.dtype), limit.astype(self.dtype)]
+        table = jnp.zeros((len(starts), self.size), self.dtype).at[:, : starts.shape[1]].set(starts)
+        return table.at[:, len(self.like) - 3 : len(self.like)].set(jnp.stack(columns, axis=1))
+
+    def unpack(self, columns: Sequence[Array]) -> tuple[State, Array, Array]:
+        """The state, whether it has ended, and the limit."""
+        kept = zip(columns[: len(self.like)], self.like, strict=True)
+        return jax.tree.unflatten(self.treedef, [x != 0 if to.dtype == bool else x.astype(to.dtype) for x, to in kept])
+
+    def pack(self, state: State, ended: Array, limit: Array) -> list[Array]:
+        """The columns of the table."""
+        columns = [leaf.astype(self.dtype) for leaf in jax.tree.leaves((state, ended, limit))]
+        return columns + [jnp.zeros_like(columns[0])] * (self.size - len(columns))
+
+
+def fit_lanes(
+    plan: Plan,
+    optimizer: Newton,
+    rows: RowProgram,
+    common: Leaves,
+    chunk: Chunk,
+    settings: Settings,
+    *,
+    handed_over: bool,
+) -> Ended:
+    """Fit the data sets of a chunk as `lanes.fit_lanes` does."""
+    capacity, p = chunk.starts.shape
+    restricted, dtype = plan.layout.restricted, plan.layout.dtype
+    states, arrays = _States(p, dtype), _Arrays(chunk.data, common)
+
+    def step(state: State, ended: Array, reached: Evaluation, limit: Array, settings: Settings) -> tuple[State, Array]:
+        new, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
+        done = done | (new.count >= limit) | (is_within(new, settings.tolerance) & handed_over)
+        return algebra.select(ended, state, new), ended | done
+
+    def kernel(*refs: Any) -> None:
+        waiting, steps, settings, before, *data, after = refs
+        lane = waiting[pl.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)]
+        own, shared = arrays.read(data, jnp.minimum(lane, capacity - 1))
+        asked = Settings(settings[0], settings[1])
+
+        def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            number, ended, state = carry
+            reached = evaluate_columns(plan, rows, shared, _for_triton(trial)(state), own, read=_Memory.rows, rows_at_once=ROWS)
+            state, ended = _for_triton(step)(state, ended, reached, limit, asked)
+            return number + 1, ended, state
+
+        goes_on = lambda carry: (carry[0] < steps[0]) & (jnp.min(carry[1].astype(jnp.int32)) == 0)  # noqa: E731
+        # A table is taken in pieces of few columns by Triton; here all at once, from the lanes' own lines of memory.
+        at = _grid(jnp.arange(states.size, dtype=jnp.int32), lane)[::-1]
+        state, _, limit = states.unpack(_split(before[at]))
+        _, ended, state = lax.while_loop(goes_on, trip, (jnp.int32(0), lane == capacity, state))
+        after[at] = _joined(states.pack(state, ended, limit))
+
+    number = jnp.arange(capacity + 1, dtype=jnp.int32)  # the last is where blocks that are not full leave their other lanes
+    one_more = lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])])  # noqa: E731
+    table = states.begun(one_more(chunk.starts), number >= chunk.size, one_more(chunk.max_steps))
+    call = pl.pallas_call(
+        kernel,
+        grid=(capacity // BLOCK,),
+        out_shape=jax.ShapeDtypeStruct(table.shape, dtype),
+        input_output_aliases={3: 0},
+        **_how(),
+    )
+    asked = jnp.stack([settings.tolerance, settings.radius_factor]).astype(dtype)
+
+    def waiting(table: Array) -> Array:
+        """Whether each lane goes on."""
+        return table[:, len(states.like) - 2] == 0
+
+    def one_pass(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        passes, ahead, table = carry
+        steps = jnp.where(passes == 0, FIRST_STEPS, STEPS << jnp.maximum(passes - DOUBLED_AFTER, 0))
+        # The numbers of the lanes that go on, each at its place among them; after the last, that of no lane.
+        lane = jnp.minimum(jnp.searchsorted(ahead, number[1:], method="scan_unrolled"), capacity)
+        table = call(lane.astype(jnp.int32), steps[None].astype(jnp.int32), asked, table, *arrays.operands)
+        return passes + 1, jnp.cumsum(waiting(table), dtype=jnp.int32), table
+
+    ahead = jnp.minimum(number + 1, chunk.size)  # how many of the lanes so far go on
+    carry = jnp.int32(0), ahead, table
+    _, _, table = lax.while_loop(lambda carry: carry[1][-1] > 0, one_pass, carry)
+    state, _, limit = states.unpack(list(lax.optimization_barrier(table[:capacity].T)))
+    if handed_over:
+        u, steps = jnp.stack(following_point(state, settings.tolerance), axis=1), jnp.maximum(state.count, 0)
+        return Ended(u, None, None, None, None, steps, None)
+    begun = [chunk.origins[:, i] for i in range(p)]
+    found = ended_of(state, begun, chunk.num_observed, settings.tolerance, limit, restricted)
+    return Ended(*(jnp.stack(jax.tree.leaves(x), axis=1) if isinstance(x, list | dict) else x for x in found))
+
+
+def informations(
+    plan: Plan, rows: RowProgram, data: Leaves, common: Leaves, u: Float[Array, "b p"]
+) -> Float[Array, "b t"]:
+    """The information of each data set at its own u, as `Ended` holds it."""
+    capacity, p = u.shape
+    arrays = _Arrays(data, common)
+
+    def kernel(points: Any, *refs: Any) -> None:
+        *data, to = refs
+        lane = pl.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+        own, shared = arrays.read(data, lane)
+        found = evaluate_columns(plan, rows, shared, [points[i, lane] for i in range(p)], own)
+        for k, entry in enumerate(found.information.values()):
+            to[k, lane] = entry
+
+    out = jax.ShapeDtypeStruct((p * (p + 1) // 2, capacity), u.dtype)
+    return pl.pallas_call(kernel, grid=(capacity // BLOCK,), out_shape=out, **_how())(u.T, *arrays.operands).T
+
+
+def _how() -> dict[str, Any]:
+    """The arguments of a kernel: without a GPU it is run by the rules of its language, slowly."""
+    if jax.default_backend() == "cpu":
+        return {"interpret": True}
+    return {"compiler_params": triton.CompilerParams(num_warps=max(1, BLOCK // 32), num_stages=1)}
+
+
+def _for_triton(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function in operations that Triton has; its maxima and minima drop NaN, and here they pass it on as elsewhere."""
+
+    def call(*arguments: Any) -> Any:
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        return jax.tree.unflatten(
+            jax.tree.structure(shape), _evaluate(flatten(closed), jax.tree.leaves(arguments))
+        )
+
+    return call
+
+
+def _evaluate(flat: Flat, arguments: Sequence[Any]) -> list[Any]:
+    values: dict[Any, Any] = dict(zip(flat.inputs, arguments, strict=True))
+    read = lambda o: values[o] if type(o) is int else o  # noqa: E731
+    for step in flat.steps:
+        found = _RULES.get(step.name, _as_it_is)(step, [read(o) for o in step.operands])
+        values.update(zip(step.results, found, strict=True))
+    return [read(o) for o in flat.outputs]
+
+
+def _as_it_is(step: Step, operands: list[Any]) -> Sequence[Any]:
+    primitive = step.equation.primitive
+    found = primitive.bind(*operands, **step.equation.params)
+    return found if primitive.multiple_results else [found]
+
+
+def _while(step: Step, operands: list[Any]) -> Sequence[Any]:
+    params, (goes_on, body) = step.equation.params, step.inner
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    return lax.while_loop(
+        lambda carry: _evaluate(goes_on, [*operands[:first], *carry])[0],
+        lambda carry: _evaluate(body, [*operands[first:second], *carry]),
+        operands[second:],
+    )
+
+
+def _with_nan(step: Step, operands: list[Any]) -> Sequence[Any]:
+    x, y = jnp.broadcast_arrays(*operands)
+    (found,) = _as_it_is(step, [x, y])
+    return [jnp.where(x != x, x, jnp.where(y != y, y, found))]
+
+
+def _any(step: Step, operands: list[Any]) -> Sequence[Any]:
+    return [jnp.max(operands[0].astype(jnp.int32)) > 0]
+
+
+_RULES = {"while": _while, "max": _with_nan, "min": _with_nan, "reduce_or": _any}
