@@ -66,7 +66,18 @@ def test_a_batch_is_one_marked_call_and_no_loop_of_xlas():
     for name, value in cpu.ONE_KERNEL.items():
         assert f'{name}="{value}"' in called[0]
     assert not any(" while(" in line for line in entry)
-    assert sum(" fusion(" in line for line in entry) <= 2  # the data's layout, and the condition that never holds
+    # the data's layout, each fit's number of terms and limit of steps, and the condition that never holds
+    assert sum(" fusion(" in line for line in entry) <= 4
+
+
+def test_covariates_may_be_of_a_higher_precision_than_the_parameters():
+    z, y = RNG.normal(size=(40, 5)), RNG.uniform(size=(6, 40)) < 0.5
+    wide = fj.fit_batch(logistic, np.zeros(5), y, given=z)
+    for way in engine.ENGINES:
+        narrow = fj.fit_batch(logistic, np.zeros(5, np.float32), y, given=z, engine=way)
+        assert narrow.free.dtype == np.float32
+        np.testing.assert_array_equal(narrow.status, wide.status)
+        np.testing.assert_allclose(narrow.free, wide.free, atol=1e-3)
 
 
 def recursion(params, y):

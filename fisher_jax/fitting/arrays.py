@@ -113,7 +113,7 @@ def _by_products(
     if common:
         any_own = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(shapes[:2])]
         over_rows = lambda f: jax.vmap(lambda row: f(zero, *any_own, *shared_fixed, *row))(shared_rows)  # noqa: E731
-        slopes, offsets = over_rows(found.coefficients), over_rows(found.inner)  # (n, m, p), (n, m)
+        slopes, offsets = (over_rows(f).astype(dtype) for f in (found.coefficients, found.inner))  # (n, m, p), (n, m)
         # A row that is not finite must not reach the products, where zero times NaN is NaN: its predictors tell of it instead,
         # and a weight of zero silences those.
         finite = jnp.all(jnp.isfinite(slopes), axis=(1, 2)) & jnp.all(jnp.isfinite(offsets), axis=1)
@@ -139,7 +139,7 @@ def _by_products(
         x = (
             jnp.tensordot(slopes, u, 1, precision="highest") + offsets[:, :, None]
             if common
-            else of_each(found.inner, u, None)
+            else of_each(found.inner, u, None).astype(dtype)
         )
         if program is None:
             outer = lambda x: of_each(found.outer, jnp.stack(x, axis=1), 0)  # noqa: E731
@@ -165,7 +165,7 @@ def _by_products(
             def add_row(r: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
                 row = lambda leaves: [leaf[r] for leaf in leaves]  # noqa: E731
                 one = lambda of, o: found.coefficients(zero, *of, *o, *shared_fixed, *row(shared_rows))  # noqa: E731
-                c = jax.vmap(one, in_axes=-1, out_axes=-1)(own_fixed, row(own_rows))  # (m, p, L)
+                c = jax.vmap(one, in_axes=-1, out_axes=-1)(own_fixed, row(own_rows)).astype(dtype)  # (m, p, L)
                 if weights is not None:  # zero times NaN is NaN
                     c = jnp.where(weights[r][None, None] == 0, 0, c)
                 gradient, matrix = sums
@@ -219,7 +219,7 @@ def evaluate_lanes(
         weighted = jax.vmap(lambda slope: weigh_rows(slope, weights))(slopes)
         gradient = lanes.vector(jnp.sum(weighted, axis=1))
         if kind == "empirical":
-            matrix = jax.lax.map(lambda column: jnp.sum(column * slopes, axis=1), weighted)
+            matrix = jax.lax.map(lambda column: jnp.sum(column[None] * slopes, axis=1), weighted)
         else:
             matrix = _closed_form(plan, array, own, shared)
         value = value if plan.model.is_dependent else weigh_rows(value, weights)

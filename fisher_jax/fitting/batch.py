@@ -81,14 +81,16 @@ def fit_batch(
         then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` says so). Results
         are float64, and `num_steps` counts both.
     engine : {"kernel", "arrays"}, optional
-        How the fits are run: whole fits in one kernel, rows one by one, for up to 8 parameters; or in arrays of rows × fits. By
-        default the first where the density allows it. The results agree to rounding, and `Fit.engine` says which was taken.
+        How the fits are run: whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters; or in arrays of
+        rows × fits. By default the first where the density allows it. The results agree to rounding, and `Fit.engine` says
+        which was taken.
     devices : int, or sequence of jax.Device, optional
         How many threads share the work on a CPU, by default one for each core that the process may use; CPU devices count as
-        threads. Elsewhere the work is done on JAX's default device.
+        threads. Elsewhere on which devices the work is done, or on how many: by default on all, or on `jax.default_device`
+        where it is set.
     num_lanes : int, optional
         How many fits each worker has under way at once: a multiple of 16, at least 64, which is the default and the fastest on a
-        CPU.
+        CPU. On a GPU it matters to arrays only, and the default goes with the size of a data set.
     progress : bool
         Show a bar with the rate and the count of each status (needs the extra `progress`).
 
@@ -136,7 +138,7 @@ def fit_batch(
         kinds,
         _checked_lanes(num_lanes),
         _checked_engine(engine),
-        _num_workers(devices),
+        workers.devices_of(devices, CALLER),
         progress,
     )
     axes = (params_axis, data_axis, given_axis, weights_axis)
@@ -214,21 +216,3 @@ def _checked_engine(engine: Any) -> str | None:
         choices = ", ".join(map(repr, engines.ENGINES))
         raise ValueError(f"{CALLER}: engine={engine!r} is unknown; choose from {choices}, or leave it out.")
     return engine
-
-
-def _num_workers(devices: Any) -> int:
-    """How many threads."""
-    if devices is None:
-        return workers.num_cores() if jax.default_backend() == "cpu" else 1
-    if isinstance(devices, int | np.integer) and not isinstance(devices, bool) and devices >= 1:
-        return int(devices)
-    if (
-        isinstance(devices, list | tuple)
-        and devices
-        and all(getattr(device, "platform", None) == "cpu" for device in devices)
-    ):
-        return len(devices)
-    raise TypeError(
-        f"{CALLER}: devices={devices!r} must be a number of threads, at least 1, or a list of CPU devices. On another "
-        "device choose it by jax.default_device."
-    )

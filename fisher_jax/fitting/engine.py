@@ -1,10 +1,12 @@
 """Which way a batch of fits is run, and running it: chunks of data sets through compiled programs in several hands.
 
-The ways give the same results to rounding. "kernel" is the row program in one kernel (`rows`, `cpu`); "arrays" are (n, L) arrays
-by XLA (`arrays`).
+The ways give the same results to rounding. "kernel" is the row program in one kernel (`rows`, with `cpu` or `gpu`); "arrays" are
+(n, L) arrays by XLA (`arrays`).
 """
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.fitting import arrays, cpu, gpu, workers
+from fisher_jax.fitting import arrays, cpu, workers
 from fisher_jax.fitting import rows as row_programs
-from fisher_jax.fitting.lanes import Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
+from fisher_jax.fitting.lanes import LEAST_LANES, Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.program import HAND_OVER
 from fisher_jax.models.model import programs_of
@@ -25,16 +27,24 @@ from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 
 ENGINES = ("kernel", "arrays")
-# Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave the cache: what is made of the
-# data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes rare.
-CAPACITIES = (512, 8192)
-MOST_BYTES = 2**24  # of the data of one chunk, where the smallest does not need more
+# Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave a CPU's cache: what is made of
+# the data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes
+# rare. On a GPU a call costs as much as the fits of some thousand data sets.
+CAPACITIES = {"cpu": (512, 8192), "gpu": (1024, 8192, 2**17)}
+MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does not need more
+MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
+OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
+COPIES = 4  # of its data that a chunk needs there
 
 
-def platform() -> str:
-    """What JAX runs on by default: "cpu", "gpu", "tpu"."""
-    name = jax.default_backend()
-    return "gpu" if name in ("cuda", "rocm") else name
+def gpu_kernels() -> Any:
+    """The module of kernels for the GPU; None where JAX runs on another device, or has no way into such kernels any more."""
+    if workers.platform() != "gpu":
+        return None
+    try:
+        return importlib.import_module("fisher_jax.fitting.gpu")
+    except ImportError:
+        return None
 
 
 def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | None) -> tuple[str, Any]:
@@ -45,16 +55,18 @@ def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | Non
     ValueError
         If a way was asked for that this model cannot go.
     """
-    programs, portable = programs_of(plan.model), platform() == "gpu"
+    programs = programs_of(plan.model)
     if asked == "arrays" or plan.layout.num_free > UNROLLED or plan.model.is_dependent:
         if asked == "kernel":
             reason = "a dependent model" if plan.model.is_dependent else f"more than {UNROLLED} parameters"
             raise ValueError(f'engine="kernel" is for models without {reason}. Leave it out, or use engine="arrays".')
         return "arrays", None
-    key = ("rows", _key(plan), kind, portable, _shapes(own, 2), _shapes(shared, 1), plan.num_terms)
+    key = _rows_key(plan, kind, own, shared)
     if key not in programs:
         try:
-            programs[key] = row_programs.rows_of(plan, kind, own, shared, portable=portable)
+            if workers.platform() != "cpu" and gpu_kernels() is None:
+                raise CannotExpand("a fit in a kernel of this device")
+            programs[key] = row_programs.rows_of(plan, kind, own, shared, portable=workers.platform() == "gpu")
         except CannotExpand as error:
             programs[key] = error.again()
     found = programs[key]
@@ -63,6 +75,10 @@ def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | Non
             raise ValueError(f'engine="kernel": {found}. Leave it out, or use engine="arrays".') from found
         return "arrays", None
     return "kernel", found
+
+
+def _rows_key(plan: Plan, kind: Kind, own: Leaves, shared: Leaves) -> tuple[Any, ...]:
+    return "rows", _key(plan), kind, workers.platform(), _shapes(own, 2), _shapes(shared, 1), plan.num_terms
 
 
 def fit_all(
@@ -75,18 +91,19 @@ def fit_all(
     max_steps: int,
     *,
     engine: str | None = None,
-    num_workers: int = 1,
+    devices: workers.Devices = (None,),
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[Ended, str]:
     """Fit every data set: where each ended, as numpy arrays with matrices (B, p, p), and which way was taken.
 
     `own` are the fixed parameters and data that differ, with a leading axis over the data sets; `shared` those that do not.
     Steps by expected or empirical information are followed by Newton's from `HAND_OVER` on, so that each fit is certified by its
-    observed information. `watch` is told the statuses of each chunk that is done.
+    observed information. `num_observed` is how many terms of each count, or of all. `watch` is told the statuses of each chunk that
+    is done.
     """
     count, p = starts.shape
-    pieces, capacity = _pieces(count, own, num_workers, plan.num_lanes)
-    fit, way = _compiled_fit(plan, capacity, own, shared, engine)
+    pieces, capacity = _pieces(count, own, devices, plan.num_lanes)
+    fits, way, capacity = _compiled_fit(plan, capacity, own, shared, engine, devices)
     dtype = plan.layout.dtype
     ended = Ended(
         np.empty((count, p), dtype),
@@ -98,19 +115,28 @@ def fit_all(
         np.empty(count, np.int32),
     )
 
-    def work(piece: slice) -> None:
-        padded = lambda leaf: _padded(leaf[piece], capacity, plan.num_lanes)  # noqa: E731
-        begin, size = padded(starts), piece.stop - piece.start
-        limit = np.full(capacity, max_steps, np.int32)
-        chunk = Chunk([], begin, begin, padded(num_observed), limit, np.int32(size))
-        found = fit([padded(leaf) for leaf in own], shared, chunk, settings)
-        found = found._replace(information=symmetric(np.asarray(found.information), p))
+    def work(number: int) -> None:
+        piece, fit = pieces[number], fits[number % len(fits)]
+        padded = lambda leaf: _padded(leaf, piece, capacity, plan.num_lanes)  # noqa: E731
+        observed = padded(num_observed) if num_observed.ndim else num_observed
+        sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
+        found = fit([padded(leaf) for leaf in own], shared, padded(starts), observed, sizes, settings)
+        if way == "kernel" and workers.platform() == "gpu":
+            found = unpacked(np.asarray(found))
+        else:
+            found = found._replace(information=symmetric(np.asarray(found.information), p))
         for to, part in zip(ended, found, strict=True):
-            to[piece] = np.asarray(part)[:size]
+            to[piece] = np.asarray(part)[: sizes[0]]
         if watch is not None:
             watch(ended.status[piece])
 
-    workers.run(work, pieces, num_workers)
+    def unpacked(numbers: np.ndarray) -> Ended:
+        """The results of a chunk that came as one array."""
+        widths = [part[0].size for part in ended]
+        parts = np.split(numbers, np.cumsum([capacity * width for width in widths])[:-1])
+        return Ended(*(part.reshape(capacity, *to.shape[1:]) for part, to in zip(parts, ended, strict=True)))
+
+    workers.run(work, range(len(pieces)), len(devices))
     return ended, way
 
 
@@ -122,31 +148,54 @@ def information_of_each(
     kind: Kind,
     *,
     engine: str | None = None,
-    num_workers: int = 1,
+    devices: workers.Devices = (None,),
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    pieces, capacity = _pieces(count, own, num_workers, plan.num_lanes)
-    evaluate = _compiled_matrix(plan, kind, capacity, own, shared, engine)
+    pieces, capacity = _pieces(count, own, devices, plan.num_lanes)
+    evaluations, capacity = _compiled_matrix(plan, kind, capacity, own, shared, engine, devices)
     out = np.empty((count, p, p), plan.layout.dtype)
 
-    def work(piece: slice) -> None:
+    def work(number: int) -> None:
+        piece = pieces[number]
         size = piece.stop - piece.start
-        data = [_padded(leaf[piece], capacity, plan.num_lanes) for leaf in own]
-        found = evaluate(data, shared, _padded(u[piece], capacity, plan.num_lanes), np.int32(size))
+        data = [_padded(leaf, piece, capacity, plan.num_lanes) for leaf in own]
+        points = _padded(u, piece, capacity, plan.num_lanes)
+        found = evaluations[number % len(evaluations)](data, shared, points, np.int32(size))
         out[piece] = symmetric(np.asarray(found)[:size], p)
 
-    workers.run(work, pieces, num_workers)
+    workers.run(work, range(len(pieces)), len(devices))
     return out
 
 
-def _pieces(count: int, own: Leaves, num_workers: int, num_lanes: int) -> tuple[list[slice], int]:
+def lanes_of_arrays(num_terms: int, num_free: int) -> int:
+    """How many fits are under way at once by default; on a GPU as many as its memory has room for the derivatives of."""
+    if workers.platform() == "cpu":
+        return LEAST_LANES
+    return int(np.clip(1 << (MOST_NUMBERS // (num_terms * num_free)).bit_length() - 1, LEAST_LANES, MOST_LANES))
+
+
+def _pieces(count: int, own: Leaves, devices: workers.Devices, num_lanes: int) -> tuple[list[slice], int]:
     """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to."""
-    share, most = -(-count // num_workers), MOST_BYTES * count // max(sum(leaf.nbytes for leaf in own), 1)
-    sizes = [size for size in CAPACITIES if size <= most] or CAPACITIES[:1]
+    each = max(sum(leaf.nbytes for leaf in own) // max(count, 1), 1)
+    most = MOST_BYTES // each if workers.platform() == "cpu" else _free_bytes(devices) // (COPIES * each)
+    capacities = CAPACITIES.get(workers.platform(), CAPACITIES["cpu"])
+    on_cpu = workers.platform() == "cpu"
+    share = -(-count // len(devices)) if on_cpu else count
+    sizes = [size for size in capacities if size <= most] or capacities[:1]
     capacity = next((size for size in sizes if size >= share), sizes[-1])
-    size, capacity = min(share, capacity), max(capacity, num_lanes)
+    if not on_cpu and share < capacity // 2:  # what fills it up is sent as well
+        capacity = max([size for size in sizes if size <= share], default=sizes[0])
+    size, capacity = min(share, capacity), max(capacity, num_lanes if on_cpu else 0)
     return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
+
+
+def _free_bytes(devices: workers.Devices) -> int:
+    """What the chunk of each worker may take of a device's memory."""
+    device = devices[0] or jax.local_devices()[0]
+    known = device.memory_stats() or {}
+    free = known.get("bytes_limit", sys.maxsize) - known.get("bytes_in_use", 0)
+    return int(OF_FREE_MEMORY * free / devices.count(devices[0]))
 
 
 def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
@@ -159,24 +208,40 @@ def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
     return whole
 
 
-def _padded(leaf: np.ndarray, capacity: int, num_lanes: int) -> np.ndarray:
+def _padded(leaf: Any, piece: slice, capacity: int, num_lanes: int) -> Any:
     """The data sets of one piece, filled up. Lanes without one step through the first, which is known to be a data set."""
-    if len(leaf) == capacity:
-        return leaf
+    size = piece.stop - piece.start
+    if isinstance(leaf, jax.Array):  # in the memory of another device, where it stays
+        return _taken(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
+    if size == capacity:
+        return leaf[piece]
     whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
-    whole[: len(leaf)] = leaf
-    whole[len(leaf) : len(leaf) + num_lanes] = leaf[:1]
+    whole[:size] = leaf[piece]
+    whole[size : size + num_lanes] = leaf[piece.start]
     return whole
 
 
-def _compiled_fit(plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked: Any) -> tuple[Callable[..., Any], str]:
-    """A program that fits a chunk, and the way it runs: by the optimiser's information, and then by the observed one."""
+@jax.jit
+def _taken(leaf: jax.Array, rows: jax.Array) -> jax.Array:
+    return leaf[rows]
+
+
+def _compiled_fit(
+    plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked: Any, devices: workers.Devices = (None,)
+) -> tuple[list[Callable[..., Any]], str, int]:
+    """Programs that fit a chunk, one for each device, the way they run, and the size of their chunks.
+
+    A fit is by the optimiser's information, and then by the observed one.
+    """
     newton = replace(plan.optimizer, kind="observed")
     optimizers = [newton] if plan.optimizer == newton else [plan.optimizer, newton]
     ways = [choose(plan, optimizer.kind, own, shared, asked) for optimizer in optimizers]
 
     def build(marked: Marker) -> Callable[..., Any]:
-        def call(own: Leaves, shared: Leaves, chunk: Chunk, settings: Settings) -> Ended:
+        def call(own: Leaves, shared: Leaves, starts: Any, observed: Any, sizes: Any, settings: Settings) -> Any:
+            size, most = sizes
+            observed, limit = (jnp.broadcast_to(x, (len(starts),)) for x in (observed, most))
+            chunk = Chunk([], starts, starts, observed, limit, size)
             steps, loose = 0, settings._replace(tolerance=jnp.full_like(settings.tolerance, HAND_OVER))
             for optimizer, (way, rows) in zip(optimizers, ways, strict=True):
                 last = optimizer is newton
@@ -184,17 +249,26 @@ def _compiled_fit(plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked:
                 found = fit(chunk, settings if last else loose)
                 steps = steps + found.num_steps
                 chunk = chunk._replace(starts=found.u, max_steps=chunk.max_steps - found.num_steps)
-            return found._replace(num_steps=steps)
+            found = found._replace(num_steps=steps)
+            if way == "kernel" and workers.platform() == "gpu":  # each transfer costs by itself
+                return jnp.concatenate([part.astype(plan.layout.dtype).reshape(-1) for part in found])
+            return found
 
         return call
 
-    p, dtype = plan.layout.num_free, plan.layout.dtype
-    vectors, whole = jax.ShapeDtypeStruct((capacity, p), dtype), jax.ShapeDtypeStruct((capacity,), np.int32)
-    number = jax.ShapeDtypeStruct((), dtype)
-    chunk = Chunk([], vectors, vectors, whole, whole, jax.ShapeDtypeStruct((), np.int32))
+    def others(capacity: int) -> tuple[Any, ...]:
+        dtype, like = plan.layout.dtype, jax.ShapeDtypeStruct
+        observed = like((capacity,) if plan.has_weights else (), np.int32)
+        number = like((), dtype)
+        return like((capacity, plan.layout.num_free), dtype), observed, like((2,), np.int32), Settings(number, number)
+
     key = ("fit", tuple(way for way, _ in ways), plan.optimizer)
-    fit = _compiled(plan, key, capacity, own, shared, build, (chunk, Settings(number, number)))
-    return fit, ways[-1][0]
+    try:
+        fits, capacity = _compiled(plan, key, capacity, own, shared, build, others, devices)
+    except NoKernel as error:
+        _leave_kernels(plan, [optimizer.kind for optimizer in optimizers], own, shared, error)
+        return _compiled_fit(plan, capacity, own, shared, asked, devices)
+    return fits, ways[-1][0], capacity
 
 
 def _fit_of_chunk(
@@ -210,55 +284,82 @@ def _fit_of_chunk(
 ) -> Callable[[Chunk, Settings], Ended]:
     """The fit of a chunk by one kind of information: all of it a kernel where it can be, else its step."""
     evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of the arrays that all data sets share
+    kernels = gpu_kernels()
     if way == "kernel":
-        on_gpu = platform() == "gpu"
+        on_gpu = kernels is not None
         data, common = row_programs.columns_of_chunk(plan, rows, own, shared, lanes_last=on_gpu)
         if on_gpu:
-            return lambda chunk, settings: gpu.fit_lanes(
+            return lambda chunk, settings: kernels.fit_lanes(
                 plan, optimizer, rows, common, chunk._replace(data=data), settings, handed_over=handed_over
             )
         evaluation = lambda common: functools.partial(row_programs.evaluate_columns, plan, rows, common)  # noqa: E731
     else:
         data, common = arrays.columns_of_chunk(plan, own), shared
         evaluation = lambda common: arrays.evaluation(plan, optimizer.kind, own, common)  # noqa: E731
-    is_kernel = way == "kernel" or arrays.is_recursion(plan, own, shared)
+    is_kernel = way == "kernel" or (workers.platform() == "cpu" and arrays.is_recursion(plan, own, shared))
     of_all, of_step = (marked, as_it_is) if is_kernel else (as_it_is, marked)
 
     def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
         restricted, evaluate = plan.layout.restricted, evaluation(common)
         return fit_lanes(
-            optimizer, restricted, evaluate, chunk, settings, plan.num_lanes, handed_over=handed_over, marked=of_step
+            optimizer,
+            restricted,
+            evaluate,
+            chunk,
+            settings,
+            min(plan.num_lanes, len(chunk.starts)),
+            handed_over=handed_over,
+            one_by_one=workers.platform() == "cpu",
+            marked=of_step,
         )
 
     return lambda chunk, settings: of_all(fit)(common, chunk._replace(data=data), settings)
 
 
 def _compiled_matrix(
-    plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any
-) -> Callable[..., Any]:
+    plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any, devices: workers.Devices
+) -> tuple[list[Callable[..., Any]], int]:
+    """Programs for the information of each data set of a chunk, one for each device, and the size of their chunks."""
     way, rows = choose(plan, kind, own, shared, asked)
 
     def build(marked: Marker) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
+            kernels, lanes = gpu_kernels(), min(plan.num_lanes, len(u))
             if way == "arrays":
                 columns = arrays.columns_of_chunk(plan, own)
-                return informations(arrays.evaluation(plan, kind, own, shared), columns, u, size, plan.num_lanes)
-            on_gpu = platform() == "gpu"
+                return informations(arrays.evaluation(plan, kind, own, shared), columns, u, size, lanes)
+            on_gpu = kernels is not None
             data, common = row_programs.columns_of_chunk(plan, rows, own, shared, lanes_last=on_gpu)
             if on_gpu:
-                return gpu.informations(plan, rows, data, common, u)
+                return kernels.informations(plan, rows, data, common, u)
 
             def in_kernel(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
                 evaluate = functools.partial(row_programs.evaluate_columns, plan, rows, common)
-                return informations(evaluate, data, u, size, plan.num_lanes)
+                return informations(evaluate, data, u, size, lanes)
 
             return marked(in_kernel)(common, data, u, size)
 
         return call
 
-    u = jax.ShapeDtypeStruct((capacity, plan.layout.num_free), plan.layout.dtype)
-    size = jax.ShapeDtypeStruct((), np.int32)
-    return _compiled(plan, ("information", way, kind), capacity, own, shared, build, (u, size))
+    def others(capacity: int) -> tuple[Any, Any]:
+        vectors = jax.ShapeDtypeStruct((capacity, plan.layout.num_free), plan.layout.dtype)
+        return vectors, jax.ShapeDtypeStruct((), np.int32)
+
+    try:
+        return _compiled(plan, ("information", way, kind), capacity, own, shared, build, others, devices)
+    except NoKernel as error:
+        _leave_kernels(plan, [kind], own, shared, error)
+        return _compiled_matrix(plan, kind, capacity, own, shared, asked, devices)
+
+
+class NoKernel(Exception):  # noqa: N818  # no failure: arrays take over
+    """A fit has no kernel on this device, for the reason given."""
+
+
+def _leave_kernels(plan: Plan, kinds: list[Kind], own: Leaves, shared: Leaves, why: NoKernel) -> None:
+    """Have `choose` answer from now on that there is no kernel."""
+    for kind in kinds:
+        programs_of(plan.model)[_rows_key(plan, kind, own, shared)] = CannotExpand(str(why))
 
 
 def _compiled(
@@ -267,31 +368,55 @@ def _compiled(
     capacity: int,
     own: Leaves,
     shared: Leaves,
-    build: Callable[..., Any],
-    others: Any,
-) -> Callable[..., Any]:
-    """The program for these shapes, compiled once for each model. `build` takes what makes a kernel of a function."""
+    build: Callable[[Marker], Callable[..., Any]],
+    others: Callable[[int], tuple[Any, ...]],
+    devices: workers.Devices,
+) -> tuple[list[Callable[..., Any]], int]:
+    """A program for each device, compiled once for each model and these shapes, and the size of their chunks.
+
+    That is `capacity`, or more where there is such a program and filling up costs less than compiling another. `build` takes what
+    makes a kernel of a function, `others` gives the shapes of what is no data.
+    """
     programs = programs_of(plan.model)
-    key = (*what, platform(), _key(plan), capacity, _shapes(own, 1), _shapes(shared, 0))
-    if key not in programs:
-        like = lambda leaf, shape: jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
-        arguments = (
-            [like(leaf, (capacity, *leaf.shape[1:])) for leaf in own],
-            [like(leaf, leaf.shape) for leaf in shared],
-        )
-        attempts: list[tuple[Marker, Any]] = [(jax.jit, None)]
-        if platform() == "cpu":
-            # XLA promises neither that a marked call compiles nor that it knows an option: without, the program is only slower.
-            attempts = [(cpu.one_kernel, cpu.COMPILER_OPTIONS), (jax.jit, cpu.COMPILER_OPTIONS), *attempts]
-        for number, (marked, options) in enumerate(attempts, start=1):
+    each = max(sum(leaf.nbytes // max(len(leaf), 1) for leaf in own), 1)
+
+    def key_of(capacity: int, device: Any) -> tuple[Any, ...]:
+        return (*what, workers.platform(), device, _key(plan), capacity, _shapes(own, 1), _shapes(shared, 0))
+
+    def compiled(capacity: int, device: Any) -> Any:
+        sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
+
+        def like(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=sharding)
+
+        data = [like(leaf, (capacity, *leaf.shape[1:])) for leaf in own]
+        arguments = data, [like(leaf, leaf.shape) for leaf in shared]
+        more = jax.tree.map(lambda leaf: like(leaf, leaf.shape), others(capacity))
+        kernels = gpu_kernels()
+        if kernels is not None and ("kernel" in what or "kernel" in what[1]):
             try:
-                lowered = jax.jit(build(marked), compiler_options=options).lower(*arguments, *others)
-                programs[key] = lowered.compile()
-                break
-            except jax.errors.JaxRuntimeError:
-                if number == len(attempts):
-                    raise
-    return programs[key]
+                return kernels.compiled(build(jax.jit), *arguments, *more)
+            except Exception as error:  # whatever the way into a kernel stumbles over
+                raise NoKernel(f"the kernel ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+        if workers.platform() == "cpu":
+            # XLA promises neither that a marked call compiles nor that it knows an option: without, the program is only slower.
+            for marked in (cpu.one_kernel, jax.jit):
+                try:
+                    function = jax.jit(build(marked), compiler_options=cpu.COMPILER_OPTIONS)
+                    return function.lower(*arguments, *more).compile()
+                except jax.errors.JaxRuntimeError:
+                    pass
+        return jax.jit(build(jax.jit)).lower(*arguments, *more).compile()
+
+    different = list(dict.fromkeys(devices))
+    for larger in CAPACITIES.get(workers.platform(), ()):
+        if larger > capacity and larger * each <= MOST_BYTES and key_of(larger, different[0]) in programs:
+            capacity = larger
+            break
+    for device in different:
+        if key_of(capacity, device) not in programs:
+            programs[key_of(capacity, device)] = compiled(capacity, device)
+    return [programs[key_of(capacity, device)] for device in different], capacity
 
 
 def _key(plan: Plan) -> tuple[Any, ...]:

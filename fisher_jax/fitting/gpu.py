@@ -7,7 +7,9 @@ gathered into full blocks. A lane's state goes through memory unchanged, so that
 The way into the kernel is Pallas' lowering to Triton, which JAX means to drop: nothing outside this file knows of it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +28,7 @@ from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, beg
 
 BLOCK = 32  # lanes: a warp. More would wait longer for their slowest.
 ROWS = 2  # of a data set at once, so that there is work while their numbers come
-FIRST_STEPS, STEPS = 4, 1  # of the first pass, and of each of the others
+FIRST_STEPS, STEPS = 5, 2  # of the first pass, and of each of the others
 DOUBLED_AFTER = 4  # passes: from there on each makes twice the steps of the last, for the few that take many
 
 
@@ -150,7 +152,9 @@ def fit_lanes(
 
         def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             number, ended, state = carry
-            reached = evaluate_columns(plan, rows, shared, _for_triton(trial)(state), own, read=_Memory.rows, rows_at_once=ROWS)
+            reached = evaluate_columns(
+                plan, rows, shared, _for_triton(trial)(state), own, read=_Memory.rows, rows_at_once=ROWS
+            )
             state, ended = _for_triton(step)(state, ended, reached, limit, asked)
             return number + 1, ended, state
 
@@ -161,7 +165,9 @@ def fit_lanes(
         _, ended, state = lax.while_loop(goes_on, trip, (jnp.int32(0), lane == capacity, state))
         after[at] = _joined(states.pack(state, ended, limit))
 
-    number = jnp.arange(capacity + 1, dtype=jnp.int32)  # the last is where blocks that are not full leave their other lanes
+    number = jnp.arange(
+        capacity + 1, dtype=jnp.int32
+    )  # the last is where blocks that are not full leave their other lanes
     one_more = lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])])  # noqa: E731
     table = states.begun(one_more(chunk.starts), number >= chunk.size, one_more(chunk.max_steps))
     call = pl.pallas_call(
@@ -194,7 +200,9 @@ def fit_lanes(
         return Ended(u, None, None, None, None, steps, None)
     begun = [chunk.origins[:, i] for i in range(p)]
     found = ended_of(state, begun, chunk.num_observed, settings.tolerance, limit, restricted)
-    return Ended(*(jnp.stack(jax.tree.leaves(x), axis=1) if isinstance(x, list | dict) else x for x in found))
+    whole = [found.information[min(i, j), max(i, j)] for i in range(p) for j in range(p)]  # as the host needs it
+    found = found._replace(information=whole)
+    return Ended(*(jnp.stack(x, axis=1) if isinstance(x, list) else x for x in found))
 
 
 def informations(
@@ -216,6 +224,20 @@ def informations(
     return pl.pallas_call(kernel, grid=(capacity // BLOCK,), out_shape=out, **_how())(u.T, *arrays.operands).T
 
 
+def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A program with kernels in it, compiled for arguments of these shapes."""
+    with without_deprecation():
+        return jax.jit(function).lower(*arguments).compile()
+
+
+@contextlib.contextmanager
+def without_deprecation() -> Iterator[None]:
+    """JAX means to drop the way into the kernel, which is no matter of the user's: arrays will take over."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+        yield
+
+
 def _how() -> dict[str, Any]:
     """The arguments of a kernel: without a GPU it is run by the rules of its language, slowly."""
     if jax.default_backend() == "cpu":
@@ -228,9 +250,7 @@ def _for_triton(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        return jax.tree.unflatten(
-            jax.tree.structure(shape), _evaluate(flatten(closed), jax.tree.leaves(arguments))
-        )
+        return jax.tree.unflatten(jax.tree.structure(shape), _evaluate(flatten(closed), jax.tree.leaves(arguments)))
 
     return call
 

@@ -56,6 +56,7 @@ class Chunk(NamedTuple):
     size: Any
 
 
+NOTHING = Ended(None, None, None, None, None, None, None)
 Marker = Callable[[Callable[..., Any]], Callable[..., Any]]  # of a function a program of its own
 
 
@@ -73,13 +74,14 @@ def fit_lanes(
     num_lanes: int,
     *,
     handed_over: bool = False,
+    one_by_one: bool = True,
     marked: Marker = as_it_is,
 ) -> Ended:
     """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last.
 
     What is `handed_over` goes on by another kind of information: it ends within the tolerance without a certificate, its u is
-    where the next step would lead, and only that and the number of steps are filled in. `marked` makes a program of its own of
-    the step.
+    where the next step would lead, and only that and the number of steps are filled in. Lanes that have ended are refilled
+    `one_by_one`, which costs least where a loop costs nothing; or all at once. `marked` makes a program of its own of the step.
     """
     capacity, _ = chunk.starts.shape
     number = jnp.arange(num_lanes, dtype=jnp.int32)
@@ -96,27 +98,51 @@ def fit_lanes(
         at = (row, jnp.int32(0))[: to.ndim]
         return jax.lax.dynamic_update_slice(to, x.astype(to.dtype).reshape(1, *to.shape[1:]), at)
 
-    def write(out: Ended, one: State, row: Array) -> Ended:
-        """The result of one lane, whose numbers are scalars, to its row."""
+    def result(state: State, begun: algebra.Vector, num_observed: Array, limit: Array, out: Ended) -> Ended:
+        """What lanes came to, in the place of what `out` holds; arrays end in the axis of lanes, if there is one."""
         if handed_over:
-            u = algebra.to_array(following_point(one, settings.tolerance))
-            return out._replace(u=put(out.u, row, u), num_steps=put(out.num_steps, row, jnp.maximum(one.count, 0)))
-        begun = algebra.vector(chunk.origins[row])
-        found = ended_of(one, begun, chunk.num_observed[row], settings.tolerance, chunk.max_steps[row], restricted)
-        rows = [jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(part)]) for part in found]
-        return Ended(*(put(to, row, x) for to, x in zip(out, rows, strict=True)))
+            u = following_point(state, settings.tolerance)
+            return out._replace(u=u, num_steps=jnp.maximum(state.count, 0))
+        return ended_of(state, begun, num_observed, settings.tolerance, limit, restricted)
 
     def refill(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         """One lane that has ended: its result goes out, the next data set comes in. With none left the lane is parked."""
         lane, todo, following, row_of, limit, ended, state, columns, out = carry
         lane = jax.lax.while_loop(lambda k: ~ended[k], lambda k: k + 1, lane)
-        out = write(out, jax.tree.map(lambda leaf: leaf[..., lane], state), row_of[lane])
+        row, one = row_of[lane], jax.tree.map(lambda leaf: leaf[..., lane], state)
+        found = result(one, algebra.vector(chunk.origins[row]), chunk.num_observed[row], chunk.max_steps[row], NOTHING)
+        rows = [None if x is None else jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(x)]) for x in found]
+        out = Ended(*(to if x is None else put(to, row, x) for to, x in zip(out, rows, strict=True)))
         more, row = following < chunk.size, jnp.minimum(following, chunk.size - 1)
         columns = [replace_column(leaf, column, lane, row) for leaf, column in zip(chunk.data, columns, strict=True)]
         state = refilled(state, lane, chunk.starts[row])
         ended, row_of = ended.at[lane].set(~more), row_of.at[lane].set(following)
         limit = limit.at[lane].set(chunk.max_steps[row])
         return lane + 1, todo - 1, following + more, row_of, limit, ended, state, columns, out
+
+    def refill_all(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same for all lanes that have ended."""
+        _, todo, following, row_of, limit, ended, state, columns, out = carry
+        rows = jnp.minimum(row_of, capacity - 1)
+        begun, most = algebra.vector(chunk.origins[rows].T), chunk.max_steps[rows]
+        found = result(state, begun, chunk.num_observed[rows], most, NOTHING)
+        to = jnp.where(ended, row_of, capacity)  # out of range, which is dropped
+        flat = [None if x is None else _by_lane(x, num_lanes) for x in found]
+        out = Ended(
+            *(
+                old if x is None else old.at[to].set(x.reshape(num_lanes, *old.shape[1:]), mode="drop")
+                for old, x in zip(out, flat, strict=True)
+            )
+        )
+        row = following + jnp.cumsum(ended, dtype=jnp.int32) - 1
+        more, taken = ended & (row < chunk.size), jnp.minimum(row, capacity - 1)
+        new = [jnp.moveaxis(leaf[taken], 0, -1) for leaf in chunk.data]
+        columns = [jnp.where(more, x, column) for x, column in zip(new, columns, strict=True)]
+        point = algebra.select(more, algebra.vector(chunk.starts[taken].T), state.point)
+        state = state._replace(point=point, count=jnp.where(more, -1, state.count))
+        row_of, limit = jnp.where(more, row, row_of), jnp.where(more, chunk.max_steps[taken], limit)
+        following = jnp.minimum(following + todo, chunk.size)
+        return jnp.int32(0), jnp.int32(0), following, row_of, limit, ended & ~more, state, columns, out
 
     def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         following, row_of, limit, parked, state, columns, out = carry
@@ -125,7 +151,7 @@ def fit_lanes(
         done = (done | (state.count >= limit) | (is_within(state, settings.tolerance) & handed_over)) & ~parked
         start = (jnp.int32(0), jnp.sum(done, dtype=jnp.int32), following, row_of, limit, done, state, columns, out)
         _, _, following, row_of, limit, ended, state, columns, out = jax.lax.while_loop(
-            lambda c: c[1] > 0, refill, start
+            lambda c: c[1] > 0, refill if one_by_one else refill_all, start
         )
         return following, row_of, limit, ended | parked, state, columns, out
 
@@ -135,6 +161,11 @@ def fit_lanes(
     out = _room(capacity, state)
     carry = (jnp.int32(num_lanes), number, chunk.max_steps[first], number >= chunk.size, state, columns, out)
     return jax.lax.while_loop(lambda c: ~jnp.all(c[3]), trip, carry)[-1]
+
+
+def _by_lane(found: Any, num_lanes: int) -> Array:
+    """A vector, a matrix or a number of each lane as an array with the lanes first."""
+    return jnp.concatenate([jnp.reshape(x, (-1, num_lanes)) for x in jax.tree.leaves(found)]).T
 
 
 def is_within(state: State, tolerance: Any) -> Any:

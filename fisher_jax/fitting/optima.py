@@ -36,7 +36,7 @@ def fit_from_starts(
     leaves = jax.tree.leaves(dataset.parts)
     shared = Dataset(*dataset.parts, size=len(free), differs=(False,) * len(leaves))
     kinds = tuple(kind for kind in KINDS if kind != "expected" or has_closed_form(model))
-    how = How(model, optimizer, tolerance, max_steps, kinds, None, None, workers.num_cores(), False)
+    how = How(model, optimizer, tolerance, max_steps, kinds, None, None, workers.devices_of(None, "fit"), False)
     fits = fit_all(how, Starts(layout, free, values, (False,) * len(values), shared), retry=False, float64_finish=False)
     certified = np.flatnonzero(fits.converged)
     order = certified[np.argsort(-fits.log_likelihood[certified], kind="stable")]

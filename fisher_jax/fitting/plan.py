@@ -30,6 +30,11 @@ class Plan:
     num_terms: int
     num_lanes: int = 64
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights, by which the terms that count may differ among the data sets."""
+        return jax.tree.unflatten(self.treedef, [True] * self.treedef.num_leaves)[2] is not None
+
     def split(self, leaves: Leaves, *, own: bool) -> tuple[Leaves, Leaves]:
         """Of the leaves that differ (`own`), or of those that are shared: the fixed parameters, and the data."""
         numbers = [i for i, differs in enumerate(self.differs) if differs == own]

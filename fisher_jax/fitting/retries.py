@@ -11,17 +11,17 @@ import jax
 import numpy as np
 
 from fisher_jax.errors import require
-from fisher_jax.fitting import engine
+from fisher_jax.fitting import engine, workers
 from fisher_jax.fitting.fit import default_steps
-from fisher_jax.fitting.lanes import LEAST_LANES, Ended, Settings
+from fisher_jax.fitting.lanes import Ended, Settings
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.problem import problem_of, unsound_at
 from fisher_jax.fitting.program import default_tolerance, maximise
 from fisher_jax.fitting.result import Fit
-from fisher_jax.fitting.starts import Starts, initial_starts
+from fisher_jax.fitting.starts import Starts, finite_rows, initial_starts
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import ATTEMPTS
-from fisher_jax.models.dataset import CALLER, Dataset
+from fisher_jax.models.dataset import CALLER, Dataset, on_device
 from fisher_jax.models.likelihood import likelihood, outer_product_at
 from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, merge
@@ -46,7 +46,7 @@ class How(NamedTuple):
     kinds: tuple[str, ...]
     num_lanes: int | None
     engine: str | None
-    num_workers: int
+    devices: workers.Devices
     progress: bool
 
 
@@ -87,17 +87,10 @@ def _plan_of(how: How, starts: Starts) -> tuple[Plan, Leaves, Leaves]:
     rows, treedef = jax.tree.flatten((data, given, weights))
     leaves = [starts.values[i] for i in fixed] + rows
     differs = tuple(starts.values_differ[i] for i in fixed) + starts.dataset.differs
-    plan = Plan(
-        how.model,
-        layout,
-        how.optimizer,
-        treedef,
-        len(fixed),
-        differs,
-        _num_terms(how.model, starts),
-        how.num_lanes or LEAST_LANES,
-    )
-    own = [np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
+    num_terms = _num_terms(how.model, starts)
+    lanes = how.num_lanes or engine.lanes_of_arrays(num_terms, layout.num_free)
+    plan = Plan(how.model, layout, how.optimizer, treedef, len(fixed), differs, num_terms, lanes)
+    own = [leaf if on_device(leaf) else np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
     return plan, own, [np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if not mine]
 
 
@@ -115,10 +108,10 @@ def _first_values(starts: Starts) -> list[Any]:
 
 
 def _counts(starts: Starts, num_terms: int) -> tuple[Any, Any]:
-    """n of each data set, its terms or the sum of their weights; and how many of its terms count at all."""
+    """n of each data set, its terms or the sum of their weights; and how many terms count at all, of each or of all."""
     weights, size = starts.dataset.weights, len(starts)
     if weights is None:
-        return np.full(size, num_terms, starts.layout.dtype), np.full(size, num_terms, np.int32)
+        return np.full(size, num_terms, starts.layout.dtype), np.asarray(num_terms, np.int32)
     weights = np.broadcast_to(np.asarray(weights), (size, np.shape(weights)[-1]))
     return np.sum(weights, axis=1, dtype=starts.layout.dtype), np.sum(weights > 0, axis=1, dtype=np.int32)
 
@@ -142,22 +135,20 @@ def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, m
             settings,
             max_steps,
             engine=how.engine,
-            num_workers=how.num_workers,
+            devices=how.devices,
             watch=watch,
         )
     else:
         ended, ran = _by_another(plan, starts, tolerance, max_steps), "lock-step"
         if watch is not None:
             watch(ended.status)
-    started = np.all(np.isfinite(starts.free), axis=1)
+    started = finite_rows(starts.free)
     reached = layout.constrained_values(ended.u, list(starts.values))
     values = [
         _where(started, np.broadcast_to(new, (len(starts), *leaf.shape)), old)
         for new, old, leaf in zip(reached, starts.values, layout.leaves, strict=True)
     ]
-    matrix = functools.partial(
-        engine.information_of_each, plan, own, shared, engine=how.engine, num_workers=how.num_workers
-    )
+    matrix = functools.partial(engine.information_of_each, plan, own, shared, engine=how.engine, devices=how.devices)
     expected = None
     if "expected" in how.kinds:
         natural = replace(plan, layout=layout.natural())
@@ -168,7 +159,7 @@ def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, m
             np.asarray(layout.join(values)),
             "expected",
             engine=how.engine,
-            num_workers=how.num_workers,
+            devices=how.devices,
         )
     return Fit(
         values=values,
@@ -191,6 +182,8 @@ def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, m
 
 
 def _where(condition: np.ndarray, new: np.ndarray, old: Any) -> np.ndarray:
+    if condition.all():
+        return new
     return np.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old).astype(new.dtype)
 
 

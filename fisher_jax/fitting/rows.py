@@ -74,6 +74,8 @@ def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Pre
             ]
         if kind == "empirical":
             information = [gradient[i] * gradient[j] for i, j in pairs]
+        # A density may compute in a higher precision than that of its parameters.
+        value, gradient, information = jax.tree.map(lambda x: x.astype(layout.dtype), (value, gradient, information))
         if weight is None:
             return value, gradient, information
         # Negative weights known only when run are as bad as NaN, which the status then reports.
@@ -210,9 +212,7 @@ def rows_of(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, *, portable: bo
     shared_fixed, shared_rows = plan.split(shared, own=False)
     fixed = plan.fixed([like(leaf, 1) for leaf in own_fixed], [like(leaf, 0) for leaf in shared_fixed])
     rows = [like(leaf, 2) for leaf in own_rows], [like(leaf, 1) for leaf in shared_rows]
-    return row_program(
-        plan.model, plan.layout, kind, fixed, *rows, plan.observations, plan.values, portable=portable
-    )
+    return row_program(plan.model, plan.layout, kind, fixed, *rows, plan.observations, plan.values, portable=portable)
 
 
 def _entries_of_rows(leaf: Any, r: Any, count: int) -> list[Scalars]:

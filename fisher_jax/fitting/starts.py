@@ -189,6 +189,12 @@ def _by_block(function: Callable[[Leaves], Any], own: Leaves, size: int) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *parts)
 
 
+def finite_rows(rows: np.ndarray) -> np.ndarray:
+    """Whether each row holds finite numbers only."""
+    finite = np.isfinite(rows)
+    return np.ones(len(rows), bool) if finite.all() else finite.all(axis=1)
+
+
 def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int) -> np.ndarray:
     """u at the start of each fit (B, p); NaN where it lies outside its constraint."""
     own, shared = split_by(mapped, values)
@@ -199,7 +205,8 @@ def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int)
             for value, differs in zip(values, mapped, strict=True)
         ]
         free = np.asarray(layout.unconstrain(whole))
-        return np.where(np.all(np.isfinite(free), axis=1, keepdims=True), free, np.nan)
+        whole_rows = finite_rows(free)
+        return free if whole_rows.all() else np.where(whole_rows[:, None], free, np.nan)
     if own:
         return _by_block(lambda own: _unconstrained(layout, mapped, own, shared), own, size)
     check_start(layout, values, CALLER)

@@ -1,4 +1,4 @@
-"""Chunks of data sets in the hands of several workers: a thread for each core that the process may use."""
+"""Chunks of data sets in the hands of several workers: a thread for each core that the process may use, or some for each device."""
 
 import os
 import threading
@@ -7,11 +7,41 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 import jax
+import numpy as np
+
+Devices = tuple[Any, ...]  # that of each worker, None for JAX's default one
+OVERLAPPING = 3  # chunks for each device that is no CPU: on the way to it, in it, and on the way back
 
 
 def num_cores() -> int:
     """The cores that this process may use: its affinity where the system has one."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def platform() -> str:
+    """What JAX runs on by default: "cpu", "gpu", "tpu"."""
+    name = jax.default_backend()
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def devices_of(asked: Any, caller: str) -> Devices:
+    """The device of each worker: as asked for, or with None all that there are."""
+    on_cpu, chosen = jax.default_backend() == "cpu", jax.config.jax_default_device  # type: ignore[attr-defined]
+    if asked is None and on_cpu:
+        asked = num_cores()
+    elif asked is None:
+        asked = [chosen] if isinstance(chosen, jax.Device) else jax.local_devices()
+    if isinstance(asked, int | np.integer) and not isinstance(asked, bool) and asked >= 1:
+        if on_cpu:
+            return (None,) * int(asked)
+        asked = jax.local_devices()[:asked] if asked <= jax.local_device_count() else asked
+    listed = isinstance(asked, list | tuple) and len(asked) > 0
+    if listed and all(getattr(device, "platform", None) == platform() for device in asked):
+        return (None,) * len(asked) if on_cpu else tuple(asked) * OVERLAPPING
+    most = "threads, at least 1, or a list of CPU devices. On another device choose it by jax.default_device"
+    if not on_cpu:
+        most = f"devices, from 1 to {jax.local_device_count()}, or a list of {platform()} devices"
+    raise TypeError(f"{caller}: devices={asked!r} must be a number of {most}.")
 
 
 def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -108,8 +109,15 @@ def check_datasets(
     check_dataset(model, first, given, weights, CALLER)
     differs = tuple(mark.number is not None for mark in jax.tree.leaves(marks))
     leaves, treedef = jax.tree.flatten(tuple(moved))
-    on_host = [np.asarray(leaf) if own else leaf for leaf, own in zip(leaves, differs, strict=True)]
-    return Dataset(*jax.tree.unflatten(treedef, on_host), size=size, differs=differs)
+    at_hand = [
+        leaf if on_device(leaf) or not own else np.asarray(leaf) for leaf, own in zip(leaves, differs, strict=True)
+    ]
+    return Dataset(*jax.tree.unflatten(treedef, at_hand), size=size, differs=differs)
+
+
+def on_device(leaf: Any) -> bool:
+    """Whether an array lies in the memory of another device than the CPU, where it should stay."""
+    return isinstance(leaf, jax.Array) and all(device.platform != "cpu" for device in leaf.devices())
 
 
 def check_given(model: Model, given: PyTree, caller: str) -> PyTree:
@@ -237,6 +245,8 @@ def axis_first(tree: PyTree, marks: PyTree) -> PyTree:
                 f"{CALLER}: an array of shape {np.shape(leaf)} has no axis {mark.number} over the data sets. "
                 "Data, weights and starts for each data set need that axis; what all share is given axis None."
             )
+        if on_device(leaf):
+            return leaf if mark.number == 0 else jnp.moveaxis(leaf, mark.number, 0)
         return np.moveaxis(np.asarray(leaf), mark.number, 0)
 
     return None if tree is None else jax.tree.map(move, tree, marks)

@@ -84,7 +84,7 @@ def linear_predictors(
         env = dict(zip(jaxpr.invars[1:], data, strict=True))
         start = 0
         for v, size in zip(cut, sizes, strict=True):
-            env[v] = x[start : start + size].reshape(v.aval.shape)
+            env[v] = x[start : start + size].reshape(v.aval.shape).astype(v.aval.dtype)
             start += size
         return _evaluate(jaxpr, consts, env, jaxpr.outvars, skip=set(linear))[0]
 

@@ -1,0 +1,400 @@
+"""The kernel for GPUs without one: run by the rules of its language it equals the CPU's, and it lowers for CUDA."""
+
+import contextlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from densities import DENSITIES
+from families_registry import FAMILIES
+from helpers import some_of
+from jax.experimental.pallas import triton
+from jax.scipy.special import gammaln
+from jax.scipy.stats import norm
+
+import fisher_jax as fj
+from fisher_jax import Status
+from fisher_jax.fitting import engine, gpu, workers
+from fisher_jax.models.model import as_model, programs_of
+
+RNG = np.random.default_rng(8)
+NORMAL_START = {"loc": 0.0, "log_scale": 0.0}
+
+
+def new_normal():
+    """A new function at each call, which no program was compiled for."""
+    return lambda params, y: norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"]))
+
+
+def fit_on_gpu(*arguments, **options):
+    """`fit_batch` as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "platform", lambda: "gpu")
+        return fj.fit_batch(*arguments, **options)
+
+
+def assert_like_the_cpus(*arguments, within=1e-10, **options):
+    """Every number of every fit, in standard errors where a maximum was found; the two results."""
+    ours, cpus = fit_on_gpu(*arguments, **options), fj.fit_batch(*arguments, **options)
+    assert ours.engine == cpus.engine == "kernel"
+    np.testing.assert_array_equal(ours.status, cpus.status)
+    np.testing.assert_array_equal(ours.num_observations, cpus.num_observations)
+    good = cpus.converged
+    assert np.any(good)
+    apart = (ours.free - cpus.free)[good].astype(float)
+    distance = np.sqrt(np.abs(np.einsum("bi,bij,bj->b", apart, cpus.curvature[good].astype(float), apart)))
+    assert np.max(distance) < within
+    scale = np.sqrt(np.abs(np.einsum("bi,bj->bij", *(np.diagonal(cpus.curvature[good], axis1=1, axis2=2),) * 2)))
+    assert np.max(np.abs((ours.curvature - cpus.curvature)[good]) / scale) < 1e4 * within
+    np.testing.assert_allclose(ours.log_likelihood[good], cpus.log_likelihood[good], rtol=1e3 * within)
+    return ours, cpus
+
+
+# --- the same as on a CPU -------------------------------------------------------------------------------------------
+
+
+def by_case(params, y):
+    """Of an observation (value, case), what ends in another way in each case."""
+    a, b, value = params["a"], params["b"], y["value"]
+    regular = norm.logpdf(value, a, 1.0) - 0.5 * (b - 1.0) ** 2
+    cases = [
+        regular,
+        regular,
+        (regular + 1e9) - 1e9,
+        -jnp.sqrt((value - a) ** 2) - b**2,
+        jax.nn.log_sigmoid(a) - b**2,
+        -((a + b - value) ** 2),
+        a**2 - b**2,
+        -10.0 * jnp.abs(a - value) - 0.1 * (a - value) ** 2 - b**2,
+    ]
+    return jax.lax.switch(y["case"], [lambda case=case: case for case in cases])
+
+
+def test_every_status_is_the_cpus():
+    case = np.array([0, 1, 2, 3, 4, 5, 6, 7, 5, 0])
+    value = np.random.default_rng(0).normal(1.0, 1.0, (len(case), 51))
+    value[1, 3], value[3, 2] = np.nan, 0.0
+    weights = np.ones(value.shape)
+    weights[8, 1:] = 0.0
+    start = {"a": np.where(case == 7, 0.7, 0.0), "b": np.zeros(len(case))}
+    start["a"][9] = np.nan
+    data = {"value": value, "case": np.broadcast_to(case[:, None], value.shape)}
+    options = {"params_axis": 0, "weights": weights, "retry": False}
+    fits, _ = assert_like_the_cpus(by_case, start, data, max_steps=1000, **options)
+    soon, _ = assert_like_the_cpus(by_case, start, data, max_steps=4, **options)
+    met = {Status.CONVERGED, Status.BAD_START, Status.NOT_FINITE, Status.BOUNDARY, Status.SINGULAR_INFORMATION}
+    met |= {Status.INDEFINITE, Status.STALLED, Status.TOO_FEW_OBSERVATIONS, Status.STEP_LIMIT}
+    assert met <= {Status(code) for code in (*fits.status_code, *soon.status_code)}
+
+
+def gev(params, y):
+    inside = 1.0 + params["shape"] * (y - params["loc"]) / params["scale"]
+    possible = inside > 0
+    log_t = -jnp.log(jnp.where(possible, inside, 1.0)) / params["shape"]
+    return jnp.where(possible, -jnp.log(params["scale"]) + (params["shape"] + 1.0) * log_t - jnp.exp(log_t), -jnp.inf)
+
+
+def trivariate(params, y):
+    return fj.families.multivariate_normal.log_density(params, y)
+
+
+def negative_binomial(params, y, z):
+    log_mean, size = z @ params["beta"], jnp.exp(params["log_size"])
+    log_total = jnp.logaddexp(params["log_size"], log_mean)
+    return (
+        gammaln(y + size)
+        - gammaln(size)
+        - gammaln(y + 1)
+        + size * (params["log_size"] - log_total)
+        + y * (log_mean - log_total)
+    )
+
+
+def quantile_like(params, y):
+    """With a maximum and a minimum in it, through which NaN must pass."""
+    return norm.logpdf(jnp.minimum(y, 3.0), params, 1.0) - jnp.maximum(jnp.abs(y - params) - 4.0, 0.0)
+
+
+def spot(params, pixel):
+    squared = (pixel["x"] - params["x"]) ** 2 + (pixel["y"] - params["y"]) ** 2
+    return {"rate": params["background"] + params["photons"] / (2 * jnp.pi) * jnp.exp(-0.5 * squared)}
+
+
+def shared_design():
+    z = np.column_stack([np.ones(30), np.arange(30) % 2, RNG.normal(size=30)])
+    y = RNG.negative_binomial(5, 5 / (5 + np.exp(z @ [2.0, 0.5, -0.3])), (6, 30)).astype(np.int32)
+    return (negative_binomial, {"beta": np.array([2.0, 0.0, 0.0]), "log_size": 1.0}, y), {"given": z}
+
+
+def own_designs():
+    z = RNG.normal(size=(5, 40, 2))
+    y = RNG.poisson(np.exp(0.5 + z @ [0.4, -0.6])).astype(np.uint16)
+    model = fj.Model(lambda params, y, z: y * (params["a"] + z @ params["b"]) - jnp.exp(params["a"] + z @ params["b"]))
+    return (model, {"a": 0.0, "b": np.zeros(2)}, y), {"given": z, "given_axis": 0}
+
+
+def spots_by_scoring():
+    y, x = (grid.ravel().astype(float) for grid in np.meshgrid(np.arange(5), np.arange(5), indexing="ij"))
+    truth = {"background": 5.0, "photons": 400.0, "x": 2.1, "y": 1.8}
+    counts = RNG.poisson(spot(truth, {"x": x, "y": y})["rate"], (7, 25)).astype(np.uint8)
+    model = fj.linked(fj.families.poisson, spot, constraints={"photons": fj.positive, "background": fj.positive})
+    start = {"background": 4.0, "photons": 300.0, "x": 2.0, "y": 2.0}
+    return (model, start, counts), {"given": {"x": x, "y": y}, "optimizer": fj.optimizers.fisher_scoring()}
+
+
+def ragged_and_weighted():
+    sizes = (5, 9, 14, 21)
+    data = [RNG.gamma(3.0, 0.5, size) for size in sizes]
+    weights = [RNG.integers(0, 3, size).astype(float) for size in sizes]
+    return (fj.families.gamma, {"shape": 1.0, "rate": 1.0}, data), {
+        "weights": weights,
+        "covariances": fj.fitting.covariance.KINDS,
+    }
+
+
+def one_fixed():
+    data = RNG.gumbel(10.0, 2.0, (6, 25))
+    start = {"loc": 10.0, "scale": 2.0, "shape": 0.1}
+    return (fj.Model(gev, constraints={"scale": fj.positive, "shape": fj.fixed}), start, data), {}
+
+
+def fixed_to_each():
+    data = RNG.normal(2.0, 3.0, (5, 12))
+    start = {"loc": np.zeros(5), "log_scale": np.log([1.0, 2.0, 3.0, 4.0, 5.0])}
+    return (fj.Model(new_normal(), constraints={"log_scale": fj.fixed}), start, data), {"params_axis": 0}
+
+
+def a_matrix():
+    data = RNG.multivariate_normal(np.ones(2), [[2.0, 0.5], [0.5, 1.0]], (4, 20))
+    return (fj.families.multivariate_normal, {"loc": np.zeros(2), "covariance": np.eye(2)}, data), {}
+
+
+def truths():
+    """Rows of truths, and one row only, whose weight says how often."""
+    data, weights = RNG.uniform(size=(6, 20)) < 0.3, RNG.uniform(0.5, 2.0, 20)
+    return (lambda logit, y: jnp.where(y, logit, 0.0) - jnp.log1p(jnp.exp(logit)), 0.0, data), {
+        "weights": weights,
+        "weights_axis": None,
+    }
+
+
+def not_a_number():
+    data = RNG.normal(size=(4, 15))
+    data[1, 2], data[2, 3] = np.nan, np.inf
+    return (quantile_like, 0.0, data), {"retry": False}
+
+
+CASES = [
+    shared_design,
+    own_designs,
+    spots_by_scoring,
+    ragged_and_weighted,
+    one_fixed,
+    fixed_to_each,
+    a_matrix,
+    truths,
+    not_a_number,
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_a_model_is_fitted_as_on_a_cpu(case):
+    arguments, options = case()
+    ours, cpus = assert_like_the_cpus(*arguments, **options)
+    if "covariances" in options:
+        for kind in options["covariances"]:
+            np.testing.assert_allclose(ours.covariance(kind), cpus.covariance(kind), rtol=1e-8)
+
+
+def test_float32_is_within_a_hundredth_of_a_standard_error():
+    data = RNG.gumbel(10.0, 2.0, (8, 30)).astype(np.float32)
+    start = {"loc": np.float32(10.0), "scale": np.float32(2.0), "shape": np.float32(0.1)}
+    ours, _ = assert_like_the_cpus(fj.Model(gev, constraints={"scale": fj.positive}), start, data, within=0.01)
+    assert ours.free.dtype == np.float32
+
+
+# --- blocks, passes, chunks, devices --------------------------------------------------------------------------------
+
+
+def assert_the_same(some, others):
+    for name in ("free", "log_likelihood", "curvature", "decrement", "num_steps", "status_code"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(others, name))
+
+
+def test_results_depend_neither_on_blocks_nor_on_passes(monkeypatch):
+    data = RNG.normal(2.0, 3.0, (70, 13))
+    as_tuned = fit_on_gpu(new_normal(), NORMAL_START, data)
+    for name, value in {"BLOCK": 64, "FIRST_STEPS": 1, "STEPS": 3}.items():
+        monkeypatch.setattr(gpu, name, value)
+    assert_the_same(fit_on_gpu(new_normal(), NORMAL_START, data), as_tuned)
+
+
+def test_a_poisoned_data_set_changes_no_other_fit():
+    data, model = RNG.normal(2.0, 3.0, (40, 13)), new_normal()
+    clean = fit_on_gpu(model, NORMAL_START, data, retry=False)
+    data[7, 2] = np.nan
+    poisoned = fit_on_gpu(model, NORMAL_START, data, retry=False)
+    others = np.arange(40) != 7
+    assert poisoned.status[7] == Status.BAD_START
+    assert_the_same(poisoned[others], clean[others])
+
+
+def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_many(monkeypatch):
+    monkeypatch.setitem(engine.CAPACITIES, "gpu", (64, 128))
+    data, model = RNG.normal(2.0, 3.0, (200, 13)), new_normal()
+    many = fit_on_gpu(model, NORMAL_START, data)
+    few = fit_on_gpu(model, NORMAL_START, data[150:170])
+    assert_the_same(few, many[150:170])
+    assert len([key for key in programs_of(as_model(model, "test")) if key[0] == "fit"]) == 1
+
+
+def test_chunks_are_no_larger_than_what_is_free(monkeypatch):
+    device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": 2**20, "bytes_in_use": 2**19}})()
+    monkeypatch.setattr(workers, "platform", lambda: "gpu")
+    data = [np.zeros((10_000, 100), np.float32)]
+    pieces, capacity = engine._pieces(10_000, data, (device,) * 2, 64)
+    assert capacity == engine.CAPACITIES["gpu"][0]
+    assert capacity * 400 * engine.COPIES > 2**17  # none smaller than the smallest
+    assert pieces[0] == slice(0, capacity)
+    assert sum(piece.stop - piece.start for piece in pieces) == 10_000
+
+
+def test_several_devices_each_take_chunks():
+    """Of two made of one CPU, in a process of its own."""
+    script = """
+        import jax, numpy as np
+        import fisher_jax as fj
+        from fisher_jax.fitting import engine, workers
+
+        workers.platform = lambda: "gpu"
+        engine.CAPACITIES["gpu"] = (64,)
+        used = set()
+        workers.devices_of = lambda asked, caller: tuple(jax.devices())
+        real = engine._compiled
+
+        def compiled(*arguments):
+            programs, capacity = real(*arguments)
+
+            def noted(number):
+                def call(*arguments):
+                    found = programs[number](*arguments)
+                    used.update(device.id for device in found.devices())
+                    return found
+
+                return call
+
+            return [noted(number) for number in range(len(programs))], capacity
+
+        data = np.random.default_rng(0).exponential(2.0, (200, 5))
+        one = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, data, covariances=())
+        engine._compiled = compiled
+        two = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, data, covariances=())
+        print(sorted(used), np.array_equal(one.free, two.free), two.converged.all())
+    """
+    command = [
+        sys.executable,
+        "-c",
+        "import jax; jax.config.update('jax_num_cpu_devices', 2)\n" + textwrap.dedent(script),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "[0, 1] True True\n", done.stderr[-2000:]
+
+
+# --- arrays where there is no kernel --------------------------------------------------------------------------------
+
+
+def test_arrays_take_over_where_a_kernel_does_not_compile(monkeypatch):
+    def fails(*arguments):
+        raise NotImplementedError("no such operation\nand more")
+
+    monkeypatch.setattr(gpu, "compiled", fails)
+    data, model = RNG.normal(2.0, 3.0, (30, 13)), new_normal()
+    fits = fit_on_gpu(model, NORMAL_START, data, covariances=("observed", "empirical"))
+    assert fits.engine == "arrays"
+    cpus = fj.fit_batch(model, NORMAL_START, data, covariances=("observed", "empirical"))
+    np.testing.assert_array_equal(fits.status, cpus.status)
+    np.testing.assert_allclose(fits.free, cpus.free, rtol=1e-10)
+    np.testing.assert_allclose(fits.outer_product, cpus.outer_product, rtol=1e-9)
+    with pytest.raises(
+        ValueError, match=r'engine="kernel": the kernel \(NotImplementedError: no such operation\) has no form'
+    ):
+        fit_on_gpu(model, NORMAL_START, data, engine="kernel")
+
+
+def test_arrays_of_many_parameters_are_refilled_all_at_once():
+    z = np.column_stack([np.ones(60), RNG.normal(size=(60, 9))])
+    y = RNG.uniform(size=(90, 60)) < 1 / (1 + np.exp(-z[:, 1]))
+    model = fj.Model(lambda beta, y, z: jnp.where(y, 1.0, 0.0) * (z @ beta) - jnp.logaddexp(0.0, z @ beta))
+    ours = fit_on_gpu(model, np.zeros(10), y, given=z, num_lanes=64)
+    cpus = fj.fit_batch(model, np.zeros(10), y, given=z)
+    assert ours.engine == cpus.engine == "arrays"
+    np.testing.assert_array_equal(ours.status, cpus.status)
+    np.testing.assert_allclose(ours.free[cpus.converged], cpus.free[cpus.converged], rtol=1e-9)
+
+
+# --- lowering for CUDA ----------------------------------------------------------------------------------------------
+
+
+class Lowered(BaseException):
+    """What stops a fit once its program is lowered; not an exception that arrays take over for."""
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """A function that lowers the program of a batch for CUDA without a card and returns its text."""
+
+    def lower(function, *arguments):
+        card = contextlib.nullcontext()
+        if hasattr(jax.sharding, "AbstractDevice"):
+            device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+            card = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("d",), abstract_device=device))
+        with card, gpu.without_deprecation():
+            raise Lowered(jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text())
+
+    def text_of(*arguments, **options):
+        with pytest.raises(Lowered) as stopped:
+            fit_on_gpu(*arguments, **options)
+        return str(stopped.value)
+
+    monkeypatch.setattr(gpu, "compiled", lower)
+    monkeypatch.setattr(gpu, "_how", lambda: {"compiler_params": triton.CompilerParams(num_warps=1, num_stages=1)})
+    return text_of
+
+
+def typed(tree, dtype):
+    return jax.tree.map(lambda x: np.asarray(x, dtype if np.asarray(x).dtype.kind == "f" else None), tree)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    some_of(
+        [(name, dtype) for name in FAMILIES if name != "von_mises" for dtype in (np.float32, np.float64)],
+        *[(name, np.float64) for name in FAMILIES if name != "von_mises"],
+        *[(name, np.float32) for name in ("normal", "weibull", "negative_binomial", "student_t", "beta")],
+    ),
+)
+def test_a_family_lowers_for_cuda(lowered, name, dtype):
+    family, keys = FAMILIES[name], jax.random.split(jax.random.key(1), (2, 3))
+    data = jax.vmap(jax.vmap(lambda key: family.model.sample(key, family.points[0])))(keys)
+    assert "triton" in lowered(family.model, typed(family.points[0], dtype), typed(data, dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["gev", "mixture", "negative_binomial", "ordered_probit", "spots"])
+def test_a_density_lowers_for_cuda_in_both_precisions(lowered, name, dtype):
+    density = DENSITIES[name]
+    params, *row = typed(density.draw(np.random.default_rng(3)), dtype)
+    y, z = jax.tree.map(lambda x: np.broadcast_to(x, (2, 3, *np.shape(x))), row)
+    assert "triton" in lowered(density.log_density, params, y, given=z, given_axis=0)
+
+
+def test_a_trivariate_normal_by_its_cholesky_factor_lowers_for_cuda(lowered):
+    def log_density(covariance, y):
+        return DENSITIES["cholesky_normal"].log_density({"covariance": covariance, "loc": jnp.zeros(3)}, y, 0.0)
+
+    model = fj.Model(log_density, constraints=fj.positive_definite)
+    assert "triton" in lowered(model, np.eye(3), RNG.normal(size=(2, 9, 3)))
