@@ -113,7 +113,7 @@ def test_the_marked_call_is_emitted_as_one_function(tmp_path):
     dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=jit_call$"
     run_script(script, os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {dump}"})
     kernels = [file.name for file in tmp_path.glob("*.obj-file.*.o")]
-    assert 1 <= len(kernels) <= 3, kernels
+    assert 1 <= len(kernels) <= 8, kernels  # else hundreds
 
 
 def run_script(script, environment=None):
