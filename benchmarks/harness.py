@@ -42,16 +42,21 @@ SOME = 2000  # fits in a run that chooses a tolerance or a chunk
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--only", default="", help="the questions whose names begin so, as in spots or spots-11")
-parser.add_argument("--size", type=int, default=100_000, help="fits in the largest batch (100000)")
+parser.add_argument("--size", type=int, help="fits in the largest batch (100000, on a GPU ten million)")
 parser.add_argument("--laps", type=int, default=5, help="laps of which the median counts (5)")
 parser.add_argument("--quick", action="store_true", help="to see that all runs: 500 fits, one lap")
 parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="where JAX computes (cpu)")
 parser.add_argument("--first", help="the root of another version of fisher_jax, timed in the same run")
+parser.add_argument(
+    "--gpufit", help="a folder with Gpufit's Python package and its shared library, timed beside on a GPU"
+)
 parser.add_argument("--serve", help=argparse.SUPPRESS)
 
 
 def read_settings():
     settings = parser.parse_args()
+    if settings.size is None:
+        settings.size = 10_000_000 if settings.device == "gpu" else 100_000
     if settings.quick:
         settings.size, settings.laps = min(settings.size, 500), 1
     # Two versions and the peers share one GPU: none may take most of its memory at its start.

@@ -21,6 +21,7 @@ MODULES = (
     "one_large_fit",
     "trouble",
 )
+ON_GPU = ("on_gpu",)
 
 
 def main():
@@ -28,7 +29,7 @@ def main():
 
     settings = harness.read_settings()
     questions = {}
-    for module in MODULES:
+    for module in (*MODULES, *ON_GPU):
         questions |= importlib.import_module(module).QUESTIONS
     if settings.serve:
         harness.serve(questions[settings.serve], settings.size)
@@ -42,6 +43,8 @@ def main():
             question(settings)
     else:
         chosen = [name for name in questions if name.startswith(settings.only)]
+        if not settings.only:  # the questions of the device
+            chosen = [name for name in chosen if name.startswith("gpu-") == (settings.device == "gpu")]
         if not chosen:
             sys.exit(f"--only {settings.only}: choose from {', '.join(questions)}")
         for name in chosen:
