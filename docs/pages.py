@@ -83,6 +83,7 @@ def on_config(config: Any) -> Any:
         topics.setdefault(page.topic, []).append({page.title: page.path})
     config.nav = [
         {"Home": "index.md"},
+        {"On a GPU": "gpu.md"},
         {"Notebooks": [{_title(path): f"notebooks/{path.name}"} for path in notebooks()]},
         {"Reference": [{topic: entries} for topic, entries in topics.items()]},
         {"Project": [{"Changes": "changelog.md"}, {"Contributing": "contributing.md"}]},
@@ -229,6 +230,7 @@ def _linked_inside(text: str) -> str:
     moved = {
         "CONTRIBUTING.md": "contributing.md",
         "CHANGELOG.md": "changelog.md",
+        "docs/gpu.md": "gpu.md",
         "fisher_jax/fitting/status.py": "reference/records/Status.md",
     }
 
