@@ -67,7 +67,7 @@ def test_a_batch_is_one_marked_call_and_no_loop_of_xlas():
         assert f'{name}="{value}"' in called[0]
     assert not any(" while(" in line for line in entry)
     # the data's layout, each fit's number of terms and limit of steps, and the condition that never holds
-    assert sum(" fusion(" in line for line in entry) <= 4
+    assert sum(" fusion(" in line for line in entry) <= 5
 
 
 def test_covariates_may_be_of_a_higher_precision_than_the_parameters():

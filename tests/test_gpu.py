@@ -38,10 +38,14 @@ def fit_on_gpu(*arguments, **options):
 
 
 def assert_like_the_cpus(*arguments, within=1e-10, **options):
-    """Every number of every fit, in standard errors where a maximum was found; the two results."""
+    """Every status, and every number where a maximum was found, in standard errors; the two results."""
     ours, cpus = fit_on_gpu(*arguments, **options), fj.fit_batch(*arguments, **options)
     assert ours.engine == cpus.engine == "kernel"
-    np.testing.assert_array_equal(ours.status, cpus.status)
+    codes = [fits.status_code.copy() for fits in (ours, cpus)]
+    if ours.free.dtype == np.float32:  # whose last step may be lost in rounding on one and not on the other
+        for code in codes:
+            code[code == Status.CONVERGED_TO_ROUNDING] = Status.CONVERGED
+    np.testing.assert_array_equal(*codes)
     np.testing.assert_array_equal(ours.num_observations, cpus.num_observations)
     good = cpus.converged
     assert np.any(good)

@@ -87,7 +87,7 @@ class Program:
         for numbers, given in zip(self.inputs, entries, strict=True):
             values.update(zip(numbers, given, strict=True))
         for primitive, params, operands, result, _ in self.equations:
-            arrays = [values[o] if type(o) is int else o for o in operands]
+            arrays = [values[o] if type(o) is int else _literal(o) for o in operands]
             shapes = {a.shape for a in arrays}
             shapes.discard(())
             if primitive is lax.select_n_p:
@@ -102,6 +102,13 @@ class Program:
                 arrays = [a if a.shape == () else _broadcast(a, shape) for a in arrays]
             values[result] = primitive.bind(*arrays, **params)
         return [values[o] if type(o) is int else o for o in self.outputs]
+
+
+def _literal(x: Any) -> Any:
+    """A constant. An unsigned one with the highest bit set is a difference: JAX 0.12 cannot write it down for Triton."""
+    if x.dtype.kind == "u" and x > np.iinfo(x.dtype).max // 2:
+        return lax.sub(x.dtype.type(0), ~x + x.dtype.type(1))
+    return x
 
 
 def _broadcast(x: Any, shape: tuple[int, ...]) -> Any:
