@@ -23,7 +23,7 @@ from fisher_jax.fitting.lanes import Chunk, Ended, Settings, ended_of, following
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.rows import RowProgram, evaluate_columns
 from fisher_jax.numerics import lanes as algebra
-from fisher_jax.numerics.jaxprs import Flat, Step, flatten
+from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, while_loop
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
 BLOCK = 32  # lanes: a warp. More would wait longer for their slowest.
@@ -159,15 +159,14 @@ def fit_lanes(
             return number + 1, ended, state
 
         goes_on = lambda carry: (carry[0] < steps[0]) & (jnp.min(carry[1].astype(jnp.int32)) == 0)  # noqa: E731
-        # A table is taken in pieces of few columns by Triton; here all at once, from the lanes' own lines of memory.
+        # Lines of memory first: each holds all columns of one lane.
         at = _grid(jnp.arange(states.size, dtype=jnp.int32), lane)[::-1]
         state, _, limit = states.unpack(_split(before[at]))
         _, ended, state = lax.while_loop(goes_on, trip, (jnp.int32(0), lane == capacity, state))
         after[at] = _joined(states.pack(state, ended, limit))
 
-    number = jnp.arange(
-        capacity + 1, dtype=jnp.int32
-    )  # the last is where blocks that are not full leave their other lanes
+    # The last is no data set's: there blocks that are not full leave their other lanes.
+    number = jnp.arange(capacity + 1, dtype=jnp.int32)
     one_more = lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])])  # noqa: E731
     table = states.begun(one_more(chunk.starts), number >= chunk.size, one_more(chunk.max_steps))
     call = pl.pallas_call(
@@ -185,7 +184,7 @@ def fit_lanes(
 
     def one_pass(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         passes, ahead, table = carry
-        steps = jnp.where(passes == 0, FIRST_STEPS, STEPS << jnp.maximum(passes - DOUBLED_AFTER, 0))
+        steps = jnp.where(passes == 0, FIRST_STEPS, STEPS << jnp.clip(passes - DOUBLED_AFTER, 0, 20))
         # The numbers of the lanes that go on, each at its place among them; after the last, that of no lane.
         lane = jnp.minimum(jnp.searchsorted(ahead, number[1:], method="scan_unrolled"), capacity)
         table = call(lane.astype(jnp.int32), steps[None].astype(jnp.int32), asked, table, *arrays.operands)
@@ -259,30 +258,14 @@ def _evaluate(flat: Flat, arguments: Sequence[Any]) -> list[Any]:
     values: dict[Any, Any] = dict(zip(flat.inputs, arguments, strict=True))
     read = lambda o: values[o] if type(o) is int else o  # noqa: E731
     for step in flat.steps:
-        found = _RULES.get(step.name, _as_it_is)(step, [read(o) for o in step.operands])
+        found = _RULES.get(step.name, bind)(step, [read(o) for o in step.operands])
         values.update(zip(step.results, found, strict=True))
     return [read(o) for o in flat.outputs]
 
 
-def _as_it_is(step: Step, operands: list[Any]) -> Sequence[Any]:
-    primitive = step.equation.primitive
-    found = primitive.bind(*operands, **step.equation.params)
-    return found if primitive.multiple_results else [found]
-
-
-def _while(step: Step, operands: list[Any]) -> Sequence[Any]:
-    params, (goes_on, body) = step.equation.params, step.inner
-    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    return lax.while_loop(
-        lambda carry: _evaluate(goes_on, [*operands[:first], *carry])[0],
-        lambda carry: _evaluate(body, [*operands[first:second], *carry]),
-        operands[second:],
-    )
-
-
 def _with_nan(step: Step, operands: list[Any]) -> Sequence[Any]:
     x, y = jnp.broadcast_arrays(*operands)
-    (found,) = _as_it_is(step, [x, y])
+    (found,) = bind(step, [x, y])
     return [jnp.where(x != x, x, jnp.where(y != y, y, found))]
 
 
@@ -290,4 +273,9 @@ def _any(step: Step, operands: list[Any]) -> Sequence[Any]:
     return [jnp.max(operands[0].astype(jnp.int32)) > 0]
 
 
-_RULES = {"while": _while, "max": _with_nan, "min": _with_nan, "reduce_or": _any}
+_RULES: dict[str, Callable[..., Sequence[Any]]] = {
+    "while": lambda step, operands: while_loop(step, operands, _evaluate),
+    "max": _with_nan,
+    "min": _with_nan,
+    "reduce_or": _any,
+}

@@ -1,7 +1,7 @@
 """Traced functions written out: a jaxpr with the bodies of inner functions in place of the calls, equal equations merged."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -152,3 +152,21 @@ def flatten(closed: Any) -> Flat:
             used.append(step)
             needed.update(o for o in step.operands if type(o) is int)
     return Flat(inputs, tuple(reversed(used)), outputs)
+
+
+def bind(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
+    """The results of an equation, of other operands."""
+    primitive = step.equation.primitive
+    found = primitive.bind(*operands, **step.equation.params)
+    return found if primitive.multiple_results else [found]
+
+
+def while_loop(step: Step, operands: Sequence[Any], evaluate: Callable[[Flat, list[Any]], list[Any]]) -> Sequence[Any]:
+    """The same for a `while`, whose condition and body `evaluate` writes out."""
+    params, (goes_on, body) = step.equation.params, step.inner
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    return jax.lax.while_loop(
+        lambda carry: evaluate(goes_on, [*operands[:first], *carry])[0],
+        lambda carry: evaluate(body, [*operands[first:second], *carry]),
+        list(operands[second:]),
+    )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr
 
-from fisher_jax.numerics.jaxprs import Flat, Step, flatten, scan_counts
+from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, scan_counts, while_loop
 
 WORTH = 4  # operations, from which on a value is read again rather than computed again
 LARGEST = 1024  # entries: larger arrays are not copied
@@ -32,27 +32,15 @@ def _evaluate(flat: Flat, arguments: Sequence[Any], hold: Callable[[list[Any]], 
     for steps, held in _stages(flat):
         for step in steps:
             operands = [read(o) for o in step.operands]
-            found = _LOOPS.get(step.name, _bind)(step, operands, hold)
+            found = _LOOPS[step.name](step, operands, hold) if step.name in _LOOPS else bind(step, operands)
             values.update(zip(step.results, found, strict=True))
         if held:
             values.update(zip(held, hold([values[v] for v in held]), strict=True))
     return [read(o) for o in flat.outputs]
 
 
-def _bind(step: Step, operands: list[Any], hold: Any) -> Sequence[Any]:
-    primitive = step.equation.primitive
-    found = primitive.bind(*operands, **step.equation.params)
-    return found if primitive.multiple_results else [found]
-
-
 def _while(step: Step, operands: list[Any], hold: Callable[[list[Any]], Sequence[Any]]) -> Sequence[Any]:
-    params, (goes_on, body) = step.equation.params, step.inner
-    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    return lax.while_loop(
-        lambda carry: _evaluate(goes_on, [*operands[:first], *carry], hold)[0],
-        lambda carry: _evaluate(body, [*operands[first:second], *carry], hold),
-        operands[second:],
-    )
+    return while_loop(step, operands, lambda flat, arguments: _evaluate(flat, arguments, hold))
 
 
 def _scan(step: Step, operands: list[Any], hold: Callable[[list[Any]], Sequence[Any]]) -> Sequence[Any]:
