@@ -390,3 +390,16 @@ def test_every_fate_is_the_same_in_any_number_of_lanes():
     arrays = fit(engine="arrays")
     np.testing.assert_array_equal(arrays.status, whole.status)
     assert in_standard_errors(arrays[good], whole[good]) < 1e-8
+
+
+def test_the_result_shares_no_memory_with_what_was_given():
+    start = {"loc": np.zeros(4), "log_scale": np.log([1.0, 2.0, 3.0, 4.0])}
+    model = fj.Model(
+        lambda params, y: norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"])),
+        constraints={"log_scale": fj.fixed},
+    )
+    fits = fj.fit_batch(model, start, np.random.default_rng(2).normal(size=(4, 9)), params_axis=0)
+    start["log_scale"][:] = -7.0
+    assert fits.params["log_scale"][0] == 0.0
+    fits.params["loc"][0] = 1.0
+    assert fits.free[0, 0] != 1.0

@@ -1,6 +1,7 @@
 """The kernel for GPUs without one: run by the rules of its language it equals the CPU's, and it lowers for CUDA."""
 
 import contextlib
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,8 @@ from jax.scipy.stats import norm
 import fisher_jax as fj
 from fisher_jax import Status
 from fisher_jax.fitting import engine, gpu, workers
-from fisher_jax.models.model import as_model, programs_of
+from fisher_jax.fitting.plan import Plan
+from fisher_jax.models.model import as_model, flatten_parameters, programs_of
 
 RNG = np.random.default_rng(8)
 NORMAL_START = {"loc": 0.0, "log_scale": 0.0}
@@ -192,7 +194,20 @@ def not_a_number():
     return (quantile_like, 0.0, data), {"retry": False}
 
 
+def one_row():
+    return (lambda loc, y: -0.5 * (y - loc) ** 2, 0.0, RNG.normal(4.0, 1.0, (5, 1))), {}
+
+
+def no_covariates():
+    """Of which there are none, and truths of which the larger is taken."""
+    data = {"y": RNG.normal(size=(4, 9)), "a": RNG.uniform(size=(4, 9)) < 0.5, "b": RNG.uniform(size=(4, 9)) < 0.5}
+    density = lambda loc, y, z: -0.5 * (y["y"] - loc) ** 2 * (1.0 + jnp.maximum(y["a"], y["b"])) + jnp.sum(z)  # noqa: E731
+    return (density, 0.0, data), {"given": np.zeros((9, 0))}
+
+
 CASES = [
+    one_row,
+    no_covariates,
     shared_design,
     own_designs,
     spots_by_scoring,
@@ -256,15 +271,52 @@ def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_m
     assert len([key for key in programs_of(as_model(model, "test")) if key[0] == "fit"]) == 1
 
 
-def test_chunks_are_no_larger_than_what_is_free(monkeypatch):
-    device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": 2**20, "bytes_in_use": 2**19}})()
+def pieces_of(monkeypatch, count, leaf_shape, dtype, *, limit=None, devices=2):
+    """The chunks of data sets of this shape on cards with so many bytes free, without an array of that size."""
+    known = {"bytes_limit": limit, "bytes_in_use": limit // 2} if limit else None
+    device = type("Device", (), {"memory_stats": lambda self: known})()
+    leaf, model = np.broadcast_to(np.zeros((), dtype), (count, *leaf_shape)), as_model(new_normal(), "test")
+    layout, _ = flatten_parameters(model, NORMAL_START, "test")
+    plan = Plan(model, layout, None, jax.tree.structure((0, None, None)), 0, (True,), leaf_shape[0])
     monkeypatch.setattr(workers, "platform", lambda: "gpu")
-    data = [np.zeros((10_000, 100), np.float32)]
-    pieces, capacity = engine._pieces(10_000, data, (device,) * 2, 64)
-    assert capacity == engine.CAPACITIES["gpu"][0]
-    assert capacity * 400 * engine.COPIES > 2**17  # none smaller than the smallest
-    assert pieces[0] == slice(0, capacity)
-    assert sum(piece.stop - piece.start for piece in pieces) == 10_000
+    pieces, capacity = engine._pieces(plan, count, [leaf], (device,) * devices)
+    assert pieces[0].start == 0
+    assert pieces[-1].stop == count
+    assert all(before.stop == after.start for before, after in itertools.pairwise(pieces))
+    assert max(piece.stop - piece.start for piece in pieces) <= capacity
+    return pieces, capacity
+
+
+def test_chunks_are_no_larger_than_what_is_free(monkeypatch):
+    _, capacity = pieces_of(monkeypatch, 10_000, (1000,), np.float32, limit=2**26)
+    assert capacity < engine.CAPACITIES["gpu"][0]
+    assert capacity * 4000 * engine.COPIES <= engine.OF_FREE_MEMORY * 2**25 / 2
+
+
+def test_few_data_sets_are_not_filled_up_to_what_costs_more_to_send(monkeypatch):
+    assert pieces_of(monkeypatch, 4, (10**7,), np.float64)[1] == 64
+    assert pieces_of(monkeypatch, 16_384, (500,), np.float64)[1] == 8192
+    assert pieces_of(monkeypatch, 4, (10,), np.float64)[1] == 1024
+    assert pieces_of(monkeypatch, 100_000, (10,), np.float64)[1] == 2**17
+
+
+def test_a_chunk_has_no_more_entries_than_the_kernel_can_count(monkeypatch):
+    _, capacity = pieces_of(monkeypatch, 70_000, (20_000,), np.uint8)
+    assert capacity * 20_000 < 2**31
+
+
+def test_rows_that_many_parameters_multiply_leave_lanes(monkeypatch):
+    monkeypatch.setattr(workers, "platform", lambda: "gpu")
+    assert engine.lanes_of_arrays(2**30, 12) == 64
+    assert engine.lanes_of_arrays(10, 1) == engine.MOST_LANES
+
+
+def test_the_device_that_jax_was_told_is_taken():
+    with jax.default_device("cpu"):
+        assert workers.platform() == "cpu"
+        assert workers.devices_of(None, "test") == (None,) * workers.num_cores()
+    with jax.default_device(jax.devices()[0]):
+        assert workers.devices_of(3, "test") == (None,) * 3
 
 
 def test_several_devices_each_take_chunks():
@@ -285,19 +337,26 @@ def test_several_devices_each_take_chunks():
 
             def noted(number):
                 def call(*arguments):
-                    found = programs[number](*arguments)
+                    found = programs[number][1](*arguments)
                     used.update(device.id for device in found.devices())
                     return found
 
                 return call
 
-            return [noted(number) for number in range(len(programs))], capacity
+            return [(device, noted(number)) for number, (device, _) in enumerate(programs)], capacity
 
         data = np.random.default_rng(0).exponential(2.0, (200, 5))
         one = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, data, covariances=())
         engine._compiled = compiled
         two = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, data, covariances=())
         print(sorted(used), np.array_equal(one.free, two.free), two.converged.all())
+
+        from fisher_jax.models import dataset
+        dataset.on_device = lambda leaf: isinstance(leaf, jax.Array)
+        import fisher_jax.fitting.retries as retries
+        retries.on_device = dataset.on_device
+        there = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, jax.device_put(data, jax.devices()[1]), covariances=())
+        print(np.array_equal(one.free, there.free))
     """
     command = [
         sys.executable,
@@ -305,7 +364,7 @@ def test_several_devices_each_take_chunks():
         "import jax; jax.config.update('jax_num_cpu_devices', 2)\n" + textwrap.dedent(script),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "[0, 1] True True\n", done.stderr[-2000:]
+    assert done.stdout == "[0, 1] True True\nTrue\n", done.stderr[-2000:]
 
 
 # --- arrays where there is no kernel --------------------------------------------------------------------------------
@@ -327,6 +386,26 @@ def test_arrays_take_over_where_a_kernel_does_not_compile(monkeypatch):
         ValueError, match=r'engine="kernel": the kernel \(NotImplementedError: no such operation\) has no form'
     ):
         fit_on_gpu(model, NORMAL_START, data, engine="kernel")
+
+
+def test_memory_that_is_short_now_is_an_error_and_no_reason_to_do_without_a_kernel(monkeypatch):
+    def fails(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    data, model = RNG.normal(2.0, 3.0, (30, 13)), new_normal()
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "compiled", fails)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+            fit_on_gpu(model, NORMAL_START, data)
+    assert fit_on_gpu(model, NORMAL_START, data).engine == "kernel"
+
+
+def test_a_compiler_that_fails_without_a_word_is_survived(monkeypatch):
+    def fails(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(gpu, "compiled", fails)
+    assert fit_on_gpu(new_normal(), NORMAL_START, RNG.normal(size=(5, 13))).engine == "arrays"
 
 
 def test_arrays_of_many_parameters_are_refilled_all_at_once():

@@ -108,7 +108,7 @@ def program_of_a_chunk(problem, size, way):
         problem.fit()
     retries.engine.fit_all = fit_all
     (plan, own, shared, starts, observed, settings, most), devices = caught
-    (fit,), _, size = engine._compiled_fit(plan, size, own, shared, way, devices[:1])
+    ((_, fit),), _, size = engine._compiled_fit(plan, size, own, shared, way, devices[:1])
     sizes = np.array([size, most], np.int32)
     padded = [np.resize(leaf, (size, *leaf.shape[1:])) for leaf in own]
     return fit, jax.device_put((padded, shared, np.resize(starts, (size, starts.shape[1])), observed, sizes, settings))
@@ -222,13 +222,14 @@ def run(settings, work):
         rows += gpufit_of_spots(problem, truth, settings)
     card = jax.devices()[0].device_kind
     header = ["fits", "within 0.01 SE", "first call", "least", "counted fits/s"]
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{card.replace(' ', '_')}.txt"
-    with path.open("a") as kept, contextlib.redirect_stdout(kept if settings.device == "gpu" else sys.stdout):
-        print(f"\n{card}, JAX {jax.__version__}")
-        harness.table(work.title, header, rows)
+    said = f"\n{card}, JAX {jax.__version__}"
+    print(said)
+    harness.table(work.title, header, rows)
     if settings.device == "gpu":
-        harness.table(work.title, header, rows)
+        RESULTS.mkdir(exist_ok=True)
+        with (RESULTS / f"{card.replace(' ', '_')}.txt").open("a") as kept, contextlib.redirect_stdout(kept):
+            print(said)
+            harness.table(work.title, header, rows)
 
 
 QUESTIONS = {name: functools.partial(run, work=work) for name, work in WORKS.items()}

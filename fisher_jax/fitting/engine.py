@@ -27,6 +27,7 @@ from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 
 ENGINES = ("kernel", "arrays")
+Programs = list[tuple[Any, Callable[..., Any]]]  # a device, and the program compiled for it
 # Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave a CPU's cache: what is made of
 # the data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes
 # rare. On a GPU a call costs as much as the fits of some thousand data sets.
@@ -34,7 +35,8 @@ CAPACITIES = {"cpu": (512, 8192), "gpu": (1024, 8192, 2**17)}
 MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does not need more
 MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
 OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
-COPIES = 4  # of its data that a chunk needs there
+COPIES = 3  # of its data that a chunk needs there
+TABLE = 128  # numbers at most that the state of a fit needs there
 
 
 def gpu_kernels() -> Any:
@@ -43,7 +45,7 @@ def gpu_kernels() -> Any:
         return None
     try:
         return importlib.import_module("fisher_jax.fitting.gpu")
-    except ImportError:
+    except (ImportError, Warning):
         return None
 
 
@@ -102,8 +104,9 @@ def fit_all(
     is done.
     """
     count, p = starts.shape
-    pieces, capacity = _pieces(count, own, devices, plan.num_lanes)
-    fits, way, capacity = _compiled_fit(plan, capacity, own, shared, engine, devices)
+    way, rows = choose(plan, plan.optimizer.kind, own, shared, engine)
+    pieces, capacity = _pieces(plan, count, own, devices, rows)
+    fits, way, capacity = _compiled_fit(plan, capacity, own, shared, engine, devices[: len(pieces)])
     dtype = plan.layout.dtype
     ended = Ended(
         np.empty((count, p), dtype),
@@ -116,8 +119,8 @@ def fit_all(
     )
 
     def work(number: int) -> None:
-        piece, fit = pieces[number], fits[number % len(fits)]
-        padded = lambda leaf: _padded(leaf, piece, capacity, plan.num_lanes)  # noqa: E731
+        piece, (device, fit) = pieces[number], fits[number % len(fits)]
+        padded = lambda leaf: _padded(leaf, piece, capacity, plan.num_lanes, device)  # noqa: E731
         observed = padded(num_observed) if num_observed.ndim else num_observed
         sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
         found = fit([padded(leaf) for leaf in own], shared, padded(starts), observed, sizes, settings)
@@ -152,16 +155,17 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    pieces, capacity = _pieces(count, own, devices, plan.num_lanes)
-    evaluations, capacity = _compiled_matrix(plan, kind, capacity, own, shared, engine, devices)
+    pieces, capacity = _pieces(plan, count, own, devices, choose(plan, kind, own, shared, engine)[1])
+    evaluations, capacity = _compiled_matrix(plan, kind, capacity, own, shared, engine, devices[: len(pieces)])
     out = np.empty((count, p, p), plan.layout.dtype)
 
     def work(number: int) -> None:
-        piece = pieces[number]
+        piece, (device, evaluate) = pieces[number], evaluations[number % len(evaluations)]
         size = piece.stop - piece.start
-        data = [_padded(leaf, piece, capacity, plan.num_lanes) for leaf in own]
-        points = _padded(u, piece, capacity, plan.num_lanes)
-        found = evaluations[number % len(evaluations)](data, shared, points, np.int32(size))
+        data, points = (
+            [_padded(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (own, [u])
+        )
+        found = evaluate(data, shared, *points, np.int32(size))
         out[piece] = symmetric(np.asarray(found)[:size], p)
 
     workers.run(work, range(len(pieces)), len(devices))
@@ -172,30 +176,44 @@ def lanes_of_arrays(num_terms: int, num_free: int) -> int:
     """How many fits are under way at once by default; on a GPU as many as its memory has room for the derivatives of."""
     if workers.platform() == "cpu":
         return LEAST_LANES
-    return int(np.clip(1 << (MOST_NUMBERS // (num_terms * num_free)).bit_length() - 1, LEAST_LANES, MOST_LANES))
+    most = max(MOST_NUMBERS // max(num_terms * num_free, 1), 1)
+    return int(np.clip(1 << most.bit_length() - 1, LEAST_LANES, MOST_LANES))
 
 
-def _pieces(count: int, own: Leaves, devices: workers.Devices, num_lanes: int) -> tuple[list[slice], int]:
+def _pieces(plan: Plan, count: int, own: Leaves, devices: workers.Devices, rows: Any = None) -> tuple[list[slice], int]:
     """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to."""
-    each = max(sum(leaf.nbytes for leaf in own) // max(count, 1), 1)
-    most = MOST_BYTES // each if workers.platform() == "cpu" else _free_bytes(devices) // (COPIES * each)
-    capacities = CAPACITIES.get(workers.platform(), CAPACITIES["cpu"])
-    on_cpu = workers.platform() == "cpu"
-    share = -(-count // len(devices)) if on_cpu else count
-    sizes = [size for size in capacities if size <= most] or capacities[:1]
-    capacity = next((size for size in sizes if size >= share), sizes[-1])
-    if not on_cpu and share < capacity // 2:  # what fills it up is sent as well
-        capacity = max([size for size in sizes if size <= share], default=sizes[0])
-    size, capacity = min(share, capacity), max(capacity, num_lanes if on_cpu else 0)
+    sent = sum(leaf.nbytes for leaf in own) // max(count, 1)
+    if workers.platform() == "cpu":
+        share, most = -(-count // len(devices)), MOST_BYTES // max(sent, 1)
+        sizes = [size for size in CAPACITIES["cpu"] if size <= most] or CAPACITIES["cpu"][:1]
+        capacity = next((size for size in sizes if size >= share), sizes[-1])
+        size, capacity = min(share, capacity), max(capacity, plan.num_lanes)
+    else:
+        made = 0 if rows is None else plan.num_terms * len(rows.own.outputs)  # numbers, of the data alone
+        each = COPIES * sent + 2 * plan.layout.dtype.itemsize * (made + TABLE)
+        largest = max([TABLE, made, *(leaf.size // max(count, 1) for leaf in own)])
+        most = min(_free_bytes(devices) // each, (2**31 - 1) // largest)  # Triton counts entries in 32 bits
+        sizes = [size for size in CAPACITIES["gpu"] if size <= most]
+        larger = [size for size in sizes if size >= count]
+        size = capacity = larger[0] if larger else sizes[-1] if sizes else 1 << max(most, LEAST_LANES).bit_length() - 1
+        if count < capacity // 2:  # what fills a chunk up is sent as well
+            smaller = [size for size in sizes if size <= count]
+            if smaller:
+                size = capacity = smaller[-1]
+            elif capacity * sent > MOST_BYTES:
+                capacity = max(LEAST_LANES, 1 << (count - 1).bit_length())
+        size = min(size, count)
     return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
 
 
 def _free_bytes(devices: workers.Devices) -> int:
     """What the chunk of each worker may take of a device's memory."""
-    device = devices[0] or jax.local_devices()[0]
-    known = device.memory_stats() or {}
-    free = known.get("bytes_limit", sys.maxsize) - known.get("bytes_in_use", 0)
-    return int(OF_FREE_MEMORY * free / devices.count(devices[0]))
+    shares = []
+    for device in dict.fromkeys(devices):
+        known = (device or workers.default_device()).memory_stats() or {}
+        free = known.get("bytes_limit", sys.maxsize) - known.get("bytes_in_use", 0)
+        shares.append(int(OF_FREE_MEMORY * free / devices.count(device)))
+    return min(shares)
 
 
 def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
@@ -208,11 +226,12 @@ def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
     return whole
 
 
-def _padded(leaf: Any, piece: slice, capacity: int, num_lanes: int) -> Any:
+def _padded(leaf: Any, piece: slice, capacity: int, num_lanes: int, device: Any) -> Any:
     """The data sets of one piece, filled up. Lanes without one step through the first, which is known to be a data set."""
     size = piece.stop - piece.start
-    if isinstance(leaf, jax.Array):  # in the memory of another device, where it stays
-        return _taken(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
+    if isinstance(leaf, jax.Array):  # in the memory of another device, where it stays, or goes on to the next
+        taken = _taken(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
+        return jax.device_put(taken, device or workers.default_device())
     if size == capacity:
         return leaf[piece]
     whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
@@ -228,7 +247,7 @@ def _taken(leaf: jax.Array, rows: jax.Array) -> jax.Array:
 
 def _compiled_fit(
     plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked: Any, devices: workers.Devices = (None,)
-) -> tuple[list[Callable[..., Any]], str, int]:
+) -> tuple[Programs, str, int]:
     """Programs that fit a chunk, one for each device, the way they run, and the size of their chunks.
 
     A fit is by the optimiser's information, and then by the observed one.
@@ -318,7 +337,7 @@ def _fit_of_chunk(
 
 def _compiled_matrix(
     plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any, devices: workers.Devices
-) -> tuple[list[Callable[..., Any]], int]:
+) -> tuple[Programs, int]:
     """Programs for the information of each data set of a chunk, one for each device, and the size of their chunks."""
     way, rows = choose(plan, kind, own, shared, asked)
 
@@ -371,7 +390,7 @@ def _compiled(
     build: Callable[[Marker], Callable[..., Any]],
     others: Callable[[int], tuple[Any, ...]],
     devices: workers.Devices,
-) -> tuple[list[Callable[..., Any]], int]:
+) -> tuple[Programs, int]:
     """A program for each device, compiled once for each model and these shapes, and the size of their chunks.
 
     That is `capacity`, or more where there is such a program and filling up costs less than compiling another. `build` takes what
@@ -397,7 +416,10 @@ def _compiled(
             try:
                 return kernels.compiled(build(jax.jit), *arguments, *more)
             except Exception as error:  # whatever the way into a kernel stumbles over
-                raise NoKernel(f"the kernel ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+                said = (str(error).splitlines() or [""])[0]
+                if "RESOURCE_EXHAUSTED" in said and "hared memory" not in said:
+                    raise  # memory that is short now is no reason to do without for good
+                raise NoKernel(f"the kernel ({type(error).__name__}: {said})") from error
         if workers.platform() == "cpu":
             # XLA promises neither that a marked call compiles nor that it knows an option: without, the program is only slower.
             for marked in (cpu.one_kernel, jax.jit):
@@ -416,7 +438,7 @@ def _compiled(
     for device in different:
         if key_of(capacity, device) not in programs:
             programs[key_of(capacity, device)] = compiled(capacity, device)
-    return [programs[key_of(capacity, device)] for device in different], capacity
+    return [(device, programs[key_of(capacity, device)]) for device in different], capacity
 
 
 def _key(plan: Plan) -> tuple[Any, ...]:

@@ -8,6 +8,8 @@ The way into the kernel is Pallas' lowering to Triton, which JAX means to drop: 
 """
 
 import contextlib
+import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from fisher_jax.fitting import workers
 from fisher_jax.fitting.lanes import Chunk, Ended, Settings, ended_of, following_point, is_within
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.rows import RowProgram, evaluate_columns
@@ -48,6 +51,8 @@ class _Memory:
     def rows(self, r: Any, count: int) -> list[list[Array]]:
         """The entries of some rows, by one access to memory where lanes have their own."""
         num_rows, entries = self.shape[:2]
+        if not entries:
+            return [[] for _ in range(count)]
         if self.lanes is None:
             numbers = [jnp.minimum(r + k, num_rows - 1) if k else r for k in range(count)]
             return [[self[number, j] for j in range(entries)] for number in numbers]
@@ -84,8 +89,10 @@ class _Arrays:
 
     def __init__(self, own: Leaves, shared: Leaves) -> None:
         self.own, self.shared = ([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves] for leaves in (own, shared))
-        flat = [leaf.reshape(-1, leaf.shape[-1]) for leaf in own] + [leaf.reshape(-1) for leaf in shared]
-        self.operands = [leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf for leaf in flat]
+        flat = [leaf.reshape(math.prod(leaf.shape[:-1]), leaf.shape[-1]) for leaf in own]
+        flat += [leaf.reshape(-1) for leaf in shared]
+        flat = [leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf for leaf in flat]
+        self.operands = [leaf if leaf.size else jnp.zeros((1,) * leaf.ndim, leaf.dtype) for leaf in flat]  # never read
 
     def read(self, refs: Sequence[Any], lanes: Array) -> tuple[Leaves, Leaves]:
         """The same as the row program reads them."""
@@ -153,7 +160,13 @@ def fit_lanes(
         def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             number, ended, state = carry
             reached = evaluate_columns(
-                plan, rows, shared, _for_triton(trial)(state), own, read=_Memory.rows, rows_at_once=ROWS
+                plan,
+                rows,
+                shared,
+                _for_triton(trial)(state),
+                own,
+                read=_Memory.rows,
+                rows_at_once=min(ROWS, plan.num_terms),
             )
             state, ended = _for_triton(step)(state, ended, reached, limit, asked)
             return number + 1, ended, state
@@ -229,17 +242,20 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
         return jax.jit(function).lower(*arguments).compile()
 
 
+_ONE_AT_A_TIME = threading.Lock()  # the filters of warnings are the process's
+
+
 @contextlib.contextmanager
 def without_deprecation() -> Iterator[None]:
     """JAX means to drop the way into the kernel, which is no matter of the user's: arrays will take over."""
-    with warnings.catch_warnings():
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
         yield
 
 
 def _how() -> dict[str, Any]:
     """The arguments of a kernel: without a GPU it is run by the rules of its language, slowly."""
-    if jax.default_backend() == "cpu":
+    if workers.default_device().platform == "cpu":
         return {"interpret": True}
     return {"compiler_params": triton.CompilerParams(num_warps=max(1, BLOCK // 32), num_stages=1)}
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.large import Rows
 from fisher_jax.fitting.problem import num_observations, num_observed, problem_of, total_information, unsound_at
@@ -69,7 +70,7 @@ def fit(
     """
     length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
     num_rows, size = (0, length) if model.is_dependent else (length, class_size(length))
-    if jax.default_backend() != "cpu" or layout.num_free > UNROLLED:
+    if workers.platform() != "cpu" or layout.num_free > UNROLLED:
         return None
     programs, like = programs_of(model), ("fits like this", layout, optimizer, size)
     if like in programs and programs[like].seconds > ENOUGH_SECONDS:

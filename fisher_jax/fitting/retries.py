@@ -183,7 +183,7 @@ def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, m
 
 def _where(condition: np.ndarray, new: np.ndarray, old: Any) -> np.ndarray:
     if condition.all():
-        return new
+        return np.array(new)  # of its own: what is fixed is the user's array
     return np.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old).astype(new.dtype)
 
 

@@ -18,29 +18,34 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_device() -> Any:
+    """The device that JAX computes on where nothing says otherwise."""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]
+
+
 def platform() -> str:
-    """What JAX runs on by default: "cpu", "gpu", "tpu"."""
-    name = jax.default_backend()
+    """What that device is: "cpu", "gpu", "tpu"."""
+    name = str(default_device().platform)
     return "gpu" if name in ("cuda", "rocm") else name
 
 
 def devices_of(asked: Any, caller: str) -> Devices:
     """The device of each worker: as asked for, or with None all that there are."""
-    on_cpu, chosen = jax.default_backend() == "cpu", jax.config.jax_default_device  # type: ignore[attr-defined]
-    if asked is None and on_cpu:
-        asked = num_cores()
-    elif asked is None:
-        asked = [chosen] if isinstance(chosen, jax.Device) else jax.local_devices()
+    default, is_chosen = default_device(), jax.config.jax_default_device is not None  # type: ignore[attr-defined]
+    on_cpu, others = default.platform == "cpu", jax.local_devices(backend=default.platform)
+    if asked is None:
+        asked = num_cores() if on_cpu else [default] if is_chosen else others
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool) and asked >= 1:
         if on_cpu:
             return (None,) * int(asked)
-        asked = jax.local_devices()[:asked] if asked <= jax.local_device_count() else asked
+        asked = others[:asked] if asked <= len(others) else asked
     listed = isinstance(asked, list | tuple) and len(asked) > 0
-    if listed and all(getattr(device, "platform", None) == platform() for device in asked):
+    if listed and all(getattr(device, "platform", None) == default.platform for device in asked):
         return (None,) * len(asked) if on_cpu else tuple(asked) * OVERLAPPING
     most = "threads, at least 1, or a list of CPU devices. On another device choose it by jax.default_device"
     if not on_cpu:
-        most = f"devices, from 1 to {jax.local_device_count()}, or a list of {platform()} devices"
+        most = f"devices, from 1 to {len(others)}, or a list of {platform()} devices"
     raise TypeError(f"{caller}: devices={asked!r} must be a number of {most}.")
 
 

@@ -116,8 +116,8 @@ def check_datasets(
 
 
 def on_device(leaf: Any) -> bool:
-    """Whether an array lies in the memory of another device than the CPU, where it should stay."""
-    return isinstance(leaf, jax.Array) and all(device.platform != "cpu" for device in leaf.devices())
+    """Whether an array lies in the memory of one device, and not the CPU's, where it should stay."""
+    return isinstance(leaf, jax.Array) and [device.platform != "cpu" for device in leaf.devices()] == [True]
 
 
 def check_given(model: Model, given: PyTree, caller: str) -> PyTree:

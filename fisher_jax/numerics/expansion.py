@@ -289,6 +289,8 @@ class Scalars:
     def emit(self, primitive: core.Primitive, params: dict[str, Any], *operands: Entry, dtype: Any = None) -> Entry:
         """The result of an elementwise primitive."""
         name = primitive.name
+        if name in ("max", "min") and operands[0].dtype == bool:  # which Triton does not know
+            return (self.either if name == "max" else self.both)(*operands)
         if dtype is None:
             dtype = np.dtype(bool) if name in _TO_BOOL else operands[0].dtype
         if all(o.value is not None for o in operands) and name in _NUMPY:
