@@ -104,10 +104,6 @@ def gev(params, y):
     return jnp.where(possible, -jnp.log(params["scale"]) + (params["shape"] + 1.0) * log_t - jnp.exp(log_t), -jnp.inf)
 
 
-def trivariate(params, y):
-    return fj.families.multivariate_normal.log_density(params, y)
-
-
 def negative_binomial(params, y, z):
     log_mean, size = z @ params["beta"], jnp.exp(params["log_size"])
     log_total = jnp.logaddexp(params["log_size"], log_mean)
@@ -175,8 +171,11 @@ def fixed_to_each():
 
 
 def a_matrix():
-    data = RNG.multivariate_normal(np.ones(2), [[2.0, 0.5], [0.5, 1.0]], (4, 20))
-    return (fj.families.multivariate_normal, {"loc": np.zeros(2), "covariance": np.eye(2)}, data), {}
+    data = RNG.multivariate_normal(np.zeros(2), [[2.0, 0.5], [0.5, 1.0]], (4, 20))
+    density = lambda covariance, y: fj.families.multivariate_normal.log_density(  # noqa: E731
+        {"loc": jnp.zeros(2), "covariance": covariance}, y
+    )
+    return (fj.Model(density, constraints=fj.positive_definite), np.eye(2), data), {}
 
 
 def truths():
