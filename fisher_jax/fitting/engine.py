@@ -6,7 +6,6 @@ The ways give the same results to rounding. "kernel" is the row program in one k
 
 import functools
 import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.fitting import arrays, cpu, workers
+from fisher_jax.fitting import arrays, chunks, cpu, workers
 from fisher_jax.fitting import rows as row_programs
-from fisher_jax.fitting.lanes import LEAST_LANES, Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
+from fisher_jax.fitting.lanes import Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.program import HAND_OVER
 from fisher_jax.models.model import programs_of
@@ -28,15 +27,6 @@ from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 
 ENGINES = ("kernel", "arrays")
 Programs = list[tuple[Any, Callable[..., Any]]]  # a device, and the program compiled for it
-# Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave a CPU's cache: what is made of
-# the data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes
-# rare. On a GPU a call costs as much as the fits of some thousand data sets.
-CAPACITIES = {"cpu": (512, 8192), "gpu": (1024, 8192, 2**17)}
-MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does not need more
-MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
-OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
-COPIES = 3  # of its data that a chunk needs there
-TABLE = 128  # numbers at most that the state of a fit needs there
 
 
 def gpu_kernels() -> Any:
@@ -105,7 +95,7 @@ def fit_all(
     """
     count, p = starts.shape
     way, rows = choose(plan, plan.optimizer.kind, own, shared, engine)
-    pieces, capacity = _pieces(plan, count, own, devices, rows)
+    pieces, capacity = chunks.pieces_of(plan, count, own, devices, rows)
     fits, way, capacity = _compiled_fit(plan, capacity, own, shared, engine, devices[: len(pieces)])
     dtype = plan.layout.dtype
     ended = Ended(
@@ -120,7 +110,7 @@ def fit_all(
 
     def work(number: int) -> None:
         piece, (device, fit) = pieces[number], fits[number % len(fits)]
-        padded = lambda leaf: _padded(leaf, piece, capacity, plan.num_lanes, device)  # noqa: E731
+        padded = lambda leaf: chunks.padded(leaf, piece, capacity, plan.num_lanes, device)  # noqa: E731
         observed = padded(num_observed) if num_observed.ndim else num_observed
         sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
         found = fit([padded(leaf) for leaf in own], shared, padded(starts), observed, sizes, settings)
@@ -155,7 +145,7 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    pieces, capacity = _pieces(plan, count, own, devices, choose(plan, kind, own, shared, engine)[1])
+    pieces, capacity = chunks.pieces_of(plan, count, own, devices, choose(plan, kind, own, shared, engine)[1])
     evaluations, capacity = _compiled_matrix(plan, kind, capacity, own, shared, engine, devices[: len(pieces)])
     out = np.empty((count, p, p), plan.layout.dtype)
 
@@ -163,57 +153,13 @@ def information_of_each(
         piece, (device, evaluate) = pieces[number], evaluations[number % len(evaluations)]
         size = piece.stop - piece.start
         data, points = (
-            [_padded(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (own, [u])
+            [chunks.padded(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (own, [u])
         )
         found = evaluate(data, shared, *points, np.int32(size))
         out[piece] = symmetric(np.asarray(found)[:size], p)
 
     workers.run(work, range(len(pieces)), len(devices))
     return out
-
-
-def lanes_of_arrays(num_terms: int, num_free: int) -> int:
-    """How many fits are under way at once by default; on a GPU as many as its memory has room for the derivatives of."""
-    if workers.platform() == "cpu":
-        return LEAST_LANES
-    most = max(MOST_NUMBERS // max(num_terms * num_free, 1), 1)
-    return int(np.clip(1 << most.bit_length() - 1, LEAST_LANES, MOST_LANES))
-
-
-def _pieces(plan: Plan, count: int, own: Leaves, devices: workers.Devices, rows: Any = None) -> tuple[list[slice], int]:
-    """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to."""
-    sent = sum(leaf.nbytes for leaf in own) // max(count, 1)
-    if workers.platform() == "cpu":
-        share, most = -(-count // len(devices)), MOST_BYTES // max(sent, 1)
-        sizes = [size for size in CAPACITIES["cpu"] if size <= most] or CAPACITIES["cpu"][:1]
-        capacity = next((size for size in sizes if size >= share), sizes[-1])
-        size, capacity = min(share, capacity), max(capacity, plan.num_lanes)
-    else:
-        made = 0 if rows is None else plan.num_terms * len(rows.own.outputs)  # numbers, of the data alone
-        each = COPIES * sent + 2 * plan.layout.dtype.itemsize * (made + TABLE)
-        largest = max([TABLE, made, *(leaf.size // max(count, 1) for leaf in own)])
-        most = min(_free_bytes(devices) // each, (2**31 - 1) // largest)  # Triton counts entries in 32 bits
-        sizes = [size for size in CAPACITIES["gpu"] if size <= most]
-        larger = [size for size in sizes if size >= count]
-        size = capacity = larger[0] if larger else sizes[-1] if sizes else 1 << max(most, LEAST_LANES).bit_length() - 1
-        if count < capacity // 2:  # what fills a chunk up is sent as well
-            smaller = [size for size in sizes if size <= count]
-            if smaller:
-                size = capacity = smaller[-1]
-            elif capacity * sent > MOST_BYTES:
-                capacity = max(LEAST_LANES, 1 << (count - 1).bit_length())
-        size = min(size, count)
-    return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
-
-
-def _free_bytes(devices: workers.Devices) -> int:
-    """What the chunk of each worker may take of a device's memory."""
-    shares = []
-    for device in dict.fromkeys(devices):
-        known = (device or workers.default_device()).memory_stats() or {}
-        free = known.get("bytes_limit", sys.maxsize) - known.get("bytes_in_use", 0)
-        shares.append(int(OF_FREE_MEMORY * free / devices.count(device)))
-    return min(shares)
 
 
 def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
@@ -224,25 +170,6 @@ def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
     for k, (i, j) in enumerate(upper_triangle(p)):
         whole[:, i, j] = whole[:, j, i] = triangles[:, k]
     return whole
-
-
-def _padded(leaf: Any, piece: slice, capacity: int, num_lanes: int, device: Any) -> Any:
-    """The data sets of one piece, filled up. Lanes without one step through the first, which is known to be a data set."""
-    size = piece.stop - piece.start
-    if isinstance(leaf, jax.Array):  # in the memory of another device, where it stays, or goes on to the next
-        taken = _taken(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
-        return jax.device_put(taken, device or workers.default_device())
-    if size == capacity:
-        return leaf[piece]
-    whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
-    whole[:size] = leaf[piece]
-    whole[size : size + num_lanes] = leaf[piece.start]
-    return whole
-
-
-@jax.jit
-def _taken(leaf: jax.Array, rows: jax.Array) -> jax.Array:
-    return leaf[rows]
 
 
 def _compiled_fit(
@@ -431,8 +358,8 @@ def _compiled(
         return jax.jit(build(jax.jit)).lower(*arguments, *more).compile()
 
     different = list(dict.fromkeys(devices))
-    for larger in CAPACITIES.get(workers.platform(), ()):
-        if larger > capacity and larger * each <= MOST_BYTES and key_of(larger, different[0]) in programs:
+    for larger in chunks.CAPACITIES.get(workers.platform(), ()):
+        if larger > capacity and larger * each <= chunks.MOST_BYTES and key_of(larger, different[0]) in programs:
             capacity = larger
             break
     for device in different:

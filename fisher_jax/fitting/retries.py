@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fisher_jax.errors import require
-from fisher_jax.fitting import engine, workers
+from fisher_jax.fitting import chunks, engine, workers
 from fisher_jax.fitting.fit import default_steps
 from fisher_jax.fitting.lanes import Ended, Settings
 from fisher_jax.fitting.plan import Leaves, Plan
@@ -88,7 +88,7 @@ def _plan_of(how: How, starts: Starts) -> tuple[Plan, Leaves, Leaves]:
     leaves = [starts.values[i] for i in fixed] + rows
     differs = tuple(starts.values_differ[i] for i in fixed) + starts.dataset.differs
     num_terms = _num_terms(how.model, starts)
-    lanes = how.num_lanes or engine.lanes_of_arrays(num_terms, layout.num_free)
+    lanes = how.num_lanes or chunks.lanes_of_arrays(num_terms, layout.num_free)
     plan = Plan(how.model, layout, how.optimizer, treedef, len(fixed), differs, num_terms, lanes)
     own = [leaf if on_device(leaf) else np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
     return plan, own, [np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if not mine]

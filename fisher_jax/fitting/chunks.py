@@ -1,0 +1,96 @@
+"""Chunks of data sets: how many one call takes, what fills them up, and how many lanes go side by side in arrays."""
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from fisher_jax.fitting import workers
+from fisher_jax.fitting.lanes import LEAST_LANES
+from fisher_jax.fitting.plan import Leaves, Plan
+
+# Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave a CPU's cache: what is made of
+# the data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes
+# rare. On a GPU a call costs as much as the fits of some thousand data sets.
+CAPACITIES = {"cpu": (512, 8192), "gpu": (1024, 8192, 2**17)}
+MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does not need more
+MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
+OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
+COPIES = 3  # of its data that a chunk needs there
+TABLE = 128  # numbers at most that the state of a fit needs there
+
+
+def lanes_of_arrays(num_terms: int, num_free: int) -> int:
+    """How many fits are under way at once by default; on a GPU as many as its memory has room for the derivatives of."""
+    if workers.platform() == "cpu":
+        return LEAST_LANES
+    most = max(MOST_NUMBERS // max(num_terms * num_free, 1), 1)
+    return int(np.clip(1 << most.bit_length() - 1, LEAST_LANES, MOST_LANES))
+
+
+def pieces_of(
+    plan: Plan, count: int, own: Leaves, devices: workers.Devices, rows: Any = None
+) -> tuple[list[slice], int]:
+    """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to.
+
+    `rows` is the row program, if there is one: what it makes of the data alone needs memory as well.
+    """
+    sent = sum(leaf.nbytes for leaf in own) // max(count, 1)
+    if workers.platform() == "cpu":
+        share = -(-count // len(devices))
+        most = MOST_BYTES // max(sent, 1)
+        sizes = [size for size in CAPACITIES["cpu"] if size <= most] or CAPACITIES["cpu"][:1]
+        capacity = next((size for size in sizes if size >= share), sizes[-1])
+        size, capacity = min(share, capacity), max(capacity, plan.num_lanes)
+    else:
+        share = -(-count // len(set(devices)))
+        made = 0 if rows is None else plan.num_terms * len(rows.own.outputs)
+        each = COPIES * sent + 2 * plan.layout.dtype.itemsize * (made + TABLE)
+        largest = max([TABLE, made, *(leaf.size // max(count, 1) for leaf in own)])
+        most = min(_free_bytes(devices) // each, (2**31 - 1) // largest)  # Triton counts entries in 32 bits
+        size, capacity = _on_device(share, sent, max(most, LEAST_LANES))
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
+
+
+def _on_device(share: int, sent: int, most: int) -> tuple[int, int]:
+    """How many data sets of so many bytes a chunk takes, and the size that it is filled up to, at most `most`."""
+    sizes = [size for size in CAPACITIES["gpu"] if size <= most]
+    just = max(LEAST_LANES, 1 << (share - 1).bit_length())
+    if not sizes:
+        capacity = min(just, 1 << most.bit_length() - 1)
+    else:
+        capacity = next((size for size in sizes if size >= share), sizes[-1])
+        if share < capacity // 2:  # what fills a chunk up is sent as well
+            smaller = [size for size in sizes if size <= share]
+            capacity = smaller[-1] if smaller else just if capacity * sent > MOST_BYTES else capacity
+    return min(share, capacity), capacity
+
+
+def _free_bytes(devices: workers.Devices) -> int:
+    """What the chunk of each worker may take of a device's memory."""
+    shares = []
+    for device in dict.fromkeys(devices):
+        known = (device or workers.default_device()).memory_stats() or {}
+        free = known.get("bytes_limit", sys.maxsize) - known.get("bytes_in_use", 0)
+        shares.append(int(OF_FREE_MEMORY * free / devices.count(device)))
+    return min(shares)
+
+
+def padded(leaf: Any, piece: slice, capacity: int, num_lanes: int, device: Any) -> Any:
+    """The data sets of one piece, filled up. Lanes without one step through the first, which is known to be a data set."""
+    size = piece.stop - piece.start
+    if isinstance(leaf, jax.Array):  # in the memory of another device, where it stays, or goes on to the next
+        taken = _taken(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
+        return jax.device_put(taken, device or workers.default_device())
+    if size == capacity:
+        return leaf[piece]
+    whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
+    whole[:size] = leaf[piece]
+    whole[size : size + num_lanes] = leaf[piece.start]
+    return whole
+
+
+@jax.jit
+def _taken(leaf: jax.Array, rows: jax.Array) -> jax.Array:
+    return leaf[rows]
