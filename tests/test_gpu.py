@@ -382,7 +382,7 @@ def test_arrays_take_over_where_a_kernel_does_not_compile(monkeypatch):
     np.testing.assert_allclose(fits.free, cpus.free, rtol=1e-10)
     np.testing.assert_allclose(fits.outer_product, cpus.outer_product, rtol=1e-9)
     with pytest.raises(
-        ValueError, match=r'engine="kernel": the kernel \(NotImplementedError: no such operation\) has no form'
+        ValueError, match=r'engine="kernel": the kernel does not compile \(NotImplementedError: no such operation\)'
     ):
         fit_on_gpu(model, NORMAL_START, data, engine="kernel")
 

@@ -1,4 +1,4 @@
-"""Batches on a GPU: ``python benchmarks/batches --device gpu``, eight minutes. The tables are kept in `benchmarks/results`.
+"""Batches on a GPU: ``python benchmarks/batches --device gpu``, made for eight minutes. Tables are kept in `benchmarks/results`.
 
 Three rates: from numpy to numpy; the program of one chunk alone, its data on the device; and that of the arrays which take over
 where there is no kernel. Large batches repeat the data sets of a smaller one. Fits count that end within 0.01 standard errors
@@ -108,7 +108,9 @@ def program_of_a_chunk(problem, size, way):
         problem.fit()
     retries.engine.fit_all = fit_all
     (plan, own, shared, starts, observed, settings, most), devices = caught
-    ((_, fit),), _, size = engine._compiled_fit(plan, size, own, shared, way, devices[:1])
+    ((_, fit),), _, size = engine._compiled_fit(
+        plan, engine._ways(plan, own, shared, way), size, own, shared, way, devices[:1]
+    )
     sizes = np.array([size, most], np.int32)
     padded = [np.resize(leaf, (size, *leaf.shape[1:])) for leaf in own]
     return fit, jax.device_put((padded, shared, np.resize(starts, (size, starts.shape[1])), observed, sizes, settings))

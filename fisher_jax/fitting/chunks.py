@@ -29,6 +29,11 @@ def lanes_of_arrays(num_terms: int, num_free: int) -> int:
     return int(np.clip(1 << most.bit_length() - 1, LEAST_LANES, MOST_LANES))
 
 
+def bytes_of_each(own: Leaves) -> int:
+    """How many bytes one data set has that are its own."""
+    return sum(leaf.nbytes // max(len(leaf), 1) for leaf in own)
+
+
 def pieces_of(
     plan: Plan, count: int, own: Leaves, devices: workers.Devices, rows: Any = None
 ) -> tuple[list[slice], int]:
@@ -36,7 +41,7 @@ def pieces_of(
 
     `rows` is the row program, if there is one: what it makes of the data alone needs memory as well.
     """
-    sent = sum(leaf.nbytes for leaf in own) // max(count, 1)
+    sent = bytes_of_each(own)
     if workers.platform() == "cpu":
         share = -(-count // len(devices))
         most = MOST_BYTES // max(sent, 1)

@@ -8,7 +8,7 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,10 @@ def gpu_kernels() -> Any:
         return None
 
 
+class NoKernel(Exception):  # noqa: N818  # no failure: arrays take over
+    """A fit has no kernel on this device, for the reason given."""
+
+
 def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | None) -> tuple[str, Any]:
     """The way to run a batch, and its row program where it has one.
 
@@ -57,12 +61,13 @@ def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | Non
     if key not in programs:
         try:
             if workers.platform() != "cpu" and gpu_kernels() is None:
-                raise CannotExpand("a fit in a kernel of this device")
-            programs[key] = row_programs.rows_of(plan, kind, own, shared, portable=workers.platform() == "gpu")
+                programs[key] = NoKernel(f"this JAX has no kernels for a {workers.platform()}")
+            else:
+                programs[key] = row_programs.rows_of(plan, kind, own, shared, portable=workers.platform() == "gpu")
         except CannotExpand as error:
             programs[key] = error.again()
     found = programs[key]
-    if isinstance(found, CannotExpand):
+    if isinstance(found, CannotExpand | NoKernel):
         if asked == "kernel":
             raise ValueError(f'engine="kernel": {found}. Leave it out, or use engine="arrays".') from found
         return "arrays", None
@@ -94,9 +99,9 @@ def fit_all(
     is done.
     """
     count, p = starts.shape
-    way, rows = choose(plan, plan.optimizer.kind, own, shared, engine)
-    pieces, capacity = chunks.pieces_of(plan, count, own, devices, rows)
-    fits, way, capacity = _compiled_fit(plan, capacity, own, shared, engine, devices[: len(pieces)])
+    ways = _ways(plan, own, shared, engine)
+    pieces, capacity = chunks.pieces_of(plan, count, own, devices, ways[0].rows)
+    fits, way, capacity = _compiled_fit(plan, ways, capacity, own, shared, engine, devices[: len(pieces)])
     dtype = plan.layout.dtype
     ended = Ended(
         np.empty((count, p), dtype),
@@ -114,10 +119,10 @@ def fit_all(
         observed = padded(num_observed) if num_observed.ndim else num_observed
         sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
         found = fit([padded(leaf) for leaf in own], shared, padded(starts), observed, sizes, settings)
-        if way == "kernel" and workers.platform() == "gpu":
-            found = unpacked(np.asarray(found))
-        else:
+        if isinstance(found, Ended):
             found = found._replace(information=symmetric(np.asarray(found.information), p))
+        else:
+            found = unpacked(np.asarray(found))
         for to, part in zip(ended, found, strict=True):
             to[piece] = np.asarray(part)[: sizes[0]]
         if watch is not None:
@@ -172,16 +177,25 @@ def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
     return whole
 
 
-def _compiled_fit(
-    plan: Plan, capacity: int, own: Leaves, shared: Leaves, asked: Any, devices: workers.Devices = (None,)
-) -> tuple[Programs, str, int]:
-    """Programs that fit a chunk, one for each device, the way they run, and the size of their chunks.
+class Way(NamedTuple):
+    """A part of a fit: by which optimiser, the way it is run, and the row program if there is one."""
 
-    A fit is by the optimiser's information, and then by the observed one.
-    """
+    optimizer: Newton
+    name: str
+    rows: Any
+
+
+def _ways(plan: Plan, own: Leaves, shared: Leaves, asked: Any) -> list[Way]:
+    """A fit is by the optimiser's information, and then by the observed one."""
     newton = replace(plan.optimizer, kind="observed")
     optimizers = [newton] if plan.optimizer == newton else [plan.optimizer, newton]
-    ways = [choose(plan, optimizer.kind, own, shared, asked) for optimizer in optimizers]
+    return [Way(optimizer, *choose(plan, optimizer.kind, own, shared, asked)) for optimizer in optimizers]
+
+
+def _compiled_fit(
+    plan: Plan, ways: list[Way], capacity: int, own: Leaves, shared: Leaves, asked: Any, devices: workers.Devices
+) -> tuple[Programs, str, int]:
+    """Programs that fit a chunk, one for each device, the way they run at last, and the size of their chunks."""
 
     def build(marked: Marker) -> Callable[..., Any]:
         def call(own: Leaves, shared: Leaves, starts: Any, observed: Any, sizes: Any, settings: Settings) -> Any:
@@ -189,14 +203,14 @@ def _compiled_fit(
             observed, limit = (jnp.broadcast_to(x, (len(starts),)) for x in (observed, most))
             chunk = Chunk([], starts, starts, observed, limit, size)
             steps, loose = 0, settings._replace(tolerance=jnp.full_like(settings.tolerance, HAND_OVER))
-            for optimizer, (way, rows) in zip(optimizers, ways, strict=True):
-                last = optimizer is newton
-                fit = _fit_of_chunk(plan, optimizer, way, rows, own, shared, marked, handed_over=not last)
+            for way in ways:
+                last = way is ways[-1]
+                fit = _fit_of_chunk(plan, way, own, shared, marked, handed_over=not last)
                 found = fit(chunk, settings if last else loose)
                 steps = steps + found.num_steps
                 chunk = chunk._replace(starts=found.u, max_steps=chunk.max_steps - found.num_steps)
             found = found._replace(num_steps=steps)
-            if way == "kernel" and workers.platform() == "gpu":  # each transfer costs by itself
+            if ways[-1].name == "kernel" and workers.platform() == "gpu":  # each transfer costs by itself
                 return jnp.concatenate([part.astype(plan.layout.dtype).reshape(-1) for part in found])
             return found
 
@@ -208,41 +222,30 @@ def _compiled_fit(
         number = like((), dtype)
         return like((capacity, plan.layout.num_free), dtype), observed, like((2,), np.int32), Settings(number, number)
 
-    key = ("fit", tuple(way for way, _ in ways), plan.optimizer)
+    key = ("fit", tuple(way.name for way in ways), plan.optimizer)
     try:
         fits, capacity = _compiled(plan, key, capacity, own, shared, build, others, devices)
     except NoKernel as error:
-        _leave_kernels(plan, [optimizer.kind for optimizer in optimizers], own, shared, error)
-        return _compiled_fit(plan, capacity, own, shared, asked, devices)
-    return fits, ways[-1][0], capacity
+        _leave_kernels(plan, [way.optimizer.kind for way in ways], own, shared, error)
+        return _compiled_fit(plan, _ways(plan, own, shared, asked), capacity, own, shared, asked, devices)
+    return fits, ways[-1].name, capacity
 
 
 def _fit_of_chunk(
-    plan: Plan,
-    optimizer: Newton,
-    way: str,
-    rows: Any,
-    own: Leaves,
-    shared: Leaves,
-    marked: Marker,
-    *,
-    handed_over: bool,
+    plan: Plan, way: Way, own: Leaves, shared: Leaves, marked: Marker, *, handed_over: bool
 ) -> Callable[[Chunk, Settings], Ended]:
     """The fit of a chunk by one kind of information: all of it a kernel where it can be, else its step."""
     evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of the arrays that all data sets share
-    kernels = gpu_kernels()
-    if way == "kernel":
-        on_gpu = kernels is not None
-        data, common = row_programs.columns_of_chunk(plan, rows, own, shared, lanes_last=on_gpu)
-        if on_gpu:
-            return lambda chunk, settings: kernels.fit_lanes(
-                plan, optimizer, rows, common, chunk._replace(data=data), settings, handed_over=handed_over
-            )
+    (optimizer, name, rows), kernels = way, gpu_kernels()
+    if name == "kernel" and kernels is not None:
+        return functools.partial(kernels.fit_lanes, plan, optimizer, rows, own, shared, handed_over=handed_over)
+    if name == "kernel":
+        data, common = row_programs.columns_of_chunk(plan, rows, own, shared)
         evaluation = lambda common: functools.partial(row_programs.evaluate_columns, plan, rows, common)  # noqa: E731
     else:
         data, common = arrays.columns_of_chunk(plan, own), shared
         evaluation = lambda common: arrays.evaluation(plan, optimizer.kind, own, common)  # noqa: E731
-    is_kernel = way == "kernel" or (workers.platform() == "cpu" and arrays.is_recursion(plan, own, shared))
+    is_kernel = name == "kernel" or (workers.platform() == "cpu" and arrays.is_recursion(plan, own, shared))
     of_all, of_step = (marked, as_it_is) if is_kernel else (as_it_is, marked)
 
     def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
@@ -274,10 +277,9 @@ def _compiled_matrix(
             if way == "arrays":
                 columns = arrays.columns_of_chunk(plan, own)
                 return informations(arrays.evaluation(plan, kind, own, shared), columns, u, size, lanes)
-            on_gpu = kernels is not None
-            data, common = row_programs.columns_of_chunk(plan, rows, own, shared, lanes_last=on_gpu)
-            if on_gpu:
-                return kernels.informations(plan, rows, data, common, u)
+            if kernels is not None:
+                return kernels.informations(plan, rows, own, shared, u)
+            data, common = row_programs.columns_of_chunk(plan, rows, own, shared)
 
             def in_kernel(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
                 evaluate = functools.partial(row_programs.evaluate_columns, plan, rows, common)
@@ -298,14 +300,10 @@ def _compiled_matrix(
         return _compiled_matrix(plan, kind, capacity, own, shared, asked, devices)
 
 
-class NoKernel(Exception):  # noqa: N818  # no failure: arrays take over
-    """A fit has no kernel on this device, for the reason given."""
-
-
 def _leave_kernels(plan: Plan, kinds: list[Kind], own: Leaves, shared: Leaves, why: NoKernel) -> None:
     """Have `choose` answer from now on that there is no kernel."""
     for kind in kinds:
-        programs_of(plan.model)[_rows_key(plan, kind, own, shared)] = CannotExpand(str(why))
+        programs_of(plan.model)[_rows_key(plan, kind, own, shared)] = NoKernel(str(why))  # without the frames of `why`
 
 
 def _compiled(
@@ -324,7 +322,7 @@ def _compiled(
     makes a kernel of a function, `others` gives the shapes of what is no data.
     """
     programs = programs_of(plan.model)
-    each = max(sum(leaf.nbytes // max(len(leaf), 1) for leaf in own), 1)
+    each = chunks.bytes_of_each(own)
 
     def key_of(capacity: int, device: Any) -> tuple[Any, ...]:
         return (*what, workers.platform(), device, _key(plan), capacity, _shapes(own, 1), _shapes(shared, 0))
@@ -339,16 +337,16 @@ def _compiled(
         arguments = data, [like(leaf, leaf.shape) for leaf in shared]
         more = jax.tree.map(lambda leaf: like(leaf, leaf.shape), others(capacity))
         kernels = gpu_kernels()
-        if kernels is not None and ("kernel" in what or "kernel" in what[1]):
+        if kernels is not None and "kernel" in what[1]:
             try:
                 return kernels.compiled(build(jax.jit), *arguments, *more)
-            except Exception as error:  # whatever the way into a kernel stumbles over
+            except Exception as error:  # Pallas, Triton and XLA raise errors of many kinds for what they cannot do
                 said = (str(error).splitlines() or [""])[0]
                 if "RESOURCE_EXHAUSTED" in said and "hared memory" not in said:
                     raise  # memory that is short now is no reason to do without for good
-                raise NoKernel(f"the kernel ({type(error).__name__}: {said})") from error
+                raise NoKernel(f"the kernel does not compile ({type(error).__name__}: {said})") from error
         if workers.platform() == "cpu":
-            # XLA promises neither that a marked call compiles nor that it knows an option: without, the program is only slower.
+            # XLA may refuse to compile a marked call, or not know an option. Without them the program is only slower.
             for marked in (cpu.one_kernel, jax.jit):
                 try:
                     function = jax.jit(build(marked), compiler_options=cpu.COMPILER_OPTIONS)

@@ -22,9 +22,9 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from fisher_jax.fitting import workers
-from fisher_jax.fitting.lanes import Chunk, Ended, Settings, ended_of, following_point, is_within
+from fisher_jax.fitting.lanes import Chunk, Ended, Settings, ended_of, is_through
 from fisher_jax.fitting.plan import Leaves, Plan
-from fisher_jax.fitting.rows import RowProgram, evaluate_columns
+from fisher_jax.fitting.rows import RowProgram, columns_of_chunk, evaluate_columns
 from fisher_jax.numerics import lanes as algebra
 from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, while_loop
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
@@ -135,7 +135,8 @@ def fit_lanes(
     plan: Plan,
     optimizer: Newton,
     rows: RowProgram,
-    common: Leaves,
+    own: Leaves,
+    shared: Leaves,
     chunk: Chunk,
     settings: Settings,
     *,
@@ -144,11 +145,11 @@ def fit_lanes(
     """Fit the data sets of a chunk as `lanes.fit_lanes` does."""
     capacity, p = chunk.starts.shape
     restricted, dtype = plan.layout.restricted, plan.layout.dtype
-    states, arrays = _States(p, dtype), _Arrays(chunk.data, common)
+    states, arrays = _States(p, dtype), _Arrays(*columns_of_chunk(plan, rows, own, shared, lanes_last=True))
 
     def step(state: State, ended: Array, reached: Evaluation, limit: Array, settings: Settings) -> tuple[State, Array]:
         new, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
-        done = done | (new.count >= limit) | (is_within(new, settings.tolerance) & handed_over)
+        done = is_through(new, done, limit, settings.tolerance, handed_over=handed_over)
         return algebra.select(ended, state, new), ended | done
 
     def kernel(*refs: Any) -> None:
@@ -163,7 +164,7 @@ def fit_lanes(
                 plan,
                 rows,
                 shared,
-                _for_triton(trial)(state),
+                trial(state),
                 own,
                 read=_Memory.rows,
                 rows_at_once=min(ROWS, plan.num_terms),
@@ -207,22 +208,22 @@ def fit_lanes(
     carry = jnp.int32(0), ahead, table
     _, _, table = lax.while_loop(lambda carry: carry[1][-1] > 0, one_pass, carry)
     state, _, limit = states.unpack(list(lax.optimization_barrier(table[:capacity].T)))
+    begun, of_all = [chunk.origins[:, i] for i in range(p)], (chunk.num_observed, limit)
+    tolerance = settings.tolerance
+    found = ended_of(state, begun, *of_all, tolerance=tolerance, restricted=restricted, handed_over=handed_over)
     if handed_over:
-        u, steps = jnp.stack(following_point(state, settings.tolerance), axis=1), jnp.maximum(state.count, 0)
-        return Ended(u, None, None, None, None, steps, None)
-    begun = [chunk.origins[:, i] for i in range(p)]
-    found = ended_of(state, begun, chunk.num_observed, settings.tolerance, limit, restricted)
+        return found._replace(u=jnp.stack(found.u, axis=1))
     whole = [found.information[min(i, j), max(i, j)] for i in range(p) for j in range(p)]  # as the host needs it
     found = found._replace(information=whole)
     return Ended(*(jnp.stack(x, axis=1) if isinstance(x, list) else x for x in found))
 
 
 def informations(
-    plan: Plan, rows: RowProgram, data: Leaves, common: Leaves, u: Float[Array, "b p"]
+    plan: Plan, rows: RowProgram, own: Leaves, shared: Leaves, u: Float[Array, "b p"]
 ) -> Float[Array, "b t"]:
     """The information of each data set at its own u, as `Ended` holds it."""
     capacity, p = u.shape
-    arrays = _Arrays(data, common)
+    arrays = _Arrays(*columns_of_chunk(plan, rows, own, shared, lanes_last=True))
 
     def kernel(points: Any, *refs: Any) -> None:
         *data, to = refs

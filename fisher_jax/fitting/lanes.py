@@ -6,6 +6,7 @@ data set, in place: the cost of that goes with the number of fits, not with lane
 its neighbours, so results do not depend on the number of lanes or on the order of the data sets.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,7 +57,6 @@ class Chunk(NamedTuple):
     size: Any
 
 
-NOTHING = Ended(None, None, None, None, None, None, None)
 Marker = Callable[[Callable[..., Any]], Callable[..., Any]]  # of a function a program of its own
 
 
@@ -98,19 +98,14 @@ def fit_lanes(
         at = (row, jnp.int32(0))[: to.ndim]
         return jax.lax.dynamic_update_slice(to, x.astype(to.dtype).reshape(1, *to.shape[1:]), at)
 
-    def result(state: State, begun: algebra.Vector, num_observed: Array, limit: Array, out: Ended) -> Ended:
-        """What lanes came to, in the place of what `out` holds; arrays end in the axis of lanes, if there is one."""
-        if handed_over:
-            u = following_point(state, settings.tolerance)
-            return out._replace(u=u, num_steps=jnp.maximum(state.count, 0))
-        return ended_of(state, begun, num_observed, settings.tolerance, limit, restricted)
+    of_ended = functools.partial(ended_of, tolerance=settings.tolerance, restricted=restricted, handed_over=handed_over)
 
     def refill(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         """One lane that has ended: its result goes out, the next data set comes in. With none left the lane is parked."""
         lane, todo, following, row_of, limit, ended, state, columns, out = carry
         lane = jax.lax.while_loop(lambda k: ~ended[k], lambda k: k + 1, lane)
         row, one = row_of[lane], jax.tree.map(lambda leaf: leaf[..., lane], state)
-        found = result(one, algebra.vector(chunk.origins[row]), chunk.num_observed[row], chunk.max_steps[row], NOTHING)
+        found = of_ended(one, algebra.vector(chunk.origins[row]), chunk.num_observed[row], chunk.max_steps[row])
         rows = [None if x is None else jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(x)]) for x in found]
         out = Ended(*(to if x is None else put(to, row, x) for to, x in zip(out, rows, strict=True)))
         more, row = following < chunk.size, jnp.minimum(following, chunk.size - 1)
@@ -124,8 +119,7 @@ def fit_lanes(
         """The same for all lanes that have ended."""
         _, todo, following, row_of, limit, ended, state, columns, out = carry
         rows = jnp.minimum(row_of, capacity - 1)
-        begun, most = algebra.vector(chunk.origins[rows].T), chunk.max_steps[rows]
-        found = result(state, begun, chunk.num_observed[rows], most, NOTHING)
+        found = of_ended(state, algebra.vector(chunk.origins[rows].T), chunk.num_observed[rows], limit)
         to = jnp.where(ended, row_of, capacity)  # out of range, which is dropped
         flat = [None if x is None else _by_lane(x, num_lanes) for x in found]
         out = Ended(
@@ -148,7 +142,7 @@ def fit_lanes(
         following, row_of, limit, parked, state, columns, out = carry
         reached = evaluate(trial(state), columns)
         state, done = step(state, reached, settings)
-        done = (done | (state.count >= limit) | (is_within(state, settings.tolerance) & handed_over)) & ~parked
+        done = is_through(state, done, limit, settings.tolerance, handed_over=handed_over) & ~parked
         start = (jnp.int32(0), jnp.sum(done, dtype=jnp.int32), following, row_of, limit, done, state, columns, out)
         _, _, following, row_of, limit, ended, state, columns, out = jax.lax.while_loop(
             lambda c: c[1] > 0, refill if one_by_one else refill_all, start
@@ -168,25 +162,34 @@ def _by_lane(found: Any, num_lanes: int) -> Array:
     return jnp.concatenate([jnp.reshape(x, (-1, num_lanes)) for x in jax.tree.leaves(found)]).T
 
 
-def is_within(state: State, tolerance: Any) -> Any:
+def _is_within(state: State, tolerance: Any) -> Any:
     """Whether the maximum is nearer than the tolerance, certified or not."""
     return state.definite & (state.decrement < tolerance)
 
 
-def following_point(state: State, tolerance: Any) -> algebra.Vector:
-    """Where a lane that is handed over goes on: where its next step would lead, or where it is if it came no nearer."""
-    return algebra.select(is_within(state, tolerance), trial(state), state.point)
+def is_through(state: State, done: Any, limit: Any, tolerance: Any, *, handed_over: bool) -> Any:
+    """Whether a lane makes no more steps: because `advance` says so, at its limit, or near enough to be handed over."""
+    return done | (state.count >= limit) | (_is_within(state, tolerance) & handed_over)
 
 
 def ended_of(
     state: State,
     begun: algebra.Vector,
     num_observed: Any,
-    tolerance: Any,
     max_steps: Any,
+    *,
+    tolerance: Any,
     restricted: tuple[bool, ...],
+    handed_over: bool,
 ) -> Ended:
-    """What lanes that have ended came to; vectors and matrices as `numerics.lanes` has them."""
+    """What lanes that have ended came to; vectors and matrices as `numerics.lanes` has them.
+
+    Of what is handed over, where it goes on: where its next step would lead, or where it is if it came no nearer.
+    """
+    steps = jnp.maximum(state.count, 0)
+    if handed_over:
+        u = algebra.select(_is_within(state, tolerance), trial(state), state.point)
+        return Ended(u, None, None, None, None, steps, None)
     value, rounding = state.at.value, state.at.rounding
     return Ended(
         state.point,
@@ -194,7 +197,7 @@ def ended_of(
         state.at.information,
         algebra.each(lambda s: jnp.where(jnp.isfinite(state.drift), s, 0.0), state.step),
         state.decrement,
-        jnp.maximum(state.count, 0),
+        steps,
         certify(state, begun, num_observed, tolerance, max_steps, restricted),
     )
 

@@ -21,7 +21,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.starts import Starts, finite_rows, initial_starts
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import ATTEMPTS
-from fisher_jax.models.dataset import CALLER, Dataset, on_device
+from fisher_jax.models.dataset import CALLER, Dataset, at_hand
 from fisher_jax.models.likelihood import likelihood, outer_product_at
 from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, merge
@@ -90,7 +90,7 @@ def _plan_of(how: How, starts: Starts) -> tuple[Plan, Leaves, Leaves]:
     num_terms = _num_terms(how.model, starts)
     lanes = how.num_lanes or chunks.lanes_of_arrays(num_terms, layout.num_free)
     plan = Plan(how.model, layout, how.optimizer, treedef, len(fixed), differs, num_terms, lanes)
-    own = [leaf if on_device(leaf) else np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
+    own = [at_hand(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
     return plan, own, [np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if not mine]
 
 

@@ -134,10 +134,10 @@ class RowProgram:
             return (total, low, *(a + b for a, b in zip(others, derivatives, strict=True)))
 
         def add_rows(carry: tuple[Array, tuple[Any, ...]]) -> tuple[Array, tuple[Any, ...]]:
-            r, sums = carry
+            (r, sums), rest = carry, num_rows % rows_at_once
             for k, row in enumerate(rows_at(r, rows_at_once)):
                 with_row = add_row(sums, row)
-                if k < num_rows % rows_at_once or num_rows % rows_at_once == 0:
+                if k < rest or rest == 0:
                     sums = with_row
                 else:  # behind the last row the last stands again
                     sums = tuple(jnp.where(r + k < num_rows, new, old) for new, old in zip(with_row, sums, strict=True))

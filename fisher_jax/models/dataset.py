@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import path_name
+from fisher_jax.numerics.namespace import namespace
 
 CALLER = "fit_batch"
 
@@ -109,15 +109,18 @@ def check_datasets(
     check_dataset(model, first, given, weights, CALLER)
     differs = tuple(mark.number is not None for mark in jax.tree.leaves(marks))
     leaves, treedef = jax.tree.flatten(tuple(moved))
-    at_hand = [
-        leaf if on_device(leaf) or not own else np.asarray(leaf) for leaf, own in zip(leaves, differs, strict=True)
-    ]
-    return Dataset(*jax.tree.unflatten(treedef, at_hand), size=size, differs=differs)
+    kept = [at_hand(leaf) if own else leaf for leaf, own in zip(leaves, differs, strict=True)]
+    return Dataset(*jax.tree.unflatten(treedef, kept), size=size, differs=differs)
 
 
 def on_device(leaf: Any) -> bool:
     """Whether an array lies in the memory of one device, and not the CPU's, where it should stay."""
     return isinstance(leaf, jax.Array) and [device.platform != "cpu" for device in leaf.devices()] == [True]
+
+
+def at_hand(leaf: Any) -> Any:
+    """An array of numpy, or one that lies on a device as it is."""
+    return leaf if on_device(leaf) else np.asarray(leaf)
 
 
 def check_given(model: Model, given: PyTree, caller: str) -> PyTree:
@@ -245,9 +248,8 @@ def axis_first(tree: PyTree, marks: PyTree) -> PyTree:
                 f"{CALLER}: an array of shape {np.shape(leaf)} has no axis {mark.number} over the data sets. "
                 "Data, weights and starts for each data set need that axis; what all share is given axis None."
             )
-        if on_device(leaf):
-            return leaf if mark.number == 0 else jnp.moveaxis(leaf, mark.number, 0)
-        return np.moveaxis(np.asarray(leaf), mark.number, 0)
+        leaf = at_hand(leaf)
+        return namespace(leaf).moveaxis(leaf, mark.number, 0)
 
     return None if tree is None else jax.tree.map(move, tree, marks)
 
