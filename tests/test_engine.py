@@ -255,6 +255,16 @@ CANNOT = {
 }
 
 
+def test_every_way_hands_over_to_newtons_steps_at_the_same_point():
+    z = RNG.normal(size=(40, 2))
+    y = (RNG.random(40) < 1 / (1 + np.exp(-z @ [1.0, -0.5]))).astype(float)
+    bhhh, start = fj.optimizers.bhhh(), np.zeros(2)
+    alone = fj.fit(logistic, start, y, given=z, optimizer=bhhh)
+    traced = jax.jit(lambda y: fj.fit(logistic, start, y, given=z, optimizer=bhhh).num_steps)(y)
+    batch = fj.fit_batch(logistic, start, y[None], given=z, given_axis=None, optimizer=bhhh)
+    assert alone.num_steps == traced == batch.num_steps[0] > 2
+
+
 @pytest.mark.parametrize(("model", "start", "message"), CANNOT.values(), ids=CANNOT)
 def test_a_kernel_that_cannot_be_is_refused_when_asked_for_and_else_is_arrays(model, start, message):
     data = RNG.normal(size=(2, 20))

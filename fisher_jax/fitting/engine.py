@@ -1,6 +1,7 @@
 """Which way a batch of fits is run, and running it: chunks of data sets through compiled programs in several hands.
 
-The ways give the same results to rounding. "kernel" is the row program in one kernel (`rows`, with `cpu` or `gpu`); "arrays" are
+The user's density is only traced here, once: what runs is the program made of it. The ways give the same results to rounding.
+"kernel" is the row program in one kernel (`rows`, with `cpu` or `gpu`); "arrays" are
 (n, L) arrays by XLA (`arrays`).
 """
 
@@ -318,8 +319,9 @@ def _compiled(
 ) -> tuple[Programs, int]:
     """A program for each device, compiled once for each model and these shapes, and the size of their chunks.
 
-    That is `capacity`, or more where there is such a program and filling up costs less than compiling another. `build` takes what
-    makes a kernel of a function, `others` gives the shapes of what is no data.
+    That is `capacity`, or more where there is such a program and filling up costs less than compiling another. `build(marked)`
+    is the function to compile, in which `marked` makes a kernel of a function; `others(capacity)` are the shapes of its arguments
+    that are not data.
     """
     programs = programs_of(plan.model)
     each = chunks.bytes_of_each(own)

@@ -288,7 +288,7 @@ def record(
 ) -> Fit:
     """What is kept of a solution: what the covariances of these kinds need, so that they need no data.
 
-    Which observation is to blame is looked for where the scores are taken anyhow.
+    The first observation whose score is not finite is searched for only where the scores are taken for a covariance.
     """
     target, started = problem.likelihood, jnp.all(jnp.isfinite(problem.start))
     reached = layout.constrained_values(found.free, values)

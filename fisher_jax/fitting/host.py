@@ -2,8 +2,9 @@
 
 What a person waits for at first is compiling. A loop with its step and certificate compiles for seconds, the evaluation alone
 for a few tenths, and the dozen steps of a fit cost numpy some milliseconds. So the loop is compiled only when steps on the host
-have cost as much as compiling it would. Rows are filled up to a few sizes by rows of weight zero, and a fixed parameter is one
-whose derivatives are not looked at, so that one observation less, or one parameter fixed, compiles nothing.
+have cost as much as compiling it would. Data are padded to a few sizes by rows of weight zero, and derivatives by fixed parameters
+are taken and ignored, so that removing an observation or fixing a parameter compiles nothing. With many rows the evaluation is
+that of `large`.
 """
 
 import functools
@@ -20,7 +21,7 @@ from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.large import Rows
 from fisher_jax.fitting.problem import num_observations, num_observed, problem_of, total_information, unsound_at
-from fisher_jax.fitting.program import HAND_OVER, certify, evaluate
+from fisher_jax.fitting.program import HAND_OVER, certify, evaluate, handed_over_at, is_within
 from fisher_jax.fitting.ragged import class_size
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
@@ -65,8 +66,8 @@ def fit(
 ) -> Fit | None:
     """The fit, in arrays of numpy; None where a compiled loop is the better way.
 
-    With `free_all` the derivatives by fixed parameters are taken as well and not looked at. They may be not finite where the others
-    are, and reach these, so what fails is fitted again without them.
+    With `free_all` the derivatives by fixed parameters are taken as well and ignored. Where they are not finite they can spoil the
+    others, so a fit that fails is repeated without them.
     """
     length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
     num_rows, size = (0, length) if model.is_dependent else (length, class_size(length))
@@ -106,7 +107,8 @@ def fit(
         start = everything[places]
         point, steps = start, 0
         for step, evaluation in zip(optimizers, evaluations, strict=True):
-            aim = np.asarray(tolerance if step.kind == "observed" else HAND_OVER, layout.dtype)[()]
+            hands_over = step is not optimizers[-1]
+            aim = np.asarray(HAND_OVER if hands_over else tolerance, layout.dtype)[()]
             state, ended = begin(lanes.vector(point)), False
             while not ended:
                 everything[places] = lanes.to_array(trial(state))
@@ -119,8 +121,10 @@ def fit(
                 )
                 state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.restricted)
                 state = jax.tree.map(typed, state)
-                ended = bool(done) or steps + int(state.count) >= max_steps
-            point = np.asarray(lanes.to_array(state.point))
+                ended = (
+                    bool(done) or steps + int(state.count) >= max_steps or (hands_over and bool(is_within(state, aim)))
+                )
+            point = np.asarray(lanes.to_array(handed_over_at(state, aim) if hands_over else state.point))
             steps += int(state.count)
         everything[places] = point
         found = jax.device_get(evaluations[-1].call(everything, values, dataset, whole=True))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from fisher_jax.fitting.plan import Leaves
-from fisher_jax.fitting.program import certify
+from fisher_jax.fitting.program import certify, handed_over_at, is_within
 from fisher_jax.numerics import lanes as algebra
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
@@ -79,8 +79,8 @@ def fit_lanes(
 ) -> Ended:
     """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last.
 
-    What is `handed_over` goes on by another kind of information: it ends within the tolerance without a certificate, its u is
-    where the next step would lead, and only that and the number of steps are filled in. Lanes that have ended are refilled
+    If `handed_over`, a second stage with another kind of information follows: this one stops within the tolerance without a
+    certificate, and returns only the u where that stage starts and the number of steps. Lanes that have ended are refilled
     `one_by_one`, which costs least where a loop costs nothing; or all at once. `marked` makes a program of its own of the step.
     """
     capacity, _ = chunk.starts.shape
@@ -162,14 +162,9 @@ def _by_lane(found: Any, num_lanes: int) -> Array:
     return jnp.concatenate([jnp.reshape(x, (-1, num_lanes)) for x in jax.tree.leaves(found)]).T
 
 
-def _is_within(state: State, tolerance: Any) -> Any:
-    """Whether the maximum is nearer than the tolerance, certified or not."""
-    return state.definite & (state.decrement < tolerance)
-
-
 def is_through(state: State, done: Any, limit: Any, tolerance: Any, *, handed_over: bool) -> Any:
     """Whether a lane makes no more steps: because `advance` says so, at its limit, or near enough to be handed over."""
-    return done | (state.count >= limit) | (_is_within(state, tolerance) & handed_over)
+    return done | (state.count >= limit) | (is_within(state, tolerance) & handed_over)
 
 
 def ended_of(
@@ -182,14 +177,10 @@ def ended_of(
     restricted: tuple[bool, ...],
     handed_over: bool,
 ) -> Ended:
-    """What lanes that have ended came to; vectors and matrices as `numerics.lanes` has them.
-
-    Of what is handed over, where it goes on: where its next step would lead, or where it is if it came no nearer.
-    """
+    """What lanes that have ended came to, or where they go on; vectors and matrices as `numerics.lanes` has them."""
     steps = jnp.maximum(state.count, 0)
     if handed_over:
-        u = algebra.select(_is_within(state, tolerance), trial(state), state.point)
-        return Ended(u, None, None, None, None, steps, None)
+        return Ended(handed_over_at(state, tolerance), None, None, None, None, steps, None)
     value, rounding = state.at.value, state.at.rounding
     return Ended(
         state.point,

@@ -160,15 +160,25 @@ def trip(problem: Problem, optimizer: Any, run: Any, tolerance: Float[Array, ""]
     steps = run.steps_before + state.count
     ended = ended | (steps >= max_steps)
     # Wherever scoring ends, near the maximum or for want of a step that gains, the observed information goes on and judges.
-    near = state.definite & (state.decrement < HAND_OVER)
-    hand_over = ~run.by_observed & (ended | near)
+    hand_over = ~run.by_observed & (ended | is_within(state, HAND_OVER))
+    point = lanes.select(hand_over, handed_over_at(state, HAND_OVER), state.point)
     return Run(
-        state._replace(count=jnp.where(hand_over, -1, state.count)),
+        state._replace(point=point, count=jnp.where(hand_over, -1, state.count)),
         jnp.where(hand_over, steps, run.steps_before),
         run.by_observed | hand_over,
         run.radius_factor,
         ended & run.by_observed,
     )
+
+
+def is_within(state: State, tolerance: Any) -> Any:
+    """Whether the maximum is nearer than the tolerance, certified or not."""
+    return state.definite & (state.decrement < tolerance)
+
+
+def handed_over_at(state: State, tolerance: Any) -> lanes.Vector:
+    """Where Newton's steps go on from scoring's: where its next step would lead, or where it is if it came no nearer."""
+    return lanes.select(is_within(state, tolerance), trial(state), state.point)
 
 
 def maximise(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_steps: Int[Array, ""]) -> Solution:

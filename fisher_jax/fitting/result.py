@@ -91,7 +91,8 @@ class Fit:
     kinds : tuple of str
         The kinds of covariance that were kept.
     engine : str
-        How the fit was run: "host", "loop", "kernel", "arrays", "lock-step"; empty after a transformation.
+        How the fit was run: "host" and "rows" (steps on the host), "loop", "kernel", "arrays", "lock-step"; empty after a
+        transformation.
     origin : Origin or None
         The model and the data. No part of the pytree: None once the fit has passed through a transformation; and None where the
         data sets came as a list.

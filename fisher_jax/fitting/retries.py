@@ -28,9 +28,9 @@ from fisher_jax.models.parameters import Layout, merge
 from fisher_jax.optimizers.newton import Newton
 
 CAUTIOUS = 0.01  # times the first radius
-STEPS_AT_FIRST = (
-    200  # by default: lanes wait for the slowest at the end, so what takes more is taken up again by itself
-)
+# Steps by default. At the end of a chunk lanes wait for the slowest, so what takes more than a few is taken up again by itself,
+# with all the steps that a fit has. What failed and starts elsewhere arrives soon or hardly ever.
+STEPS_AT_FIRST, STEPS_AGAIN = 50, 200
 BLOCK = 64  # fits by another's optimiser that are stepped at once, the fastest waiting for the slowest
 _RETRIED = (Status.STEP_LIMIT, Status.STALLED, Status.INDEFINITE, Status.NOT_FINITE, Status.BAD_START)
 _FINISHED = (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING, Status.STEP_LIMIT, Status.STALLED)
@@ -121,7 +121,8 @@ def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, m
     plan, own, shared = _plan_of(how, starts)
     layout, dtype = starts.layout, starts.layout.dtype
     tolerance = np.asarray(default_tolerance(dtype) if how.tolerance is None else how.tolerance, dtype)
-    most_steps = default_steps(how.optimizer) if most_steps is None else most_steps
+    if most_steps is None or not isinstance(how.optimizer, Newton):
+        most_steps = default_steps(how.optimizer)
     max_steps = int(most_steps if how.max_steps is None else how.max_steps)
     num_observations, num_observed = _counts(starts, plan.num_terms)
     if isinstance(how.optimizer, Newton):
@@ -260,7 +261,7 @@ def _retried(how: How, starts: Starts, fits: Fit, attempt: np.ndarray) -> tuple[
         tried = start_again(how, starts.take(failed), _rows(fits, failed))
         if tried is None or not len(tried.rows):
             continue
-        found = _run(how, tried.starts.take(tried.rows), tried.radius_factor)
+        found = _run(how, tried.starts.take(tried.rows), tried.radius_factor, most_steps=STEPS_AGAIN)
         good = found.status_code <= Status.CONVERGED_TO_ROUNDING
         won = failed[tried.rows[good]]
         fits, attempt[won] = _replaced(fits, won, _rows(found, good)), number

@@ -24,7 +24,7 @@ BLOCK, BLOCK_ENTRIES = 4096, 2**22  # data sets whose starts are computed at onc
 class Starts:
     """The starts u (B, p) of many fits, the array leaves of their parameters, and their data sets.
 
-    `values_differ` says which leaves have an axis over the fits. Those of estimated parameters say nothing that u does not.
+    `values_differ` says which leaves have an axis over the fits. Those of estimated parameters repeat u.
     """
 
     layout: Layout

@@ -1,4 +1,7 @@
-"""The fate of a maximisation: one code, what it means, its likely causes and what to try next."""
+"""The fate of a maximisation: one code, what it means, its likely causes and what to try next.
+
+`program.certify` decides it.
+"""
 
 import enum
 from typing import NamedTuple

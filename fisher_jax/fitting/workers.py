@@ -58,11 +58,12 @@ def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> 
         for piece in pieces:
             work(piece)
         return
-    stop, x64 = threading.Event(), bool(jax.config.read("jax_enable_x64"))
+    # What the caller's thread was told, perhaps for a while only.
+    stop, x64, device = threading.Event(), bool(jax.config.read("jax_enable_x64")), jax.config.jax_default_device  # type: ignore[attr-defined]
 
     def guarded(piece: Any) -> None:
         if not stop.is_set():
-            with jax.enable_x64(x64):  # what the caller's thread was told, perhaps for a while only
+            with jax.enable_x64(x64), jax.default_device(device):
                 work(piece)
 
     with ThreadPoolExecutor(min(num_workers, len(pieces)), thread_name_prefix="fisher_jax") as pool:
@@ -73,3 +74,14 @@ def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> 
                 future.result()
         finally:
             stop.set()  # reached with work left only when something was raised
+
+
+def side_by_side(*works: Callable[[], Any]) -> list[Any]:
+    """What each returns. One compiles, or runs on one core, while another computes."""
+    found: list[Any] = [None] * len(works)
+
+    def work(number: int) -> None:
+        found[number] = works[number]()
+
+    run(work, range(len(works)), len(works))
+    return found

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from fisher_jax.fitting import workers
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.clusters import cluster_codes
@@ -107,18 +108,23 @@ def bootstrap(
     _check(fit, num_replicates, method, block_length, acceleration)
     count, settings = int(num_replicates), {"covariances": (), "devices": devices, "progress": progress}
     scheme, weights = _scheme(fit, origin, method, clusters, block_length)
-    if method == "parametric":
-        fits = refit_drawn(fit, origin, key, count, CALLER, **settings)
-    else:
-        fits = refit_weighted(fit, origin, resampled_weights(scheme, weights, key, count), **settings)
+
+    def refits() -> Fit:
+        if method == "parametric":
+            return refit_drawn(fit, origin, key, count, CALLER, **settings)
+        return refit_weighted(fit, origin, resampled_weights(scheme, weights, key, count), **settings)
+
+    def influence_of_units() -> np.ndarray | None:
+        if "block" in method or (origin.model.is_dependent and origin.dataset.weights is not None):
+            return None
+        known = (origin.model, fit.layout, fit.values, origin.dataset, fit.free, fit.curvature)
+        return np.asarray(unit_influence(*known, scheme.unit_of, scheme.num_units, weights))
+
+    fits, influence = workers.side_by_side(refits, influence_of_units)
     left_out = None
     if acceleration == "jackknife":
         units = each_left_out(scheme.num_units, scheme.unit_of, origin.dataset.weights, scheme.copies is not None)
         left_out = refit_weighted(fit, origin, units, **settings)
-    influence = None
-    if "block" not in method and not (origin.model.is_dependent and origin.dataset.weights is not None):
-        known = (origin.model, fit.layout, fit.values, origin.dataset, fit.free, fit.curvature)
-        influence = np.asarray(unit_influence(*known, scheme.unit_of, scheme.num_units, weights))
     found = Bootstrap(fit, fits, influence, scheme.copies, left_out, _described(method, clusters, block_length, scheme))
     if found.notes:
         warn(f"{CALLER}: {' '.join(found.notes)}")

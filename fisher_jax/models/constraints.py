@@ -60,7 +60,7 @@ class Constraint:
         return value - half_width, value + half_width
 
     def coordinate(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
-        """Each entry, increasing, on a scale of its own that has no ends, where the constraint knows one."""
+        """An increasing transform of each entry to the whole real line, if the constraint has one; else the value itself."""
         return self.forward(free)
 
     def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

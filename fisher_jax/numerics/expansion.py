@@ -126,7 +126,8 @@ def split(program: Program, argument: int) -> tuple[Program, Program]:
 
     `first` takes that argument's entries only. Its outputs are those values that have something costly on the way and
     that equations with other inputs, or the outputs, use. `rest` takes them last. What is cheap is repeated there: a
-    product with a constant is better seen by the compiler where it is used. So are conditions, which would be bytes.
+    product with a constant is better seen by the compiler where it is used. So are comparisons, since storing them would
+    take arrays of bytes.
     """
     alone, costly = set(program.inputs[argument]), set()
     taken: set[int] = set()

@@ -45,9 +45,9 @@ def natural_gradient(
     damping : float
         λ ≥ 0, in the information's own units. A singular M, as that of most networks, needs some.
     adaptive : bool
-        Whether λ follows the reduction ratio, decrease of the loss by decrease foretold: below ¼ it grows by 3/2, above ¾ it
-        shrinks by 2/3. A step that would raise the loss by more than rounding is not taken, and λ grows by 4. Costs an
-        evaluation of the loss for each update, and needs `value_fn`.
+        Whether λ follows the reduction ratio, decrease of the loss divided by the decrease predicted: below ¼ it grows by
+        3/2, above ¾ it shrinks by 2/3. A step that would raise the loss by more than rounding is not taken, and λ grows
+        by 4. Costs an evaluation of the loss for each update, and needs `value_fn`.
     largest_divergence : float, optional
         A trust region: the step is shortened until ½ δᵀMδ, to second order the Kullback-Leibler divergence between the models
         before and after it, is at most this, in nats.
@@ -166,8 +166,8 @@ def _made(
                 "and value_fn=, the loss as a function of them."
             )
         before = value_fn(params) if value is None else value
-        foretold = rate * shortening * found.slope - divergence
-        return judged(step, state, before, value_fn(optax.apply_updates(params, step)), foretold)
+        predicted = rate * shortening * found.slope - divergence
+        return judged(step, state, before, value_fn(optax.apply_updates(params, step)), predicted)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

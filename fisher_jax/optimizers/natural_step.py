@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.numerics import linalg
 
-SHRINK, GROW = 2 / 3, 3 / 2  # what the damping is multiplied by after a step that was foretold well, or badly
+SHRINK, GROW = 2 / 3, 3 / 2  # what the damping is multiplied by after a step that was predicted well, or badly
 AFTER_REJECTION = 4.0
 WELL, BADLY = 0.75, 0.25  # reduction ratios
 
@@ -26,7 +26,7 @@ class NaturalGradientState(NamedTuple):
     num_products : integer array
         Products that the last solve took by conjugate gradients; 0 for a solve by factorising.
     residual : scalar array
-        Norm of what the last solve left over by that of the gradient; NaN where the matrix could not be factorised.
+        Norm of the residual of the last solve, divided by the norm of the gradient; NaN where the matrix could not be factorised.
     solved : boolean array
         Whether that is within the tolerance.
     num_unsolved : integer array
@@ -37,7 +37,8 @@ class NaturalGradientState(NamedTuple):
     shortening : scalar array
         What the bound on the divergence multiplied the last step by, at most 1.
     reduction_ratio : scalar array
-        Decrease of the loss by what the quadratic model foretold, as of the last update; NaN where it was not looked at.
+        Decrease of the loss divided by the decrease that the quadratic model predicted, at the last update; NaN where it
+        was not computed.
     rejected : boolean array
         Whether the last step was not taken, since it would have raised the loss or made it not finite.
 
@@ -115,14 +116,14 @@ def bounded(
 
 
 def judged(
-    step: PyTree, state: NaturalGradientState, before: Any, after: Any, foretold: Array
+    step: PyTree, state: NaturalGradientState, before: Any, after: Any, predicted: Array
 ) -> tuple[PyTree, NaturalGradientState]:
-    """The step if it does not raise the loss, and the damping by how well the decrease was foretold."""
+    """The step if it does not raise the loss, and the damping by how well the decrease was predicted."""
     gain = before - after
-    drowned = jnp.abs(foretold) <= 8 * jnp.finfo(foretold.dtype).eps * jnp.abs(before)  # in the rounding of the loss
-    ratio = gain / jnp.where(foretold > 0, foretold, jnp.nan)
-    taken = jnp.isfinite(after) & jnp.isfinite(foretold) & ((gain >= 0) | drowned)
-    factor = jnp.where(ratio > WELL, SHRINK, jnp.where((ratio < BADLY) | (foretold < 0), GROW, 1.0))
+    drowned = jnp.abs(predicted) <= 8 * jnp.finfo(predicted.dtype).eps * jnp.abs(before)  # in the rounding of the loss
+    ratio = gain / jnp.where(predicted > 0, predicted, jnp.nan)
+    taken = jnp.isfinite(after) & jnp.isfinite(predicted) & ((gain >= 0) | drowned)
+    factor = jnp.where(ratio > WELL, SHRINK, jnp.where((ratio < BADLY) | (predicted < 0), GROW, 1.0))
     factor = jnp.where(taken, jnp.where(drowned, 1.0, factor), AFTER_REJECTION)
     least = jnp.finfo(state.damping.dtype).tiny ** 0.5  # from zero no factor would lead back
     return jax.tree.map(lambda leaf: jnp.where(taken, leaf, 0.0), step), state._replace(

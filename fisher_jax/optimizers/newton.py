@@ -409,8 +409,7 @@ def advance(
     length = xp.sqrt(squared)
     resized = optimizer.resize(state.radius, length, gain, predicted, taken, state.rejections)
     radius = xp.where(fresh, radius_factor * optimizer.first_radius * first, resized)
-    # Rejected even by the slopes, a step that promises nothing visible is too short to matter; so is one that
-    # underflows.
+    # A rejected step is too short to matter if it was predicted to gain less than rounding, or if the radius underflows.
     hopeless = (
         unchanged | (predicted <= 0.01 * eps * xp.abs(old.value)) | (radius < jnp.finfo(radius.dtype).tiny ** 0.5)
     )

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.fitting import workers
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.status import Status
+from fisher_jax.inference.replicates import check_key
 from fisher_jax.inference.report import warn
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.theory.promised import Promise, promise_of
@@ -100,9 +102,12 @@ def sampling_distribution(
     """
     experiment = experiment_of(model, params, given, num_observations, CALLER)
     count = check_whole(num_replicates, 2, "num_replicates", CALLER)
-    found = estimated(experiment, key, count, estimator, CALLER)
-    promise = promise_of(experiment, expectation, key_apart(key), CALLER)
-    return compared(experiment, *found, estimator, promise, CALLER)
+    check_key(key, CALLER)
+    (estimates, status), promise = workers.side_by_side(
+        lambda: estimated(experiment, key, count, estimator, CALLER),
+        lambda: promise_of(experiment, expectation, key_apart(key), CALLER),
+    )
+    return compared(experiment, estimates, status, estimator, promise, CALLER)
 
 
 def key_apart(key: Any) -> Any:
