@@ -1,7 +1,29 @@
-"""Errors and warnings of fits, and optional dependencies with how to get them."""
+"""Errors and warnings of fits, the checks of arguments that all entry points share, and errors in functions of the user's."""
 
+import functools
 import importlib
+import inspect
+import linecache
+import operator
+import os
+import pathlib
+import sys
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from types import ModuleType
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PACKAGE = str(pathlib.Path(__file__).parent) + os.sep
+# What a line of the user's is looked for outside of.
+_OTHERS = (PACKAGE, "<frozen", *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
 def require(module: str, extra: str, caller: str) -> ModuleType:
@@ -36,3 +58,210 @@ class FitError(RuntimeError):
     ...     print(str(error)[:10])
     Step limit
     """
+
+
+def warn(text: str, category: type[Warning] = FitWarning) -> None:
+    """Warn at the line of the user's that called fisher_jax."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)
+
+
+def entry_point(function: Function) -> Function:
+    """A public function whose call is checked against its signature, with a hint where it does not fit."""
+    signature = inspect.signature(function)
+    parameters = {name: p for name, p in signature.parameters.items() if name != "self"}
+    positional = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    named = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            signature.bind(*arguments, **keywords)
+        except TypeError as error:
+            name, count = function.__name__, len(arguments) - ("self" in signature.parameters)
+            takes = f"It takes {', '.join(parameters)}."
+            if count > len(positional):
+                hint = f"Give the others by name, as {named[0]}=…. " if named else ""
+                raise TypeError(
+                    f"{name}: {count} arguments came by position, of {len(positional)}. {hint}{takes}"
+                ) from None
+            unknown = [key for key in keywords if key not in parameters and not takes_any]
+            said = f"there is no argument {unknown[0]!r}" if unknown else error
+            raise TypeError(f"{name}: {said}. {takes}") from None
+        return function(*arguments, **keywords)
+
+    return call  # type: ignore[return-value]
+
+
+# Checks of arguments. Each raises an error with the argument's name, what came and what is expected.
+
+
+def check_whole(number: Any, least: int, name: str, caller: str, which_is: str = "") -> int:
+    """A whole number from `least` on, in words what that is."""
+    try:
+        found = operator.index(number)
+    except TypeError:
+        found = least - 1
+    if found < least or isinstance(number, bool):
+        raise ValueError(f"{caller}: {name}={shown(number)} must be a whole number, at least {least}{which_is}.")
+    return found
+
+
+def check_level(level: Any, caller: str) -> None:
+    """A confidence level is a number strictly between 0 and 1."""
+    if isinstance(level, jax.core.Tracer):
+        return
+    if not is_number(level):
+        raise TypeError(f"{caller}: level={shown(level)} must be a number strictly between 0 and 1, as 0.95 for 95 %.")
+    if not 0 < level < 1:
+        raise ValueError(f"{caller}: level={level} must lie strictly between 0 and 1, as 0.95 for 95 %.")
+
+
+def check_key(key: Any, caller: str) -> None:
+    """One key of JAX's random numbers."""
+    # A raw key has 2 or 4 numbers, by the implementation.
+    raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.shape in ((2,), (4,))
+    if not raw and not (is_key(key) and key.ndim == 0):
+        seed = key if isinstance(key, int) else 0
+        raise TypeError(f"{caller}: key is {type(key).__name__}; expected one key, as jax.random.key({seed}) makes it.")
+
+
+def check_choice(value: Any, choices: Collection[str], name: str, caller: str, hint: str = "") -> None:
+    """One of several words."""
+    if not isinstance(value, str) or value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{caller}: {name}={shown(value)} is unknown; choose from {known}.{hint}")
+
+
+def check_flag(value: Any, name: str, caller: str) -> None:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{caller}: {name}={shown(value)} must be True or False.")
+
+
+def check_function(function: Any, name: str, caller: str, of: str = "params") -> None:
+    """A function, in words what of."""
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"{caller}: {name} must be a function of {of}, got {kind_of(function)}.")
+
+
+def to_numpy(value: Any, name: str, caller: str) -> np.ndarray:
+    """A value as an array of numpy; raise for what has no form as one."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{caller}: {name} is {shown(value)}; expected an array ({str(error).rstrip('.')}).") from error
+
+
+def check_pytrees(caller: str, **trees: Any) -> None:
+    """Pytrees of arrays, by the names of the arguments: none of our own records, which are pytrees too."""
+    for name, tree in trees.items():
+        check_pytree(tree, name, caller)
+        if type(tree).__module__.startswith("fisher_jax.") and not jax.tree_util.all_leaves([tree]):
+            hint = " Did you mean its `params`?" if hasattr(tree, "params") else ""
+            raise TypeError(f"{caller}: {name} is {kind_of(tree)}; expected arrays, or a pytree of them.{hint}")
+        if any(is_key(leaf) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(f"{caller}: {name} holds a key of jax.random; expected arrays of numbers.")
+
+
+def check_pytree(tree: Any, name: str, caller: str) -> None:
+    """A pytree that JAX can flatten: keys of a dictionary are sorted, so they must be of one type."""
+    try:
+        jax.tree.flatten(tree)
+    except (TypeError, ValueError) as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        raise TypeError(
+            f"{caller}: {name} is no pytree that JAX can take apart ({said}). Give the keys of each dictionary one type, text say."
+        ) from error
+
+
+def names_in(names: Any) -> list[str]:
+    """The names meant by one or by a sequence of them; none where anything else came."""
+    if isinstance(names, str):
+        return [names]
+    listed = (
+        list(names) if isinstance(names, list | tuple | set) or (isinstance(names, np.ndarray) and names.ndim) else []
+    )
+    return listed if all(isinstance(name, str) for name in listed) else []
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is an array of JAX's typed keys."""
+    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number that is known now; a truth is none."""
+    if isinstance(value, bool | np.bool_ | jax.core.Tracer):
+        return False
+    if isinstance(value, int | float | np.integer | np.floating):
+        return True
+    # A key of JAX's is an array whose dtype has no kind.
+    return isinstance(value, np.ndarray | jax.Array) and value.ndim == 0 and getattr(value.dtype, "kind", "O") in "iuf"
+
+
+def kind_of(value: Any) -> str:
+    """What a value is; a class is not one of its objects."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: an array by its shape, what is long by its type."""
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim:
+        return f"an array of shape {value.shape}"
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"an object of type {type(value).__name__}"
+
+
+# Errors in functions of the user's.
+
+_UNKNOWN_YET = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str, caller: str) -> Any:
+    """What a function of the user's returns. An error in it names its line, and what it was called with.
+
+    Where JAX traces the function, numbers are not known yet, and numpy, scipy and Python's `if` cannot do with that.
+    """
+    try:
+        return function(*arguments)
+    except _UNKNOWN_YET as error:
+        raise TypeError(
+            f"{caller}: {name} leaves jax.numpy{_line_of(error)}. JAX calls it with parameters and data whose numbers are not "
+            "known yet, to differentiate and compile it. Write jax.numpy in place of numpy, math and float(), "
+            "jax.scipy.stats in place of scipy.stats, and jnp.where in place of `if`."
+        ) from None
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        is_own = last.filename.startswith(PACKAGE) and (last.line or "").startswith("raise")
+        if is_own or isinstance(error, jax.errors.UnexpectedTracerError):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        said = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise kind(
+            f"{caller}: {name} raised {type(error).__name__}{_line_of(error)}: {said}. It was called with "
+            f"{', '.join(map(_outline, arguments))}."
+        ) from error
+
+
+def _line_of(error: BaseException) -> str:
+    """Where in the user's code an error came up: the last line that is not JAX's, ours or the library's."""
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_OTHERS)]
+    if not lines:
+        return ""
+    text = (lines[-1].line or linecache.getline(lines[-1].filename, lines[-1].lineno or 0)).strip()
+    text = text if len(text) <= 100 else f"{text[:99]}…"
+    return f" at line {lines[-1].lineno} of {pathlib.Path(lines[-1].filename).name}" + (f", `{text}`" if text else "")
+
+
+def _outline(tree: Any) -> str:
+    """An argument's structure, with shapes in the place of arrays."""
+    return str(jax.tree.map(lambda leaf: jnp.shape(leaf) if hasattr(leaf, "shape") else type(leaf).__name__, tree))

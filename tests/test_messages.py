@@ -1,12 +1,16 @@
 """Bad input: what is said, by whom, and what to do about it."""
 
+import dataclasses
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 from jax.scipy.stats import norm
 from registry import MODELS
 
@@ -30,6 +34,16 @@ def _natural_update(optimizer=None, **extra):
     return optimizer.update(params, optimizer.init(params), params, **extra)
 
 
+def scipy_density(params, y):
+    return scipy.stats.norm.logpdf(y, params["loc"], params["scale"])
+
+
+def branching_density(params, y):
+    if params["scale"] > 0:
+        return density(params, y)
+    return -jnp.inf
+
+
 def bound(**constraints):
     return fj.Model(density, constraints=constraints)
 
@@ -50,6 +64,27 @@ MISUSE = {
         r"fit: log_density\(params, y\) must return a scalar for ONE observation but returned shape \(3,\) for y of shape "
         r"\(3,\).*fisher_jax.dependent",
     ),
+    "numpy in a density": (lambda: fj.fit(lambda p, y: -np.exp(p["loc"]) * y, START, Y), TypeError, r"fit: log_density leaves jax.numpy at line \d+ of test_messages.py, `\"numpy in a density.*jax.numpy in place of numpy"),
+    "scipy in a density": (lambda: fj.log_likelihood(scipy_density, START, Y), TypeError, r"log_likelihood: log_density leaves jax.numpy at line \d+ of test_messages.py, `return scipy.stats.norm.logpdf.*jax.scipy.stats in place of scipy.stats"),
+    "scipy alone": (lambda: fj.fit(scipy.stats.poisson.logpmf, 1.0, Y), TypeError, "fit: log_density leaves jax.numpy. .*jax.scipy.stats in place"),
+    "if in a density": (lambda: fj.fit_batch(branching_density, START, np.stack([Y, Y])), TypeError, r"log_density leaves jax.numpy at line \d+ of test_messages.py, `if params\[.scale.\] > 0:`.*jnp.where in place of `if`"),
+    "math in a density": (lambda: fj.fit(lambda p, y: -math.exp(p) * y, 1.0, Y), TypeError, r"log_density leaves jax.numpy at line .*place of numpy, math and float\(\)"),
+    "numpy in a series": (lambda: fj.fit(fj.dependent(lambda p, y: np.log(p) * y), 1.0, Y), TypeError, "fit: terms leaves jax.numpy at line"),
+    "numpy in a predictor": (lambda: fj.fit(fj.linked(fj.families.poisson, lambda p, z: {"rate": np.exp(p * z)}), 1.0, Y, given=Y), TypeError, "linked: predictor leaves jax.numpy at line"),
+    "numpy in a sampler": (lambda: fj.sampling_distribution(fj.Model(density, sample=lambda key, p: np.random.default_rng(0).normal(p["loc"])), START, KEY, num_observations=3, num_replicates=2), TypeError, "sample leaves jax.numpy at line"),
+    "numpy in a function": (lambda: fj.delta_method(lambda p: np.log(p["scale"]), fitted()), TypeError, "delta_method: function leaves jax.numpy at line"),
+    "shapes that do not fit": (lambda: fj.fit(lambda p, y: jnp.sum(p["loc"] * jnp.ones(3) * y), START, np.ones((9, 2))), TypeError, r"fit: log_density raised TypeError at line \d+ of test_messages.py.*It was called with {'loc': \(\), 'scale': \(\)}, \(2,\)"),
+    "misspelt parameter": (lambda: fj.fit(density, {"loc": 0.0, "sigma": 1.0}, Y), ValueError, r"fit: log_density raised KeyError at line \d+ of test_messages.py.*: 'scale'. It was called with {'loc'.*'sigma'"),
+    "misspelt parameter of a family": (lambda: fj.log_likelihood(fj.Model(fj.families.normal.log_density), {"mean": 0.0, "scale": 1.0}, Y), ValueError, "log_likelihood: log_density raised KeyError: 'loc'. It was called with {'mean'"),
+    "covariates by position": (lambda: fj.fit(density, START, Y, Y), TypeError, r"fit: 4 arguments came by position, of 3. Give the others by name, as given=….*weights"),
+    "unknown argument": (lambda: fj.fit(density, START, Y, weight=Y), TypeError, "fit: there is no argument 'weight'. It takes model, params, data, given, weights"),
+    "missing argument": (lambda: fj.fit_batch(density, START), TypeError, "fit_batch: missing a required argument: 'data'. It takes model"),
+    "unknown argument of a method": (lambda: fitted().confidence_intervals(levels=0.9), TypeError, "confidence_intervals: there is no argument 'levels'. It takes kind, level, method, scale"),
+    "range as a tuple": (lambda: fj.Model(density, constraints={"scale": (0, 1)}), TypeError, r"the constraint of `scale\[0\]` is 0.*A range is written fisher_jax.interval\(low, high\)"),
+    "profile by name": (lambda: fj.profile_likelihood(fitted(), "loc"), TypeError, "profile_likelihood: function must be a function of params, got the text 'loc'. Parameters are named by parameters='loc'"),
+    "hypothesis as text": (lambda: fj.wald_test(fitted(), "loc = 0"), TypeError, "wald_test: the hypothesis is 'loc = 0'. Write names and values as a dictionary, as {'loc': 0.0}"),
+    "fit in place of params": (lambda: fj.fit(density, fitted(), Y), TypeError, "fit: params is Fit; expected arrays.*Did you mean its `params`"),
+    "keys of two types": (lambda: fj.fit(density, {"loc": 0.0, 1: 1.0}, Y), TypeError, "fit: params is no pytree that JAX can take apart.*keys of each dictionary one type"),
     "integer density": (lambda: fj.fit(lambda p, y: jnp.int32(1), 0.0, Y), TypeError, "floating number in nats.*int32"),
     "density that returns nothing": (lambda: fj.fit(lambda p, y: None, 0.0, Y), TypeError, "returned NoneType"),
     "density that wants covariates": (
@@ -132,7 +167,7 @@ MISUSE = {
     "information on a simplex": (lambda: on_simplex().information(), ValueError, "leaves 1 free parameters among 2 entries"),
     "level": (lambda: fitted().confidence_intervals(level=95), ValueError, "level=95 must lie strictly between 0 and 1"),
     "level in words": (lambda: fitted().confidence_intervals(level="95%"), TypeError, "level='95%' must be a number strictly between 0 and 1"),
-    "levels": (lambda: fitted().confidence_intervals(level=np.array([0.9, 0.95])), TypeError, "level=array.* must be a number"),
+    "levels": (lambda: fitted().confidence_intervals(level=np.array([0.9, 0.95])), TypeError, "level=an array of shape .2,. must be a number"),
     "delta of nothing": (lambda: fj.delta_method(lambda p: p["loc"][None][:0], fitted()), TypeError, "must return a number, an array or a pytree of them, but returned nothing"),
     "nothing freed": (lambda: fj.score_test(held(), ()), ValueError, r"score_test: freed=\(\) must be a parameter's name or several"),
     "a number freed": (lambda: fj.score_test(held(), 5), ValueError, "score_test: freed=5 must be a parameter's name"),
@@ -176,7 +211,7 @@ MISUSE = {
     "efficiency of other weights": (lambda: designed([0.0, 1.0]).efficiency([0.0, 1.0], [1.0]), ValueError, r"Design.efficiency: weights has shape \(1,\), expected \(2,\)"),
     "efficiency of negative weights": (lambda: designed([0.0, 1.0]).efficiency([0.0, 1.0], [1.0, -1.0]), ValueError, "Design.efficiency: weights must be finite, not negative"),
     "bootstrap of an unknown kind": (lambda: fj.bootstrap(fitted(), KEY, method="wild"), ValueError, "bootstrap: method='wild' is unknown; choose from 'nonparametric'"),
-    "bootstrap of an unknown acceleration": (lambda: fj.bootstrap(fitted(), KEY, acceleration="none"), ValueError, 'acceleration=.none. is unknown; choose "infinitesimal" or "jackknife"'),
+    "bootstrap of an unknown acceleration": (lambda: fj.bootstrap(fitted(), KEY, acceleration="none"), ValueError, 'acceleration=.none. is unknown; choose from .infinitesimal., .jackknife.'),
     "bootstrap once": (lambda: fj.bootstrap(fitted(), KEY, 1), ValueError, "num_replicates=1 must be a whole number, at least 2"),
     "bootstrap of a failed fit": (lambda: fj.bootstrap(fj.fit(bound(scale=fj.positive), START, Y, max_steps=1), KEY), ValueError, "bootstrap: needs a fit that converged.*Step limit"),
     "bootstrap of a batch": (lambda: fj.bootstrap(fj.fit_batch(bound(scale=fj.positive), START, np.stack([Y, 2 * Y])), KEY), TypeError, "takes one fit, which it makes a batch of"),
@@ -228,7 +263,7 @@ MISUSE = {
     "batch of no kinds": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), covariances=None), TypeError, "covariances=None must be a tuple of kinds"),
     "batch with axes in words": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), data_axis="0"), TypeError, "data_axis='0' must be a whole number"),
     "batch on a device": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), devices="all"), TypeError, "devices='all' must be a number of threads"),
-    "batch with an initial that is not traced": (lambda: fj.fit_batch(fj.Model(density, initial=lambda y: {"loc": float(jnp.mean(y)), "scale": 1.0}), None, np.ones((4, 5))), TypeError, "write it with jax.numpy and without float"),
+    "batch with an initial that is not traced": (lambda: fj.fit_batch(fj.Model(density, initial=lambda y: {"loc": float(jnp.mean(y)), "scale": 1.0}), None, np.ones((4, 5))), TypeError, "initial leaves jax.numpy at line .* of test_messages.py.*in place of numpy, math and float"),
     "ragged and empty": (lambda: fj.fit_batch(density, START, []), ValueError, "data is an empty list"),
     "unknown expectation": (lambda: fj.fisher_information(MODELS["normal"].model, START, "exact"), TypeError, "expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, got str"),
     "draws without a sampler": (lambda: fj.fisher_information(density, START, DRAWS), ValueError, r"which has no sampler. Give Model\(…, sample="),
@@ -428,6 +463,37 @@ def test_misuse_is_refused_in_the_users_terms(name):
     act, error, words = MISUSE[name]
     with pytest.raises(error, match=words):
         act()
+
+
+def test_observations_whose_second_derivatives_are_not_finite_are_counted_and_the_first_named():
+    def ordinal(params, y, x):  # between −∞ and ∞ the values and slopes are right, and ∞ · 0 is not
+        cuts = jnp.concatenate([jnp.array([-jnp.inf]), params["cuts"], jnp.array([jnp.inf])])
+        return jnp.log(norm.cdf(cuts[y + 1] - params["slope"] * x) - norm.cdf(cuts[y] - params["slope"] * x))
+
+    y = np.array([1, 1, 2, 0, 1, 2, 0, 1])
+    model = fj.Model(ordinal, constraints={"cuts": fj.ordered})
+    start = {"cuts": np.array([-1.0, 1.0]), "slope": 0.0}
+    found = "the second derivatives are not finite at 4 observations, the first of them number 2"
+    assert found in fj.fit(model, start, y, given=np.linspace(-1, 1, 8)).diagnosis()
+    assert found in fj.fit_batch(model, start, np.stack([y, y]), given=np.linspace(-1, 1, 8))[1].diagnosis()
+
+
+def test_the_natural_gradient_steps_through_a_module_that_holds_a_function():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Module:
+        rate: jax.Array
+        link: Callable
+
+    module, optimizer = Module(jnp.array(1.0), jnp.exp), natural_gradient()
+    model = fj.linked(fj.families.poisson, lambda module: {"rate": module.link(module.rate)})
+    gradient = Module(jnp.array(0.5), None)  # as Equinox's filter_grad has it
+    step, state = optimizer.update(
+        gradient, optimizer.init(module), module, information=fj.information_operator(model, module)
+    )
+    np.testing.assert_allclose(step.rate, -0.5 / np.exp(1.0), rtol=1e-6)
+    assert step.link is None
+    assert state.solved
 
 
 def test_standard_errors_of_a_failed_fit_come_with_a_warning_that_says_why():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.errors import check_flag, check_pytrees, entry_point, shown
 from fisher_jax.fitting import engine as engines
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
@@ -26,6 +27,7 @@ from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
 
 
+@entry_point
 def fit_batch(
     model: Any,
     params: PyTree,
@@ -121,13 +123,16 @@ def fit_batch(
     True (500,) (500,)
     """
     model = as_model(model, CALLER)
+    check_pytrees(CALLER, params=params, data=data, given=given, weights=weights)
     _refuse_tracers((params, data, given, weights, tolerance, max_steps))
     optimizer = newton() if optimizer is None else optimizer
     check_optimizer(optimizer, CALLER)
     if isinstance(optimizer, Newton) and optimizer.kind == "expected" and not has_closed_form(model):
         raise ValueError(NO_EXPECTED)
     check_stopping(tolerance, max_steps, CALLER)
-    kinds = _checked_kinds(covariances, model)
+    kinds = checked_kinds(covariances, model, CALLER)
+    for name, flag in (("retry", retry), ("float64_finish", float64_finish), ("progress", progress)):
+        check_flag(flag, name, CALLER)
     if float64_finish and not has_float64():
         raise ValueError(f"{CALLER}: float64_finish needs float64: switch JAX's option jax_enable_x64 on at the start.")
     how = How(
@@ -189,16 +194,19 @@ def _refuse_tracers(trees: Any) -> None:
         )
 
 
-def _checked_kinds(kinds: Any, model: Model) -> tuple[str, ...]:
+def checked_kinds(kinds: Any, model: Model, caller: str) -> tuple[str, ...]:
+    """The kinds of covariance to be kept; raise for those that there are not."""
     if not isinstance(kinds, str | tuple | list):
-        raise TypeError(f"{CALLER}: covariances={kinds!r} must be a tuple of kinds, as in ('observed', 'sandwich').")
+        raise TypeError(
+            f"{caller}: covariances={shown(kinds)} must be a tuple of kinds, as in ('observed', 'sandwich')."
+        )
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in kinds:
-        if kind not in KINDS:
-            raise ValueError(f"{CALLER}: covariances names {kind!r}; choose from {', '.join(map(repr, KINDS))}.")
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"{caller}: covariances names {shown(kind)}; choose from {', '.join(map(repr, KINDS))}.")
     if "expected" in kinds and not has_closed_form(model):
         raise ValueError(
-            f'{CALLER}: covariances names "expected", but the model has no closed form of its information. '
+            f'{caller}: covariances names "expected", but the model has no closed form of its information. '
             "Give Model(…, information=…), or choose another kind."
         )
     return kinds
@@ -207,12 +215,12 @@ def _checked_kinds(kinds: Any, model: Model) -> tuple[str, ...]:
 def _checked_lanes(num_lanes: Any) -> int | None:
     whole = isinstance(num_lanes, int | np.integer) and not isinstance(num_lanes, bool)
     if num_lanes is not None and (not whole or num_lanes < LEAST_LANES or num_lanes % 16):
-        raise ValueError(f"{CALLER}: num_lanes={num_lanes!r} must be a multiple of 16, at least {LEAST_LANES}.")
+        raise ValueError(f"{CALLER}: num_lanes={shown(num_lanes)} must be a multiple of 16, at least {LEAST_LANES}.")
     return None if num_lanes is None else int(num_lanes)
 
 
 def _checked_engine(engine: Any) -> str | None:
-    if engine is not None and engine not in engines.ENGINES:
+    if engine is not None and not (isinstance(engine, str) and engine in engines.ENGINES):
         choices = ", ".join(map(repr, engines.ENGINES))
-        raise ValueError(f"{CALLER}: engine={engine!r} is unknown; choose from {choices}, or leave it out.")
+        raise ValueError(f"{CALLER}: engine={shown(engine)} is unknown; choose from {choices}, or leave it out.")
     return engine

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from fisher_jax.errors import shown
 from fisher_jax.fitting.status import Status
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import AnyArray, namespace
@@ -26,9 +27,9 @@ DESCRIPTIONS = {
 
 def check_kind(kind: Any, *, has_expected: bool, caller: str) -> None:
     """Raise for a kind that does not exist, or that this fit has no route to."""
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         hint = "" if isinstance(kind, str) else " A level is given by its name, as in level=0.9."
-        raise ValueError(f"{caller}: kind={kind!r} is unknown; choose from {', '.join(map(repr, KINDS))}.{hint}")
+        raise ValueError(f"{caller}: kind={shown(kind)} is unknown; choose from {', '.join(map(repr, KINDS))}.{hint}")
     if kind == "expected" and not has_expected:
         raise ValueError(
             f'{caller}: kind="expected" needs the Fisher information under the model, and this model has no route to it. '

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.errors import entry_point
 from fisher_jax.fitting.result import Fit
 from fisher_jax.models import constraints
 from fisher_jax.models.constraints import Constraint
@@ -49,6 +50,7 @@ def save(fit: Fit, path: Any) -> None:
         np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
 
 
+@entry_point
 def load(path: Any, *, like: PyTree = None) -> Fit:
     """Read a fit, or many, that `Fit.save` wrote.
 

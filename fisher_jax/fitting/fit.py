@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from fisher_jax.errors import check_pytrees, entry_point, is_number, shown
 from fisher_jax.fitting import host
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.problem import (
@@ -45,6 +46,7 @@ FOREIGN_STEPS = 10_000
 LARGEST_TOLERANCE = Newton().near_below  # a maximum is certified by a near step
 
 
+@entry_point
 def fit(
     model: Any,
     params: PyTree,
@@ -122,6 +124,7 @@ def fit(
     3.00 1.87 True
     """
     model = as_model(model, "fit")
+    check_pytrees("fit", data=data, given=given, weights=weights)
     dataset = check_dataset(model, data, given, weights, "fit")
     params = starting_parameters(model, params, dataset.data, dataset.given, "fit")
     layout, values = flatten_parameters(model, params, "fit")
@@ -199,22 +202,24 @@ def check_optimizer(optimizer: Any, caller: str) -> None:
     """Raise for what is not an optax transformation."""
     if isinstance(optimizer, type) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
-            f"{caller}: optimizer must be an optax transformation such as optax.lbfgs(), got {optimizer!r}."
+            f"{caller}: optimizer must be an optax transformation such as optax.lbfgs(), got {shown(optimizer)}."
         )
 
 
 def check_stopping(tolerance: Any, max_steps: Any, caller: str) -> None:
     """Raise for a tolerance that cannot be certified, or an invalid number of steps."""
-    known = tolerance is not None and not isinstance(tolerance, jax.core.Tracer)
-    if known and not 0 < tolerance <= LARGEST_TOLERANCE:
-        raise ValueError(
-            f"{caller}: tolerance={tolerance} must be positive and at most {LARGEST_TOLERANCE}: "
-            "it is a distance in standard errors."
-        )
+    if tolerance is not None and not isinstance(tolerance, jax.core.Tracer):
+        if not is_number(tolerance):
+            raise TypeError(f"{caller}: tolerance={shown(tolerance)} must be a number, a distance in standard errors.")
+        if not 0 < tolerance <= LARGEST_TOLERANCE:
+            raise ValueError(
+                f"{caller}: tolerance={tolerance} must be positive and at most {LARGEST_TOLERANCE}: "
+                "it is a distance in standard errors."
+            )
     if max_steps is None or isinstance(max_steps, jax.core.Tracer):
         return
-    if int(max_steps) != max_steps or not 0 <= max_steps < 2**31:
-        raise ValueError(f"{caller}: max_steps={max_steps} must be a whole number from 0 to 2**31 - 1.")
+    if not is_number(max_steps) or not 0 <= max_steps < 2**31 or int(max_steps) != max_steps:
+        raise ValueError(f"{caller}: max_steps={shown(max_steps)} must be a whole number from 0 to 2**31 - 1.")
 
 
 def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable: bool = True) -> Callable[..., Fit]:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from fisher_jax.errors import check_choice, check_level
 from fisher_jax.fitting.covariance import standard_errors
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.namespace import AnyArray, namespace
@@ -14,20 +15,9 @@ from fisher_jax.numerics.namespace import AnyArray, namespace
 Scale = Literal["unconstrained", "natural"]
 
 
-def check_level(level: Any, caller: str) -> None:
-    """A confidence level is a number strictly between 0 and 1."""
-    if isinstance(level, jax.core.Tracer):
-        return
-    if np.ndim(level) or np.asarray(level).dtype.kind not in "iuf":
-        raise TypeError(f"{caller}: level={level!r} must be a number strictly between 0 and 1, as 0.95 for 95 %.")
-    if not 0 < level < 1:
-        raise ValueError(f"{caller}: level={level} must lie strictly between 0 and 1, as 0.95 for 95 %.")
-
-
 def check_interval(level: Any, method: str, caller: str) -> None:
     """Raise for an invalid level and a method that does not exist."""
-    if method not in ("wald", "profile"):
-        raise ValueError(f'{caller}: method={method!r} is unknown; choose "wald" or "profile".')
+    check_choice(method, ("wald", "profile"), "method", caller)
     check_level(level, caller)
 
 

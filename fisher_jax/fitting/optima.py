@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.errors import check_key, check_pytree
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.result import Fit, Optimum
@@ -61,7 +62,9 @@ def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray
     if whole:
         if starts < 1:
             raise ValueError(f"fit: starts={starts} must be at least 1, or stacked starting parameters.")
-        if key is None:
+        if key is not None:
+            check_key(key, "fit")
+        else:
             raise ValueError(
                 "fit: starts are drawn with a key. Give key=jax.random.key(0), or stacked starting parameters."
             )
@@ -75,9 +78,10 @@ def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray
 
 
 def _stacked(layout: Layout, values: Values, starts: PyTree) -> np.ndarray:
+    check_pytree(starts, "starts", "fit")
     try:
         blocks = [np.asarray(block, layout.dtype) for block in layout.blocks(starts)]
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"fit: starts must be a number, or starting parameters like params with a leading axis: {error}"
         ) from error

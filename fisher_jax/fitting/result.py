@@ -1,16 +1,17 @@
 """`Fit`: the result of one fit or of many, and all that is said of it without the data."""
 
+import functools
 import operator
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from fisher_jax.errors import FitError, FitWarning, require
+from fisher_jax.errors import FitError, check_choice, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import intervals
 from fisher_jax.fitting.covariance import KINDS
@@ -29,8 +30,10 @@ from fisher_jax.fitting.summary import (
 )
 from fisher_jax.information import Information
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.model import Model
+from fisher_jax.models.likelihood import likelihood
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics.differentiate import each_at
 from fisher_jax.numerics.namespace import AnyArray, is_traced, namespace, on_host
 
 FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
@@ -207,6 +210,7 @@ class Fit:
         """p: the number of free parameters, constraints taken into account."""
         return self.layout.num_free
 
+    @entry_point
     def covariance(self, kind: str | None = None) -> Float[AnyArray, "*b q q"]:
         """Covariance matrix of the estimate, in the user's own parametrisation.
 
@@ -233,18 +237,21 @@ class Fit:
         self._warn("covariance")
         return self._computed(covariances.covariance, kind)
 
+    @entry_point
     def standard_errors(self, kind: str | None = None) -> PyTree:
         """Standard errors, a pytree like `params`; zero for parameters held `fixed`. `kind` as for `covariance`."""
         kind = self._check(kind, "standard_errors")
         self._warn("standard_errors")
         return self.layout.assemble(self.layout.split(self._computed(covariances.standard_errors, kind), 0.0))
 
+    @entry_point
     def correlation(self, kind: str | None = None) -> Float[AnyArray, "*b q q"]:
         """Correlation matrix of the estimate, in the order of `names`. `kind` as for `covariance`."""
         kind = self._check(kind, "correlation")
         self._warn("correlation")
         return self._computed(covariances.correlation, kind)
 
+    @entry_point
     def confidence_intervals(
         self,
         kind: str | None = None,
@@ -279,17 +286,17 @@ class Fit:
         """
         caller = "confidence_intervals"
         intervals.check_interval(level, method, caller)
+        check_choice(scale, ("unconstrained", "natural"), "scale", caller)
         if method == "profile" and (kind is not None or scale != "unconstrained"):
             raise ValueError(
                 f'{caller}: method="profile" needs no covariance and no scale; leave `kind` and `scale` out.'
             )
-        if scale not in ("unconstrained", "natural"):
-            raise ValueError(f'{caller}: scale={scale!r} is unknown; choose "unconstrained" or "natural".')
         kind = self._check("observed" if method == "profile" else kind, caller)
         self._warn(caller)
         ends = self._ends(kind, level, method, scale, caller)
         return self.layout.assemble(intervals.as_leaves(self.layout, on_host(self.values), ends))
 
+    @entry_point
     def information(self, kind: str | None = None) -> Information:
         """The information per observation at the estimate, in the user's parametrisation, as an `Information`.
 
@@ -376,6 +383,7 @@ class Fit:
             )
         return self
 
+    @entry_point
     def summary(self, kind: str | None = None, *, level: Any = 0.95, method: str = "wald") -> Summary | BatchSummary:
         """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
 
@@ -421,6 +429,7 @@ class Fit:
                 columns |= {f"{label} standard error": errors[:, k] for k, label in enumerate(labels)}
         return columns | {fact: np.asarray(getattr(self, fact)) for fact in FACTS}
 
+    @entry_point
     def to_frame(self, kind: str | None = None, *, level: Any = 0.95, method: str = "wald") -> Any:
         """Estimates, standard errors and intervals as a pandas DataFrame (needs the extra `frames`).
 
@@ -510,18 +519,16 @@ class Fit:
             where = f"in {int(np.sum(np.any(lost, axis=-1)))} of {len(self)} fits" if self.has_batch else ""
             where = where or f"for {', '.join(self.names[k] for k in np.flatnonzero(lost))}"
             one = "fits[k]" if self.has_batch else "fit"
-            warnings.warn(
-                f"{caller}: an end is NaN {where}; print fisher_jax.profile_likelihood({one}) to see why.",
-                FitWarning,
-                stacklevel=4,
-            )
+            warn(f"{caller}: an end is NaN {where}; print fisher_jax.profile_likelihood({one}) to see why.")
         return ends
 
     def _culprit(self) -> str:
         """Which observation, parameter or direction the status is about, in words; empty where there is none."""
         status = self.status
-        if status in (Status.BAD_START, Status.NOT_FINITE) and int(self.suspect) >= 0:
-            return f"first at observation {int(self.suspect)}"
+        if status in (Status.BAD_START, Status.NOT_FINITE):
+            if int(self.suspect) >= 0:
+                return f"first at observation {int(self.suspect)}"
+            return self._rows_without_curvature()
         if status == Status.BOUNDARY:
             found = escaping(self.curvature, self.free, self.last_step, self.layout, EDGE_INFORMATION)
             return f"direction: {found}"
@@ -531,11 +538,22 @@ class Fit:
             return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
         return ""
 
+    def _rows_without_curvature(self) -> str:
+        """Which log-densities have no finite second derivative where the fit ended, though value and slope are finite."""
+        if self.origin is None or self.origin.model.is_dependent:
+            return ""
+        bad = np.flatnonzero(
+            np.asarray(_rough(self.origin.model, self.layout, self.values, self.origin.dataset, self.free))
+        )
+        if not len(bad):
+            return ""
+        return f"the second derivatives are not finite at {len(bad)} observations, the first of them number {bad[0]}"
+
     def _check(self, kind: str | None, caller: str) -> str:
         """The kind of covariance meant; raise where it does not exist or was not kept."""
         if kind is None:
             kind = "sandwich" if self.robust else (*self.kinds, "observed")[0]
-        if kind in KINDS and kind not in self.kinds:
+        if isinstance(kind, str) and kind in KINDS and kind not in self.kinds:
             kept = ", ".join(map(repr, self.kinds)) or "none"
             raise ValueError(
                 f"{caller}: kind={kind!r} was not kept ({kept} was). Fit again with fit_batch(…, covariances=({kind!r},))."
@@ -550,7 +568,7 @@ class Fit:
                 "axis. Call it outside; take one of a batch by fits[i]."
             )
 
-    def _warn(self, caller: str, stacklevel: int = 3) -> None:
+    def _warn(self, caller: str) -> None:
         """A `FitWarning` where a fit whose numbers are known failed."""
         if is_traced(self.status_code) or np.all(self.converged):
             return
@@ -562,7 +580,16 @@ class Fit:
             )
         else:
             text = f"{caller}: not to be relied on. {self.diagnosis()}"
-        warnings.warn(text, FitWarning, stacklevel=stacklevel)
+        warn(text)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def _rough(model: Model, layout: Layout, values: Values, dataset: Dataset, free: Any) -> Any:
+    """Whether the Hessian of each term that counts holds what is not finite."""
+    target = likelihood(model, layout, values, dataset, "fit")
+    hessians = each_at(target.terms, free, target.rows)[1]
+    finite = jnp.all(jnp.isfinite(hessians), axis=(1, 2))
+    return ~finite if target.weights is None else ~finite & (target.weights > 0)
 
 
 _META = ("layout", "kinds", "robust")

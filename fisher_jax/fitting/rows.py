@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from fisher_jax.errors import call_user
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.information import as_matrix
 from fisher_jax.information.scoring import row_of_scoring
@@ -53,7 +54,8 @@ def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Pre
             else:
                 value, gradient = first_order(term, u)
                 jacobian = layout.jacobian(jnp.stack(u))
-                closed = model.information(layout.constrain(jnp.stack(u), values), *given)
+                params = layout.constrain(jnp.stack(u), values)
+                closed = call_user(model.information, (params, *given), "information", "fit")
                 matrix = jacobian.T @ as_matrix(closed, layout.natural()).astype(layout.dtype) @ jacobian
             gradient, information = [gradient[i] for i in range(len(u))], [matrix[i, j] for i, j in pairs]
         elif predictors is None:

@@ -164,13 +164,7 @@ def _initial(
         values = [jnp.asarray(value, layout.dtype if i in free else None) for i, value in blocks]
         return values, checked_start(layout, values)
 
-    try:
-        return jax.vmap(one)(own)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-        raise TypeError(
-            f"{CALLER}: the model's `initial` is mapped over the data sets, so write it with jax.numpy and without float() or "
-            "if; or give `params` with params_axis=0."
-        ) from error
+    return jax.vmap(one)(own)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

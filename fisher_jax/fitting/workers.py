@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from fisher_jax.errors import shown
+
 Devices = tuple[Any, ...]  # that of each worker, None for JAX's default one
 OVERLAPPING = 3  # chunks for each device that is no CPU: on the way to it, in it, and on the way back
 
@@ -46,7 +48,7 @@ def devices_of(asked: Any, caller: str) -> Devices:
     most = "threads, at least 1, or a list of CPU devices. On another device choose it by jax.default_device"
     if not on_cpu:
         most = f"devices, from 1 to {len(others)}, or a list of {platform()} devices"
-    raise TypeError(f"{caller}: devices={asked!r} must be a number of {most}.")
+    raise TypeError(f"{caller}: devices={shown(asked)} must be a number of {most}.")
 
 
 def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> None:

@@ -4,20 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from fisher_jax.errors import check_choice, check_flag, check_key, check_whole, entry_point, shown, to_numpy, warn
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.clusters import cluster_codes
 from fisher_jax.inference.each import check_fit
-from fisher_jax.inference.replicates import (
-    check_key,
-    each_left_out,
-    refit_drawn,
-    refit_weighted,
-    resampled_weights,
-    whole_weights,
-)
-from fisher_jax.inference.report import warn
+from fisher_jax.inference.replicates import each_left_out, refit_drawn, refit_weighted, resampled_weights, whole_weights
 from fisher_jax.uncertainty.resampling import Scheme, of_blocks, of_units
 from fisher_jax.uncertainty.unit_scores import unit_influence
 
@@ -26,6 +19,7 @@ METHODS = ("nonparametric", "parametric", "block", "circular block")
 ACCELERATIONS = ("infinitesimal", "jackknife")
 
 
+@entry_point
 def bootstrap(
     fit: Any,
     key: Any,
@@ -105,6 +99,7 @@ def bootstrap(
         )
     origin = origin_of(fit, CALLER)
     check_key(key, CALLER)
+    check_flag(progress, "progress", CALLER)
     _check(fit, num_replicates, method, block_length, acceleration)
     count, settings = int(num_replicates), {"covariances": (), "devices": devices, "progress": progress}
     scheme, weights = _scheme(fit, origin, method, clusters, block_length)
@@ -132,19 +127,15 @@ def bootstrap(
 
 
 def _check(fit: Fit, num_replicates: Any, method: str, block_length: Any, acceleration: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"{CALLER}: method={method!r} is unknown; choose from {', '.join(map(repr, METHODS))}.")
-    if acceleration not in ACCELERATIONS:
-        raise ValueError(f'{CALLER}: acceleration={acceleration!r} is unknown; choose "infinitesimal" or "jackknife".')
-    whole = isinstance(num_replicates, int | np.integer) and not isinstance(num_replicates, bool)
-    if not whole or num_replicates < 2:
-        raise ValueError(f"{CALLER}: num_replicates={num_replicates!r} must be a whole number, at least 2.")
+    check_choice(method, METHODS, "method", CALLER)
+    check_choice(acceleration, ACCELERATIONS, "acceleration", CALLER)
+    check_whole(num_replicates, 2, "num_replicates", CALLER)
     if not fit.converged:
         raise ValueError(f"{CALLER}: needs a fit that converged, for it starts each replicate there. {fit.diagnosis()}")
     fit._check("observed", CALLER)
     if ("block" in method) != (block_length is not None):
         raise ValueError(
-            f'{CALLER}: block_length={block_length!r} with method={method!r}; give a length with "block" or "circular block", '
+            f'{CALLER}: block_length={shown(block_length)} with method={method!r}; give a length with "block" or "circular block", '
             "and with no other."
         )
     if "block" in method and acceleration == "jackknife":
@@ -160,7 +151,7 @@ def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: 
     if clusters is not None:
         if method != "nonparametric":
             raise ValueError(f'{CALLER}: clusters are drawn by method="nonparametric", not {method!r}.')
-        clusters = np.asarray(clusters)
+        clusters = to_numpy(clusters, "clusters", CALLER)
         if clusters.shape != (num_terms,):
             raise ValueError(
                 f"{CALLER}: clusters has shape {clusters.shape}, expected ({num_terms},), one label for each observation."
@@ -170,7 +161,7 @@ def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: 
         whole = isinstance(block_length, int | np.integer) and not isinstance(block_length, bool)
         if not whole or not 1 <= block_length < num_terms:
             raise ValueError(
-                f"{CALLER}: block_length={block_length!r} must be a whole number from 1 to {num_terms - 1}, less than the "
+                f"{CALLER}: block_length={shown(block_length)} must be a whole number from 1 to {num_terms - 1}, less than the "
                 "number of observations."
             )
         return of_blocks(num_terms, int(block_length), circular="circular" in method), dataset.weights

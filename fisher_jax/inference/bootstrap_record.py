@@ -8,12 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.errors import require
-from fisher_jax.fitting.intervals import check_level
+from fisher_jax.errors import check_level, require, warn
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
-from fisher_jax.inference.report import Printed, Table, number, warn
+from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.models.model import ById
 from fisher_jax.uncertainty import bootstrap_intervals
 
@@ -142,7 +141,6 @@ class Bootstrap(Printed):
             warn(
                 "confidence_intervals: BCa does not exist where all replicates lie on one side of the estimate, or a few "
                 "observations have nearly all the influence.",
-                4,
             )
         return found
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import call_user, to_numpy
 from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.each import with_data
@@ -38,7 +39,7 @@ class Rows(NamedTuple):
 
 def candidate_statistics(fit: Any, candidates: Any, enters: Any, kind: str) -> tuple[Any, int]:
     """The statistics (K,) of all candidates, with a leading axis for a batch, and their degrees of freedom."""
-    columns = np.asarray(candidates)
+    columns = to_numpy(candidates, "candidates", CALLER)
     if columns.ndim not in (2, 3) or columns.dtype.kind not in "biuf" or not columns.size:
         raise ValueError(
             f"{CALLER}: candidates has dtype {columns.dtype} and shape {columns.shape}; expected numbers (n, K), one "
@@ -225,7 +226,7 @@ class _ByFunction:
     def __call__(self, model: Model, params: PyTree, offset: Array, y: PyTree, *z: PyTree) -> Array:
         names = ("params", "y", *(("z",) if z else ()), "offset")
         check_arity(self.function.function, names, "enters", CALLER)
-        return self.function.function(params, y, *z, offset)
+        return call_user(self.function.function, (params, y, *z, offset), "enters", CALLER)
 
 
 def _where(model: Model, enters: Any) -> Any:

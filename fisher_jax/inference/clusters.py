@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from fisher_jax.errors import to_numpy
+
 
 def cluster_codes(labels: Any, caller: str) -> Int[np.ndarray, " n"]:
     """Labels, numbers or text, as codes from 0 on; refused where one is missing or all are the same."""
-    labels = np.asarray(labels)
+    labels = to_numpy(labels, "clusters", caller)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"{caller}: clusters has shape {labels.shape}; expected (n,), one label for each observation.")
     if labels.dtype == object:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.errors import require
+from fisher_jax.errors import entry_point, require, warn
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import Row
-from fisher_jax.inference.report import Printed, Table, number, tabular, warn
+from fisher_jax.inference.report import Printed, Table, number, tabular
 from fisher_jax.inference.samples import named_fits
 
 
@@ -71,6 +71,7 @@ class CoefficientTable(Printed):
         return Table("Estimates (standard errors)", facts, titles, [*rows, *self._foot()], notes)
 
 
+@entry_point
 def coefficient_table(fits: Any = None, /, *, kind: str | None = None, **named: Any) -> CoefficientTable:
     """Estimates with standard errors of several fits side by side, a column for each fit.
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.errors import require
+from fisher_jax.errors import entry_point, require, warn
 from fisher_jax.fitting.covariance import takeuchi
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.report import Printed, Table, tabular, warn
+from fisher_jax.inference.report import Printed, Table, tabular
 from fisher_jax.inference.samples import named_fits, same_data
 
 CRITERIA = ("aic", "aicc", "bic", "tic")
@@ -92,6 +92,7 @@ class Comparison(Printed):
         return [f"did not converge, so not to be relied on: {', '.join(failed)}."] if failed else []
 
 
+@entry_point
 def compare(fits: Any = None, /, *, criterion: str = "aic", **named: Any) -> Comparison:
     """Compare fits of several models to the same data by information criteria; smaller is better.
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.errors import require
+from fisher_jax.errors import entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import intervals
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.each import check_fit, of_each
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
-from fisher_jax.inference.report import Printed, Table, number, warn
+from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.models.model import ById
 from fisher_jax.numerics.namespace import is_traced
 
@@ -134,6 +134,7 @@ def flatness(names: list[str]) -> str:
     )
 
 
+@entry_point
 def delta_method(function: Any, fit: Any, kind: str | None = None, level: Any = 0.95) -> DeltaEstimate:
     """The value of any function of the parameters at the estimate, its standard error and interval: var g(θ̂) ≈ G V Gᵀ.
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import call_user, check_function, check_pytree, kind_of
 from fisher_jax.fitting.result import Fit
-from fisher_jax.models.model import ById
-from fisher_jax.models.parameters import path_name
+from fisher_jax.models.model import ById, call_differentiable
+from fisher_jax.models.parameters import Values, path_name
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ def in_one_row(tree: PyTree) -> Array:
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+def numbers_of(function: Any, params: PyTree, dtype: Any = None) -> Array:
+    """All numbers that a user's function of params returns."""
+    found = call_differentiable(function, (params,), "function", "a function of params")
+    return in_one_row(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), found))
+
+
 @dataclass(frozen=True)
 class OfParameters:
     """A function of params, hashable whatever it is."""
@@ -46,17 +53,27 @@ class OfParameters:
 
     def __call__(self, fit: Fit, free: Float[Array, " p"]) -> Float[Array, " k"]:
         """Its numbers in one row, at u."""
-        found = self.function.function(fit.layout.constrain(free, fit.values))
-        return in_one_row(jax.tree.map(lambda leaf: jnp.asarray(leaf, free.dtype), found))
+        return numbers_of(self.function.function, fit.layout.constrain(free, fit.values), free.dtype)
 
 
 def outline(function: Any, fit: Fit, name: str, caller: str) -> Output:
     """What a function of params returns, learnt without running it; `fit` may have a batch axis."""
-    if not callable(function):
-        raise TypeError(f"{caller}: {name} must be a function of params, got {type(function).__name__}.")
+    check_function(function, name, caller)
     ahead = jnp.ndim(fit.status_code)
     values = [jax.ShapeDtypeStruct(jnp.shape(value)[ahead:], jnp.result_type(value)) for value in fit.values]
-    returned = jax.eval_shape(lambda values: function(fit.layout.assemble(values)), values)
+
+    def of_values(values: Values) -> PyTree:
+        found = call_user(function, (fit.layout.assemble(values),), name, caller)
+        check_pytree(found, f"what {name} returned", caller)
+        for leaf in jax.tree.leaves(found):
+            numbers = isinstance(leaf, bool | int | float | np.generic | np.ndarray | jax.Array)
+            if not numbers or getattr(getattr(leaf, "dtype", np.dtype(float)), "kind", "O") not in "biufc":
+                raise TypeError(
+                    f"{caller}: {name} must return a number, an array or a pytree of them, but returned {kind_of(leaf)}."
+                )
+        return found
+
+    returned = jax.eval_shape(of_values, values)
     found, treedef = jax.tree_util.tree_flatten_with_path(returned)
     if not any(np.prod(leaf.shape) for _, leaf in found):
         raise TypeError(f"{caller}: {name} must return a number, an array or a pytree of them, but returned nothing.")

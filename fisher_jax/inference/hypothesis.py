@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.errors import check_pytree, shown
 from fisher_jax.inference.functions import named_within
 from fisher_jax.models.constraints import Fixed, Interval, Simplex, Unconstrained
 from fisher_jax.models.parameters import Layout
@@ -38,6 +39,12 @@ def hypothesised(layout: Layout, restriction: PyTree, caller: str) -> Hypothesis
 
     The tree is shaped like params or a part of it; a key may also be an entry's name as reports print it, as `beta[1]`.
     """
+    check_pytree(restriction, "the hypothesis", caller)
+    if jax.tree_util.all_leaves([restriction]) and "params" not in {leaf.name for leaf in layout.leaves}:
+        raise TypeError(
+            f"{caller}: the hypothesis is {shown(restriction)}. Write names and values as a dictionary, as "
+            f"{{{(*layout.names, 'scale')[0]!r}: 0.0}}, or give a function of params that is zero under it."
+        )
     by_name: dict[str, tuple[int, int | None]] = {leaf.name: (i, None) for i, leaf in enumerate(layout.leaves)}
     by_name |= {name: (i, k) for i, leaf in enumerate(layout.leaves) for k, name in enumerate(leaf.entry_names)}
     found: dict[tuple[int, int], float] = {}

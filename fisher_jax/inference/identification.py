@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from fisher_jax.errors import entry_point, shown
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit, quietly
@@ -127,6 +128,7 @@ class Identifiability(Printed):
         return Table("Identifiability", counts, notes=["one fit's by its index, as in identifiability(fits)[0]."])
 
 
+@entry_point
 def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -> Identifiability:
     """Which combinations of parameters the data inform about, which they do not, and what can be said nevertheless.
 
@@ -173,8 +175,8 @@ def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -
     +1 a -1 b {'a': False, 'b': False, 'sum': True}
     """
     check_fit(fit, CALLER)
-    if kind not in ("observed", "expected", "empirical"):
-        raise ValueError(f'{CALLER}: kind={kind!r} must be "observed", "expected" or "empirical": an information.')
+    if not isinstance(kind, str) or kind not in ("observed", "expected", "empirical"):
+        raise ValueError(f'{CALLER}: kind={shown(kind)} must be "observed", "expected" or "empirical": an information.')
     if is_traced(fit):
         raise ValueError(
             f"{CALLER}: needs numbers that are known, but this fit is inside a transformation or has a batch axis."

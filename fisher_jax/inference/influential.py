@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax.errors import require
+from fisher_jax.errors import entry_point, require
 from fisher_jax.fitting.covariance import precise
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
@@ -101,6 +101,7 @@ class Influence(Printed):
         return self._table()
 
 
+@entry_point
 def influence(fit: Any) -> Influence:
     """How each observation moves the estimate: implicit derivatives with respect to weights, and case deletion.
 

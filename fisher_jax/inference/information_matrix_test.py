@@ -7,12 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from fisher_jax.errors import check_key, entry_point, warn
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.indicators import indicators, spreads
-from fisher_jax.inference.replicates import check_key, refit_drawn
-from fisher_jax.inference.report import Printed, Table, number, warn
+from fisher_jax.inference.replicates import refit_drawn
+from fisher_jax.inference.report import Printed, Table, number
 
 CALLER = "information_matrix_test"
 _FEWEST = 19  # replicates by which a p-value could be 5 %
@@ -72,6 +73,7 @@ jax.tree_util.register_dataclass(
 )
 
 
+@entry_point
 def information_matrix_test(
     fit: Any, key: Any, num_replicates: Any = 999, *, devices: Any = None
 ) -> InformationMatrixTest:

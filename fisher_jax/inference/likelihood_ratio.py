@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fisher_jax.errors import entry_point, warn
 from fisher_jax.fitting.program import ROUNDING_LIMIT
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
@@ -14,7 +15,6 @@ from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.inference.gained import gained_over, gained_over_point
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
-from fisher_jax.inference.report import warn
 from fisher_jax.inference.restricted import refit
 from fisher_jax.inference.samples import same_data
 from fisher_jax.inference.under_restriction import fit_under
@@ -26,6 +26,7 @@ TEST = "Likelihood-ratio test"
 SHORT_OF_EDGE = 1e-4  # by which a fit that runs to a boundary may stay below the supremum there, in the statistic
 
 
+@entry_point
 def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -> HypothesisTest:
     """Test a null hypothesis by twice the log-likelihood that it costs: 2 (ℓ(θ̂) − ℓ(θ̂₀)).
 
@@ -151,7 +152,7 @@ def _statistic(fit: Any, gained: Any, caller: str) -> tuple[Any, tuple[str, ...]
                 f"the null fits better than the alternative{which}, by up to {most:.3g} in log-likelihood: the alternative is "
                 "not at its maximum. Fit it again from the null's estimate; there is no p-value until then.",
             )
-            warn(f"{caller}: {notes[0]}", stacklevel=4)
+            warn(f"{caller}: {notes[0]}")
     return (np.asarray(statistic) if host else statistic), notes
 
 
@@ -218,7 +219,7 @@ def _unmet_notes(unmet: Any, caller: str) -> tuple[str, ...]:
         f"no parameters were found at which the restriction holds{which}, or there is no covariance to judge that by: "
         "there is no statistic. Write the model under the hypothesis, fit it, and give that fit."
     )
-    warn(f"{caller}: {note}", stacklevel=4)
+    warn(f"{caller}: {note}")
     return (note,)
 
 
@@ -239,5 +240,5 @@ def _status_notes(fit: Any, null: Any, edge: int, caller: str) -> tuple[str, ...
                 f"{int(np.sum(~found.converged))} fits of the {label} did not converge; theirs is not to be relied on."
             )
     if notes:
-        warn(f"{caller}: {' '.join(notes)}", stacklevel=4)
+        warn(f"{caller}: {' '.join(notes)}")
     return tuple(notes)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import check_level, entry_point, names_in, shown, warn
 from fisher_jax.fitting.fit import fit as fit_once
-from fisher_jax.fitting.intervals import check_level
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit
-from fisher_jax.inference.functions import in_one_row, outline
+from fisher_jax.inference.functions import numbers_of, outline
 from fisher_jax.inference.profile_record import Profile
-from fisher_jax.inference.report import number, warn
+from fisher_jax.inference.report import number
 from fisher_jax.models.model import ById
 from fisher_jax.uncertainty.profile import End
 from fisher_jax.uncertainty.profile_sides import Sides, cut_of, profile_sides
@@ -31,9 +31,10 @@ class _Numbers:
     function: ById
 
     def __call__(self, params: PyTree) -> Float[Array, " k"]:
-        return in_one_row(self.function.function(params))
+        return numbers_of(self.function.function, params)
 
 
+@entry_point
 def profile_likelihood(
     fit: Any, function: Any = None, *, level: Any = 0.95, parameters: str | Sequence[str] | None = None
 ) -> Profile:
@@ -133,12 +134,19 @@ def _wanted(
     if function is not None:
         if parameters is not None:
             raise ValueError(f"{CALLER}: give a function or the names of parameters, not both.")
+        if isinstance(function, str):
+            raise TypeError(
+                f"{CALLER}: function must be a function of params, got the text {function!r}. Parameters are named by "
+                f"parameters={function!r}."
+            )
         output = outline(function, fit, "function", CALLER)
         return output.names, _Numbers(ById(function)), np.arange(len(output.names))
     if parameters is None:
         return fit.names, None, np.arange(len(fit.names))
     chosen: list[int] = []
-    for name in [parameters] if isinstance(parameters, str) else parameters:
+    if not (names := names_in(parameters)) and not isinstance(parameters, list | tuple):
+        raise TypeError(f"{CALLER}: parameters={shown(parameters)} must be a parameter's name or several of them.")
+    for name in names:
         found = [k for k, entry in enumerate(fit.names) if name in (entry, entry.partition("[")[0])]
         if not found:
             listed = ", ".join(f"`{entry}`" for entry in fit.names)
@@ -192,7 +200,7 @@ def _record(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restar
         n for k, n in enumerate(names) if np.any(np.isin(sides.codes[k], (End.STUCK, End.RUNNING, End.BETTER_FOUND)))
     ]
     if failed:
-        warn(f"{CALLER}: an end is NaN for {', '.join(failed)}; print the profile to see why.", stacklevel=4)
+        warn(f"{CALLER}: an end is NaN for {', '.join(failed)}; print the profile to see why.")
     return Profile(
         estimate=sides.estimates,
         standard_error=np.where(fit.status == Status.BOUNDARY, np.nan, sides.errors),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from fisher_jax.errors import call_user
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.models.model import Model, jit_with_model
@@ -15,15 +16,6 @@ from fisher_jax.uncertainty.resampling import Scheme, resampled_counts
 
 _ENTRIES = 2**23  # of what is held at once
 _AT_ONCE = 2**14  # of draws: a sampler that rejects waits for the slowest of them
-
-
-def check_key(key: Any, caller: str) -> None:
-    """Refuse what is no key."""
-    typed = isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
-    raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.ndim == 1
-    if not (typed or raw):
-        seed = key if isinstance(key, int) else 0
-        raise TypeError(f"{caller}: key is {type(key).__name__}; expected one key, as jax.random.key({seed}) makes it.")
 
 
 def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], **settings: Any) -> Fit:
@@ -122,14 +114,17 @@ def num_rows(origin: Origin, given: PyTree) -> int:
 @functools.partial(jit_with_model, static_argnums=(0, 1, 4), level=1)
 def draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: Any, numbers: Any) -> PyTree:
     """Data (R, n, …) of some replicates, each from a key of its own."""
-    params, sample = layout.assemble(values), model.sample
+    params = layout.assemble(values)
     also = () if given is None else (given,)
+
+    def from_key(key: Array, *z: PyTree) -> PyTree:
+        return call_user(model.sample, (key, params, *z), "sample", "Model")  # type: ignore[arg-type]
 
     def one(number: Array) -> PyTree:
         own = jax.random.fold_in(key, number)
         if model.is_dependent:
-            return sample(own, params, *also)  # type: ignore[misc]
-        return jax.vmap(lambda k, *z: sample(k, params, *z))(jax.random.split(own, rows), *also)  # type: ignore[misc]
+            return from_key(own, *also)
+        return jax.vmap(from_key)(jax.random.split(own, rows), *also)
 
     return jax.lax.map(one, numbers, batch_size=max(1, min(numbers.shape[0], _AT_ONCE // max(rows, 1))))
 

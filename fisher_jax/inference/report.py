@@ -4,11 +4,8 @@ import abc
 import html
 import math
 import textwrap
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
-
-from fisher_jax.errors import FitWarning
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,3 @@ def tabular(titles: tuple[str, ...], rows: list[tuple[str, ...]], foot: list[tup
     body = [line(row) for row in rows] + ([r"\midrule", *map(line, foot)] if foot else [])
     head = [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule", line(titles), r"\midrule"]
     return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}"])
-
-
-def warn(text: str, stacklevel: int = 3) -> None:
-    """A `FitWarning`, laid to the door of who called the public function."""
-    warnings.warn(text, FitWarning, stacklevel=stacklevel)

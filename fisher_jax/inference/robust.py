@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fisher_jax.errors import entry_point, warn
 from fisher_jax.fitting.covariance import precise
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.clusters import cluster_codes
 from fisher_jax.inference.each import check_fit, with_data
-from fisher_jax.inference.report import warn
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import Likelihood, likelihood, scores_at
 from fisher_jax.models.model import Model
@@ -28,6 +28,7 @@ CORRECTIONS = {
 }
 
 
+@entry_point
 def robust(
     fit: Any, *, clusters: Any = None, lags: Any = None, weights: Any = "frequency", correction: Any = None
 ) -> Any:
@@ -202,9 +203,9 @@ def _checked(fit: Any, clusters: Any, lags: Any, weights: Any, correction: Any) 
         )
     if correction is None:
         correction = "none" if clusters is None else "G/(G-1)"
-    if correction not in CORRECTIONS or (clusters is None and "G" in correction):
+    if not isinstance(correction, str) or correction not in CORRECTIONS or (clusters is None and "G" in correction):
         known = ", ".join(repr(name) for name in CORRECTIONS if clusters is not None or "G" not in name)
-        raise ValueError(f"{CALLER}: correction={correction!r} is none of {known}.")
+        raise ValueError(f"{CALLER}: correction={_short(correction)} is none of {known}.")
     if lags is not None:
         whole = isinstance(lags, int | np.integer) and not isinstance(lags, bool)
         if not whole or lags < 0:

@@ -1,6 +1,5 @@
 """`score_test`: would a parameter that was held, or a covariate that was left out, improve the fit? Of the null fit alone."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fisher_jax.errors import check_choice, entry_point, names_in, shown, warn
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.candidates import candidate_statistics
 from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
-from fisher_jax.inference.report import warn
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.constraints import Unconstrained
 from fisher_jax.models.dataset import Dataset
@@ -32,6 +31,7 @@ INFORMATION = {
 }
 
 
+@entry_point
 def score_test(
     null_fit: Any, freed: Any = None, *, candidates: Any = None, enters: Any = None, kind: str | None = None
 ) -> HypothesisTest:
@@ -123,8 +123,7 @@ def score_test(
 def _checked_kind(kind: Any, closed: bool, enters: Any) -> str:
     if kind is None:
         return "expected" if closed else "observed"
-    if kind not in KINDS:
-        raise ValueError(f"{CALLER}: kind={kind!r} is unknown; choose from {', '.join(map(repr, KINDS))}.")
+    check_choice(kind, KINDS, "kind", CALLER)
     if kind == "expected" and not closed:
         reason = (
             "of a function the expectation is not known" if callable(enters) else "this model has no closed form of it"
@@ -218,11 +217,11 @@ def _asked(freed: Any, layout: Layout, held: list[int]) -> set[tuple[int, int]]:
             f"{CALLER}: this fit holds no parameter fixed, so there is nothing to free. Fit the null with fisher_jax.fixed for "
             "what is to be tested, or give candidates=."
         )
-    if not (freed is None or isinstance(freed, str) or (isinstance(freed, Iterable) and list(freed))):
+    names = list(whole) if freed is None else names_in(freed)
+    if not names:
         raise ValueError(
-            f"{CALLER}: freed={freed!r} must be a parameter's name or several of them; leave it out for all."
+            f"{CALLER}: freed={shown(freed)} must be a parameter's name or several of them; leave it out for all."
         )
-    names = list(whole) if freed is None else [freed] if isinstance(freed, str) else list(freed)
     found: set[tuple[int, int]] = set()
     for name in names:
         if name in whole:
@@ -244,5 +243,4 @@ def _warn_of_none(statistic: np.ndarray, of_candidates: bool) -> None:
     warn(
         f"{CALLER}: {many} no statistic: {why}the information is singular, not finite or indefinite (which that of "
         'kind="empirical" never is).',
-        stacklevel=4,
     )

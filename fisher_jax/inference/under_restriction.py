@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from fisher_jax.fitting.result import origin_of
 from fisher_jax.inference.each import of_each
-from fisher_jax.inference.functions import OfParameters, in_one_row, outline
+from fisher_jax.inference.functions import OfParameters, numbers_of, outline
 from fisher_jax.inference.restricted import fit_again
 from fisher_jax.inference.wald import WaldStatistic, check_rank
 from fisher_jax.models.constraints import fixed
@@ -52,7 +52,7 @@ class _Penalised:
 
 def _away(restriction: ById, layout: Layout, parts: dict[str, Any]) -> Array:
     """The restrictions in standard errors."""
-    found = in_one_row(restriction.function(layout.assemble(parts["params"])))
+    found = numbers_of(restriction.function, layout.assemble(parts["params"]))
     return jnp.matmul(parts["scale"], found, precision="highest")
 
 

@@ -7,18 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fisher_jax.errors import entry_point, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.each import check_fit, of_each
 from fisher_jax.inference.functions import OfParameters, linearised, outline
 from fisher_jax.inference.hypothesis import free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
-from fisher_jax.inference.report import warn
 from fisher_jax.models.model import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import is_traced
 
 
+@entry_point
 def wald_test(fit: Any, restriction: Any, kind: str | None = None) -> HypothesisTest:
     """Test restrictions h(θ) = 0 from the estimate alone: W = h(θ̂)ᵀ (H V Hᵀ)⁻¹ h(θ̂), H = ∂h/∂θ.
 
@@ -143,5 +144,4 @@ def _warn_of_none(fit: Any, statistic: np.ndarray, variance: np.ndarray, caller:
         warn(
             f"{caller}: the covariance of the restrictions is not positive definite{many}, so there is no statistic. A "
             "sandwich with fewer clusters than restrictions, or with two ways of clusters, can be so; test fewer at once.",
-            stacklevel=4,
         )

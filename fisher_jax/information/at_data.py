@@ -5,12 +5,14 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from fisher_jax.errors import entry_point
 from fisher_jax.information.derivatives import at_door, jitted
 from fisher_jax.information.record import Information
 from fisher_jax.models.likelihood import Likelihood, derivatives_at, outer_product_at
 from fisher_jax.models.parameters import Layout
 
 
+@entry_point
 def observed_information(
     model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
 ) -> Information:
@@ -49,6 +51,7 @@ def observed_information(
     return Information(matrix, arguments[1].names, "observed: minus the mean Hessian at the data")
 
 
+@entry_point
 def empirical_fisher(
     model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
 ) -> Information:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
+from fisher_jax.errors import call_user
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout, Values
@@ -52,7 +53,7 @@ def _own(model: Model, layout: Layout, values: Values, rows: tuple[PyTree, ...],
 def _of_one(model: Model, layout: Layout, values: Values) -> Callable[..., Float[Array, "q q"]]:
     """The user's closed form as a function of the covariates, if there are any."""
     params = layout.assemble([jnp.asarray(value, layout.dtype) for value in values])
-    return lambda *z: as_matrix(model.information(params, *z), layout)  # type: ignore[misc]
+    return lambda *z: as_matrix(call_user(model.information, (params, *z), "information", "fisher_information"), layout)  # type: ignore[arg-type]
 
 
 def _linked(model: Any, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:
@@ -104,6 +105,13 @@ def as_matrix(information: Any, layout: Layout) -> Float[Array, "q q"]:
             f"information: expected an array {(q, q)} or a pytree nested like params in params, got {information!r}: {error}"
         ) from error
     free = layout.free_leaves
+    for i, row in free:
+        for j, column in free:
+            if np.size(rows[i][j]) != row.size * column.size:
+                raise ValueError(
+                    f"information: that of `{row.name}` of shape {row.shape} and `{column.name}` of shape {column.shape} has "
+                    f"shape {np.shape(rows[i][j])}. Are the parameters of the shapes that the model expects?"
+                )
     parts = [
         [jnp.asarray(rows[i][j], layout.dtype).reshape(row.size, column.size) for j, column in free] for i, row in free
     ]

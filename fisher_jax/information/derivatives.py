@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import check_pytrees, entry_point
 from fisher_jax.models.dataset import Dataset, check_dataset
 from fisher_jax.models.likelihood import Likelihood, derivatives_at, gradient_at, likelihood, scores_at, terms_at
 from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_with_model
@@ -20,6 +21,7 @@ def at_door(
 ) -> tuple[Model, Layout, Values, Dataset]:
     """Check a user's arguments; the layout is the natural one, so that flat means θ."""
     model = as_model(model, caller)
+    check_pytrees(caller, data=data, given=given, weights=weights)
     layout, values = flatten_parameters(model, params, caller)
     return model, layout.natural(), values, check_dataset(model, data, given, weights, caller)
 
@@ -61,6 +63,7 @@ def _product_with(target: Likelihood, theta: Array, layout: Layout, vector: Valu
     return layout.split(push, 0.0)
 
 
+@entry_point
 def log_likelihood(
     model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
 ) -> Float[Array, ""]:
@@ -101,6 +104,7 @@ def log_likelihood(
     return _log_likelihood(*at_door(model, params, data, given, weights, "log_likelihood"), "log_likelihood")
 
 
+@entry_point
 def score(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None) -> PyTree:
     """Score ∇ℓ(θ), total over the data: a pytree like `params`.
 
@@ -134,6 +138,7 @@ def score(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, wei
     return arguments[1].assemble(_score(*arguments, "score"))
 
 
+@entry_point
 def scores(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None) -> PyTree:
     """Score of each observation: a pytree like `params` whose leaves have a leading axis of length n.
 
@@ -169,6 +174,7 @@ def scores(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, we
     return arguments[1].assemble(_scores(*arguments, "scores"))
 
 
+@entry_point
 def hessian(
     model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
 ) -> Float[Array, "q q"]:
@@ -207,6 +213,7 @@ def hessian(
     return _hessian(*at_door(model, params, data, given, weights, "hessian"), "hessian")
 
 
+@entry_point
 def hessian_vector_product(
     model: Any, params: PyTree, data: PyTree, vector: PyTree = None, *, given: PyTree = None, weights: Any = None
 ) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from fisher_jax.errors import call_user
 from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
 from fisher_jax.models.likelihood import terms_of
 from fisher_jax.models.model import Model
@@ -96,7 +97,7 @@ def _independent(model: Model, params: PyTree, expectation: MonteCarlo, caller: 
 
     def draw(number: Array, second: Array, *z: PyTree) -> PyTree:
         key = jax.random.fold_in(expectation.key, 2 * number + second)
-        return sample(key, params, *z)
+        return call_user(sample, (key, params, *z), "sample", caller)
 
     return draw
 
@@ -116,7 +117,8 @@ def _scrambled(model: Model, params: PyTree, expectation: QuasiMonteCarlo, calle
         scrambling = row * SCRAMBLINGS + 2 * (within % pairs) + second
         seeds = jax.random.bits(jax.random.fold_in(expectation.key, scrambling), table.shape[1:], jnp.uint32)
         uniform = _to_unit_interval(_scramble(table[within // pairs], seeds))
-        return quantile(uniform if expectation.dimension else uniform[0], params, *z)
+        uniform = uniform if expectation.dimension else uniform[0]
+        return call_user(quantile, (uniform, params, *z), "quantile", caller)
 
     return draw
 

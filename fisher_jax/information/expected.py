@@ -1,13 +1,13 @@
 """The Fisher information of a model, by whichever route there is to the expectation."""
 
 import functools
-import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import check_pytrees, entry_point, warn
 from fisher_jax.expectation import Enumeration, Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.draws import are_few, num_rows
@@ -36,6 +36,7 @@ class InformationWarning(UserWarning):
     """
 
 
+@entry_point
 def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, given: PyTree = None) -> Information:
     """Fisher information I(θ) = E_θ[s sᵀ] = −E_θ[H], expected under the model, per observation.
 
@@ -105,6 +106,7 @@ def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, g
 def at_door(model: Any, params: PyTree, given: PyTree, caller: str) -> tuple[Model, Layout, Values, PyTree]:
     """Check a user's arguments, where there are no data."""
     model = as_model(model, caller)
+    check_pytrees(caller, given=given)
     layout, values = flatten_parameters(model, params, caller)
     if layout.num_free == 0:
         raise ValueError(f"{caller}: every parameter is fixed, so that there is nothing to be informed of.")
@@ -210,4 +212,4 @@ def _warn(result: Information, caller: str) -> None:
         refused = _AVERAGED["bartlett"] in result.route and bool(jnp.any(jnp.isnan(result.matrix)))
         without = ' The matrix is NaN; estimator="outer" or "hessian", or fallback=, gives one of the definitions.'
         message = f"{caller}: not to be relied on: {found}."
-        warnings.warn(message + (without if refused else ""), InformationWarning, stacklevel=4)
+        warn(message + (without if refused else ""), InformationWarning)

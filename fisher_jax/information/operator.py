@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from fisher_jax.errors import check_choice, check_pytrees, entry_point
 from fisher_jax.expectation import MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information import krylov, matrix_free
 from fisher_jax.information.closed_form import has_closed_form
@@ -265,6 +266,7 @@ class InformationOperator:
         return [blocks[i] if not leaf.is_fixed else 0.0 for i, leaf in enumerate(self.layout.leaves)]
 
 
+@entry_point
 def information_operator(
     model: Any,
     params: PyTree,
@@ -338,8 +340,8 @@ def information_operator(
             f'{_CALLER}: data came without kind=. Say which matrix: kind="empirical" for the mean outer product of the scores, '
             'kind="observed" for minus the mean Hessian. The expected information takes no data.'
         )
-    if kind not in (None, "expected", "empirical", "observed"):
-        raise ValueError(f'{_CALLER}: kind={kind!r} is unknown; choose "expected", "empirical" or "observed".')
+    if kind is not None:
+        check_choice(kind, ("expected", "empirical", "observed"), "kind", _CALLER)
     if kind in (None, "expected"):
         if data is not None or weights is not None:
             raise ValueError(
@@ -360,6 +362,7 @@ def information_operator(
 
 def _expected(model: Any, params: PyTree, expectation: Any, given: PyTree) -> InformationOperator:
     model = as_model(model, _CALLER)
+    check_pytrees(_CALLER, given=given)
     layout, values = flatten_parameters(model, params, _CALLER)
     given = check_given(model, given, _CALLER)
     if expectation is None:

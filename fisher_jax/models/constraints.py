@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fisher_jax.errors import entry_point, is_number, shown
 from fisher_jax.numerics.linalg import product
 from fisher_jax.numerics.namespace import AnyArray, namespace
 
@@ -347,6 +348,7 @@ def as_constraint(given: Any) -> Constraint | None:
     return Foreign(given) if isinstance(given, Bijector) and not isinstance(given, type) else None
 
 
+@entry_point
 def interval(low: float | int, high: float | int) -> Interval:
     """The constraint low < θ < high. Either end may be infinite, not both.
 
@@ -371,6 +373,9 @@ def interval(low: float | int, high: float | int) -> Interval:
     >>> fj.interval(-1, 1)
     Interval(low=-1.0, high=1.0)
     """
+    for name, end in (("low", low), ("high", high)):
+        if not is_number(end):
+            raise TypeError(f"interval: {name}={shown(end)} must be a number, which may be infinite.")
     low, high = float(low), float(high)
     if not low < high or (math.isinf(low) and math.isinf(high)):
         raise ValueError(

@@ -6,7 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.models.model import Model, UserFunction
+from fisher_jax.errors import check_function, entry_point
+from fisher_jax.models.model import Model, UserFunction, call_differentiable
 from fisher_jax.models.parameters import Layout, layout_of
 
 
@@ -47,7 +48,7 @@ class _Linked:
 
     def predicted(self, params: PyTree, *z: PyTree) -> dict[str, Any]:
         """η as the family takes it."""
-        found = self.predictor(params, *z)
+        found = call_differentiable(self.predictor, (params, *z), "predictor", "linked")
         if not isinstance(found, dict):
             raise TypeError(
                 f"linked: the predictor must return a dictionary of the family's parameters, as in "
@@ -84,6 +85,7 @@ class _Quantile(_Linked):
         return self.family.quantile(uniform, self.predicted(params, *z))  # type: ignore[misc]
 
 
+@entry_point
 def linked(family: Any, predictor: Any, *, constraints: PyTree = None, initial: UserFunction | None = None) -> Model:
     """A model in which a family's parameters η are functions of the user's parameters θ and covariates z.
 
@@ -128,8 +130,7 @@ def linked(family: Any, predictor: Any, *, constraints: PyTree = None, initial: 
     """
     if not isinstance(family, Model):
         raise TypeError(f"linked: family must be a Model such as families.poisson, got {type(family).__name__}.")
-    if not callable(predictor):
-        raise TypeError(f"linked: predictor must be a function of params (and z), got {type(predictor).__name__}.")
+    check_function(predictor, "predictor", "linked", "params (and z)")
     return LinkedModel(
         _LogDensity(family, predictor),
         sample=None if family.sample is None else _Sample(family, predictor),

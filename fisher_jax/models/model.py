@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from fisher_jax.errors import call_user, check_function, entry_point, kind_of
 from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of
+from fisher_jax.numerics.modes import in_both_modes
 from fisher_jax.numerics.namespace import is_traced
 
 UserFunction = Callable[..., Any]
@@ -55,7 +57,8 @@ class Model:
     A lambda written anew at each call is a new function and compiles anew: define it once.
 
     The density must be written with jax.numpy (`jnp.where` in place of `if`), and is differentiated twice: forward only up to
-    three parameters, forward over reverse above, where `jax.lax.while_loop` cannot follow (`jax.lax.scan` can).
+    three parameters, forward over reverse above. One that allows a single mode (`jax.custom_vjp` and `odeint` reverse,
+    `jax.lax.while_loop` forward) is differentiated in that, at some cost.
 
     Examples
     --------
@@ -76,12 +79,17 @@ class Model:
     is_dependent = False
 
     def __post_init__(self) -> None:
-        if not callable(self.log_density):
+        if not callable(self.log_density) or isinstance(self.log_density, type):
             raise TypeError(
-                f"Model: expected a function log_density(params, y), got {type(self.log_density).__name__}. "
+                f"Model: expected a function log_density(params, y), got {kind_of(self.log_density)}. "
                 "Write the log-density of one observation as a function."
             )
         functions = (self.log_density, self.sample, self.initial, self.information, self.quantile)
+        for name, of in (("sample", "a key and params"), ("initial", "data"), ("information", "params")):
+            if getattr(self, name) is not None:
+                check_function(getattr(self, name), name, "Model", of)
+        if self.quantile is not None:
+            check_function(self.quantile, "quantile", "Model", "a uniform number and params")
         key = (type(self), *(ById(f) for f in functions), constraint_table(self.constraints, "Model"))
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
@@ -141,6 +149,7 @@ class ById:
         return self.function is other.function or (self.hash != id(self.function) and self.function == other.function)
 
 
+@entry_point
 def dependent(
     terms: UserFunction,
     *,
@@ -283,20 +292,36 @@ def as_model(model: Any, caller: str) -> Model:
     """The model meant by a `Model` or a bare log-density."""
     if isinstance(model, Model):
         return model
-    if callable(model):
+    if callable(model) and not isinstance(model, type):
         return Model(model)
     raise TypeError(
-        f"{caller}: expected a fisher_jax.Model or a function log_density(params, y), got {type(model).__name__}."
+        f"{caller}: expected a fisher_jax.Model or a function log_density(params, y), got {kind_of(model)}."
     )
 
 
 def call_density(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
     """Call the user's function; where its argument list is what does not fit, say how it is called."""
     check_arity(function, ("params", "y", "z")[: len(arguments)], name, caller)
-    value = function(*arguments)
-    if value is None or isinstance(value, str | dict | list | tuple):
-        raise TypeError(f"{caller}: {name} must return an array but returned {type(value).__name__}.")
+    value = call_differentiable(function, arguments, name, caller)
+    if not isinstance(value, bool | int | float | complex | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"{caller}: {name} must return an array but returned {kind_of(value)}.")
     return value
+
+
+def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
+    """What a function of the user's returns, ready for either mode of differentiation; see `numerics.modes`.
+
+    What is found of its modes is kept with it, as its programs are.
+    """
+    owner, rest = owner_of(function)
+    kept: dict[Any, Any] = {}
+    if hasattr(owner, "__dict__") and not isinstance(owner, type):
+        kept = owner.__dict__.setdefault("_fisher_jax_programs", Programs()).setdefault(("modes", *rest), {})
+
+    def ready(*arguments: Any) -> Any:
+        return in_both_modes(function, arguments, kept)(*arguments)
+
+    return call_user(ready, arguments, name, caller)
 
 
 def check_arity(function: UserFunction, names: tuple[str, ...], name: str, caller: str) -> None:
@@ -338,7 +363,7 @@ def starting_parameters(model: Model, params: PyTree, data: PyTree, given: PyTre
             f"{caller}: params is None and the model has no `initial`. "
             "Give starting parameters, or Model(…, initial=function of the data)."
         )
-    return model.initial(data) if given is None else model.initial(data, given)
+    return call_user(model.initial, (data,) if given is None else (data, given), "initial", caller)
 
 
 def check_start(layout: Layout, values: Values, caller: str) -> None:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from fisher_jax.errors import check_pytree, check_pytrees, is_number, shown
 from fisher_jax.models.constraints import Constraint, Fixed, Unconstrained, as_constraint
 from fisher_jax.numerics.namespace import AnyArray, namespace
 
@@ -221,14 +222,16 @@ def _layout_from(leaves: tuple[Leaf, ...], dtype: np.dtype, skeleton: PyTree, st
 
 def constraint_table(constraints: PyTree, caller: str) -> Table:
     """A user's tree of constraints as pairs of a path and a constraint, hashable."""
+    check_pytree(constraints, "constraints", caller)
     found, _ = jax.tree_util.tree_flatten_with_path(constraints, is_leaf=lambda x: as_constraint(x) is not None)
     table = []
     for path, given in found:
         constraint = as_constraint(given)
         if constraint is None:
+            hint = " A range is written fisher_jax.interval(low, high)." if is_number(given) else ""
             raise TypeError(
-                f"{caller}: the constraint of `{path_name(path)}` is {given!r}, which is neither one of fisher_jax's "
-                "constraints, nor None, nor a bijector with methods `forward` and `inverse`."
+                f"{caller}: the constraint of `{path_name(path)}` is {shown(given)}, which is neither one of fisher_jax's "
+                f"constraints, nor None, nor a bijector with methods `forward` and `inverse`.{hint}"
             )
         table.append((tuple(_raw(key) for key in path), constraint))
     return tuple(table)
@@ -239,8 +242,9 @@ def layout_of(params: PyTree, table: Table, caller: str) -> tuple[Layout, Values
 
     Python's integers become floating numbers; integer arrays are refused unless `fixed`.
     """
+    check_pytrees(caller, params=params)
     leaves, treedef = jax.tree.flatten(params)
-    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), _floating_dtype(leaves), table, caller)
+    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), floating_dtype(leaves), table, caller)
     return layout, [leaf for leaf, static in zip(leaves, layout.statics, strict=True) if static is _ARRAY]
 
 
@@ -262,7 +266,7 @@ def _signature(leaf: Any) -> Any:
     return _Static(leaf)
 
 
-def _floating_dtype(leaves: list[Any]) -> np.dtype:
+def floating_dtype(leaves: list[Any]) -> np.dtype:
     """The widest floating dtype among array leaves; JAX's default where all are Python numbers.
 
     numpy's float64 counts as JAX will take it: float32 unless x64 is enabled.

@@ -82,10 +82,12 @@ class Direction(NamedTuple):
 
 def by_products(information: Any, gradient: PyTree, damping: Array, tolerance: Any, most: Any) -> Direction:
     found = information.solve(gradient, damping, tolerance=tolerance, max_steps=most)
+    # The gradient of a module has None in the place of what is no array, and so has the update.
+    arrays = [leaf for leaf in jax.tree.leaves(found.value) if hasattr(leaf, "dtype")]
+    value = jax.tree.unflatten(jax.tree.structure(gradient), arrays)
     held = lambda slope, value: jnp.where(value == 0, 0.0, slope)  # noqa: E731  (what is fixed may have any slope, even NaN)
-    slope = _dot(jax.tree.map(held, gradient, found.value), found.value)
-    square = _dot(found.value, found.value)
-    return Direction(found.value, slope, square, found.num_steps, found.residual, found.converged)
+    slope = _dot(jax.tree.map(held, gradient, value), value)
+    return Direction(value, slope, _dot(value, value), found.num_steps, found.residual, found.converged)
 
 
 def by_matrix(curvature: Float[Array, "p p"], gradient: PyTree, damping: Array) -> Direction:

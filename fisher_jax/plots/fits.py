@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.fitting.intervals import check_level
+from fisher_jax.errors import check_level
 from fisher_jax.inference.influential import FAR, Influence
 from fisher_jax.inference.samples import named_fits
 from fisher_jax.plots.canvas import listed, pyplot

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.fitting.intervals import check_level
+from fisher_jax.errors import check_level
 from fisher_jax.information.errors import carried, spread
 from fisher_jax.information.inverse import Covariance
 from fisher_jax.information.record import Information

@@ -4,9 +4,12 @@ import time
 from functools import partial
 from typing import Any
 
-import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.errors import check_flag, check_whole, entry_point
+from fisher_jax.fitting.batch import checked_kinds
+from fisher_jax.fitting.fit import check_optimizer, check_stopping
+from fisher_jax.fitting.workers import devices_of
 from fisher_jax.models.model import as_model
 from fisher_jax.stream.inputs import default_block, inputs_of
 from fisher_jax.stream.ledger import CALLER
@@ -16,6 +19,7 @@ from fisher_jax.stream.resume import begin, check_place, finished_blocks, manife
 from fisher_jax.stream.sink import sink_at
 
 
+@entry_point
 def fit_stream(
     model: Any,
     params: PyTree,
@@ -108,13 +112,20 @@ def fit_stream(
     """
     began = time.perf_counter()
     model = as_model(model, CALLER)
+    flags = {"retry": retry, "float64_finish": float64_finish, "progress": progress, "overwrite": overwrite}
+    for name, flag in flags.items():
+        check_flag(flag, name, CALLER)
+    check_stopping(tolerance, max_steps, CALLER)
+    if optimizer is not None:
+        check_optimizer(optimizer, CALLER)
+    devices_of(devices, CALLER)
     axes = {"params": params_axis, "given": given_axis, "weights": weights_axis}
     arguments = {"source": source, "params": params, "given": given, "weights": weights}
     target = sink_at(sink, sink_format)
     check_place(target, overwrite=overwrite)
     inputs = inputs_of(arguments, axes)
-    kinds = (covariances,) if isinstance(covariances, str) else tuple(covariances)
-    size = default_block(model, inputs, len(kinds)) if block is None else _checked_block(block)
+    kinds = checked_kinds(covariances, model, CALLER)
+    size = default_block(model, inputs, len(kinds)) if block is None else check_whole(block, 1, "block", CALLER)
     settings: dict[str, Any] = {
         "optimizer": optimizer,
         "tolerance": tolerance,
@@ -133,9 +144,3 @@ def fit_stream(
     return StreamResult(
         target.path, sum(counts.values()), counts, resumed, seconds, tuple(manifest["not fingerprinted"]), target
     )
-
-
-def _checked_block(block: Any) -> int:
-    if not isinstance(block, int | np.integer) or isinstance(block, bool) or block < 1:
-        raise ValueError(f"{CALLER}: block={block!r} must be a whole number, at least 1.")
-    return int(block)

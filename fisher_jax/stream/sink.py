@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from fisher_jax.errors import require
+from fisher_jax.errors import require, shown
 from fisher_jax.stream.ledger import CALLER, PARTIAL, Ledger, reach_disk
 
 FORMATS = ("zarr", "parquet")
@@ -111,8 +111,8 @@ def sink_at(path: Any, form: Any) -> Sink:
                 f"{CALLER}: the sink {str(path)!r} does not end in .zarr or .parquet. Name it so, or say sink_format='zarr' "
                 "or 'parquet'."
             )
-    if form not in FORMATS:
-        raise ValueError(f"{CALLER}: sink_format={form!r} must be 'zarr' or 'parquet'.")
+    if not isinstance(form, str) or form not in FORMATS:
+        raise ValueError(f"{CALLER}: sink_format={shown(form)} must be 'zarr' or 'parquet'.")
     return ZarrSink(path) if form == "zarr" else ParquetSink(path)
 
 

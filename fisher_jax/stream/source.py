@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import require
+from fisher_jax.errors import check_pytree, require
 from fisher_jax.models.parameters import path_name
 from fisher_jax.stream.ledger import CALLER
 
@@ -137,6 +137,7 @@ def _opened(path: Path, name: str) -> Any:
 
 def _leaves(tree: PyTree, name: str) -> tuple[dict[str, Any], Any]:
     """Each array under its name, as it is: nothing is read."""
+    check_pytree(tree, name, CALLER)
     found, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {f"{name} {path_name(path)}" if path else name: leaf for path, leaf in found}
     for label, leaf in leaves.items():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import call_user, check_function, entry_point, is_number, shown
 from fisher_jax.information import Covariance, Information, fisher_information
 from fisher_jax.information.errors import carried
 from fisher_jax.information.expected import at_door, taken
@@ -18,6 +19,7 @@ from fisher_jax.numerics import linalg
 _CALLER = "cramer_rao_bound"
 
 
+@entry_point
 def cramer_rao_bound(
     model: Any,
     params: PyTree,
@@ -110,8 +112,10 @@ def closed_form_in_free(model: Model, params: PyTree, layout: Layout, values: Va
 
 def check_number(num_observations: Any) -> None:
     """Refuse a number of observations that is none."""
-    if not isinstance(num_observations, jax.core.Tracer) and not num_observations > 0:
-        raise ValueError(f"{_CALLER}: num_observations={num_observations} must be positive.")
+    if isinstance(num_observations, jax.core.Tracer):
+        return
+    if not is_number(num_observations) or not num_observations > 0:
+        raise ValueError(f"{_CALLER}: num_observations={shown(num_observations)} must be positive.")
 
 
 def slope_of(
@@ -124,11 +128,14 @@ def slope_of(
         target, names = natural, natural.names
         slope = jnp.eye(theta.shape[0], dtype=theta.dtype)
     else:
-        target = layout_of(function(natural.constrain(theta, values)), (), f"{caller}: function")[0]
+        check_function(function, "function", caller)
+        found = call_user(function, (natural.constrain(theta, values),), "function", caller)
+        target = layout_of(found, (), f"{caller}: function")[0]
         names = tuple("function" + name.removeprefix("params") if _bare(name) else name for name in target.names)
         slope = jax.jacfwd(lambda theta: target.flatten(function(natural.constrain(theta, values))))(theta)
     if bias is not None:
-        _check_like(target, names, bias(natural.constrain(theta, values)))
+        check_function(bias, "bias", caller)
+        _check_like(target, names, call_user(bias, (natural.constrain(theta, values),), "bias", caller))
         slope = slope + jax.jacfwd(lambda theta: target.flatten(bias(natural.constrain(theta, values))))(theta)
     return names, slope
 

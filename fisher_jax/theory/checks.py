@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import entry_point
 from fisher_jax.expectation import MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information import exact, sampled
 from fisher_jax.information.draws import num_pairs
@@ -26,6 +27,7 @@ IDENTITIES = {
 }
 
 
+@entry_point
 def check_score_mean(
     model: Any, params: PyTree, expectation: Any, *, given: PyTree = None, level: float | int = 0.01
 ) -> Check:
@@ -62,6 +64,7 @@ def check_score_mean(
     return _check("check_score_mean", model, params, expectation, given, level)
 
 
+@entry_point
 def check_information_equality(
     model: Any, params: PyTree, expectation: Any, *, given: PyTree = None, level: float | int = 0.01
 ) -> Check:

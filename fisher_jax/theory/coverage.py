@@ -7,17 +7,15 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import FitWarning
+from fisher_jax.errors import FitWarning, check_key, check_level, check_whole, entry_point
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.intervals import check_level
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.bootstrap import bootstrap
-from fisher_jax.inference.replicates import check_key
 from fisher_jax.information import has_closed_form
 from fisher_jax.theory.coverage_record import Coverage
 from fisher_jax.theory.sampling import key_apart
-from fisher_jax.theory.simulated import Experiment, check_numbers, check_whole, data_sets_of, experiment_of
+from fisher_jax.theory.simulated import Experiment, check_numbers, data_sets_of, experiment_of
 
 CALLER = "coverage"
 BY_BOOTSTRAP = ("percentile", "basic", "bca")
@@ -25,6 +23,7 @@ _KINDS = ("wald", "profile", *KINDS, *BY_BOOTSTRAP)
 NATURAL = " natural"
 
 
+@entry_point
 def coverage(
     model: Any,
     params: PyTree,

@@ -7,14 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import require
-from fisher_jax.inference.replicates import check_key
-from fisher_jax.inference.report import Printed, Table, warn
+from fisher_jax.errors import check_key, check_whole, entry_point, require, warn
+from fisher_jax.inference.report import Printed, Table
 from fisher_jax.theory.normality import with_error
 from fisher_jax.theory.promised import promise_of
 from fisher_jax.theory.sampling import compared, estimated, key_apart
 from fisher_jax.theory.sampling_record import SamplingDistribution
-from fisher_jax.theory.simulated import check_numbers, check_whole, experiment_of
+from fisher_jax.theory.simulated import check_numbers, experiment_of
 
 CALLER = "convergence_rate"
 
@@ -92,6 +91,7 @@ class ConvergenceRate(Printed):
 jax.tree_util.register_dataclass(ConvergenceRate, [f.name for f in fields(ConvergenceRate)], [])
 
 
+@entry_point
 def convergence_rate(
     model: Any,
     params: PyTree,

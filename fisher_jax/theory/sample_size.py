@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.errors import check_pytree, check_whole, entry_point, is_number, shown
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.inference.functions import in_one_row, named_within
 from fisher_jax.information import Covariance
@@ -19,12 +20,13 @@ from fisher_jax.numerics import linalg
 from fisher_jax.theory.bound import bound_of
 from fisher_jax.theory.sample_size_aims import Aim, Power, Precision
 from fisher_jax.theory.sample_size_record import SampleSize
-from fisher_jax.theory.simulated import check_whole, data_sets_of, experiment_of
+from fisher_jax.theory.simulated import data_sets_of, experiment_of
 
 CALLER = "sample_size"
 _MOST = 1e12  # observations
 
 
+@entry_point
 def sample_size(
     model: Any,
     params: PyTree,
@@ -98,8 +100,10 @@ def sample_size(
     if standard_error is not None:
         aim: Aim = Precision(*_entries(standard_error, bound.names, "standard_error"))
     else:
-        if not (_is_number(power) and _is_number(level) and 0 < level < power < 1):
-            raise ValueError(f"{CALLER}: power={power!r} and level={level!r} must obey 0 < level < power < 1.")
+        if not (is_number(power) and is_number(level) and 0 < level < power < 1):
+            raise ValueError(
+                f"{CALLER}: power={shown(power)} and level={shown(level)} must obey 0 < level < power < 1."
+            )
         where, wanted = _entries(hypothesis, bound.names, "hypothesis")
         aim = Power(where, wanted, float(power), float(level), values[list(where)] - wanted)
         _check_independent(bound, where)
@@ -169,7 +173,8 @@ def _error(aim: Aim, matrix: np.ndarray, bound: Covariance) -> float:
 
 def _entries(wanted: PyTree, names: tuple[str, ...], what: str) -> tuple[tuple[int, ...], np.ndarray]:
     """Which entries a user's number or pytree of numbers is about, and the numbers."""
-    if _is_number(wanted):
+    check_pytree(wanted, what, CALLER)
+    if is_number(wanted):
         found = dict.fromkeys(range(len(names)), float(wanted))
     else:
         found = {}
@@ -200,11 +205,6 @@ def _check_independent(bound: Covariance, where: tuple[int, ...]) -> None:
             f"{CALLER}: what is tested is not independent: {said} is known without any data. Leave out of the hypothesis "
             "what follows from the rest."
         )
-
-
-def _is_number(value: Any) -> bool:
-    kind = np.asarray(value).dtype.kind if np.ndim(value) == 0 else ""
-    return kind in ("i", "u", "f")
 
 
 def _of_leaf(path: Any, leaf: Any, names: tuple[str, ...], what: str) -> dict[int, float]:

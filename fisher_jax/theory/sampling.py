@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.errors import call_user, check_function, check_key, check_whole, entry_point, warn
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference.replicates import check_key
-from fisher_jax.inference.report import warn
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.theory.promised import Promise, promise_of
 from fisher_jax.theory.sampling_record import MAXIMUM_LIKELIHOOD, SamplingDistribution
-from fisher_jax.theory.simulated import Experiment, check_whole, data_sets_of, experiment_of
+from fisher_jax.theory.simulated import Experiment, data_sets_of, experiment_of
 
 CALLER = "sampling_distribution"
 NOTHING_PROMISED = (
@@ -24,6 +23,7 @@ NOTHING_PROMISED = (
 )
 
 
+@entry_point
 def sampling_distribution(
     model: Any,
     params: PyTree,
@@ -141,9 +141,7 @@ def compared(
     if not np.any(status <= Status.CONVERGED_TO_ROUNDING):
         said = Status(int(np.bincount(status).argmax()))
         notes = (f"none of the replicates converged: {said.meaning}. Likely causes: {said.causes}.", *notes)
-        warn(
-            f"{caller}: none of the {len(status)} replicates converged; most ended so: {said.label}, {said.meaning}.", 4
-        )
+        warn(f"{caller}: none of the {len(status)} replicates converged; most ended so: {said.label}, {said.meaning}.")
     return SamplingDistribution(
         estimates=estimates,
         status_code=status,
@@ -175,25 +173,18 @@ class _Own:
     """A user's estimator, compiled once for all chunks."""
 
     def __init__(self, estimator: Any, experiment: Experiment, caller: str) -> None:
-        if not callable(estimator):
-            raise TypeError(
-                f"{caller}: estimator must be a function of a data set that returns parameters, got {type(estimator).__name__}."
-            )
+        check_function(estimator, "estimator", caller, "a data set that returns parameters")
         also = () if experiment.given is None else (experiment.given,)
 
         def flat(data: PyTree) -> Any:
-            return experiment.layout.flatten(_checked(estimator(data, *also), experiment, caller))
+            return experiment.layout.flatten(
+                _checked(call_user(estimator, (data, *also), "estimator", caller), experiment, caller)
+            )
 
-        self.every, self.caller = jax.jit(jax.vmap(flat)), caller
+        self.every = jax.jit(jax.vmap(flat))
 
     def __call__(self, experiment: Experiment, data: PyTree) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            theta = np.asarray(self.every(jax.tree.map(jnp.asarray, data)), float)
-        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
-            raise TypeError(
-                f"{self.caller}: estimator leaves jax.numpy (numpy, scipy, float(…) or an `if` on data), but is compiled "
-                "for all data sets at once. Write it in terms of jax.numpy."
-            ) from error
+        theta = np.asarray(self.every(jax.tree.map(jnp.asarray, data)), float)
         good = np.all(np.isfinite(theta), axis=1)
         return theta, np.where(good, Status.CONVERGED, Status.NOT_FINITE).astype(np.int8)
 

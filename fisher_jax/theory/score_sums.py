@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import check_whole, entry_point
 from fisher_jax.inference.report import Table
 from fisher_jax.information import Information
 from fisher_jax.models.dataset import Dataset
@@ -19,7 +20,7 @@ from fisher_jax.moments import Estimate
 from fisher_jax.theory.normality import ComparedWithNormal, probability, with_error
 from fisher_jax.theory.promised import coordinates, information_of, not_invertible
 from fisher_jax.theory.sampling import key_apart
-from fisher_jax.theory.simulated import check_whole, data_sets_of, experiment_of
+from fisher_jax.theory.simulated import data_sets_of, experiment_of
 
 CALLER = "score_distribution"
 _AT_ONCE = 2**16  # observations
@@ -108,6 +109,7 @@ jax.tree_util.register_dataclass(
 )
 
 
+@entry_point
 def score_distribution(
     model: Any,
     params: PyTree,

@@ -1,7 +1,6 @@
 """Data sets drawn from a model at given parameters, a chunk at a time: the t-th is the same whatever the chunk."""
 
 import functools
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.errors import check_key, check_pytrees, check_whole
 from fisher_jax.expectation import MonteCarlo
-from fisher_jax.inference.replicates import check_key, chunks_of, draw
+from fisher_jax.inference.replicates import chunks_of, draw
 from fisher_jax.information.draws import terms_per_draw
 from fisher_jax.information.expected import at_door
 from fisher_jax.models.model import Model
@@ -46,6 +46,7 @@ class Experiment:
 
 def experiment_of(model: Any, params: PyTree, given: PyTree, num_observations: Any, caller: str) -> Experiment:
     """Check what is to be drawn from; the rows of `given` are repeated whole times where more observations are asked for."""
+    check_pytrees(caller, params=params, given=given)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, given))):
         raise TypeError(f"{caller}: runs on the host and cannot be called under jit, vmap or grad. Call it outside.")
     model, layout, values, given = at_door(model, params, given, caller)
@@ -84,17 +85,6 @@ def _terms(model: Model, layout: Layout, values: Values, given: PyTree, wanted: 
             "out, or give a sampler that draws longer ones."
         )
     return n
-
-
-def check_whole(number: Any, least: int, name: str, caller: str, which_is: str = "") -> int:
-    """A whole number from `least` on, in words what that is."""
-    try:
-        found = operator.index(number)
-    except TypeError:
-        found = least - 1
-    if found < least or isinstance(number, bool):
-        raise ValueError(f"{caller}: {name}={number!r} must be a whole number, at least {least}{which_is}.")
-    return found
 
 
 def check_numbers(numbers: Any, caller: str) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.errors import check_pytree, check_pytrees, shown
 from fisher_jax.expectation import Enumeration, MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.exact import by_nodes
@@ -97,6 +98,7 @@ class Region:
 
 def region_of(region: PyTree) -> Region:
     """A user's region: an interval, a list of them for a vector z, or a pytree of them."""
+    check_pytree(region, "region", CALLER)
     found, treedef = jax.tree.flatten(region, is_leaf=lambda leaf: isinstance(leaf, Interval))
     for leaf in found:
         if not isinstance(leaf, Interval) or not (np.isfinite(leaf.low) and np.isfinite(leaf.high)):
@@ -115,6 +117,7 @@ def informed_of(
     """Check a user's model and parameters, and differentiate what is asked."""
     model = as_model(model, CALLER)
     _check_route(model, expectation)
+    check_pytrees(CALLER, params=params)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
         raise TypeError(
             f"{CALLER}: params is traced; designs are searched for on the host, outside jax.jit and jax.vmap."
@@ -143,6 +146,7 @@ def informed_of(
 
 def points_of(model: Model, points: PyTree, name: str, caller: str) -> PyTree:
     """A user's points as arrays with one leading axis."""
+    check_pytrees(caller, **{name: points})
     if not sum(np.size(leaf) for leaf in jax.tree.leaves(points)):
         raise ValueError(
             f"{caller}: {name} holds no points. Give the values of z with a leading axis, one row for each."
@@ -154,8 +158,10 @@ def _first(params: PyTree, params_axis: Any) -> PyTree:
     """One value of the parameters, the first where there are several."""
     if params_axis is None:
         return params
-    if params_axis != 0:
-        raise ValueError(f"{CALLER}: params_axis={params_axis!r} must be 0, or None for one value of the parameters.")
+    if not isinstance(params_axis, int) or params_axis != 0:
+        raise ValueError(
+            f"{CALLER}: params_axis={shown(params_axis)} must be 0, or None for one value of the parameters."
+        )
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
     if len(lengths) != 1 or lengths == {()} or lengths == {(0,)}:
         raise ValueError(

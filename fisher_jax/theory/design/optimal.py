@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.inference.report import warn
+from fisher_jax.errors import check_function, entry_point, shown, warn
 from fisher_jax.numerics import linalg
 from fisher_jax.theory.design.criteria import CRITERIA, SEEN
 from fisher_jax.theory.design.informed import CALLER, Informed, informed_of, points_of, region_of
@@ -18,6 +18,7 @@ from fisher_jax.theory.design.search import Whitened, among, lightened
 DEPENDENT = 1e-9  # singular value of the rows of K, each of length one, below which one follows from the others
 
 
+@entry_point
 def optimal_design(
     model: Any,
     params: PyTree,
@@ -156,17 +157,21 @@ def optimal_design(
 
 def _check_arguments(candidates: PyTree, region: PyTree, criterion: Any, function: Any, efficiency: Any) -> None:
     if not isinstance(criterion, str) or criterion not in CRITERIA:
-        raise ValueError(f"{CALLER}: criterion={criterion!r} is unknown; choose from {', '.join(map(repr, CRITERIA))}.")
+        raise ValueError(
+            f"{CALLER}: criterion={shown(criterion)} is unknown; choose from {', '.join(map(repr, CRITERIA))}."
+        )
     if (candidates is None) == (region is None):
         raise ValueError(
             f"{CALLER}: give either candidates, the points to choose among, or region=, an interval for each coordinate."
         )
-    if function is not None and not callable(function):
-        raise TypeError(f"{CALLER}: function must be a function of params, got {type(function).__name__}.")
+    if function is not None:
+        check_function(function, "function", CALLER)
     if criterion == "c" and function is None:
         raise ValueError(f'{CALLER}: criterion="c" needs function=, the one number that is to be known.')
     if not isinstance(efficiency, int | float) or not 0 < efficiency < 1:
-        raise ValueError(f"{CALLER}: efficiency={efficiency!r} must lie between 0 and 1: what the bound is to reach.")
+        raise ValueError(
+            f"{CALLER}: efficiency={shown(efficiency)} must lie between 0 and 1: what the bound is to reach."
+        )
 
 
 def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from fisher_jax.errors import check_whole
 from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.information import Covariance, Information
 from fisher_jax.models.parameters import path_name
 from fisher_jax.theory.design.criteria import CRITERIA, SEEN, covariance_of, evaluated, gains, information_of
 from fisher_jax.theory.design.informed import Informed, points_of
-from fisher_jax.theory.simulated import check_whole
 
 
 @dataclass(frozen=True, repr=False)
