@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from fisher_jax.errors import check_choice, check_whole, is_number, shown, to_numpy
 from fisher_jax.models.dataset import as_arrays
 
 ESTIMATORS = ("bartlett", "outer", "hessian")
@@ -156,10 +157,19 @@ class Quadrature:
     points: tuple[float, ...] | Callable[..., Any] = ()
 
     def __post_init__(self) -> None:
-        if self.order < 16:
-            raise ValueError(f"Quadrature: order={self.order} must be at least 16 nodes.")
+        check_whole(self.order, 16, "order", "Quadrature", " nodes")
+        for name in ("lower", "upper"):
+            if not (callable(getattr(self, name)) or is_number(getattr(self, name))):
+                raise TypeError(
+                    f"Quadrature: {name}={shown(getattr(self, name))} must be a number, or a function of params."
+                )
         if not callable(self.points):
-            object.__setattr__(self, "points", tuple(float(point) for point in self.points))
+            points = to_numpy(self.points, "points", "Quadrature")
+            if points.ndim != 1 or (points.size and points.dtype.kind not in "iuf"):
+                raise TypeError(
+                    f"Quadrature: points={shown(self.points)} must be a sequence of numbers, or a function of params."
+                )
+            object.__setattr__(self, "points", tuple(points.astype(float).tolist()))
         ends = [end for end in (self.lower, *self._numbers(), self.upper) if not callable(end)]
         if any(not low < high for low, high in itertools.pairwise(ends)):
             raise ValueError(
@@ -222,11 +232,12 @@ def check_draws(caller: str, num_samples: Any, estimator: str, fallback: str | N
     """Refuse a number of draws that cannot be paired, and estimators that there are none of."""
     if not isinstance(num_samples, int) or num_samples < 2 or num_samples % 2:
         raise ValueError(
-            f"{caller}: num_samples={num_samples!r} must be an even whole number, at least 2: errors come from pairs of draws."
+            f"{caller}: num_samples={shown(num_samples)} must be an even whole number, at least 2: errors come from pairs of draws."
         )
-    if estimator not in ESTIMATORS:
-        raise ValueError(f'{caller}: estimator={estimator!r} is unknown; choose "bartlett", "outer" or "hessian".')
-    if fallback is not None and (estimator != "bartlett" or fallback not in ("outer", "hessian")):
+    check_choice(estimator, ESTIMATORS, "estimator", caller)
+    falls_back = estimator == "bartlett" and isinstance(fallback, str) and fallback in ("outer", "hessian")
+    if fallback is not None and not falls_back:
         raise ValueError(
-            f'{caller}: fallback={fallback!r} with estimator={estimator!r}: only "bartlett" falls back, to "outer" or "hessian"'
+            f"{caller}: fallback={shown(fallback)} with estimator={estimator!r}: "
+            'only "bartlett" falls back, to "outer" or "hessian".'
         )

@@ -38,6 +38,14 @@ def scipy_density(params, y):
     return scipy.stats.norm.logpdf(y, params["loc"], params["scale"])
 
 
+class NumpyBijector:
+    def forward(self, free):
+        return np.exp(free)
+
+    def inverse(self, value):
+        return np.log(value)
+
+
 def branching_density(params, y):
     if params["scale"] > 0:
         return density(params, y)
@@ -110,6 +118,7 @@ MISUSE = {
     "simplex of a scalar": (lambda: fj.fit(bound(loc=fj.simplex), START, Y), ValueError, r"`loc` of shape \(\): simplex: expected an array"),
     "matrix constraint on a vector": (lambda: fj.fit(fj.Model(lambda p, y: 0.0, constraints=fj.positive_definite), np.ones(3), Y), ValueError, "expected a square matrix"),
     "misspelt constraint": (lambda: fj.fit(bound(scael=fj.positive), START, Y), ValueError, r"constraints name `scael`, but params has `loc`, `scale`"),
+    "bijector in numpy": (lambda: fj.fit(bound(scale=NumpyBijector()), START, Y), TypeError, r"constraints: inverse of the bijector NumpyBijector leaves jax.numpy at line \d+ of test_messages.py, `return np.log"),
     "no constraint": (lambda: fj.Model(density, constraints={"scale": "positive"}), TypeError, "the constraint of `scale` is 'positive'"),
     "empty interval": (lambda: fj.interval(2, 1), ValueError, r"low < high.*interval\(2, 1\)"),
     "interval without ends": (lambda: fj.interval(-np.inf, np.inf), ValueError, "at least one finite end"),
@@ -270,11 +279,11 @@ MISUSE = {
     "points without a quantile": (lambda: fj.fisher_information(density, START, fj.QuasiMonteCarlo(KEY, 256)), ValueError, r"inverse of the distribution function. Give Model\(…, quantile="),
     "odd number of draws": (lambda: fj.MonteCarlo(KEY, 101), ValueError, "num_samples=101 must be an even whole number"),
     "points that do not divide": (lambda: fj.QuasiMonteCarlo(KEY, 1000), ValueError, "num_samples=1000 must be a multiple of 256"),
-    "unknown estimator": (lambda: fj.MonteCarlo(KEY, 100, "opg"), ValueError, 'estimator=.opg. is unknown; choose "bartlett"'),
+    "unknown estimator": (lambda: fj.MonteCarlo(KEY, 100, "opg"), ValueError, 'estimator=.opg. is unknown; choose from .bartlett.'),
     "fallback from nothing": (lambda: fj.MonteCarlo(KEY, 100, "outer", fallback="hessian"), ValueError, 'only "bartlett" falls back'),
     "too few draws": (lambda: fj.fisher_information(fj.families.normal, START, fj.MonteCarlo(KEY, 20)), ValueError, "needs at least 36 draws for 2 parameters, got 20"),
     "quadrature backwards": (lambda: fj.Quadrature(1.0, 0.0), ValueError, "lower < points < upper.*got lower=1.0"),
-    "quadrature of few nodes": (lambda: fj.Quadrature(0.0, 1.0, 3), ValueError, "order=3 must be at least 16"),
+    "quadrature of few nodes": (lambda: fj.Quadrature(0.0, 1.0, 3), ValueError, "Quadrature: order=3 must be a whole number, at least 16 nodes"),
     "quadrature of a series": (lambda: fj.fisher_information(fj.dependent(lambda p, y: y[1:] * p), 1.0, fj.Quadrature(0.0, 1.0)), ValueError, "a dependent model draws a whole series"),
     "linked to nothing": (lambda: fj.linked(density, lambda p, z: {"rate": p}), TypeError, "linked: family must be a Model such as families.poisson, got function"),
     "predictor of a number": (lambda: fj.fisher_information(fj.linked(fj.families.poisson, lambda p: p), 1.0), TypeError, "predictor must return a dictionary.*but returned"),

@@ -49,6 +49,21 @@ def null():
 
 
 @functools.cache
+def several():
+    return fj.fit_batch(MODEL, START, np.stack([Y, 2 * Y]))
+
+
+class Broken:
+    """A bijector that returns nothing."""
+
+    def forward(self, free):
+        return None
+
+    def inverse(self, value):
+        return None
+
+
+@functools.cache
 def folder():
     return tempfile.mkdtemp()
 
@@ -66,6 +81,8 @@ def constrained(constraints, params):
 RIGHT = {
     "constraints": lambda: (constrained, {"constraints": {"scale": fj.positive}, "params": START}),
     "interval": lambda: (fj.interval, {"low": 0.0, "high": 1.0}),
+    "MonteCarlo": lambda: (fj.MonteCarlo, {"key": KEY, "num_samples": 8, "estimator": "outer", "fallback": None}),
+    "Quadrature": lambda: (fj.Quadrature, {"lower": 0.0, "upper": 1.0, "order": 16, "points": (0.5,)}),
     "fit": lambda: (
         fj.fit,
         {"model": MODEL, "params": START, "data": Y}
@@ -153,7 +170,7 @@ RIGHT = {
 }
 
 # What a message calls an argument where that is better than its name: a parameter has one of its own.
-ALIASES = {"parameter", "hypothesis", "hypothesised", "data", "given", "restriction", "fit", "loc", "scale"}
+ALIASES = {"parameter", "hypothesis", "hypothesised", "data", "given", "restriction", "fit", "fits", "loc", "scale"}
 
 # What a user may hand over by mistake. Masks, frames, byte orders and complex numbers of data are tried in another place.
 WRONG = [
@@ -245,6 +262,14 @@ WRONG = [
     lambda: fj.Model,
     lambda: STRAIGHT,
     lambda: fitted(),
+    lambda: jax.tree.map(jnp.asarray, fitted()),
+    lambda: several(),
+    lambda: fj.families.poisson,
+    lambda: fj.Model(density, sample=lambda key, params: jnp.zeros(3), information=lambda params: jnp.eye(3)),
+    lambda: fj.Model(density, sample=lambda key: 0.0, initial=lambda: START),
+    lambda: fj.dependent(lambda params, y: density(params, y)[:-1]),
+    lambda: Broken(),
+    lambda: {"scale": Broken()},
     lambda: fj.positive,
     lambda: fj.simplex,
     lambda: [fj.positive],
@@ -273,9 +298,11 @@ def drawn(name, count):
         for argument in dice.sample(sorted(arguments), dice.choice((1, 1, 1, 2)) if len(arguments) > 1 else 1):
             arguments[argument] = dice.choice(WRONG)()
         fate = dice.random()
-        if fate < 0.02 and function is not constrained:
+        if isinstance(function, type) or function is constrained:
+            pass  # Python's own error for a call of a class will do
+        elif fate < 0.02:
             arguments["levels"] = 0.9
-        elif fate < 0.04 and function is not constrained:
+        elif fate < 0.04:
             del arguments[dice.choice(sorted(arguments))]
         yield function, arguments
 

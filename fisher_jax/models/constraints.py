@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fisher_jax.errors import entry_point, is_number, shown
+from fisher_jax.errors import call_user, entry_point, is_number, kind_of, shown
 from fisher_jax.numerics.linalg import product
 from fisher_jax.numerics.namespace import AnyArray, namespace
 
@@ -306,26 +306,33 @@ class Foreign(Constraint):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Foreign) and other.bijector is self.bijector
 
+    def _called(self, direction: str, value: Any) -> Array:
+        name = f"{direction} of the bijector {type(self.bijector).__name__}"
+        found = call_user(getattr(self.bijector, direction), (jnp.asarray(value),), name, "constraints")
+        if not isinstance(found, jax.Array | np.ndarray):
+            raise TypeError(f"constraints: {name} must return an array but returned {kind_of(found)}.")
+        return jnp.asarray(found)
+
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return jax.eval_shape(
             self.inverse, jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(np.float64))
         ).shape
 
     def forward(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
-        return namespace(free).asarray(self.bijector.forward(jnp.asarray(free)))
+        return namespace(free).asarray(self._called("forward", free))
 
     def jacobian(self, free: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b q p"]:
         leading, shape = free.shape[: free.ndim - ndim], free.shape[free.ndim - ndim :]
 
         def one(flat: Array) -> Array:
-            return jnp.ravel(jnp.asarray(self.bijector.forward(flat.reshape(shape))))
+            return jnp.ravel(self._called("forward", flat.reshape(shape)))
 
         flat = jnp.asarray(free).reshape((math.prod(leading), math.prod(shape)))
         slopes = jax.vmap(jax.jacfwd(one))(flat)
         return namespace(free).asarray(slopes.reshape((*leading, *slopes.shape[1:])))
 
     def inverse(self, value: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
-        return namespace(value).asarray(self.bijector.inverse(jnp.asarray(value)))
+        return namespace(value).asarray(self._called("inverse", value))
 
     def contains(self, value: Any) -> Any:
         value = jnp.asarray(value)

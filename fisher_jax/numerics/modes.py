@@ -32,7 +32,7 @@ def in_both_modes(
     `arguments` tell structure and shapes; `known` keeps what was found for these.
     """
     leaves, treedef = jax.tree.flatten(arguments)
-    is_array = [(hasattr(leaf, "shape") and hasattr(leaf, "dtype")) or isinstance(leaf, int | float) for leaf in leaves]
+    is_array = [(hasattr(leaf, "shape") and hasattr(leaf, "dtype")) or isinstance(leaf, float) for leaf in leaves]
     shapes = [
         jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
         for leaf, a in zip(leaves, is_array, strict=True)
@@ -46,7 +46,8 @@ def in_both_modes(
         whole = [next(given) if a else leaf for leaf, a in zip(leaves, is_array, strict=True)]
         found, structure = jax.tree.flatten(function(*jax.tree.unflatten(treedef, whole)))
         results[:] = [structure]
-        return tuple(jnp.asarray(leaf) for leaf in found)
+        # What is no array is for the caller to complain of.
+        return tuple(jnp.asarray(leaf) for leaf in found if hasattr(leaf, "dtype") or isinstance(leaf, int | float))
 
     if key not in known:
         known[key] = _mode_of(of_arrays, shapes)
