@@ -1,12 +1,15 @@
 """From disk to disk: the results are those of `fit_batch`, whatever the source, the sink, the blocks and the interruptions."""
 
+import errno
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +22,8 @@ from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
 from fisher_jax.stream.fingerprint import fingerprint, unknown
-from fisher_jax.stream.ledger import differences
-from fisher_jax.stream.source import as_ragged
+from fisher_jax.stream.ledger import differences, sole_writer
+from fisher_jax.stream.source import as_ragged, source_of
 
 START = {"shape": 1.0, "rate": 1.0}
 SETS, ROWS = 60, 25
@@ -359,6 +362,173 @@ def test_a_missing_library_is_named_with_its_extra(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(ImportError, match=r'fit_stream needs zarr: pip install "fisher_jax\[stream\]"'):
         stream(data, tmp_path / "fits.zarr")
+
+
+# --- damaged and incomplete sources -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [None, (14, 25)])
+@pytest.mark.parametrize("store", ["folder", "memory"])
+def test_a_chunk_missing_from_a_zarr_array_is_an_error_and_no_fill_value(store, shards, data, expected, tmp_path):
+    place = str(tmp_path / "y.zarr") if store == "folder" else zarr.storage.MemoryStore()
+    array = zarr.create_array(place, data=data, chunks=(7, 25), shards=shards)
+    if store == "folder":
+        (tmp_path / "y.zarr" / "c" / "3" / "0").unlink()
+        first = ", the first of them 'c/3/0',"
+    else:
+        del array.store._store_dict["c/3/0"]
+        first = ""
+    number = 9 if shards is None else 5
+    with pytest.raises(ValueError, match=rf"of the {number} chunks of source, 1{first} are missing .* fill value 0\.0"):
+        stream(array, tmp_path / "fits.zarr")
+    check(stream((array[k : k + 10] for k in (0, 10)), tmp_path / "fits.zarr"), expected[:20])
+
+
+def test_a_missing_chunk_that_reads_as_nan_ends_in_a_status(data, tmp_path):
+    array = zarr.create_array(
+        str(tmp_path / "y.zarr"), shape=data.shape, chunks=(7, 25), dtype=float, fill_value=np.nan
+    )
+    array[7:] = data[7:]
+    assert stream(array, tmp_path / "fits.zarr").statuses == {"bad start": 7, "converged": SETS - 7}
+
+
+def test_groups_within_a_zarr_group_are_read_as_dicts_within_a_dict(data, tmp_path):
+    group = zarr.open_group(str(tmp_path / "in.zarr"), mode="w")
+    group.create_array("scale", data=2.0 * data)
+    group.create_group("measured").create_array("y", data=data)
+    block = next(source_of(tmp_path / "in.zarr", "source").blocks(16, 5))
+    np.testing.assert_array_equal(block["scale"], 2.0 * data[16:21])
+    np.testing.assert_array_equal(block["measured"]["y"], data[16:21])
+
+
+def test_a_parquet_page_that_does_not_match_its_checksum_is_an_error(data, tmp_path):
+    path = tmp_path / "y.parquet"
+    settings = {"compression": "none", "use_dictionary": False, "row_group_size": 30}
+    pq.write_table(pa.table({"y": list(data)}), path, write_page_checksum=True, **settings)
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 0x10  # a bit of one number
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=r"fit_stream: .*y\.parquet is damaged: .*CRC checksum"):
+        stream(fj.stream.parquet(path, "y"), tmp_path / "fits.zarr")
+
+
+def test_results_in_parquet_carry_checksums(data, tmp_path):
+    result = stream(data[:16], tmp_path / "fits.parquet")
+    part = next((tmp_path / "fits.parquet").glob("*.parquet"))
+    content = bytearray(part.read_bytes())
+    content[len(content) // 4] ^= 0x10
+    part.write_bytes(content)
+    with pytest.raises(OSError, match="is damaged"):
+        result.to_columns()
+
+
+# --- one writer at a time ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["zarr", "parquet"])
+def test_of_two_threads_on_one_sink_the_second_is_turned_away(form, data, expected, tmp_path):
+    begun, turned_away = threading.Event(), threading.Event()
+
+    def chunks():
+        yield data[:30]
+        begun.set()
+        turned_away.wait(60.0)
+        yield data[30:]
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(stream, chunks(), tmp_path / f"fits.{form}")
+        begun.wait(60.0)
+        for overwrite in (False, True):
+            message = (
+                rf"fit_stream: another call of fit_stream is writing to .*fits\.{form} \(process {os.getpid()} on "
+            )
+            with pytest.raises(RuntimeError, match=message):
+                stream(data, tmp_path / f"fits.{form}", overwrite=overwrite)
+        turned_away.set()
+        check(first.result(), expected)
+    assert [path.name for path in tmp_path.iterdir()] == [f"fits.{form}"]
+
+
+HOLDER = """
+import pathlib, sys, time
+from fisher_jax.stream.ledger import sole_writer
+with sole_writer(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_on_a_sink_turns_this_one_away_until_it_is_killed(data, expected, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "fits.zarr")], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(RuntimeError, match=f"process {other.pid} on "):
+            stream(data, tmp_path / "fits.zarr")
+        other.kill()
+    check(stream(data, tmp_path / "fits.zarr"), expected)
+
+
+def test_of_many_threads_that_begin_at_once_one_writes_at_a_time(tmp_path):
+    inside, most, together = [], [], threading.Barrier(8)
+
+    def take_turns(number):
+        together.wait(60.0)
+        for _ in range(200):
+            try:
+                with sole_writer(tmp_path / "fits.zarr"):
+                    inside.append(number)
+                    most.append(len(inside))
+                    inside.remove(number)
+            except RuntimeError:
+                pass
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take_turns, range(8)))
+    assert max(most) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks by opening")
+def test_a_file_system_without_locks_is_named(data, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.warns(UserWarning, match=r"keeps no locks \(No locks available\). See to it that no other call"):
+        stream(data[:16], tmp_path / "fits.zarr")
+
+
+MISFITS = {
+    "rows of given": (
+        {"given": np.ones(ROWS - 1)},
+        r"fit_stream: the leading axes of data and given differ \(data: 25, given: 24\)",
+    ),
+    "weights": (
+        {"weights": -np.ones(ROWS), "weights_axis": None},
+        r"fit_stream: weights must be finite .*data sets 0 to 15 of",
+    ),
+    "density": ({"model": log_density, "given": np.ones(ROWS)}, r"fit_stream: log_density takes \(params, y\)"),
+    "optimizer": ({"optimizer": 3}, "fit_stream: optimizer must be an optax transformation"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_fit_batch_refuses_is_told_of_fit_stream(name, data, tmp_path):
+    changed, message = MISFITS[name]
+    arguments = {"model": LINE, "params": {"a": 0.0, "b": 0.0, "s": 1.0}, "source": data, "given": np.ones(ROWS)}
+    with pytest.raises((TypeError, ValueError), match=message):
+        fj.fit_stream(**arguments | changed, sink=tmp_path / "fits.zarr", block=16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_users_own_functions_comes_as_it_is(data, tmp_path):
+    def density(params, y):
+        raise ValueError("of mine: no such density")
+
+    with pytest.raises(ValueError, match=r"^of mine: no such density"):
+        fj.fit_stream(density, 0.0, data, tmp_path / "fits.zarr")
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
 
 
 class Interrupted(BaseException):

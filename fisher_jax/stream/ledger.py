@@ -4,13 +4,20 @@ A file comes to be under another name and is then renamed, so that it is there w
 all that it speaks of has reached the disk.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+import socket
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 CALLER = "fit_stream"
 PARTIAL = ".partial"  # the ending of a file not yet whole; Zarr uses the same
@@ -52,6 +59,63 @@ class Ledger:
 
     def _marker(self, number: int) -> Path:
         return self.folder / f"block-{number:08d}.json"
+
+
+@contextlib.contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Hold the place of a sink against other threads and processes; raise where another has it.
+
+    The lock is the operating system's, on a file beside the sink: however a process ends, its lock ends with it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.lock")
+    try:
+        file = _open_alone(beside)
+    except (BlockingIOError, FileExistsError) as error:
+        holder = ""
+        with contextlib.suppress(OSError):  # it has just ended
+            holder = beside.read_text(encoding="utf-8")
+        raise RuntimeError(
+            f"{CALLER}: another call of fit_stream is writing to {path} ({holder or 'its process is unknown'}). Wait until it "
+            "has ended, or give another sink."
+        ) from error
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        if sys.platform != "win32":
+            beside.unlink()
+        os.close(file)
+
+
+if sys.platform == "win32":
+
+    def _open_alone(path: Path) -> int:
+        """Make a file that is not there yet; Windows removes it when it is closed or its process ends."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_TEMPORARY)
+
+else:
+
+    def _open_alone(path: Path) -> int:
+        """Open a file that nobody else has locked, and lock it."""
+        while True:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(file)
+                raise
+            except OSError as error:
+                warnings.warn(
+                    f"{CALLER}: the file system of {path.parent} keeps no locks ({error.strerror}). See to it that no other "
+                    "call of fit_stream writes to the same sink.",
+                    stacklevel=5,
+                )
+            # Whoever had it before may have removed the file after it was opened here: then the lock is on none.
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+                return file
+            os.close(file)
 
 
 def as_json(value: Any) -> bytes:

@@ -35,7 +35,14 @@ def run_blocks(
         written = writer.submit(_nothing)
         while (found := coming.result()) is not None:
             coming = reader.submit(next, blocks, None)
-            columns = fit(found[1])
+            try:
+                columns = fit(found[1])
+            except (TypeError, ValueError) as error:
+                caller, _, said = str(error).partition(": ")
+                if caller not in ("fit_batch", "fit"):  # an error of the user's functions
+                    raise
+                where = f"(In the data sets {start} to {start + found[0] - 1} of the source.)"
+                raise type(error)(f"{CALLER}: {said} {where}") from error
             written.result()
             if number == len(done):  # not before: what fit_batch refuses must leave no trace
                 make_ready()

@@ -12,7 +12,7 @@ from fisher_jax.fitting.fit import check_optimizer, check_stopping
 from fisher_jax.fitting.workers import devices_of
 from fisher_jax.models.model import as_model
 from fisher_jax.stream.inputs import default_block, inputs_of
-from fisher_jax.stream.ledger import CALLER
+from fisher_jax.stream.ledger import CALLER, sole_writer
 from fisher_jax.stream.pipeline import fitted_columns, run_blocks
 from fisher_jax.stream.result import StreamResult
 from fisher_jax.stream.resume import begin, check_place, finished_blocks, manifest_of
@@ -83,7 +83,12 @@ def fit_stream(
     ------
     ValueError, TypeError
         If the arguments do not fit together, the sink is something else's, or it was begun with another model, other settings
-        or another source: the difference is named. Numerical trouble never raises: look at the column `status`.
+        or another source: the difference is named. If chunks of a Zarr array are missing, which Zarr would read as its fill
+        value. Numerical trouble never raises: look at the column `status`.
+    RuntimeError
+        If another thread or process is writing to the sink.
+    OSError
+        If a page of a Parquet file does not match its checksum.
 
     Notes
     -----
@@ -95,7 +100,7 @@ def fit_stream(
     again, it ends with what an undisturbed run would have written. For that, model and settings must be the same. A function
     counts as the same if its code, the values that it closes over, its defaults and what it names of its own module are; a
     source if its dtypes, shapes and first data set are. `devices` and `progress` may change. An iterator is read
-    from its beginning again. One process at a time may write to a sink.
+    from its beginning again.
 
     Reading and writing happen in threads of their own beside the fits. A generator runs in the reading thread.
 
@@ -122,23 +127,24 @@ def fit_stream(
     axes = {"params": params_axis, "given": given_axis, "weights": weights_axis}
     arguments = {"source": source, "params": params, "given": given, "weights": weights}
     target = sink_at(sink, sink_format)
-    check_place(target, overwrite=overwrite)
-    inputs = inputs_of(arguments, axes)
-    kinds = checked_kinds(covariances, model, CALLER)
-    size = default_block(model, inputs, len(kinds)) if block is None else check_whole(block, 1, "block", CALLER)
-    settings: dict[str, Any] = {
-        "optimizer": optimizer,
-        "tolerance": tolerance,
-        "max_steps": max_steps,
-        "covariances": kinds,
-        "retry": retry,
-        "float64_finish": float64_finish,
-    }
-    manifest = manifest_of(model, inputs, settings, size)
-    done = [] if overwrite else finished_blocks(target, manifest)
-    fit = partial(fitted_columns, model, axes, devices=devices, **settings)
-    make_ready = partial(begin, target, manifest, overwrite=overwrite)
-    counts = run_blocks(target, inputs, fit, size, done, make_ready, progress=progress)
+    with sole_writer(target.path):
+        check_place(target, overwrite=overwrite)
+        inputs = inputs_of(arguments, axes)
+        kinds = checked_kinds(covariances, model, CALLER)
+        size = default_block(model, inputs, len(kinds)) if block is None else check_whole(block, 1, "block", CALLER)
+        settings: dict[str, Any] = {
+            "optimizer": optimizer,
+            "tolerance": tolerance,
+            "max_steps": max_steps,
+            "covariances": kinds,
+            "retry": retry,
+            "float64_finish": float64_finish,
+        }
+        manifest = manifest_of(model, inputs, settings, size)
+        done = [] if overwrite else finished_blocks(target, manifest)
+        fit = partial(fitted_columns, model, axes, devices=devices, **settings)
+        make_ready = partial(begin, target, manifest, overwrite=overwrite)
+        counts = run_blocks(target, inputs, fit, size, done, make_ready, progress=progress)
     resumed = sum(sum(marker.values()) for marker in done)
     seconds = time.perf_counter() - began
     return StreamResult(

@@ -74,7 +74,7 @@ class ParquetSink:
         table = self.arrow.table({name: self._column(column) for name, column in columns.items()})
         whole = self.path / f"part-{number:08d}.parquet"
         partial = self.path / f".{whole.name}{PARTIAL}"
-        self.parquet.write_table(table, partial)
+        self.parquet.write_table(table, partial, write_page_checksum=True)
         reach_disk([partial])
         partial.replace(whole)
         reach_disk([self.path])

@@ -1,6 +1,7 @@
 """Where data sets come from: arrays that are read a block at a time, or chunks of any size made into blocks."""
 
 import itertools
+import math
 import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ class Arrays:
 
     def __init__(self, tree: PyTree, name: str) -> None:
         self.leaves, self.treedef = _leaves(tree, name)
+        for label, leaf in self.leaves.items():
+            if hasattr(type(leaf), "nchunks_initialized"):  # a Zarr array; asked of itself it would count them
+                _check_chunks(leaf, label)
         self.length: int | None = _common_length(self.leaves, name)
 
     def first(self) -> PyTree:
@@ -103,7 +107,7 @@ def source_of(source: Any, name: str) -> Source:
     if hasattr(source, "blocks") and hasattr(source, "first"):
         return source
     if hasattr(source, "arrays") and hasattr(source, "group_keys"):  # a Zarr group
-        return Arrays(dict(source.arrays()), name)
+        return Arrays(_members(source), name)
     if isinstance(source, Mapping) and jax.tree_util.all_leaves([source]):  # an .npz file
         source = dict(source)
     is_tree = not jax.tree_util.all_leaves([source])
@@ -146,6 +150,41 @@ def _leaves(tree: PyTree, name: str) -> tuple[dict[str, Any], Any]:
                 f"{CALLER}: {label} is {_said(leaf)}, where an array with a leading axis over data sets was expected."
             )
     return {label: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf for label, leaf in leaves.items()}, treedef
+
+
+def _members(group: Any) -> PyTree:
+    """The arrays of a Zarr group by name, those of the groups in it too."""
+    return dict(group.arrays()) | {name: _members(inner) for name, inner in group.groups()}
+
+
+def _check_chunks(array: Any, label: str) -> None:
+    """Raise where chunks of a Zarr array are missing, which Zarr itself reads as the fill value.
+
+    A fill value that is not a number passes: the data sets that it stands in end with a status that says so.
+    """
+    if array.fill_value != array.fill_value:
+        return
+    stored = array.shards or array.chunks
+    places = [range(-(-length // size)) for length, size in zip(array.shape, stored, strict=True)]
+    number = math.prod(map(len, places))
+    first = ""
+    if hasattr(array.store, "root"):  # on a disk, where Zarr's own count takes minutes for a hundred thousand chunks
+        folder = Path(array.store.root) / array.path
+        keys = map(array.metadata.encode_chunk_key, itertools.product(*places))
+        missing = [key for key in keys if not (folder / key).exists()]
+        first = f", the first of them {missing[0]!r}," if missing else ""
+        count = len(missing)
+    else:
+        count = number - array.nchunks_initialized // math.prod(
+            size // inner for size, inner in zip(stored, array.chunks, strict=True)
+        )
+    if count:
+        raise ValueError(
+            f"{CALLER}: of the {number} chunks of {label}, {count}{first} are missing from {array.store}, and Zarr would read "
+            f"them as its fill value {array.fill_value}. Restore them. Zarr leaves out chunks that hold nothing but the fill "
+            "value: if these are such, write the array with config={'write_empty_chunks': True}, or give an iterator of its parts, "
+            "(array[k : k + 1000] for k in range(0, len(array), 1000))."
+        )
 
 
 def _said(leaf: Any) -> str:

@@ -35,6 +35,11 @@ def parquet(path: Any, columns: Any = None, *, ragged: bool = False) -> "Parquet
     Parquet
         Give it as `source`, `given`, `weights` or `params`.
 
+    Notes
+    -----
+    Pages that carry a checksum are checked against it as they are read, and damage raises an `OSError`; damage to others may
+    go unnoticed. pyarrow writes checksums with ``write_page_checksum=True``, and so does `fit_stream`.
+
     Examples
     --------
     >>> import fisher_jax as fj, numpy as np, pathlib, tempfile
@@ -62,10 +67,13 @@ class Parquet:
         path = Path(path)
         self.ragged = ragged
         module = require("pyarrow.parquet", "stream", CALLER)
-        paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not paths:
+        self._paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not self._paths:
             raise ValueError(f"{CALLER}: the folder {str(path)!r} holds no file named *.parquet.")
-        self._files = [module.ParquetFile(each, buffer_size=BUFFER, pre_buffer=False) for each in paths]
+        self._files = [
+            module.ParquetFile(each, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True)
+            for each in self._paths
+        ]
         self.path = path
         self.columns = self._checked(columns)
         self.length: int | None = sum(file.metadata.num_rows for file in self._files)
@@ -105,8 +113,11 @@ class Parquet:
         names = sorted(set(jax.tree.leaves(self.columns)))
         for k, file in enumerate(self._files[first_file:]):
             groups = list(range(first_group if k == 0 else 0, file.num_row_groups))
-            for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=names, use_threads=False):
-                yield self._tree(batch)
+            batches = file.iter_batches(batch_size=rows, row_groups=groups, columns=names, use_threads=False)
+            try:
+                yield from map(self._tree, batches)
+            except OSError as error:
+                raise OSError(f"{CALLER}: {self._paths[first_file + k]} is damaged: {error}. Restore it.") from error
 
     def _tree(self, batch: Any) -> PyTree:
         def read(part: Any) -> np.ndarray:
