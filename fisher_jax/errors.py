@@ -110,6 +110,29 @@ def check_whole(number: Any, least: int, name: str, caller: str, which_is: str =
     return found
 
 
+def check_count(number: Any, least: int, name: str, caller: str, which_is: str = "", *, entries: int = 1) -> int:
+    """How many of something there are to be, each held as so many numbers at least; raise where the memory cannot hold them.
+
+    What is needed besides is not counted: this stops counts that can never end, not those that merely take long.
+    """
+    whole = check_whole(number, least, name, caller, which_is)
+    needed, present = 8 * entries * whole, _bytes_of_memory()  # in float32 half as much, with as much again for work
+    if needed > present:
+        raise ValueError(
+            f"{caller}: {name}={whole} needs {needed / 1e9:.3g} GB at least, and this machine has {present / 1e9:.3g} GB of "
+            f"memory. Give {name} of at most {present // (8 * entries)}, and far fewer for a result in reasonable time."
+        )
+    return whole
+
+
+def _bytes_of_memory() -> int:
+    """All memory of this machine; where Python cannot tell (Windows), more than any has that is not a cluster."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**42
+
+
 def check_level(level: Any, caller: str) -> None:
     """A confidence level is a number strictly between 0 and 1."""
     if isinstance(level, jax.core.Tracer):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import check_choice, check_whole, is_number, shown, to_numpy
+from fisher_jax.errors import check_choice, check_count, is_number, shown, to_numpy
 from fisher_jax.models.dataset import as_arrays
 
 ESTIMATORS = ("bartlett", "outer", "hessian")
@@ -157,7 +157,7 @@ class Quadrature:
     points: tuple[float, ...] | Callable[..., Any] = ()
 
     def __post_init__(self) -> None:
-        check_whole(self.order, 16, "order", "Quadrature", " nodes")
+        check_count(self.order, 16, "order", "Quadrature", " nodes")
         for name in ("lower", "upper"):
             if not (callable(getattr(self, name)) or is_number(getattr(self, name))):
                 raise TypeError(
@@ -234,6 +234,7 @@ def check_draws(caller: str, num_samples: Any, estimator: str, fallback: str | N
         raise ValueError(
             f"{caller}: num_samples={shown(num_samples)} must be an even whole number, at least 2: errors come from pairs of draws."
         )
+    check_count(num_samples, 2, "num_samples", caller)
     check_choice(estimator, ESTIMATORS, "estimator", caller)
     falls_back = estimator == "bartlett" and isinstance(fallback, str) and fallback in ("outer", "hessian")
     if fallback is not None and not falls_back:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -15,8 +16,9 @@ from jax.scipy.stats import norm
 from registry import MODELS
 
 import fisher_jax as fj
-from fisher_jax.errors import require
+from fisher_jax.errors import check_count, require
 from fisher_jax.optimizers import natural_gradient
+from fisher_jax.plots import likelihood_surface
 
 Y = np.random.default_rng(0).normal(size=30)
 START = {"loc": 0.0, "scale": 1.0}
@@ -503,6 +505,65 @@ def test_the_natural_gradient_steps_through_a_module_that_holds_a_function():
     np.testing.assert_allclose(step.rate, -0.5 / np.exp(1.0), rtol=1e-6)
     assert step.link is None
     assert state.solved
+
+
+HUGE = 10**12
+COUNTS = {
+    "bootstrap num_replicates": lambda: fj.bootstrap(fitted(), KEY, HUGE),
+    "information_matrix_test num_replicates": lambda: fj.information_matrix_test(fitted(), KEY, HUGE),
+    "sampling_distribution num_replicates": lambda: sampled(num_replicates=HUGE),
+    "sampling_distribution num_observations": lambda: sampled(num_observations=HUGE),
+    "score_distribution num_replicates": lambda: fj.score_distribution(fj.families.normal, START, KEY, num_observations=9, num_replicates=HUGE),
+    "coverage num_replicates": lambda: covered(num_replicates=HUGE),
+    "coverage num_observations": lambda: covered(num_observations=(9, HUGE)),
+    "coverage num_bootstraps": lambda: covered(num_bootstraps=HUGE),
+    "convergence_rate num_replicates": lambda: fj.convergence_rate(fj.families.normal, START, KEY, num_observations=(9, 18), num_replicates=HUGE),
+    "convergence_rate num_observations": lambda: fj.convergence_rate(fj.families.normal, START, KEY, num_observations=(9, HUGE)),
+    "sample_size num_replicates": lambda: fj.sample_size(fj.families.normal, START, standard_error={"loc": 0.1}, key=KEY, num_replicates=HUGE),
+    "sample_size num_observations": lambda: fj.sample_size(fj.families.normal, START, standard_error={"loc": 2e-6}, key=KEY),
+    "MonteCarlo num_samples": lambda: fj.MonteCarlo(KEY, HUGE),
+    "QuasiMonteCarlo num_samples": lambda: fj.QuasiMonteCarlo(KEY, 256 * HUGE),
+    "Quadrature order": lambda: fj.Quadrature(0.0, 1.0, HUGE),
+    "diagonal num_probes": lambda: by_products().diagonal(KEY, HUGE),
+    "trace num_probes": lambda: by_products().trace(KEY, HUGE),
+    "log_determinant num_probes": lambda: by_products().log_determinant(KEY, num_probes=HUGE),
+    "log_determinant num_steps": lambda: by_products().log_determinant(KEY, num_steps=HUGE),
+    "fit starts": lambda: fj.fit(density, START, Y, starts=HUGE, key=KEY),
+    "fit max_steps": lambda: fj.fit(density, START, Y, max_steps=HUGE),
+    "fit_batch max_steps": lambda: fj.fit_batch(density, START, Y[None], max_steps=HUGE),
+    "fit_batch num_lanes": lambda: fj.fit_batch(density, START, Y[None], num_lanes=HUGE),
+    "fit_batch devices": lambda: fj.fit_batch(density, START, Y[None], devices=HUGE),
+    "fit_stream block": lambda: fj.fit_stream(density, START, Y[None], "fits.zarr", block=HUGE),
+    "likelihood_surface num_points": lambda: likelihood_surface(fitted(), density, Y, ["loc", "scale"], num_points=10**6),
+}  # fmt: skip
+
+
+def covered(*, num_observations=9, num_replicates=20, **settings):
+    return fj.coverage(
+        fj.families.normal, START, KEY, num_observations=num_observations, num_replicates=num_replicates, **settings
+    )
+
+
+def by_products():
+    return fj.information_operator(density, START, kind="observed", data=Y)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_beyond_what_memory_can_hold_is_refused_with_the_number(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argument = name.split()[1]
+    with pytest.raises(ValueError, match=rf"{argument}=\d{{7,}} (needs \d.* GB at least|must be .* to 2\*\*31)"):
+        COUNTS[name]()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_largest_count_that_a_message_names_is_accepted():
+    with pytest.raises(ValueError, match="Give n of at most") as refused:
+        check_count(10**15, 1, "n", "caller", entries=3)
+    most = int(re.search(r"at most (\d+)", str(refused.value))[1])
+    assert check_count(most, 1, "n", "caller", entries=3) == most
+    with pytest.raises(ValueError, match="at least, and this machine has"):
+        check_count(most + 1, 1, "n", "caller", entries=3)
 
 
 def test_standard_errors_of_a_failed_fit_come_with_a_warning_that_says_why():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_flag, check_pytrees, entry_point, shown
+from fisher_jax.errors import check_count, check_flag, check_pytrees, entry_point, shown
 from fisher_jax.fitting import engine as engines
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
@@ -216,7 +216,7 @@ def _checked_lanes(num_lanes: Any) -> int | None:
     whole = isinstance(num_lanes, int | np.integer) and not isinstance(num_lanes, bool)
     if num_lanes is not None and (not whole or num_lanes < LEAST_LANES or num_lanes % 16):
         raise ValueError(f"{CALLER}: num_lanes={shown(num_lanes)} must be a multiple of 16, at least {LEAST_LANES}.")
-    return None if num_lanes is None else int(num_lanes)
+    return None if num_lanes is None else check_count(num_lanes, LEAST_LANES, "num_lanes", CALLER)
 
 
 def _checked_engine(engine: Any) -> str | None:

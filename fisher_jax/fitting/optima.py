@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_key, check_pytree
+from fisher_jax.errors import check_count, check_key, check_pytree
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.result import Fit, Optimum
@@ -58,10 +58,8 @@ def fit_from_starts(
 
 def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray:
     """The starts on the unconstrained scale (k, p)."""
-    whole = isinstance(starts, int | np.integer) and not isinstance(starts, bool)
-    if whole:
-        if starts < 1:
-            raise ValueError(f"fit: starts={starts} must be at least 1, or stacked starting parameters.")
+    if isinstance(starts, int | np.integer):
+        check_count(starts, 1, "starts", "fit", ", or stacked starting parameters", entries=layout.num_free)
         if key is not None:
             check_key(key, "fit")
         else:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisher_jax.errors import shown
+from fisher_jax.errors import check_count, shown
 
 Devices = tuple[Any, ...]  # that of each worker, None for JAX's default one
 OVERLAPPING = 3  # chunks for each device that is no CPU: on the way to it, in it, and on the way back
@@ -40,7 +40,7 @@ def devices_of(asked: Any, caller: str) -> Devices:
         asked = num_cores() if on_cpu else [default] if is_chosen else others
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool) and asked >= 1:
         if on_cpu:
-            return (None,) * int(asked)
+            return (None,) * check_count(asked, 1, "devices", caller)
         asked = others[:asked] if asked <= len(others) else asked
     listed = isinstance(asked, list | tuple) and len(asked) > 0
     if listed and all(getattr(device, "platform", None) == default.platform for device in asked):

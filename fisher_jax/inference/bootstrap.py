@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.errors import check_choice, check_flag, check_key, check_whole, entry_point, shown, to_numpy, warn
+from fisher_jax.errors import check_choice, check_count, check_flag, check_key, entry_point, shown, to_numpy, warn
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.bootstrap_record import Bootstrap
@@ -129,7 +129,7 @@ def bootstrap(
 def _check(fit: Fit, num_replicates: Any, method: str, block_length: Any, acceleration: str) -> None:
     check_choice(method, METHODS, "method", CALLER)
     check_choice(acceleration, ACCELERATIONS, "acceleration", CALLER)
-    check_whole(num_replicates, 2, "num_replicates", CALLER)
+    check_count(num_replicates, 2, "num_replicates", CALLER, entries=fit.num_parameters)
     if not fit.converged:
         raise ValueError(f"{CALLER}: needs a fit that converged, for it starts each replicate there. {fit.diagnosis()}")
     fit._check("observed", CALLER)

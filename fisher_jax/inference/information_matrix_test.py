@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from fisher_jax.errors import check_key, entry_point, warn
+from fisher_jax.errors import check_count, check_key, entry_point, warn
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.each import check_fit
@@ -133,11 +133,9 @@ def information_matrix_test(
         raise ValueError(f"{CALLER}: needs a fit that converged. {fit.diagnosis()}")
     fit._check("sandwich", CALLER)
     check_key(key, CALLER)
-    whole = isinstance(num_replicates, int | np.integer) and not isinstance(num_replicates, bool)
-    if not whole or num_replicates < 99:
-        raise ValueError(f"{CALLER}: num_replicates={num_replicates!r} must be a whole number, at least 99.")
+    num_replicates = check_count(num_replicates, 99, "num_replicates", CALLER, entries=fit.num_parameters**2)
     settings = {"covariances": ("sandwich",), "devices": devices}
-    fits = refit_drawn(fit, origin, key, int(num_replicates), CALLER, **settings)
+    fits = refit_drawn(fit, origin, key, num_replicates, CALLER, **settings)
     said = failures(fits)
     note = f"of the replicates' fits failed: {said} of {len(fits)}. They are left out."
     if said:

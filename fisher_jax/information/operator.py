@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import check_choice, check_pytrees, entry_point
+from fisher_jax.errors import check_choice, check_count, check_pytrees, entry_point
 from fisher_jax.expectation import MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information import krylov, matrix_free
 from fisher_jax.information.closed_form import has_closed_form
@@ -24,6 +24,7 @@ from fisher_jax.models.parameters import Layout, Values
 
 Kind = Literal["expected", "empirical", "observed"]
 _CALLER = "information_operator"
+_FROM_SPREAD = ", since the error is from their spread"
 
 
 @jax.tree_util.register_dataclass
@@ -200,8 +201,8 @@ class InformationOperator:
         ----------
         Ubaru, S., Chen, J. and Saad, Y. (2017), SIAM J. Matrix Anal. Appl. 38, 1075-1099, algorithm 1.
         """
-        _check_probes("log_determinant", num_probes, 2, "num_probes")
-        _check_probes("log_determinant", num_steps, 1, "num_steps")
+        check_count(num_probes, 2, "num_probes", "InformationOperator.log_determinant", _FROM_SPREAD)
+        check_count(num_steps, 1, "num_steps", "InformationOperator.log_determinant")
         return _log_determinant(*self._parts, key, damping, num_probes, num_steps)
 
     def solve(self, vector: PyTree, damping: Any = 0.0, *, tolerance: Any = 1e-5, max_steps: Any = 1000) -> Solution:
@@ -244,7 +245,7 @@ class InformationOperator:
                 f"InformationOperator.{method}: the matrix is made of Hessians ({self.route}), so its {method} is estimated "
                 "with random probes. Give key=jax.random.key(…)."
             )
-        _check_probes(method, num_probes, 2, "num_probes")
+        check_count(num_probes, 2, "num_probes", f"InformationOperator.{method}", _FROM_SPREAD)
         return _diagonal(*self._parts, key, num_probes, method == "trace")
 
     @property
@@ -394,14 +395,6 @@ def _check_linked(model: Model) -> None:
             f"{_CALLER}: no route to the expectation: the model is not linked to a family with a closed form. Give "
             'MonteCarlo(key, num_samples, "outer") if it has a sampler, or write it with fisher_jax.linked; '
             'kind="empirical" and kind="observed" need data instead.'
-        )
-
-
-def _check_probes(method: str, number: Any, least: int, name: str) -> None:
-    if not isinstance(number, int | np.integer) or number < least:
-        raise ValueError(
-            f"InformationOperator.{method}: {name}={number!r} must be a whole number, at least {least}"
-            f"{', since the error is from their spread' if least == 2 else ''}."
         )
 
 

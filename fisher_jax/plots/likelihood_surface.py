@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_level
+from fisher_jax.errors import check_count, check_level, check_whole
 from fisher_jax.information.derivatives import at_door, hessian
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
@@ -100,6 +100,7 @@ def likelihood_surface(
     """
     figures = pyplot()
     check_level(level, _CALLER)
+    check_count(num_points, 2, "num_points", _CALLER, entries=check_whole(num_points, 2, "num_points", _CALLER))
     columns = _columns(fit, names)
     model, natural, values, dataset = at_door(model, fit.params, data, given, weights, _CALLER)
     centre = np.asarray(fit.layout.flatten(fit.params), float)[list(columns)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_flag, check_whole, entry_point
+from fisher_jax.errors import check_count, check_flag, entry_point
 from fisher_jax.fitting.batch import checked_kinds
 from fisher_jax.fitting.fit import check_optimizer, check_stopping
 from fisher_jax.fitting.workers import devices_of
@@ -131,7 +131,7 @@ def fit_stream(
         check_place(target, overwrite=overwrite)
         inputs = inputs_of(arguments, axes)
         kinds = checked_kinds(covariances, model, CALLER)
-        size = default_block(model, inputs, len(kinds)) if block is None else check_whole(block, 1, "block", CALLER)
+        size = default_block(model, inputs, len(kinds)) if block is None else check_count(block, 1, "block", CALLER)
         settings: dict[str, Any] = {
             "optimizer": optimizer,
             "tolerance": tolerance,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import FitWarning, check_key, check_level, check_whole, entry_point
+from fisher_jax.errors import FitWarning, check_count, check_key, check_level, entry_point
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.result import Fit
@@ -85,10 +85,10 @@ def coverage(
     sizes = check_numbers(num_observations, CALLER)
     experiments = [experiment_of(model, params, given, n, CALLER) for n in sizes]
     kinds = _checked(kinds, experiments[0])
-    count = check_whole(num_replicates, 1, "num_replicates", CALLER)
+    count = check_count(num_replicates, 1, "num_replicates", CALLER)
     few = _Bootstraps(
-        check_whole(num_bootstraps, 2, "num_bootstraps", CALLER),
-        min(count, check_whole(num_bootstrapped, 1, "num_bootstrapped", CALLER)),
+        check_count(num_bootstraps, 2, "num_bootstraps", CALLER),
+        min(count, check_count(num_bootstrapped, 1, "num_bootstrapped", CALLER)),
     )
     keys = [key] if len(experiments) == 1 else [jax.random.fold_in(key, k) for k in range(len(experiments))]
     found = [_at(experiment, own, count, level, kinds, few) for experiment, own in zip(experiments, keys, strict=True)]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_key, check_whole, entry_point, require, warn
+from fisher_jax.errors import check_count, check_key, entry_point, require, warn
 from fisher_jax.inference.report import Printed, Table
 from fisher_jax.theory.normality import with_error
 from fisher_jax.theory.promised import promise_of
@@ -149,7 +149,7 @@ def convergence_rate(
     sizes = check_numbers(num_observations, CALLER)
     if len(set(sizes)) < 2:
         raise ValueError(f"{CALLER}: num_observations={num_observations} must be at least two different numbers.")
-    count = check_whole(num_replicates, 2, "num_replicates", CALLER)
+    count = check_count(num_replicates, 2, "num_replicates", CALLER)
     found = tuple(
         _at(model, params, jax.random.fold_in(key, k), (n, count), given, estimator, expectation)
         for k, n in enumerate(sizes)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_pytree, check_whole, entry_point, is_number, shown
+from fisher_jax.errors import check_count, check_pytree, entry_point, is_number, shown
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.inference.functions import in_one_row, named_within
 from fisher_jax.information import Covariance
@@ -129,7 +129,8 @@ def sample_size(
     )
     if key is None:
         return result(simulated=None, num_replicates=0, num_failed=0)
-    count = check_whole(num_replicates, 2, "num_replicates", CALLER)
+    count = check_count(num_replicates, 2, "num_replicates", CALLER)
+    check_count(n, 1, "num_observations", CALLER)  # of what is simulated; the answer itself may be any number
     simulated, failed = _simulated(aim, model, params, function, given, n, key, count)
     return result(simulated=simulated, num_replicates=count, num_failed=failed)
 

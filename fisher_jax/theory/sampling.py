@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import call_user, check_function, check_key, check_whole, entry_point, warn
+from fisher_jax.errors import call_user, check_count, check_function, check_key, entry_point, warn
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.status import Status
@@ -101,7 +101,7 @@ def sampling_distribution(
     (1, 1) 0 True
     """
     experiment = experiment_of(model, params, given, num_observations, CALLER)
-    count = check_whole(num_replicates, 2, "num_replicates", CALLER)
+    count = check_count(num_replicates, 2, "num_replicates", CALLER)
     check_key(key, CALLER)
     (estimates, status), promise = workers.side_by_side(
         lambda: estimated(experiment, key, count, estimator, CALLER),

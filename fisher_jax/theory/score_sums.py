@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_whole, entry_point
+from fisher_jax.errors import check_count, entry_point
 from fisher_jax.inference.report import Table
 from fisher_jax.information import Information
 from fisher_jax.models.dataset import Dataset
@@ -156,7 +156,7 @@ def score_distribution(
     [[0.25]] True
     """
     experiment = experiment_of(model, params, given, num_observations, CALLER)
-    count = check_whole(num_replicates, 2, "num_replicates", CALLER)
+    count = check_count(num_replicates, 2, "num_replicates", CALLER)
     layout = coordinates(experiment.layout)
     found, notes = information_of(experiment, layout, expectation, key_apart(key), CALLER)
     if note := not_invertible(found):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_key, check_pytrees, check_whole
+from fisher_jax.errors import check_count, check_key, check_pytrees
 from fisher_jax.expectation import MonteCarlo
 from fisher_jax.inference.replicates import chunks_of, draw
 from fisher_jax.information.draws import terms_per_draw
@@ -61,7 +61,7 @@ def experiment_of(model: Any, params: PyTree, given: PyTree, num_observations: A
     rows = None if given is None else jax.tree.leaves(given)[0].shape[0]
     if num_observations is None and rows is not None:
         return Experiment(model, layout, values, given, given, rows)
-    n = check_whole(num_observations, 1, "num_observations", caller)
+    n = check_count(num_observations, 1, "num_observations", caller)
     if rows is not None and n % rows:
         raise ValueError(
             f"{caller}: num_observations={n} is no multiple of the {rows} rows of given, which are the design that is "
@@ -79,7 +79,7 @@ def _repeated(given: PyTree, times: int) -> PyTree:
 def _terms(model: Model, layout: Layout, values: Values, given: PyTree, wanted: Any, caller: str) -> int:
     """How long a series the sampler of a dependent model draws."""
     n = terms_per_draw(model, layout, values, MonteCarlo(jax.random.key(0), 2), given, caller)
-    if wanted is not None and check_whole(wanted, 1, "num_observations", caller) != n:
+    if wanted is not None and check_count(wanted, 1, "num_observations", caller) != n:
         raise ValueError(
             f"{caller}: num_observations={wanted}, but the sampler of this dependent model draws series of {n} terms. Leave it "
             "out, or give a sampler that draws longer ones."
@@ -94,7 +94,7 @@ def check_numbers(numbers: Any, caller: str) -> tuple[Any, ...]:
     found = tuple(np.ravel(np.asarray(numbers, dtype=object)))
     if not found:
         raise ValueError(f"{caller}: num_observations is empty; give one number or several.")
-    return tuple(check_whole(number, 1, "num_observations", caller) for number in found)
+    return tuple(check_count(number, 1, "num_observations", caller) for number in found)
 
 
 def data_sets_of(experiment: Experiment, key: Any, num_replicates: int, caller: str) -> Iterator[PyTree]:
