@@ -278,3 +278,22 @@ def test_every_status_has_a_meaning_and_every_failure_a_remedy(status):
     assert status.meaning
     assert status.converged or (status.causes and status.remedy)
     assert f"{status}" == str(status) == status.label
+
+
+def test_steps_that_ran_out_far_from_the_start_are_a_step_limit_and_not_a_boundary():
+    """An entry off the diagonal of a Cholesky factor, of far data, has little information on its way and no boundary."""
+    data = 1e4 * np.random.default_rng(0).normal(size=(100, 2))
+    start = {"loc": np.zeros(2), "covariance": np.eye(2)}
+    short = fj.fit(fj.families.multivariate_normal, start, data, max_steps=12)
+    assert short.status is Status.STEP_LIMIT
+    whole = fj.fit(fj.families.multivariate_normal, start, data)
+    assert whole.status is Status.CONVERGED
+    assert whole.num_steps < 40  # each step of that entry was cut to seven of its units, as if it were a logarithm
+    np.testing.assert_allclose(whole.params["covariance"], np.cov(data.T, bias=True), rtol=1e-6)
+
+
+def test_a_scale_still_on_its_way_when_the_steps_run_out_is_a_step_limit():
+    data = 1e12 * np.random.default_rng(0).normal(size=50)
+    fit = fj.fit(fj.families.normal, {"loc": 0.0, "scale": 1e-3}, data, max_steps=48)
+    assert fit.params["scale"] > 1e7
+    assert fit.status is Status.STEP_LIMIT

@@ -227,7 +227,7 @@ def certify(
 ) -> Any:
     """The status of a maximisation that ended in this state, from the certificate alone: the first condition that holds.
 
-    Element-wise over the lanes. `begun` is where it began, `restricted` says of each entry of u whether a constraint made it,
+    Element-wise over the lanes. `begun` is where it began, `restricted` says of each entry of u whether it is a logarithm or logit,
     `broken` that the optimiser stepped to where nothing is finite.
     """
     xp = lanes.namespace(state.decrement)
@@ -237,16 +237,17 @@ def certify(
     near = state.definite & (state.decrement < tolerance)
     # The information's own diagonal, without the other parameters: weakness shared by several is not an edge.
     diagonal = lanes.diagonal(state.at.information)
-    escaped = xp.zeros_like(state.definite)
+    escaped, ran_out = xp.zeros_like(state.definite), num_steps >= max_steps
     for i in (i for i, limited in enumerate(restricted) if limited):
         faint, moved = xp.abs(diagonal[i]) < EDGE_INFORMATION, xp.abs(state.point[i] - begun[i])
         outward = xp.abs(state.point[i]) > xp.abs(begun[i])
-        escaped = escaped | (faint & (moved > EDGE_DISTANCE)) | (outward & (moved > FAR_AWAY))
+        # Where only the steps ran out, a long way is no sign that it goes on without end; faint information is.
+        escaped = escaped | (faint & (moved > EDGE_DISTANCE)) | (outward & (moved > FAR_AWAY) & ~ran_out)
     nearly = min(ROUNDING_LIMIT, 100 * default_tolerance(dtype))
     near_enough = xp.where(state.at_floor, ROUNDING_LIMIT, xp.where(state.stuck, nearly, 0.0))
     at_floor = state.definite & (state.decrement < near_enough)
     slope = xp.sqrt(state.flatness)
-    stationary = ~state.definite & (slope < xp.maximum(tolerance, xp.where(state.stuck, nearly, 0.0)))
+    stationary = ~state.definite & (slope < tolerance)
     fading = (near | at_floor | stationary) & ~regular & xp.isfinite(state.drift)
     # What is left of the slope leaves its mark on the information too, on a ridge that is curved.
     singular = xp.abs(state.pivot) <= xp.maximum(singular_pivot(p, dtype), slope)
@@ -262,7 +263,7 @@ def certify(
         (fading & near, Status.SINGULAR_INFORMATION),
         (stationary & singular, Status.SINGULAR_INFORMATION),
         (stationary, Status.INDEFINITE),
-        (num_steps >= max_steps, Status.STEP_LIMIT),
+        (ran_out, Status.STEP_LIMIT),
     ]
     status = xp.full_like(state.count, int(Status.STALLED))
     for condition, code in reversed(conditions):

@@ -40,6 +40,10 @@ class Constraint:
         """The shape of the unconstrained numbers of a value of this shape; `ValueError` if no value has it."""
         return shape
 
+    def unitless(self, free_shape: tuple[int, ...]) -> np.ndarray:
+        """Which unconstrained numbers are logarithms or logits, without the parameter's unit; three of them are a long way."""
+        return np.full(free_shape, self.restricts)
+
     def forward(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
         """The constrained value of unconstrained numbers."""
         return free
@@ -152,6 +156,9 @@ class Ordered(Constraint):
         _check_rank(shape, "ordered")
         return shape
 
+    def unitless(self, free_shape: tuple[int, ...]) -> np.ndarray:
+        return np.broadcast_to(np.arange(free_shape[-1]) > 0, free_shape)
+
     def forward(self, free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
         xp = namespace(free)
         return xp.cumsum(xp.concatenate([free[..., :1], xp.exp(free[..., 1:])], axis=-1), axis=-1)
@@ -231,6 +238,10 @@ class PositiveDefinite(Constraint):
                 f"positive_definite: expected a square matrix, got shape {shape}. Give each matrix a leaf of its own."
             )
         return (shape[0] * (shape[0] + 1) // 2,)
+
+    def unitless(self, free_shape: tuple[int, ...]) -> np.ndarray:
+        rows, columns = np.tril_indices(_num_rows(free_shape[-1]))
+        return rows == columns
 
     def forward(self, free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b d d"]:
         lower = _cholesky_factor(free)
@@ -427,9 +438,14 @@ def _block_diagonal(blocks: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray
     return whole.reshape((*leading, m * k, m * j))
 
 
+def _num_rows(num_free: int) -> int:
+    """d, of the lower triangle with d (d + 1) / 2 entries."""
+    return (math.isqrt(8 * num_free + 1) - 1) // 2
+
+
 def _cholesky_factor(free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b d d"]:
     """L with its rows in `free`, the diagonal as logarithms."""
-    xp, d = namespace(free), (math.isqrt(8 * free.shape[-1] + 1) - 1) // 2
+    xp, d = namespace(free), _num_rows(free.shape[-1])
     rows, columns = np.tril_indices(d)
     on_diagonal = np.broadcast_to(rows == columns, free.shape)
     entries = xp.where(on_diagonal, xp.exp(xp.where(on_diagonal, free, 0.0)), free)

@@ -98,8 +98,10 @@ class Layout:
 
     @functools.cached_property
     def restricted(self) -> tuple[bool, ...]:
-        """For each entry of u, whether a constraint made it."""
-        return tuple(leaf.constraint.restricts for _, leaf in self.free_leaves for _ in range(leaf.free_size))
+        """For each entry of u, whether a constraint made it on a scale without unit: a logarithm, a logit."""
+        return tuple(
+            bool(entry) for _, leaf in self.free_leaves for entry in np.ravel(leaf.constraint.unitless(leaf.free_shape))
+        )
 
     def natural(self) -> "Layout":
         """The same parameters without their constraints (but for `fixed`): its u is θ itself."""
