@@ -1,5 +1,7 @@
 """Every status is reached by a case that deserves it, and its message says what to look at."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,7 +155,57 @@ def test_two_parameters_that_enter_as_a_product_are_singular():
     )
     fit = fj.fit(model, {"a": 1.0, "b": 2.0}, SAMPLE)
     assert fit.status is Status.SINGULAR_INFORMATION
-    assert "+1 a -1 b" in fit.diagnosis()
+    assert f"+1 a -{fit.params['b'] / fit.params['a']:.4g} b" in fit.diagnosis()
+
+
+def two_levels(params, y, z):
+    return norm.logpdf(y, params["const"] + params["no"] * z[0] + params["yes"] * z[1], 1.0)
+
+
+def in_shares(params, y):
+    """Three outcomes, the first of which has two shares."""
+    shares = params["shares"]
+    return jnp.log(jnp.where(y == 0, shares[0] + shares[2], jnp.where(y == 1, shares[1], shares[3])))
+
+
+LEVELS = np.random.default_rng(0).uniform(size=60) < 0.25
+ENTERED_TWICE = {
+    "a factor with all its levels": (two_levels, {"const": 0.0, "no": 0.0, "yes": 0.0}, LEVELS + SAMPLE.repeat(2)[:60],
+                                     np.column_stack([~LEVELS, LEVELS]).astype(float)),
+    "levels in a unit of their own": (two_levels, {"const": 0.0, "no": 0.0, "yes": 0.0}, LEVELS + SAMPLE.repeat(2)[:60],
+                                      np.column_stack([1e-6 * ~LEVELS, 1e3 * LEVELS])),
+    "positive factors of a product": (
+        fj.Model(lambda p, y: norm.logpdf(y, 0.0, p["a"] * p["b"]), constraints={"a": fj.positive, "b": fj.positive}),
+        {"a": 1.0, "b": 20.0}, SAMPLE, None),
+    "shares of a simplex": (
+        fj.Model(in_shares, constraints={"shares": fj.simplex}), {"shares": np.full(4, 0.25)},
+        np.random.default_rng(2).integers(0, 3, 50).astype(float), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENTERED_TWICE)
+def test_moving_along_the_printed_direction_leaves_the_log_likelihood_unchanged_to_second_order(name):
+    model, start, data, given = ENTERED_TWICE[name]
+    fit = fj.fit(model, start, data, given=given)
+    assert fit.status is Status.SINGULAR_INFORMATION
+    names, theta = fit.names, np.asarray(fit.layout.join(fit.values), float)
+    printed = re.search(r"direction: ([^)]+)\)", fit.diagnosis()).group(1)
+    assert printed == fj.identifiability(fit).describe()
+    terms = printed.split()
+    direction = np.zeros(len(names))
+    for size, entry in zip(terms[::2], terms[1::2], strict=True):
+        direction[names.index(entry)] = float(size)
+
+    def change(step):
+        ends = [fit.layout.assemble(fit.layout.split(theta + sign * step, 0.0)) for sign in (1, -1)]
+        up, down = (float(fj.log_likelihood(model, end, data, given=given) - fit.log_likelihood) for end in ends)
+        return abs(up - down), abs(up + down)
+
+    step = 1e-3 * direction / np.max(np.abs(direction) / np.maximum(np.abs(theta), 1e-3))
+    alone = max(change(np.where(np.arange(len(names)) == k, step, 0.0))[1] for k in np.flatnonzero(direction))
+    first, second = change(step)
+    assert second < 1e-4 * alone
+    assert first < 1e-4 * alone
 
 
 def test_a_ridge_of_maxima_is_singular_and_a_saddle_with_an_empty_diagonal_is_not():

@@ -533,7 +533,7 @@ class Fit:
             found = escaping(self.curvature, self.free, self.last_step, self.layout, EDGE_INFORMATION)
             return f"direction: {found}"
         if status in (Status.SINGULAR_INFORMATION, Status.INDEFINITE):
-            return f"direction: {weakest(self.curvature, self.layout)}"
+            return f"direction: {weakest(self.curvature, self.free, self.layout)}"
         if status == Status.TOO_FEW_OBSERVATIONS:
             return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
         return ""

@@ -257,11 +257,12 @@ def _worst(fits: Any, status: np.ndarray) -> list[tuple[int, str]]:
     return found
 
 
-def weakest(curvature: Any, layout: Layout) -> str:
-    """The direction in which the curvature is least, by the names of the parameters."""
-    return _unknown(curvature) or linalg.describe_direction(
-        linalg.weakest_direction(np.asarray(curvature, np.float64))[1], layout.free_names
-    )
+def weakest(curvature: Any, free: Any, layout: Layout) -> str:
+    """The direction in which the curvature is least, as a change of the user's parameters."""
+    if unknown := _unknown(curvature):
+        return unknown
+    jacobian = layout.jacobian(np.asarray(free))
+    return linalg.weak_directions(np.asarray(curvature), layout.names, jacobian=jacobian)[0][1]
 
 
 def escaping(curvature: Any, free: Any, last_step: Any, layout: Layout, faint_below: float) -> str:
@@ -275,7 +276,7 @@ def escaping(curvature: Any, free: Any, last_step: Any, layout: Layout, faint_be
     step = np.asarray(last_step, np.float64)
     if not np.any(step):
         return names[int(np.argmax(np.where(layout.restricted, np.abs(np.asarray(free)), 0.0)))]
-    return linalg.describe_direction(step / step[np.argmax(np.abs(step))], names)
+    return linalg.describe_direction(step, names)
 
 
 def _unknown(curvature: Any) -> str:

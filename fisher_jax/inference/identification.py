@@ -31,10 +31,13 @@ class Identifiability(Printed):
     eigenvalues : array (p,)
         Of the information scaled to unit diagonal, ascending; they add up to p, and are all one where no parameter's estimate
         depends on another's. NaN where the information is not finite, or the fit ended at a boundary.
-    directions : array (p, p)
-        A row for each eigenvalue: how much of each parameter is in it, in units of that parameter's conditional standard error.
+    directions : array (p, q)
+        A row for each eigenvalue: how the parameters move together along it, each in its own unit, for a step of one conditional
+        standard error (one over the root of a parameter's own information).
+    units : array (q,)
+        How far each parameter can move with such a step: what makes up a direction is told by `directions / units`.
     direction_names : tuple of str
-        The parameters of its columns; those of the unconstrained scale where a constraint ties entries together.
+        The parameters of its columns.
     singular, weak : boolean arrays (p,)
         Which directions have no information to rounding, or less than none; which have little, under a thousandth.
     names : tuple of str
@@ -49,6 +52,7 @@ class Identifiability(Printed):
 
     eigenvalues: np.ndarray
     directions: np.ndarray
+    units: np.ndarray
     direction_names: tuple[str, ...]
     singular: np.ndarray
     weak: np.ndarray
@@ -67,13 +71,13 @@ class Identifiability(Printed):
         direction = self.directions[index]
         if np.any(np.isnan(direction)):
             return "unknown, since the information is not finite"
-        return linalg.describe_direction(direction / direction[np.argmax(np.abs(direction))], self.direction_names)
+        return linalg.describe_direction(direction, self.direction_names, self.units)
 
     def __getitem__(self, index: int) -> "Identifiability":
         """That of one fit of a batch."""
         if self.eigenvalues.ndim == 1:
             raise TypeError("Identifiability: this is of one fit, not of a batch.")
-        parts = ("eigenvalues", "directions", "singular", "weak", "identified", "standard_errors")
+        parts = ("eigenvalues", "directions", "units", "singular", "weak", "identified", "standard_errors")
         taken = {name: getattr(self, name)[index] for name in parts}
         return Identifiability(**taken, direction_names=self.direction_names, names=self.names)
 
@@ -153,9 +157,10 @@ def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -
 
     Notes
     -----
-    Local, at the estimate: eigenvectors of the information scaled to unit diagonal, so that units do not matter, in the
-    unconstrained parameters. A direction is singular where its eigenvalue is under √ε (1.5e-8 in float64), weak under 0.001.
-    What is far away, as the exchange of a mixture's components, is not seen.
+    Local, at the estimate: eigenvectors of the information about the unconstrained parameters, scaled to unit diagonal so that
+    units do not matter, and carried to the user's parameters: moving these along a direction without information leaves the
+    log-likelihood unchanged to second order. A direction is singular where its eigenvalue is under √ε (1.5e-8 in float64), weak
+    under 0.001. What is far away, as the exchange of a mixture's components, is not seen.
 
     References
     ----------
@@ -186,10 +191,12 @@ def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -
     information, gradient = map(np.asarray, quietly(fit, asked, kind, CALLER))
     found = identify(information, np.dtype(fit.free.dtype))
     holds, errors = identified(found, information, gradient)
+    slopes = gradient[..., : len(fit.names), :] / found.scale[..., None, :]
     return Identifiability(
         eigenvalues=found.eigenvalues,
-        directions=found.directions,
-        direction_names=fit.layout.free_names,
+        directions=np.einsum("...jp,...qp->...jq", found.directions, slopes),
+        units=linalg.row_lengths(slopes),
+        direction_names=fit.names,
         singular=found.singular,
         weak=(found.eigenvalues < WEAK) & ~found.singular,
         names=fit.names + (output.names if output else ()),

@@ -129,7 +129,7 @@ def check_rank(slopes: Float[np.ndarray, "*b k p"], names: tuple[str, ...], call
     if not np.all(dependent):
         return
     direction = left[0][:, -1] / np.where(length[0, :, 0] > 0, length[0, :, 0], 1.0)
-    said = linalg.describe_direction(direction / direction[np.argmax(np.abs(direction))], names)
+    said = linalg.describe_direction(direction, names)
     raise ValueError(
         f"{caller}: the restrictions are not independent at the estimate: the derivative of {said} is zero. "
         "Leave out what follows from the others, and what does not depend on an estimated parameter."

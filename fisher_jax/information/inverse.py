@@ -83,9 +83,9 @@ def check_invertible(matrix: AnyArray, inverse: AnyArray, names: tuple[str, ...]
         raise ValueError(
             "Information.inverse: the matrix is not finite. Its `diagnosis()` says what was found when it was computed."
         )
-    value, direction = linalg.weakest_direction(np.asarray(matrix))
+    value, direction = linalg.weak_directions(np.asarray(matrix), names)[0]
     raise ValueError(
         f"Information.inverse: the matrix is not positive definite (smallest eigenvalue {value:.3g} at unit "
-        f"diagonal) along {linalg.describe_direction(direction, names)}. Fix one of these parameters, or add what is known "
+        f"diagonal) along {direction}. Fix one of these parameters, or add what is known "
         "of them as another Information."
     )

@@ -84,10 +84,8 @@ class Information:
         variances large.
         """
         self._check_single("weak_directions")
-        found = linalg.weak_directions(np.asarray(self.matrix), below)
-        return [
-            f"{linalg.describe_direction(direction, self.names)} (eigenvalue {value:.3g})" for value, direction in found
-        ]
+        found = linalg.weak_directions(np.asarray(self.matrix), self.names, below)
+        return [f"{direction} (eigenvalue {value:.3g})" for value, direction in found]
 
     def inverse(self, *, bias_correction: bool = False) -> Covariance:
         """The inverse: the Cramér-Rao bound for one observation, if this is the Fisher information.

@@ -175,7 +175,7 @@ def _substitute(
 def inverse(matrix: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b p p"]:
     """A⁻¹ of a positive definite matrix, symmetric to the last bit; all NaN where A is not positive definite.
 
-    The caller says why: `weakest_direction` finds the culprit.
+    The caller says why: `weak_directions` finds the culprit.
     """
     factor, p, xp = factorise(matrix), matrix.shape[-1], namespace(matrix)
     half = solve_lower(factor, xp.broadcast_to(xp.eye(p, dtype=matrix.dtype), matrix.shape))
@@ -204,33 +204,49 @@ def to_unit_diagonal(matrix: Float[AnyArray, "*b p p"]) -> tuple[Float[AnyArray,
     return matrix / scale[..., :, None] / scale[..., None, :], scale
 
 
-def weak_directions(matrix: np.ndarray, below: float) -> list[tuple[float, np.ndarray]]:
-    """Eigenvalues under `below` of the matrix scaled to unit diagonal, the least first, and their eigenvectors.
+def weak_directions(
+    matrix: Float[np.ndarray, "p p"],
+    names: tuple[str, ...],
+    below: float = np.inf,
+    jacobian: Float[np.ndarray, "q p"] | None = None,
+) -> list[tuple[float, str]]:
+    """Eigenvalues under `below` of the matrix scaled to unit diagonal, the least first, and their directions in words.
 
-    Runs on the host with numpy, for messages. Each vector is scaled so that its largest entry is one in units of each
-    parameter's own conditional standard error.
+    Runs on the host with numpy, for messages. The directions are in the units of what is named: the parameters of the matrix,
+    or where its `jacobian` is given what depends on these. So moving along them is what the eigenvalue is about.
     """
-    diagonal = np.abs(np.diagonal(matrix))
-    scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    values, vectors = np.linalg.eigh(matrix / scale[:, None] / scale[None, :])
-    # The first of the largest: where two are equal but for rounding, the sign must not hang on it.
-    largest = [vector[np.argmax(np.abs(vector) > (1 - 1e-6) * np.max(np.abs(vector)))] for vector in vectors.T]
+    scaled, scale = to_unit_diagonal(np.asarray(matrix, np.float64))
+    values, vectors = np.linalg.eigh(scaled)
+    slopes = (np.eye(len(scale)) if jacobian is None else np.asarray(jacobian, np.float64)) / scale
+    units = row_lengths(slopes)
     return [
-        (float(value), vector / size)
-        for value, vector, size in zip(values, vectors.T, largest, strict=True)
+        (float(value), describe_direction(slopes @ vector, names, units))
+        for value, vector in zip(values, vectors.T, strict=True)
         if value < below
     ]
 
 
-def weakest_direction(matrix: np.ndarray) -> tuple[float, np.ndarray]:
-    """The first of `weak_directions`, however strong it is."""
-    return weak_directions(matrix, np.inf)[0]
+def row_lengths(slopes: Float[np.ndarray, "*b q p"]) -> Float[np.ndarray, "*b q"]:
+    """The most by which each of q numbers moves with a step of length one in what they depend on; one where none moves it."""
+    lengths = np.sqrt(np.sum(slopes**2, axis=-1))
+    return np.where(lengths > 0, lengths, 1.0)
 
 
-def describe_direction(direction: np.ndarray, names: tuple[str, ...], most: int = 4) -> str:
-    """`+1 a −0.98 b`: the parameters that make up a direction, the largest first and positive."""
-    sizes = np.round(np.abs(direction), 6)  # entries equal but for rounding keep the order of their names
-    order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k] >= 0.05]
-    sign = np.sign(direction[order[0]]) if order else 1.0
-    said = " ".join(f"{sign * direction[k]:+.2g} {names[k]}" for k in order[:most])
+def describe_direction(
+    direction: Float[np.ndarray, " q"],
+    names: tuple[str, ...],
+    units: Float[np.ndarray, " q"] | float = 1.0,
+    most: int = 8,
+) -> str:
+    """`+1 a -0.98 b`: the parameters that make up a direction, the largest in its unit first, with coefficient one.
+
+    The coefficients are of the parameters themselves, however their units differ.
+    """
+    sizes = np.abs(direction / units)
+    sizes = np.round(
+        sizes / np.max(sizes, initial=np.finfo(float).tiny), 6
+    )  # equal but for rounding: in order of names
+    # What is left out of a direction without information adds a millionth of what a parameter alone would change.
+    order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k] >= 1e-3]
+    said = " ".join(f"{direction[k] / direction[order[0]]:+.4g} {names[k]}" for k in order[:most])
     return said + (f" and {len(order) - most} more" if len(order) > most else "")

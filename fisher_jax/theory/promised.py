@@ -134,8 +134,7 @@ def not_invertible(found: Information) -> str:
         return "the information is not finite, so that there is no Cramér-Rao bound of the usual kind."
     if np.all(np.isfinite(linalg.inverse(matrix))):
         return ""
-    _, direction = linalg.weakest_direction(matrix)
+    _, direction = linalg.weak_directions(matrix, found.names)[0]
     return (
-        f"the information is singular along {linalg.describe_direction(direction, found.names)}: no estimate of it has the "
-        "usual rate, and there is no bound."
+        f"the information is singular along {direction}: no estimate of it has the usual rate, and there is no bound."
     )

@@ -102,10 +102,9 @@ class Check:
                 + (f" Or {UNDECIDED}." if self.regularity.limit != 1.0 else "")
             )
         if bool(self.singular):
-            _, direction = linalg.weakest_direction(np.asarray(self.outer))
+            _, direction = linalg.weak_directions(np.asarray(self.outer), self.names)[0]
             found.append(
-                f"The information is singular along {linalg.describe_direction(direction, self.names)}: the data cannot tell "
-                "these parameters apart here."
+                f"The information is singular along {direction}: the data cannot tell these parameters apart here."
             )
         other = replace(self.regularity, limit=np.inf).describe(self.names)
         if other:

@@ -199,9 +199,8 @@ def _check_independent(bound: Covariance, where: tuple[int, ...]) -> None:
     scale = np.where(spread > 0, spread, 1.0)
     values, directions = np.linalg.eigh(block / scale[:, None] / scale[None, :])
     if not values[0] > np.finfo(block.dtype).eps ** (2 / 3):
-        direction = directions[:, 0] / scale
-        direction = direction / direction[np.argmax(np.abs(direction))]
-        said = linalg.describe_direction(direction, tuple(bound.names[k] for k in where))
+        names = tuple(bound.names[k] for k in where)
+        said = linalg.describe_direction(directions[:, 0] / scale, names, 1 / scale)
         raise ValueError(
             f"{CALLER}: what is tested is not independent: {said} is known without any data. Leave out of the hypothesis "
             "what follows from the rest."

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from fisher_jax.numerics.linalg import to_unit_diagonal
+
 NOT_IDENTIFIED = 0.5  # power of ε under which an eigenvalue of a unit-diagonal information is none: a fit is no nearer
 LOADS = 1e-4  # part of a gradient along directions without information, above which it depends on them
 
@@ -13,11 +15,12 @@ class Identification(NamedTuple):
     """Of one information matrix, or of many with a leading axis.
 
     `eigenvalues` ascend; `directions` has the eigenvectors for rows, in units of each parameter's own conditional standard
-    error 1/√J_kk, and `singular` says which of them are without information.
+    error 1/√J_kk, `scale` the √J_kk (one where that is zero), and `singular` says which of them are without information.
     """
 
     eigenvalues: Float[np.ndarray, "*b p"]
     directions: Float[np.ndarray, "*b p p"]
+    scale: Float[np.ndarray, "*b p"]
     singular: Bool[np.ndarray, "*b p"]
 
 
@@ -30,12 +33,11 @@ def identify(information: Float[np.ndarray, "*b p p"], precision: np.dtype) -> I
     """
     information = np.asarray(information, np.float64)
     known = np.all(np.isfinite(information), axis=(-2, -1), keepdims=True)
-    matrix = np.where(known, information, 0.0)
-    scale = _scale(matrix)
-    values, vectors = np.linalg.eigh(matrix / scale[..., :, None] / scale[..., None, :])
+    scaled, scale = to_unit_diagonal(np.where(known, information, 0.0))
+    values, vectors = np.linalg.eigh(scaled)
     directions = np.where(known, np.swapaxes(vectors, -1, -2), np.nan)
     eigenvalues = np.where(known[..., 0], values, np.nan)
-    return Identification(eigenvalues, directions, eigenvalues < np.finfo(precision).eps ** NOT_IDENTIFIED)
+    return Identification(eigenvalues, directions, scale, eigenvalues < np.finfo(precision).eps ** NOT_IDENTIFIED)
 
 
 def identified(
@@ -50,9 +52,8 @@ def identified(
     ----------
     Rothenberg, T. J. (1971), Econometrica 39, 577-591, theorem 8.
     """
-    known = np.where(np.isfinite(information), np.asarray(information, np.float64), 0.0)
-    scale, without = _scale(known), np.diagonal(known, axis1=-2, axis2=-1) == 0
-    along = np.einsum("...kp,...jp->...kj", gradient / scale[..., None, :], found.directions)
+    without = np.diagonal(np.where(np.isfinite(information), information, 0.0), axis1=-2, axis2=-1) == 0
+    along = np.einsum("...kp,...jp->...kj", gradient / found.scale[..., None, :], found.directions)
     singular = found.singular[..., None, :]
     total = np.sum(along**2, axis=-1)
     lost = np.sum(np.where(singular, along**2, 0.0), axis=-1)
@@ -61,8 +62,3 @@ def identified(
     safe = np.where(singular, 1.0, found.eigenvalues[..., None, :])
     variance = np.sum(np.where(singular, 0.0, along**2 / safe), axis=-1)
     return holds, np.sqrt(np.where(holds, variance, np.nan))
-
-
-def _scale(matrix: Float[np.ndarray, "*b p p"]) -> Float[np.ndarray, "*b p"]:
-    diagonal = np.abs(np.diagonal(matrix, axis1=-2, axis2=-1))
-    return np.sqrt(np.where(diagonal > 0, diagonal, 1.0))

@@ -184,17 +184,17 @@ def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:
         )
     rank = 1e-12 if informed.layout.dtype == np.float64 else 1e-6
     parts = []
-    for matrix, slope in zip(np.mean(raw, axis=0), informed.slopes, strict=True):
+    for matrix, slope, tangent in zip(np.mean(raw, axis=0), informed.slopes, informed.tangent, strict=True):
         scaled, scale = _to_unit_diagonal(matrix)
         values, vectors = np.linalg.eigh(scaled)
         kept = values > rank * len(values)
         outside = np.linalg.norm((slope / scale) @ vectors[:, ~kept], axis=1)
         if np.any(outside > SEEN * np.linalg.norm(slope / scale, axis=1)):
-            value, direction = linalg.weakest_direction(matrix)
+            value, direction = linalg.weak_directions(matrix, informed.layout.names, jacobian=tangent)[0]
             raise ValueError(
                 f"{CALLER}: no design of these points tells {informed.names[int(np.argmax(outside))]}: all of them together "
-                f"hold no information along {linalg.describe_direction(direction, informed.layout.free_names)} (eigenvalue "
-                f"{value:.3g} at unit diagonal). Give other points, fix a parameter, or ask for a function of what is told."
+                f"hold no information along {direction} (eigenvalue {value:.3g} at unit diagonal). Give other points, fix a "
+                "parameter, or ask for a function of what is told."
             )
         parts.append((vectors / scale[:, None] / np.sqrt(np.where(kept, values, 1.0)), kept))
     ranks = {int(np.sum(kept)) for _, kept in parts}
