@@ -220,7 +220,8 @@ def test_a_factor_that_does_not_exist_is_said():
         fj.FitWarning, match="robust: there is no such covariance, and its entries are NaN: sandwich by 5"
     ):
         found = fj.robust(one_left, clusters=ship)
-    assert np.isnan(found.covariance("sandwich")).all()
+    with pytest.warns(fj.FitWarning, match="small-sample factor does not exist"):
+        assert np.isnan(found.covariance("sandwich")).all()
 
 
 def test_a_batch_has_the_same_as_each_fit_alone():
@@ -252,3 +253,13 @@ def test_a_boundary_has_no_robust_standard_error_either():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", fj.FitWarning)
             assert np.isfinite(fit.standard_errors("sandwich")) == finite
+
+
+def test_a_robust_fit_prints_its_robust_errors_unless_told_otherwise():
+    fit, ship, _ = poisson()
+    by_ship = fj.robust(fit, clusters=ship)
+    errors = [row.standard_error for row in by_ship.summary().rows]
+    np.testing.assert_allclose(errors, np.sqrt(np.diagonal(sandwich(fit, clusters=ship))), rtol=1e-10)
+    assert "sandwich by 5 clusters" in str(by_ship)
+    plain = [row.standard_error for row in by_ship.summary("observed").rows]
+    np.testing.assert_allclose(plain, np.sqrt(np.diagonal(fit.covariance("observed"))), rtol=1e-10)

@@ -349,3 +349,86 @@ def test_a_scale_still_on_its_way_when_the_steps_run_out_is_a_step_limit():
     fit = fj.fit(fj.families.normal, {"loc": 0.0, "scale": 1e-3}, data, max_steps=48)
     assert fit.params["scale"] > 1e7
     assert fit.status is Status.STEP_LIMIT
+
+
+FAILURES = {
+    Status.BAD_START: (
+        "the log-density is not finite at the start",
+        {"data": np.where(np.arange(50) == 17, np.nan, SAMPLE)},
+    ),
+    Status.STEP_LIMIT: (r"\de[+-]\d\d standard errors \(decrement\)", {"data": SAMPLE, "max_steps": 2}),
+}
+
+
+@pytest.mark.parametrize("status", FAILURES)
+def test_a_point_that_is_no_maximum_has_no_uncertainty_unless_asked_for_and_says_the_true_reason(status):
+    distance, settings = FAILURES[status]
+    fit = fj.fit(NORMAL, START, **settings)
+    assert fit.status is status
+    report = str(fit.summary())
+    assert re.search(f"Distance to the maximum  .*{distance}", report)
+    assert "no certified maximum" in " ".join(report.split())
+    asked = {
+        "standard_errors": lambda: fit.standard_errors()["loc"],
+        "confidence_intervals": lambda: fit.confidence_intervals()["loc"],
+        "covariance": fit.covariance,
+        "to_frame": lambda: fit.to_frame()["standard_error"],
+        "wald_test": lambda: fj.wald_test(fit, {"loc": 0.0}).p_value,
+        "delta_method": lambda: fj.delta_method(lambda p: p["loc"], fit).standard_error,
+        "tic": fit.tic,
+    }
+    for name, ask in asked.items():
+        with pytest.warns(fj.FitWarning, match=f"{name}: not to be relied on. {status.label.capitalize()}"):
+            assert np.all(np.isnan(ask()))
+    if status is Status.STEP_LIMIT:
+        with pytest.warns(fj.FitWarning, match="Step limit"):
+            there = fit.covariance(require_maximum=False)
+        step = np.linalg.inv(np.asarray(fit.curvature, float))[0, 0]  # `loc` has no constraint
+        np.testing.assert_allclose(there[0, 0], step, rtol=1e-12)
+
+
+def test_in_a_batch_only_the_fits_that_failed_have_no_standard_errors():
+    fits = fj.fit_batch(NORMAL, START, np.stack([SAMPLE, np.full(50, np.nan), SAMPLE + 1.0, np.full(50, np.inf)]))
+    with pytest.warns(fj.FitWarning, match="2 of 4 fits did not converge"):
+        errors = fits.standard_errors()["loc"]
+    np.testing.assert_array_equal(np.isnan(errors), [False, True, False, True])
+    assert [index for index, _ in fits.summary().worst] == [1]  # the first of each kind
+
+
+def extremes(uniform, shape):
+    """Quantiles of the generalised extreme-value distribution with location zero and scale one."""
+    return ((-np.log(uniform)) ** -shape - 1.0) / shape
+
+
+def test_an_extreme_value_shape_beyond_minus_one_half_warns_of_the_theory_that_fails_there():
+    data = extremes((np.arange(200) + 0.5) / 200, -0.72)
+    fit = fj.fit(fj.families.gev, {"loc": 0.0, "scale": 1.0, "shape": -0.1}, data)
+    assert fit.converged
+    assert -1.0 < fit.params["shape"] < -0.5
+    with pytest.warns(fj.FitWarning, match="not asymptotically normal"):
+        assert np.isfinite(fit.standard_errors()["shape"])
+    with pytest.warns(fj.FitWarning, match="the expected information is not finite at the estimate"):
+        assert np.isnan(fit.standard_errors("expected")["shape"])
+    assert "not asymptotically normal" in " ".join(str(fit.summary()).split())
+    with pytest.warns(fj.FitWarning, match="not asymptotically normal"):
+        fj.wald_test(fit, {"loc": 0.0})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_unbounded_extreme_value_likelihood_stalls_at_an_edge_of_the_support(seed):
+    """Beyond a shape of -1 the likelihood rises without bound as the upper end comes down to the greatest observation."""
+    uniform = np.random.default_rng(0).uniform(size=(60, 50))[[3, 4, 41][seed]]
+    data = extremes(uniform, -1.3)
+    fit = fj.fit(fj.families.gev, {"loc": 0.0, "scale": 1.0, "shape": 0.1 if seed < 2 else -0.3}, data)
+    assert fit.status in (Status.STALLED, Status.STEP_LIMIT)
+    assert "upper bound" in fit.diagnosis()
+
+
+def test_a_singular_empirical_information_is_warned_of_with_its_direction():
+    """Three parameters, two observations that differ: Σ s sᵀ has rank two, while the curvature is positive definite."""
+    z = np.repeat(np.eye(3), [1, 1, 2], axis=0)
+    y = np.array([1.0, 3.0, 2.0, 2.0])
+    fit = fj.fit(lambda beta, y, z: norm.logpdf(y, z @ beta, 1.0), np.zeros(3), y, given=z)
+    assert fit.converged
+    with pytest.warns(fj.FitWarning, match=r"standard_errors: .*empirical information is singular \(direction: "):
+        assert np.all(np.isnan(fit.standard_errors("empirical")))

@@ -42,34 +42,37 @@ def precise(array: Any) -> AnyArray:
     return array.astype(jax.dtypes.canonicalize_dtype(np.float64))
 
 
-def free_covariance(fit: Any, kind: str) -> Float[AnyArray, "*b p p"]:
+def free_information(fit: Any, kind: str) -> Float[AnyArray, "*b p p"]:
+    """The total information about u whose inverse is the covariance of û, by its definition."""
+    if kind == "expected":  # that about θ, which D = ∂θ/∂u carries to u
+        jacobian = precise(fit.layout.jacobian(fit.free))
+        return linalg.product(linalg.product(jacobian.mT, precise(fit.expected)), jacobian)
+    return precise(fit.outer_product if kind == "empirical" else fit.curvature)
+
+
+def free_covariance(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b p p"]:
     """Covariance of û. Only those matrices that the kind needs are looked at.
 
-    All NaN where the matrix to be inverted is not positive definite, and at a boundary, since curvature on the way out measures
-    nothing.
+    All NaN where the matrix to be inverted is not positive definite, and unless that is waived, where no maximum was certified:
+    curvature elsewhere says nothing of how an estimate varies.
 
     References
     ----------
     White, H. (1982), Econometrica 50, 1-25, theorem 3.2, for the sandwich.
     """
-    if kind == "observed":
-        matrix = linalg.inverse(precise(fit.curvature))
-    elif kind == "empirical":
-        matrix = linalg.inverse(precise(fit.outer_product))
-    elif kind == "expected":  # that of θ, so D = ∂θ/∂u carries it to u
-        jacobian = precise(fit.layout.jacobian(fit.free))
-        matrix = linalg.inverse(linalg.product(linalg.product(jacobian.mT, precise(fit.expected)), jacobian))
-    else:
+    if kind == "sandwich":
         bread = linalg.inverse(precise(fit.curvature))
         middle = precise(fit.outer_product if fit.meat is None else fit.meat)
         matrix = linalg.product(linalg.product(bread, middle), bread)
-    at_boundary = fit.status_code == Status.BOUNDARY
-    return namespace(matrix, at_boundary).where(at_boundary[..., None, None], np.nan, matrix)
+    else:
+        matrix = linalg.inverse(free_information(fit, kind))
+    failed = (fit.status_code > Status.CONVERGED_TO_ROUNDING) & require_maximum
+    return namespace(matrix, failed).where(failed[..., None, None], np.nan, matrix)
 
 
-def covariance(fit: Any, kind: str) -> Float[AnyArray, "*b q q"]:
+def covariance(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
     """Covariance D V Dᵀ of the q entries of θ̂, with V that of û."""
-    return carried(fit.layout.jacobian(fit.free), free_covariance(fit, kind))
+    return carried(fit.layout.jacobian(fit.free), free_covariance(fit, kind, require_maximum))
 
 
 def carried(jacobian: Float[AnyArray, "*b k p"], free: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b k k"]:
@@ -79,9 +82,9 @@ def carried(jacobian: Float[AnyArray, "*b k p"], free: Float[AnyArray, "*b p p"]
     return 0.5 * (whole + whole.mT)
 
 
-def standard_errors(fit: Any, kind: str) -> Float[AnyArray, "*b q"]:
+def standard_errors(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b q"]:
     """Standard errors of the q entries."""
-    return root_diagonal(covariance(fit, kind))
+    return root_diagonal(covariance(fit, kind, require_maximum))
 
 
 def root_diagonal(covariance: Float[AnyArray, "*b q q"]) -> Float[AnyArray, "*b q"]:
@@ -90,9 +93,9 @@ def root_diagonal(covariance: Float[AnyArray, "*b q q"]) -> Float[AnyArray, "*b 
     return xp.sqrt(xp.diagonal(covariance, axis1=-2, axis2=-1))
 
 
-def correlation(fit: Any, kind: str) -> Float[AnyArray, "*b q q"]:
+def correlation(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
     """Correlation matrix of the q entries; NaN in the row and column of a parameter without variance."""
-    matrix = covariance(fit, kind)
+    matrix = covariance(fit, kind, require_maximum)
     errors = root_diagonal(matrix)
     scaled = matrix / errors[..., :, None] / errors[..., None, :]
     on_diagonal = np.broadcast_to(np.eye(errors.shape[-1], dtype=bool), scaled.shape)
@@ -115,8 +118,8 @@ def information(fit: Any, kind: str) -> Float[AnyArray, "*b q q"]:
 
 
 def takeuchi(fit: Any) -> Float[AnyArray, "*b"]:
-    """TIC = 2 tr(J⁻¹K) − 2ℓ, the same in every parametrisation; NaN where J is not positive definite and at a boundary."""
+    """TIC = 2 tr(J⁻¹K) − 2ℓ, the same in every parametrisation; NaN where no maximum was certified."""
     products = linalg.inverse(precise(fit.curvature)) * precise(fit.outer_product)
     xp = namespace(products, fit.log_likelihood)
     whole = 2.0 * xp.sum(products, axis=(-2, -1)) - 2.0 * fit.log_likelihood
-    return xp.where(fit.status_code == Status.BOUNDARY, np.nan, whole)
+    return xp.where(fit.status_code > Status.CONVERGED_TO_ROUNDING, np.nan, whole)

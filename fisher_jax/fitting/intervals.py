@@ -21,13 +21,13 @@ def check_interval(level: Any, method: str, caller: str) -> None:
     check_level(level, caller)
 
 
-def wald(fit: Any, kind: str, level: Any, scale: Scale) -> Float[AnyArray, "*b q 2"]:
+def wald(fit: Any, kind: str, level: Any, scale: Scale, require_maximum: bool = True) -> Float[AnyArray, "*b q 2"]:
     """Wald intervals of the q entries, made on each parameter's unconstrained scale and mapped back, or symmetric.
 
     On the unconstrained scale the interval of θ is g⁻¹(g(θ̂) ± z g′(θ̂) SE), with g the constraint's own scale, so that it
     cannot leave the parameter's range.
     """
-    errors = standard_errors(fit, kind)
+    errors = standard_errors(fit, kind, require_maximum)
     theta = fit.layout.join(fit.values).astype(errors.dtype)
     xp, batch = namespace(theta, errors, level), theta.shape[:-1]
     reach = normal_quantile(0.5 * (1 + xp.asarray(level, errors.dtype))) * errors

@@ -36,6 +36,15 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.differentiate import each_at
 from fisher_jax.numerics.namespace import AnyArray, is_traced, namespace, on_host
 
+NO_MAXIMUM = (
+    "There are no standard errors, intervals and Wald tests of a point that is no certified maximum: they are NaN. "
+    "covariance(require_maximum=False) gives the inverse information there all the same."
+)
+IRREGULAR = (
+    "The Fisher information of the model is not finite at the estimate, as that of an extreme-value distribution with a shape "
+    "of -1/2 or less: the estimate is not asymptotically normal there, and standard errors, Wald intervals and chi-squared "
+    "tests have no theory to rest on (Smith 1985, Biometrika 72, 67-90). sampling_distribution shows how it varies."
+)
 FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
 BLOCK = 2**14  # fits that a method works on at once, so that what it holds meanwhile stays small
 
@@ -211,7 +220,7 @@ class Fit:
         return self.layout.num_free
 
     @entry_point
-    def covariance(self, kind: str | None = None) -> Float[AnyArray, "*b q q"]:
+    def covariance(self, kind: str | None = None, *, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
         """Covariance matrix of the estimate, in the user's own parametrisation.
 
         Parameters
@@ -220,13 +229,21 @@ class Fit:
             Inverse of minus the Hessian; of n times the Fisher information; of the summed outer products of scores; or
             White's robust H⁻¹ (Σ s sᵀ) H⁻¹, without a small-sample factor; see `robust` for other middles. By default what the
             fit was asked for: "sandwich" if it was made by `robust`, else the first kind that was kept, "observed" for `fit`.
+        require_maximum : bool
+            Give NaN where the fit did not converge, since an inverse information is a covariance at a maximum only. False
+            gives it wherever the fit ended.
 
         Returns
         -------
         array (*b, q, q)
             In the order of `names`; float64 where x64 is enabled. Singular where a constraint ties entries together (a
-            simplex). NaN where the information is not positive definite or the status is `BOUNDARY`; a `FitWarning` then
-            says why.
+            simplex). NaN where the fit did not converge, or the information is not positive definite or not finite.
+
+        Warns
+        -----
+        FitWarning
+            Why there is none; and where the model's Fisher information is not finite at the estimate (if the fit has it), so
+            that the estimate is not asymptotically normal.
 
         Raises
         ------
@@ -234,22 +251,25 @@ class Fit:
             If the kind is unknown or was not kept, or "expected" is asked of a model without a route to it.
         """
         kind = self._check(kind, "covariance")
-        self._warn("covariance")
-        return self._computed(covariances.covariance, kind)
+        found = self._computed(covariances.covariance, kind, require_maximum)
+        self._warn("covariance", kind, found.diagonal(axis1=-2, axis2=-1))
+        return found
 
     @entry_point
-    def standard_errors(self, kind: str | None = None) -> PyTree:
-        """Standard errors, a pytree like `params`; zero for parameters held `fixed`. `kind` as for `covariance`."""
+    def standard_errors(self, kind: str | None = None, *, require_maximum: bool = True) -> PyTree:
+        """Standard errors, a pytree like `params`; zero for parameters held `fixed`. Arguments as for `covariance`."""
         kind = self._check(kind, "standard_errors")
-        self._warn("standard_errors")
-        return self.layout.assemble(self.layout.split(self._computed(covariances.standard_errors, kind), 0.0))
+        errors = self._computed(covariances.standard_errors, kind, require_maximum)
+        self._warn("standard_errors", kind, errors)
+        return self.layout.assemble(self.layout.split(errors, 0.0))
 
     @entry_point
-    def correlation(self, kind: str | None = None) -> Float[AnyArray, "*b q q"]:
-        """Correlation matrix of the estimate, in the order of `names`. `kind` as for `covariance`."""
+    def correlation(self, kind: str | None = None, *, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
+        """Correlation matrix of the estimate, in the order of `names`. Arguments as for `covariance`."""
         kind = self._check(kind, "correlation")
-        self._warn("correlation")
-        return self._computed(covariances.correlation, kind)
+        found = self._computed(covariances.correlation, kind, require_maximum)
+        self._warn("correlation", kind, found.diagonal(axis1=-2, axis2=-1))
+        return found
 
     @entry_point
     def confidence_intervals(
@@ -259,6 +279,7 @@ class Fit:
         level: Any = 0.95,
         method: str = "wald",
         scale: str = "unconstrained",
+        require_maximum: bool = True,
     ) -> PyTree:
         """Confidence intervals: a pytree like `params` whose leaves gain a last axis of two, lower and upper.
 
@@ -273,6 +294,9 @@ class Fit:
         scale : {"unconstrained", "natural"}
             Wald intervals are made on the scale of the constraint (the logarithm of a positive parameter, say) and mapped
             back, so that they stay within the range; ``"natural"`` gives the symmetric textbook interval.
+        require_maximum : bool
+            As for `covariance`: Wald intervals of a fit that did not converge are NaN. Profiles are followed from wherever it
+            ended.
 
         Returns
         -------
@@ -292,8 +316,8 @@ class Fit:
                 f'{caller}: method="profile" needs no covariance and no scale; leave `kind` and `scale` out.'
             )
         kind = self._check("observed" if method == "profile" else kind, caller)
-        self._warn(caller)
-        ends = self._ends(kind, level, method, scale, caller)
+        self._warn(caller, kind)
+        ends = self._ends(kind, level, method, scale, caller, require_maximum)
         return self.layout.assemble(intervals.as_leaves(self.layout, on_host(self.values), ends))
 
     @entry_point
@@ -394,7 +418,7 @@ class Fit:
         intervals.check_interval(level, method, "summary")
         if self.has_batch:
             kind, errors = self._errors_if_kept(kind, "summary")
-            return batch_summary(on_host(self), kind, errors)
+            return batch_summary(on_host(self), kind, errors, self._doubts_of_converged(kind))
         self._check_single("summary")
         kind = self._check(kind, "summary")
         return Summary(
@@ -410,6 +434,7 @@ class Fit:
             covariance=self.describe(kind),
             level=level,
             intervals="" if method == "wald" else "by profile likelihood",
+            doubts=self._doubts(kind),
         )
 
     def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:
@@ -424,7 +449,9 @@ class Fit:
         labels = [f"parameter {name}" if name in FACTS else name for name in self.names]
         columns = {label: theta[:, k] for k, label in enumerate(labels)}
         if kind != "":
-            _, errors = self._errors_if_kept(kind, "to_columns")
+            kind, errors = self._errors_if_kept(kind, "to_columns")
+            if doubts := self._doubts_of_converged(kind):
+                warn(f"to_columns: {' '.join(doubts)}")
             if errors is not None:
                 columns |= {f"{label} standard error": errors[:, k] for k, label in enumerate(labels)}
         return columns | {fact: np.asarray(getattr(self, fact)) for fact in FACTS}
@@ -441,7 +468,7 @@ class Fit:
         if not self.has_batch:
             self._check_single("to_frame")
             kind = self._check(kind, "to_frame")
-            self._warn("to_frame")
+            self._warn("to_frame", kind)
             rows = self._rows(kind, level, method, "to_frame")
             return pd.DataFrame(rows, columns=list(Row._fields)).set_index("name")
         columns = self.to_columns(kind)
@@ -507,9 +534,11 @@ class Fit:
         free = [Row(name, *map(float, row)) for name, row in zip(self.names, numbers, strict=True)]
         return with_fixed(free, self.layout, on_host(self.values))
 
-    def _ends(self, kind: str, level: Any, method: str, scale: str, caller: str) -> Float[AnyArray, "*b q 2"]:
+    def _ends(
+        self, kind: str, level: Any, method: str, scale: str, caller: str, require_maximum: bool = True
+    ) -> Float[AnyArray, "*b q 2"]:
         if method == "wald":
-            return self._computed(intervals.wald, kind, level, scale)
+            return self._computed(intervals.wald, kind, level, scale, require_maximum)
         from fisher_jax.uncertainty.profile_sides import profile_ends
 
         model, dataset = origin_of(self, caller)
@@ -568,19 +597,60 @@ class Fit:
                 "axis. Call it outside; take one of a batch by fits[i]."
             )
 
-    def _warn(self, caller: str) -> None:
-        """A `FitWarning` where a fit whose numbers are known failed."""
-        if is_traced(self.status_code) or np.all(self.converged):
+    def _doubts(self, kind: str, errors: Any = None) -> tuple[str, ...]:
+        """Why there is no covariance of a kind, or no theory behind it, in sentences; empty where nothing is wrong with it."""
+        converged = np.atleast_1d(self.converged)
+        doubts = (*(() if np.all(converged) else (NO_MAXIMUM,)), *self._irregularity())
+        errors = self._computed(covariances.standard_errors, kind) if errors is None else errors
+        lost = np.any(np.isnan(np.atleast_2d(errors)), axis=-1) & converged
+        if np.any(lost):
+            share = f" in {int(np.sum(lost))} of {lost.size} fits" if self.has_batch else ""
+            one = self[int(np.argmax(lost))] if self.has_batch else self
+            doubts += (f"There are no standard errors by kind={kind!r}{share}: {one._missing(kind)}.",)
+        return doubts
+
+    def _irregularity(self) -> tuple[str, ...]:
+        """That the model is not regular at the estimate, in a sentence; empty where it is, or its information is not there."""
+        if self.expected is None or is_traced(self.expected):
+            return ()
+        irregular = ~np.all(np.isfinite(np.asarray(self.expected)), axis=(-2, -1)) & np.asarray(self.converged)
+        if not np.any(irregular):
+            return ()
+        return (f"In {int(np.sum(irregular))} of {irregular.size} fits: {IRREGULAR}" if self.has_batch else IRREGULAR,)
+
+    def _doubts_of_converged(self, kind: str) -> tuple[str, ...]:
+        """The same, where the status stands beside the standard errors; none where no kind was kept."""
+        return tuple(doubt for doubt in self._doubts(kind) if doubt is not NO_MAXIMUM) if kind else ()
+
+    def _missing(self, kind: str) -> str:
+        """Why a fit that converged has no covariance of a kind, in words."""
+        if kind == "sandwich":
+            return (
+                "a variance is negative or not finite, as differences of estimates by two ways of clusters may be, or a "
+                "small-sample factor does not exist"
+            )
+        matrix = covariances.free_information(on_host(self), kind)
+        if not np.all(np.isfinite(matrix)):
+            return f"the {kind} information is not finite at the estimate"
+        return f"the {kind} information is singular (direction: {weakest(matrix, self.free, self.layout)})"
+
+    def _warn(self, caller: str, kind: str | None = None, errors: Any = None) -> None:
+        """A `FitWarning` where a fit whose numbers are known failed, or where its covariance of a kind is in doubt.
+
+        `errors` are NaN where standard errors of that kind are, where these have been computed already.
+        """
+        if is_traced(self.status_code):
             return
-        if self.has_batch:
+        doubts = self._irregularity() if kind is None else self._doubts(kind, errors)
+        if not np.all(self.converged):
             failed = int(np.sum(~np.asarray(self.converged)))
             text = (
-                f"{caller}: {failed} of {np.size(self.status_code)} fits did not converge, and theirs is not to be relied on. "
-                "See `converged`, `status` and `summary()`."
+                f"{failed} of {np.size(self.status_code)} fits did not converge, and theirs is not to be relied on. See "
+                "`converged`, `status` and `summary()`."
             )
-        else:
-            text = f"{caller}: not to be relied on. {self.diagnosis()}"
-        warn(text)
+            doubts = (text if self.has_batch else f"not to be relied on. {self.diagnosis()}", *doubts)
+        if doubts:
+            warn(f"{caller}: {' '.join(doubts)}")
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)

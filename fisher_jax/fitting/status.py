@@ -90,8 +90,9 @@ _TABLE = {
     ),
     Status.STALLED: _Entry(
         "no step improves the log-likelihood although its gradient is not zero",
-        "a kink (abs, where, a quantile), an edge of the support that moves with the parameters, a discontinuity, too "
-        "little precision, a start so far off that the log-density is all rounding, or a learning rate that has faded",
+        "a kink (abs, where, a quantile), an edge of the support that moves with the parameters (where the log-likelihood may "
+        "have no upper bound, as an extreme-value distribution's with a shape below -1), a discontinuity, too little precision, "
+        "a start so far off that the log-density is all rounding, or a learning rate that has faded",
         "smooth the log-density or reparametrise, use float64, start nearer; if the maximum is at a kink or an edge of the "
         "support, covariances from curvature do not apply",
     ),

@@ -14,7 +14,6 @@ from fisher_jax.numerics import linalg
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
-WORST = 5  # failed fits of each status that a report names
 
 
 class Row(NamedTuple):
@@ -69,6 +68,7 @@ class Summary:
     covariance: str
     level: float
     intervals: str = ""
+    doubts: tuple[str, ...] = ()
 
     @property
     def aic(self) -> float:
@@ -96,6 +96,10 @@ class Summary:
     def _distance(self) -> str:
         if self.status == Status.BOUNDARY:
             return "no maximum was found"
+        if self.status == Status.BAD_START:
+            return "unknown, the log-density is not finite at the start"
+        if self.status == Status.NOT_FINITE:
+            return "unknown, the gradient or the curvature is not finite"
         if not math.isfinite(self.decrement):
             return "unknown, the curvature is not positive definite"
         return f"{self.decrement:.1e} standard errors (decrement)"
@@ -108,10 +112,9 @@ class Summary:
 
     @property
     def warning(self) -> str:
-        """Why the numbers are not to be relied on; empty for a fit that converged."""
-        if self.status.converged:
-            return ""
-        return f"NOT TO BE RELIED ON. {diagnose(self.status, self.culprit)}"
+        """Why the numbers are not to be relied on; empty for a fit that converged and whose standard errors exist."""
+        failure = () if self.status.converged else (f"NOT TO BE RELIED ON. {diagnose(self.status, self.culprit)}",)
+        return " ".join(failure + self.doubts)
 
     def __str__(self) -> str:
         width = max(len(label) for label, _ in self.facts)
@@ -161,8 +164,8 @@ class BatchSummary:
     """How a batch ended. `str` gives text; a notebook shows tables.
 
     `statuses` counts each status that occurred and `attempts` the attempts that gave the results; `spread` holds for
-    each row's name its quantiles over the fits, those of the estimates over the converged ones; `worst` the indices of the
-    fits that failed, the first few of each status, with what is known of them.
+    each row's name its quantiles over the fits, those of the estimates over the converged ones; `worst` the index of the
+    first fit that failed with each status, with what is known of it; `doubts` what is to be known of the standard errors.
     """
 
     num_fits: int
@@ -171,6 +174,7 @@ class BatchSummary:
     spread: dict[str, tuple[float, ...]]
     worst: list[tuple[int, str]]
     facts: list[tuple[str, str]]
+    doubts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         width = max(len(label) for label, _ in self.facts)
@@ -185,6 +189,8 @@ class BatchSummary:
         if self.worst:
             lines += ["", "  Failed, the first of each kind:"]
             lines += [f"  {index:>8}  {said}" for index, said in self.worst]
+        for doubt in self.doubts:
+            lines += ["", *_wrapped(doubt)]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -205,6 +211,7 @@ class BatchSummary:
             f"<table><caption>Maximum-likelihood fits</caption><tbody>{facts}</tbody></table>"
             f"<table><thead><tr>{titles}</tr></thead><tbody>{spread}</tbody></table>"
             + (f"<table>{caption}<tbody>{worst}</tbody></table>" if worst else "")
+            + "".join(f"<p>{html.escape(doubt)}</p>" for doubt in self.doubts)
         )
 
 
@@ -213,7 +220,7 @@ def _titles() -> list[str]:
     return [named.get(q, f"{100 * q:g} %") for q in QUANTILES]
 
 
-def batch_summary(fits: Any, kind: str, errors: np.ndarray | None) -> BatchSummary:
+def batch_summary(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[str, ...]) -> BatchSummary:
     """The report on many fits, with the standard errors (B, q) where they are known."""
     status, attempt = fits.status_code, fits.attempt
     statuses = {known.label: int(np.sum(status == known)) for known in Status if np.any(status == known)}
@@ -228,7 +235,7 @@ def batch_summary(fits: Any, kind: str, errors: np.ndarray | None) -> BatchSumma
         ("Covariance", fits.describe(kind) if kind else "none kept"),
         *([("Engine", fits.engine)] if fits.engine else []),
     ]
-    return BatchSummary(len(status), statuses, attempts, _spread(fits, errors), _worst(fits, status), facts)
+    return BatchSummary(len(status), statuses, attempts, _spread(fits, errors), _worst(fits, status), facts, doubts)
 
 
 def _spread(fits: Any, errors: np.ndarray | None) -> dict[str, tuple[float, ...]]:
@@ -249,12 +256,8 @@ def _quantiles(numbers: np.ndarray) -> tuple[float, ...]:
 
 
 def _worst(fits: Any, status: np.ndarray) -> list[tuple[int, str]]:
-    found = []
-    for code in np.unique(status):
-        if not Status(int(code)).converged:
-            for index in np.flatnonzero(status == code)[:WORST]:
-                found.append((int(index), fits[index].diagnosis().split(" Likely causes")[0]))
-    return found
+    firsts = [int(np.argmax(status == code)) for code in np.unique(status) if not Status(int(code)).converged]
+    return [(first, fits[first].diagnosis().split(" Likely causes")[0]) for first in firsts]
 
 
 def weakest(curvature: Any, free: Any, layout: Layout) -> str:

@@ -29,7 +29,7 @@ def of_each(fit: Fit, function: Callable[..., Any], kind: str | None, caller: st
     """
     check_fit(fit, caller)
     kind = fit._check(kind, caller)
-    fit._warn(caller)
+    fit._warn(caller, kind)
     return quietly(fit, function, kind, caller, *numbers)
 
 

@@ -45,7 +45,8 @@ class Identifiability(Printed):
     identified : boolean array (k,)
         What does not depend on a singular direction.
     standard_errors : array (k,)
-        Of what is identified, by a generalised inverse of the information; NaN for the rest.
+        Of what is identified, by a generalised inverse of the information; NaN for the rest, and where the fit ended neither at a
+        maximum nor on a ridge of maxima.
     status : str
         What the fit's status adds to it; empty for a fit that converged, and of a batch.
     """
@@ -201,9 +202,14 @@ def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -
         weak=(found.eigenvalues < WEAK) & ~found.singular,
         names=fit.names + (output.names if output else ()),
         identified=holds,
-        standard_errors=errors,
+        standard_errors=np.where(_at_maximum(fit)[..., None], errors, np.nan),
         status=_said_of_status(fit) if not fit.has_batch else "",
     )
+
+
+def _at_maximum(fit: Fit) -> np.ndarray:
+    """Whether there are standard errors of what is identified: a ridge is made of maxima too."""
+    return np.asarray(fit.converged | (np.asarray(fit.status_code) == Status.SINGULAR_INFORMATION))
 
 
 def _said_of_status(fit: Fit) -> str:

@@ -203,7 +203,7 @@ def _record(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restar
         warn(f"{CALLER}: an end is NaN for {', '.join(failed)}; print the profile to see why.")
     return Profile(
         estimate=sides.estimates,
-        standard_error=np.where(fit.status == Status.BOUNDARY, np.nan, sides.errors),
+        standard_error=np.where(fit.converged, sides.errors, np.nan),
         lower=sides.ends[:, 0],
         upper=sides.ends[:, 1],
         end_codes=sides.codes,

@@ -10,11 +10,12 @@ import os
 import shutil
 import socket
 import sys
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fisher_jax.errors import warn
 
 if sys.platform != "win32":
     import fcntl
@@ -107,10 +108,10 @@ else:
                 os.close(file)
                 raise
             except OSError as error:
-                warnings.warn(
+                warn(
                     f"{CALLER}: the file system of {path.parent} keeps no locks ({error.strerror}). See to it that no other "
                     "call of fit_stream writes to the same sink.",
-                    stacklevel=5,
+                    UserWarning,
                 )
             # Whoever had it before may have removed the file after it was opened here: then the lock is on none.
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
