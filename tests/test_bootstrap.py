@@ -225,6 +225,16 @@ def test_an_observation_of_weight_zero_is_not_left_out_a_second_time():
     assert found._acceleration(None) == pytest.approx(kept._acceleration(None), rel=1e-6)
 
 
+def test_a_replicate_of_clusters_without_weight_is_no_fit():
+    weights = (CLUSTERS == 0).astype(float)  # one cluster counts; with probability (7/8)⁸ it is not drawn
+    fit = fj.fit(MODEL, 1.0, np.where(weights > 0, WAITS, np.nan), weights=weights)
+    with pytest.warns(fj.FitWarning, match="replicates' fits failed: .* too few observations"):
+        found = fj.bootstrap(fit, KEY, 200, clusters=CLUSTERS)
+    assert (found.fits.status[~found.kept] == fj.Status.TOO_FEW_OBSERVATIONS).all()
+    assert found.num_failed == (found.fits.num_observations == 0).sum()
+    assert abs(found.num_failed / 200 - (7 / 8) ** 8) < 4 * np.sqrt(0.34 * 0.66 / 200)
+
+
 def test_the_report_reads_so_and_fixed_parameters_stay():
     model = fj.Model(
         lambda p, y: exponential(p["rate"], y) + 0 * p["held"], constraints={"rate": fj.positive, "held": fj.fixed}

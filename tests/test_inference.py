@@ -560,6 +560,20 @@ def test_float32_batches_have_the_ratios_of_their_fits():
         assert abs(rough[k] - alone) > 1e-3
 
 
+def test_a_cell_without_observations_has_no_likelihood_ratio_and_is_not_counted():
+    data, weights = np.stack([BEEF, BEEF]), np.stack([np.ones_like(BEEF), np.zeros_like(BEEF)])
+    fits = fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, data, weights=weights)
+    with pytest.warns(fj.FitWarning, match="1 fits of the alternative did not converge"):
+        test = fj.likelihood_ratio_test(fits, {"shape": 1.0, "rate": 1.0})
+    assert np.isnan(test.p_value).tolist() == [False, True]
+    assert "Without a statistic  1" in str(test)
+    with pytest.warns(fj.FitWarning, match="too few observations"):
+        assert np.isnan(fj.likelihood_ratio_test(fits[1], {"shape": 1.0}).p_value)
+    with pytest.warns(fj.FitWarning, match="did not converge"):
+        table = fj.compare(full=fits[1], empty=fits[1])
+    assert np.isnan(table.aic).all()
+
+
 def test_float32_fits_of_rows_and_of_weights_can_be_compared():
     start = {"shape": np.float32(1.0), "rate": np.float32(1.0)}
     data = np.array([1.0, 2.0, 3.0, 6.0], np.float32)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import some_of
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
@@ -136,6 +137,38 @@ def test_fewer_observations_than_parameters_is_said():
 def test_weights_that_leave_too_few_observations_are_said():
     fit = fj.fit(NORMAL, START, SAMPLE, weights=np.eye(50)[3])
     assert fit.status is Status.TOO_FEW_OBSERVATIONS
+
+
+def everything(fit):
+    """All that a fit says of itself, and its criteria."""
+    return [*jax.tree.leaves(fit), fit.aic(), fit.bic(), fit.aicc(), str(fit.summary())]
+
+
+@pytest.mark.parametrize("way", some_of(["fit", "fit_batch", "list", "vmap"], "fit", "fit_batch"))
+def test_a_cell_whose_weights_are_all_zero_is_no_fit_whatever_lies_under_them(way):
+    # Above three parameters derivatives are taken in reverse, in which a weight of zero does not silence NaN.
+    x, y = design(columns=4)
+    none = np.zeros_like(y)
+
+    def fitted(y):
+        if way == "fit":
+            return fj.fit(logistic, np.zeros(4), y, given=x, weights=none)
+        if way == "fit_batch":
+            return fj.fit_batch(logistic, np.zeros(4), y[None], given=x, weights=none[None])[0]
+        if way == "list":
+            return fj.fit_batch(logistic, np.zeros(4), [y], given=[x], weights=[none])[0]
+        return jax.tree.map(
+            lambda leaf: leaf[0], jax.vmap(lambda y: fj.fit(logistic, np.zeros(4), y, given=x, weights=none))(y[None])
+        )
+
+    fit = fitted(y)
+    assert fit.status is Status.TOO_FEW_OBSERVATIONS
+    assert np.isnan([fit.aic(), fit.bic(), fit.aicc()]).all()
+    assert "(0 observations, 4 free parameters)" in " ".join(str(fit.summary()).split())
+    assert fit.params.tolist() == [0.0] * 4
+    for under in (np.nan, np.inf, -999.0):
+        for one, other in zip(everything(fitted(np.full_like(y, under))), everything(fit), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_identical_columns_are_singular_and_the_direction_is_named():

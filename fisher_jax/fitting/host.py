@@ -244,7 +244,7 @@ def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Data
             "expected": expected,
             "suspect": suspect,
             "num_observations": np.asarray(count if weights is None else np.sum(weights), layout.dtype),
-            "num_observed": count if weights is None else int(np.sum(weights > 0)),
+            "num_observed": count if weights is None else int(np.sum(weights != 0)),
         }
 
     return call

@@ -60,10 +60,10 @@ def num_observations(target: Likelihood, layout: Layout) -> Array:
 
 
 def num_observed(target: Likelihood) -> Array:
-    """How many observations there are, whatever their weight."""
+    """How many observations there are, whatever their weight; an invalid one, NaN by now, is there as well."""
     if target.weights is None:
         return jnp.asarray(target.num_terms)
-    return jnp.sum(target.weights > 0)
+    return jnp.sum(target.weights != 0)
 
 
 def total_information(

@@ -253,6 +253,8 @@ def certify(
     singular = xp.abs(state.pivot) <= xp.maximum(singular_pivot(p, dtype), slope)
     unmoved = lanes.every(lanes.each(lambda u, b: (u == b) | ~xp.isfinite(b), state.point, begun))
     conditions = [
+        # First, for without an observation the rest says what lies under weights of zero.
+        (num_observed == 0, Status.TOO_FEW_OBSERVATIONS),
         (~xp.isfinite(state.at.value) & unmoved, Status.BAD_START),
         (broken | ~state.finite, Status.NOT_FINITE),
         (near & regular, Status.CONVERGED),

@@ -110,6 +110,8 @@ class Fit:
         data sets came as a list.
     optima : tuple of Optimum
         Of a fit from several starts: every certified maximum that was found, the highest first. No part of the pytree.
+    num_masked : integer array (*b), or None where nothing is masked
+        How many rows have weight zero because an entry of theirs is masked.
     meat, robust : array (*b, p, p) or None, and str
         What `robust` put into the middle of the sandwich in place of `outer_product`, and what it is, in words.
 
@@ -156,6 +158,7 @@ class Fit:
     optima: tuple[Optimum, ...] = ()
     meat: Float[AnyArray, "*b p p"] | None = None
     robust: str = ""
+    num_masked: Int[AnyArray, "*b"] | None = None
 
     @property
     def has_batch(self) -> bool:
@@ -350,14 +353,15 @@ class Fit:
         return Information(self._computed(covariances.information, kind), self.names, route)
 
     def aic(self) -> Float[AnyArray, "*b"]:
-        """Akaike's information criterion 2p − 2ℓ."""
-        return 2.0 * self.num_parameters - 2.0 * on_host(self.log_likelihood)
+        """Akaike's information criterion 2p − 2ℓ; NaN where there are no observations."""
+        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        return 2.0 * namespace(n).where(n > 0, self.num_parameters, np.nan) - 2.0 * log_likelihood
 
     def bic(self) -> Float[AnyArray, "*b"]:
-        """Schwarz's Bayesian information criterion p log n − 2ℓ."""
+        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations."""
         n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
-        with np.errstate(divide="ignore"):
-            return self.num_parameters * namespace(n).log(n) - 2.0 * log_likelihood
+        xp = namespace(n)
+        return self.num_parameters * xp.log(xp.where(n > 0, n, np.nan)) - 2.0 * log_likelihood
 
     def aicc(self) -> Float[AnyArray, "*b"]:
         """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ; NaN where n ≤ p + 1.
@@ -435,6 +439,7 @@ class Fit:
             level=level,
             intervals="" if method == "wald" else "by profile likelihood",
             doubts=self._doubts(kind),
+            num_masked=0 if self.num_masked is None else int(self.num_masked),
         )
 
     def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:

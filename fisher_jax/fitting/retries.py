@@ -113,7 +113,7 @@ def _counts(starts: Starts, num_terms: int) -> tuple[Any, Any]:
     if weights is None:
         return np.full(size, num_terms, starts.layout.dtype), np.asarray(num_terms, np.int32)
     weights = np.broadcast_to(np.asarray(weights), (size, np.shape(weights)[-1]))
-    return np.sum(weights, axis=1, dtype=starts.layout.dtype), np.sum(weights > 0, axis=1, dtype=np.int32)
+    return np.sum(weights, axis=1, dtype=starts.layout.dtype), np.sum(weights != 0, axis=1, dtype=np.int32)
 
 
 def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, most_steps: int | None = None) -> Fit:

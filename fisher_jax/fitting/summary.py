@@ -69,16 +69,17 @@ class Summary:
     level: float
     intervals: str = ""
     doubts: tuple[str, ...] = ()
+    num_masked: int = 0
 
     @property
     def aic(self) -> float:
-        """Akaike's information criterion."""
-        return 2 * self.num_parameters - 2 * self.log_likelihood
+        """Akaike's information criterion; NaN where there are no observations."""
+        return 2 * self.num_parameters - 2 * self.log_likelihood if self.num_observations > 0 else math.nan
 
     @property
     def bic(self) -> float:
-        """Schwarz's Bayesian information criterion."""
-        penalty = math.log(self.num_observations) if self.num_observations > 0 else -math.inf
+        """Schwarz's Bayesian information criterion; NaN where there are no observations."""
+        penalty = math.log(self.num_observations) if self.num_observations > 0 else math.nan
         return self.num_parameters * penalty - 2 * self.log_likelihood
 
     @property
@@ -88,6 +89,7 @@ class Summary:
             ("Status", f"{self.status.label}, {self.num_steps} steps in {self.precision}"),
             ("Distance to the maximum", self._distance()),
             ("Observations", f"{self.num_observations:g}, free parameters {self.num_parameters}"),
+            *([("Masked", f"{self.num_masked} rows, left out by weight zero")] if self.num_masked else []),
             ("Log-likelihood", f"{self.log_likelihood:.6f}, AIC {self.aic:.4f}, BIC {self.bic:.4f}"),
             ("Covariance", self.covariance),
             *([("Intervals", self.intervals)] if self.intervals else []),
@@ -232,10 +234,18 @@ def batch_summary(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple
             for label, count in statuses.items()
         ),
         *(("Attempt", f"{count} by {name}") for name, count in attempts.items() if name != ATTEMPTS[0]),
+        *_masked(fits.num_masked),
         ("Covariance", fits.describe(kind) if kind else "none kept"),
         *([("Engine", fits.engine)] if fits.engine else []),
     ]
     return BatchSummary(len(status), statuses, attempts, _spread(fits, errors), _worst(fits, status), facts, doubts)
+
+
+def _masked(num_masked: np.ndarray | None) -> list[tuple[str, str]]:
+    if num_masked is None or not np.any(num_masked):
+        return []
+    sets = int(np.sum(num_masked > 0))
+    return [("Masked", f"{int(np.sum(num_masked))} rows of {sets} data sets, left out by weight zero")]
 
 
 def _spread(fits: Any, errors: np.ndarray | None) -> dict[str, tuple[float, ...]]:

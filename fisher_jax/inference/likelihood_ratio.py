@@ -20,7 +20,7 @@ from fisher_jax.inference.samples import same_data
 from fisher_jax.inference.under_restriction import fit_under
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.parameters import Layout
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.numerics.namespace import is_traced, namespace, on_host
 
 TEST = "Likelihood-ratio test"
 SHORT_OF_EDGE = 1e-4  # by which a fit that runs to a boundary may stay below the supremum there, in the statistic
@@ -102,6 +102,9 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
         else:
             null = refit(fit, hypothesis, caller)
             gained, freedom = gained_over(fit, null), fit.num_parameters - null.num_parameters
+    # Zero is what both log-likelihoods of no observations are: a difference that says nothing, and must not pass for a fit as good.
+    n, gained = on_host((fit.num_observations, gained))
+    gained = namespace(n).where(n > 0, gained, np.nan)
     if num_on_boundary is not None:
         edge = _checked_number(num_on_boundary, freedom, caller)
     statistic, notes = _statistic(fit, gained, caller)

@@ -72,12 +72,16 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset, c
 
 
 def _replace_unweighted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
-    """Copy a counted row over the rows of weight zero: what those hold (NaN, say) must not reach a derivative."""
+    """Copy a counted row over the rows of weight zero: what those hold (NaN, say) must not reach a derivative.
+
+    Without any, ones.
+    """
     source = jnp.argmax(weights > 0)
+    none_left = ~jnp.any(weights > 0)
 
     def replace(leaf: Array) -> Array:
         keep = (weights > 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
-        return jnp.where(keep, leaf, leaf[source])
+        return jnp.where(keep, leaf, jnp.where(none_left, jnp.ones((), leaf.dtype), leaf[source]))
 
     return jax.tree.map(replace, jax.tree.map(jnp.asarray, rows))
 
