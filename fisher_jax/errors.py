@@ -249,6 +249,12 @@ _UNKNOWN_YET = (
 )
 
 
+FRAME_HINT = (
+    " A data frame is handed on as a matrix, a row at a time. Give its columns by name: "
+    "given={name: frame[name].to_numpy() for name in frame.columns}."
+)
+
+
 def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str, caller: str) -> Any:
     """What a function of the user's returns. An error in it names its line, and what it was called with.
 
@@ -271,7 +277,7 @@ def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str,
         said = (str(error).splitlines() or [""])[0].rstrip(".")
         raise kind(
             f"{caller}: {name} raised {type(error).__name__}{_line_of(error)}: {said}. It was called with "
-            f"{', '.join(map(_outline, arguments))}."
+            f"{', '.join(map(_outline, arguments))}.{FRAME_HINT if 'string indexing' in said else ''}"
         ) from error
 
 

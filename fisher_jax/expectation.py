@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import check_choice, check_count, is_number, shown, to_numpy
-from fisher_jax.models.dataset import as_arrays
+from fisher_jax.models.dataset import as_unmasked_arrays
 
 ESTIMATORS = ("bartlett", "outer", "hessian")
 
@@ -207,7 +207,7 @@ class Enumeration:
 
     def __post_init__(self) -> None:
         if all(isinstance(leaf, int | float | np.ndarray | jax.Array) for leaf in jax.tree.leaves(self.values)):
-            values = as_arrays(self.values)
+            values = as_unmasked_arrays(self.values, "values", "Enumeration")
             lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(values)}
             if len(lengths) != 1 or None in lengths:
                 raise ValueError(

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(fj.__file__).parent
 ROWS = {
     "_version": 0,
     "errors": 0,
+    "decoding": 0,
     "blocks": 1,
     "moments": 1,
     "numerics": 2,

@@ -124,7 +124,7 @@ MISUSE = {
     "no constraint": (lambda: fj.Model(density, constraints={"scale": "positive"}), TypeError, "the constraint of `scale` is 'positive'"),
     "empty interval": (lambda: fj.interval(2, 1), ValueError, r"low < high.*interval\(2, 1\)"),
     "interval without ends": (lambda: fj.interval(-np.inf, np.inf), ValueError, "at least one finite end"),
-    "integer array": (lambda: fj.fit(lambda p, y: 0.0, np.array([1, 2]), Y), TypeError, "`params` has dtype int64; parameters are floating"),
+    "complex parameters": (lambda: fj.fit(lambda p, y: 0.0, np.array([1j, 2]), Y), TypeError, "`params` has dtype complex128; parameters are real numbers"),
     "boolean": (lambda: fj.fit(lambda p, y: 0.0, {"a": True}, Y), TypeError, "`a` has dtype bool"),
     "no parameters": (lambda: fj.fit(density, {}, Y), ValueError, "params holds no array"),
     "all fixed": (lambda: fj.fit(bound(loc=fj.fixed, scale=fj.fixed), START, Y), ValueError, "every parameter is fixed"),

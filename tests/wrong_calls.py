@@ -170,7 +170,7 @@ RIGHT = {
 }
 
 # What a message calls an argument where that is better than its name: a parameter has one of its own.
-ALIASES = {"parameter", "hypothesis", "hypothesised", "data", "given", "restriction", "fit", "fits", "loc", "scale"}
+ALIASES = {"parameter", "hypothesis", "hypothesised", "restriction", "fit", "fits", "loc", "scale"}
 
 # What a user may hand over by mistake. Masks, frames, byte orders and complex numbers of data are tried in another place.
 WRONG = [

@@ -16,13 +16,14 @@ from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.fit import check_optimizer, check_stopping
 from fisher_jax.fitting.lanes import LEAST_LANES
 from fisher_jax.fitting.program import NO_EXPECTED
-from fisher_jax.fitting.ragged import each_initial, is_ragged, size_classes
+from fisher_jax.fitting.ragged import check_list, each_initial, is_ragged, size_classes
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.fitting.retries import How, fit_all, has_float64
 from fisher_jax.fitting.starts import Starts, check_starts, num_starts, rows_of, starts_of
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import CALLER, check_datasets
 from fisher_jax.models.model import Model, as_model
+from fisher_jax.models.parameters import as_parameters
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
 
@@ -62,7 +63,8 @@ def fit_batch(
         The observations of all data sets, each leaf with an axis over the data sets: (B, n, …) by default. Data sets of
         different lengths come as a list, one entry for each, and so do `given` and `weights` if they differ; several arrays of
         one data set are therefore a tuple or a dictionary. They are filled up to a few sizes by their last row, with weight
-        zero: a term of a `dependent` model must not look ahead.
+        zero: a term of a `dependent` model must not look ahead. A row with a masked entry gets weight zero in its data set, as
+        for `fit`.
     given : pytree, optional
         Covariates, one set for all data sets unless `given_axis` says otherwise.
     weights : array, optional
@@ -146,13 +148,16 @@ def fit_batch(
         workers.devices_of(devices, CALLER),
         progress,
     )
+    params = as_parameters(params, CALLER)
     axes = (params_axis, data_axis, given_axis, weights_axis)
     finish = functools.partial(fit_all, how, retry=retry, float64_finish=float64_finish)
     if is_ragged(data):
         _refuse_axes(axes, given)
         return _fit_ragged(finish, model, params, params_axis, data, given, weights)
     dataset = check_datasets(model, data, given, weights, axes[1:], num_starts(params, params_axis))
-    return replace(finish(starts_of(model, params, params_axis, dataset)), origin=Origin(model, dataset))
+    check_starts(model, params, params_axis, dataset.one(0), dataset.size or 0)
+    fits = finish(starts_of(model, params, params_axis, dataset))
+    return replace(fits, origin=Origin(model, dataset), num_masked=dataset.num_masked)
 
 
 def _refuse_axes(axes: tuple[Any, ...], given: PyTree) -> None:
@@ -177,12 +182,14 @@ def _fit_ragged(
     """Each class of sizes by itself, and the fits in the order of the data sets."""
     if not data:
         raise ValueError(f"{CALLER}: data is an empty list; there are no data sets.")
+    datasets = check_list(model, data, given, weights)
     if params is None:
-        params, params_axis = each_initial(model, data, given), 0
-    check_starts(params, params_axis, len(data))
+        params, params_axis = each_initial(model, datasets), 0
+    check_starts(model, params, params_axis, datasets.one(0), len(data))
     parts, order = [], []
-    for rows, dataset in size_classes(model, rows_of(params, params_axis, 0), data, given, weights):
-        parts.append(finish(starts_of(model, rows_of(params, params_axis, rows), params_axis, dataset)))
+    for rows, dataset in size_classes(model, rows_of(params, params_axis, 0), datasets):
+        fits = finish(starts_of(model, rows_of(params, params_axis, rows), params_axis, dataset))
+        parts.append(replace(fits, num_masked=dataset.num_masked))
         order.append(rows)
     return joined_fits(parts, np.argsort(np.concatenate(order)))
 

@@ -70,11 +70,13 @@ def fit(
         Starting values, strictly inside their constraints; `None` uses the model's `initial`. Their dtype is the precision
         of the fit: float32 only if every leaf is; Python numbers take JAX's default (float64 where x64 is enabled).
     data : pytree
-        The observations, each leaf with a leading axis of length n.
+        The observations, each leaf with a leading axis of length n. Rows are taken in their order: what comes from pandas must
+        have the same index in `data`, `given` and `weights`. A row with an entry that is masked (`numpy.ma`), here or in `given`,
+        gets weight zero; `summary` says how many these are.
     given : pytree, optional
-        Covariates with the same leading axis.
+        Covariates with the same leading axis. A data frame counts as a matrix, its columns side by side.
     weights : array (n,), optional
-        Frequency weights: an observation of weight w counts as w equal ones, zero leaves it out.
+        Frequency weights: an observation of weight w counts as w equal ones, zero leaves it out, whatever it holds.
     optimizer : optax.GradientTransformation, optional
         Default `optimizers.newton()`. Any optax transformation will do; make it once and pass the same object again,
         since a new one compiles anew.
@@ -147,19 +149,21 @@ def fit(
         from fisher_jax.fitting.optima import fit_from_starts
 
         best = fit_from_starts(model, layout, values, dataset, optimizer, tolerance, int(max_steps), starts, key)
-        return replace(best, origin=Origin(model, dataset))
-    if is_traced(values, dataset, tolerance, max_steps):
-        return fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
+        return replace(best, origin=Origin(model, dataset), num_masked=dataset.num_masked)
+    traced = is_traced(values, dataset, tolerance, max_steps)
     found: Fit | None = None
-    if isinstance(optimizer, Newton):
+    if isinstance(optimizer, Newton) and not traced:
         try:
             found = host.fit(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
         except host.ClosesOverTraced:
-            return fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
+            traced = True
+    if traced:
+        found = fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
+        return replace(found, num_masked=dataset.num_masked)
     if found is None:
         packed = _loop(model, layout, optimizer, values, dataset, tolerance, max_steps)
         found = replace(packed.unpack(), engine="loop")
-    return replace(found, origin=Origin(model, dataset))
+    return replace(found, origin=Origin(model, dataset), num_masked=dataset.num_masked)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["treedef", "places"])

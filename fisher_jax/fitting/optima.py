@@ -16,7 +16,7 @@ from fisher_jax.fitting.starts import Starts
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, check_start
-from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.parameters import Layout, Values, as_parameters
 
 SAME = 0.01  # standard errors: maxima nearer than that are one
 
@@ -77,6 +77,7 @@ def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray
 
 def _stacked(layout: Layout, values: Values, starts: PyTree) -> np.ndarray:
     check_pytree(starts, "starts", "fit")
+    starts = as_parameters(starts, "fit, starts")
     try:
         blocks = [np.asarray(block, layout.dtype) for block in layout.blocks(starts)]
     except (TypeError, ValueError) as error:

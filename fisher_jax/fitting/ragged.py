@@ -2,13 +2,21 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.models.dataset import CALLER, Dataset, as_arrays, check_dataset
+from fisher_jax.decoding import as_weights
+from fisher_jax.models.dataset import (
+    CALLER,
+    Dataset,
+    as_arrays,
+    check_dataset,
+    check_labels,
+    without_masks,
+)
 from fisher_jax.models.model import Model, starting_parameters
 
 FILLING = 2**20  # rows that take about as long to fit as a program to compile
@@ -19,22 +27,61 @@ def is_ragged(data: Any) -> bool:
     return isinstance(data, list)
 
 
-def size_classes(
-    model: Model, params: PyTree, data: list[Any], given: PyTree, weights: Any
-) -> Iterator[tuple[np.ndarray, Dataset]]:
+class DataSets(NamedTuple):
+    """A list of data sets, with arrays in every entry, and how many rows each has.
+
+    `weights` is a list too, or None; `given` a list, or what all share, which it may be of series only; `num_masked` counts
+    for each data set as in `Dataset`.
+    """
+
+    lengths: np.ndarray
+    data: list[PyTree]
+    given: PyTree
+    weights: list[Any] | None
+    num_masked: np.ndarray | None
+
+    def one(self, number: int) -> Dataset:
+        """One of them, without its weights."""
+        return Dataset(self.data[number], self.given[number] if is_ragged(self.given) else self.given)
+
+
+def check_list(model: Model, data: list[Any], given: PyTree, weights: Any) -> DataSets:
+    """The list with arrays in every entry; rows in which an entry is masked have weight zero."""
+    count = len(data)
+    lengths = []
+    shared = given is not None and model.is_dependent and not is_ragged(given)
+    givens = [given] * count if shared or given is None else _same_number(given, count, "given")
+    each_weights = [None] * count if weights is None else _same_number(weights, count, "weights")
+    parts = []
+    for k, (entry, own, weight) in enumerate(zip(data, givens, each_weights, strict=True)):
+        name, given_name = f"data[{k}]", "given" if shared else f"given[{k}]"
+        arrays = as_arrays(entry, name, CALLER), as_arrays(own, given_name, CALLER)
+        check_labels({name: entry, given_name: own, f"weights[{k}]": weight}, (None, None, None), CALLER)
+        lengths.append(_length(k, arrays[0]))
+        if own is not None and not model.is_dependent:
+            _check_given(k, arrays[1], lengths[k])
+        weight = None if weight is None else as_weights(weight, f"{CALLER}: weights[{k}]")
+        parts.append(without_masks(model, Dataset(*arrays, weight), CALLER))
+    num_masked = None
+    if any(part.num_masked is not None for part in parts):
+        num_masked = np.array([part.num_masked or 0 for part in parts])
+    return DataSets(
+        np.array(lengths),
+        [part.data for part in parts],
+        parts[0].given if shared or given is None else [part.given for part in parts],
+        None if all(part.weights is None for part in parts) else [part.weights for part in parts],
+        num_masked,
+    )
+
+
+def size_classes(model: Model, params: PyTree, datasets: DataSets) -> Iterator[tuple[np.ndarray, Dataset]]:
     """The data sets in classes of sizes 2, 3, 4, 6, 8, 12, …, as few as pay: which they are, and their arrays filled up.
 
-    `given` and `weights` are lists as `data` is; of series `given` may be what all share. `params` are those of one data set.
+    `params` are those of one data set.
     """
-    entries = [as_arrays(entry) for entry in data]
-    count = len(entries)
-    differs = is_ragged(given) or (given is not None and not model.is_dependent)
-    givens = _entries(given, count, "given") if differs else None
-    given = None if given is None or differs else as_arrays(given)
-    weights = _entries(weights, count, "weights") if weights is not None else [None] * count
-    lengths = np.array([_length(k, entry) for k, entry in enumerate(entries)])
-    if givens is not None and not model.is_dependent:
-        _check_givens(givens, lengths)
+    lengths, entries, given, _, num_masked = datasets
+    givens = given if is_ragged(given) else None
+    weights = datasets.weights or [None] * len(entries)
     sizes = _merged(np.array([class_size(int(n)) for n in lengths]))
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes == size)
@@ -45,34 +92,33 @@ def size_classes(
         terms = _num_terms(model, params, jax.tree.map(lambda leaf: leaf[0], stack), one_given, int(size))
         counted = [_weights(weights[k], terms - int(size) + int(lengths[k]), terms, int(k)) for k in rows]
         own = [True] * len(jax.tree.leaves(stack)) + [givens is not None] * len(jax.tree.leaves(given)) + [True]
-        yield rows, Dataset(stack, given, np.stack(counted), size=len(rows), differs=tuple(own))
+        masked = None if num_masked is None else num_masked[rows]
+        yield rows, Dataset(stack, given, np.stack(counted), size=len(rows), differs=tuple(own), num_masked=masked)
 
 
-def _entries(trees: Any, count: int, name: str) -> list[PyTree]:
+def _same_number(trees: Any, count: int, name: str) -> list[Any]:
+    """The list of what belongs to each data set."""
     if not isinstance(trees, list) or len(trees) != count:
         what = f"a list of {len(trees)}" if isinstance(trees, list) else type(trees).__name__
         raise ValueError(
             f"{CALLER}: data is a list of {count} data sets, so {name} must be a list of {count} too, one entry for each; "
             f"got {what}."
         )
-    return [as_arrays(tree) for tree in trees]
+    return trees
 
 
-def _check_givens(givens: list[PyTree], lengths: np.ndarray) -> None:
-    for k, (given, length) in enumerate(zip(givens, lengths, strict=True)):
-        rows = [np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(given)]
-        if any(count != length for count in rows):
-            raise ValueError(
-                f"{CALLER}: given[{k}] has {rows[0]} rows, but data[{k}] has {length}; one row for each observation."
-            )
+def _check_given(number: int, given: PyTree, length: int) -> None:
+    rows = [np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(given)]
+    if any(count != length for count in rows):
+        raise ValueError(
+            f"{CALLER}: given[{number}] has {rows[0]} rows, but data[{number}] has {length}; one row for each observation."
+        )
 
 
-def each_initial(model: Model, data: list[Any], given: PyTree) -> PyTree:
+def each_initial(model: Model, datasets: DataSets) -> PyTree:
     """What the model's `initial` makes of each data set as it is, with a leading axis."""
-    givens = given if is_ragged(given) else [given] * len(data)
-    starts = [
-        starting_parameters(model, None, as_arrays(one), own, CALLER) for one, own in zip(data, givens, strict=True)
-    ]
+    each = map(datasets.one, range(len(datasets.data)))
+    starts = [starting_parameters(model, None, one.data, one.given, CALLER) for one in each]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
 
 

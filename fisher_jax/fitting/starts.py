@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.fitting.problem import checked_start
 from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import CALLER, Dataset, axis_first, axis_of_each, common_size, first_of
+from fisher_jax.models.likelihood import term_of, terms_at_once
 from fisher_jax.models.model import Model, check_start, flatten_parameters, jit_with_model, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, merge, split_by, typed
 
@@ -97,7 +98,6 @@ def starts_of(model: Model, params: PyTree, axis: Any, dataset: Dataset) -> Star
     blocks = typed(layout, layout.blocks(params))
     values = [axis_first(block, mark) for block, mark in zip(blocks, marks, strict=True)]
     differ = tuple(mark.number is not None for mark in jax.tree.leaves(marks))
-    check_starts(params, axis, dataset.size)
     return Starts(layout, _starts(layout, values, differ, dataset.size), values, differ, dataset)
 
 
@@ -106,8 +106,11 @@ def num_starts(params: PyTree, axis: Any) -> int:
     return common_size({"params": (params, axis_of_each(params, axis, "params"))})
 
 
-def check_starts(params: PyTree, axis: Any, count: int) -> None:
-    """Raise for starting parameters of another number of data sets."""
+def check_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset, count: int) -> None:
+    """Raise for starting parameters of another number of data sets; and for one of each where one for all was announced.
+
+    `dataset` is one of the data sets.
+    """
     marked = axis_of_each(params, axis, "params")
     axis_first(params, marked)
     size = common_size({"params": (params, marked)})
@@ -116,6 +119,38 @@ def check_starts(params: PyTree, axis: Any, count: int) -> None:
             f"{CALLER}: params has starts for {size} data sets, but there are {count}. "
             "Give one start for each, or one for all with params_axis=None."
         )
+    # A stack of starts taken for one start would have as many parameters as all fits together, and matrices of their square.
+    leaves, treedef = jax.tree.flatten(params)
+    each = [hasattr(leaf, "dtype") and np.ndim(leaf) > 0 and np.shape(leaf)[0] == count for leaf in leaves]
+    if size or not any(each) or _accepts(model, params, dataset):
+        return
+    first = [leaf[0] if own else leaf for leaf, own in zip(leaves, each, strict=True)]
+    if _accepts(model, jax.tree.unflatten(treedef, first), dataset):
+        axes = 0 if all(each) else jax.tree.unflatten(treedef, [0 if own else None for own in each])
+        shapes = ", ".join(str(np.shape(leaf)) for leaf, own in zip(leaves, each, strict=True) if own)
+        raise ValueError(
+            f"{CALLER}: params holds arrays of shape {shapes}, and there are {count} data sets. As one start for all, which "
+            "params_axis=None means, the density does not accept it; as one start for each it does. "
+            f"Give params_axis={axes}."
+        )
+
+
+def _accepts(model: Model, params: PyTree, dataset: Dataset) -> bool:
+    """Whether the density makes of these parameters one number for an observation, or terms of a series."""
+    data, given, _ = dataset.parts
+    try:
+        if model.is_dependent:
+            jax.eval_shape(lambda y, *z: terms_at_once(model, params, y, z, CALLER), data, *_if_any(given))
+        else:
+            y, z = jax.tree.map(lambda leaf: leaf[0], (data, _if_any(given)))
+            jax.eval_shape(lambda y, *z: term_of(model, params, y, z, CALLER), y, *z)
+    except (TypeError, ValueError, IndexError, ZeroDivisionError):
+        return False
+    return True
+
+
+def _if_any(given: PyTree) -> tuple[PyTree, ...]:
+    return () if given is None else (given,)
 
 
 def rows_of(params: PyTree, axis: Any, rows: Any) -> PyTree:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.errors import check_choice, check_count, check_flag, check_key, entry_point, shown, to_numpy, warn
+from fisher_jax.errors import check_choice, check_count, check_flag, check_key, entry_point, shown, warn
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.bootstrap_record import Bootstrap
@@ -151,10 +151,9 @@ def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: 
     if clusters is not None:
         if method != "nonparametric":
             raise ValueError(f'{CALLER}: clusters are drawn by method="nonparametric", not {method!r}.')
-        clusters = to_numpy(clusters, "clusters", CALLER)
-        if clusters.shape != (num_terms,):
+        if np.shape(clusters) != (num_terms,):
             raise ValueError(
-                f"{CALLER}: clusters has shape {clusters.shape}, expected ({num_terms},), one label for each observation."
+                f"{CALLER}: clusters has shape {np.shape(clusters)}, expected ({num_terms},), one label for each observation."
             )
         return of_units(cluster_codes(clusters, CALLER), None), dataset.weights
     if "block" in method:

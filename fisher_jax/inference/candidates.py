@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.decoding import check_unmasked
 from fisher_jax.errors import call_user, to_numpy
 from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
@@ -39,6 +40,7 @@ class Rows(NamedTuple):
 
 def candidate_statistics(fit: Any, candidates: Any, enters: Any, kind: str) -> tuple[Any, int]:
     """The statistics (K,) of all candidates, with a leading axis for a batch, and their degrees of freedom."""
+    check_unmasked(candidates, lambda: f"{CALLER}: candidates", "Fill in what is missing, or leave the candidate out.")
     columns = to_numpy(candidates, "candidates", CALLER)
     if columns.ndim not in (2, 3) or columns.dtype.kind not in "biuf" or not columns.size:
         raise ValueError(

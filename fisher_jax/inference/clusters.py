@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from fisher_jax.decoding import check_unmasked
 from fisher_jax.errors import to_numpy
 
 
 def cluster_codes(labels: Any, caller: str) -> Int[np.ndarray, " n"]:
     """Labels, numbers or text, as codes from 0 on; refused where one is missing or all are the same."""
+    check_unmasked(labels, lambda: f"{caller}: clusters", "Give every observation a label.")
     labels = to_numpy(labels, "clusters", caller)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"{caller}: clusters has shape {labels.shape}; expected (n,), one label for each observation.")

@@ -76,7 +76,8 @@ def log_likelihood(
     params : pytree
         The parameters θ, any pytree of floating arrays.
     data : pytree
-        The observations, each leaf with a leading axis of length n.
+        The observations, each leaf with a leading axis of length n. Rows with a masked entry, here or in `given`, get weight
+        zero; what comes from pandas must have the same index everywhere.
     given : pytree, optional
         Covariates with the same leading axis, handed to the log-density as its third argument.
     weights : array (n,), optional

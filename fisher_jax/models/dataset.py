@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.decoding import LEAVE_OUT, Labels, as_array, as_weights, check_same_labels, check_unmasked, labels_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import path_name
 from fisher_jax.numerics.namespace import namespace
@@ -17,7 +18,10 @@ CALLER = "fit_batch"
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["data", "given", "weights"], meta_fields=["size", "differs"]
+    jax.tree_util.register_dataclass,
+    data_fields=["data", "given", "weights"],
+    meta_fields=["size", "differs"],
+    drop_fields=["num_masked"],
 )
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -33,6 +37,9 @@ class Dataset:
     differs : tuple of bool
         Of many data sets: for each array, in the order of `jax.tree.leaves`, whether it has an axis over the data sets, or is
         what all share.
+    num_masked : integer array, () or (B,), or None
+        How many rows were left out, by weight zero, because an entry of theirs is masked; None where nothing is. No part of the
+        pytree.
     """
 
     data: PyTree
@@ -40,6 +47,7 @@ class Dataset:
     weights: Any = None
     size: int | None = field(default=None, kw_only=True)
     differs: tuple[bool, ...] = field(default=(), kw_only=True)
+    num_masked: Any = field(default=None, kw_only=True)
 
     @property
     def parts(self) -> tuple[PyTree, PyTree, Any]:
@@ -75,27 +83,28 @@ class Dataset:
 
 
 def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any, caller: str) -> Dataset:
-    """One data set; raise where leaves disagree about n or weights do not fit. Python lists become arrays."""
-    data = as_arrays(data)
-    given = None if given is None else as_arrays(given)
+    """One data set; raise where leaves disagree about n or weights do not fit. Python lists become arrays.
+
+    Rows with a masked entry have weight zero, and what lies under the mask is gone.
+    """
+    parts = {"data": data, "given": given, "weights": weights}
+    data, given, weights = _as_arrays_of_parts(data, given, weights, caller)
     if not jax.tree.leaves(data):
         raise ValueError(f"{caller}: data holds no array. Give the observations, with a leading axis of length n.")
     if not model.is_dependent:
         _common_length({"data": data, "given": given}, caller)
+    check_labels(parts, (None, None, None), caller)
     if weights is not None:
-        weights = _check_weights(weights, model, data, caller)
-    return Dataset(data, given, weights)
+        _check_weights(weights, model, data, caller)
+    return without_masks(model, Dataset(data, given, weights), caller)
 
 
 def check_datasets(
     model: Model, data: PyTree, given: PyTree, weights: Any, axes: tuple[Any, Any, Any], num_starts: int
 ) -> Dataset:
     """Many data sets, whose axes over them are given as for `jax.vmap`; where all of it is shared, one for each start."""
-    named = {
-        "data": as_arrays(data),
-        "given": None if given is None else as_arrays(given),
-        "weights": None if weights is None else as_arrays(weights),
-    }
+    parts = {"data": data, "given": given, "weights": weights}
+    named = dict(zip(parts, _as_arrays_of_parts(data, given, weights, CALLER), strict=True))
     marks = [axis_of_each(tree, axis, name) for (name, tree), axis in zip(named.items(), axes, strict=True)]
     moved = [axis_first(tree, mark) for tree, mark in zip(named.values(), marks, strict=True)]
     _check_not_flat(model, moved[0], marks[0])
@@ -103,14 +112,88 @@ def check_datasets(
     size = size or num_starts
     if not size:
         raise ValueError(f"{CALLER}: every axis is None, so there is one data set only. Use fit.")
-    first, given, weights = (first_of(tree, mark) for tree, mark in zip(moved, marks, strict=True))
-    if weights is not None and marks[2].number is not None:
-        weights = np.ones_like(weights)  # a bad weight is that data set's own trouble
-    check_dataset(model, first, given, weights, CALLER)
+    first, one_given, one_weights = (first_of(tree, mark) for tree, mark in zip(moved, marks, strict=True))
+    if one_weights is not None and marks[2].number is not None:
+        one_weights = np.ones_like(one_weights)  # a bad weight is that data set's own trouble
+    check_dataset(model, first, one_given, one_weights, CALLER)
+    check_labels(parts, tuple(marks), CALLER)
     differs = tuple(mark.number is not None for mark in jax.tree.leaves(marks))
-    leaves, treedef = jax.tree.flatten(tuple(moved))
-    kept = [at_hand(leaf) if own else leaf for leaf, own in zip(leaves, differs, strict=True)]
-    return Dataset(*jax.tree.unflatten(treedef, kept), size=size, differs=differs)
+    dataset = without_masks(model, Dataset(*moved, size=size, differs=differs), CALLER)
+    leaves, treedef = jax.tree.flatten(dataset.parts)
+    kept = [at_hand(leaf) if own else leaf for leaf, own in zip(leaves, dataset.differs, strict=True)]
+    data, given, weights = jax.tree.unflatten(treedef, kept)
+    return replace(dataset, data=data, given=given, weights=weights)
+
+
+def _as_arrays_of_parts(data: PyTree, given: PyTree, weights: Any, caller: str) -> tuple[PyTree, PyTree, Any]:
+    data, given = as_arrays(data, "data", caller), as_arrays(given, "given", caller)
+    return data, given, None if weights is None else as_weights(weights, f"{caller}: weights")
+
+
+def check_labels(parts: dict[str, PyTree], marks: tuple[PyTree, ...], caller: str) -> None:
+    """Raise where arguments as they came from pandas do not belong together by their labels.
+
+    `marks` are the axes over the data sets, as `axis_of_each` gives them, None where there is one data set. An index is compared
+    with an index and columns with columns: a table of many data sets may have its observations in columns that have names.
+    """
+    if not any(labels_of(leaf) for leaf in jax.tree.leaves(parts)):
+        return
+    found = []
+    for (name, part), mark in zip(parts.items(), marks, strict=True):
+        leaves = jax.tree_util.tree_flatten_with_path(part)[0]
+        axes = [None] * len(leaves) if mark is None else [axis.number for axis in jax.tree.leaves(mark)]
+        for (path, leaf), axis in zip(leaves, axes, strict=True):
+            of_sets = None if axis is None else axis % leaf.ndim
+            of_rows = 1 if of_sets == 0 else 0
+            for k, labels in enumerate(labels_of(leaf)):
+                if k in (of_sets, of_rows):
+                    what = "data sets" if k == of_sets else "observations"
+                    found.append(Labels(_named(name, path), (what, ("index", "column")[k]), labels))
+    check_same_labels(found, caller)
+
+
+def without_masks(model: Model, dataset: Dataset, caller: str) -> Dataset:
+    """The data set, or many, with weight zero for the rows in which an entry of the data or of the covariates is masked.
+
+    There these hold the row before in place of what lies under the mask, which nothing shall see: not even the model's `initial`,
+    which is not told of weights.
+    """
+    leaves, treedef = jax.tree.flatten((dataset.data, dataset.given))
+    if not any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves):
+        return dataset
+    if model.is_dependent:
+        raise ValueError(
+            f"{caller}: the data are masked, and the model is `dependent`: a weight of zero leaves out a term, but what lies "
+            "under the mask would enter those after it. Give the series without masks, and write its terms so that they know "
+            "what is missing, say by an indicator as given=."
+        )
+    differs = dataset.differs[: len(leaves)] or (False,) * len(leaves)
+    masked: dict[bool, Any] = {False: False, True: False}
+    for k, (leaf, own) in enumerate(zip(leaves, differs, strict=True)):
+        if isinstance(leaf, np.ma.MaskedArray):
+            entries = np.ma.getmaskarray(leaf)
+            rows = np.asarray(entries.reshape(*entries.shape[: 1 + own], -1).any(axis=-1))
+            leaves[k], masked[own] = _with_row_before(np.asarray(leaf), rows), masked[own] | rows
+    left_out = masked[False] | masked[True]
+    weights = np.ones(left_out.shape) if dataset.weights is None else dataset.weights
+    weights = namespace(weights).where(left_out, 0, weights)
+    num_masked = left_out.sum(axis=-1)
+    if dataset.size is None:
+        differs = ()
+    else:
+        differs, num_masked = (*differs, weights.ndim == 2), np.broadcast_to(num_masked, (dataset.size,))
+    data, given = jax.tree.unflatten(treedef, leaves)
+    return Dataset(data, given, weights, size=dataset.size, differs=differs, num_masked=num_masked)
+
+
+def _with_row_before(leaf: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """The array in which masked rows hold the last before that is not masked, else the first after; ones where all are."""
+    place = np.maximum.accumulate(np.where(masked, -1, np.arange(masked.shape[-1])), axis=-1)
+    place = np.where(place < 0, np.argmin(masked, axis=-1)[..., None], place)
+    to_entries = (*masked.shape, *(1,) * (leaf.ndim - masked.ndim))
+    filled = np.take_along_axis(leaf, place.reshape(to_entries), axis=masked.ndim - 1)
+    none_left = np.broadcast_to(masked.all(axis=-1, keepdims=True), masked.shape)
+    return np.where(none_left.reshape(to_entries), filled.dtype.type(1), filled)
 
 
 def on_device(leaf: Any) -> bool:
@@ -119,24 +202,40 @@ def on_device(leaf: Any) -> bool:
 
 
 def at_hand(leaf: Any) -> Any:
-    """An array of numpy, or one that lies on a device as it is."""
-    return leaf if on_device(leaf) else np.asarray(leaf)
+    """An array of numpy, or one that lies on a device as it is. A mask stays."""
+    return leaf if on_device(leaf) or isinstance(leaf, np.ma.MaskedArray) else np.asarray(leaf)
 
 
-def check_given(model: Model, given: PyTree, caller: str) -> PyTree:
-    """Covariates as arrays with one leading axis; those of a series come as they are."""
+def check_given(model: Model, given: PyTree, caller: str, name: str = "given") -> PyTree:
+    """Covariates as arrays with one leading axis, where there are no weights; those of a series come as they are."""
     if given is None:
         return None
-    given = as_arrays(given)
+    arrays = as_unmasked_arrays(given, name, caller)
     if not model.is_dependent:
-        _common_length({"given": given}, caller)
-    return given
+        _common_length({name: arrays}, caller)
+    check_labels({name: given}, (None,), caller)
+    return arrays
 
 
-def as_arrays(tree: PyTree) -> PyTree:
+def as_arrays(tree: PyTree, name: str, caller: str) -> PyTree:
+    """The argument `name` with arrays of numbers for its leaves; masked arrays where entries are masked."""
     if isinstance(tree, list | tuple) and not hasattr(tree, "_fields") and _is_numbers(tree):
         return np.asarray(tree)
-    return jax.tree.map(_as_array, tree)
+    leaves, treedef = jax.tree.flatten(tree)
+
+    def called(k: int) -> str:
+        path, _ = jax.tree_util.tree_flatten_with_path(tree)[0][k]
+        return _named(name, path, caller)
+
+    return jax.tree.unflatten(treedef, [as_array(leaf, functools.partial(called, k)) for k, leaf in enumerate(leaves)])
+
+
+def as_unmasked_arrays(tree: PyTree, name: str, caller: str) -> PyTree:
+    """The argument `name` with arrays of numbers for its leaves, where there are no weights that could leave out a row."""
+    arrays = as_arrays(tree, name, caller)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
+        check_unmasked(leaf, functools.partial(_named, name, path, caller), LEAVE_OUT)
+    return arrays
 
 
 def _is_numbers(tree: Any) -> bool:
@@ -145,31 +244,17 @@ def _is_numbers(tree: Any) -> bool:
     return isinstance(tree, bool | int | float | np.number)
 
 
-def _as_array(leaf: Any) -> Any:
-    """An array of numbers as JAX will hold it without loss."""
-    if isinstance(leaf, jax.Array):
-        return leaf
-    array = np.asarray(leaf)
-    if array.dtype.kind not in "biufcV":
-        raise TypeError(
-            f"data: expected arrays of numbers, got {type(leaf).__name__} of dtype {array.dtype}. "
-            "Encode text and categories as numbers first."
-        )
-    narrow = jax.dtypes.canonicalize_dtype(array.dtype)
-    narrowed = array.dtype.kind in "iu" and narrow != array.dtype and array.size > 0
-    if narrowed and (array.max() > np.iinfo(narrow).max or array.min() < np.iinfo(narrow).min):
-        raise ValueError(
-            f"data: integers from {array.min()} to {array.max()} do not fit {narrow}, which is what JAX holds them in unless "
-            "x64 is enabled. Enable it, or give them as floating numbers."
-        )
-    return array
+def _named(argument: str, path: Any, caller: str = "") -> str:
+    """A leaf of an argument as an error calls it: data, given, data x[0]."""
+    name = f"{argument} {path_name(path)}" if path else argument
+    return f"{caller}: {name}" if caller else name
 
 
 def _common_length(trees: dict[str, PyTree], caller: str) -> int:
     lengths = {}
     for root, tree in trees.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            name = f"{root} {path_name(path)}" if path else root
+            name = _named(root, path)
             if leaf.ndim == 0:
                 raise ValueError(f"{caller}: {name} is a scalar; expected a leading axis of length n, one row each.")
             lengths[name] = leaf.shape[0]
@@ -181,12 +266,11 @@ def _common_length(trees: dict[str, PyTree], caller: str) -> int:
         )
     n = next(iter(lengths.values()))
     if n == 0:
-        raise ValueError(f"{caller}: data has no observations (leading axis of length 0).")
+        raise ValueError(f"{caller}: {next(iter(lengths))} has no rows (leading axis of length 0).")
     return n
 
 
-def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> Any:
-    weights = _as_array(weights)
+def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> None:
     n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]
     if weights.ndim != 1 or (n is not None and weights.shape[0] != n):
         expected = f"({n},)" if n is not None else "(number of terms,)"
@@ -201,7 +285,6 @@ def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> Any
                 f"{caller}: weights must be finite and not negative; weights[{worst}] is {host[worst]}. "
                 "A weight of zero leaves an observation out."
             )
-    return weights
 
 
 def _check_not_flat(model: Model, data: PyTree, marks: PyTree) -> None:
@@ -261,7 +344,7 @@ def common_size(parts: dict[str, tuple[PyTree, PyTree]]) -> int:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         for (path, leaf), mark in zip(leaves, jax.tree.leaves(marks), strict=True):
             if mark.number is not None:
-                sizes[f"{name} {path_name(path)}" if path else name] = np.shape(leaf)[mark.number]
+                sizes[_named(name, path)] = np.shape(leaf)[mark.number]
     if not sizes:
         return 0
     if len(set(sizes.values())) > 1:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from fisher_jax.decoding import as_unmasked_array
 from fisher_jax.errors import check_pytree, check_pytrees, is_number, shown
 from fisher_jax.models.constraints import Constraint, Fixed, Unconstrained, as_constraint
 from fisher_jax.numerics.namespace import AnyArray, namespace
@@ -240,24 +241,52 @@ def constraint_table(constraints: PyTree, caller: str) -> Table:
 
 
 def layout_of(params: PyTree, table: Table, caller: str) -> tuple[Layout, Values]:
-    """The layout of a user's parameters, and their array leaves.
-
-    Python's integers become floating numbers; integer arrays are refused unless `fixed`.
-    """
+    """The layout of a user's parameters, and their array leaves. Integers become floating numbers, unless `fixed`."""
     check_pytrees(caller, params=params)
-    leaves, treedef = jax.tree.flatten(params)
-    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), floating_dtype(leaves), table, caller)
+    leaves, treedef = jax.tree.flatten(as_parameters(params, caller))
+    default = jax.dtypes.canonicalize_dtype(np.float64)
+    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), default, table, caller)
     return layout, [leaf for leaf, static in zip(leaves, layout.statics, strict=True) if static is _ARRAY]
 
 
+def as_parameters(params: PyTree, caller: str) -> PyTree:
+    """Parameters with arrays that JAX takes: in native byte order, without masks. Python's numbers and statics stay."""
+    leaves, treedef = jax.tree.flatten(params)
+    if all(isinstance(leaf, float | int) or _is_plain(leaf) for leaf in leaves):
+        return params
+
+    def decoded(k: int, leaf: Any) -> Any:
+        if not hasattr(leaf, "__array__") or isinstance(leaf, float) or _is_plain(leaf):
+            return leaf
+
+        def name() -> str:
+            return f"{caller}: parameter `{path_name(jax.tree_util.tree_flatten_with_path(params)[0][k][0])}`"
+
+        return as_unmasked_array(leaf, name, "Give a number for each.")
+
+    return jax.tree.unflatten(treedef, [decoded(k, leaf) for k, leaf in enumerate(leaves)])
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Whether it is an array in which there is nothing to decode; what it holds is for the layout to say."""
+    return isinstance(leaf, jax.Array) or (type(leaf) is np.ndarray and leaf.dtype.isnative)
+
+
 def typed(layout: Layout, values: Values) -> Values:
-    """Python's numbers as the arrays that a fit returns, so that to fit again from there compiles nothing anew."""
-    return [
-        np.asarray(value, jnp.int_ if leaf.is_fixed and isinstance(value, int) else layout.dtype)
-        if isinstance(value, int | float) and not isinstance(value, bool)
-        else value
-        for leaf, value in zip(layout.leaves, values, strict=True)
-    ]
+    """Numbers as the arrays that a fit returns, so that to fit again from there compiles nothing anew.
+
+    Those of Python, and integers that are to be estimated.
+    """
+
+    def with_type(leaf: Leaf, value: Any) -> Any:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, int | float):
+            return np.asarray(value, jnp.int_ if leaf.is_fixed and isinstance(value, int) else layout.dtype)
+        estimated = not leaf.is_fixed and jnp.issubdtype(value.dtype, jnp.integer)
+        return value.astype(layout.dtype) if estimated else value
+
+    return [with_type(leaf, value) for leaf, value in zip(layout.leaves, values, strict=True)]
 
 
 def _signature(leaf: Any) -> Any:
@@ -266,18 +295,6 @@ def _signature(leaf: Any) -> Any:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return (tuple(leaf.shape), leaf.dtype)
     return _Static(leaf)
-
-
-def floating_dtype(leaves: list[Any]) -> np.dtype:
-    """The widest floating dtype among array leaves; JAX's default where all are Python numbers.
-
-    numpy's float64 counts as JAX will take it: float32 unless x64 is enabled.
-    """
-    found = [leaf.dtype for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)]
-    default = jax.dtypes.canonicalize_dtype(np.float64)
-    if not found or any(isinstance(leaf, bool | int | float) for leaf in leaves):
-        found = [*found, default]
-    return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*found)))
 
 
 @dataclass(frozen=True)
@@ -294,7 +311,8 @@ class _Static:
 
 
 @functools.lru_cache(maxsize=1024)
-def _cached_layout(treedef: Any, signature: tuple[Any, ...], dtype: np.dtype, table: Table, caller: str) -> Layout:
+def _cached_layout(treedef: Any, signature: tuple[Any, ...], default: np.dtype, table: Table, caller: str) -> Layout:
+    """The layout of leaves like these; `default` is JAX's floating dtype, which is a setting that may change."""
     skeleton = jax.tree.unflatten(treedef, range(len(signature)))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(skeleton)[0]]
     constraints = _match(table, paths, caller)
@@ -306,7 +324,23 @@ def _cached_layout(treedef: Any, signature: tuple[Any, ...], dtype: np.dtype, ta
     )
     if not leaves:
         raise ValueError(f"{caller}: params holds no array. Give a pytree of floating numbers, as in {{'scale': 1.0}}.")
-    return Layout(leaves, dtype, treedef, statics)
+    kinds = [kind for kind in signature if not isinstance(kind, _Static)]
+    return Layout(leaves, _floating_dtype(kinds, leaves, default), treedef, statics)
+
+
+def _floating_dtype(kinds: list[Any], leaves: tuple[Leaf, ...], default: np.dtype) -> np.dtype:
+    """The widest floating dtype among arrays, and the default where Python's numbers or integers are among them, or alone.
+
+    numpy's float64 counts as JAX will take it: float32 unless x64 is enabled. An integer array that is held fixed is an index or
+    a count, which has no say.
+    """
+    found = [dtype for _, dtype in kinds if not isinstance(dtype, type) and jnp.issubdtype(dtype, jnp.floating)]
+    numbers = any(
+        isinstance(dtype, type) or (jnp.issubdtype(dtype, jnp.integer) and not leaf.is_fixed)
+        for (_, dtype), leaf in zip(kinds, leaves, strict=True)
+    )
+    found = [*found, default] if numbers or not found else found
+    return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*found)))
 
 
 def _match(table: Table, paths: list[Any], caller: str) -> list[Constraint]:
@@ -342,9 +376,10 @@ def _make_leaf(name: str, kind: Any, constraint: Constraint, caller: str) -> Lea
     shape, given = kind
     if isinstance(constraint, Fixed):
         return Leaf(name, shape, (0,), constraint)
-    if given is bool or (not isinstance(given, type) and not jnp.issubdtype(given, jnp.floating)):
+    real = isinstance(given, type) or any(jnp.issubdtype(given, kind) for kind in (jnp.floating, jnp.integer))
+    if given is bool or not real:
         raise TypeError(
-            f"{caller}: parameter `{name}` has dtype {getattr(given, '__name__', given)}; parameters are floating. "
+            f"{caller}: parameter `{name}` has dtype {getattr(given, '__name__', given)}; parameters are real numbers. "
             "Write it as a float, or constrain it with fisher_jax.fixed if it is not to be estimated."
         )
     try:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fisher_jax.decoding import LEAVE_OUT, as_unmasked_array, as_weights
 from fisher_jax.moments.running import Estimate, RunningMoments
 
 ROWS_AT_ONCE = 4096
@@ -150,7 +151,7 @@ def covariance_matrix(x: Any, *, weights: Any = None) -> Estimate:
 
 
 def _rows(x: Any, caller: str, name: str = "x", *, vectors: bool = False) -> Array:
-    rows = jnp.asarray(x)
+    rows = jnp.asarray(as_unmasked_array(x, lambda: f"{caller}: {name}", LEAVE_OUT))
     if vectors and rows.ndim == 1:
         rows = rows[:, None]
     if rows.ndim != 2:
@@ -159,8 +160,12 @@ def _rows(x: Any, caller: str, name: str = "x", *, vectors: bool = False) -> Arr
     return rows.astype(jnp.result_type(rows.dtype, jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnums=2)
 def _streamed(rows: Float[Array, "n q"], weights: Any, caller: str) -> RunningMoments:
+    return _summed(rows, None if weights is None else as_weights(weights, f"{caller}: weights"), caller)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _summed(rows: Float[Array, "n q"], weights: Any, caller: str) -> RunningMoments:
     n = rows.shape[0]
     weights = jnp.ones((n,), rows.dtype) if weights is None else jnp.asarray(weights).astype(rows.dtype)
     if weights.shape != (n,):

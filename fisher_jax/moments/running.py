@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.decoding import LEAVE_OUT, as_unmasked_array, as_weights
+
 
 class Estimate(NamedTuple):
     """A number, an array or a pytree of them, and its standard error of the same shape, zero where it is exact.
@@ -82,11 +84,14 @@ class RunningMoments(NamedTuple):
         weights : array (n,), optional
             Frequency weights; booleans leave out what is false. A row of weight zero may hold NaN, any other makes NaN.
         """
-        rows = jnp.asarray(rows)
+        rows = jnp.asarray(as_unmasked_array(rows, lambda: "RunningMoments: rows", LEAVE_OUT))
         rows = rows.astype(jnp.result_type(rows.dtype, jnp.float32))
         if rows.shape[0] == 0:
             return cls.empty(rows.shape[1], rows.dtype)
-        weights = jnp.ones(rows.shape[:1], rows.dtype) if weights is None else jnp.asarray(weights).astype(rows.dtype)
+        weights = (
+            jnp.ones(rows.shape[:1], rows.dtype) if weights is None else as_weights(weights, "RunningMoments: weights")
+        )
+        weights = jnp.asarray(weights).astype(rows.dtype)
         return _of(rows, weights)
 
     @jax.jit

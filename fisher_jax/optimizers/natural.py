@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from fisher_jax.models.parameters import floating_dtype
+from fisher_jax.models.parameters import layout_of
 from fisher_jax.optimizers.natural_step import (
     NaturalGradientState,
     bounded,
@@ -124,7 +124,7 @@ def _made(
     max_products: Any,
 ) -> optax.GradientTransformationExtraArgs:
     def init(params: PyTree) -> NaturalGradientState:
-        return initial_state(jnp.full((), damping, floating_dtype(jax.tree.leaves(params))))
+        return initial_state(jnp.full((), damping, layout_of(params, (), "natural_gradient")[0].dtype))
 
     def update(
         updates: PyTree,

@@ -48,7 +48,7 @@ def of_array(array: Any) -> str:
     """Its dtype, shape and content."""
     if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    array = np.asarray(array)
+    array = np.asarray(np.ma.filled(array) if isinstance(array, np.ma.MaskedArray) else array)
     if array.dtype.hasobject:
         return f"{UNKNOWN}: an array of objects"
     return f"{array.dtype.str} {array.shape} {digest(np.ascontiguousarray(array).tobytes())}"

@@ -70,7 +70,7 @@ class Inputs:
             table[f"{name} number of data sets"] = length
             for path, leaf in jax.tree_util.tree_flatten_with_path(source.first())[0]:
                 label = f"{name} {path_name(path)}" if path else name
-                leaf = np.asarray(leaf)
+                leaf = np.asanyarray(leaf)
                 table[label] = f"{leaf.dtype.str} ({', '.join(map(str, ('B', *leaf.shape)))})"
                 table[f"{label} first data set"] = digest(leaf.tobytes())
         return table

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.decoding import labels_of
 from fisher_jax.errors import check_pytree, require
 from fisher_jax.models.parameters import path_name
 from fisher_jax.stream.ledger import CALLER
@@ -42,7 +43,7 @@ class Arrays:
         self.length: int | None = _common_length(self.leaves, name)
 
     def first(self) -> PyTree:
-        return self.treedef.unflatten([np.asarray(leaf[0]) for leaf in self.leaves.values()])
+        return self.treedef.unflatten([np.asanyarray(_in_memory(leaf, 0, 1)[0]) for leaf in self.leaves.values()])
 
     def blocks(self, start: int, size: int) -> Iterator[PyTree]:
         for at in range(start, self.length or 0, size):
@@ -111,7 +112,7 @@ def source_of(source: Any, name: str) -> Source:
     if isinstance(source, Mapping) and jax.tree_util.all_leaves([source]):  # an .npz file
         source = dict(source)
     is_tree = not jax.tree_util.all_leaves([source])
-    if not isinstance(source, list) and (is_tree or hasattr(source, "dtype")):
+    if not isinstance(source, list) and (is_tree or hasattr(source, "dtype") or labels_of(source)):
         return Arrays(source, name)
     if isinstance(source, Iterable):
         return Chunks(source, name)
@@ -145,6 +146,11 @@ def _leaves(tree: PyTree, name: str) -> tuple[dict[str, Any], Any]:
     found, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {f"{name} {path_name(path)}" if path else name: leaf for path, leaf in found}
     for label, leaf in leaves.items():
+        if labels_of(leaf):
+            raise TypeError(
+                f"{CALLER}: {label} is a {type(leaf).__name__} of pandas, whose index a stream does not look at. Give arrays, "
+                "by .to_numpy()."
+            )
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype") and len(leaf.shape)):
             raise TypeError(
                 f"{CALLER}: {label} is {_said(leaf)}, where an array with a leading axis over data sets was expected."
@@ -224,7 +230,8 @@ def _same_kind(kind: Any, chunk: Arrays, name: str) -> Any:
 
 
 def _in_memory(leaf: Any, start: int, stop: int) -> np.ndarray:
-    part = np.array(leaf[start:stop])  # of a ragged one, the arrays in it are not copied
+    part = leaf[start:stop]  # of a ragged one, the arrays in it are not copied; netCDF's may be masked
+    part = part.copy() if isinstance(part, np.ma.MaskedArray) else np.array(part)
     if isinstance(leaf, np.memmap) and leaf.mode in ("r", "r+"):
         _let_go(leaf)
     return part
@@ -256,4 +263,9 @@ def entries_of(tree: PyTree, count: int) -> list[PyTree]:
 
 
 def _joined(parts: list[PyTree]) -> PyTree:
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: _concatenated(leaves), *parts)
+
+
+def _concatenated(leaves: Sequence[np.ndarray]) -> np.ndarray:
+    masked = any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves)
+    return np.ma.concatenate(leaves) if masked else np.concatenate(leaves)

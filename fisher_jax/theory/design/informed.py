@@ -151,7 +151,7 @@ def points_of(model: Model, points: PyTree, name: str, caller: str) -> PyTree:
         raise ValueError(
             f"{caller}: {name} holds no points. Give the values of z with a leading axis, one row for each."
         )
-    return jax.tree.map(jnp.asarray, check_given(model, points, caller))
+    return jax.tree.map(jnp.asarray, check_given(model, points, caller, name))
 
 
 def _first(params: PyTree, params_axis: Any) -> PyTree:
