@@ -38,6 +38,8 @@ def as_array(leaf: Any, name: Name) -> Any:
         raise TypeError(_no_numbers(leaf, array, name()))
     if not dtype.isnative:  # FITS, GRIB and netCDF files hold the other byte order, which JAX does not know
         array = array.astype(dtype.newbyteorder("="))
+    if dtype.kind == "f" and dtype.itemsize > 8:  # numpy's longdouble, of which JAX has none
+        array = array.astype(np.float64)
     if dtype.kind in "iu":
         narrow = jax.dtypes.canonicalize_dtype(array.dtype)
         if narrow != array.dtype and array.size > 0:

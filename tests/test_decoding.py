@@ -196,6 +196,10 @@ def test_numbers_in_the_other_byte_order_are_the_same_numbers(name):
     assert_same(ENTRIES[name](start, *swapped), ENTRIES[name](START, Y, Z, WEIGHTS))
 
 
+def test_long_doubles_are_rounded_to_what_jax_holds():
+    assert_same(*(fj.score(LINE, START, y, given=Z) for y in (Y.astype(np.longdouble), Y)))
+
+
 @pytest.mark.parametrize("name", WITH_DATA)
 def test_complex_numbers_are_refused_before_their_imaginary_part_is_lost(name):
     for k, argument in enumerate(("data", "given", "weights")):
@@ -270,6 +274,9 @@ def test_data_sets_have_labels_too():
     dates = weights.rename(columns={3: 99}).set_axis(["a", "b"])
     with pytest.raises(ValueError, match="different column labels for the observations, first at position 3"):
         fj.fit_batch(LINE, START, sites, given=Z, weights=dates)
+    mixed = {"site": sites, "arrow": pa.table({str(k): [0.0, 0.0] for k in range(12)})}  # which has no labels
+    with pytest.raises(ValueError, match="data site and weights have different index labels for the data sets"):
+        check_datasets(LINE, mixed, Z, weights, (0, None, 0), 0)
     # Of the names of columns and the index of rows nothing is known.
     check_datasets(LINE, sites, pd.Series(Z, index=dates.columns), None, (0, None, 0), 0)
 

@@ -136,19 +136,20 @@ def check_labels(parts: dict[str, PyTree], marks: tuple[PyTree, ...], caller: st
     `marks` are the axes over the data sets, as `axis_of_each` gives them, None where there is one data set. An index is compared
     with an index and columns with columns: a table of many data sets may have its observations in columns that have names.
     """
-    if not any(labels_of(leaf) for leaf in jax.tree.leaves(parts)):
-        return
     found = []
     for (name, part), mark in zip(parts.items(), marks, strict=True):
+        if not any(labels_of(leaf) for leaf in jax.tree.leaves(part)):
+            continue
         leaves = jax.tree_util.tree_flatten_with_path(part)[0]
         axes = [None] * len(leaves) if mark is None else [axis.number for axis in jax.tree.leaves(mark)]
         for (path, leaf), axis in zip(leaves, axes, strict=True):
-            of_sets = None if axis is None else axis % leaf.ndim
+            labels = labels_of(leaf)
+            of_sets = None if axis is None else axis % np.ndim(leaf)
             of_rows = 1 if of_sets == 0 else 0
-            for k, labels in enumerate(labels_of(leaf)):
+            for k, index in enumerate(labels):
                 if k in (of_sets, of_rows):
                     what = "data sets" if k == of_sets else "observations"
-                    found.append(Labels(_named(name, path), (what, ("index", "column")[k]), labels))
+                    found.append(Labels(_named(name, path), (what, ("index", "column")[k]), index))
     check_same_labels(found, caller)
 
 
