@@ -327,6 +327,98 @@ def test_a_restricted_fit_needs_a_start_inside_and_a_robust_one_a_wald_test():
     assert "a likelihood ratio takes no account" in " ".join(str(found).split())
 
 
+def bump_log_density(params, y):
+    """A flat background on the unit interval, and a narrow signal of some fraction at some position."""
+    signal = jnp.exp(norm.logpdf(y, params["position"], 0.03))
+    return jnp.log(1.0 - params["fraction"] + params["fraction"] * signal)
+
+
+def flat_or_bump(key, params):
+    which, at, where = jax.random.split(key, 3)
+    signal = params["position"] + 0.03 * jax.random.normal(at)
+    return jnp.where(jax.random.uniform(which) < params["fraction"], signal, jax.random.uniform(where))
+
+
+BUMP = fj.Model(bump_log_density, sample=flat_or_bump, constraints={"fraction": fj.unit_interval})
+POSITIONS = {"fraction": np.full(6, 0.05), "position": np.linspace(0.1, 0.9, 6)}
+
+
+@functools.cache
+def bump():
+    data = np.random.default_rng(3).uniform(size=100)
+    return fj.fit(BUMP, {"fraction": 0.05, "position": 0.5}, data, starts=POSITIONS)
+
+
+def test_a_null_that_leaves_a_parameter_without_information_has_no_p_value_and_names_it():
+    with pytest.warns(fj.FitWarning, match=r"say nothing of position, .*parametric bootstrap: likelihood_ratio_test\("):
+        test = fj.likelihood_ratio_test(bump(), {"fraction": 0.0})
+    assert test.statistic > 0
+    assert np.isnan(test.p_value)
+    assert np.isnan(test.mixture_p_value)
+    assert "mixture is the one to use" not in str(test)
+    assert "not chi-squared" in str(test)
+    with pytest.warns(fj.FitWarning, match="say nothing of position"):  # a point of the same density
+        assert np.isnan(fj.likelihood_ratio_test(bump(), {"fraction": 0.0, "position": 0.5}).p_value)
+
+
+def test_the_null_may_be_a_fit_of_a_model_without_the_parameters_or_a_restriction():
+    def with_source(params, y):
+        return jnp.logaddexp(jnp.log1p(-params["share"]) + norm.logpdf(y, params["loc"], 1.0),
+                             jnp.log(params["share"]) + norm.logpdf(y, params["loc"] + params["shift"], 1.0))  # fmt: skip
+
+    data = np.random.default_rng(5).normal(size=80) + 3.0 * (np.arange(80) < 15)
+    start = {"share": 0.3, "loc": 0.0, "shift": 2.0}
+    fit = fj.fit(fj.Model(with_source, constraints={"share": fj.unit_interval}), start, data)
+    assert fit.converged
+    alone = fj.fit(lambda params, y: norm.logpdf(y, params["loc"], 1.0), {"loc": 0.0}, data)
+    for null, names in ((alone, "shift"), (lambda params: params["shift"], "share")):
+        with pytest.warns(fj.FitWarning, match=f"under the null the data say nothing of {names}, so that"):
+            assert np.isnan(fj.likelihood_ratio_test(fit, null).p_value)
+
+
+def test_the_bootstraps_p_value_is_that_of_the_statistic_under_the_null():
+    """The statistic of an exponential rate of one is 2n (ȳ − 1 − log ȳ), whose distribution numpy draws."""
+    data = np.array([0.2, 0.5, 0.9, 0.3, 0.4])
+    fit = fj.fit(fj.families.exponential, {"rate": 1.0}, data)
+
+    def statistic(y):
+        return 2.0 * y.shape[-1] * (y.mean(-1) - 1.0 - np.log(y.mean(-1)))
+
+    test = fj.likelihood_ratio_test(fit, {"rate": 1.0}, key=jax.random.key(0), num_replicates=999)
+    np.testing.assert_allclose(test.statistic, statistic(data), rtol=1e-8)
+    drawn = statistic(np.random.default_rng(0).exponential(size=(200_000, 5)))
+    exact = np.mean(drawn >= statistic(data))
+    assert abs(float(test.p_value) - exact) < 4 * np.sqrt(exact * (1 - exact) / 999)
+    assert "by parametric bootstrap, 999 data sets" in str(test)
+    with pytest.raises(ValueError, match="num_replicates=5 must be a whole number, at least 19"):
+        fj.likelihood_ratio_test(fit, {"rate": 1.0}, key=jax.random.key(0), num_replicates=5)
+    with pytest.raises(TypeError, match="takes one fit"):
+        fj.likelihood_ratio_test(batch(), {"shape": 1.0}, key=jax.random.key(0))
+
+
+def test_the_bootstrap_takes_the_look_elsewhere_effect_into_account():
+    test = fj.likelihood_ratio_test(
+        bump(), {"fraction": 0.0}, key=jax.random.key(1), num_replicates=99, starts=POSITIONS
+    )
+    at_one_place = 0.5 * (1.0 - float(jax.scipy.special.erf(jnp.sqrt(0.5 * test.statistic))))
+    assert test.p_value > 5 * at_one_place
+    assert test.mixture_p_value is None
+
+
+@pytest.mark.exhaustive
+def test_the_bootstrap_rejects_a_true_null_without_information_about_a_position_at_its_level():
+    p_values = []
+    for seed in range(200):
+        data = np.random.default_rng(seed).uniform(size=100)
+        fit = fj.fit(BUMP, {"fraction": 0.05, "position": 0.5}, data, starts=POSITIONS)
+        settings = {"key": jax.random.key(seed), "num_replicates": 39, "starts": POSITIONS}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fj.FitWarning)
+            p_values.append(float(fj.likelihood_ratio_test(fit, {"fraction": 0.0}, **settings).p_value))
+    rejected = np.mean(np.array(p_values) <= 0.05)
+    assert abs(rejected - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 200)
+
+
 def test_identifiability_names_what_is_lost_and_keeps_what_is_not():
     found = fj.identifiability(singular(), lambda p: p["a"] + p["b"])
     assert singular().status is fj.Status.SINGULAR_INFORMATION

@@ -1,33 +1,41 @@
 """`likelihood_ratio_test`: how much likelihood does a restriction cost?"""
 
-from typing import Any
+import warnings
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.errors import entry_point, warn
+from fisher_jax.errors import FitWarning, check_count, check_key, entry_point, warn
+from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.program import ROUNDING_LIMIT
-from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.result import Fit, joined_fits, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.inference.gained import gained_over, gained_over_point
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
+from fisher_jax.inference.replicates import drawn_data
 from fisher_jax.inference.restricted import refit
 from fisher_jax.inference.samples import same_data
 from fisher_jax.inference.under_restriction import fit_under
+from fisher_jax.inference.unidentified import unidentified, values_of_null, values_under
 from fisher_jax.models.constraints import Interval
-from fisher_jax.models.parameters import Layout
+from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.namespace import is_traced, namespace, on_host
 
 TEST = "Likelihood-ratio test"
+FEWEST = 19  # data sets by which a bootstrap's p-value can be 5 %
 SHORT_OF_EDGE = 1e-4  # by which a fit that runs to a boundary may stay below the supremum there, in the statistic
 
 
 @entry_point
-def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -> HypothesisTest:
+def likelihood_ratio_test(
+    fit: Any, null: Any, *, num_on_boundary: Any = None, key: Any = None, num_replicates: Any = 999, starts: Any = None
+) -> HypothesisTest:
     """Test a null hypothesis by twice the log-likelihood that it costs: 2 (ℓ(θ̂) − ℓ(θ̂₀)).
 
     Parameters
@@ -42,12 +50,23 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
     num_on_boundary : int, optional
         How many of the restrictions put a parameter on the edge of its range (a variance or a mixture's weight of zero).
         Default: as many as can be told from the constraints and the hypothesised values.
+    key : jax.random.key, optional
+        With a key the p-value is that of the parametric bootstrap: data are drawn from the model under the null at its
+        estimate, by `sample`, and both models fitted to each.
+    num_replicates : int
+        Data sets drawn.
+    starts : pytree, optional
+        Starting parameters of the larger model, stacked along a leading axis, from each of which it is fitted to every data set
+        drawn, beside the estimate; the highest of its maxima counts. With parameters that have no meaning under the null they
+        must cover their range, as those of `fit` itself should, or the bootstrap's statistics are too small.
 
     Returns
     -------
     HypothesisTest
         Chi-squared with the difference of the numbers of free parameters. With one parameter on the boundary `mixture_p_value`
-        is the one that holds; with more, both are too large or too small and a note says so.
+        is the one that holds; with more, both are too large or too small and a note says so. Where the null leaves parameters
+        without information (the position of a signal whose strength is zero) there is no p-value, a note names them, and a
+        `FitWarning` says so; the bootstrap has one.
 
     Raises
     ------
@@ -64,10 +83,18 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
     `FitWarning` says so. Below zero by no more than rounding and the fit's decrement explain, it is zero. Where either fit has
     not converged, that is said too. In float32 the difference is summed by observations where the data are known.
 
+    Whether parameters are without information under the null is told from the scores of `fit`'s model with the null's
+    parameters, by name; it cannot be told under a transformation, nor where those of another null model do not name them.
+
+    The bootstrap's p-value is (1 + number of statistics at least as large) / (1 + number of data sets), which with all
+    parameters known under the null has exactly its nominal size.
+
     References
     ----------
     Wilks, S. S. (1938), Ann. Math. Statist. 9, 60-62; Self, S. G. and Liang, K.-Y. (1987), J. Amer. Statist. Assoc. 82,
-    605-610, cases 5 and 6.
+    605-610, cases 5 and 6; Davies, R. B. (1977), Biometrika 64, 247-254, and (1987), Biometrika 74, 33-43, for parameters
+    without information under the null; Davison, A. C. and Hinkley, D. V. (1997), Bootstrap Methods and their Application,
+    eq. (4.11).
 
     Examples
     --------
@@ -80,41 +107,153 @@ def likelihood_ratio_test(fit: Any, null: Any, *, num_on_boundary: Any = None) -
     """
     caller = "likelihood_ratio_test"
     check_fit(fit, caller)
-    words: tuple[str, ...] = ("the restricted model",)
-    layout, unmet, edge = fit.layout, None, 0
-    if isinstance(null, Fit):
-        _check_pair(fit, null, caller)
-        edge = _fixed_on_edge(layout, null)
-        gained, freedom = gained_over(fit, null), fit.num_parameters - null.num_parameters
-    elif callable(null):
-        under = fit_under(fit, null, caller)
-        null, freedom, unmet = under.fit, len(under.names), ~under.holds
-        words = tuple(f"{name} = 0" for name in under.names)
-        gained = gained_over(fit, null)
-        gained = (np if isinstance(gained, np.ndarray) else jnp).where(unmet, np.nan, gained)
-    else:
-        hypothesis = hypothesised(layout, null, caller)
-        positions = free_positions(layout, hypothesis, caller)
-        words, edge = hypothesis.words, _on_edge(layout, hypothesis)
-        if len(positions) == len(layout.names):  # nothing is left to be fitted
-            null, freedom = None, fit.num_parameters
-            gained = with_data(fit, gained_over_point, caller, (hypothesis.values,))
-        else:
-            null = refit(fit, hypothesis, caller)
-            gained, freedom = gained_over(fit, null), fit.num_parameters - null.num_parameters
+    found = _against(fit, null, caller)
+    edge, freedom = found.edge, found.freedom
     # Zero is what both log-likelihoods of no observations are: a difference that says nothing, and must not pass for a fit as good.
-    n, gained = on_host((fit.num_observations, gained))
+    n, gained = on_host((fit.num_observations, found.gained))
     gained = namespace(n).where(n > 0, gained, np.nan)
     if num_on_boundary is not None:
         edge = _checked_number(num_on_boundary, freedom, caller)
     statistic, notes = _statistic(fit, gained, caller)
+    lost, said = (np.zeros(np.shape(statistic), bool), "") if found.values is None else unidentified(fit, found.values)
     notes += (
-        _robust_notes(fit)
-        + _boundary_notes(edge, freedom)
-        + (_status_notes(fit, null, edge, caller) if not is_traced(fit) else ())
-        + _unmet_notes(unmet, caller)
+        fit._irregularity()
+        + _robust_notes(fit)
+        + (() if np.any(lost) or key is not None else _boundary_notes(edge, freedom))
+        + (_status_notes(fit, found, edge, lost, caller) if not is_traced(fit) else ())
+        + _unmet_notes(found.unmet, caller)
     )
-    return chi_squared_test(statistic, freedom, TEST, words, "", notes, num_on_boundary=edge)
+    if key is not None:
+        return _bootstrapped(fit, null, found, statistic, notes, (key, num_replicates, starts), caller)
+    if np.any(lost):
+        notes += (_lost_note(lost, said),)
+        warn(f"{caller}: {notes[-1]}")
+    test = chi_squared_test(statistic, freedom, TEST, found.words, "", notes, num_on_boundary=edge)
+    if not np.any(lost):
+        return test
+    keep = (np if isinstance(statistic, np.ndarray) else jnp).where
+    p_values = [None if p is None else keep(lost, np.nan, p) for p in (test.p_value, test.mixture_p_value)]
+    distribution = "not chi-squared" if np.all(lost) else "chi-squared where all parameters have information"
+    return replace(test, p_value=p_values[0], mixture_p_value=p_values[1], distribution=distribution)
+
+
+class _Against(NamedTuple):
+    """What a null hypothesis costs: the log-likelihood gained over it, and how it was come by.
+
+    `null` is its fit, None where nothing is left to be fitted; `values` are the larger model's parameters there, None where
+    these cannot be told; `unmet` says where a restriction does not hold; `edge` counts parameters on a boundary.
+    """
+
+    gained: Any
+    freedom: int
+    words: tuple[str, ...]
+    null: Fit | None
+    values: Values | None
+    unmet: Any = None
+    edge: int = 0
+
+
+def _against(fit: Fit, null: Any, caller: str) -> _Against:
+    """The cost of a null hypothesis of any kind, of one fit or of each of many."""
+    layout, known = fit.layout, not is_traced(fit)
+    if isinstance(null, Fit):
+        _check_pair(fit, null, caller)
+        freedom = fit.num_parameters - null.num_parameters
+        known = known and fit.origin is not None and not is_traced(null)
+        values = values_of_null(fit, null) if known else None
+        return _Against(
+            gained_over(fit, null), freedom, ("the restricted model",), null, values, edge=_fixed_on_edge(layout, null)
+        )
+    if callable(null):
+        under = fit_under(fit, null, caller)
+        unmet, words = ~under.holds, tuple(f"{name} = 0" for name in under.names)
+        gained = gained_over(fit, under.fit)
+        gained = (np if isinstance(gained, np.ndarray) else jnp).where(unmet, np.nan, gained)
+        return _Against(
+            gained, len(under.names), words, under.fit, under.fit.params["params"] if known else None, unmet
+        )
+    hypothesis = hypothesised(layout, null, caller)
+    positions = free_positions(layout, hypothesis, caller)
+    edge = _on_edge(layout, hypothesis)
+    if len(positions) == len(layout.names):  # nothing is left to be fitted
+        gained, restricted = with_data(fit, gained_over_point, caller, (hypothesis.values,)), None
+        freedom = fit.num_parameters
+    else:
+        restricted = refit(fit, hypothesis, caller)
+        gained, freedom = gained_over(fit, restricted), fit.num_parameters - restricted.num_parameters
+    values = values_under(fit, hypothesis, restricted) if known else None
+    return _Against(gained, freedom, hypothesis.words, restricted, values, edge=edge)
+
+
+def _lost_note(lost: np.ndarray, said: str) -> str:
+    which = f" in {int(np.sum(lost))} of {lost.size} fits" if lost.ndim else ""
+    return (
+        f"under the null the data {said}{which}, so that the statistic is neither chi-squared nor a "
+        "mixture of chi-squareds, and there is no p-value (Davies 1977, 1987). Use the parametric bootstrap: "
+        "likelihood_ratio_test(…, key=jax.random.key(0)), with `starts` that cover the range of these parameters."
+    )
+
+
+def _bootstrapped(
+    fit: Fit,
+    null: Any,
+    found: _Against,
+    statistic: Any,
+    notes: tuple[str, ...],
+    draws: tuple[Any, Any, Any],
+    caller: str,
+) -> HypothesisTest:
+    """The place of the statistic among those of data drawn under the null."""
+    key, count, starts = draws
+    if fit.has_batch:
+        raise TypeError(
+            f"{caller}: the bootstrap takes one fit, which it makes a batch of. Take each of yours, as fits[3]."
+        )
+    check_key(key, caller)
+    count = check_count(count, FEWEST, "num_replicates", caller)
+    origin = origin_of(fit, caller)
+    if found.values is not None and origin.model.sample is not None:
+        source = origin, fit.layout, found.values
+    elif isinstance(null, Fit):
+        source = origin_of(null, caller), null.layout, null.values
+    else:
+        source = origin, fit.layout, fit.values  # has no sampler: the error says so
+    stacked = (
+        [] if starts is None else [jax.tree.map(lambda leaf, k=k: leaf[k], starts) for k in range(_num_starts(starts))]
+    )
+    settings: dict[str, Any] = {"weights_axis": None, "covariances": ("observed",)}
+    statistics: list[Any] = []
+    for drawn in drawn_data(*source, key, count, caller):
+        fits = fit_batch(origin.model, fit.params, **drawn, **settings)
+        for start in stacked:
+            others = fit_batch(origin.model, start, **drawn, **settings)
+            higher = others.log_likelihood > np.where(np.isnan(fits.log_likelihood), -np.inf, fits.log_likelihood)
+            both = joined_fits([fits, others], np.arange(len(fits)) + len(fits) * higher)
+            fits = replace(both, origin=fits.origin)
+        if isinstance(null, Fit):
+            under = fit_batch(origin_of(null, caller).model, null.params, **drawn, **settings)
+            statistics.append(2.0 * gained_over(fits, under))
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FitWarning)  # of fits that failed, which are counted below
+                statistics.append(2.0 * _against(fits, null, caller).gained)
+    made = np.concatenate(statistics)[: count]
+    made = made[np.isfinite(made)]
+    if len(made) < count:
+        notes += (f"{count - len(made)} of the {count} data sets drawn have no statistic, and are left out.",)
+    # The null is part of the larger model, which no maximum below it can be the highest of: the statistic is at least zero.
+    # One that agrees to rounding counts as equal.
+    observed = float(statistic)
+    as_large = int(np.sum(np.maximum(made, 0.0) >= observed - SHORT_OF_EDGE * min(1.0, observed)))
+    p_value = np.nan if np.isnan(observed) or len(made) < FEWEST else (1 + as_large) / (1 + len(made))
+    distribution = f"by parametric bootstrap, {len(made)} data sets"
+    return HypothesisTest(
+        statistic, np.asarray(p_value), None, found.freedom, TEST, found.words, "", notes, distribution
+    )
+
+
+def _num_starts(starts: Any) -> int:
+    return int(np.shape(jax.tree.leaves(starts)[0])[0])
 
 
 def _checked_number(number: Any, freedom: int, caller: str) -> int:
@@ -226,13 +365,20 @@ def _unmet_notes(unmet: Any, caller: str) -> tuple[str, ...]:
     return (note,)
 
 
-def _status_notes(fit: Any, null: Any, edge: int, caller: str) -> tuple[str, ...]:
-    """What the statuses of the two fits mean for the test; at a boundary that the null is known to lie on, nothing."""
+def _status_notes(fit: Any, against: _Against, edge: int, lost: np.ndarray, caller: str) -> tuple[str, ...]:
+    """What the statuses of the two fits mean for the test.
+
+    Nothing at a boundary that the null is known to lie on, and nothing where the null's fit went along parameters without
+    information under it: all these points are as likely.
+    """
     notes = []
+    null = against.null
     for label, found in (("alternative", fit), *([("null", null)] if null is not None else [])):
         if not found.has_batch:
             expected = label == "alternative" and edge and found.status == Status.BOUNDARY
-            if not found.converged and not expected:
+            adrift = found.status in (Status.SINGULAR_INFORMATION, Status.BOUNDARY)
+            on_ridge = label == "null" and bool(lost) and adrift
+            if not found.converged and not expected and not on_ridge:
                 notes.append(
                     f"the fit of the {label} ended with status {found.status.label}, so the test is not to be relied on."
                 )

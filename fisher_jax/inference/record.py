@@ -20,7 +20,8 @@ class HypothesisTest(Printed):
     statistic : array
         A scalar, or one number for each fit of a batch or each candidate; NaN where there is none.
     p_value : array
-        The probability under the null of a statistic at least as large, by the chi-squared distribution.
+        The probability under the null of a statistic at least as large, by the chi-squared distribution or what `distribution`
+        says; NaN where no distribution is known.
     mixture_p_value : array or None
         For one parameter on the boundary of its range under the null: that of the mixture of two chi-squared distributions
         which holds there.
@@ -34,6 +35,8 @@ class HypothesisTest(Printed):
         Which information or covariance was used, in words; empty where none was.
     notes : tuple of str
         What a reader must know of it.
+    distribution : str
+        Where the p-value comes from, in words, if not from the chi-squared distribution.
     """
 
     statistic: Any
@@ -44,10 +47,14 @@ class HypothesisTest(Printed):
     hypothesis: tuple[str, ...]
     covariance: str
     notes: tuple[str, ...] = ()
+    distribution: str = ""
 
     def _table(self) -> Table:
         shape = jnp.shape(self.statistic)
-        freedom = f"chi-squared with {self.degrees_of_freedom} degree{'s' * (self.degrees_of_freedom != 1)} of freedom"
+        freedom = (
+            self.distribution
+            or f"chi-squared with {self.degrees_of_freedom} degree{'s' * (self.degrees_of_freedom != 1)} of freedom"
+        )
         facts = [("Null hypothesis", _joined(self.hypothesis))]
         if shape:
             facts += [("Tests", str(int(np.prod(shape)))), ("Distribution", freedom), *self._spread()]
@@ -79,7 +86,7 @@ class HypothesisTest(Printed):
 jax.tree_util.register_dataclass(
     HypothesisTest,
     ["statistic", "p_value", "mixture_p_value"],
-    ["degrees_of_freedom", "test", "hypothesis", "covariance", "notes"],
+    ["degrees_of_freedom", "test", "hypothesis", "covariance", "notes", "distribution"],
 )
 
 

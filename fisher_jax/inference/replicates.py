@@ -32,17 +32,24 @@ def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], *
 
 def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, caller: str, **settings: Any) -> Fit:
     """Fits of data drawn from the model at the estimate, from the estimate."""
+    parts = [
+        fit_batch(origin.model, fit.params, **drawn, weights_axis=None, **settings)
+        for drawn in drawn_data(origin, fit.layout, fit.values, key, count, caller)
+    ]
+    return _cut(_joined(parts), count)
+
+
+def drawn_data(origin: Origin, layout: Any, values: Any, key: Any, count: int, caller: str) -> Iterator[dict[str, Any]]:
+    """Data sets (R, n, …) drawn from the model at some parameters, a chunk at a time, with covariates and weights for all.
+
+    As the arguments of `fit_batch`; the last chunk goes on past the count.
+    """
     given, weights = given_of_draws(origin, caller)
     rows = num_rows(origin, given)
-    parts = []
     for numbers in chunks_of(count, _entries(origin.dataset.data)):
-        drawn = draw(origin.model, fit.layout, fit.values, given, rows, key, numbers)
+        drawn = draw(origin.model, layout, values, given, rows, key, numbers)
         _check_drawn(drawn, origin, rows, caller)
-        fresh = jax.device_get(drawn)
-        parts.append(
-            fit_batch(origin.model, fit.params, fresh, given=given, weights=weights, weights_axis=None, **settings)
-        )
-    return _cut(_joined(parts), count)
+        yield {"data": jax.device_get(drawn), "given": given, "weights": weights}
 
 
 def resampled_weights(scheme: Scheme, weights: Any, key: Any, count: int) -> Iterator[np.ndarray]:
