@@ -403,3 +403,9 @@ def test_the_result_shares_no_memory_with_what_was_given():
     assert fits.params["log_scale"][0] == 0.0
     fits.params["loc"][0] = 1.0
     assert fits.free[0, 0] != 1.0
+
+
+def test_in_float32_the_statuses_of_a_batch_are_those_of_the_same_fits_one_by_one():
+    start, data = jax.tree.map(np.float32, START), DATA.astype(np.float32)
+    fits = fj.fit_batch(GAMMA, start, data, retry=False)
+    assert fits.status.tolist() == [fj.fit(GAMMA, start, rows).status for rows in data]
