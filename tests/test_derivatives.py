@@ -13,8 +13,9 @@ N = 400
 
 
 def normal_regression():
-    """A new function at each call, so that nothing compiled under other settings serves it."""
-    return lambda beta, y, x: norm.logpdf(y, jnp.dot(x, beta), 1.5)
+    """A function with an object of its own at each call, so that nothing compiled under other settings serves it."""
+    own = object()
+    return lambda beta, y, x: norm.logpdf(y, jnp.dot(x, beta), 1.5) if own else 0.0
 
 
 regression = normal_regression()

@@ -13,6 +13,7 @@ from jax.scipy.stats import gamma, norm
 import fisher_jax as fj
 from fisher_jax import Status
 from fisher_jax.fitting import host as host_path
+from fisher_jax.models.fingerprint import LARGE
 
 RNG = np.random.default_rng(12)
 Y, Z, W = jnp.asarray(RNG.gamma(3.0, 2.0, 40)), jnp.asarray(RNG.normal(size=40)), jnp.asarray(RNG.uniform(0.5, 2, 40))
@@ -204,7 +205,7 @@ def test_models_that_are_dropped_are_let_go_of_with_their_data(way, monkeypatch)
     monkeypatch.setattr(host_path, "ENOUGH_SECONDS", np.inf if way == "host" else -1.0)
 
     def references_of_one_fit(number):
-        table = np.full(5000, float(number))
+        table = np.full(LARGE, float(number))
 
         def log_density(params, y):
             return -0.5 * (y - params - jnp.asarray(table)[0]) ** 2
@@ -223,7 +224,7 @@ def test_models_that_are_dropped_are_let_go_of_with_their_data(way, monkeypatch)
 
 def test_a_dropped_model_needs_no_garbage_collection_to_go():
     def use_model():
-        table = np.full(5000, 1.0)
+        table = np.full(LARGE, 1.0)
 
         def log_density(params, y):
             return norm.logpdf(y * jnp.asarray(table)[0], params)
@@ -261,7 +262,7 @@ def test_a_dropped_model_goes_with_its_data_whatever_was_asked_of_it():
     start, key = {"loc": 0.0, "scale": 1.0}, jax.random.key(0)
 
     def use_model():
-        table = np.full(5000, 1.0)
+        table = np.full(LARGE, 1.0)
 
         def log_density(params, y):
             return norm.logpdf(y * jnp.asarray(table)[0], params["loc"], params["scale"])

@@ -28,8 +28,9 @@ NORMAL_START = {"loc": 0.0, "log_scale": 0.0}
 
 
 def new_normal():
-    """A new function at each call, which no program was compiled for."""
-    return lambda params, y: norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"]))
+    """A function with an object of its own at each call, which no program was compiled for."""
+    own = object()
+    return lambda params, y: norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"])) if own else 0.0
 
 
 def fit_on_gpu(*arguments, **options):

@@ -23,8 +23,9 @@ KEY = jax.random.key(0)
 
 
 def curve():
-    """A new function at each call, so that nothing compiled under other settings serves it."""
-    return lambda p, y, x: norm.logpdf(y, jnp.sin(jnp.dot(x, p["beta"])), p["scale"])
+    """A function with an object of its own at each call, so that nothing compiled under other settings serves it."""
+    own = object()
+    return lambda p, y, x: norm.logpdf(y, jnp.sin(jnp.dot(x, p["beta"])), p["scale"]) if own else 0.0
 
 
 def sampler(key, p, x):

@@ -21,7 +21,7 @@ import zarr
 from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
-from fisher_jax.stream.fingerprint import fingerprint, unknown
+from fisher_jax.models.fingerprint import fingerprint, unknown
 from fisher_jax.stream.ledger import differences, sole_writer
 from fisher_jax.stream.source import as_ragged, source_of
 

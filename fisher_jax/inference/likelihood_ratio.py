@@ -237,7 +237,7 @@ def _bootstrapped(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)  # of fits that failed, which are counted below
                 statistics.append(2.0 * _against(fits, null, caller).gained)
-    made = np.concatenate(statistics)[: count]
+    made = np.concatenate(statistics)[:count]
     made = made[np.isfinite(made)]
     if len(made) < count:
         notes += (f"{count - len(made)} of the {count} data sets drawn have no statistic, and are left out.",)

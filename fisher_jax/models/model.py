@@ -3,7 +3,9 @@
 import functools
 import inspect
 import threading
+import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import call_user, check_function, entry_point, kind_of
+from fisher_jax.errors import call_user, check_function, entry_point, kind_of, warn
+from fisher_jax.models.fingerprint import PROGRAMS, content_of, unknown
+from fisher_jax.models.fingerprint import Table as Contents
 from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of
 from fisher_jax.numerics.modes import in_both_modes
 from fisher_jax.numerics.namespace import is_traced
@@ -54,7 +58,8 @@ class Model:
     Notes
     -----
     Two models are equal when they hold the same functions and constraints; what was compiled for one serves the other.
-    A lambda written anew at each call is a new function and compiles anew: define it once.
+    So do functions that are made anew with the same code and values, up to 64 KiB of arrays: a lambda in a loop, a model sent to
+    another process. One that closes over another array at each turn compiles anew, with a warning: hand it over as `given`.
 
     The density must be written with jax.numpy (`jnp.where` in place of `if`), and is differentiated twice: forward only up to
     three parameters, forward over reverse above. One that allows a single mode (`jax.custom_vjp` and `odeint` reverse,
@@ -93,17 +98,29 @@ class Model:
         key = (type(self), *(ById(f) for f in functions), constraint_table(self.constraints, "Model"))
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
-        # What is compiled for a model is kept with the owner of its density, so that keys leave out what the owner owns.
-        owner, _ = owner_of(self.log_density)
-        made_of = (owner_of(f) for f in functions)
-        parts = tuple(rest if own is owner else ById(f) for f, (own, rest) in zip(functions, made_of, strict=True))
-        object.__setattr__(self, "_program_key", (type(self), *parts, key[-1]))
-        object.__setattr__(self, "_density_key", (type(self), parts[0], parts[3]))
 
     @property
     def constraint_table(self) -> Table:
         """The constraints by path, hashable."""
         return self._key[-1]  # type: ignore[attr-defined]
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Any, ...]:
+        """What its functions are, in the keys of what is compiled for it.
+
+        That is kept with the owner of its density, so that keys leave out what the owner owns.
+        """
+        owner, _ = owner_of(self.log_density)
+        functions = (self.log_density, self.sample, self.initial, self.information, self.quantile)
+        made_of = (owner_of(f) for f in functions)
+        return tuple(
+            rest if own is owner else None if f is None else content_of(f)[0] or ById(f)
+            for f, (own, rest) in zip(functions, made_of, strict=True)
+        )
+
+    @functools.cached_property
+    def _program_key(self) -> tuple[Any, ...]:
+        return type(self), *self._parts, self.constraint_table
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the key: functions are hashed by identity, which a copy or another process does not share."""
@@ -198,10 +215,10 @@ class Programs(dict[Any, Any]):
     """Compiled programs, which stay in this process when what holds them is copied or pickled."""
 
     def __reduce__(self) -> Any:
-        return Programs, ()
+        return type(None), ()
 
-    def __deepcopy__(self, memo: Any) -> "Programs":
-        return Programs()
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
 
 
 def owner_of(function: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -226,10 +243,58 @@ def programs_of(model: Model) -> dict[Any, Any]:
     """
     owner, _ = owner_of(model.log_density)
     holder = owner if hasattr(owner, "__dict__") and not isinstance(owner, type) else model
-    programs: dict[Any, Any] = holder.__dict__.setdefault("_fisher_jax_programs", Programs())
-    return programs.setdefault(model._density_key, {})  # type: ignore[attr-defined]
+    # Keys that hold a function go with the density, and not with what is shared, which would keep that function.
+    alone = any(isinstance(part, ById) for part in model._parts)
+    name = f"{PROGRAMS}_alone" if alone else PROGRAMS
+    with _lock:
+        programs: Programs | None = holder.__dict__.get(name)
+        if programs is None:  # or what a copy of it left here
+            programs = holder.__dict__[name] = Programs() if alone else _programs_like(owner)
+    return programs.setdefault((type(model), model._parts[0], model._parts[3]), {})
 
 
+def _programs_like(function: Any) -> Programs:
+    """What was compiled for a function that did the same, if that is still known, or nothing yet.
+
+    A lambda written anew in a loop, and a model that a task of joblib or Dask unpickles, are new functions at each turn. What was
+    compiled for the last of them outlives them, as far as it closes over little.
+    """
+    key, table = content_of(function)
+    if key is not None and key in _last_used:
+        _last_used.move_to_end(key)
+        return _last_used[key]
+    programs = Programs()
+    if key is not None:
+        _last_used[key] = programs
+        if len(_last_used) > NUM_KEPT:
+            _last_used.popitem(last=False)
+    if isinstance(function, types.FunctionType):
+        _warn_of_many(function, table)
+    return programs
+
+
+def _warn_of_many(function: types.FunctionType, table: Contents) -> None:
+    """Warn, once for each place in the user's code, where function after function comes from it and each compiles anew."""
+    place = function.__code__.co_filename, function.__code__.co_firstlineno, function.__qualname__
+    number, last = _made_at.get(place, (0, {}))
+    _made_at[place] = number + 1, table
+    if number + 1 != MANY:
+        return
+    differ = [row for row in table if table[row] != last.get(row) or row in unknown(table)]
+    names = dict.fromkeys(" ".join(row.split()[:2]).removesuffix(" methods") for row in differ)
+    warn(
+        f"fisher_jax: {function.__qualname__} ({place[0]}, line {place[1]}) has been made anew {MANY} times, and each of these "
+        f"functions is compiled anew: they differ in {', '.join(names) or 'their code'}. Hand what differs to one function, by "
+        "given= or as a fixed parameter; or make the function once and use it again.",
+        UserWarning,
+    )
+
+
+NUM_KEPT = 32  # functions whose programs are kept when they are gone; each some megabytes
+MANY = 4  # two or three functions of one place are models to compare
+_last_used: OrderedDict[str, Programs] = OrderedDict()
+_made_at: dict[tuple[str, int, str], tuple[int, Contents]] = {}
+_lock = threading.RLock()  # a warning may run code of the user's
 _traced = threading.local()  # a weak reference to the model of the program that is called
 
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.models.fingerprint import Table, digest, fingerprint
 from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import path_name
-from fisher_jax.stream.fingerprint import Table, digest, fingerprint
 from fisher_jax.stream.ledger import CALLER
 from fisher_jax.stream.source import Arrays, Source, check_not_empty, entries_of, is_ragged, source_of
 

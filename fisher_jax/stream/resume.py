@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from fisher_jax._version import __version__
+from fisher_jax.models.fingerprint import Table, fingerprint, unknown
 from fisher_jax.models.model import Model
-from fisher_jax.stream.fingerprint import Table, fingerprint, unknown
 from fisher_jax.stream.inputs import Inputs
 from fisher_jax.stream.ledger import CALLER, check_same, discard, is_blank, remove_partial
 from fisher_jax.stream.sink import Sink

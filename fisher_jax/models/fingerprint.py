@@ -1,15 +1,17 @@
 """What a model and its settings are, as a flat table of plain values that can be kept and compared: never by address.
 
 A function is known by its code, the values that it closes over, its defaults and what it names of its own module; an array by
-its bytes. What cannot be known so is said to be unknown, and is then taken on trust.
+its bytes; a library by its name, for its version stands for the rest. What cannot be known so is said to be unknown.
 """
 
 import functools
 import hashlib
 import inspect
+import json
 import math
 import sys
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,51 @@ import jax
 import numpy as np
 
 UNKNOWN = "not fingerprinted"
+PROGRAMS = "_fisher_jax_programs"  # under names that begin so an object keeps what was compiled for it, no part of it
 PLAIN = (str, int, float, bool, type(None))
 _INSTALLED = ("site-packages", "dist-packages")
 _DEEPEST = 40
+LARGE = (
+    2**16
+)  # bytes of the arrays of one function: beyond, looking for an equal one costs more than is won, and keeps too much
 
 Table = dict[str, Any]
 
+_contents: weakref.WeakKeyDictionary[Any, tuple[str | None, Table]] = weakref.WeakKeyDictionary()
+
 
 class _Seen(dict[int, tuple[str, Any]]):
-    """Where a function or an object was met first, by its address, which it keeps while it is held here."""
+    """Where a function or an object was met first, by its address, which it keeps while it is held here; and the bytes to come."""
+
+    def __init__(self, *, to_share: bool) -> None:
+        self.to_share, self.left = to_share, LARGE if to_share else math.inf
 
 
-def fingerprint(value: Any, name: str) -> Table:
-    """The table of `value`, each row's name beginning with `name`."""
+def fingerprint(value: Any, name: str, *, to_share: bool = False) -> Table:
+    """The table of `value`, each row's name beginning with `name`.
+
+    Where a function's programs are to be shared, more is unknown: arrays beyond `LARGE`, and empty lists, dicts and sets, which are
+    there to be filled when it is called.
+    """
     table: Table = {}
-    _add(value, name, table, _Seen(), 0)
+    _add(value, name, table, _Seen(to_share=to_share), 0)
     return table
+
+
+def content_of(function: Any) -> tuple[str | None, Table]:
+    """What a function was at its first use, as a key that functions share which do the same, and the table that it was made of.
+
+    None where that cannot be known. What a function closes over counts as fixed from its first use, as it does for `jax.jit`.
+    """
+    try:
+        known = _contents.get(function)
+    except TypeError:  # what has no hash or takes no weak reference
+        return None, {}
+    if known is None:
+        table = fingerprint(function, "", to_share=True)
+        known = None if unknown(table) else digest(json.dumps(table, sort_keys=True).encode()), table
+        _contents[function] = known
+    return known
 
 
 def unknown(table: Table) -> list[str]:
@@ -60,13 +91,20 @@ def _add(value: Any, name: str, table: Table, seen: _Seen, depth: int) -> None:
         table[name] = f"{UNKNOWN}: nested too deeply"
     elif isinstance(value, PLAIN):
         table[name] = value if _is_json(value) else f"{type(value).__qualname__} {value!r}"
+    elif isinstance(value, jax.core.Tracer):
+        table[name] = f"{UNKNOWN}: traced"
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
-        table[name] = of_array(value)
+        seen.left -= value.nbytes
+        table[name] = of_array(value) if seen.left >= 0 else f"{UNKNOWN}: an array of {value.nbytes} bytes"
     elif isinstance(value, bytes | complex | slice | range | np.dtype | type(...)):
         table[name] = f"{type(value).__name__} {value!r}"
-    elif isinstance(value, frozenset | set):
+    elif seen.to_share and isinstance(value, list | dict | set) and not value:
+        table[name] = f"{UNKNOWN}: an empty {type(value).__name__}"
+    elif isinstance(value, frozenset | set) and all(isinstance(entry, PLAIN) for entry in value):
         table[name] = f"{type(value).__name__} {sorted(map(repr, value))}"
-    elif isinstance(value, types.ModuleType | type | types.BuiltinFunctionType | np.ufunc):
+    elif isinstance(value, types.ModuleType | type):
+        table[name] = _named(value) if _is_library(value) else f"{UNKNOWN}: {_named(value)}, but for its name"
+    elif isinstance(value, np.ufunc) or (isinstance(value, types.BuiltinFunctionType) and not _is_bound(value)):
         table[name] = _named(value)
     elif id(value) in seen:
         table[name] = f"as {seen[id(value)][0]}"
@@ -89,12 +127,15 @@ def _parts(value: Any, table: Table, name: str) -> list[tuple[str, Any]]:
     if isinstance(value, types.MethodType):
         table[name] = "method"
         return [(" function", value.__func__), (" object", value.__self__)]
+    if isinstance(value, types.BuiltinFunctionType):
+        table[name] = f"method {value.__name__}"
+        return [(" object", value.__self__)]
     if isinstance(value, functools.partial):
         table[name] = "partial"
         return [(" function", value.func), (" arguments", value.args), (" keywords", value.keywords)]
     if isinstance(value, types.FunctionType):
         return _parts_of_function(value, table, name)
-    if callable(value) and hasattr(value, "__wrapped__"):  # jax.jit and its like
+    if callable(value) and hasattr(value, "__wrapped__") and _is_library(type(value)):  # jax.jit and its like
         table[name] = f"wrapped by {_named(type(value))}"
         rules = [(f" {rule}", getattr(value, rule, None)) for rule in ("jvp", "fwd", "bwd")]
         return [(" function", value.__wrapped__), *(rule for rule in rules if callable(rule[1]))]
@@ -118,9 +159,15 @@ def _parts_of_function(function: types.FunctionType, table: Table, name: str) ->
             parts.append((f" closure {variable}", cell.cell_contents))
         except ValueError:  # named before it has a value
             table[f"{name} closure {variable}"] = "empty"
+    own = {key: part for key, part in vars(function).items() if not key.startswith((PROGRAMS, "__wrapped__"))}
+    parts += [(f".{key}", part) for key, part in sorted(own.items())]
     if not _is_installed(function):
         named = sorted(_names(code) & function.__globals__.keys())
         parts += [(f" global {variable}", function.__globals__[variable]) for variable in named]
+        for variable in sorted(_names(code) - function.__globals__.keys()):
+            module = sys.modules.get(variable)
+            if module is not None and not _is_library(module):  # imported inside
+                table[f"{name} import {variable}"] = f"{UNKNOWN}: {_named(module)}, but for its name"
     return parts
 
 
@@ -138,14 +185,20 @@ def _parts_of_code(code: types.CodeType, table: Table, name: str) -> list[tuple[
 def _parts_of_object(value: Any, table: Table, name: str) -> list[tuple[str, Any]]:
     """A record or an object with fields: its class and those."""
     call = type(value).__call__ if callable(value) else None
-    kept = getattr(value, "__dict__", None)
+    kept = (
+        {key: part for key, part in vars(value).items() if not key.startswith(PROGRAMS)}
+        if hasattr(value, "__dict__")
+        else None
+    )
     fields = getattr(type(value), "__dataclass_fields__", None)
     if fields is not None:
-        kept = {field: getattr(value, field) for field in fields if hasattr(value, field)}
+        kept = (kept or {}) | {field: getattr(value, field) for field in fields if hasattr(value, field)}
     if kept is None or (not kept and not isinstance(call, types.FunctionType) and fields is None):
         table[name] = f"{UNKNOWN}: {_named(type(value))}"
         return []
     table[name] = _named(type(value))
+    if not _is_library(type(value)):
+        table[f"{name} methods"] = f"{UNKNOWN}: those of {_named(type(value))}, but for its call"
     parts = [(f".{field}", inside) for field, inside in sorted(kept.items())]
     return parts + ([(" call", call)] if isinstance(call, types.FunctionType) else [])
 
@@ -167,11 +220,25 @@ def _names(code: types.CodeType) -> set[str]:
 
 def _is_installed(function: types.FunctionType) -> bool:
     """Whether it comes with a library, whose version stands for what it names."""
-    top = (function.__module__ or "").partition(".")[0]
-    path = function.__code__.co_filename
+    return _is_of_library(function.__module__ or "", function.__code__.co_filename)
+
+
+def _is_library(value: types.ModuleType | type) -> bool:
+    """Whether a module or a class comes with a library."""
+    module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    return _is_of_library(module, getattr(sys.modules.get(module), "__file__", None) or "")
+
+
+def _is_of_library(module: str, path: str) -> bool:
+    top = module.partition(".")[0]
     return (
         top in sys.stdlib_module_names or top == "fisher_jax" or any(place in Path(path).parts for place in _INSTALLED)
     )
+
+
+def _is_bound(function: types.BuiltinFunctionType) -> bool:
+    """Whether it is a method of an object, and not a function of a module."""
+    return not isinstance(function.__self__, types.ModuleType | type | None)
 
 
 def _named(value: Any) -> str:
