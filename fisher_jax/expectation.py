@@ -35,14 +35,15 @@ class MonteCarlo:
         control variates: both have mean zero in a regular model (the Bartlett identities), so what they explain of −H is
         taken out. The coefficients come from other draws than those they are used on, so that no bias results.
     fallback : {"outer", "hessian"}, optional
-        What ``"bartlett"`` gives instead where the draws contradict those zero means. Without it the matrix is NaN there.
+        What ``"bartlett"`` gives instead where the draws contradict those zero means, in all entries. Without it s sᵀ, but
+        NaN for parameters that have no information.
 
     Notes
     -----
     Exact to rounding, at any number of draws, for full exponential families in any parametrisation, and for Student's t if all
-    of its parameters are free: the controls of one that is `fixed` are missing. Where what the controls leave has a heavy
-    tail, the errors of ``"bartlett"`` say too little with few draws: by half or more at a few hundred for some families, by a
-    tenth or two at 2000, and for extreme values of shape 0.23 by a seventh at 20 000. `Quadrature` is a check on them.
+    of its parameters are free: the controls of one that is `fixed` are missing. The errors of ``"bartlett"``
+    rest on draws far out, which few draws do not have: for mixtures and extreme values their interval of ±1.96 errors covers
+    between 92 and 99 % from 2000 draws on, single entries 87 %; with fewer draws less. `Quadrature` is a check on them.
     Needs a Hessian for each draw, and at least 6 (1 + q + q (q + 1) / 2) draws; above some thirty parameters use ``"outer"``.
 
     Examples

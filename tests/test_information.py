@@ -295,22 +295,63 @@ def uniform(key, theta):
 UNIFORM = fj.Model(lambda t, y: jnp.where((y > 0) & (y < t), -jnp.log(t), -jnp.inf), sample=uniform)
 
 
-def test_irregular_models_are_refused_by_name_and_answered_only_on_request():
-    with pytest.warns(fj.InformationWarning, match=r"mean of the score is not zero for params.*support.*NaN"):
-        refused = fj.fisher_information(UNIFORM, 2.0, draws(1000))
-    assert np.isnan(refused.matrix).all()
+def test_where_the_score_is_off_centre_there_is_no_information_and_an_average_only_on_request():
+    with pytest.warns(fj.InformationWarning, match=r"mean of the score is not zero for params.*support.*are NaN"):
+        missing = fj.fisher_information(UNIFORM, 2.0, draws(1000))
+    assert np.isnan(missing.matrix).all()
     with pytest.raises(ValueError, match=r"not finite\. Its `diagnosis"):
-        refused.inverse()
-    laplace = {"loc": 0.3, "scale": 2.0}
-    with pytest.warns(fj.InformationWarning, match=r"s sᵀ \+ H is not zero for loc.*kink"):
-        assert np.isnan(fj.fisher_information(families.laplace, laplace, draws()).matrix).all()
+        missing.inverse()
     for fallback, only in (("outer", 0.25), ("hessian", -0.25)):  # its score is −1/θ throughout, its curvature 1/θ²
         with pytest.warns(fj.InformationWarning):
             found = fj.fisher_information(UNIFORM, 2.0, draws(1000, fallback=fallback))
         np.testing.assert_allclose(found.matrix, [[only]], atol=1e-12)
-        assert "where those fail" in found.route
+        assert "since the Bartlett identities fail" in found.route
     jitted = jax.jit(lambda key: fj.fisher_information(UNIFORM, 2.0, fj.MonteCarlo(key, 1000)))(KEY)
     assert not jitted.regularity.regular
+    assert "where those fail" in jitted.route
+
+
+def test_nan_is_only_for_the_parameter_that_moves_the_edge():
+    """An exponential distribution from `loc` on: its rate has the information 1/rate², its threshold none."""
+
+    def log_density(p, y):
+        return jnp.where(y >= p["loc"], jnp.log(p["rate"]) - p["rate"] * (y - p["loc"]), -jnp.inf)
+
+    shifted = fj.Model(log_density, sample=lambda key, p: p["loc"] + jax.random.exponential(key) / p["rate"])
+    with pytest.warns(fj.InformationWarning, match="mean of the score is not zero for loc"):
+        found = fj.fisher_information(shifted, {"loc": 0.5, "rate": 2.0}, draws(2000))
+    np.testing.assert_array_equal(np.isnan(found.matrix), [[True, True], [True, False]])
+    assert abs(found.matrix[1, 1] - 0.25) < 3 * found.standard_error[1, 1]
+
+
+def test_a_kink_is_reported_with_the_information_that_there_is_its_error_and_the_reason():
+    laplace = {"loc": 0.3, "scale": 2.0}
+    with pytest.warns(
+        fj.InformationWarning, match=r"s sᵀ \+ H is not zero for loc \(1 of the information.*kink.*its own error"
+    ):
+        found = fj.fisher_information(families.laplace, laplace, draws())
+    exact = fj.fisher_information(families.laplace, laplace)
+    assert found.route == "expected: Monte Carlo, mean of s sᵀ, since the Bartlett identities fail"
+    assert np.all(np.abs(found.matrix - exact.matrix) < 4 * found.standard_error + 1e-12)
+
+
+def test_one_irregular_point_leaves_those_beside_it_under_vmap_as_they_are():
+    """The log-density of a normal distribution, with a kink of this height at its centre that its sampler knows nothing of."""
+
+    def log_density(p, y):
+        return norm.logpdf(y, p["loc"], 1.0) - p["kink"] * jnp.abs(y - p["loc"])
+
+    model = fj.Model(
+        log_density, sample=lambda key, p: p["loc"] + jax.random.normal(key), constraints={"kink": fj.fixed}
+    )
+    keys = jax.random.split(KEY, 3)
+    kinks = jnp.array([0.0, 0.5, 0.0])
+    run = jax.vmap(lambda key, kink: fj.fisher_information(model, {"loc": 1.0, "kink": kink}, fj.MonteCarlo(key, 1000)))
+    found = run(keys, kinks)
+    np.testing.assert_array_equal(found.regularity.regular, [True, False, True])
+    np.testing.assert_allclose(found.matrix[[0, 2], 0, 0], 1.0, rtol=1e-10)
+    assert np.isfinite(found.matrix[1]).all()
+    assert found.standard_error[1, 0, 0] > 0
 
 
 def test_nothing_left_out_of_an_expectation_goes_unsaid():

@@ -59,15 +59,14 @@ def repeated(name):
         layout, values = flatten_parameters(model, point, "test")
         layout = layout.natural()
         q, pairs = len(layout.names), draws // 2
-        outer = jnp.concatenate([jnp.zeros((q, q * (q + 1) // 2)), -jnp.eye(q * (q + 1) // 2)])
 
         def once(key):
             found = sampled.moments(model, layout, values, fj.MonteCarlo(key, draws), None, "test")
             guard = sampled.judge(found, q, pairs, sampled.GUARD_LEVEL)
             kinds = {
                 "bartlett": sampled.coefficients(found),
-                "outer": jnp.broadcast_to(outer, (sampled.FOLDS, *outer.shape)),
-                "hessian": None,
+                "outer": sampled.plain(found, "outer"),
+                "hessian": sampled.plain(found, "hessian"),
             }
             estimates = {kind: sampled.combine(found, coefficients, pairs) for kind, coefficients in kinds.items()}
             return {k: (value, jnp.sum(e**2, axis=0) ** 0.5) for k, (value, e) in estimates.items()}, guard.zero_means
@@ -112,10 +111,12 @@ def assert_calibrated(value, error, matrix, kind):
     if not live.any():
         return
     z = (value - closed)[:, live] / error[:, live]
+    noise = 3 / np.sqrt(2 * REPEATS)
+    least = 0.7 if kind == "bartlett" else 0.9  # the coefficients' own noise is counted for more than its first order
     assert abs(z.mean()) < 0.15, (kind, z.mean(axis=0))
-    assert 0.9 < z.std() < 1.1, (kind, z.std(axis=0))
+    assert least < z.std() < 1.1, (kind, z.std(axis=0))
     assert np.all(np.abs(z.mean(axis=0)) < 0.15 + 3 / np.sqrt(REPEATS)), (kind, z.mean(axis=0))
-    assert np.all(np.abs(z.std(axis=0) - 1.0) < 0.1 + 3 / np.sqrt(2 * REPEATS)), (kind, z.std(axis=0))
+    assert np.all((z.std(axis=0) > least - noise) & (z.std(axis=0) < 1.1 + noise)), (kind, z.std(axis=0))
 
 
 SINGULAR = {"categorical", "multivariate_normal"}  # whose parameters are tied together
@@ -164,8 +165,8 @@ CONTROLS = {
         "singular along .*1 (loc|shape) .*1 (loc|shape):",
     ),
     "gev at −½": (families.gev, LOC_SCALE | {"shape": -0.5}, "equality", "definitions"),
-    "gev below −½": (families.gev, LOC_SCALE | {"shape": -0.7}, "equality", "may be infinite"),
-    "gev far below −½": (families.gev, LOC_SCALE | {"shape": -1.2}, "equality", "may be infinite"),
+    "gev below −½": (families.gev, LOC_SCALE | {"shape": -0.7}, "equality", "is infinite"),
+    "gev far below −½": (families.gev, LOC_SCALE | {"shape": -1.2}, "equality", "is infinite"),
 }
 
 

@@ -108,9 +108,11 @@ def tolerances(found: Moments) -> tuple[Float[Array, " q"], Float[Array, "q q"]]
 def judge(found: Moments, mass: Float[Array, ""]) -> Regularity:
     """The zero means in units of what rounding and truncation may leave of them."""
     of_score, of_matrix = tolerances(found)
+    size = jnp.sqrt(jnp.diagonal(found.outer))
     return Regularity(
         score_z=found.score / of_score,
         equality_z=(found.outer + found.hessian) / of_matrix,
+        effect=(found.outer + found.hessian) / (size[:, None] * size[None, :]),
         tail=jnp.full_like(of_score, jnp.nan),
         mass=mass,
         num_not_finite=found.not_finite.astype(jnp.int32),

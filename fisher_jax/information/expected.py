@@ -13,6 +13,7 @@ from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.draws import are_few, num_rows
 from fisher_jax.information.exact import by_nodes
 from fisher_jax.information.record import Information
+from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.sampled import Sampled, by_draws
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
@@ -69,7 +70,9 @@ def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, g
     -----
     InformationWarning
         If the draws or nodes contradict the model's regularity: the two definitions differ then, or there is no finite
-        information. The matrix by ``"bartlett"`` is NaN in that case. Under a transformation look at `regularity.regular`.
+        information. The matrix by ``"bartlett"`` is then E[s sᵀ] with its own error, which is the information at a kink too,
+        and NaN in the rows and columns of parameters without an information: where the mean score is not zero, because the
+        support depends on the parameter, or the score has no variance. Under a transformation look at `regularity`.
 
     Notes
     -----
@@ -128,7 +131,9 @@ def taken(
     found = by_expectation(model, layout, values, expectation, given, caller)
     per_row = expectation.num_samples if isinstance(expectation, MonteCarlo | QuasiMonteCarlo) else 0
     number = per_row * num_rows(model, given)
-    result = Information(found.matrix, names, route_of(expectation), found.errors, number, found.regularity)
+    result = Information(
+        found.matrix, names, route_of(expectation, found.regularity), found.errors, number, found.regularity
+    )
     _warn(result, caller)
     return result
 
@@ -184,14 +189,20 @@ _AVERAGED = {
     "outer": "mean of s sᵀ",
     "hessian": "mean of −H",
 }
+_FALLEN_BACK = ", since the Bartlett identities fail"
 
 
-def route_of(expectation: Any) -> str:
-    """The route in words."""
+def route_of(expectation: Any, regularity: Regularity) -> str:
+    """The route in words: the one that was taken, or under a transformation both that may have been."""
     if isinstance(expectation, Enumeration | Quadrature):
         return f"expected: s sᵀ by {describe(expectation)}"
-    fallback = f", or {_AVERAGED[expectation.fallback]} where those fail" if expectation.fallback else ""
-    return f"expected: {describe(expectation)}, {_AVERAGED[expectation.estimator]}{fallback}"
+    by = f"expected: {describe(expectation)}, "
+    if expectation.estimator != "bartlett":
+        return by + _AVERAGED[expectation.estimator]
+    controlled, instead = _AVERAGED["bartlett"], _AVERAGED[expectation.fallback or "outer"]
+    if isinstance(regularity.score_z, jax.core.Tracer) or jnp.ndim(regularity.score_z) != 1:
+        return f"{by}{controlled}, or {instead} where those fail"
+    return by + (controlled if regularity.zero_means else f"{instead}{_FALLEN_BACK}")
 
 
 def describe(expectation: Any) -> str:
@@ -209,7 +220,9 @@ def _warn(result: Information, caller: str) -> None:
     if regularity is None or isinstance(regularity.score_z, jax.core.Tracer) or jnp.ndim(regularity.score_z) != 1:
         return
     if found := result.diagnosis():
-        refused = _AVERAGED["bartlett"] in result.route and bool(jnp.any(jnp.isnan(result.matrix)))
-        without = ' The matrix is NaN; estimator="outer" or "hessian", or fallback=, gives one of the definitions.'
         message = f"{caller}: not to be relied on: {found}."
-        warn(message + (without if refused else ""), InformationWarning)
+        if bool(jnp.any(regularity.missing & jnp.isnan(result.matrix))):
+            message += ' Entries without an information are NaN; estimator="outer" or "hessian", or fallback=, gives an average.'
+        elif _FALLEN_BACK in result.route:
+            message += f" The result is another average of the same draws, with its own error: {result.route}."
+        warn(message, InformationWarning)

@@ -8,7 +8,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 MASS_TOLERANCE = 1e-6  # by which probabilities may miss one
-HEAVIEST_TAIL = 0.6  # estimated tail exponent of a score above which its variance is called infinite; it is from ½ on
+
+# Standard errors above ½ of an estimated tail exponent, from which on the variance of a score is called infinite: one
+# percent one-sided. It is infinite from ½ on.
+TOO_HEAVY = 2.33
+
+# Of √(Iᵢᵢ Iⱼⱼ), below which a mean of s sᵀ + H by draws counts as zero whatever its z-value: it moves no standard error by
+# more than one percent. A sum of rare and large terms can be so far off before any of them is drawn, with no error to show.
+NEGLIGIBLE = 0.02
+
+
+def in_errors(mean: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:
+    """z-values: zero for a mean that is exactly zero, whatever its error."""
+    return jnp.where(mean == 0, 0.0, mean / jnp.where(error > 0, error, 1.0))
 
 
 @jax.tree_util.register_dataclass
@@ -19,10 +31,14 @@ class Regularity:
     Attributes
     ----------
     score_z : array (q,)
-        Mean score of each parameter, in standard errors of that mean; for an exact route, in units of what its rounding and
-        truncation may be.
+        Mean score of each parameter, in standard errors of that mean; for draws, of the mean adjusted for the other means
+        that should be zero, where this is closer to zero and as precise; for an exact route, in units of what its rounding
+        and truncation may be.
     equality_z : array (q, q)
         The same for the mean of s sᵀ + H; NaN where it was not computed.
+    effect : array (q, q)
+        The mean of s sᵀ + H itself, divided by √(E[sᵢ²] E[sⱼ²]): by which fraction the two definitions of the information
+        differ. NaN where it was not computed.
     tail : array (q,)
         Tail exponent of each score (estimated from the largest draws): the score has a variance only if it is below
         ½. NaN where it was not computed.
@@ -32,6 +48,22 @@ class Regularity:
         Draws, or nodes, with a log-density or derivative that is not finite.
     limit : float
         |z| above which a mean is called not zero.
+    negligible : float
+        |effect| up to which a mean of s sᵀ + H counts as zero all the same.
+    num_largest : int
+        Of the largest draws that the tail exponents were estimated from; zero for none.
+
+    Notes
+    -----
+    With heavy tails draws tell less. Where a power k of the score has no mean, the k-th power of few draws says nothing of it:
+    with extreme values of shape ξ < 0 that is so for ξ ≤ −1/k. The information is finite for ξ > −½, but for ξ ≤ −¼ neither
+    s sᵀ nor H has a variance. There and near there the test is of what is left of s sᵀ + H after regression on the other
+    zero means, which has one. `Quadrature` needs no such care.
+
+    References
+    ----------
+    Bahadur, R. R. and Savage, L. J. (1956), Ann. Math. Statist. 27, 1115-1122: no test of a mean has a level without an
+    assumption on the tails. Dekkers, Einmahl and de Haan (1989), for the tail exponent.
 
     Examples
     --------
@@ -44,10 +76,13 @@ class Regularity:
 
     score_z: Float[Array, "*b q"]
     equality_z: Float[Array, "*b q q"]
+    effect: Float[Array, "*b q q"]
     tail: Float[Array, "*b q"]
     mass: Float[Array, "*b"]
     num_not_finite: Int[Array, "*b"]
     limit: float = field(metadata={"static": True})
+    negligible: float = field(default=0.0, metadata={"static": True})
+    num_largest: int = field(default=0, metadata={"static": True})
 
     @property
     def regular(self) -> Bool[Array, "*b"]:
@@ -57,18 +92,43 @@ class Regularity:
     @property
     def zero_means(self) -> Bool[Array, "*b"]:
         """Whether the means that were tested are zero, and the scores have a variance."""
-        score = jnp.all(~(jnp.abs(self.score_z) > self.limit), axis=-1)
-        equality = jnp.all(~(jnp.abs(self.equality_z) > self.limit), axis=(-2, -1))
-        return score & equality & jnp.all(~(self.tail > HEAVIEST_TAIL), axis=-1)
+        return ~(jnp.any(self.off_center | self.heavy, axis=-1) | jnp.any(self.unequal, axis=(-2, -1)))
+
+    @property
+    def off_center(self) -> Bool[Array, "*b q"]:
+        """Of which parameters the mean score is not zero."""
+        return jnp.abs(self.score_z) > self.limit
+
+    @property
+    def unequal(self) -> Bool[Array, "*b q q"]:
+        """In which entries E[s sᵀ] and −E[H] differ."""
+        return (jnp.abs(self.equality_z) > self.limit) & (jnp.abs(self.effect) > self.negligible)
+
+    @property
+    def heavy(self) -> Bool[Array, "*b q"]:
+        """Which scores have so heavy a tail that their variance is infinite, as far as draws can tell.
+
+        The standard error of the exponent γ from k draws is √((1 + γ²)/k) (Dekkers, Einmahl and de Haan 1989, theorem 3.1).
+        """
+        return self.tail > 0.5 + TOO_HEAVY * jnp.sqrt((1.0 + self.tail**2) / max(self.num_largest, 1))
+
+    @property
+    def missing(self) -> Bool[Array, "*b q q"]:
+        """Entries of an information that does not exist: of a score whose mean is not zero, or whose variance is infinite.
+
+        A kink is no reason: E[s sᵀ] is the information there.
+        """
+        without = self.off_center | self.heavy
+        return without[..., :, None] | without[..., None, :]
 
     def describe(self, names: tuple[str, ...]) -> str:
         """What was found, by the names of the parameters; empty where nothing was."""
         found = [
             _count(int(self.num_not_finite)),
             _mass(float(self.mass)),
-            _means(np.asarray(self.score_z), names, self.limit, "the score"),
-            _pairs(np.asarray(self.equality_z), names, self.limit),
-            _tails(np.asarray(self.tail), names),
+            _means(np.asarray(self.score_z), np.asarray(self.off_center), names),
+            _pairs(np.asarray(self.equality_z), np.asarray(self.effect), np.asarray(self.unequal), names),
+            _tails(np.asarray(self.tail), np.asarray(self.heavy), names),
         ]
         return "; ".join(part for part in found if part)
 
@@ -91,38 +151,34 @@ def _mass(mass: float) -> str:
     )
 
 
-def _means(z: np.ndarray, names: tuple[str, ...], limit: float, what: str) -> str:
-    worst = [k for k in np.argsort(-np.abs(z)) if abs(z[k]) > limit]
+def _means(z: np.ndarray, off_center: np.ndarray, names: tuple[str, ...]) -> str:
+    worst = [k for k in np.argsort(-np.abs(z)) if off_center[k]]
     if not worst:
         return ""
     said = ", ".join(f"{names[k]} (z = {z[k]:.3g})" for k in worst[:4])
     return (
-        f"the mean of {what} is not zero for {said}: the support depends on the parameter, or the sampler is not the "
+        f"the mean of the score is not zero for {said}: the support depends on the parameter, or the sampler is not the "
         "density's"
     )
 
 
-def _pairs(z: np.ndarray, names: tuple[str, ...], limit: float) -> str:
-    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1) if abs(z[i, j]) > limit]
+def _pairs(z: np.ndarray, effect: np.ndarray, unequal: np.ndarray, names: tuple[str, ...]) -> str:
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1) if unequal[i, j]]
     if not pairs:
         return ""
     pairs.sort(key=lambda pair: -abs(z[pair]))
     said = ", ".join(names[i] if i == j else f"{names[j]} with {names[i]}" for i, j in pairs[:4])
     return (
-        f"the mean of s sᵀ + H is not zero for {said} (z = {z[pairs[0]]:.3g}): the density has a kink or a moving edge, so "
-        f"that the two definitions of the information differ, or {UNDECIDED}"
+        f"the mean of s sᵀ + H is not zero for {said} ({effect[pairs[0]]:.2g} of the information, z = {z[pairs[0]]:.3g}): the "
+        f"density has a kink or a moving edge, so that the two definitions of the information differ, or {UNDECIDED}"
     )
 
 
 UNDECIDED = "the scores' tails are too heavy for draws to tell (Quadrature can)"
 
 
-def _tails(tail: np.ndarray, names: tuple[str, ...]) -> str:
-    worst = [
-        f"{name} (tail exponent {value:.2g})" for name, value in zip(names, tail, strict=True) if value > HEAVIEST_TAIL
-    ]
+def _tails(tail: np.ndarray, heavy: np.ndarray, names: tuple[str, ...]) -> str:
+    worst = [f"{names[k]} (tail exponent {tail[k]:.2g})" for k in np.flatnonzero(heavy)]
     if not worst:
         return ""
-    return (
-        f"the score of {', '.join(worst[:4])} has so heavy a tail that its variance, the information, may be infinite"
-    )
+    return f"the score of {', '.join(worst[:4])} has so heavy a tail that its variance, the information, is infinite"

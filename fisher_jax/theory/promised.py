@@ -101,13 +101,7 @@ def information_of(
         warnings.simplefilter("ignore", InformationWarning)  # said in the notes
         found = taken(experiment.model, layout, names, experiment.values, expectation, experiment.covariates, caller)
     said = found.diagnosis()
-    if getattr(expectation, "fallback", None) == "outer":
-        used = _OUTER if said else _BARTLETT
-        found = replace(found, route=found.route.replace(f"{_BARTLETT}, or {_OUTER} where those fail", used))
     return found, (f"of the information: {said.rstrip('.?')}.",) if said else ()
-
-
-_BARTLETT, _OUTER = "−H with the Bartlett identities as control variates", "mean of s sᵀ"
 
 
 def _draws(experiment: Experiment, key: Any, num_parameters: int) -> MonteCarlo:
@@ -123,8 +117,7 @@ def _draws(experiment: Experiment, key: Any, num_parameters: int) -> MonteCarlo:
 
 def _of_no_mean(found: Information) -> bool:
     """Whether the draws behind it contradict E[s] = 0."""
-    regularity = found.regularity
-    return regularity is not None and bool(np.any(np.abs(np.asarray(regularity.score_z)) > regularity.limit))
+    return found.regularity is not None and bool(np.any(found.regularity.off_center))
 
 
 def not_invertible(found: Information) -> str:

@@ -21,10 +21,12 @@ class Check:
         What should be zero, by parameter (q,) or by entry (q, q), and its error; for an exact expectation that of rounding
         and truncation.
     z : array
-        `mean` in units of `standard_error`.
+        `mean` in units of `standard_error`; for independent draws with their skewness taken out (Hall 1992). Where it is closer
+        to zero and as precise, that of the mean adjusted for the other means that should be zero: it is free of the heavy tail
+        that they have in common.
     p_value : scalar array
-        Probability of so large a z somewhere if the identity holds (Šidák), where the skewness of independent draws has been
-        taken out of z (Hall 1992); for an exact expectation one or zero.
+        Probability of so large a z somewhere if the identity holds (Šidák); for an exact expectation one or zero. By draws,
+        entries whose two definitions differ by less than `regularity.negligible` of the information do not count.
     passed : boolean array
         Whether nothing was found: p above `level`, every log-density finite, no score with so heavy a tail that its variance
         may be infinite, and no information that is singular.
