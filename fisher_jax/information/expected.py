@@ -125,6 +125,8 @@ def taken(
     expectation: Any,
     given: PyTree,
     caller: str,
+    *,
+    warns: bool = True,
 ) -> Information:
     """The information about u in `layout`, whose entries have these names, by an expectation; warns of what it met."""
     check_expectation(expectation, caller)
@@ -134,7 +136,8 @@ def taken(
     result = Information(
         found.matrix, names, route_of(expectation, found.regularity), found.errors, number, found.regularity
     )
-    _warn(result, caller)
+    if warns:
+        _warn(result, caller)
     return result
 
 

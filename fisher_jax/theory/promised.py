@@ -1,6 +1,5 @@
 """What theory promises of an estimate from the model alone: its information, the bound, and whether there is one."""
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.expectation import MonteCarlo
-from fisher_jax.information import Covariance, Information, InformationWarning, fisher_information
+from fisher_jax.information import Covariance, Information, fisher_information
 from fisher_jax.information.closed_form import has_closed_form
 from fisher_jax.information.draws import num_rows
 from fisher_jax.information.expected import taken
@@ -97,10 +96,9 @@ def information_of(
         return fisher_information(experiment.model, experiment.params, given=experiment.covariates), ()
     if expectation is None:
         expectation = _draws(experiment, key, layout.num_free)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InformationWarning)  # said in the notes
-        found = taken(experiment.model, layout, names, experiment.values, expectation, experiment.covariates, caller)
-    said = found.diagnosis()
+    model, values, covariates = experiment.model, experiment.values, experiment.covariates
+    found = taken(model, layout, names, values, expectation, covariates, caller, warns=False)
+    said = found.diagnosis()  # goes into the notes
     return found, (f"of the information: {said.rstrip('.?')}.",) if said else ()
 
 
