@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_pytrees, entry_point, warn
@@ -18,6 +19,7 @@ from fisher_jax.information.sampled import Sampled, by_draws
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.numerics.namespace import on_host
 
 _CALLER = "fisher_information"
 
@@ -205,7 +207,7 @@ def route_of(expectation: Any, regularity: Regularity) -> str:
     controlled, instead = _AVERAGED["bartlett"], _AVERAGED[expectation.fallback or "outer"]
     if isinstance(regularity.score_z, jax.core.Tracer) or jnp.ndim(regularity.score_z) != 1:
         return f"{by}{controlled}, or {instead} where those fail"
-    return by + (controlled if regularity.zero_means else f"{instead}{_FALLEN_BACK}")
+    return by + (controlled if on_host(regularity).zero_means else f"{instead}{_FALLEN_BACK}")
 
 
 def describe(expectation: Any) -> str:
@@ -224,7 +226,7 @@ def _warn(result: Information, caller: str) -> None:
         return
     if found := result.diagnosis():
         message = f"{caller}: not to be relied on: {found}."
-        if bool(jnp.any(regularity.missing & jnp.isnan(result.matrix))):
+        if np.any(on_host(regularity).missing & np.isnan(np.asarray(result.matrix))):
             message += ' Entries without an information are NaN; estimator="outer" or "hessian", or fallback=, gives an average.'
         elif _FALLEN_BACK in result.route:
             message += f" The result is another average of the same draws, with its own error: {result.route}."

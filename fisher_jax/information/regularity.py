@@ -1,11 +1,14 @@
 """Whether a model is regular at a point: the zero means that the theory promises, tested on the way to an expectation."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from fisher_jax.numerics.namespace import AnyArray, namespace, on_host
 
 MASS_TOLERANCE = 1e-6  # by which probabilities may miss one
 
@@ -74,46 +77,50 @@ class Regularity:
     True
     """
 
-    score_z: Float[Array, "*b q"]
-    equality_z: Float[Array, "*b q q"]
-    effect: Float[Array, "*b q q"]
-    tail: Float[Array, "*b q"]
-    mass: Float[Array, "*b"]
-    num_not_finite: Int[Array, "*b"]
+    score_z: Float[AnyArray, "*b q"]
+    equality_z: Float[AnyArray, "*b q q"]
+    effect: Float[AnyArray, "*b q q"]
+    tail: Float[AnyArray, "*b q"]
+    mass: Float[AnyArray, "*b"]
+    num_not_finite: Int[AnyArray, "*b"]
     limit: float = field(metadata={"static": True})
     negligible: float = field(default=0.0, metadata={"static": True})
     num_largest: int = field(default=0, metadata={"static": True})
 
     @property
-    def regular(self) -> Bool[Array, "*b"]:
+    def _xp(self) -> Any:
+        return namespace(self.score_z)
+
+    @property
+    def regular(self) -> Bool[AnyArray, "*b"]:
         """Whether nothing speaks against the model's regularity at this point."""
-        return self.zero_means & (jnp.abs(self.mass - 1.0) < MASS_TOLERANCE) & (self.num_not_finite == 0)
+        return self.zero_means & (self._xp.abs(self.mass - 1.0) < MASS_TOLERANCE) & (self.num_not_finite == 0)
 
     @property
-    def zero_means(self) -> Bool[Array, "*b"]:
+    def zero_means(self) -> Bool[AnyArray, "*b"]:
         """Whether the means that were tested are zero, and the scores have a variance."""
-        return ~(jnp.any(self.off_center | self.heavy, axis=-1) | jnp.any(self.unequal, axis=(-2, -1)))
+        return ~(self._xp.any(self.off_center | self.heavy, axis=-1) | self._xp.any(self.unequal, axis=(-2, -1)))
 
     @property
-    def off_center(self) -> Bool[Array, "*b q"]:
+    def off_center(self) -> Bool[AnyArray, "*b q"]:
         """Of which parameters the mean score is not zero."""
-        return jnp.abs(self.score_z) > self.limit
+        return self._xp.abs(self.score_z) > self.limit
 
     @property
-    def unequal(self) -> Bool[Array, "*b q q"]:
+    def unequal(self) -> Bool[AnyArray, "*b q q"]:
         """In which entries E[s sᵀ] and −E[H] differ."""
-        return (jnp.abs(self.equality_z) > self.limit) & (jnp.abs(self.effect) > self.negligible)
+        return (self._xp.abs(self.equality_z) > self.limit) & (self._xp.abs(self.effect) > self.negligible)
 
     @property
-    def heavy(self) -> Bool[Array, "*b q"]:
+    def heavy(self) -> Bool[AnyArray, "*b q"]:
         """Which scores have so heavy a tail that their variance is infinite, as far as draws can tell.
 
         The standard error of the exponent γ from k draws is √((1 + γ²)/k) (Dekkers, Einmahl and de Haan 1989, theorem 3.1).
         """
-        return self.tail > 0.5 + TOO_HEAVY * jnp.sqrt((1.0 + self.tail**2) / max(self.num_largest, 1))
+        return self.tail > 0.5 + TOO_HEAVY * self._xp.sqrt((1.0 + self.tail**2) / max(self.num_largest, 1))
 
     @property
-    def missing(self) -> Bool[Array, "*b q q"]:
+    def missing(self) -> Bool[AnyArray, "*b q q"]:
         """Entries of an information that does not exist: of a score whose mean is not zero, or whose variance is infinite.
 
         A kink is no reason: E[s sᵀ] is the information there.
@@ -123,12 +130,13 @@ class Regularity:
 
     def describe(self, names: tuple[str, ...]) -> str:
         """What was found, by the names of the parameters; empty where nothing was."""
+        self = on_host(self)
         found = [
             _count(int(self.num_not_finite)),
             _mass(float(self.mass)),
-            _means(np.asarray(self.score_z), np.asarray(self.off_center), names),
-            _pairs(np.asarray(self.equality_z), np.asarray(self.effect), np.asarray(self.unequal), names),
-            _tails(np.asarray(self.tail), np.asarray(self.heavy), names),
+            _means(self.score_z, self.off_center, names),
+            _pairs(self.equality_z, self.effect, self.unequal, names),
+            _tails(self.tail, self.heavy, names),
         ]
         return "; ".join(part for part in found if part)
 

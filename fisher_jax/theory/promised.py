@@ -14,6 +14,7 @@ from fisher_jax.information.draws import num_rows
 from fisher_jax.information.expected import taken
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.namespace import on_host
 from fisher_jax.theory.bound import closed_form_in_free
 from fisher_jax.theory.expansion import Expansion, expanded
 from fisher_jax.theory.simulated import Experiment
@@ -115,7 +116,7 @@ def _draws(experiment: Experiment, key: Any, num_parameters: int) -> MonteCarlo:
 
 def _of_no_mean(found: Information) -> bool:
     """Whether the draws behind it contradict E[s] = 0."""
-    return found.regularity is not None and bool(np.any(found.regularity.off_center))
+    return found.regularity is not None and bool(np.any(on_host(found.regularity).off_center))
 
 
 def not_invertible(found: Information) -> str:
