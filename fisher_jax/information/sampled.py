@@ -51,6 +51,7 @@ MORE_NOISE = 24.0
 # Times the error of a mean, up to which that of the mean adjusted for the other controls counts as no worse. A kink that is
 # masked by the noise of the adjustment is not acquitted by it.
 NO_WORSE = 2.0
+ORDINARY = 2.0  # |z| up to which a mean is not adjusted: there is nothing to explain
 
 
 class Moments(NamedTuple):
@@ -372,7 +373,7 @@ def scale(found: Moments, pairs: int) -> Float[Array, "q q"]:
 
 
 def or_adjusted(z: Float[Array, " r"], error: Float[Array, " r"], found: Moments, pairs: int) -> Float[Array, " r"]:
-    """The z-value of each control's mean, or that of its mean adjusted for the others if this is closer to zero.
+    """The z-value of each control's mean or, if that is large, of its mean adjusted for the others where this is closer to zero.
 
     If all means are zero, so is that of a control less what the others explain of it. It is free of the tail that they
     have in common, of which the z-value of one alone may be a matter (beyond −6.5 for four data sets of ten, with extreme
@@ -389,7 +390,9 @@ def or_adjusted(z: Float[Array, " r"], error: Float[Array, " r"], found: Moments
     mean, pieces = _less_explained(found, *nothing, others, pairs)
     adjusted_error = jnp.sqrt(jnp.sum(pieces**2, axis=0) + rounding(found, pairs) ** 2)
     adjusted = in_errors(mean, adjusted_error)
-    return jnp.where((jnp.abs(adjusted) < jnp.abs(z)) & (adjusted_error < NO_WORSE * error), adjusted, z)
+    size = jnp.abs(z)
+    better = (size > ORDINARY) & (jnp.abs(adjusted) < size) & (adjusted_error < NO_WORSE * error)
+    return jnp.where(better, adjusted, z)
 
 
 def control_means(

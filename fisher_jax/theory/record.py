@@ -21,9 +21,9 @@ class Check:
         What should be zero, by parameter (q,) or by entry (q, q), and its error; for an exact expectation that of rounding
         and truncation.
     z : array
-        `mean` in units of `standard_error`; for independent draws with their skewness taken out (Hall 1992). Where it is closer
-        to zero and as precise, that of the mean adjusted for the other means that should be zero: it is free of the heavy tail
-        that they have in common.
+        `mean` in units of `standard_error`; for independent draws with their skewness taken out (Hall 1992). Where it is
+        beyond 2 and the mean adjusted for the other means that should be zero is closer to zero and as precise, the z-value of
+        that: it is free of the heavy tail that they have in common.
     p_value : scalar array
         Probability of so large a z somewhere if the identity holds (Šidák); for an exact expectation one or zero. By draws,
         entries whose two definitions differ by less than `regularity.negligible` of the information do not count.
