@@ -152,7 +152,7 @@ def spots_by_scoring():
 def ragged_and_weighted():
     sizes = (5, 9, 14, 21)
     data = [RNG.gamma(3.0, 0.5, size) for size in sizes]
-    weights = [RNG.integers(0, 3, size).astype(float) for size in sizes]
+    weights = [np.r_[1.0, 1.0, 1.0, RNG.integers(0, 3, size)[3:]] for size in sizes]  # three count at least
     return (fj.families.gamma, {"shape": 1.0, "rate": 1.0}, data), {
         "weights": weights,
         "covariances": fj.fitting.covariance.KINDS,

@@ -130,7 +130,7 @@ MISUSE = {
     "all fixed": (lambda: fj.fit(bound(loc=fj.fixed, scale=fj.fixed), START, Y), ValueError, "every parameter is fixed"),
     "no start": (lambda: fj.fit(density, None, Y), ValueError, "params is None and the model has no `initial`"),
     "no data": (lambda: fj.fit(density, START, {}), ValueError, "data holds no array"),
-    "no observations": (lambda: fj.fit(density, START, np.zeros(0)), ValueError, "no observations"),
+    "no observations": (lambda: fj.fit(density, START, np.zeros(0)), ValueError, "data has no rows"),
     "scalar data": (lambda: fj.fit(density, START, 3.0), ValueError, "data is a scalar; expected a leading axis"),
     "text": (lambda: fj.fit(density, START, np.array(["a", "b"])), TypeError, "expected arrays of numbers"),
     "lengths differ": (lambda: fj.fit(lambda p, y, x: 0.0, 0.0, Y, given=Y[:-1]), ValueError, r"leading axes of data and given differ \(data: 30, given: 29\)"),
