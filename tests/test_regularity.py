@@ -193,11 +193,11 @@ def assert_regular(name, number):
     assert np.isfinite(found["matrix"]).all(axis=(1, 2)).sum() >= SEEDS - 2
     assert found["flagged"].sum() <= 4
     assert found["score"].sum() <= MOST
-    assert found["equality"].sum() <= MOST + (7 if name in TAILS else 0)
+    assert found["equality"].sum() <= (15 if name in TAILS else MOST)  # one in twenty, as documented
     covered = coverage(found, np.asarray(fj.fisher_information(case.model, case.point, case.exact)))
     if covered.size:
         assert covered.mean() > 0.92  # 95 % less two standard errors from 200 seeds
-        assert covered.min() > (0.85 if name in TAILS else 0.88)
+        assert covered.min() > (0.82 if name in TAILS else 0.88)  # single entries: the documented 83 and 90 %, less noise
 
 
 TAILS = {"gev −0.2", "gev −0.3", "gpd −0.28"}  # an end of the support that the score has a power of the distance from
