@@ -289,7 +289,7 @@ def test_series_of_different_lengths_keep_their_own_terms():
         assert fits.num_observations[k] == alone.num_observations
 
 
-@pytest.mark.parametrize("name", ["lbfgs", "fisher_scoring"])
+@pytest.mark.parametrize("name", [pytest.param("lbfgs", marks=pytest.mark.exhaustive), "fisher_scoring"])
 def test_any_optimiser_runs_in_the_lanes(name):
     import optax
 

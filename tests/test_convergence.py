@@ -112,7 +112,7 @@ def from_afar(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", some_of(CASES, "student_t", "mixture"))  # with edges, or maxima that compete
+@pytest.mark.parametrize("case", some_of(CASES, "student_t"))  # with an edge
 def test_every_fit_converges_from_ten_standard_errors_away(case):
     model = CASES[case][0]
     samples, starts, fits = from_afar(case)

@@ -200,7 +200,9 @@ def test_a_density_that_is_fitted_often_gets_its_loop(monkeypatch):
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["host", "loop", "kernel", "arrays"])
+@pytest.mark.parametrize(
+    "way", ["host", "kernel", *(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("loop", "arrays"))]
+)
 def test_models_that_are_dropped_are_let_go_of_with_their_data(way, monkeypatch):
     monkeypatch.setattr(host_path, "ENOUGH_SECONDS", np.inf if way == "host" else -1.0)
 
@@ -258,6 +260,7 @@ def test_a_large_table_is_held_once(kind):
     assert sum(array.size == size for array in jax.live_arrays()) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_dropped_model_goes_with_its_data_whatever_was_asked_of_it():
     start, key = {"loc": 0.0, "scale": 1.0}, jax.random.key(0)
 

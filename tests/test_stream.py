@@ -630,7 +630,6 @@ def killed_at_random(form, kills, folder):
 @pytest.mark.parametrize(
     ("form", "kills"),
     [
-        pytest.param("zarr", 1, marks=pytest.mark.slow),
         pytest.param("zarr", 20, marks=pytest.mark.exhaustive),
         pytest.param("parquet", 20, marks=pytest.mark.exhaustive),
     ],
