@@ -237,7 +237,7 @@ def certify(
     near = state.definite & (state.decrement < tolerance)
     # The information's own diagonal, without the other parameters: weakness shared by several is not an edge.
     diagonal = lanes.diagonal(state.at.information)
-    escaped, ran_out = xp.zeros_like(state.definite), num_steps >= max_steps
+    escaped, ran_out = xp.zeros_like(state.definite), xp.asarray(num_steps >= max_steps)
     for i in (i for i, limited in enumerate(restricted) if limited):
         faint, moved = xp.abs(diagonal[i]) < EDGE_INFORMATION, xp.abs(state.point[i] - begun[i])
         outward = xp.abs(state.point[i]) > xp.abs(begun[i])
