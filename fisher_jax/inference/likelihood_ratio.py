@@ -219,7 +219,9 @@ def _bootstrapped(
     else:
         source = origin, fit.layout, fit.values  # has no sampler: the error says so
     stacked = (
-        [] if starts is None else [jax.tree.map(lambda leaf, k=k: leaf[k], starts) for k in range(_num_starts(starts))]
+        []
+        if starts is None
+        else [jax.tree.map(lambda leaf, k=k: leaf[k], starts) for k in range(len(jax.tree.leaves(starts)[0]))]
     )
     settings: dict[str, Any] = {"weights_axis": None, "covariances": ("observed",)}
     statistics: list[Any] = []
@@ -250,10 +252,6 @@ def _bootstrapped(
     return HypothesisTest(
         statistic, np.asarray(p_value), None, found.freedom, TEST, found.words, "", notes, distribution
     )
-
-
-def _num_starts(starts: Any) -> int:
-    return int(np.shape(jax.tree.leaves(starts)[0])[0])
 
 
 def _checked_number(number: Any, freedom: int, caller: str) -> int:

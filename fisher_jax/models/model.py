@@ -90,11 +90,12 @@ class Model:
                 "Write the log-density of one observation as a function."
             )
         functions = (self.log_density, self.sample, self.initial, self.information, self.quantile)
-        for name, of in (("sample", "a key and params"), ("initial", "data"), ("information", "params")):
-            if getattr(self, name) is not None:
-                check_function(getattr(self, name), name, "Model", of)
-        if self.quantile is not None:
-            check_function(self.quantile, "quantile", "Model", "a uniform number and params")
+        arguments = ("a key and params", "data", "params", "a uniform number and params")
+        for name, function, of in zip(
+            ("sample", "initial", "information", "quantile"), functions[1:], arguments, strict=True
+        ):
+            if function is not None:
+                check_function(function, name, "Model", of)
         key = (type(self), *(ById(f) for f in functions), constraint_table(self.constraints, "Model"))
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
