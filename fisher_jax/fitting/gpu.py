@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -30,8 +31,9 @@ from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, while_loop
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
 BLOCK = 32  # lanes: a warp. More would wait longer for their slowest.
-ROWS = 2  # of a data set at once, so that there is work while their numbers come
-FIRST_STEPS, STEPS = 5, 2  # of the first pass, and of each of the others
+ROWS = 2  # of a data set at once, so that there is work while their numbers come; in float32 twice as many where a row is
+FEW_EQUATIONS = 100  # so little work
+FIRST_STEPS, STEPS = 7, 2  # of the first pass, and of each of the others
 DOUBLED_AFTER = 4  # passes: from there on each makes twice the steps of the last, for the few that take many
 
 
@@ -116,9 +118,14 @@ class _States:
 
     def begun(self, starts: Float[Array, "b p"], ended: Array, limit: Array) -> Float[Array, "b c"]:
         """The table of fresh lanes: what the state holds beside point and count is not looked at."""
-        columns = [jnp.full_like(ended, -1, self.dtype), ended.astype(self.dtype), limit.astype(self.dtype)]
-        table = jnp.zeros((len(starts), self.size), self.dtype).at[:, : starts.shape[1]].set(starts)
-        return table.at[:, len(self.like) - 3 : len(self.like)].set(jnp.stack(columns, axis=1))
+        (b, p), used = starts.shape, len(self.like)
+        zeros = lambda count: jnp.zeros((b, count), self.dtype)  # noqa: E731
+        columns = [x.astype(self.dtype)[:, None] for x in (jnp.full_like(limit, -1), ended, limit)]
+        return jnp.concatenate([starts, zeros(used - 3 - p), *columns, zeros(self.size - used)], axis=1)
+
+    def places(self) -> State:
+        """The column of each entry."""
+        return jax.tree.unflatten(self.treedef, range(len(self.like)))[0]
 
     def unpack(self, columns: Sequence[Array]) -> tuple[State, Array, Array]:
         """The state, whether it has ended, and the limit."""
@@ -146,6 +153,7 @@ def fit_lanes(
     capacity, p = chunk.starts.shape
     restricted, dtype = plan.layout.restricted, plan.layout.dtype
     states, arrays = _States(p, dtype), _Arrays(*columns_of_chunk(plan, rows, own, shared, lanes_last=True))
+    rows_at_once = ROWS * (2 if dtype == np.float32 and rows.rest.num_equations <= FEW_EQUATIONS else 1)
 
     def step(state: State, ended: Array, reached: Evaluation, limit: Array, settings: Settings) -> tuple[State, Array]:
         new, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
@@ -167,7 +175,7 @@ def fit_lanes(
                 trial(state),
                 own,
                 read=_Memory.rows,
-                rows_at_once=min(ROWS, plan.num_terms),
+                rows_at_once=min(rows_at_once, plan.num_terms),
             )
             state, ended = _for_triton(step)(state, ended, reached, limit, asked)
             return number + 1, ended, state
@@ -207,15 +215,19 @@ def fit_lanes(
     ahead = jnp.minimum(number + 1, chunk.size)  # how many of the lanes so far go on
     carry = jnp.int32(0), ahead, table
     _, _, table = lax.while_loop(lambda carry: carry[1][-1] > 0, one_pass, carry)
-    state, _, limit = states.unpack(list(lax.optimization_barrier(table[:capacity].T)))
-    begun, of_all = [chunk.origins[:, i] for i in range(p)], (chunk.num_observed, limit)
+    state, _, limit = states.unpack([table[:, k] for k in range(states.size)])
+    begun, of_all = [one_more(chunk.origins[:, i]) for i in range(p)], (one_more(chunk.num_observed), limit)
     tolerance = settings.tolerance
     found = ended_of(state, begun, *of_all, tolerance=tolerance, restricted=restricted, handed_over=handed_over)
     if handed_over:
-        return found._replace(u=jnp.stack(found.u, axis=1))
-    whole = [found.information[min(i, j), max(i, j)] for i in range(p) for j in range(p)]  # as the host needs it
-    found = found._replace(information=whole)
-    return Ended(*(jnp.stack(x, axis=1) if isinstance(x, list) else x for x in found))
+        found = found._replace(u=jnp.stack(found.u, axis=1))
+    else:
+        # Columns of the table as it lies, and the information with both its triangles, as the host needs it.
+        information = states.places().at.information
+        whole = [information[min(i, j), max(i, j)] for i in range(p) for j in range(p)]
+        last_step = jnp.stack(found.last_step, axis=1)
+        found = found._replace(u=table[:, :p], information=table[:, np.array(whole)], last_step=last_step)
+    return Ended(*(None if x is None else x[:capacity] for x in found))
 
 
 def informations(

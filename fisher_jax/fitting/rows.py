@@ -5,6 +5,7 @@ parameters only is done once an evaluation, what depends on the data only once a
 Sums over rows are accumulators of shape (L,), one entry for each lane, so that no (n, L) array ever exists.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics.affine import Predictors, linear_predictors
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 from fisher_jax.numerics.expansion import Program, expand, split
+from fisher_jax.numerics.factors import summed_by_rows
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Scalars = list[Any]
@@ -96,13 +98,16 @@ class RowProgram:
     """The expanded row, in four parts by what they depend on.
 
     `once` takes (u, fixed values); `own` and `shared` take the entries of a row that belong to one data set and to all of
-    them; `rest` takes all of these and what the three parts return.
+    them; `rest` takes all of these and what the three parts return. Of its outputs summed over rows, and of the `coefficients` that (u, fixed
+    values) give, term, gradient and information are the sums of products whose numbers `pairs` holds for each of them.
     """
 
     once: Program
     own: Program
     shared: Program
     rest: Program
+    coefficients: Program
+    pairs: tuple[tuple[tuple[int, int], ...], ...]
     num_parameters: int
     dtype: Any
 
@@ -146,10 +151,18 @@ class RowProgram:
             return r + rows_at_once, sums
 
         # Not a fori_loop, which becomes a scan, whose body is a function that is called, and its results copied, for each row.
-        start = jnp.int32(0), (zero,) * (2 + p + p * (p + 1) // 2)
-        _, sums = jax.lax.while_loop(lambda carry: carry[0] < num_rows, add_rows, start)
-        information = dict(zip(upper_triangle(p), sums[2 + p :], strict=True))
-        return Evaluation(sums[0], list(sums[2 : 2 + p]), information, rounding=sums[1])
+        start = jnp.int32(0), (zero,) * (1 + len(self.rest.outputs))
+        _, (value, rounding, *sums) = jax.lax.while_loop(lambda carry: carry[0] < num_rows, add_rows, start)
+        coefficients = self.coefficients(parameters)
+
+        def product(i: int, j: int) -> Array:
+            coefficient = coefficients[j]
+            return (
+                sums[i - 1] if isinstance(coefficient, np.generic) and coefficient == 1 else coefficient * sums[i - 1]
+            )
+
+        derivatives = [functools.reduce(jnp.add, (product(i, j) for i, j in of)) for of in self.pairs[1:]]
+        return Evaluation(value, derivatives[:p], dict(zip(upper_triangle(p), derivatives[p:], strict=True)), rounding)
 
 
 def row_program(
@@ -192,10 +205,13 @@ def row_program(
 
     u = [jax.ShapeDtypeStruct((), layout.dtype)] * layout.num_free
     whole = expand(flat_row, (u, fixed), own, shared, portable=portable)
-    once, whole = split(whole, 0)
+    whole, coefficients, pairs = summed_by_rows(whole, 0, exact=1, whole=1 + layout.num_free)
+    once, whole = split(whole, 0, products=True)
     own_parts, whole = split(whole, 1)
     shared_parts, whole = split(whole, 2)
-    return RowProgram(once, own_parts, shared_parts, whole, layout.num_free, np.dtype(layout.dtype))
+    return RowProgram(
+        once, own_parts, shared_parts, whole, coefficients, pairs, layout.num_free, np.dtype(layout.dtype)
+    )
 
 
 def rows_of(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, *, portable: bool = False) -> RowProgram:
@@ -241,6 +257,8 @@ def columns_of_chunk(
     shape = (plan.num_terms, *size) if lanes_last else (*size, plan.num_terms)
     own_parts = [jnp.expand_dims(jnp.broadcast_to(x, shape), axis) for x in rows.own(_along(flat_own, axis))]
     shared_parts = [jnp.broadcast_to(x, (plan.num_terms,))[:, None] for x in rows.shared(_along(flat_shared, 1))]
+    if len({part.dtype for part in own_parts}) == 1:  # one array: each costs when a lane is refilled, and in compiling kernels
+        own_parts = [jnp.concatenate(own_parts, axis)]
     return [*flat_own, *own_parts, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed]
 
 
@@ -259,8 +277,9 @@ def evaluate_columns(
     `read(leaf, r, count)` reads the entries of some rows of an array.
     """
     of_data = plan.differs[plan.num_fixed :]
-    own_rows, own_parts, own_fixed = _cut(columns, sum(of_data), len(rows.own.outputs))
-    shared_rows, shared_parts, shared_fixed = _cut(common, len(of_data) - sum(of_data), len(rows.shared.outputs))
+    of_fixed = plan.differs[: plan.num_fixed]
+    own_rows, own_parts, own_fixed = _cut(columns, sum(of_data), sum(of_fixed))
+    shared_rows, shared_parts, shared_fixed = _cut(common, of_data.count(False), of_fixed.count(False))
     fixed = plan.fixed(
         [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in own_fixed],
         [[leaf[index] for index in np.ndindex(leaf.shape)] for leaf in shared_fixed],
@@ -276,8 +295,9 @@ def evaluate_columns(
     return rows.evaluate(u, entries, plan.num_terms, rows_at, rows_at_once)
 
 
-def _cut(leaves: Leaves, first: int, second: int) -> tuple[Leaves, Leaves, Leaves]:
-    return leaves[:first], leaves[first : first + second], leaves[first + second :]
+def _cut(leaves: Leaves, first: int, last: int) -> tuple[Leaves, Leaves, Leaves]:
+    end = len(leaves) - last
+    return leaves[:first], leaves[first:end], leaves[end:]
 
 
 def _along(leaves: Leaves, axis: int) -> Leaves:

@@ -121,13 +121,13 @@ def _broadcast(x: Any, shape: tuple[int, ...]) -> Any:
     )
 
 
-def split(program: Program, argument: int) -> tuple[Program, Program]:
+def split(program: Program, argument: int, *, products: bool = False) -> tuple[Program, Program]:
     """(first, rest): `first` computes what depends on one argument alone, `rest` takes its outputs as one more argument.
 
     `first` takes that argument's entries only. Its outputs are those values that have something costly on the way and
     that equations with other inputs, or the outputs, use. `rest` takes them last. What is cheap is repeated there: a
     product with a constant is better seen by the compiler where it is used. So are comparisons, since storing them would
-    take arrays of bytes.
+    take arrays of bytes. If `products`, a product of two values is not cheap.
     """
     alone, costly = set(program.inputs[argument]), set()
     taken: set[int] = set()
@@ -135,7 +135,12 @@ def split(program: Program, argument: int) -> tuple[Program, Program]:
         numbers = [o for o in equation.operands if type(o) is int]
         if all(o in alone for o in numbers):
             alone.add(equation.result)
-            if equation.primitive.name in _COSTLY or any(o in costly for o in numbers):
+            name = equation.primitive.name
+            if (
+                name in _COSTLY
+                or (products and name == "mul" and len(numbers) > 1)
+                or any(o in costly for o in numbers)
+            ):
                 costly.add(equation.result)
     needed = {o for o in program.outputs if type(o) is int}
     rest = []
@@ -148,7 +153,7 @@ def split(program: Program, argument: int) -> tuple[Program, Program]:
         rest.append(equation)
         needed.update(o for o in equation.operands if type(o) is int)
     outputs = tuple(sorted(taken))
-    first = Program(_used(program.equations, outputs), (program.inputs[argument],), outputs)
+    first = Program(used(program.equations, outputs), (program.inputs[argument],), outputs)
     return first, Program(tuple(reversed(rest)), (*program.inputs, outputs), program.outputs)
 
 
@@ -190,7 +195,7 @@ _COSTLY = frozenset(
 )
 
 
-def _used(equations: Sequence[Equation], outputs: Iterable[Any]) -> tuple[Equation, ...]:
+def used(equations: Sequence[Equation], outputs: Iterable[Any]) -> tuple[Equation, ...]:
     needed, kept = {o for o in outputs if type(o) is int}, []
     for equation in reversed(equations):
         if equation.result in needed:
@@ -228,7 +233,7 @@ def _wrap(x: Any) -> Array:
 
 
 @functools.cache
-def _operation(name: str, kind: str) -> tuple[core.Primitive, dict[str, Any]]:
+def operation(name: str, kind: str) -> tuple[core.Primitive, dict[str, Any]]:
     """A primitive with its parameters, as this version of JAX has them, from tracing the function of `lax` that binds it."""
     value = {"f": np.float32(1), "b": np.bool_(True), "i": np.int32(1), "u": np.uint32(1)}[kind]
     equation = jax.make_jaxpr(getattr(lax, name))(*[value] * (2 if name in _BINARY else 1)).eqns[0]
@@ -376,7 +381,7 @@ class Scalars:
         return None
 
     def _apply(self, name: str, *operands: Entry) -> Entry:
-        primitive, params = _operation(name, operands[0].dtype.kind)
+        primitive, params = operation(name, operands[0].dtype.kind)
         return self.emit(primitive, params, *operands)
 
     def add(self, x: Entry, y: Entry) -> Entry:
@@ -461,7 +466,7 @@ class Scalars:
             if e.origin is not None
         ]
         results = tuple(map(reference, outputs))
-        return Program(_used(equations, results), tuple(tuple(e.number for e in of) for of in inputs), results)
+        return Program(used(equations, results), tuple(tuple(e.number for e in of) for of in inputs), results)
 
 
 def _made_by(entry: Entry, name: str) -> bool:
