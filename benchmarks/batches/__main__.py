@@ -1,12 +1,13 @@
 """`fit_batch` beside the fitters of each field: ``python benchmarks/batches``, with --help for its options.
 
-Each question has a process of its own, so that its first call and its memory are its own.
+Each question has a process of its own, so that its first call and its memory are its own. On a GPU they compile side by side.
 """
 
 import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -47,8 +48,32 @@ def main():
             chosen = [name for name in chosen if name.startswith("gpu-") == (settings.device == "gpu")]
         if not chosen:
             sys.exit(f"--only {settings.only}: choose from {', '.join(questions)}")
-        for name in chosen:
-            subprocess.run([sys.executable, sys.argv[0], *sys.argv[1:], "--only", name], check=True)
+        if settings.device == "gpu":
+            side_by_side(chosen)
+        else:
+            for name in chosen:
+                subprocess.run(command(name), check=True)
+
+
+def command(name):
+    return [sys.executable, sys.argv[0], *sys.argv[1:], "--only", name]
+
+
+def side_by_side(names):
+    """All questions compile at once, and are timed one after another; what they print comes in their order."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "ONE_AT_A_TIME": str(Path(folder, "lock"))}
+        outputs = [Path(folder, name) for name in names]
+        processes = []
+        for name, output in zip(names, outputs, strict=True):
+            with output.open("w") as file:
+                process = subprocess.Popen(command(name), env=environment, stdout=file, stderr=subprocess.STDOUT)
+            processes.append(process)
+        for name, process, output in zip(names, processes, outputs, strict=True):
+            failed = process.wait()
+            print(output.read_text(), f"{name} failed\n" if failed else "", sep="", flush=True)
+        if any(process.returncode for process in processes):
+            sys.exit(1)
 
 
 if __name__ == "__main__":

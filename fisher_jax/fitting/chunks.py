@@ -18,6 +18,7 @@ MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does
 MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
 OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
 COPIES = 3  # of its data that a chunk needs there
+MANY_BYTES = 2**20  # of results; fewer are as fast without
 TABLE = 128  # numbers at most that the state of a fit needs there
 
 
@@ -94,6 +95,14 @@ def padded(leaf: Any, piece: slice, capacity: int, num_lanes: int, device: Any) 
     whole[:size] = leaf[piece]
     whole[size : size + num_lanes] = leaf[piece.start]
     return whole
+
+
+def at_host(array: jax.Array) -> np.ndarray:
+    """The numbers of an array on a device. Many of them go through memory that the device can write to: four times as fast."""
+    (device,) = array.devices()
+    if array.nbytes >= MANY_BYTES and "pinned_host" in {memory.kind for memory in device.addressable_memories()}:
+        array = jax.device_put(array, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))
+    return np.asarray(array)
 
 
 @jax.jit

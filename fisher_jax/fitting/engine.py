@@ -123,7 +123,7 @@ def fit_all(
         if isinstance(found, Ended):
             found = found._replace(information=symmetric(np.asarray(found.information), p))
         else:
-            found = unpacked(np.asarray(found))
+            found = unpacked(chunks.at_host(found))
         for to, part in zip(ended, found, strict=True):
             to[piece] = np.asarray(part)[: sizes[0]]
         if watch is not None:
@@ -208,12 +208,11 @@ def _compiled_fit(
                 last = way is ways[-1]
                 fit = _fit_of_chunk(plan, way, own, shared, marked, handed_over=not last)
                 found = fit(chunk, settings if last else loose)
+                if not isinstance(found, Ended):  # a kernel's, in one piece, since each transfer costs by itself
+                    return found if way is ways[0] else found.at[-2 * len(starts) : -len(starts)].add(steps)
                 steps = steps + found.num_steps
                 chunk = chunk._replace(starts=found.u, max_steps=chunk.max_steps - found.num_steps)
-            found = found._replace(num_steps=steps)
-            if ways[-1].name == "kernel" and workers.platform() == "gpu":  # each transfer costs by itself
-                return jnp.concatenate([part.astype(plan.layout.dtype).reshape(-1) for part in found])
-            return found
+            return found._replace(num_steps=steps)
 
         return call
 

@@ -23,7 +23,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from fisher_jax.fitting import workers
-from fisher_jax.fitting.lanes import Chunk, Ended, Settings, ended_of, is_through
+from fisher_jax.fitting.lanes import Chunk, Settings, ended_of, is_through
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.rows import RowProgram, columns_of_chunk, evaluate_columns
 from fisher_jax.numerics import lanes as algebra
@@ -31,7 +31,9 @@ from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, while_loop
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
 BLOCK = 32  # lanes: a warp. More would wait longer for their slowest.
-ROWS = 2  # of a data set at once, so that there is work while their numbers come; in float32 twice as many where a row is
+ROWS = (
+    2  # of a data set at once, so that there is work while their numbers come; in float32 twice as many where a row is
+)
 FEW_EQUATIONS = 100  # so little work
 FIRST_STEPS, STEPS = 7, 2  # of the first pass, and of each of the others
 DOUBLED_AFTER = 4  # passes: from there on each makes twice the steps of the last, for the few that take many
@@ -123,10 +125,6 @@ class _States:
         columns = [x.astype(self.dtype)[:, None] for x in (jnp.full_like(limit, -1), ended, limit)]
         return jnp.concatenate([starts, zeros(used - 3 - p), *columns, zeros(self.size - used)], axis=1)
 
-    def places(self) -> State:
-        """The column of each entry."""
-        return jax.tree.unflatten(self.treedef, range(len(self.like)))[0]
-
     def unpack(self, columns: Sequence[Array]) -> tuple[State, Array, Array]:
         """The state, whether it has ended, and the limit."""
         kept = zip(columns[: len(self.like)], self.like, strict=True)
@@ -148,8 +146,8 @@ def fit_lanes(
     settings: Settings,
     *,
     handed_over: bool,
-) -> Ended:
-    """Fit the data sets of a chunk as `lanes.fit_lanes` does."""
+) -> Any:
+    """Fit the data sets of a chunk as `lanes.fit_lanes` does; if not `handed_over`, `Ended` comes as one array."""
     capacity, p = chunk.starts.shape
     restricted, dtype = plan.layout.restricted, plan.layout.dtype
     states, arrays = _States(p, dtype), _Arrays(*columns_of_chunk(plan, rows, own, shared, lanes_last=True))
@@ -215,19 +213,52 @@ def fit_lanes(
     ahead = jnp.minimum(number + 1, chunk.size)  # how many of the lanes so far go on
     carry = jnp.int32(0), ahead, table
     _, _, table = lax.while_loop(lambda carry: carry[1][-1] > 0, one_pass, carry)
-    state, _, limit = states.unpack([table[:, k] for k in range(states.size)])
-    begun, of_all = [one_more(chunk.origins[:, i]) for i in range(p)], (one_more(chunk.num_observed), limit)
-    tolerance = settings.tolerance
-    found = ended_of(state, begun, *of_all, tolerance=tolerance, restricted=restricted, handed_over=handed_over)
     if handed_over:
-        found = found._replace(u=jnp.stack(found.u, axis=1))
-    else:
-        # Columns of the table as it lies, and the information with both its triangles, as the host needs it.
-        information = states.places().at.information
-        whole = [information[min(i, j), max(i, j)] for i in range(p) for j in range(p)]
-        last_step = jnp.stack(found.last_step, axis=1)
-        found = found._replace(u=table[:, :p], information=table[:, np.array(whole)], last_step=last_step)
-    return Ended(*(None if x is None else x[:capacity] for x in found))
+        state, _, limit = states.unpack([table[:, k] for k in range(states.size)])
+        begun = [chunk.origins[:, i] for i in range(p)]
+        rules: dict[str, Any] = {"tolerance": settings.tolerance, "restricted": restricted, "handed_over": True}
+        found = ended_of(state, begun, chunk.num_observed, limit, **rules)
+        return found._replace(u=jnp.stack(found.u, axis=1)[:capacity], num_steps=found.num_steps[:capacity])
+    return _results(states, table, chunk, settings, restricted)
+
+
+def _results(
+    states: _States, table: Float[Array, "c k"], chunk: Chunk, settings: Settings, restricted: tuple[bool, ...]
+) -> Float[Array, " r"]:
+    """`Ended` as one array, field after field, with both triangles of the information: as the host needs it."""
+    capacity, p = chunk.starts.shape
+
+    def columns_of(
+        state: State, begun: list[Array], observed: Array, limit: Array, tolerance: Array
+    ) -> list[list[Array]]:
+        found = ended_of(state, begun, observed, limit, tolerance=tolerance, restricted=restricted, handed_over=False)
+        whole = [found.information[min(i, j), max(i, j)] for i in range(p) for j in range(p)]
+        parts = [x if isinstance(x, list) else [x] for x in found._replace(information=whole)]
+        return [[x.astype(states.dtype) for x in columns] for columns in parts]
+
+    def kernel(tolerance: Any, before: Any, origins: Any, num_observed: Any, to: Any) -> None:
+        lane = pl.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
+
+        def table_of(width: int) -> tuple[Array, Array]:
+            """Where the entries of a table (capacity, width) stand, and which are there of a power of two of columns."""
+            column, line = _grid(jnp.arange(1 << (width - 1).bit_length(), dtype=jnp.int32), lane)
+            return line * width + column, column < width
+
+        state, _, limit = states.unpack(_split(before[table_of(states.size)[0]]))
+        place, there = table_of(p)
+        begun = _split(triton.load(origins.at[place], mask=there, other=0.0))[:p]
+        first = 0
+        for columns in _for_triton(columns_of)(state, begun, num_observed[lane], limit, tolerance[0]):
+            width = len(columns)
+            place, there = table_of(width)
+            # By a mask and not by clipped places, so that Triton sees that columns lie side by side and has threads write them so.
+            triton.store(to.at[first + place], _joined(columns + columns[-1:] * (place.shape[1] - width)), mask=there)
+            first += capacity * width
+
+    out = jax.ShapeDtypeStruct((capacity * (p * p + 2 * p + 4),), states.dtype)
+    call = pl.pallas_call(kernel, grid=(capacity // BLOCK,), out_shape=out, **_how())
+    tolerance = settings.tolerance.astype(states.dtype)[None]
+    return call(tolerance, table.reshape(-1), chunk.origins.reshape(-1), chunk.num_observed)
 
 
 def informations(

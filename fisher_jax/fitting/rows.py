@@ -257,7 +257,9 @@ def columns_of_chunk(
     shape = (plan.num_terms, *size) if lanes_last else (*size, plan.num_terms)
     own_parts = [jnp.expand_dims(jnp.broadcast_to(x, shape), axis) for x in rows.own(_along(flat_own, axis))]
     shared_parts = [jnp.broadcast_to(x, (plan.num_terms,))[:, None] for x in rows.shared(_along(flat_shared, 1))]
-    if len({part.dtype for part in own_parts}) == 1:  # one array: each costs when a lane is refilled, and in compiling kernels
+    if (
+        len({part.dtype for part in own_parts}) == 1
+    ):  # one array: each costs when a lane is refilled, and in compiling kernels
         own_parts = [jnp.concatenate(own_parts, axis)]
     return [*flat_own, *own_parts, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed]
 

@@ -12,7 +12,9 @@ import numpy as np
 from fisher_jax.errors import check_count, shown
 
 Devices = tuple[Any, ...]  # that of each worker, None for JAX's default one
-OVERLAPPING = 6  # chunks for each device that is no CPU: on the way to it, in it, on the way back, and copied by the host
+OVERLAPPING = (
+    8  # chunks for each device that is no CPU: on the way to it, in it, on the way back, and copied by the host
+)
 
 
 def num_cores() -> int:
