@@ -98,8 +98,8 @@ class RowProgram:
     """The expanded row, in four parts by what they depend on.
 
     `once` takes (u, fixed values); `own` and `shared` take the entries of a row that belong to one data set and to all of
-    them; `rest` takes all of these and what the three parts return. Of its outputs summed over rows, and of the `coefficients` that (u, fixed
-    values) give, term, gradient and information are the sums of products whose numbers `pairs` holds for each of them.
+    them; `rest` takes all of these and what the three parts return. Its outputs are summed over rows. Term, gradient and
+    information are sums of those times `coefficients`, which take (u, fixed values): `pairs` has the numbers of both.
     """
 
     once: Program

@@ -333,7 +333,7 @@ def axis_first(tree: PyTree, marks: PyTree) -> PyTree:
                 "Data, weights and starts for each data set need that axis; what all share is given axis None."
             )
         leaf = at_hand(leaf)
-        return namespace(leaf).moveaxis(leaf, mark.number, 0)
+        return leaf if mark.number == 0 else namespace(leaf).moveaxis(leaf, mark.number, 0)
 
     return None if tree is None else jax.tree.map(move, tree, marks)
 

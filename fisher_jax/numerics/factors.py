@@ -160,22 +160,21 @@ class _Work:
             literal, negative = -literal, [False] * len(left)
             left = [t._replace(literal=-t.literal) for t in left]
         left.sort(key=lambda t: t.literal < 0 and bool(t.factors or t.base))  # one that is added comes first
-        total = None
-        for term in left:
+        total = self.number(left[:1])
+        for term in left[1:]:
             below = term.literal < 0 and bool(term.factors or term.base)
-            number = self.number((term._replace(literal=abs(term.literal)) if below else term,))
-            total = number if total is None else self.emit("sub" if below else "add", dtype, total, number)
+            number = self.number([term._replace(literal=abs(term.literal)) if below else term])
+            total = self.emit("sub" if below else "add", dtype, total, number)
         return (Term(literal, common, (total,)),)
 
-    def number(self, terms: Terms) -> Any:
+    def number(self, terms: Sequence[Term]) -> Any:
         """The number of the value itself, worked out, or a constant."""
-        if len(terms) > 1:
-            terms = self.one_term(terms)
+        terms = self.one_term(tuple(terms))
         ((literal, factors, base),) = terms
         if not factors and not base:
             return literal
         if terms not in self.made:
-            dtype, number = literal.dtype, None
+            dtype, number = literal.dtype, None  # of the product so far
             for factor in factors:
                 number = factor if number is None else self.emit("mul", dtype, number, factor)
             if literal != 1:
@@ -183,7 +182,7 @@ class _Work:
             if base:
                 values = self.base(base, dtype)
                 number = values if number is None else self.emit("mul", dtype, number, values)
-            self.made[terms] = number
+            self.made[terms] = number  # type: ignore[assignment]  # there is a factor or a base
         return self.made[terms]
 
     def base(self, values: tuple[int, ...], dtype: np.dtype) -> int:
