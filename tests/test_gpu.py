@@ -247,7 +247,7 @@ def assert_the_same(some, others):
 def test_results_depend_neither_on_blocks_nor_on_passes(monkeypatch):
     data = RNG.normal(2.0, 3.0, (70, 13))
     as_tuned = fit_on_gpu(new_normal(), NORMAL_START, data)
-    for name, value in {"BLOCK": 64, "FIRST_STEPS": 1}.items():
+    for name, value in {"BLOCK": 64, "FIRST_STEPS": 1, "STEPS": 3}.items():
         monkeypatch.setattr(gpu, name, value)
     assert_the_same(fit_on_gpu(new_normal(), NORMAL_START, data), as_tuned)
 
@@ -269,6 +269,16 @@ def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_m
     few = fit_on_gpu(model, NORMAL_START, data[150:170])
     assert_the_same(few, many[150:170])
     assert len([key for key in programs_of(as_model(model, "test")) if key[0] == "fit"]) == 1
+
+
+def test_few_fits_are_not_filled_up_to_a_larger_program_where_there_is_a_smaller(monkeypatch):
+    monkeypatch.setitem(chunks.CAPACITIES, "gpu", (64, 128))
+    data, model, sizes, padded = RNG.normal(2.0, 3.0, (200, 13)), new_normal(), [], chunks.padded
+    fit_on_gpu(model, NORMAL_START, data[:20])
+    fit_on_gpu(model, NORMAL_START, data)
+    monkeypatch.setattr(chunks, "padded", lambda *arguments: sizes.append(arguments[2]) or padded(*arguments))
+    fit_on_gpu(model, NORMAL_START, data[:20])
+    assert set(sizes) == {64}
 
 
 def pieces_of(monkeypatch, count, leaf_shape, dtype, *, limit=None, devices=2):

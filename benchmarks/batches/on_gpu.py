@@ -157,10 +157,9 @@ def compiled_row(name, problem, work, settings):
             repeated(problem, size).fit()
     programs = {}
     for way in ("kernel", "arrays") if work.arrays else (None,):
-        size = min(settings.size, 2**14 if way == "arrays" else 2**20)
-        batch = repeated(problem, size if work.most >= size else work.different)
-        fit, arguments = program_of_a_chunk(batch, len(batch.data), way)
-        programs[way or "its program"] = functools.partial(fit, *arguments), len(batch.data)
+        size = min(settings.size, work.most, 2**14 if way == "arrays" else 2**20)
+        fit, arguments = program_of_a_chunk(repeated(problem, size), size, way)
+        programs[way or "its program"] = functools.partial(fit, *arguments), size
     return Row(name, problem, truth, counted, first, sizes, programs)
 
 

@@ -357,10 +357,10 @@ def _compiled(
         return jax.jit(build(jax.jit)).lower(*arguments, *more).compile()
 
     different = list(dict.fromkeys(devices))
-    for larger in chunks.CAPACITIES.get(workers.platform(), ()):
-        if larger > capacity and larger * each <= chunks.MOST_BYTES and key_of(larger, different[0]) in programs:
-            capacity = larger
-            break
+    if key_of(capacity, different[0]) not in programs:
+        others_there = (size for size in chunks.CAPACITIES.get(workers.platform(), ()) if size > capacity)
+        small = (size for size in others_there if size * each <= chunks.MOST_BYTES)
+        capacity = next((size for size in small if key_of(size, different[0]) in programs), capacity)
     for device in different:
         if key_of(capacity, device) not in programs:
             programs[key_of(capacity, device)] = compiled(capacity, device)

@@ -31,13 +31,12 @@ from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, while_loop
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
 BLOCK = 32  # lanes: a warp. More would wait longer for their slowest.
-ROWS = (
-    2  # of a data set at once, so that there is work while their numbers come; in float32 twice as many where a row is
-)
-FEW_EQUATIONS = 100  # so little work
-FIRST_STEPS = (
-    4  # of the first pass; then 1, 2, 4 and so on, for the few that take many: what was best for eight densities
-)
+# Rows of a data set at once, so that there is work while their numbers come; in float32 twice as many where they are little work.
+ROWS, FEW_EQUATIONS = 2, 100
+# Steps of the first pass, and of each of the others. Gathered lanes read memory here and there: to gather a third of them after 4
+# steps saved one step in five, and cost as much time.
+FIRST_STEPS, STEPS = 7, 2
+DOUBLED_AFTER = 4  # passes: from there on each makes twice the steps of the last, for the few that take many
 
 
 class _Memory:
@@ -203,17 +202,16 @@ def fit_lanes(
         """Whether each lane goes on."""
         return table[:, len(states.like) - 2] == 0
 
-    @jax.jit
     def one_pass(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         passes, ahead, table = carry
-        steps = jnp.where(passes == 0, FIRST_STEPS, 1 << jnp.clip(passes - 1, 0, 20))
+        steps = jnp.where(passes == 0, FIRST_STEPS, STEPS << jnp.clip(passes - DOUBLED_AFTER, 0, 20))
         # The numbers of the lanes that go on, each at its place among them; after the last, that of no lane.
         lane = jnp.minimum(jnp.searchsorted(ahead, number[1:], method="scan_unrolled"), capacity)
         table = call(lane.astype(jnp.int32), steps[None].astype(jnp.int32), asked, table, *arrays.operands)
         return passes + 1, jnp.cumsum(waiting(table), dtype=jnp.int32), table
 
     ahead = jnp.minimum(number + 1, chunk.size)  # how many of the lanes so far go on
-    carry = one_pass(one_pass((jnp.int32(0), ahead, table)))  # for each further one the host looks whether it is needed
+    carry = jnp.int32(0), ahead, table
     _, _, table = lax.while_loop(lambda carry: carry[1][-1] > 0, one_pass, carry)
     if handed_over:
         state, _, limit = states.unpack([table[:, k] for k in range(states.size)])
