@@ -12,6 +12,7 @@ from families_registry import FAMILIES
 
 from fisher_jax.numerics import expansion
 from fisher_jax.numerics.expansion import CannotExpand, expand, split
+from fisher_jax.numerics.factors import summed_by_rows
 
 LANES = 16
 
@@ -112,6 +113,12 @@ def density_case(name):
     return density.log_density, params, y, z, density.reverse
 
 
+def as_sums(sums, theta, *data):
+    """The outputs, of one row."""
+    rows, coefficients = sums.rows(theta, *data), sums.coefficients(theta)
+    return [sum(rows[i] * np.asarray(coefficients[j], rows[0].dtype) for i, j in pairs) for pairs in sums.pairs]
+
+
 def compare(case, dtype, tolerance):
     log_density, params, y, z, reverse = case
     params, y, z = jax.tree.map(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, (params, y, z))
@@ -121,7 +128,7 @@ def compare(case, dtype, tolerance):
     fine = entries(params)
     theta = [jnp.concatenate([fine[0][:3], jnp.asarray([np.nan, np.inf], dtype), fine[0][5:]]), *fine[1:]]
     program = expand(row, [jax.ShapeDtypeStruct((), dtype)] * p, one_lane(y), one_lane(z))
-    results = program(theta, entries(y), entries(z))
+    results = as_sums(summed_by_rows(program, 0, exact=1, whole=1 + p), theta, entries(y), entries(z))
     results = np.stack([np.broadcast_to(r, LANES) for r in results])
     expected = np.stack(jax.tree.leaves(jax.jit(jax.vmap(row))(theta, y, z)))
     np.testing.assert_array_equal(np.isnan(results[0]), np.isnan(expected[0]))
@@ -181,6 +188,70 @@ def test_what_depends_on_data_only_leaves_the_rows():
     assert len(first.outputs) == 1
     np.testing.assert_allclose(first(entries(y))[0], jax.scipy.special.gammaln(y + 1), rtol=1e-14)
     assert rest.num_equations < program.num_equations - 100
+
+
+# --- sums over rows -------------------------------------------------------------------------------------------------
+
+
+def sums_of(function, p=2, whole=1):
+    """As sums of rows that hold three numbers."""
+    return summed_by_rows(expand(function, [scalar()] * p, [scalar()] * 3), 0, exact=1, whole=whole)
+
+
+def names(program):
+    return [equation.primitive.name for equation in program.equations]
+
+
+def test_factors_of_the_parameters_leave_the_rows():
+    sums = sums_of(lambda t, x: (x[0], ((x[0] * t[0]) * x[1]) * jnp.exp(t[1]) * 3.0))
+    assert names(sums.rows) == ["mul"]
+    assert names(sums.coefficients).count("exp") == 1
+    theta, x = [jnp.float64(0.7), jnp.float64(0.2)], [jnp.float64(v) for v in (1.5, -2.0, 0.3)]
+    np.testing.assert_allclose(as_sums(sums, theta, x)[1], 1.5 * 0.7 * -2.0 * np.exp(0.2) * 3.0, rtol=1e-14)
+
+
+def test_an_output_of_few_terms_is_summed_term_by_term_where_that_is_allowed():
+    def function(t, x):
+        return x[0], t[0] * x[0] * x[1] - t[1] * x[1] * x[1], t[0] * x[0] * x[1] + t[1] * x[2]
+
+    apart, together = sums_of(function), sums_of(function, whole=3)
+    assert len(apart.rows.outputs) == 4  # the value, x0 x1, x1 x1 and x2
+    assert names(apart.rows) == ["mul", "mul"]
+    assert [len(pairs) for pairs in apart.pairs] == [1, 2, 2]
+    assert [len(pairs) for pairs in together.pairs] == [1, 1, 1]
+    theta, x = [jnp.float64(0.7), jnp.float64(0.2)], [jnp.float64(v) for v in (1.5, -2.0, 0.3)]
+    np.testing.assert_allclose(as_sums(apart, theta, x), as_sums(together, theta, x), rtol=1e-14)
+
+
+def test_a_difference_of_the_value_stays_one_number_and_the_value_is_as_written():
+    """Squared first and subtracted then, (y - mu)² would lose its digits."""
+    sums = sums_of(lambda t, x: ((x[0] - t[0]) * t[1], (x[0] - t[0]) * t[1] * x[1], (x[0] - t[0]) ** 2 * t[1] ** 2))
+    theta = [jnp.float64(1e8), jnp.float64(1.0)]
+    results = as_sums(sums, theta, [jnp.float64(v) for v in (1e8 + 1.0, 3.0, 0.0)])
+    np.testing.assert_array_equal(results, [1.0, 3.0, 1.0])
+
+
+def test_factors_do_not_pass_a_choice_between_cases():
+    """Where the case is not taken they may be infinite."""
+    sums = sums_of(lambda t, x: (x[0], jnp.where(t[0] > 0, x[0] / t[0], 0.0) * x[1]))
+    results = as_sums(sums, [jnp.float64(0.0), jnp.float64(1.0)], [jnp.float64(2.0)] * 3)
+    np.testing.assert_array_equal(results, [2.0, 0.0])
+
+
+def test_a_constant_is_not_taken_for_the_value_with_its_number():
+    sums = sums_of(lambda t, x: (x[1], x[0] * t[0], t[0] * t[0]), p=1)
+    np.testing.assert_array_equal(as_sums(sums, [jnp.float64(3.0)], [jnp.float64(5.0)] * 3), [5.0, 15.0, 9.0])
+
+
+def test_the_hessian_of_a_row_of_a_spot_takes_few_operations():
+    """In float32, where the logarithm is one: as few as by hand."""
+    log_density, params, y, z, _ = density_case("spots")
+    row, p = row_derivatives(log_density, one_lane(params))
+    data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.float32), (one_lane(y), one_lane(z)))
+    program = expand(row, [scalar(np.float32)] * p, *data)
+    rows = split(summed_by_rows(program, 0, exact=1, whole=1 + p).rows, 0, products=True)[1]
+    assert program.num_equations > 100
+    assert rows.num_equations < 50
 
 
 def test_parameters_stay_scalars_until_they_meet_lanes():

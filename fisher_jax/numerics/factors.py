@@ -19,6 +19,7 @@ import numpy as np
 from fisher_jax.numerics.expansion import Equation, Program, operation, used
 
 MOST_TERMS = 6  # of a value that is not worked out
+MOST_SUMS = 2  # for each output, where these are cut into several
 
 
 class Term(NamedTuple):
@@ -48,32 +49,28 @@ def summed_by_rows(program: Program, argument: int, exact: int, whole: int) -> S
 
     The first `exact` outputs are computed as they are, the first `whole` not cut into several sums.
     """
-    work = _Work(program, argument, exact)
+    work, one = _Work(program, argument, exact), np.float64(1)
+    rows: list[Any] = list(program.outputs[:exact])
+    coefficients: list[Any] = [one] * exact
+    pairs: list[tuple[tuple[int, int], ...]] = [((k, k),) for k in range(exact)]
+    places: dict[Any, int] = {}
     with np.errstate(all="ignore"):  # of constants
         for equation in program.equations:
             work.add(equation)
-        outputs = [
-            work.of(o, work.dtypes.get(o, np.float64)) if type(o) is int and k >= exact else None
-            for k, o in enumerate(program.outputs)
-        ]
-        cut = outputs[whole:]
-        bases = {term.base for terms in cut if terms for term in terms}
-        if len(bases) <= 2 * len(cut):
-            cut = [terms if terms is None else tuple(work.joined(terms)) for terms in cut]
-        else:
-            cut = [terms if terms is None else work.one_term(terms) for terms in cut]
-        outputs[exact:] = [t if t is None else work.one_term(t) for t in outputs[exact:whole]] + cut
-        rows: list[Any] = []
-        coefficients: list[Any] = []
-        pairs = []
-        for output, terms in zip(program.outputs, outputs, strict=True):
-            found = []
-            for base, coefficient in [(output, np.float64(1))] if terms is None else map(work.apart, terms):
-                i = rows.index(base, exact) if len(rows) >= exact and base in rows[exact:] else len(rows)
-                rows[i:] = rows[i:] or [base]
-                found.append((i, len(coefficients)))
+        found = [work.of(o, work.dtypes.get(o, np.float64)) if type(o) is int else None for o in program.outputs]
+        apart = len({term.base for terms in found[whole:] for term in terms or ()}) <= MOST_SUMS * len(found[whole:])
+        for k, (output, terms) in enumerate(zip(program.outputs, found, strict=True)):
+            if k < exact:
+                continue
+            if terms is not None:
+                terms = work.joined(terms) if apart and k >= whole else work.one_term(terms)
+            pair = []
+            for base, coefficient in [(output, one)] if terms is None else map(work.apart, terms):
+                place = places.setdefault((type(base), base), len(rows))
+                rows += [base] if place == len(rows) else []
+                pair.append((place, len(coefficients)))
                 coefficients.append(coefficient)
-            pairs.append(tuple(found))
+            pairs.append(tuple(pair))
     equations, inputs = tuple(work.equations), program.inputs
     return Sums(
         Program(used(equations, rows), inputs, tuple(rows)),
@@ -197,7 +194,7 @@ class _Work:
             self.bases[values] = self.emit("mul", dtype, self.base(part, dtype), self.base(left, dtype))
         return self.bases[values]
 
-    def joined(self, terms: Sequence[Term]) -> list[Term]:
+    def joined(self, terms: Sequence[Term]) -> Terms:
         """Terms of one base as one term."""
         by_base: dict[tuple[int, ...], list[Term]] = {}
         for term in terms:
@@ -213,7 +210,7 @@ class _Work:
                     numbers = [self.number((z._replace(base=()),)) for z in (x, y)]
                     alike.append(Term(dtype.type(1), (self.emit("add", dtype, *numbers),), base))
             joined += alike
-        return joined
+        return tuple(joined)
 
 
 def _key(name: str, operands: Sequence[Any]) -> tuple[Any, ...]:
@@ -259,7 +256,7 @@ def _sub(work: _Work, equation: Equation, x: Terms, y: Terms) -> Terms:
 
 def _add(work: _Work, equation: Equation, x: Terms, y: Terms) -> Terms:
     """Terms that differ by their coefficients stay apart; where only constants differ, the sum is one value of the row."""
-    terms = tuple(work.joined((*x, *y)))
+    terms = work.joined((*x, *y))
     apart = all(term.base for term in terms) and len({term.factors for term in terms}) > 1
     return terms if apart and len(terms) <= MOST_TERMS else work.one_term(terms)
 
