@@ -402,7 +402,7 @@ BAD_STARTS = {
     "no axis": ({"a": 0.0, "b": 1.0}, r"expected those of params, \[\(\), \(\)\], each with one more leading axis"),
     "lengths": ({"a": np.zeros(2), "b": np.zeros(3)}, "of the same length"),
     "shapes": ({"a": np.zeros((2, 2)), "b": np.zeros((2, 2))}, r"leaves of shapes \[\(2, 2\), \(2, 2\)\]"),
-    "names": ({"a": np.zeros(2)}, "starts must be a number, or starting parameters like params"),
+    "names": ({"a": np.zeros(2)}, "starts must be starting parameters like params"),
 }
 
 

@@ -403,6 +403,11 @@ def test_the_bootstrap_takes_the_look_elsewhere_effect_into_account():
     at_one_place = 0.5 * (1.0 - float(jax.scipy.special.erf(jnp.sqrt(0.5 * test.statistic))))
     assert test.p_value > 5 * at_one_place
     assert test.mixture_p_value is None
+    for starts in ({"fraction": 0.05, "position": 0.5}, {"fraction": np.full(6, 0.05), "position": 0.5}):
+        with pytest.raises(
+            ValueError, match=r"likelihood_ratio_test: starts has leaves of shapes .* one more leading axis"
+        ):
+            fj.likelihood_ratio_test(bump(), {"fraction": 0.0}, key=jax.random.key(1), starts=starts)
 
 
 @pytest.mark.exhaustive

@@ -110,10 +110,13 @@ def fit_batch(
 
     Notes
     -----
-    The step is that of `fit`. A fit that has ended makes room for the next, so that none waits for another, and no result
-    depends on the number of threads or lanes, or on the other data sets. Compiled once for each density, optimiser, number of
-    observations and of lanes; the number of data sets is free. Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in
-    lock-step.
+    The step is that of `fit`. Sums over rows are taken in another order, which changes the last digits. In float32 these decide
+    the status of a fit at the limit of what that precision tells apart: one near the edge of its model (a negative binomial of
+    Poisson data), or with hardly any information about a parameter, may have another status than by itself.
+
+    A fit that has ended makes room for the next, so that none waits for another, and no result depends on the number of threads
+    or lanes, or on the other data sets. Compiled once for each density, optimiser, number of observations and of lanes; the
+    number of data sets is free. Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in lock-step.
 
     Examples
     --------

@@ -72,31 +72,32 @@ def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray
         drawn = first + spread.astype(layout.dtype) * drawn
         drawn[0] = first
         return drawn
-    return _stacked(layout, values, starts)
+    return np.asarray(layout.unconstrain(stacked_starts(layout, values, starts, "fit")))
 
 
-def _stacked(layout: Layout, values: Values, starts: PyTree) -> np.ndarray:
-    check_pytree(starts, "starts", "fit")
-    starts = as_parameters(starts, "fit, starts")
+def stacked_starts(layout: Layout, values: Values, starts: PyTree, caller: str) -> Values:
+    """The leaves of starting parameters with a leading axis, once they are known to be that."""
+    check_pytree(starts, "starts", caller)
+    starts = as_parameters(starts, f"{caller}, starts")
     try:
         blocks = [np.asarray(block, layout.dtype) for block in layout.blocks(starts)]
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"fit: starts must be a number, or starting parameters like params with a leading axis: {error}"
+            f"{caller}: starts must be starting parameters like params with a leading axis: {error}"
         ) from error
     sizes = {block.shape[0] if block.ndim else -1 for block in blocks}
     if (
         len(sizes) != 1
-        or -1 in sizes
+        or not min(sizes) > 0
         or any(b.shape[1:] != leaf.shape for b, leaf in zip(blocks, layout.leaves, strict=True))
     ):
         raise ValueError(
-            f"fit: starts has leaves of shapes {[block.shape for block in blocks]}; expected those of params, "
+            f"{caller}: starts has leaves of shapes {[block.shape for block in blocks]}; expected those of params, "
             f"{[leaf.shape for leaf in layout.leaves]}, each with one more leading axis of the same length."
         )
     for block, value, leaf in zip(blocks, values, layout.leaves, strict=True):
         if leaf.is_fixed and not np.all(block == np.asarray(value)):
-            raise ValueError(f"fit: `{leaf.name}` is fixed, so all starts must hold its value in params.")
+            raise ValueError(f"{caller}: `{leaf.name}` is fixed, so all starts must hold its value in params.")
     for row in range(sizes.pop()):
-        check_start(layout, [block[row] for block in blocks], f"fit, start {row}")
-    return np.asarray(layout.unconstrain(blocks))
+        check_start(layout, [block[row] for block in blocks], f"{caller}, start {row}")
+    return blocks

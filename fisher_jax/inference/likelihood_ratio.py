@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from fisher_jax.errors import FitWarning, check_count, check_key, entry_point, warn
 from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.optima import stacked_starts
 from fisher_jax.fitting.program import ROUNDING_LIMIT
 from fisher_jax.fitting.result import Fit, joined_fits, origin_of
 from fisher_jax.fitting.status import Status
@@ -218,11 +219,8 @@ def _bootstrapped(
         source = origin_of(null, caller), null.layout, null.values
     else:
         source = origin, fit.layout, fit.values  # has no sampler: the error says so
-    stacked = (
-        []
-        if starts is None
-        else [jax.tree.map(lambda leaf, k=k: leaf[k], starts) for k in range(len(jax.tree.leaves(starts)[0]))]
-    )
+    blocks = [] if starts is None else stacked_starts(fit.layout, fit.values, starts, caller)
+    stacked = [fit.layout.assemble(list(leaves)) for leaves in zip(*blocks, strict=True)]
     settings: dict[str, Any] = {"weights_axis": None, "covariances": ("observed",)}
     statistics: list[Any] = []
     for drawn in drawn_data(*source, key, count, caller):
