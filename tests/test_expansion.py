@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from families_registry import FAMILIES
+from jax.scipy.special import gammaln
 
 from fisher_jax.numerics import expansion
-from fisher_jax.numerics.expansion import CannotExpand, expand, split
-from fisher_jax.numerics.factors import summed_by_rows
+from fisher_jax.numerics.expansion import CannotExpand, expand, is_costly, split
+from fisher_jax.numerics.factors import summed_by_rows, without_constant
 
 LANES = 16
 
@@ -241,6 +242,44 @@ def test_factors_do_not_pass_a_choice_between_cases():
 def test_a_constant_is_not_taken_for_the_value_with_its_number():
     sums = sums_of(lambda t, x: (x[1], x[0] * t[0], t[0] * t[0]), p=1)
     np.testing.assert_array_equal(as_sums(sums, [jnp.float64(3.0)], [jnp.float64(5.0)] * 3), [5.0, 15.0, 9.0])
+
+
+def value_and_constant(function, theta, x):
+    """Of the first output: what is left of it, the constant, and all of it."""
+    program = expand(function, [scalar()] * 2, [scalar()] * 3)
+    left, constant = without_constant(program, is_costly)
+    theta, x = ([jnp.float64(v) for v in values] for values in (theta, x))
+    return float(left(theta, x)[0]), float(constant(x)[0]), float(program(theta, x)[0])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t, x: (t[0] * x[0] - jnp.exp(t[0]) - gammaln(x[0] + 1.0),),
+        lambda t, x: (jnp.where(x[2] == 0, 0.0, x[2] * (t[0] * x[0] - gammaln(x[0] + 1.0))),),  # with a weight
+        lambda t, x: (-(jnp.log(x[1]) - t[1] * x[0]) * 2.0 + jnp.where(x[0] > 1, jnp.log(x[0]), t[0]),),
+        lambda t, x: (jnp.where(t[0] < 0, jnp.nan, t[0] * x[0] + jnp.where(x[0] < 0, -jnp.inf, jnp.log(x[1]))),),
+    ],
+)
+def test_what_the_parameters_do_not_enter_leaves_the_value(function):
+    left, constant, whole = value_and_constant(function, [0.3, 0.7], [2.0, 5.0, 3.0])
+    assert constant != 0
+    np.testing.assert_allclose(left + constant, whole, rtol=1e-14)
+
+
+def test_a_value_that_is_not_finite_stays_so_without_its_constant():
+    def function(t, x):
+        return (jnp.where(t[0] < 0, jnp.nan, t[0] * x[0] + jnp.where(x[0] < 0, -jnp.inf, jnp.log(x[1]))),)
+
+    left, constant, whole = value_and_constant(function, [-1.0, 0.0], [2.0, 5.0, 3.0])
+    assert np.isnan([left, left + constant, whole]).all()
+    left, constant, whole = value_and_constant(function, [1.0, 0.0], [-2.0, 5.0, 3.0])
+    assert left + constant == whole == -np.inf
+
+
+def test_a_constant_that_costs_nothing_stays_where_it_is():
+    program = expand(lambda t, x: (t[0] * x[0] - x[1],), [scalar()], [scalar()] * 2)
+    assert without_constant(program, is_costly) == (program, None)
 
 
 def test_the_hessian_of_a_row_of_a_spot_takes_few_operations():

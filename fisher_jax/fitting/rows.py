@@ -6,6 +6,7 @@ Sums over rows are accumulators of shape (L,), one entry for each lane, so that 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +25,14 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics.affine import Predictors, linear_predictors
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
-from fisher_jax.numerics.expansion import Program, expand, split
-from fisher_jax.numerics.factors import summed_by_rows
+from fisher_jax.numerics.expansion import Program, expand, is_costly, split
+from fisher_jax.numerics.factors import summed_by_rows, without_constant
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Scalars = list[Any]
 
 
+LEAST_BLOCK = 16  # rows
 PREDICTORS_FROM = 4  # parameters; below, to differentiate in a linear predictor and carry it through saves nothing
 
 
@@ -99,7 +101,8 @@ class RowProgram:
 
     `once` takes (u, fixed values); `own` and `shared` take the entries of a row that belong to one data set and to all of
     them; `rest` takes all of these and what the three parts return. Its outputs are summed over rows. Term, gradient and
-    information are sums of those times `coefficients`, which take (u, fixed values): `pairs` has the numbers of both.
+    information are sums of those times `coefficients`, which take (u, fixed values): `pairs` has the numbers of both. The
+    terms lack what the parameters do not enter, `constant`, where that is costly: it takes own and shared entries.
     """
 
     once: Program
@@ -108,6 +111,7 @@ class RowProgram:
     rest: Program
     coefficients: Program
     pairs: tuple[tuple[tuple[int, int], ...], ...]
+    constant: Program | None
     num_parameters: int
     dtype: Any
 
@@ -117,9 +121,12 @@ class RowProgram:
         fixed: Scalars,
         num_rows: int,
         rows_at: Callable[[Any, int], list[tuple[Scalars, ...]]],
+        constant: Any,
         rows_at_once: int = 1,
     ) -> Evaluation:
         """Log-likelihood, gradient and information of L data sets, each entry (L,).
+
+        `constant` is the sum over their rows of what the terms lack.
 
         `rows_at(r, count)` returns the entries of `count` rows from r on: (own, shared, what `own` made of them, what `shared`
         made of them); behind the last row those of any row. Rows taken several at once are added in the same order, and while
@@ -151,7 +158,7 @@ class RowProgram:
             return r + rows_at_once, sums
 
         # Not a fori_loop, which becomes a scan, whose body is a function that is called, and its results copied, for each row.
-        start = jnp.int32(0), (zero,) * (1 + len(self.rest.outputs))
+        start = jnp.int32(0), (zero if constant is None else constant, *(zero,) * len(self.rest.outputs))
         _, (value, rounding, *sums) = jax.lax.while_loop(lambda carry: carry[0] < num_rows, add_rows, start)
         coefficients = self.coefficients(parameters)
 
@@ -205,12 +212,13 @@ def row_program(
 
     u = [jax.ShapeDtypeStruct((), layout.dtype)] * layout.num_free
     whole = expand(flat_row, (u, fixed), own, shared, portable=portable)
+    whole, constant = without_constant(whole, is_costly)
     whole, coefficients, pairs = summed_by_rows(whole, 0, exact=1, whole=1 + layout.num_free)
     once, whole = split(whole, 0, products=True)
     own_parts, whole = split(whole, 1)
     shared_parts, whole = split(whole, 2)
     return RowProgram(
-        once, own_parts, shared_parts, whole, coefficients, pairs, layout.num_free, np.dtype(layout.dtype)
+        once, own_parts, shared_parts, whole, coefficients, pairs, constant, layout.num_free, np.dtype(layout.dtype)
     )
 
 
@@ -257,11 +265,16 @@ def columns_of_chunk(
     shape = (plan.num_terms, *size) if lanes_last else (*size, plan.num_terms)
     own_parts = [jnp.expand_dims(jnp.broadcast_to(x, shape), axis) for x in rows.own(_along(flat_own, axis))]
     shared_parts = [jnp.broadcast_to(x, (plan.num_terms,))[:, None] for x in rows.shared(_along(flat_shared, 1))]
+    constants: Leaves = []
+    if rows.constant is not None:
+        shared_entries = [x[:, None] if lanes_last else x for x in _along(flat_shared, 1)]
+        (constant,) = rows.constant(_along(flat_own, axis), shared_entries)
+        constants = [_sum(jnp.broadcast_to(constant, shape), 0 if lanes_last else 1)]
     if (
         len({part.dtype for part in own_parts}) == 1
     ):  # one array: each costs when a lane is refilled, and in compiling kernels
         own_parts = [jnp.concatenate(own_parts, axis)]
-    return [*flat_own, *own_parts, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed]
+    return [*flat_own, *own_parts, *constants, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed]
 
 
 def evaluate_columns(
@@ -281,6 +294,7 @@ def evaluate_columns(
     of_data = plan.differs[plan.num_fixed :]
     of_fixed = plan.differs[: plan.num_fixed]
     own_rows, own_parts, own_fixed = _cut(columns, sum(of_data), sum(of_fixed))
+    constant = None if rows.constant is None else own_parts.pop()[()]
     shared_rows, shared_parts, shared_fixed = _cut(common, of_data.count(False), of_fixed.count(False))
     fixed = plan.fixed(
         [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in own_fixed],
@@ -294,12 +308,23 @@ def evaluate_columns(
         return [tuple([x for leaf in group for x in leaf[k]] for group in groups) for k in range(count)]
 
     entries = [entry for entries in fixed for entry in entries]
-    return rows.evaluate(u, entries, plan.num_terms, rows_at, rows_at_once)
+    return rows.evaluate(u, entries, plan.num_terms, rows_at, constant, rows_at_once)
 
 
 def _cut(leaves: Leaves, first: int, last: int) -> tuple[Leaves, Leaves, Leaves]:
     end = len(leaves) - last
     return leaves[:first], leaves[first:end], leaves[end:]
+
+
+def _sum(terms: Array, axis: int) -> Array:
+    """By blocks: in one sum of many rows float32 would lose digits that `evaluate` keeps."""
+    size = terms.shape[axis]
+    block = math.isqrt(size)
+    if block < LEAST_BLOCK:
+        return jnp.sum(terms, axis)
+    whole, rest = jnp.split(terms, [size // block * block], axis)
+    shape = (*whole.shape[:axis], size // block, block, *whole.shape[axis + 1 :])
+    return jnp.sum(jnp.sum(whole.reshape(shape), axis + 1), axis) + jnp.sum(rest, axis)
 
 
 def _along(leaves: Leaves, axis: int) -> Leaves:

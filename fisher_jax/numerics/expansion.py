@@ -157,6 +157,11 @@ def split(program: Program, argument: int, *, products: bool = False) -> tuple[P
     return first, Program(tuple(reversed(rest)), (*program.inputs, outputs), program.outputs)
 
 
+def is_costly(program: Program) -> bool:
+    """Whether there is something in it that is worth computing once."""
+    return any(equation.primitive.name in _COSTLY for equation in program.equations)
+
+
 _COSTLY = frozenset(
     {
         "acos",

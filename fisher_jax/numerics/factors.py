@@ -11,7 +11,7 @@ may have infinite ones.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +77,88 @@ def summed_by_rows(program: Program, argument: int, exact: int, whole: int) -> S
         Program(used(equations, coefficients), (inputs[argument],), tuple(coefficients)),
         tuple(pairs),
     )
+
+
+def without_constant(program: Program, costly: Callable[[Program], bool]) -> tuple[Program, Program | None]:
+    """(program, constant): the first output is that of before less `constant`, which the parameters do not enter.
+
+    `constant` takes the entries of the other arguments; it is `None`, and nothing changes, unless `costly(constant)`.
+    """
+    work = _Constant(program)
+    varies, constant = work.parts(program.outputs[0])
+    if varies is None or constant is None:
+        return program, None
+    equations, (_, *data) = (*program.equations, *work.equations), program.inputs
+    alone = Program(used(equations, [constant]), tuple(data), (constant,))
+    if not costly(alone):
+        return program, None
+    outputs = (varies, *program.outputs[1:])
+    return Program(used(equations, outputs), program.inputs, outputs), alone
+
+
+class _Constant:
+    """A value as the sum of a part that the parameters enter and one that they do not; `None` stands for zero."""
+
+    def __init__(self, program: Program) -> None:
+        self.of = {equation.result: equation for equation in program.equations}
+        self.equations: list[Equation] = []
+        self.varies = set(program.inputs[0])
+        for equation in program.equations:
+            if any(o in self.varies for o in equation.operands if type(o) is int):
+                self.varies.add(equation.result)
+        self.free = 1 + max([*(number for numbers in program.inputs for number in numbers), *self.of])
+
+    def parts(self, value: Any) -> tuple[Any, Any]:
+        if type(value) is not int:
+            return value, None  # a number costs nothing where it is
+        if value not in self.varies:
+            return None, value
+        equation = self.of.get(value)
+        name, operands = (equation.primitive.name, equation.operands) if equation else ("", ())
+        if equation is None or equation.dtype.kind != "f":
+            return value, None
+        if name in ("add", "sub", "neg"):
+            both = zip(*map(self.parts, operands), strict=True)
+            varies, constant = (self._combined(equation, *pair) for pair in both)
+            return (varies, constant) if constant is not None else (value, None)
+        if name == "mul":
+            x, y = operands if operands[0] not in self.varies else reversed(operands)
+            varies, constant = self.parts(y) if x not in self.varies else (value, None)
+            if constant is None:
+                return value, None
+            return self._emit(equation, x, varies), self._emit(equation, x, constant)
+        if name == "select_n" and len(operands) == 3:
+            return self._chosen(value, equation, *operands)
+        return value, None
+
+    def _chosen(self, value: Any, equation: Equation, condition: Any, *cases: Any) -> tuple[Any, Any]:
+        """Where the data choose, either part; where the parameters do, a case that is not finite stays so whatever is added."""
+        parts = [self.parts(case) for case in cases]
+        if all(constant is None for _, constant in parts):
+            return value, None
+        zero = equation.dtype.type(0)
+        filled = [[zero if x is None else x for x in pair] for pair in zip(*parts, strict=True)]
+        if condition not in self.varies:
+            return self._emit(equation, condition, *filled[0]), self._emit(equation, condition, *filled[1])
+        for k, case in enumerate(cases):
+            if type(case) is not int and not np.isfinite(case):
+                return self._emit(equation, condition, *filled[0]), parts[1 - k][1]
+        return value, None
+
+    def _combined(self, equation: Equation, *operands: Any) -> Any:
+        if all(o is None for o in operands):
+            return None
+        if equation.primitive.name == "add" and None in operands:
+            return operands[0] if operands[1] is None else operands[1]
+        if equation.primitive.name == "sub" and operands[1] is None:
+            return operands[0]
+        zero = equation.dtype.type(0)
+        return self._emit(equation, *(zero if o is None else o for o in operands))
+
+    def _emit(self, equation: Equation, *operands: Any) -> int:
+        self.equations.append(equation._replace(operands=operands, result=self.free))
+        self.free += 1
+        return self.free - 1
 
 
 class _Work:
