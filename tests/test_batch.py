@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.special import gammaln
 from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
@@ -409,3 +410,35 @@ def test_in_float32_the_statuses_of_a_batch_are_those_of_the_same_fits_one_by_on
     start, data = jax.tree.map(np.float32, START), DATA.astype(np.float32)
     fits = fj.fit_batch(GAMMA, start, data, retry=False)
     assert fits.status.tolist() == [fj.fit(GAMMA, start, rows).status for rows in data]
+
+
+def test_in_float32_the_log_likelihood_keeps_the_digits_that_its_terms_have():
+    """What no parameter enters is summed by itself, and may be a thousand times as large as all of it."""
+
+    def poisson(log_rate, y):
+        return y * log_rate - jnp.exp(log_rate) - gammaln(y + 1.0)
+
+    def gumbel(loc, y):
+        return -(y - loc) - jnp.exp(loc - y) + jnp.log(y)
+
+    rng = np.random.default_rng(0)
+    for density, start, y, within in (
+        (poisson, np.log(1e4) - 1e-2, rng.poisson(1e4, (100, 200)), 1.5),
+        (gumbel, 1e3 - 0.5, 1e3 + rng.gumbel(size=(100, 200)), 2e-3),
+    ):
+        y = y.astype(np.float32)
+        found = fj.fit_batch(density, np.float32(start), y, engine="kernel")
+        exact = fj.fit_batch(density, np.float64(start), y.astype(float), engine="kernel")
+        assert np.max(np.abs(found.log_likelihood - exact.log_likelihood)) < within
+
+
+def test_a_density_whose_derivative_is_a_parameter_runs_in_float32():
+    y = np.zeros((3, 5), np.float32)
+    fits = fj.fit_batch(
+        lambda p, y: p["b"] * p["c"] - p["b"] ** 2 - p["c"] ** 2 + 0 * y,
+        {"b": np.float32(0.5), "c": np.float32(1.0)},
+        y,
+        engine="kernel",
+    )
+    assert fits.free.dtype == np.float32
+    assert fits.converged.all()

@@ -43,8 +43,8 @@ def _poisson(y: Array, rate: Array) -> Scalar:
     counted, expected = jnp.where(some, y, 1.0), jnp.where(some, rate, 1.0)
     at_its_mode = jnp.where(some, -0.5 * jnp.log(counted) - HALF_LOG_TWO_PI - stirling_error(counted), 0.0)
     of_data = jnp.where(not_a_count(y), -jnp.inf, at_its_mode)
-    value = y * log_quotient(expected - counted, counted, expected) - (rate - y) + of_data
-    return jnp.where(rate < 0, jnp.nan, value)
+    value = y * log_quotient(expected - counted, counted, expected) - (rate - y)
+    return jnp.where(rate < 0, jnp.nan, value) + of_data
 
 
 @functools.partial(_poisson.defjvp, symbolic_zeros=True)

@@ -94,11 +94,11 @@ def evaluate(problem: Problem, kind: Kind, point: Float[Array, " p"]) -> Evaluat
         raise ValueError(NO_EXPECTED)
     else:
         terms, gradient, information = problem.expected(point)
-    value, rounding = _summed(terms)
+    value, rounding = summed(terms)
     return Evaluation(value, gradient, information, rounding)
 
 
-def _summed(terms: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def summed(terms: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Σ terms as a pair: what a sum of rounded terms gives exactly, and the sum of what was rounded off.
 
     Adding and subtracting a number n times as large as any term leaves of each what has no more than its unit of rounding, so

@@ -6,7 +6,6 @@ Sums over rows are accumulators of shape (L,), one entry for each lane, so that 
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import call_user
 from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.fitting.program import summed
 from fisher_jax.information import as_matrix
 from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of
@@ -25,14 +25,13 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics.affine import Predictors, linear_predictors
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
-from fisher_jax.numerics.expansion import Program, expand, is_costly, split
+from fisher_jax.numerics.expansion import Program, expand, split
 from fisher_jax.numerics.factors import summed_by_rows, without_constant
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Scalars = list[Any]
 
 
-LEAST_BLOCK = 16  # rows
 PREDICTORS_FROM = 4  # parameters; below, to differentiate in a linear predictor and carry it through saves nothing
 
 
@@ -126,7 +125,7 @@ class RowProgram:
     ) -> Evaluation:
         """Log-likelihood, gradient and information of L data sets, each entry (L,).
 
-        `constant` is the sum over their rows of what the terms lack.
+        `constant` is the sum over their rows of what the terms lack, as a sum and what rounding took from it.
 
         `rows_at(r, count)` returns the entries of `count` rows from r on: (own, shared, what `own` made of them, what `shared`
         made of them); behind the last row those of any row. Rows taken several at once are added in the same order, and while
@@ -158,7 +157,10 @@ class RowProgram:
             return r + rows_at_once, sums
 
         # Not a fori_loop, which becomes a scan, whose body is a function that is called, and its results copied, for each row.
-        start = jnp.int32(0), (zero if constant is None else constant, *(zero,) * len(self.rest.outputs))
+        start = (
+            jnp.int32(0),
+            (*((zero, zero) if constant is None else constant), *(zero,) * (len(self.rest.outputs) - 1)),
+        )
         _, (value, rounding, *sums) = jax.lax.while_loop(lambda carry: carry[0] < num_rows, add_rows, start)
         coefficients = self.coefficients(parameters)
 
@@ -212,8 +214,10 @@ def row_program(
 
     u = [jax.ShapeDtypeStruct((), layout.dtype)] * layout.num_free
     whole = expand(flat_row, (u, fixed), own, shared, portable=portable)
-    whole, constant = without_constant(whole, is_costly)
-    whole, coefficients, pairs = summed_by_rows(whole, 0, exact=1, whole=1 + layout.num_free)
+    whole, constant = without_constant(whole)
+    # Scores' outer products cancel where scores do: cut, they would lose digits.
+    uncut = len(whole.outputs) if kind == "empirical" else 1 + layout.num_free
+    whole, coefficients, pairs = summed_by_rows(whole, 0, 1, uncut, layout.dtype)
     once, whole = split(whole, 0, products=True)
     own_parts, whole = split(whole, 1)
     shared_parts, whole = split(whole, 2)
@@ -269,7 +273,7 @@ def columns_of_chunk(
     if rows.constant is not None:
         shared_entries = [x[:, None] if lanes_last else x for x in _along(flat_shared, 1)]
         (constant,) = rows.constant(_along(flat_own, axis), shared_entries)
-        constants = [_sum(jnp.broadcast_to(constant, shape), 0 if lanes_last else 1)]
+        constants = list(jax.vmap(summed, 1 if lanes_last else 0)(jnp.broadcast_to(constant, shape)))
     if (
         len({part.dtype for part in own_parts}) == 1
     ):  # one array: each costs when a lane is refilled, and in compiling kernels
@@ -294,7 +298,8 @@ def evaluate_columns(
     of_data = plan.differs[plan.num_fixed :]
     of_fixed = plan.differs[: plan.num_fixed]
     own_rows, own_parts, own_fixed = _cut(columns, sum(of_data), sum(of_fixed))
-    constant = None if rows.constant is None else own_parts.pop()[()]
+    constant = None if rows.constant is None else (own_parts[-2][()], own_parts[-1][()])
+    own_parts = own_parts if constant is None else own_parts[:-2]
     shared_rows, shared_parts, shared_fixed = _cut(common, of_data.count(False), of_fixed.count(False))
     fixed = plan.fixed(
         [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in own_fixed],
@@ -314,17 +319,6 @@ def evaluate_columns(
 def _cut(leaves: Leaves, first: int, last: int) -> tuple[Leaves, Leaves, Leaves]:
     end = len(leaves) - last
     return leaves[:first], leaves[first:end], leaves[end:]
-
-
-def _sum(terms: Array, axis: int) -> Array:
-    """By blocks: in one sum of many rows float32 would lose digits that `evaluate` keeps."""
-    size = terms.shape[axis]
-    block = math.isqrt(size)
-    if block < LEAST_BLOCK:
-        return jnp.sum(terms, axis)
-    whole, rest = jnp.split(terms, [size // block * block], axis)
-    shape = (*whole.shape[:axis], size // block, block, *whole.shape[axis + 1 :])
-    return jnp.sum(jnp.sum(whole.reshape(shape), axis + 1), axis) + jnp.sum(rest, axis)
 
 
 def _along(leaves: Leaves, axis: int) -> Leaves:

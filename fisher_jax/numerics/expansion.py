@@ -136,11 +136,7 @@ def split(program: Program, argument: int, *, products: bool = False) -> tuple[P
         if all(o in alone for o in numbers):
             alone.add(equation.result)
             name = equation.primitive.name
-            if (
-                name in _COSTLY
-                or (products and name == "mul" and len(numbers) > 1)
-                or any(o in costly for o in numbers)
-            ):
+            if name in COSTLY or (products and name == "mul" and len(numbers) > 1) or any(o in costly for o in numbers):
                 costly.add(equation.result)
     needed = {o for o in program.outputs if type(o) is int}
     rest = []
@@ -157,12 +153,7 @@ def split(program: Program, argument: int, *, products: bool = False) -> tuple[P
     return first, Program(tuple(reversed(rest)), (*program.inputs, outputs), program.outputs)
 
 
-def is_costly(program: Program) -> bool:
-    """Whether there is something in it that is worth computing once."""
-    return any(equation.primitive.name in _COSTLY for equation in program.equations)
-
-
-_COSTLY = frozenset(
+COSTLY = frozenset(
     {
         "acos",
         "acosh",

@@ -3,30 +3,35 @@
 A derivative of one row is a sum of chains of products, ((x a) b) c with x of the row and a, b, c of the parameters. Written as
 x (a b c) the bracket is computed once an evaluation. Where a whole output is such a chain, the bracket multiplies the sum over
 the rows; and where it is a sum of few chains, each is summed over the rows by itself. So a value is kept as a sum of terms,
-each with a coefficient of the parameters, and worked out only where something other than sums and products needs it.
+each with a coefficient of the parameters, and worked out only where something other than sums and products needs it. Terms that
+differ by constants only are added before they are multiplied: c s - c s² would lose what s (1 - s) has where s is nearly one.
 
-Only derivatives are written anew: the value itself, and what decides between cases, are computed as the user wrote them, and a
-difference such as y - mu stays one value. Coefficients are not taken through a choice between cases: the case that is not taken
-may have infinite ones.
+Only derivatives are written anew. The value itself, and what decides between cases, are computed as the user wrote them, and
+what they are computed from stays whole: a difference y - mu, or a product (y - mu) / sigma, whose square is of order one where
+those of its factors may be too small and too large for a float. Coefficients are not taken through a choice between cases, of
+which the one that is not taken may have infinite ones.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fisher_jax.numerics.expansion import Equation, Program, operation, used
+from fisher_jax.numerics.expansion import COSTLY, Equation, Program, operation, used
 
 MOST_TERMS = 6  # of a value that is not worked out
 MOST_SUMS = 2  # for each output, where these are cut into several
 
 
 class Term(NamedTuple):
-    """`literal` times values of the parameters times values of the row: numbers of values, sorted. An empty base is one."""
+    """`literal` times powers of values of the parameters, (number, exponent), times values of the row, numbers, both sorted.
+
+    An empty base is one.
+    """
 
     literal: Any
-    factors: tuple[int, ...]
+    factors: tuple[tuple[int, int], ...]
     base: tuple[int, ...]
 
 
@@ -44,12 +49,12 @@ class Sums(NamedTuple):
     pairs: tuple[tuple[tuple[int, int], ...], ...]
 
 
-def summed_by_rows(program: Program, argument: int, exact: int, whole: int) -> Sums:
-    """The outputs of a program as sums over rows, with what depends on one argument alone outside.
+def summed_by_rows(program: Program, argument: int, exact: int, whole: int, dtype: Any) -> Sums:
+    """The outputs of a program, all of one dtype, as sums over rows, with what depends on one argument alone outside.
 
     The first `exact` outputs are computed as they are, the first `whole` not cut into several sums.
     """
-    work, one = _Work(program, argument, exact), np.float64(1)
+    work, one = _Work(program, argument, exact), np.dtype(dtype).type(1)
     rows: list[Any] = list(program.outputs[:exact])
     coefficients: list[Any] = [one] * exact
     pairs: list[tuple[tuple[int, int], ...]] = [((k, k),) for k in range(exact)]
@@ -57,7 +62,7 @@ def summed_by_rows(program: Program, argument: int, exact: int, whole: int) -> S
     with np.errstate(all="ignore"):  # of constants
         for equation in program.equations:
             work.add(equation)
-        found = [work.of(o, work.dtypes.get(o, np.float64)) if type(o) is int else None for o in program.outputs]
+        found = [work.of(o, dtype) if type(o) is int else None for o in program.outputs]
         apart = len({term.base for terms in found[whole:] for term in terms or ()}) <= MOST_SUMS * len(found[whole:])
         for k, (output, terms) in enumerate(zip(program.outputs, found, strict=True)):
             if k < exact:
@@ -79,81 +84,76 @@ def summed_by_rows(program: Program, argument: int, exact: int, whole: int) -> S
     )
 
 
-def without_constant(program: Program, costly: Callable[[Program], bool]) -> tuple[Program, Program | None]:
-    """(program, constant): the first output is that of before less `constant`, which the parameters do not enter.
+def without_constant(program: Program) -> tuple[Program, Program | None]:
+    """The program with what is costly and of the data alone taken from its first output, a sum; and that part, if there is one.
 
-    `constant` takes the entries of the other arguments; it is `None`, and nothing changes, unless `costly(constant)`.
+    The part takes the entries of all arguments but the first, which are the parameters.
     """
     work = _Constant(program)
     varies, constant = work.parts(program.outputs[0])
     if varies is None or constant is None:
         return program, None
-    equations, (_, *data) = (*program.equations, *work.equations), program.inputs
-    alone = Program(used(equations, [constant]), tuple(data), (constant,))
-    if not costly(alone):
-        return program, None
-    outputs = (varies, *program.outputs[1:])
-    return Program(used(equations, outputs), program.inputs, outputs), alone
+    equations, outputs = (*program.equations, *work.equations), (varies, *program.outputs[1:])
+    return (
+        Program(used(equations, outputs), program.inputs, outputs),
+        Program(used(equations, [constant]), program.inputs[1:], (constant,)),
+    )
 
 
 class _Constant:
-    """A value as the sum of a part that the parameters enter and one that they do not; `None` stands for zero."""
+    """A value as the sum of a part that stays and one that is taken; `None` stands for zero.
+
+    Only what is costly is taken: a bare y stays where it is, in its difference from a parameter.
+    """
 
     def __init__(self, program: Program) -> None:
         self.of = {equation.result: equation for equation in program.equations}
         self.equations: list[Equation] = []
-        self.varies = set(program.inputs[0])
+        self.varies, self.costly = set(program.inputs[0]), set[int]()
         for equation in program.equations:
-            if any(o in self.varies for o in equation.operands if type(o) is int):
+            numbers = [o for o in equation.operands if type(o) is int]
+            if any(o in self.varies for o in numbers):
                 self.varies.add(equation.result)
+            elif equation.primitive.name in COSTLY or any(o in self.costly for o in numbers):
+                self.costly.add(equation.result)
         self.free = 1 + max([*(number for numbers in program.inputs for number in numbers), *self.of])
 
     def parts(self, value: Any) -> tuple[Any, Any]:
-        if type(value) is not int:
-            return value, None  # a number costs nothing where it is
+        if type(value) is not int or value not in self.of:
+            return value, None
+        equation = self.of[value]
         if value not in self.varies:
-            return None, value
-        equation = self.of.get(value)
-        name, operands = (equation.primitive.name, equation.operands) if equation else ("", ())
-        if equation is None or equation.dtype.kind != "f":
-            return value, None
+            return (None, value) if value in self.costly and equation.dtype.kind == "f" else (value, None)
+        name, operands = equation.primitive.name, equation.operands
         if name in ("add", "sub", "neg"):
-            both = zip(*map(self.parts, operands), strict=True)
-            varies, constant = (self._combined(equation, *pair) for pair in both)
-            return (varies, constant) if constant is not None else (value, None)
-        if name == "mul":
-            x, y = operands if operands[0] not in self.varies else reversed(operands)
-            varies, constant = self.parts(y) if x not in self.varies else (value, None)
-            if constant is None:
-                return value, None
-            return self._emit(equation, x, varies), self._emit(equation, x, constant)
-        if name == "select_n" and len(operands) == 3:
-            return self._chosen(value, equation, *operands)
+            stays, taken = (self._sum(equation, *pair) for pair in zip(*map(self.parts, operands), strict=True))
+            return (value, None) if taken is None else (stays, taken)
+        if name == "mul" and any(self._of_data(o) for o in operands):
+            x, y = operands if self._of_data(operands[0]) else reversed(operands)
+            stays, taken = self.parts(y)
+            if taken is not None:
+                return None if stays is None else self._emit(equation, x, stays), self._emit(equation, x, taken)
+        if name == "select_n" and len(operands) == 3 and self._of_data(operands[0]):
+            condition, *cases = operands
+            pairs = list(zip(*map(self.parts, cases), strict=True))
+            if any(taken is not None for taken in pairs[1]):
+                zero = equation.dtype.type(0)
+                filled = [[zero if x is None else x for x in pair] for pair in pairs]
+                return self._emit(equation, condition, *filled[0]), self._emit(equation, condition, *filled[1])
         return value, None
 
-    def _chosen(self, value: Any, equation: Equation, condition: Any, *cases: Any) -> tuple[Any, Any]:
-        """Where the data choose, either part; where the parameters do, a case that is not finite stays so whatever is added."""
-        parts = [self.parts(case) for case in cases]
-        if all(constant is None for _, constant in parts):
-            return value, None
-        zero = equation.dtype.type(0)
-        filled = [[zero if x is None else x for x in pair] for pair in zip(*parts, strict=True)]
-        if condition not in self.varies:
-            return self._emit(equation, condition, *filled[0]), self._emit(equation, condition, *filled[1])
-        for k, case in enumerate(cases):
-            if type(case) is not int and not np.isfinite(case):
-                return self._emit(equation, condition, *filled[0]), parts[1 - k][1]
-        return value, None
+    def _of_data(self, operand: Any) -> bool:
+        return type(operand) is not int or operand not in self.varies
 
-    def _combined(self, equation: Equation, *operands: Any) -> Any:
+    def _sum(self, equation: Equation, *operands: Any) -> Any:
+        """What an addition, a difference or a change of sign makes of parts."""
         if all(o is None for o in operands):
             return None
-        if equation.primitive.name == "add" and None in operands:
-            return operands[0] if operands[1] is None else operands[1]
-        if equation.primitive.name == "sub" and operands[1] is None:
+        if operands[-1] is None:
             return operands[0]
-        zero = equation.dtype.type(0)
-        return self._emit(equation, *(zero if o is None else o for o in operands))
+        if operands[0] is None and equation.primitive.name == "add":
+            return operands[1]
+        return self._emit(equation, *(equation.dtype.type(0) if o is None else o for o in operands))
 
     def _emit(self, equation: Equation, *operands: Any) -> int:
         self.equations.append(equation._replace(operands=operands, result=self.free))
@@ -166,13 +166,15 @@ class _Work:
 
     def __init__(self, program: Program, argument: int, exact: int) -> None:
         self.equations: list[Equation] = []
-        self.dtypes = {equation.result: equation.dtype for equation in program.equations}
-        self.free = 1 + max([*(number for numbers in program.inputs for number in numbers), *self.dtypes])
+        self.free = 1 + max(
+            [*(n for numbers in program.inputs for n in numbers), *(e.result for e in program.equations)]
+        )
         self.alone = set(program.inputs[argument])  # values of the parameters alone
         self.as_written = _as_written(program, exact)
         self.terms: dict[int, Terms] = {}  # what a value is, where that is more than a number
-        self.made: dict[Any, int] = {}  # results by operation and operands
+        self.made: dict[Any, Any] = {}  # results by operation and operands, or by term
         self.bases: dict[tuple[int, ...], int] = {}  # products of values of the row
+        self.kept: list[tuple[Term, int]] = []  # products as written of parameters and data, with their numbers
 
     def of(self, operand: Any, dtype: Any) -> Terms:
         if type(operand) is not int:
@@ -180,27 +182,46 @@ class _Work:
         if operand in self.terms:
             return self.terms[operand]
         one = np.dtype(dtype).type(1)
-        return (Term(one, (operand,), ()) if operand in self.alone else Term(one, (), (operand,)),)
+        return (Term(one, ((operand, 1),), ()) if operand in self.alone else Term(one, (), (operand,)),)
 
     def add(self, equation: Equation) -> None:
         """An equation of before."""
         primitive, params, operands, result, dtype = equation
         rule = _RULES.get(primitive.name)
-        if all(type(o) is not int or o in self.alone for o in operands):
-            self.alone.add(result)
-            self.keep(equation)
-        elif result in self.as_written or rule is None:
-            values = operands if result in self.as_written else [self.number(self.of(o, dtype)) for o in operands]
-            self.keep(Equation(primitive, params, tuple(values), result, dtype))
-            if primitive.name == "mul" and dtype.kind == "f":
-                x, y = (self.of(o, dtype) for o in operands)
-                if len(x) == len(y) == 1:
-                    (found,) = self.terms[result] = _mul(self, equation, x, y)
-                    if found.literal == 1 and not found.factors:
-                        self.bases.setdefault(found.base, result)
-                    self.made.setdefault((found,), result)
+        alone = all(type(o) is not int or o in self.alone for o in operands)
+        if alone or result in self.as_written or rule is None:
+            of_before = alone or result in self.as_written
+            values = operands if of_before else tuple(self.number(self.of(o, dtype)) for o in operands)
+            self.keep(Equation(primitive, params, values, result, dtype))
+            if alone:
+                self.alone.add(result)
+            if dtype.kind == "f" and primitive.name in ("mul", "div", "neg"):
+                self._known(equation, alone=alone)
         else:
             self.terms[result] = rule(self, equation, *(self.of(o, dtype) for o in operands))
+
+    def _known(self, equation: Equation, *, alone: bool) -> None:
+        """What a product as written consists of. One of parameters and data stays whole, and is found again in others."""
+        operands = [self.of(o, equation.dtype) for o in equation.operands]
+        if any(len(terms) != 1 for terms in operands) or (equation.primitive.name == "div" and operands[1][0].base):
+            return
+        (found,) = _RULES[equation.primitive.name](self, equation, *operands)
+        self.made.setdefault((found,), equation.result)
+        if alone or not found.factors:
+            self.terms[equation.result] = (found,)
+            if found.literal == 1 and not alone:
+                self.bases.setdefault(found.base, equation.result)
+        else:
+            self.kept.insert(0, (found, equation.result))  # the last, of which others are no parts, first
+
+    def folded(self, term: Term) -> Term:
+        """With products as written in place of what they consist of."""
+        literal, factors, base = term
+        for (number, some, others), result in self.kept:
+            while _within(some, factors) and not Counter(others) - Counter(base):
+                literal, factors = literal / number, _powers(factors, some, -1)
+                base = tuple(sorted((*(Counter(base) - Counter(others)).elements(), result)))
+        return Term(literal, factors, base)
 
     def keep(self, equation: Equation) -> None:
         self.equations.append(equation)
@@ -213,7 +234,6 @@ class _Work:
             primitive, params = of or operation(name, "f")
             if all(type(o) is not int or o in self.alone for o in operands):
                 self.alone.add(self.free)
-            self.dtypes[self.free] = dtype
             self.keep(Equation(primitive, params, operands, self.free, dtype))
             self.free += 1
         return self.made[key]
@@ -224,45 +244,68 @@ class _Work:
         return self.base(term.base, dtype) if term.base else dtype.type(1), self.number((term._replace(base=()),))
 
     def one_term(self, terms: Terms) -> Terms:
-        """The same as one term, the factors that all have outside."""
+        """The same as one term: what all have stands outside, the factors and values of the row, 1 - s in s - s²."""
         if len(terms) == 1:
             return terms
-        dtype = terms[0].literal.dtype
-        common = terms[0].factors
+        dtype, size = terms[0].literal.dtype, abs(terms[0].literal)
+        powers, base = dict(terms[0].factors), Counter(terms[0].base)
         for term in terms[1:]:
-            common = tuple(sorted((Counter(common) & Counter(term.factors)).elements()))
-        size = abs(terms[0].literal)
-        literal = size if all(abs(t.literal) == size and t.base for t in terms) and 0 < size < np.inf else dtype.type(1)
-        left = [t._replace(literal=t.literal / literal, factors=_without(t.factors, common)) for t in terms]
-        negative = [t.literal < 0 and bool(t.factors or t.base) for t in left]
-        if all(negative):
-            literal, negative = -literal, [False] * len(left)
-            left = [t._replace(literal=-t.literal) for t in left]
-        left.sort(key=lambda t: t.literal < 0 and bool(t.factors or t.base))  # one that is added comes first
-        total = self.number(left[:1])
-        for term in left[1:]:
-            below = term.literal < 0 and bool(term.factors or term.base)
-            number = self.number([term._replace(literal=abs(term.literal)) if below else term])
-            total = self.emit("sub" if below else "add", dtype, total, number)
-        return (Term(literal, common, (total,)),)
+            its = dict(term.factors)
+            powers = {n: min(e, its.get(n, 0), key=abs) for n, e in powers.items() if e * its.get(n, 0) > 0}
+            base &= Counter(term.base)
+        factors, literal = tuple(sorted(powers.items())), dtype.type(1)
+        if all(term.base for term in terms) and 0 < size < np.inf:
+            literal = size
+        left = [
+            Term(
+                t.literal / literal, _powers(t.factors, factors, -1), tuple(sorted((Counter(t.base) - base).elements()))
+            )
+            for t in terms
+        ]
 
-    def number(self, terms: Sequence[Term]) -> Any:
+        def below(term: Term) -> bool:
+            return bool(term.literal < 0 and (term.factors or term.base))
+
+        if all(below(t) for t in left):
+            literal, left = -literal, [t._replace(literal=-t.literal) for t in left]
+        first, *others = sorted(left, key=below)  # one to begin with, from which others are taken
+        total = self.number((first,))
+        for term in others:
+            number = self.number((term._replace(literal=abs(term.literal)) if below(term) else term,))
+            total = self.emit("sub" if below(term) else "add", dtype, total, number)
+        return (self.folded(Term(literal, factors, tuple(sorted((*base.elements(), total))))),)
+
+    def number(self, terms: Terms) -> Any:
         """The number of the value itself, worked out, or a constant."""
-        terms = self.one_term(tuple(terms))
+        terms = self.one_term(terms)
         ((literal, factors, base),) = terms
         if not factors and not base:
             return literal
         if terms not in self.made:
-            dtype, number = literal.dtype, None  # of the product so far
-            for factor in factors:
-                number = factor if number is None else self.emit("mul", dtype, number, factor)
-            if literal != 1:
-                number = literal if number is None else self.emit("mul", dtype, literal, number)
+            dtype = literal.dtype
+            number = None if literal == 1 else literal
+            if factors and (literal != 1 or base):
+                alone = self.number((Term(dtype.type(1), factors, ()),))
+                number = alone if number is None else self.emit("mul", dtype, number, alone)
+            elif factors:
+                above = self._product([n for n, e in factors for _ in range(e)], dtype)
+                below = self._product([n for n, e in factors for _ in range(-e)], dtype)
+                number = (
+                    above
+                    if below is None
+                    else self.emit("div", dtype, dtype.type(1) if above is None else above, below)
+                )
             if base:
                 values = self.base(base, dtype)
                 number = values if number is None else self.emit("mul", dtype, number, values)
-            self.made[terms] = number  # type: ignore[assignment]  # there is a factor or a base
+            self.made[terms] = number
         return self.made[terms]
+
+    def _product(self, numbers: Sequence[int], dtype: np.dtype) -> Any:
+        product = None
+        for number in numbers:
+            product = number if product is None else self.emit("mul", dtype, product, number)
+        return product
 
     def base(self, values: tuple[int, ...], dtype: np.dtype) -> int:
         """The number of a product of values of the row, from the largest part of it that has been made."""
@@ -290,18 +333,28 @@ class _Work:
                     alike.append(x._replace(literal=x.literal + y.literal))
                 else:
                     numbers = [self.number((z._replace(base=()),)) for z in (x, y)]
-                    alike.append(Term(dtype.type(1), (self.emit("add", dtype, *numbers),), base))
+                    alike.append(Term(dtype.type(1), ((self.emit("add", dtype, *numbers), 1),), base))
             joined += alike
         return tuple(joined)
+
+
+def _powers(x: tuple[tuple[int, int], ...], y: tuple[tuple[int, int], ...], times: int) -> tuple[tuple[int, int], ...]:
+    """x times y to a power."""
+    powers = dict(x)
+    for number, exponent in y:
+        powers[number] = powers.get(number, 0) + times * exponent
+    return tuple(sorted((number, exponent) for number, exponent in powers.items() if exponent))
+
+
+def _within(some: tuple[tuple[int, int], ...], factors: tuple[tuple[int, int], ...]) -> bool:
+    """Whether all of `some` is there to be taken out."""
+    powers = dict(factors)
+    return all(powers.get(number, 0) * exponent >= exponent * exponent for number, exponent in some)
 
 
 def _key(name: str, operands: Sequence[Any]) -> tuple[Any, ...]:
     keys = [(0, o, "") if type(o) is int else (1, repr(o), str(o.dtype)) for o in operands]
     return name, *(sorted(keys) if name in ("add", "mul") else keys)
-
-
-def _without(x: tuple[int, ...], y: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted((Counter(x) - Counter(y)).elements()))
 
 
 def _as_written(program: Program, exact: int) -> set[int]:
@@ -319,10 +372,12 @@ def _as_written(program: Program, exact: int) -> set[int]:
 
 
 def _mul(work: _Work, equation: Equation, x: Terms, y: Terms) -> Terms:
+    """A sum whose terms differ by constants only is one value before it is multiplied: s - s² may be zero, and c s - c s² not."""
+    x, y = (z if len({t.factors for t in z}) > 1 else work.one_term(z) for z in (x, y))
     if len(x) > 1 and len(y) > 1:
         y = work.one_term(y)
     return tuple(
-        Term(a.literal * b.literal, tuple(sorted(a.factors + b.factors)), tuple(sorted(a.base + b.base)))
+        work.folded(Term(a.literal * b.literal, _powers(a.factors, b.factors, 1), tuple(sorted(a.base + b.base))))
         for a in x
         for b in y
     )
@@ -337,23 +392,25 @@ def _sub(work: _Work, equation: Equation, x: Terms, y: Terms) -> Terms:
 
 
 def _add(work: _Work, equation: Equation, x: Terms, y: Terms) -> Terms:
-    """Terms that differ by their coefficients stay apart; where only constants differ, the sum is one value of the row."""
+    """Products stay apart, so that they may meet their like; a sum of other values is one value of the row."""
     terms = work.joined((*x, *y))
-    apart = all(term.base for term in terms) and len({term.factors for term in terms}) > 1
+    apart = all(term.base and (term.factors or len(term.base) > 1) for term in terms)
     return terms if apart and len(terms) <= MOST_TERMS else work.one_term(terms)
 
 
 def _div(work: _Work, equation: Equation, x: Terms, y: Terms) -> Terms:
-    """By parameters: times their reciprocal. By data: times a reciprocal that is there, or a quotient."""
-    dtype, below, one = equation.dtype, work.number(y), equation.dtype.type(1)
-    if type(below) is not int:
-        return tuple(term._replace(literal=term.literal / below) for term in x)
-    if below in work.alone:
-        return _mul(work, equation, x, (Term(one, (work.emit("div", dtype, one, below),), ()),))
-    (term,) = work.one_term(x)
-    if not term.base or _key("div", (one, below)) in work.made:
-        return _mul(work, equation, (term,), (Term(one, (), (work.emit("div", dtype, one, below),)),))
-    return (term._replace(base=(work.emit("div", dtype, work.base(term.base, dtype), below),)),)
+    """By one term of the parameters: its powers turn about. By data: times a reciprocal that is there, or a quotient."""
+    dtype, one = equation.dtype, equation.dtype.type(1)
+    if len(y) == 1 and not y[0].base:
+        (below,) = y
+        turned = _powers((), below.factors, -1)
+        return _mul(
+            work, equation, tuple(t._replace(literal=t.literal / below.literal) for t in x), (Term(one, turned, ()),)
+        )
+    number, (term,) = work.number(y), work.one_term(x)
+    if not term.base or _key("div", (one, number)) in work.made:
+        return _mul(work, equation, (term,), (Term(one, (), (work.emit("div", dtype, one, number),)),))
+    return (term._replace(base=(work.emit("div", dtype, work.base(term.base, dtype), number),)),)
 
 
 def _select(work: _Work, equation: Equation, *operands: Terms) -> Terms:
