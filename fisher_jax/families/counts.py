@@ -151,9 +151,11 @@ def negative_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
     counted = jnp.where(empty, 1.0, y)
     expected, total = jnp.where(empty, 1.0, mean), y + size
     terms = y * log_quotient(expected - counted, counted, expected) - total * log_quotient(mean - y, total, mean + size)
-    of_count = 0.5 * (jnp.log(size) - jnp.log(total) - jnp.log(counted)) - HALF_LOG_TWO_PI - stirling_error(counted)
-    normaliser = jnp.where(empty, 0.0, of_count + stirling_error(total) - stirling_error(size))
-    return outside_support(outside, jnp.where(mean < 0, jnp.nan, terms + normaliser))
+    of_size = 0.5 * (jnp.log(size) - jnp.log(total)) + stirling_error(total) - stirling_error(size)
+    value = jnp.where(mean < 0, jnp.nan, terms + jnp.where(empty, 0.0, of_size))
+    # What the data alone decide is one term: in a fit it is computed once.
+    of_count = jnp.where(empty, 0.0, -0.5 * jnp.log(counted) - HALF_LOG_TWO_PI - stirling_error(counted))
+    return outside_support(outside, value + of_count)
 
 
 def negative_binomial_sample(key: Array, params: Params) -> Scalar:
