@@ -230,7 +230,7 @@ def test_a_model_is_fitted_as_on_a_cpu(case):
 
 
 def test_float32_is_within_a_hundredth_of_a_standard_error():
-    data = RNG.gumbel(10.0, 2.0, (8, 30)).astype(np.float32)
+    data = np.random.default_rng(8).gumbel(10.0, 2.0, (8, 30)).astype(np.float32)
     start = {"loc": np.float32(10.0), "scale": np.float32(2.0), "shape": np.float32(0.1)}
     ours, _ = assert_like_the_cpus(fj.Model(gev, constraints={"scale": fj.positive}), start, data, within=0.01)
     assert ours.free.dtype == np.float32
