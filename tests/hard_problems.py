@@ -282,8 +282,8 @@ def osborne_2(x):
 def watson(x):
     t, n = np.arange(1, 30)[:, None] / 29, len(x)
     j = np.arange(n)
-    slope = jnp.sum(j[1:] * x[1:] * t ** (j[1:] - 1), axis=1)
-    level = jnp.sum(x * t**j, axis=1)
+    slope = (t ** (j[1:] - 1)) @ (j[1:] * x[1:])
+    level = t**j @ x
     return jnp.concatenate([slope - level**2 - 1, stack(x[0], x[1] - x[0] ** 2 - 1)])
 
 
