@@ -111,7 +111,7 @@ def negative_binomial(params, y, z):
     return (
         gammaln(y + size)
         - gammaln(size)
-        - gammaln(y + 1)
+        - gammaln(y + 1.0)  # of whole numbers JAX would make float32
         + size * (params["log_size"] - log_total)
         + y * (log_mean - log_total)
     )
