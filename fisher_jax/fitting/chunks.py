@@ -18,7 +18,7 @@ MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does
 MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
 OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
 COPIES = 3  # of its data that a chunk needs there
-MANY_BYTES = 2**20  # of results; fewer are as fast without
+MANY_BYTES = 2**20  # of results; the limit was not tuned
 TABLE = 128  # numbers at most that the state of a fit needs there
 
 
@@ -51,7 +51,8 @@ def pieces_of(
         size, capacity = min(share, capacity), max(capacity, plan.num_lanes)
     else:
         share = -(-count // len(set(devices)))
-        made = 0 if rows is None else plan.num_terms * len(rows.own.outputs)
+        # The terms of `constant` are there until they are summed.
+        made = 0 if rows is None else plan.num_terms * (len(rows.own.outputs) + (rows.constant is not None))
         each = COPIES * sent + 2 * plan.layout.dtype.itemsize * (made + TABLE)
         largest = max([TABLE, made, *(leaf.size // max(count, 1) for leaf in own)])
         most = min(_free_bytes(devices) // each, (2**31 - 1) // largest)  # Triton counts entries in 32 bits
@@ -98,7 +99,7 @@ def padded(leaf: Any, piece: slice, capacity: int, num_lanes: int, device: Any) 
 
 
 def at_host(array: jax.Array) -> np.ndarray:
-    """The numbers of an array on a device. Many of them go through memory that the device can write to: four times as fast."""
+    """The numbers of an array on a device. Many of them go through memory that the device can write to by itself."""
     (device,) = array.devices()
     if array.nbytes >= MANY_BYTES and "pinned_host" in {memory.kind for memory in device.addressable_memories()}:
         array = jax.device_put(array, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))

@@ -274,9 +274,8 @@ def columns_of_chunk(
         shared_entries = [x[:, None] if lanes_last else x for x in _along(flat_shared, 1)]
         (constant,) = rows.constant(_along(flat_own, axis), shared_entries)
         constants = list(jax.vmap(summed, 1 if lanes_last else 0)(jnp.broadcast_to(constant, shape)))
-    if (
-        len({part.dtype for part in own_parts}) == 1
-    ):  # one array: each costs when a lane is refilled, and in compiling kernels
+    # One array: each costs when a lane is refilled, and in compiling kernels.
+    if len({part.dtype for part in own_parts}) == 1:
         own_parts = [jnp.concatenate(own_parts, axis)]
     return [*flat_own, *own_parts, *constants, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed]
 

@@ -12,9 +12,8 @@ import numpy as np
 from fisher_jax.errors import check_count, shown
 
 Devices = tuple[Any, ...]  # that of each worker, None for JAX's default one
-OVERLAPPING = (
-    8  # chunks for each device that is no CPU: on the way to it, in it, on the way back, and copied by the host
-)
+# Chunks for each device that is no CPU: on the way to it, in it, on the way back, and copied by the host.
+OVERLAPPING = 8
 
 
 def num_cores() -> int:
