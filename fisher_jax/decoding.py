@@ -137,7 +137,7 @@ def labels_of(leaf: Any) -> tuple[Any, ...]:
     return (leaf.index,) if isinstance(leaf, column) else ()
 
 
-def check_same_labels(labels: list[Labels], caller: str) -> None:
+def check_same_labels(labels: list[Labels]) -> None:
     """Raise where pandas gives the same axis other labels in one argument than in another.
 
     Rows are taken in their order, not by their labels. Those of another number are left to the checks of shapes.
@@ -156,7 +156,7 @@ def check_same_labels(labels: list[Labels], caller: str) -> None:
                 different = middle
         what, kind = each.role
         raise ValueError(
-            f"{caller}: {first.name} and {each.name} have different {kind} labels for the {what}, first at position {same}: "
+            f"{first.name} and {each.name} have different {kind} labels for the {what}, first at position {same}: "
             f"{first.index[same]} in {first.name}, {each.index[same]} in {each.name}. Put them in one order, by .loc or "
             ".reindex; or, if they belong together as they stand, give arrays, by .to_numpy()."
         )

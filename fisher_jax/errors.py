@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 import sysconfig
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -26,12 +27,12 @@ PACKAGE = str(pathlib.Path(__file__).parent) + os.sep
 _OTHERS = (PACKAGE, "<frozen", *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
-def require(module: str, extra: str, caller: str) -> ModuleType:
+def require(module: str, extra: str) -> ModuleType:
     """Import an optional module, or say which extra of fisher_jax brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f'{caller} needs {module}: pip install "fisher_jax[{extra}]".') from error
+        raise ImportError(f'this needs {module}: pip install "fisher_jax[{extra}]".') from error
 
 
 class FitWarning(UserWarning):
@@ -60,66 +61,96 @@ class FitError(RuntimeError):
     """
 
 
-def warn(text: str, category: type[Warning] = FitWarning) -> None:
-    """Warn at the line of the user's that called fisher_jax."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, category, stacklevel=level)
+# Names of the public functions under way in a thread, the one that the user called first.
+_calls = threading.local()
 
 
 def entry_point(function: Function) -> Function:
-    """A public function whose call is checked against its signature, with a hint where it does not fit."""
+    """A public function or method. Errors in its arguments, and its warnings, begin with its name.
+
+    Only the function that the user called is named, not those that it calls in turn. A call that does not fit its signature gets
+    a hint.
+    """
     signature = inspect.signature(function)
-    parameters = {name: p for name, p in signature.parameters.items() if name != "self"}
+    parameters = {name: p for name, p in signature.parameters.items() if name not in ("self", "cls")}
     positional = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
     named = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    owner, _, name = function.__qualname__.rpartition(".")
+    name = owner if name == "__post_init__" else name
+
+    def misfit(arguments: tuple[Any, ...], keywords: dict[str, Any], error: TypeError) -> str:
+        count = len(arguments) - (len(signature.parameters) - len(parameters))
+        unknown = [key for key in keywords if key not in parameters]
+        if count > len(positional):
+            hint = f"Give the others by name, as {named[0]}=…. " if named else ""
+            text = f"{count} arguments came by position, of {len(positional)}. {hint}".rstrip()
+        elif unknown:
+            text = f"there is no argument {unknown[0]!r}."
+        else:
+            try:
+                signature.bind(*arguments, **keywords)
+                text = f"{error}."
+            except TypeError as reason:
+                text = f"{reason}."
+        return f"{text} It takes {', '.join(parameters)}."
 
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
+        names = _calls.__dict__.setdefault("names", [])
+        names.append(name)
         try:
-            signature.bind(*arguments, **keywords)
-        except TypeError as error:
-            name, count = function.__name__, len(arguments) - ("self" in signature.parameters)
-            takes = f"It takes {', '.join(parameters)}."
-            if count > len(positional):
-                hint = f"Give the others by name, as {named[0]}=…. " if named else ""
-                raise TypeError(
-                    f"{name}: {count} arguments came by position, of {len(positional)}. {hint}{takes}"
-                ) from None
-            unknown = [key for key in keywords if key not in parameters and not takes_any]
-            said = f"there is no argument {unknown[0]!r}" if unknown else error
-            raise TypeError(f"{name}: {said}. {takes}") from None
-        return function(*arguments, **keywords)
+            return function(*arguments, **keywords)
+        except (TypeError, ValueError, ImportError) as error:
+            lines = traceback.extract_tb(error.__traceback__)
+            if isinstance(error, TypeError) and len(lines) == 1:  # raised by the call itself
+                raise TypeError(f"{name}: {misfit(arguments, keywords, error)}") from None
+            if len(names) == 1 and _is_ours(lines[-1]):
+                error.args = (f"{name}: {error}",)
+            raise
+        finally:
+            names.pop()
 
     return call  # type: ignore[return-value]
+
+
+def _is_ours(line: traceback.FrameSummary) -> bool:
+    """Whether an error with this last line was raised by fisher_jax itself."""
+    return line.filename.startswith(PACKAGE) and (line.line or "").startswith("raise")
+
+
+def warn(text: str, category: type[Warning] = FitWarning) -> None:
+    """Warn, in the name of the public function that the user called, at the line that called it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    names = _calls.__dict__.get("names")
+    warnings.warn(f"{names[0]}: {text}" if names else text, category, stacklevel=level)
 
 
 # Checks of arguments. Each raises an error with the argument's name, what came and what is expected.
 
 
-def check_whole(number: Any, least: int, name: str, caller: str, which_is: str = "") -> int:
+def check_whole(number: Any, least: int, name: str, which_is: str = "") -> int:
     """A whole number from `least` on, in words what that is."""
     try:
         found = operator.index(number)
     except TypeError:
         found = least - 1
     if found < least or isinstance(number, bool):
-        raise ValueError(f"{caller}: {name}={shown(number)} must be a whole number, at least {least}{which_is}.")
+        raise ValueError(f"{name}={shown(number)} must be a whole number, at least {least}{which_is}.")
     return found
 
 
-def check_count(number: Any, least: int, name: str, caller: str, which_is: str = "", *, entries: int = 1) -> int:
+def check_count(number: Any, least: int, name: str, which_is: str = "", *, entries: int = 1) -> int:
     """How many of something there are to be, each held as so many numbers at least; raise where the memory cannot hold them.
 
     What is needed besides is not counted: this stops counts that can never end, not those that merely take long.
     """
-    whole = check_whole(number, least, name, caller, which_is)
+    whole = check_whole(number, least, name, which_is)
     needed, present = 8 * entries * whole, _bytes_of_memory()  # in float32 half as much, with as much again for work
     if needed > present:
         raise ValueError(
-            f"{caller}: {name}={whole} needs {needed / 1e9:.3g} GB at least, and this machine has {present / 1e9:.3g} GB of "
+            f"{name}={whole} needs {needed / 1e9:.3g} GB at least, and this machine has {present / 1e9:.3g} GB of "
             f"memory. Give {name} of at most {present // (8 * entries)}, and far fewer for a result in reasonable time."
         )
     return whole
@@ -133,71 +164,71 @@ def _bytes_of_memory() -> int:
         return 2**42
 
 
-def check_level(level: Any, caller: str) -> None:
+def check_level(level: Any) -> None:
     """A confidence level is a number strictly between 0 and 1."""
     if isinstance(level, jax.core.Tracer):
         return
     if not is_number(level):
-        raise TypeError(f"{caller}: level={shown(level)} must be a number strictly between 0 and 1, as 0.95 for 95 %.")
+        raise TypeError(f"level={shown(level)} must be a number strictly between 0 and 1, as 0.95 for 95 %.")
     if not 0 < level < 1:
-        raise ValueError(f"{caller}: level={level} must lie strictly between 0 and 1, as 0.95 for 95 %.")
+        raise ValueError(f"level={level} must lie strictly between 0 and 1, as 0.95 for 95 %.")
 
 
-def check_key(key: Any, caller: str) -> None:
+def check_key(key: Any) -> None:
     """One key of JAX's random numbers."""
     # A raw key has 2 or 4 numbers, by the implementation.
     raw = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32 and key.shape in ((2,), (4,))
     if not raw and not (is_key(key) and key.ndim == 0):
         seed = key if isinstance(key, int) else 0
-        raise TypeError(f"{caller}: key is {type(key).__name__}; expected one key, as jax.random.key({seed}) makes it.")
+        raise TypeError(f"key is {type(key).__name__}; expected one key, as jax.random.key({seed}) makes it.")
 
 
-def check_choice(value: Any, choices: Collection[str], name: str, caller: str, hint: str = "") -> None:
+def check_choice(value: Any, choices: Collection[str], name: str, hint: str = "") -> None:
     """One of several words."""
     if not isinstance(value, str) or value not in choices:
         known = ", ".join(map(repr, choices))
-        raise ValueError(f"{caller}: {name}={shown(value)} is unknown; choose from {known}.{hint}")
+        raise ValueError(f"{name}={shown(value)} is unknown; choose from {known}.{hint}")
 
 
-def check_flag(value: Any, name: str, caller: str) -> None:
+def check_flag(value: Any, name: str) -> None:
     """True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{caller}: {name}={shown(value)} must be True or False.")
+        raise TypeError(f"{name}={shown(value)} must be True or False.")
 
 
-def check_function(function: Any, name: str, caller: str, of: str = "params") -> None:
+def check_function(function: Any, name: str, of: str = "params") -> None:
     """A function, in words what of."""
     if not callable(function) or isinstance(function, type):
-        raise TypeError(f"{caller}: {name} must be a function of {of}, got {kind_of(function)}.")
+        raise TypeError(f"{name} must be a function of {of}, got {kind_of(function)}.")
 
 
-def to_numpy(value: Any, name: str, caller: str) -> np.ndarray:
+def to_numpy(value: Any, name: str) -> np.ndarray:
     """A value as an array of numpy; raise for what has no form as one."""
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{caller}: {name} is {shown(value)}; expected an array ({str(error).rstrip('.')}).") from error
+        raise TypeError(f"{name} is {shown(value)}; expected an array ({str(error).rstrip('.')}).") from error
 
 
-def check_pytrees(caller: str, **trees: Any) -> None:
+def check_pytrees(**trees: Any) -> None:
     """Pytrees of arrays, by the names of the arguments: none of our own records, which are pytrees too."""
     for name, tree in trees.items():
-        check_pytree(tree, name, caller)
+        check_pytree(tree, name)
         if type(tree).__module__.startswith("fisher_jax.") and not jax.tree_util.all_leaves([tree]):
             hint = " Did you mean its `params`?" if hasattr(tree, "params") else ""
-            raise TypeError(f"{caller}: {name} is {kind_of(tree)}; expected arrays, or a pytree of them.{hint}")
+            raise TypeError(f"{name} is {kind_of(tree)}; expected arrays, or a pytree of them.{hint}")
         if any(is_key(leaf) for leaf in jax.tree.leaves(tree)):
-            raise TypeError(f"{caller}: {name} holds a key of jax.random; expected arrays of numbers.")
+            raise TypeError(f"{name} holds a key of jax.random; expected arrays of numbers.")
 
 
-def check_pytree(tree: Any, name: str, caller: str) -> None:
+def check_pytree(tree: Any, name: str) -> None:
     """A pytree that JAX can flatten: keys of a dictionary are sorted, so they must be of one type."""
     try:
         jax.tree.flatten(tree)
     except (TypeError, ValueError) as error:
         said = str(error).splitlines()[0].rstrip(".")
         raise TypeError(
-            f"{caller}: {name} is no pytree that JAX can take apart ({said}). Give the keys of each dictionary one type, text say."
+            f"{name} is no pytree that JAX can take apart ({said}). Give the keys of each dictionary one type, text say."
         ) from error
 
 
@@ -255,7 +286,7 @@ FRAME_HINT = (
 )
 
 
-def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str, caller: str) -> Any:
+def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str) -> Any:
     """What a function of the user's returns. An error in it names its line, and what it was called with.
 
     Where JAX traces the function, numbers are not known yet, and numpy, scipy and Python's `if` cannot do with that.
@@ -264,19 +295,19 @@ def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str,
         return function(*arguments)
     except _UNKNOWN_YET as error:
         raise TypeError(
-            f"{caller}: {name} leaves jax.numpy{_line_of(error)}. JAX calls it with parameters and data whose numbers are not "
+            f"{name} leaves jax.numpy{_line_of(error)}. JAX calls it with parameters and data whose numbers are not "
             "known yet, to differentiate and compile it. Write jax.numpy in place of numpy, math and float(), "
             "jax.scipy.stats in place of scipy.stats, and jnp.where in place of `if`."
         ) from None
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        is_own = last.filename.startswith(PACKAGE) and (last.line or "").startswith("raise")
-        if is_own or isinstance(error, jax.errors.UnexpectedTracerError):
+        if _is_ours(traceback.extract_tb(error.__traceback__)[-1]) or isinstance(
+            error, jax.errors.UnexpectedTracerError
+        ):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
         said = (str(error).splitlines() or [""])[0].rstrip(".")
         raise kind(
-            f"{caller}: {name} raised {type(error).__name__}{_line_of(error)}: {said}. It was called with "
+            f"{name} raised {type(error).__name__}{_line_of(error)}: {said}. It was called with "
             f"{', '.join(map(_outline, arguments))}.{FRAME_HINT if 'string indexing' in said else ''}"
         ) from error
 

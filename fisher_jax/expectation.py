@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import check_choice, check_count, is_number, shown, to_numpy
+from fisher_jax.errors import check_choice, check_count, entry_point, is_number, shown, to_numpy
 from fisher_jax.models.dataset import as_unmasked_arrays
 
 ESTIMATORS = ("bartlett", "outer", "hessian")
@@ -61,9 +61,10 @@ class MonteCarlo:
     estimator: str = field(default="bartlett", metadata={"static": True})
     fallback: str | None = field(default=None, metadata={"static": True}, kw_only=True)
 
+    @entry_point
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", _whole(self.num_samples))
-        check_draws("MonteCarlo", self.num_samples, self.estimator, self.fallback)
+        check_draws(self.num_samples, self.estimator, self.fallback)
 
 
 @jax.tree_util.register_dataclass
@@ -107,9 +108,10 @@ class QuasiMonteCarlo:
     fallback: str | None = field(default=None, metadata={"static": True}, kw_only=True)
     dimension: int | None = field(default=None, metadata={"static": True}, kw_only=True)
 
+    @entry_point
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", _whole(self.num_samples))
-        check_draws("QuasiMonteCarlo", self.num_samples, self.estimator, self.fallback)
+        check_draws(self.num_samples, self.estimator, self.fallback)
         if self.dimension is not None and (not isinstance(self.dimension, int) or self.dimension < 1):
             raise ValueError(f"QuasiMonteCarlo: dimension={self.dimension!r} must be a whole number from 1, or None.")
         if self.num_samples % SCRAMBLINGS:
@@ -158,15 +160,16 @@ class Quadrature:
     order: int = 200
     points: tuple[float, ...] | Callable[..., Any] = ()
 
+    @entry_point
     def __post_init__(self) -> None:
-        check_count(self.order, 16, "order", "Quadrature", " nodes")
+        check_count(self.order, 16, "order", " nodes")
         for name in ("lower", "upper"):
             if not (callable(getattr(self, name)) or is_number(getattr(self, name))):
                 raise TypeError(
                     f"Quadrature: {name}={shown(getattr(self, name))} must be a number, or a function of params."
                 )
         if not callable(self.points):
-            points = to_numpy(self.points, "points", "Quadrature")
+            points = to_numpy(self.points, "points")
             if points.ndim != 1 or (points.size and points.dtype.kind not in "iuf"):
                 raise TypeError(
                     f"Quadrature: points={shown(self.points)} must be a sequence of numbers, or a function of params."
@@ -207,9 +210,10 @@ class Enumeration:
 
     values: PyTree
 
+    @entry_point
     def __post_init__(self) -> None:
         if all(isinstance(leaf, int | float | np.ndarray | jax.Array) for leaf in jax.tree.leaves(self.values)):
-            values = as_unmasked_arrays(self.values, "values", "Enumeration")
+            values = as_unmasked_arrays(self.values, "values")
             lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(values)}
             if len(lengths) != 1 or None in lengths:
                 raise ValueError(
@@ -230,17 +234,17 @@ def _whole(number: Any) -> Any:
         return number
 
 
-def check_draws(caller: str, num_samples: Any, estimator: str, fallback: str | None) -> None:
+def check_draws(num_samples: Any, estimator: str, fallback: str | None) -> None:
     """Refuse a number of draws that cannot be paired, and estimators that there are none of."""
     if not isinstance(num_samples, int) or num_samples < 2 or num_samples % 2:
         raise ValueError(
-            f"{caller}: num_samples={shown(num_samples)} must be an even whole number, at least 2: errors come from pairs of draws."
+            f"num_samples={shown(num_samples)} must be an even whole number, at least 2: errors come from pairs of draws."
         )
-    check_count(num_samples, 2, "num_samples", caller)
-    check_choice(estimator, ESTIMATORS, "estimator", caller)
+    check_count(num_samples, 2, "num_samples")
+    check_choice(estimator, ESTIMATORS, "estimator")
     falls_back = estimator == "bartlett" and isinstance(fallback, str) and fallback in ("outer", "hessian")
     if fallback is not None and not falls_back:
         raise ValueError(
-            f"{caller}: fallback={shown(fallback)} with estimator={estimator!r}: "
+            f"fallback={shown(fallback)} with estimator={estimator!r}: "
             'only "bartlett" falls back, to "outer" or "hessian".'
         )

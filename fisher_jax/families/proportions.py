@@ -48,10 +48,7 @@ def beta_information(params: Params) -> Nested:
 
 
 beta = Model(
-    beta_log_density,
-    sample=beta_sample,
-    constraints={"a": positive, "b": positive},
-    information=beta_information,
+    beta_log_density, sample=beta_sample, constraints={"a": positive, "b": positive}, information=beta_information
 )
 
 

@@ -91,7 +91,7 @@ def _by_products(
         own_fixed, own_row, shared_fixed, shared_row = jax.tree.unflatten(treedef, data)
         y, z, _ = plan.observations(own_row, shared_row)
         params = layout.constrain(u, plan.values(plan.fixed(own_fixed, shared_fixed)))
-        return term_of(plan.model, params, y, () if z is None else (z,), "fit_batch").astype(layout.dtype)
+        return term_of(plan.model, params, y, () if z is None else (z,)).astype(layout.dtype)
 
     p, dtype = layout.num_free, layout.dtype
     num_own = len(own_fixed) + len(own_rows)
@@ -248,7 +248,7 @@ def _terms(
         y, z, _ = plan.observations(own_rows, shared_rows)
         evaluate = terms_at_once if plan.model.is_dependent else term_of
         z = () if z is None else (z,)
-        return evaluate(plan.model, params_of(u, own_fixed), y, z, "fit_batch").astype(plan.layout.dtype)
+        return evaluate(plan.model, params_of(u, own_fixed), y, z).astype(plan.layout.dtype)
 
     over_lanes = jax.vmap(some, in_axes=(-1, -1, -1, None), out_axes=-1)
     if plan.model.is_dependent:

@@ -21,7 +21,7 @@ from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.fitting.retries import How, fit_all, has_float64
 from fisher_jax.fitting.starts import Starts, check_starts, num_starts, rows_of, starts_of
 from fisher_jax.information import has_closed_form
-from fisher_jax.models.dataset import CALLER, check_datasets
+from fisher_jax.models.dataset import check_datasets
 from fisher_jax.models.model import Model, as_model
 from fisher_jax.models.parameters import as_parameters
 from fisher_jax.optimizers import newton
@@ -127,19 +127,19 @@ def fit_batch(
     >>> print(fits.converged.all(), fits.params["shape"].shape, fits.standard_errors()["shape"].shape)
     True (500,) (500,)
     """
-    model = as_model(model, CALLER)
-    check_pytrees(CALLER, params=params, data=data, given=given, weights=weights)
+    model = as_model(model)
+    check_pytrees(params=params, data=data, given=given, weights=weights)
     _refuse_tracers((params, data, given, weights, tolerance, max_steps))
     optimizer = newton() if optimizer is None else optimizer
-    check_optimizer(optimizer, CALLER)
+    check_optimizer(optimizer)
     if isinstance(optimizer, Newton) and optimizer.kind == "expected" and not has_closed_form(model):
         raise ValueError(NO_EXPECTED)
-    check_stopping(tolerance, max_steps, CALLER)
-    kinds = checked_kinds(covariances, model, CALLER)
+    check_stopping(tolerance, max_steps)
+    kinds = checked_kinds(covariances, model)
     for name, flag in (("retry", retry), ("float64_finish", float64_finish), ("progress", progress)):
-        check_flag(flag, name, CALLER)
+        check_flag(flag, name)
     if float64_finish and not has_float64():
-        raise ValueError(f"{CALLER}: float64_finish needs float64: switch JAX's option jax_enable_x64 on at the start.")
+        raise ValueError("float64_finish needs float64: switch JAX's option jax_enable_x64 on at the start.")
     how = How(
         model,
         optimizer,
@@ -148,10 +148,10 @@ def fit_batch(
         kinds,
         _checked_lanes(num_lanes),
         _checked_engine(engine),
-        workers.devices_of(devices, CALLER),
+        workers.devices_of(devices),
         progress,
     )
-    params = as_parameters(params, CALLER)
+    params = as_parameters(params)
     axes = (params_axis, data_axis, given_axis, weights_axis)
     finish = functools.partial(fit_all, how, retry=retry, float64_finish=float64_finish)
     if is_ragged(data):
@@ -168,7 +168,7 @@ def _refuse_axes(axes: tuple[Any, ...], given: PyTree) -> None:
     _, data_axis, given_axis, weights_axis = axes
     if data_axis != 0 or weights_axis != 0 or (given_axis is not None and not (given_axis == 0 and is_ragged(given))):
         raise ValueError(
-            f"{CALLER}: a list of data sets has no axes over them: leave data_axis, given_axis and weights_axis out. "
+            "a list of data sets has no axes over them: leave data_axis, given_axis and weights_axis out. "
             "What differs among them is a list too."
         )
 
@@ -184,7 +184,7 @@ def _fit_ragged(
 ) -> Fit:
     """Each class of sizes by itself, and the fits in the order of the data sets."""
     if not data:
-        raise ValueError(f"{CALLER}: data is an empty list; there are no data sets.")
+        raise ValueError("data is an empty list; there are no data sets.")
     datasets = check_list(model, data, given, weights)
     if params is None:
         params, params_axis = each_initial(model, datasets), 0
@@ -200,23 +200,21 @@ def _fit_ragged(
 def _refuse_tracers(trees: Any) -> None:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees)):
         raise TypeError(
-            f"{CALLER}: runs on the host and cannot be called under jit, vmap or grad. Call it outside, or use jax.vmap of fit."
+            "runs on the host and cannot be called under jit, vmap or grad. Call it outside, or use jax.vmap of fit."
         )
 
 
-def checked_kinds(kinds: Any, model: Model, caller: str) -> tuple[str, ...]:
+def checked_kinds(kinds: Any, model: Model) -> tuple[str, ...]:
     """The kinds of covariance to be kept; raise for those that there are not."""
     if not isinstance(kinds, str | tuple | list):
-        raise TypeError(
-            f"{caller}: covariances={shown(kinds)} must be a tuple of kinds, as in ('observed', 'sandwich')."
-        )
+        raise TypeError(f"covariances={shown(kinds)} must be a tuple of kinds, as in ('observed', 'sandwich').")
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     for kind in kinds:
         if not isinstance(kind, str) or kind not in KINDS:
-            raise ValueError(f"{caller}: covariances names {shown(kind)}; choose from {', '.join(map(repr, KINDS))}.")
+            raise ValueError(f"covariances names {shown(kind)}; choose from {', '.join(map(repr, KINDS))}.")
     if "expected" in kinds and not has_closed_form(model):
         raise ValueError(
-            f'{caller}: covariances names "expected", but the model has no closed form of its information. '
+            'covariances names "expected", but the model has no closed form of its information. '
             "Give Model(…, information=…), or choose another kind."
         )
     return kinds
@@ -225,12 +223,12 @@ def checked_kinds(kinds: Any, model: Model, caller: str) -> tuple[str, ...]:
 def _checked_lanes(num_lanes: Any) -> int | None:
     whole = isinstance(num_lanes, int | np.integer) and not isinstance(num_lanes, bool)
     if num_lanes is not None and (not whole or num_lanes < LEAST_LANES or num_lanes % 16):
-        raise ValueError(f"{CALLER}: num_lanes={shown(num_lanes)} must be a multiple of 16, at least {LEAST_LANES}.")
-    return None if num_lanes is None else check_count(num_lanes, LEAST_LANES, "num_lanes", CALLER)
+        raise ValueError(f"num_lanes={shown(num_lanes)} must be a multiple of 16, at least {LEAST_LANES}.")
+    return None if num_lanes is None else check_count(num_lanes, LEAST_LANES, "num_lanes")
 
 
 def _checked_engine(engine: Any) -> str | None:
     if engine is not None and not (isinstance(engine, str) and engine in engines.ENGINES):
         choices = ", ".join(map(repr, engines.ENGINES))
-        raise ValueError(f"{CALLER}: engine={shown(engine)} is unknown; choose from {choices}, or leave it out.")
+        raise ValueError(f"engine={shown(engine)} is unknown; choose from {choices}, or leave it out.")
     return engine

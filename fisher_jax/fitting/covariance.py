@@ -25,14 +25,14 @@ DESCRIPTIONS = {
 }
 
 
-def check_kind(kind: Any, *, has_expected: bool, caller: str) -> None:
+def check_kind(kind: Any, *, has_expected: bool) -> None:
     """Raise for a kind that does not exist, or that this fit has no route to."""
     if not isinstance(kind, str) or kind not in KINDS:
         hint = "" if isinstance(kind, str) else " A level is given by its name, as in level=0.9."
-        raise ValueError(f"{caller}: kind={shown(kind)} is unknown; choose from {', '.join(map(repr, KINDS))}.{hint}")
+        raise ValueError(f"kind={shown(kind)} is unknown; choose from {', '.join(map(repr, KINDS))}.{hint}")
     if kind == "expected" and not has_expected:
         raise ValueError(
-            f'{caller}: kind="expected" needs the Fisher information under the model, and this model has no route to it. '
+            'kind="expected" needs the Fisher information under the model, and this model has no route to it. '
             "Fit a Model(…, information=…) with its closed form, or choose another kind."
         )
 

@@ -86,7 +86,7 @@ def load(path: Any, *, like: PyTree = None) -> Fit:
         arrays = {name: file[name] for name in file.files}
     header = json.loads(str(arrays.pop("header"))) if "header" in arrays else {}
     if header.get("format") != FORMAT:
-        raise ValueError(f"load: {path} holds no fit that this version of fisher_jax can read; Fit.save writes one.")
+        raise ValueError(f"{path} holds no fit that this version of fisher_jax can read; Fit.save writes one.")
     leaves = tuple(
         Leaf(name, tuple(shape), tuple(free_shape), _constraint_from_json(given))
         for name, shape, free_shape, given in header["leaves"]
@@ -98,7 +98,7 @@ def load(path: Any, *, like: PyTree = None) -> Fit:
         shapes = [np.shape(leaf) for leaf, array in zip(jax.tree.leaves(like), is_array, strict=True) if array]
         if shapes != [leaf.shape for leaf in leaves]:
             saved = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in leaves)
-            raise ValueError(f"load: the arrays of like have shapes {shapes}, but the fit's are {saved}.")
+            raise ValueError(f"the arrays of like have shapes {shapes}, but the fit's are {saved}.")
         marks = [_ARRAY if array else leaf for leaf, array in zip(jax.tree.leaves(like), is_array, strict=True)]
         tree = jax.tree.unflatten(jax.tree.structure(like), marks)
     statics, treedef = jax.tree.flatten(tree)
@@ -134,7 +134,7 @@ def _tree_from_json(given: Any) -> Any:
         return None
     if given == "other":
         raise ValueError(
-            "load: the parameters were a pytree of a kind that is not in the file. Give parameters of the same structure: "
+            "the parameters were a pytree of a kind that is not in the file. Give parameters of the same structure: "
             "load(path, like=params)."
         )
     kind, parts = given
@@ -150,7 +150,7 @@ def _constraint_as_json(constraint: Constraint) -> Any:
         if constraint == known:
             return name
     raise ValueError(
-        f"save: the constraint {constraint!r} is not one of fisher_jax's, and a file without pickle cannot hold it. Keep "
+        f"the constraint {constraint!r} is not one of fisher_jax's, and a file without pickle cannot hold it. Keep "
         "`params` and `covariance()`, or use pickle."
     )
 

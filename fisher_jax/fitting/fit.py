@@ -125,26 +125,26 @@ def fit(
     >>> print(f"{fit.params['loc']:.2f} {fit.params['scale']:.2f} {fit.converged}")
     3.00 1.87 True
     """
-    model = as_model(model, "fit")
-    check_pytrees("fit", data=data, given=given, weights=weights)
-    dataset = check_dataset(model, data, given, weights, "fit")
-    params = starting_parameters(model, params, dataset.data, dataset.given, "fit")
-    layout, values = flatten_parameters(model, params, "fit")
+    model = as_model(model)
+    check_pytrees(data=data, given=given, weights=weights)
+    dataset = check_dataset(model, data, given, weights)
+    params = starting_parameters(model, params, dataset.data, dataset.given)
+    layout, values = flatten_parameters(model, params)
     if layout.num_free == 0:
-        raise ValueError("fit: every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
-    check_start(layout, values, "fit")
+        raise ValueError("every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
+    check_start(layout, values)
     if tolerance is None:
         tolerance = default_tolerance(layout.dtype)
-    check_stopping(tolerance, max_steps, "fit")
+    check_stopping(tolerance, max_steps)
     optimizer = newton() if optimizer is None else optimizer
-    check_optimizer(optimizer, "fit")
+    check_optimizer(optimizer)
     if max_steps is None:
         max_steps = default_steps(optimizer)
     values = typed(layout, values)
     if starts is not None:
         if is_traced(values, dataset, tolerance, max_steps, starts):
             raise TypeError(
-                "fit: several starts are compared on the host, so not under jit, vmap or grad. Map fit over them."
+                "several starts are compared on the host, so not under jit, vmap or grad. Map fit over them."
             )
         from fisher_jax.fitting.optima import fit_from_starts
 
@@ -202,28 +202,26 @@ def _loop(
     )
 
 
-def check_optimizer(optimizer: Any, caller: str) -> None:
+def check_optimizer(optimizer: Any) -> None:
     """Raise for what is not an optax transformation."""
     if isinstance(optimizer, type) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            f"{caller}: optimizer must be an optax transformation such as optax.lbfgs(), got {shown(optimizer)}."
-        )
+        raise TypeError(f"optimizer must be an optax transformation such as optax.lbfgs(), got {shown(optimizer)}.")
 
 
-def check_stopping(tolerance: Any, max_steps: Any, caller: str) -> None:
+def check_stopping(tolerance: Any, max_steps: Any) -> None:
     """Raise for a tolerance that cannot be certified, or an invalid number of steps."""
     if tolerance is not None and not isinstance(tolerance, jax.core.Tracer):
         if not is_number(tolerance):
-            raise TypeError(f"{caller}: tolerance={shown(tolerance)} must be a number, a distance in standard errors.")
+            raise TypeError(f"tolerance={shown(tolerance)} must be a number, a distance in standard errors.")
         if not 0 < tolerance <= LARGEST_TOLERANCE:
             raise ValueError(
-                f"{caller}: tolerance={tolerance} must be positive and at most {LARGEST_TOLERANCE}: "
+                f"tolerance={tolerance} must be positive and at most {LARGEST_TOLERANCE}: "
                 "it is a distance in standard errors."
             )
     if max_steps is None or isinstance(max_steps, jax.core.Tracer):
         return
     if not is_number(max_steps) or not 0 <= max_steps < 2**31 or int(max_steps) != max_steps:
-        raise ValueError(f"{caller}: max_steps={shown(max_steps)} must be a whole number from 0 to 2**31 - 1.")
+        raise ValueError(f"max_steps={shown(max_steps)} must be a whole number from 0 to 2**31 - 1.")
 
 
 def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable: bool = True) -> Callable[..., Fit]:
@@ -236,7 +234,7 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
     """
 
     def run(values: Values, dataset: Dataset, tolerance: Any, max_steps: Any) -> dict[str, Any]:
-        problem = problem_of(model, layout, values, dataset, checked_start(layout, values), "fit")
+        problem = problem_of(model, layout, values, dataset, checked_start(layout, values))
         found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
         fit = record(model, layout, values, dataset, problem, found, KINDS)
         return {name: getattr(fit, name) for name in ARRAYS}
@@ -253,10 +251,10 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
         along = tangents[:2]
 
         def gradient(values: Values, dataset: Dataset) -> Array:
-            return gradient_at(likelihood(model, layout, values, dataset, "fit"), fit.free)[1]
+            return gradient_at(likelihood(model, layout, values, dataset), fit.free)[1]
 
         def described(u: Array, values: Values, dataset: Dataset) -> dict[str, Any]:
-            target = likelihood(model, layout, values, dataset, "fit")
+            target = likelihood(model, layout, values, dataset)
             terms, _, curvature = derivatives_at(target, u)
             estimate = layout.constrained_values(u, values)
             return {

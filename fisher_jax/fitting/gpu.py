@@ -167,13 +167,7 @@ def fit_lanes(
         def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             number, ended, state = carry
             reached = evaluate_columns(
-                plan,
-                rows,
-                shared,
-                trial(state),
-                own,
-                read=_Memory.rows,
-                rows_at_once=min(rows_at_once, plan.num_terms),
+                plan, rows, shared, trial(state), own, read=_Memory.rows, rows_at_once=min(rows_at_once, plan.num_terms)
             )
             state, ended = _for_triton(step)(state, ended, reached, limit, asked)
             return number + 1, ended, state

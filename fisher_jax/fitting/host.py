@@ -129,13 +129,7 @@ def fit(
         everything[places] = point
         found = jax.device_get(evaluations[-1].call(everything, values, dataset, whole=True))
         status = certify(
-            state,
-            lanes.vector(start),
-            found["num_observed"],
-            tolerance,
-            max_steps,
-            layout.restricted,
-            num_steps=steps,
+            state, lanes.vector(start), found["num_observed"], tolerance, max_steps, layout.restricted, num_steps=steps
         )
         reached_values = layout.constrained_values(point, values)
     if whole is not layout and int(status) > Status.CONVERGED_TO_ROUNDING:
@@ -230,7 +224,7 @@ def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Data
             return found
         weights = None if dataset.weights is None else np.asarray(dataset.weights)
         count = np.shape(jax.tree.leaves(dataset.data)[0])[0]
-        target = likelihood(model, layout, values, dataset, "fit")
+        target = likelihood(model, layout, values, dataset)
         suspect = np.array(-1, np.int32)
         if not np.isfinite(at.value + np.sum(at.gradient) + np.sum(at.information)):
             point = jnp.asarray(u)
@@ -260,7 +254,7 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
     if key not in programs:
 
         def call(u: Any, values: Values, dataset: Dataset) -> dict[str, Any]:
-            problem = problem_of(model, layout, values, dataset, u, "fit")
+            problem = problem_of(model, layout, values, dataset, u)
             target = problem.likelihood
             at = evaluate(problem, kind, u)
             finite, outer_product = outer_product_at(target, u)

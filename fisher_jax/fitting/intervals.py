@@ -15,10 +15,10 @@ from fisher_jax.numerics.namespace import AnyArray, namespace
 Scale = Literal["unconstrained", "natural"]
 
 
-def check_interval(level: Any, method: str, caller: str) -> None:
+def check_interval(level: Any, method: str) -> None:
     """Raise for an invalid level and a method that does not exist."""
-    check_choice(method, ("wald", "profile"), "method", caller)
-    check_level(level, caller)
+    check_choice(method, ("wald", "profile"), "method")
+    check_level(level)
 
 
 def wald(fit: Any, kind: str, level: Any, scale: Scale, require_maximum: bool = True) -> Float[AnyArray, "*b q 2"]:

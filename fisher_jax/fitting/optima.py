@@ -37,7 +37,7 @@ def fit_from_starts(
     leaves = jax.tree.leaves(dataset.parts)
     shared = Dataset(*dataset.parts, size=len(free), differs=(False,) * len(leaves))
     kinds = tuple(kind for kind in KINDS if kind != "expected" or has_closed_form(model))
-    how = How(model, optimizer, tolerance, max_steps, kinds, None, None, workers.devices_of(None, "fit"), False)
+    how = How(model, optimizer, tolerance, max_steps, kinds, None, None, workers.devices_of(None), False)
     fits = fit_all(how, Starts(layout, free, values, (False,) * len(values), shared), retry=False, float64_finish=False)
     certified = np.flatnonzero(fits.converged)
     order = certified[np.argsort(-fits.log_likelihood[certified], kind="stable")]
@@ -59,32 +59,28 @@ def fit_from_starts(
 def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray:
     """The starts on the unconstrained scale (k, p)."""
     if isinstance(starts, int | np.integer):
-        check_count(starts, 1, "starts", "fit", ", or stacked starting parameters", entries=layout.num_free)
+        check_count(starts, 1, "starts", ", or stacked starting parameters", entries=layout.num_free)
         if key is not None:
-            check_key(key, "fit")
+            check_key(key)
         else:
-            raise ValueError(
-                "fit: starts are drawn with a key. Give key=jax.random.key(0), or stacked starting parameters."
-            )
+            raise ValueError("starts are drawn with a key. Give key=jax.random.key(0), or stacked starting parameters.")
         first = np.asarray(layout.unconstrain([np.asarray(value) for value in values]))
         spread = np.where(layout.restricted, 1.0, np.maximum(1.0, np.abs(first)))
         drawn = np.asarray(jax.random.normal(key, (int(starts), len(first)), layout.dtype))
         drawn = first + spread.astype(layout.dtype) * drawn
         drawn[0] = first
         return drawn
-    return np.asarray(layout.unconstrain(stacked_starts(layout, values, starts, "fit")))
+    return np.asarray(layout.unconstrain(stacked_starts(layout, values, starts)))
 
 
-def stacked_starts(layout: Layout, values: Values, starts: PyTree, caller: str) -> Values:
+def stacked_starts(layout: Layout, values: Values, starts: PyTree) -> Values:
     """The leaves of starting parameters with a leading axis, once they are known to be that."""
-    check_pytree(starts, "starts", caller)
-    starts = as_parameters(starts, f"{caller}, starts")
+    check_pytree(starts, "starts")
+    starts = as_parameters(starts)
     try:
         blocks = [np.asarray(block, layout.dtype) for block in layout.blocks(starts)]
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{caller}: starts must be starting parameters like params with a leading axis: {error}"
-        ) from error
+        raise ValueError(f"starts must be starting parameters like params with a leading axis: {error}") from error
     sizes = {block.shape[0] if block.ndim else -1 for block in blocks}
     if (
         len(sizes) != 1
@@ -92,12 +88,12 @@ def stacked_starts(layout: Layout, values: Values, starts: PyTree, caller: str) 
         or any(b.shape[1:] != leaf.shape for b, leaf in zip(blocks, layout.leaves, strict=True))
     ):
         raise ValueError(
-            f"{caller}: starts has leaves of shapes {[block.shape for block in blocks]}; expected those of params, "
+            f"starts has leaves of shapes {[block.shape for block in blocks]}; expected those of params, "
             f"{[leaf.shape for leaf in layout.leaves]}, each with one more leading axis of the same length."
         )
     for block, value, leaf in zip(blocks, values, layout.leaves, strict=True):
         if leaf.is_fixed and not np.all(block == np.asarray(value)):
-            raise ValueError(f"{caller}: `{leaf.name}` is fixed, so all starts must hold its value in params.")
+            raise ValueError(f"`{leaf.name}` is fixed, so all starts must hold its value in params.")
     for row in range(sizes.pop()):
-        check_start(layout, [block[row] for block in blocks], f"{caller}, start {row}")
+        check_start(layout, [block[row] for block in blocks], f"start {row}, ")
     return blocks

@@ -31,11 +31,9 @@ class Problem(NamedTuple):
     expected: Expected | None
 
 
-def problem_of(
-    model: Model, layout: Layout, values: Values, dataset: Dataset, start: Float[Array, " p"], caller: str
-) -> Problem:
+def problem_of(model: Model, layout: Layout, values: Values, dataset: Dataset, start: Float[Array, " p"]) -> Problem:
     """What is to be maximised, in u. A start that is NaN lies outside its constraint."""
-    target = likelihood(model, layout, values, dataset, caller)
+    target = likelihood(model, layout, values, dataset)
     scoring = functools.partial(scoring_of, model, layout, values, dataset, target)
     return Problem(
         target,

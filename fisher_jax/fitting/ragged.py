@@ -9,14 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.decoding import as_weights
-from fisher_jax.models.dataset import (
-    CALLER,
-    Dataset,
-    as_arrays,
-    check_dataset,
-    check_labels,
-    without_masks,
-)
+from fisher_jax.models.dataset import Dataset, as_arrays, check_dataset, check_labels, without_masks
 from fisher_jax.models.model import Model, starting_parameters
 
 FILLING = 2**20  # rows that take about as long to fit as a program to compile
@@ -55,13 +48,13 @@ def check_list(model: Model, data: list[Any], given: PyTree, weights: Any) -> Da
     parts = []
     for k, (entry, own, weight) in enumerate(zip(data, givens, each_weights, strict=True)):
         name, given_name = f"data[{k}]", "given" if shared else f"given[{k}]"
-        arrays = as_arrays(entry, name, CALLER), as_arrays(own, given_name, CALLER)
-        check_labels({name: entry, given_name: own, f"weights[{k}]": weight}, (None, None, None), CALLER)
+        arrays = as_arrays(entry, name), as_arrays(own, given_name)
+        check_labels({name: entry, given_name: own, f"weights[{k}]": weight}, (None, None, None))
         lengths.append(_length(k, arrays[0]))
         if own is not None and not model.is_dependent:
             _check_given(k, arrays[1], lengths[k])
-        weight = None if weight is None else as_weights(weight, f"{CALLER}: weights[{k}]")
-        parts.append(without_masks(model, Dataset(*arrays, weight), CALLER))
+        weight = None if weight is None else as_weights(weight, f"weights[{k}]")
+        parts.append(without_masks(model, Dataset(*arrays, weight)))
     num_masked = None
     if any(part.num_masked is not None for part in parts):
         num_masked = np.array([part.num_masked or 0 for part in parts])
@@ -101,7 +94,7 @@ def _same_number(trees: Any, count: int, name: str) -> list[Any]:
     if not isinstance(trees, list) or len(trees) != count:
         what = f"a list of {len(trees)}" if isinstance(trees, list) else type(trees).__name__
         raise ValueError(
-            f"{CALLER}: data is a list of {count} data sets, so {name} must be a list of {count} too, one entry for each; "
+            f"data is a list of {count} data sets, so {name} must be a list of {count} too, one entry for each; "
             f"got {what}."
         )
     return trees
@@ -111,14 +104,14 @@ def _check_given(number: int, given: PyTree, length: int) -> None:
     rows = [np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(given)]
     if any(count != length for count in rows):
         raise ValueError(
-            f"{CALLER}: given[{number}] has {rows[0]} rows, but data[{number}] has {length}; one row for each observation."
+            f"given[{number}] has {rows[0]} rows, but data[{number}] has {length}; one row for each observation."
         )
 
 
 def each_initial(model: Model, datasets: DataSets) -> PyTree:
     """What the model's `initial` makes of each data set as it is, with a leading axis."""
     each = map(datasets.one, range(len(datasets.data)))
-    starts = [starting_parameters(model, None, one.data, one.given, CALLER) for one in each]
+    starts = [starting_parameters(model, None, one.data, one.given) for one in each]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
 
 
@@ -126,7 +119,7 @@ def _length(number: int, entry: PyTree) -> int:
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(entry)}
     if len(lengths) != 1 or -1 in lengths:
         raise ValueError(
-            f"{CALLER}: data[{number}] holds arrays of shapes {[np.shape(leaf) for leaf in jax.tree.leaves(entry)]}; "
+            f"data[{number}] holds arrays of shapes {[np.shape(leaf) for leaf in jax.tree.leaves(entry)]}; "
             "those of one data set need the same leading axis, one row for each observation."
         )
     return lengths.pop()
@@ -166,7 +159,7 @@ def _stacked(trees: list[PyTree]) -> PyTree:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
     except ValueError as error:
         raise ValueError(
-            f"{CALLER}: the data sets of a list must be alike but for their number of observations: the same pytree, and the "
+            f"the data sets of a list must be alike but for their number of observations: the same pytree, and the "
             f"same shape of one observation. ({error})"
         ) from error
 
@@ -174,9 +167,9 @@ def _stacked(trees: list[PyTree]) -> PyTree:
 def _num_terms(model: Model, params: PyTree, data: PyTree, given: PyTree, size: int) -> int:
     """How many log-densities a data set of this size has: one for each row, but of a series what its function returns."""
     if not model.is_dependent:
-        check_dataset(model, data, given, None, CALLER)
+        check_dataset(model, data, given, None)
         return size
-    params = starting_parameters(model, params, data, given, CALLER)
+    params = starting_parameters(model, params, data, given)
     arguments = (params, data) if given is None else (params, data, given)
     return jax.eval_shape(model.log_density, *arguments).shape[0]
 
@@ -185,7 +178,5 @@ def _weights(weights: Any, count: int, terms: int, number: int) -> np.ndarray:
     """The weights of a data set's own terms, and zeros for the rest."""
     own = np.ones(max(count, 0)) if weights is None else np.asarray(weights, float)
     if own.shape != (max(count, 0),):
-        raise ValueError(
-            f"{CALLER}: weights[{number}] has shape {own.shape}, expected ({count},), one weight per observation."
-        )
+        raise ValueError(f"weights[{number}] has shape {own.shape}, expected ({count},), one weight per observation.")
     return np.concatenate([own, np.zeros(terms - len(own))])

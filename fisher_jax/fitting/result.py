@@ -253,25 +253,25 @@ class Fit:
         ValueError
             If the kind is unknown or was not kept, or "expected" is asked of a model without a route to it.
         """
-        kind = self._check(kind, "covariance")
+        kind = self._check(kind)
         found = self._computed(covariances.covariance, kind, require_maximum)
-        self._warn("covariance", kind, found.diagonal(axis1=-2, axis2=-1))
+        self._warn(kind, found.diagonal(axis1=-2, axis2=-1))
         return found
 
     @entry_point
     def standard_errors(self, kind: str | None = None, *, require_maximum: bool = True) -> PyTree:
         """Standard errors, a pytree like `params`; zero for parameters held `fixed`. Arguments as for `covariance`."""
-        kind = self._check(kind, "standard_errors")
+        kind = self._check(kind)
         errors = self._computed(covariances.standard_errors, kind, require_maximum)
-        self._warn("standard_errors", kind, errors)
+        self._warn(kind, errors)
         return self.layout.assemble(self.layout.split(errors, 0.0))
 
     @entry_point
     def correlation(self, kind: str | None = None, *, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
         """Correlation matrix of the estimate, in the order of `names`. Arguments as for `covariance`."""
-        kind = self._check(kind, "correlation")
+        kind = self._check(kind)
         found = self._computed(covariances.correlation, kind, require_maximum)
-        self._warn("correlation", kind, found.diagonal(axis1=-2, axis2=-1))
+        self._warn(kind, found.diagonal(axis1=-2, axis2=-1))
         return found
 
     @entry_point
@@ -311,16 +311,13 @@ class Fit:
         ValueError
             If an argument is none of those listed.
         """
-        caller = "confidence_intervals"
-        intervals.check_interval(level, method, caller)
-        check_choice(scale, ("unconstrained", "natural"), "scale", caller)
+        intervals.check_interval(level, method)
+        check_choice(scale, ("unconstrained", "natural"), "scale")
         if method == "profile" and (kind is not None or scale != "unconstrained"):
-            raise ValueError(
-                f'{caller}: method="profile" needs no covariance and no scale; leave `kind` and `scale` out.'
-            )
-        kind = self._check("observed" if method == "profile" else kind, caller)
-        self._warn(caller, kind)
-        ends = self._ends(kind, level, method, scale, caller, require_maximum)
+            raise ValueError('method="profile" needs no covariance and no scale; leave `kind` and `scale` out.')
+        kind = self._check("observed" if method == "profile" else kind)
+        self._warn(kind)
+        ends = self._ends(kind, level, method, scale, require_maximum)
         return self.layout.assemble(intervals.as_leaves(self.layout, on_host(self.values), ends))
 
     @entry_point
@@ -341,28 +338,31 @@ class Fit:
             )
         if kind is None:
             kind = next((kept for kept in self.kinds if kept != "sandwich"), "observed")
-        kind = self._check(kind, "information")
+        kind = self._check(kind)
         if len(self.names) != self.num_parameters:
             raise ValueError(
-                f"information: a constraint leaves {self.num_parameters} free parameters among {len(self.names)} entries, so "
+                f"a constraint leaves {self.num_parameters} free parameters among {len(self.names)} entries, so "
                 "their information has no matrix in these entries. Use covariance, or the functions of the module."
             )
         if self.has_batch:
-            self._warn("information")
+            self._warn()
         route = f"{kind}: from the fit, divided by the number of observations"
         return Information(self._computed(covariances.information, kind), self.names, route)
 
+    @entry_point
     def aic(self) -> Float[AnyArray, "*b"]:
         """Akaike's information criterion 2p − 2ℓ; NaN where there are no observations."""
         n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
         return 2.0 * namespace(n).where(n > 0, self.num_parameters, np.nan) - 2.0 * log_likelihood
 
+    @entry_point
     def bic(self) -> Float[AnyArray, "*b"]:
         """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations."""
         n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
         xp = namespace(n)
         return self.num_parameters * xp.log(xp.where(n > 0, n, np.nan)) - 2.0 * log_likelihood
 
+    @entry_point
     def aicc(self) -> Float[AnyArray, "*b"]:
         """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ; NaN where n ≤ p + 1.
 
@@ -375,6 +375,7 @@ class Fit:
         penalty = xp.where(left > 0, 2.0 * self.num_parameters * n / xp.where(left > 0, left, 1.0), np.nan)
         return penalty - 2.0 * log_likelihood
 
+    @entry_point
     def tic(self) -> Float[AnyArray, "*b"]:
         """Takeuchi's information criterion 2 tr(J⁻¹K) − 2ℓ, K = Σ s sᵀ, for a model that need not be right.
 
@@ -383,23 +384,25 @@ class Fit:
         Takeuchi, K. (1976), Suri-Kagaku 153, 12-18; Burnham, K. P. and Anderson, D. R. (2002), Model Selection and Multimodel
         Inference, eq. (2.4).
         """
-        self._check("sandwich", "tic")
-        self._warn("tic")
+        self._check("sandwich")
+        self._warn()
         return self._computed(covariances.takeuchi)
 
     def describe(self, kind: str) -> str:
         """A kind of covariance in words, as `summary` says it."""
         return self.robust if kind == "sandwich" and self.robust else covariances.DESCRIPTIONS[kind]
 
+    @entry_point
     def diagnosis(self) -> str:
         """The status in full: what is known, which observation or direction is to blame, likely causes, what to try."""
-        self._check_single("diagnosis")
+        self._check_single()
         return diagnose(self.status, self._culprit())
 
+    @entry_point
     def raise_if_failed(self) -> "Fit":
         """Return the fit if it converged; raise `FitError` otherwise, with the diagnosis, of many that of the first failed."""
         if not self.has_batch:
-            self._check_single("raise_if_failed")
+            self._check_single()
             if not self.converged:
                 raise FitError(self.diagnosis())
             return self
@@ -419,14 +422,14 @@ class Fit:
         `confidence_intervals`. Of many fits the report says how many ended how, the spread of steps, decrements and estimates,
         and which failed; it has no intervals.
         """
-        intervals.check_interval(level, method, "summary")
+        intervals.check_interval(level, method)
         if self.has_batch:
-            kind, errors = self._errors_if_kept(kind, "summary")
+            kind, errors = self._errors_if_kept(kind)
             return batch_summary(on_host(self), kind, errors, self._doubts_of_converged(kind))
-        self._check_single("summary")
-        kind = self._check(kind, "summary")
+        self._check_single()
+        kind = self._check(kind)
         return Summary(
-            rows=self._rows(kind, level, method, "summary"),
+            rows=self._rows(kind, level, method),
             status=self.status,
             culprit=self._culprit(),
             log_likelihood=float(self.log_likelihood),
@@ -442,6 +445,7 @@ class Fit:
             num_masked=0 if self.num_masked is None else int(self.num_masked),
         )
 
+    @entry_point
     def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:
         """Of many fits, one array (B,) for each estimate, each standard error (`name standard error`) and each fact.
 
@@ -449,14 +453,14 @@ class Fit:
         of one is called `parameter name`. With ``kind=""`` there are no standard errors.
         """
         if not self.has_batch:
-            raise ValueError("to_columns: this is one fit. Use to_frame, or summary().rows.")
+            raise ValueError("this is one fit. Use to_frame, or summary().rows.")
         theta = np.asarray(self.layout.join(on_host(self.values)))
         labels = [f"parameter {name}" if name in FACTS else name for name in self.names]
         columns = {label: theta[:, k] for k, label in enumerate(labels)}
         if kind != "":
-            kind, errors = self._errors_if_kept(kind, "to_columns")
+            kind, errors = self._errors_if_kept(kind)
             if doubts := self._doubts_of_converged(kind):
-                warn(f"to_columns: {' '.join(doubts)}")
+                warn(f"{' '.join(doubts)}")
             if errors is not None:
                 columns |= {f"{label} standard error": errors[:, k] for k, label in enumerate(labels)}
         return columns | {fact: np.asarray(getattr(self, fact)) for fact in FACTS}
@@ -468,18 +472,18 @@ class Fit:
         Of one fit a row for each name; of many a row for each fit, with the columns of `to_columns`, the status in words, and
         `name lower` and `name upper`. Arguments as for `confidence_intervals`.
         """
-        pd = require("pandas", "frames", "to_frame")
-        intervals.check_interval(level, method, "to_frame")
+        pd = require("pandas", "frames")
+        intervals.check_interval(level, method)
         if not self.has_batch:
-            self._check_single("to_frame")
-            kind = self._check(kind, "to_frame")
-            self._warn("to_frame", kind)
-            rows = self._rows(kind, level, method, "to_frame")
+            self._check_single()
+            kind = self._check(kind)
+            self._warn(kind)
+            rows = self._rows(kind, level, method)
             return pd.DataFrame(rows, columns=list(Row._fields)).set_index("name")
         columns = self.to_columns(kind)
         if self.kinds:
-            kind = self._check(kind, "to_frame")
-            ends = self._ends(kind, level, method, "unconstrained", "to_frame")
+            kind = self._check(kind)
+            ends = self._ends(kind, level, method, "unconstrained")
             for k, name in enumerate(self.names):
                 columns |= {f"{name} lower": ends[:, k, 0], f"{name} upper": ends[:, k, 1]}
         frame = pd.DataFrame(columns)
@@ -489,11 +493,13 @@ class Fit:
             attempt=pd.Categorical.from_codes(frame["attempt"], ATTEMPTS),
         )
 
+    @entry_point
     def to_parquet(self, path: Any, kind: str | None = None) -> None:
         """Write the columns of `to_columns` to a Parquet file (needs the extra `stream`)."""
-        pa, parquet = require("pyarrow", "stream", "to_parquet"), require("pyarrow.parquet", "stream", "to_parquet")
+        pa, parquet = require("pyarrow", "stream"), require("pyarrow.parquet", "stream")
         parquet.write_table(pa.table(self.to_columns(kind)), path)
 
+    @entry_point
     def save(self, path: Any) -> None:
         """Write the fit to a file without pickle, arrays and JSON in one .npz; `fisher_jax.load` reads it.
 
@@ -524,36 +530,36 @@ class Fit:
             parts = [function(fit[start : start + BLOCK], *arguments) for start in range(0, len(self), BLOCK)]
         return np.concatenate(parts)
 
-    def _errors_if_kept(self, kind: str | None, caller: str) -> tuple[str, np.ndarray | None]:
+    def _errors_if_kept(self, kind: str | None) -> tuple[str, np.ndarray | None]:
         """The kind meant and the standard errors (B, q), without a warning; neither where no kind was kept nor asked for."""
         if kind is None and not self.kinds:
             return "", None
-        kind = self._check(kind, caller)
+        kind = self._check(kind)
         return kind, self._computed(covariances.standard_errors, kind)
 
-    def _rows(self, kind: str, level: Any, method: str = "wald", caller: str = "") -> list[Row]:
+    def _rows(self, kind: str, level: Any, method: str = "wald") -> list[Row]:
         errors = self._computed(covariances.standard_errors, kind)
-        ends = self._ends(kind, level, method, "unconstrained", caller)
+        ends = self._ends(kind, level, method, "unconstrained")
         theta = self.layout.join(on_host(self.values))
         numbers = np.concatenate([theta[:, None], errors[:, None], ends], axis=1)
         free = [Row(name, *map(float, row)) for name, row in zip(self.names, numbers, strict=True)]
         return with_fixed(free, self.layout, on_host(self.values))
 
     def _ends(
-        self, kind: str, level: Any, method: str, scale: str, caller: str, require_maximum: bool = True
+        self, kind: str, level: Any, method: str, scale: str, require_maximum: bool = True
     ) -> Float[AnyArray, "*b q 2"]:
         if method == "wald":
             return self._computed(intervals.wald, kind, level, scale, require_maximum)
         from fisher_jax.uncertainty.profile_sides import profile_ends
 
-        model, dataset = origin_of(self, caller)
-        ends = profile_ends(model, dataset, self.layout, (self.values, self.free, self.curvature), level, caller)
+        model, dataset = origin_of(self)
+        ends = profile_ends(model, dataset, self.layout, (self.values, self.free, self.curvature), level)
         lost = np.any(np.isnan(ends), axis=-1)
         if np.any(lost):
             where = f"in {int(np.sum(np.any(lost, axis=-1)))} of {len(self)} fits" if self.has_batch else ""
             where = where or f"for {', '.join(self.names[k] for k in np.flatnonzero(lost))}"
             one = "fits[k]" if self.has_batch else "fit"
-            warn(f"{caller}: an end is NaN {where}; print fisher_jax.profile_likelihood({one}) to see why.")
+            warn(f"an end is NaN {where}; print fisher_jax.profile_likelihood({one}) to see why.")
         return ends
 
     def _culprit(self) -> str:
@@ -583,22 +589,22 @@ class Fit:
             return ""
         return f"the second derivatives are not finite at {len(bad)} observations, the first of them number {bad[0]}"
 
-    def _check(self, kind: str | None, caller: str) -> str:
+    def _check(self, kind: str | None) -> str:
         """The kind of covariance meant; raise where it does not exist or was not kept."""
         if kind is None:
             kind = "sandwich" if self.robust else (*self.kinds, "observed")[0]
         if isinstance(kind, str) and kind in KINDS and kind not in self.kinds:
             kept = ", ".join(map(repr, self.kinds)) or "none"
             raise ValueError(
-                f"{caller}: kind={kind!r} was not kept ({kept} was). Fit again with fit_batch(…, covariances=({kind!r},))."
+                f"kind={kind!r} was not kept ({kept} was). Fit again with fit_batch(…, covariances=({kind!r},))."
             )
-        covariances.check_kind(kind, has_expected=self.expected is not None, caller=caller)
+        covariances.check_kind(kind, has_expected=self.expected is not None)
         return kind
 
-    def _check_single(self, caller: str) -> None:
+    def _check_single(self) -> None:
         if not isinstance(self.status, Status):
             raise ValueError(
-                f"{caller}: needs one fit whose values are known, but this one is inside a transformation or has a batch "
+                "needs one fit whose values are known, but this one is inside a transformation or has a batch "
                 "axis. Call it outside; take one of a batch by fits[i]."
             )
 
@@ -639,7 +645,7 @@ class Fit:
             return f"the {kind} information is not finite at the estimate"
         return f"the {kind} information is singular (direction: {weakest(matrix, self.free, self.layout)})"
 
-    def _warn(self, caller: str, kind: str | None = None, errors: Any = None) -> None:
+    def _warn(self, kind: str | None = None, errors: Any = None) -> None:
         """A `FitWarning` where a fit whose numbers are known failed, or where its covariance of a kind is in doubt.
 
         `errors` are NaN where standard errors of that kind are, where these have been computed already.
@@ -655,13 +661,13 @@ class Fit:
             )
             doubts = (text if self.has_batch else f"not to be relied on. {self.diagnosis()}", *doubts)
         if doubts:
-            warn(f"{caller}: {' '.join(doubts)}")
+            warn(f"{' '.join(doubts)}")
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
 def _rough(model: Model, layout: Layout, values: Values, dataset: Dataset, free: Any) -> Any:
     """Whether the Hessian of each term that counts holds what is not finite."""
-    target = likelihood(model, layout, values, dataset, "fit")
+    target = likelihood(model, layout, values, dataset)
     hessians = each_at(target.terms, free, target.rows)[1]
     finite = jnp.all(jnp.isfinite(hessians), axis=(1, 2))
     return ~finite if target.weights is None else ~finite & (target.weights > 0)
@@ -670,24 +676,19 @@ def _rough(model: Model, layout: Layout, values: Values, dataset: Dataset, free:
 _META = ("layout", "kinds", "robust")
 _DROPPED = ("origin", "optima", "engine")  # what a fit loses on its way through a transformation
 ARRAYS = tuple(field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED))
-jax.tree_util.register_dataclass(
-    Fit,
-    data_fields=list(ARRAYS),
-    meta_fields=list(_META),
-    drop_fields=list(_DROPPED),
-)
+jax.tree_util.register_dataclass(Fit, data_fields=list(ARRAYS), meta_fields=list(_META), drop_fields=list(_DROPPED))
 
 
-def origin_of(fit: Fit, caller: str) -> Origin:
+def origin_of(fit: Fit) -> Origin:
     """What the fit was made from; raise where it is not known."""
     if fit.origin is None and fit.has_batch:
         raise ValueError(
-            f"{caller}: needs the data, which this batch does not have: it was made from a list of data sets, or went through "
+            "needs the data, which this batch does not have: it was made from a list of data sets, or went through "
             "a transformation. Fit data sets of one length together, or take each by itself."
         )
     if fit.origin is None:
         raise ValueError(
-            f"{caller}: needs the data, which this fit has lost on its way through a transformation (jit, vmap, tree.map) or "
+            "needs the data, which this fit has lost on its way through a transformation (jit, vmap, tree.map) or "
             "into a file. Use a fit as `fit` returned it."
         )
     return fit.origin

@@ -21,7 +21,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.starts import Starts, finite_rows, initial_starts
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import ATTEMPTS
-from fisher_jax.models.dataset import CALLER, Dataset, at_hand
+from fisher_jax.models.dataset import Dataset, at_hand
 from fisher_jax.models.likelihood import likelihood, outer_product_at
 from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, merge
@@ -154,13 +154,7 @@ def _run(how: How, starts: Starts, radius_factor: float, watch: Any = None, *, m
     if "expected" in how.kinds:
         natural = replace(plan, layout=layout.natural())
         expected = engine.information_of_each(
-            natural,
-            own,
-            shared,
-            np.asarray(layout.join(values)),
-            "expected",
-            engine=how.engine,
-            devices=how.devices,
+            natural, own, shared, np.asarray(layout.join(values)), "expected", engine=how.engine, devices=how.devices
         )
     return Fit(
         values=values,
@@ -216,7 +210,7 @@ def _maxima(
 ) -> Ended:
     def one(start: Any, own: Leaves) -> Ended:
         values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
-        problem = problem_of(model, layout, values, Dataset(*parts), start, CALLER)
+        problem = problem_of(model, layout, values, Dataset(*parts), start)
         found = maximise(problem, optimizer, tolerance, max_steps)
         return Ended(
             found.free,
@@ -239,7 +233,7 @@ def _progress(shown: bool, total: int) -> Iterator[Any]:
         return
     counts: dict[str, int] = {}
     lock = threading.Lock()  # workers report at once
-    with require("tqdm.auto", "progress", CALLER).tqdm(total=total, unit=" fits") as bar:
+    with require("tqdm.auto", "progress").tqdm(total=total, unit=" fits") as bar:
 
         def watch(status: np.ndarray) -> None:
             with lock:
@@ -349,7 +343,7 @@ def _suspects(
 ) -> Any:
     def one(free: Any, own: Leaves) -> Any:
         values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
-        target = likelihood(model, layout, values, Dataset(*parts), CALLER)
+        target = likelihood(model, layout, values, Dataset(*parts))
         return unsound_at(target, free, outer_product_at(target, free)[0])
 
     return jax.vmap(one)(frees, own)

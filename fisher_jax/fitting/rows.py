@@ -49,7 +49,7 @@ def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Pre
         information: Any
 
         def term(u: Scalars) -> Array:
-            return term_of(model, layout.constrain(jnp.stack(u), values), y, given, "fit").astype(layout.dtype)
+            return term_of(model, layout.constrain(jnp.stack(u), values), y, given).astype(layout.dtype)
 
         if kind == "expected":
             if model.information is None:
@@ -58,7 +58,7 @@ def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Pre
                 value, gradient = first_order(term, u)
                 jacobian = layout.jacobian(jnp.stack(u))
                 params = layout.constrain(jnp.stack(u), values)
-                closed = call_user(model.information, (params, *given), "information", "fit")
+                closed = call_user(model.information, (params, *given), "information")
                 matrix = jacobian.T @ as_matrix(closed, layout.natural()).astype(layout.dtype) @ jacobian
             gradient, information = [gradient[i] for i in range(len(u))], [matrix[i, j] for i, j in pairs]
         elif predictors is None:
@@ -201,7 +201,7 @@ def row_program(
         fixed, own, shared = jax.tree.unflatten(treedef, data)
         y, z, _ = row_from(own, shared)
         params = layout.constrain(u, values_from(fixed))
-        return term_of(model, params, y, () if z is None else (z,), "fit").astype(layout.dtype)
+        return term_of(model, params, y, () if z is None else (z,)).astype(layout.dtype)
 
     predictors = None
     if layout.num_free >= PREDICTORS_FROM and kind != "expected":

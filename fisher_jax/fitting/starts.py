@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.fitting.problem import checked_start
 from fisher_jax.models.constraints import Interval, Unconstrained
-from fisher_jax.models.dataset import CALLER, Dataset, axis_first, axis_of_each, common_size, first_of
+from fisher_jax.models.dataset import Dataset, axis_first, axis_of_each, common_size, first_of
 from fisher_jax.models.likelihood import term_of, terms_at_once
 from fisher_jax.models.model import Model, check_start, flatten_parameters, jit_with_model, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, merge, split_by, typed
@@ -86,13 +86,13 @@ def starts_of(model: Model, params: PyTree, axis: Any, dataset: Dataset) -> Star
     assert dataset.size is not None
     if params is None:
         data, given, _ = dataset.one(0).parts
-        params = starting_parameters(model, None, data, given, CALLER)
-        layout, values = flatten_parameters(model, params, CALLER)
+        params = starting_parameters(model, None, data, given)
+        layout, values = flatten_parameters(model, params)
         _check_something_free(layout)
         values, free = _of_initial(model, layout, dataset)
         return Starts(layout, free, values, (True,) * len(values), dataset)
     marked = axis_of_each(params, axis, "params")
-    layout, _ = flatten_parameters(model, first_of(axis_first(params, marked), marked), CALLER)
+    layout, _ = flatten_parameters(model, first_of(axis_first(params, marked), marked))
     _check_something_free(layout)
     marks = layout.blocks(marked)
     blocks = typed(layout, layout.blocks(params))
@@ -116,7 +116,7 @@ def check_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset, coun
     size = common_size({"params": (params, marked)})
     if size not in (0, count):
         raise ValueError(
-            f"{CALLER}: params has starts for {size} data sets, but there are {count}. "
+            f"params has starts for {size} data sets, but there are {count}. "
             "Give one start for each, or one for all with params_axis=None."
         )
     # A stack of starts taken for one start would have as many parameters as all fits together, and matrices of their square.
@@ -129,7 +129,7 @@ def check_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset, coun
         axes = 0 if all(each) else jax.tree.unflatten(treedef, [0 if own else None for own in each])
         shapes = ", ".join(str(np.shape(leaf)) for leaf, own in zip(leaves, each, strict=True) if own)
         raise ValueError(
-            f"{CALLER}: params holds arrays of shape {shapes}, and there are {count} data sets. As one start for all, which "
+            f"params holds arrays of shape {shapes}, and there are {count} data sets. As one start for all, which "
             "params_axis=None means, the density does not accept it; as one start for each it does. "
             f"Give params_axis={axes}."
         )
@@ -140,10 +140,10 @@ def _accepts(model: Model, params: PyTree, dataset: Dataset) -> bool:
     data, given, _ = dataset.parts
     try:
         if model.is_dependent:
-            jax.eval_shape(lambda y, *z: terms_at_once(model, params, y, z, CALLER), data, *_if_any(given))
+            jax.eval_shape(lambda y, *z: terms_at_once(model, params, y, z), data, *_if_any(given))
         else:
             y, z = jax.tree.map(lambda leaf: leaf[0], (data, _if_any(given)))
-            jax.eval_shape(lambda y, *z: term_of(model, params, y, z, CALLER), y, *z)
+            jax.eval_shape(lambda y, *z: term_of(model, params, y, z), y, *z)
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         return False
     return True
@@ -164,7 +164,7 @@ def rows_of(params: PyTree, axis: Any, rows: Any) -> PyTree:
 
 def _check_something_free(layout: Layout) -> None:
     if layout.num_free == 0:
-        raise ValueError(f"{CALLER}: every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
+        raise ValueError("every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
 
 
 def initial_starts(model: Model, starts: Starts) -> np.ndarray:
@@ -178,7 +178,7 @@ def _of_initial(model: Model, layout: Layout, dataset: Dataset) -> tuple[Values,
     assert dataset.size is not None
     if not own:  # one data set for all
         data, given, _ = dataset.parts
-        params = starting_parameters(model, None, data, given, CALLER)
+        params = starting_parameters(model, None, data, given)
         values = [np.asarray(value) for value in layout.blocks(params)]
         repeated = lambda x: np.broadcast_to(x, (dataset.size, *np.shape(x)))  # noqa: E731
         return [repeated(value) for value in values], repeated(np.asarray(checked_start(layout, values)))
@@ -193,7 +193,7 @@ def _initial(
 
     def one(own: Leaves) -> tuple[Values, Array]:
         data, given, _ = jax.tree.unflatten(treedef, merge(differs, own, shared))
-        params = starting_parameters(model, None, data, given, CALLER)
+        params = starting_parameters(model, None, data, given)
         free = {i for i, _ in layout.free_leaves}
         blocks = enumerate(layout.blocks(params))
         values = [jnp.asarray(value, layout.dtype if i in free else None) for i, value in blocks]
@@ -238,5 +238,5 @@ def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int)
         return free if whole_rows.all() else np.where(whole_rows[:, None], free, np.nan)
     if own:
         return _by_block(lambda own: _unconstrained(layout, mapped, own, shared), own, size)
-    check_start(layout, values, CALLER)
+    check_start(layout, values)
     return np.broadcast_to(np.asarray(layout.unconstrain(values)), (size, layout.num_free))

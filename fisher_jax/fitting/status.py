@@ -72,9 +72,7 @@ class _Entry(NamedTuple):
 
 _TABLE = {
     Status.CONVERGED: _Entry(
-        "a local maximum: the decrement is below the tolerance and the curvature is positive definite",
-        "",
-        "",
+        "a local maximum: the decrement is below the tolerance and the curvature is positive definite", "", ""
     ),
     Status.CONVERGED_TO_ROUNDING: _Entry(
         "a local maximum as nearly as this precision can tell: no step improves the log-likelihood by more than its "

@@ -33,7 +33,7 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
-def devices_of(asked: Any, caller: str) -> Devices:
+def devices_of(asked: Any) -> Devices:
     """The device of each worker: as asked for, or with None all that there are."""
     default, is_chosen = default_device(), jax.config.jax_default_device is not None  # type: ignore[attr-defined]
     on_cpu, others = default.platform == "cpu", jax.local_devices(backend=default.platform)
@@ -41,7 +41,7 @@ def devices_of(asked: Any, caller: str) -> Devices:
         asked = num_cores() if on_cpu else [default] if is_chosen else others
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool) and asked >= 1:
         if on_cpu:
-            return (None,) * check_count(asked, 1, "devices", caller)
+            return (None,) * check_count(asked, 1, "devices")
         asked = others[:asked] if asked <= len(others) else asked
     listed = isinstance(asked, list | tuple) and len(asked) > 0
     if listed and all(getattr(device, "platform", None) == default.platform for device in asked):
@@ -49,7 +49,7 @@ def devices_of(asked: Any, caller: str) -> Devices:
     most = "threads, at least 1, or a list of CPU devices. On another device choose it by jax.default_device"
     if not on_cpu:
         most = f"devices, from 1 to {len(others)}, or a list of {platform()} devices"
-    raise TypeError(f"{caller}: devices={shown(asked)} must be a number of {most}.")
+    raise TypeError(f"devices={shown(asked)} must be a number of {most}.")
 
 
 def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> None:

@@ -14,7 +14,6 @@ from fisher_jax.inference.replicates import each_left_out, refit_drawn, refit_we
 from fisher_jax.uncertainty.resampling import Scheme, of_blocks, of_units
 from fisher_jax.uncertainty.unit_scores import unit_influence
 
-CALLER = "bootstrap"
 METHODS = ("nonparametric", "parametric", "block", "circular block")
 ACCELERATIONS = ("infinitesimal", "jackknife")
 
@@ -92,21 +91,19 @@ def bootstrap(
     >>> replicates.params["rate"].shape, replicates.confidence_intervals(0.9, "bca")["rate"].shape
     ((500,), (2,))
     """
-    check_fit(fit, CALLER)
+    check_fit(fit)
     if fit.has_batch:
-        raise TypeError(
-            f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
-        )
-    origin = origin_of(fit, CALLER)
-    check_key(key, CALLER)
-    check_flag(progress, "progress", CALLER)
+        raise TypeError("takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3].")
+    origin = origin_of(fit)
+    check_key(key)
+    check_flag(progress, "progress")
     _check(fit, num_replicates, method, block_length, acceleration)
     count, settings = int(num_replicates), {"covariances": (), "devices": devices, "progress": progress}
     scheme, weights = _scheme(fit, origin, method, clusters, block_length)
 
     def refits() -> Fit:
         if method == "parametric":
-            return refit_drawn(fit, origin, key, count, CALLER, **settings)
+            return refit_drawn(fit, origin, key, count, **settings)
         return refit_weighted(fit, origin, resampled_weights(scheme, weights, key, count), **settings)
 
     def influence_of_units() -> np.ndarray | None:
@@ -122,26 +119,24 @@ def bootstrap(
         left_out = refit_weighted(fit, origin, units, **settings)
     found = Bootstrap(fit, fits, influence, scheme.copies, left_out, _described(method, clusters, block_length, scheme))
     if found.notes:
-        warn(f"{CALLER}: {' '.join(found.notes)}")
+        warn(f"{' '.join(found.notes)}")
     return found
 
 
 def _check(fit: Fit, num_replicates: Any, method: str, block_length: Any, acceleration: str) -> None:
-    check_choice(method, METHODS, "method", CALLER)
-    check_choice(acceleration, ACCELERATIONS, "acceleration", CALLER)
-    check_count(num_replicates, 2, "num_replicates", CALLER, entries=fit.num_parameters)
+    check_choice(method, METHODS, "method")
+    check_choice(acceleration, ACCELERATIONS, "acceleration")
+    check_count(num_replicates, 2, "num_replicates", entries=fit.num_parameters)
     if not fit.converged:
-        raise ValueError(f"{CALLER}: needs a fit that converged, for it starts each replicate there. {fit.diagnosis()}")
-    fit._check("observed", CALLER)
+        raise ValueError(f"needs a fit that converged, for it starts each replicate there. {fit.diagnosis()}")
+    fit._check("observed")
     if ("block" in method) != (block_length is not None):
         raise ValueError(
-            f'{CALLER}: block_length={shown(block_length)} with method={method!r}; give a length with "block" or "circular block", '
+            f'block_length={shown(block_length)} with method={method!r}; give a length with "block" or "circular block", '
             "and with no other."
         )
     if "block" in method and acceleration == "jackknife":
-        raise ValueError(
-            f'{CALLER}: acceleration="jackknife" leaves out observations one by one, which blocks do not allow.'
-        )
+        raise ValueError('acceleration="jackknife" leaves out observations one by one, which blocks do not allow.')
 
 
 def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: Any) -> tuple[Scheme, Any]:
@@ -150,26 +145,26 @@ def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: 
     num_terms = int(fit.num_observations) if dataset.weights is None else len(dataset.weights)
     if clusters is not None:
         if method != "nonparametric":
-            raise ValueError(f'{CALLER}: clusters are drawn by method="nonparametric", not {method!r}.')
+            raise ValueError(f'clusters are drawn by method="nonparametric", not {method!r}.')
         if np.shape(clusters) != (num_terms,):
             raise ValueError(
-                f"{CALLER}: clusters has shape {np.shape(clusters)}, expected ({num_terms},), one label for each observation."
+                f"clusters has shape {np.shape(clusters)}, expected ({num_terms},), one label for each observation."
             )
-        return of_units(cluster_codes(clusters, CALLER), None), dataset.weights
+        return of_units(cluster_codes(clusters), None), dataset.weights
     if "block" in method:
         whole = isinstance(block_length, int | np.integer) and not isinstance(block_length, bool)
         if not whole or not 1 <= block_length < num_terms:
             raise ValueError(
-                f"{CALLER}: block_length={shown(block_length)} must be a whole number from 1 to {num_terms - 1}, less than the "
+                f"block_length={shown(block_length)} must be a whole number from 1 to {num_terms - 1}, less than the "
                 "number of observations."
             )
         return of_blocks(num_terms, int(block_length), circular="circular" in method), dataset.weights
     if model.is_dependent and method == "nonparametric":
         raise ValueError(
-            f'{CALLER}: the terms of a dependent model cannot be drawn one by one. Use method="block" with block_length, or '
+            'the terms of a dependent model cannot be drawn one by one. Use method="block" with block_length, or '
             '"parametric" if the model can draw a series.'
         )
-    copies = None if dataset.weights is None else whole_weights(dataset.weights, CALLER)
+    copies = None if dataset.weights is None else whole_weights(dataset.weights)
     return of_units(np.arange(num_terms), copies), None
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.errors import check_level, require, warn
+from fisher_jax.errors import check_level, entry_point, require, warn
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
@@ -75,19 +75,23 @@ class Bootstrap(Printed):
             if fits is not None and failures(fits)
         ]
 
+    @entry_point
     def replicates(self, function: Any = None) -> Float[np.ndarray, "r k"]:
         """The parameters, or the numbers of a function of them, at every kept replicate, in one row each."""
         self._output(function)  # refuses what is no function of params
         return np.asarray(_evaluated(_hashable(function), self.fits))[self.kept]
 
+    @entry_point
     def standard_errors(self, function: Any = None) -> PyTree:
         """Standard deviation over the replicates: a pytree like `params`, or as the function returns it."""
         return self._arranged(self._moments(function)[1], function, fill=0.0)
 
+    @entry_point
     def bias(self, function: Any = None) -> PyTree:
         """Mean of the replicates less the estimate, as for `standard_errors`."""
         return self._arranged(self._moments(function)[0], function, fill=0.0)
 
+    @entry_point
     def covariance(self, function: Any = None) -> Float[np.ndarray, "k k"]:
         """Covariance matrix over the replicates, in the order of `fit.names` or of the function's numbers."""
         drawn = self.replicates(function)
@@ -101,6 +105,7 @@ class Bootstrap(Printed):
             return np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
         return np.mean(drawn, axis=0) - estimate, np.std(drawn, axis=0, ddof=1)
 
+    @entry_point
     def confidence_intervals(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> PyTree:
         """Intervals: leaves like those of `params`, or of what the function returns, with a last axis of two.
 
@@ -119,12 +124,12 @@ class Bootstrap(Printed):
             NaN of fewer than two replicates; and, with a `FitWarning`, where all replicates lie on one side of the estimate,
             or the acceleration is so large that it turns the interval over, and BCa does not exist.
         """
-        caller = "confidence_intervals"
-        check_level(level, caller)
+        check_level(level)
         if method not in INTERVALS:
-            raise ValueError(f"{caller}: method={method!r} is unknown; choose from {', '.join(map(repr, INTERVALS))}.")
+            raise ValueError(f"method={method!r} is unknown; choose from {', '.join(map(repr, INTERVALS))}.")
         return self._arranged(self.flat_intervals(level, method, function), function, trailing=1)
 
+    @entry_point
     def flat_intervals(
         self, level: Any = 0.95, method: str = "percentile", function: Any = None
     ) -> Float[np.ndarray, "k 2"]:
@@ -139,8 +144,8 @@ class Bootstrap(Printed):
         found = bootstrap_intervals.bca(drawn, estimate, self._acceleration(function), level)
         if np.any(np.isnan(found)):
             warn(
-                "confidence_intervals: BCa does not exist where all replicates lie on one side of the estimate, or a few "
-                "observations have nearly all the influence.",
+                "BCa does not exist where all replicates lie on one side of the estimate, or a few "
+                "observations have nearly all the influence."
             )
         return found
 
@@ -162,7 +167,7 @@ class Bootstrap(Printed):
         return np.asarray(_value(_hashable(function), self.fit))
 
     def _output(self, function: Any) -> Output | None:
-        return None if function is None else outline(function, self.fit, "function", "bootstrap")
+        return None if function is None else outline(function, self.fit, "function")
 
     def _arranged(self, flat: np.ndarray, function: Any, trailing: int = 0, fill: float | None = None) -> PyTree:
         """Numbers in one row laid out as the parameters or as the function returns them."""
@@ -180,9 +185,10 @@ class Bootstrap(Printed):
                 start += leaf.size
         return layout.assemble(leaves)
 
+    @entry_point
     def summary(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> Table:
         """A table of estimate, bias, standard error and interval."""
-        check_level(level, "summary")
+        check_level(level)
         output = self._output(function)
         names = self.fit.names if output is None else output.names
         estimate, (bias, errors) = self._estimate(function), self._moments(function)
@@ -196,9 +202,10 @@ class Bootstrap(Printed):
         facts = [("Replicates", f"{len(self.fits)}, {self.description}"), ("Intervals", method)]
         return Table("Bootstrap", facts, titles, rows, self.notes)
 
+    @entry_point
     def to_frame(self) -> Any:
         """The kept replicates as a pandas DataFrame, a column for each parameter (needs the extra `frames`)."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         return pd.DataFrame(self.replicates(), columns=list(self.fit.names))
 
     def _report(self) -> Table:

@@ -23,7 +23,6 @@ from fisher_jax.models.model import ById, Model, check_arity
 from fisher_jax.models.parameters import Leaf, layout_of
 from fisher_jax.uncertainty.score import Nuisance, Tested, score_statistic
 
-CALLER = "score_test"
 ENTRIES = 2**24  # entries of candidates worked on at once
 
 
@@ -40,30 +39,30 @@ class Rows(NamedTuple):
 
 def candidate_statistics(fit: Any, candidates: Any, enters: Any, kind: str) -> tuple[Any, int]:
     """The statistics (K,) of all candidates, with a leading axis for a batch, and their degrees of freedom."""
-    check_unmasked(candidates, lambda: f"{CALLER}: candidates", "Fill in what is missing, or leave the candidate out.")
-    columns = to_numpy(candidates, "candidates", CALLER)
+    check_unmasked(candidates, lambda: "candidates", "Fill in what is missing, or leave the candidate out.")
+    columns = to_numpy(candidates, "candidates")
     if columns.ndim not in (2, 3) or columns.dtype.kind not in "biuf" or not columns.size:
         raise ValueError(
-            f"{CALLER}: candidates has dtype {columns.dtype} and shape {columns.shape}; expected numbers (n, K), one "
+            f"candidates has dtype {columns.dtype} and shape {columns.shape}; expected numbers (n, K), one "
             "column for each candidate, or (n, K, m) for groups of m."
         )
     columns = columns[:, :, None] if columns.ndim == 2 else columns
-    model = origin_of(fit, CALLER).model
+    model = origin_of(fit).model
     if model.is_dependent:
         raise ValueError(
-            f"{CALLER}: candidates need a log-density of one observation, and the terms of a dependent model may each "
+            "candidates need a log-density of one observation, and the terms of a dependent model may each "
             "depend on all of a covariate. Put the covariate in the model with an effect held fixed at zero, and free it."
         )
     where = _where(model, enters)
-    nuisance, rows, off = with_data(fit, _Derivatives(where, kind), CALLER)
+    nuisance, rows, off = with_data(fit, _Derivatives(where, kind))
     farthest = np.nanmax(np.append(off, 0.0))  # a fit that failed may have none
     if farthest > 1e-2:
         raise ValueError(
-            f"{CALLER}: enters(…, offset=0.0) is not the model's own log-density: their scores differ by up to "
+            f"enters(…, offset=0.0) is not the model's own log-density: their scores differ by up to "
             f"{farthest:.2g} of their size. Write it as the model's log-density, with offset added to its linear predictor."
         )
     if rows.slope.shape[-1] != len(columns):
-        raise ValueError(f"{CALLER}: candidates has {len(columns)} rows, but the data have {rows.slope.shape[-1]}.")
+        raise ValueError(f"candidates has {len(columns)} rows, but the data have {rows.slope.shape[-1]}.")
     dtype = nuisance.gradient.dtype
     if not fit.has_batch:
         return jnp.asarray(_in_blocks(nuisance, rows, columns, kind, dtype)), columns.shape[2]
@@ -108,7 +107,7 @@ class _Derivatives:
     kind: str
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> tuple[Nuisance, Rows, Array]:
-        target = likelihood(model, fit.layout, fit.values, dataset, CALLER)
+        target = likelihood(model, fit.layout, fit.values, dataset)
         weights = jnp.ones((target.num_terms,), fit.free.dtype) if target.weights is None else target.weights
         given = () if dataset.given is None else (dataset.given,)
         y, *z = target.rows if given else (target.rows,)
@@ -197,24 +196,22 @@ class _InFamily:
 
 
 def _leaf(model: LinkedModel, predicted: PyTree, name: str | None) -> tuple[int, Leaf]:
-    layout = layout_of(predicted, model.family.constraint_table, CALLER)[0]
+    layout = layout_of(predicted, model.family.constraint_table)[0]
     free = [leaf for _, leaf in layout.free_leaves]
     known = [leaf.name for leaf in free]
     if name is None and len(known) == 1:
         name = known[0]
     if name is None:
         raise ValueError(
-            f"{CALLER}: the family has the parameters {', '.join(known)}. Say on which the candidates act, as in "
+            f"the family has the parameters {', '.join(known)}. Say on which the candidates act, as in "
             f"enters={known[0]!r}."
         )
     if name not in known:
-        raise ValueError(
-            f"{CALLER}: enters={name!r} names none of the family's parameters, which are {', '.join(known)}."
-        )
+        raise ValueError(f"enters={name!r} names none of the family's parameters, which are {', '.join(known)}.")
     leaf = free[known.index(name)]
     if leaf.shape != () or not isinstance(leaf.constraint, Interval | Unconstrained):
         raise ValueError(
-            f"{CALLER}: `{name}` of shape {leaf.shape} is no number to which an effect adds; give `enters` as a function."
+            f"`{name}` of shape {leaf.shape} is no number to which an effect adds; give `enters` as a function."
         )
     return layout.names.index(name), leaf
 
@@ -227,8 +224,8 @@ class _ByFunction:
 
     def __call__(self, model: Model, params: PyTree, offset: Array, y: PyTree, *z: PyTree) -> Array:
         names = ("params", "y", *(("z",) if z else ()), "offset")
-        check_arity(self.function.function, names, "enters", CALLER)
-        return call_user(self.function.function, (params, y, *z, offset), "enters", CALLER)
+        check_arity(self.function.function, names, "enters")
+        return call_user(self.function.function, (params, y, *z, offset), "enters")
 
 
 def _where(model: Model, enters: Any) -> Any:
@@ -236,9 +233,9 @@ def _where(model: Model, enters: Any) -> Any:
         return _ByFunction(ById(enters))
     if not isinstance(model, LinkedModel):
         raise ValueError(
-            f"{CALLER}: how candidates enter this model is not known. Give enters=function(params, y, z, offset), its log-"
+            "how candidates enter this model is not known. Give enters=function(params, y, z, offset), its log-"
             "density with offset added to the linear predictor; or write the model with fisher_jax.linked."
         )
     if enters is not None and not isinstance(enters, str):
-        raise TypeError(f"{CALLER}: enters must be a parameter's name or a function, got {type(enters).__name__}.")
+        raise TypeError(f"enters must be a parameter's name or a function, got {type(enters).__name__}.")
     return _InFamily(enters)

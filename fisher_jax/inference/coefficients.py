@@ -40,13 +40,15 @@ class CoefficientTable(Printed):
     facts: dict[str, np.ndarray]
     failed: tuple[str, ...]
 
+    @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with two columns for each fit, "estimate" and "standard_error" (needs the extra `frames`)."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         columns = pd.MultiIndex.from_product([self.names, ["estimate", "standard_error"]])
         both = np.stack([self.estimates, self.standard_errors], axis=2).reshape(len(self.parameters), -1)
         return pd.DataFrame(both, index=pd.Index(self.parameters, name="parameter"), columns=columns)
 
+    @entry_point
     def to_latex(self) -> str:
         """A LaTeX tabular, of booktabs' rules: standard errors in brackets below the estimates, facts at the foot."""
         rows: list[tuple[str, ...]] = []
@@ -105,17 +107,17 @@ def coefficient_table(fits: Any = None, /, *, kind: str | None = None, **named: 
     [[0.87 0.33]
      [2.62 1.  ]]
     """
-    fits = named_fits(fits, named, "coefficient_table")
+    fits = named_fits(fits, named)
     if not fits:
-        raise ValueError("coefficient_table: got no fit. Give them by name, as in coefficient_table(gamma=fit).")
-    kinds = [fit._check(kind, "coefficient_table") for fit in fits.values()]
+        raise ValueError("got no fit. Give them by name, as in coefficient_table(gamma=fit).")
+    kinds = [fit._check(kind) for fit in fits.values()]
     columns = [_coefficients(fit, kind) for fit, kind in zip(fits.values(), kinds, strict=True)]
     parameters = tuple(dict.fromkeys(name for column in columns for name in column))
     lost = (np.nan, np.nan)
     both = np.array([[column.get(name, lost) for column in columns] for name in parameters]).reshape(-1, len(fits), 2)
     failed = tuple(name for name, fit in fits.items() if not fit.converged)
     if failed:
-        warn(f"coefficient_table: did not converge, so not to be relied on: {', '.join(failed)}.")
+        warn(f"did not converge, so not to be relied on: {', '.join(failed)}.")
     facts = {
         "observations": [float(fit.num_observations) for fit in fits.values()],
         "log-likelihood": [float(fit.log_likelihood) for fit in fits.values()],

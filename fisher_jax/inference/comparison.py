@@ -61,11 +61,13 @@ class Comparison(Printed):
             "status": self.status,
         }
 
+    @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each fit (needs the extra `frames`)."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         return pd.DataFrame(self._columns(), index=pd.Index(self.names, name="fit"))
 
+    @entry_point
     def to_latex(self) -> str:
         """A LaTeX tabular, of booktabs' rules."""
         table = self._report()
@@ -135,16 +137,16 @@ def compare(fits: Any = None, /, *, criterion: str = "aic", **named: Any) -> Com
     >>> print(table.names, table.difference.round(2))
     ('normal', 'gamma') [0.   0.06]
     """
-    fits = named_fits(fits, named, "compare")
+    fits = named_fits(fits, named)
     if len(fits) < 2:
-        raise ValueError(f"compare: got {len(fits)} fit; give at least two, as in compare(gamma=fit_1, weibull=fit_2).")
+        raise ValueError(f"got {len(fits)} fit; give at least two, as in compare(gamma=fit_1, weibull=fit_2).")
     if criterion not in CRITERIA:
-        raise ValueError(f"compare: criterion={criterion!r} is unknown; choose from {', '.join(map(repr, CRITERIA))}.")
+        raise ValueError(f"criterion={criterion!r} is unknown; choose from {', '.join(map(repr, CRITERIA))}.")
     first, *others = fits
     for name in others:
         if not same_data(fits[first], fits[name]):
             raise ValueError(
-                f"compare: {first!r} and {name!r} are fits of different data ({float(fits[first].num_observations):g} and "
+                f"{first!r} and {name!r} are fits of different data ({float(fits[first].num_observations):g} and "
                 f"{float(fits[name].num_observations):g} observations), whose likelihoods cannot be compared. "
                 "Fit all to the same."
             )
@@ -166,7 +168,7 @@ def compare(fits: Any = None, /, *, criterion: str = "aic", **named: Any) -> Com
         **{key: column[order] for key, column in values.items()},
     )
     if result._notes():
-        warn(f"compare: {result._notes()[0]}")
+        warn(f"{result._notes()[0]}")
     return result
 
 

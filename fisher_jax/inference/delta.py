@@ -88,11 +88,12 @@ class DeltaEstimate(Printed):
         half = jnp.matmul(jacobian, jnp.asarray(self.free_covariance), precision="highest")
         return jnp.matmul(half, jacobian.mT, precision="highest")
 
+    @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each number (needs the extra `frames`); not of a batch."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         if jnp.ndim(self.flat_value) != 1:
-            raise ValueError("to_frame: this is of a batch. Take the arrays, or frame that of one fit: fits[0].")
+            raise ValueError("this is of a batch. Take the arrays, or frame that of one fit: fits[0].")
         return pd.DataFrame(self._columns(), index=pd.Index(self.names, name="name"))
 
     def _columns(self) -> dict[str, np.ndarray]:
@@ -183,18 +184,17 @@ def delta_method(function: Any, fit: Any, kind: str | None = None, level: Any = 
     >>> print(f"{mean.value:.3f} ± {mean.standard_error:.3f}")
     3.000 ± 0.927
     """
-    caller = "delta_method"
-    check_fit(fit, caller)
-    intervals.check_level(level, caller)
-    kind = fit._check(kind, caller)
-    output = outline(function, fit, "function", caller)
+    check_fit(fit)
+    intervals.check_level(level)
+    kind = fit._check(kind)
+    output = outline(function, fit, "function")
     one = _Delta(OfParameters(ById(function)))
-    value, errors, ends, jacobian, free, flat = of_each(fit, one, kind, caller, level)
+    value, errors, ends, jacobian, free, flat = of_each(fit, one, kind, level)
     result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, fit.describe(kind))
     if not is_traced(fit):
         somewhere = np.any(np.asarray(flat).reshape(-1, len(output.names)), axis=0)
         if np.any(somewhere):
-            warn(f"{caller}: {flatness([output.names[k] for k in np.flatnonzero(somewhere)])}")
+            warn(f"{flatness([output.names[k] for k in np.flatnonzero(somewhere)])}")
     return result
 
 

@@ -16,26 +16,26 @@ BLOCK = 4096  # fits that are worked on at once
 ENTRIES = 2**22  # entries of data times parameters that are worked on at once
 
 
-def check_fit(fit: Any, caller: str) -> None:
+def check_fit(fit: Any) -> None:
     """Raise for what is no fit."""
     if not isinstance(fit, Fit):
-        raise TypeError(f"{caller}: expected a Fit, got {type(fit).__name__}. Fit the model first.")
+        raise TypeError(f"expected a Fit, got {type(fit).__name__}. Fit the model first.")
 
 
-def of_each(fit: Fit, function: Callable[..., Any], kind: str | None, caller: str, *numbers: Any) -> Any:
+def of_each(fit: Fit, function: Callable[..., Any], kind: str | None, *numbers: Any) -> Any:
     """`function(fit, kind, *numbers)` of a fit, or of every one of many; with a warning of those that failed.
 
     The function is hashable, for it is compiled once for each that is not equal to one before.
     """
-    check_fit(fit, caller)
-    kind = fit._check(kind, caller)
-    fit._warn(caller, kind)
-    return quietly(fit, function, kind, caller, *numbers)
+    check_fit(fit)
+    kind = fit._check(kind)
+    fit._warn(kind)
+    return quietly(fit, function, kind, *numbers)
 
 
-def quietly(fit: Fit, function: Callable[..., Any], kind: str | None, caller: str, *numbers: Any) -> Any:
+def quietly(fit: Fit, function: Callable[..., Any], kind: str | None, *numbers: Any) -> Any:
     """The same without a warning of fits that failed, for what is asked of these too."""
-    kind = fit._check(kind, caller)
+    kind = fit._check(kind)
     if not fit.has_batch:
         return _of_one(function, kind, fit, numbers)
     if is_traced(fit, numbers):
@@ -62,17 +62,17 @@ def _of_block(function: Callable[..., Any], kind: str, fits: Fit, numbers: tuple
     return jax.vmap(lambda fit: function(fit, kind, *numbers))(fits)
 
 
-def with_data(fit: Fit, function: Callable[..., Any], caller: str, shared: tuple = ()) -> Any:
+def with_data(fit: Fit, function: Callable[..., Any], shared: tuple = ()) -> Any:
     """`function(fit, model, dataset, *shared)` of a fit and its data, or of every one of many with its own.
 
     The function is hashable, as in `of_each`; the arrays that it returns are numpy's for many fits.
     """
-    check_fit(fit, caller)
-    model, dataset = origin_of(fit, caller)
+    check_fit(fit)
+    model, dataset = origin_of(fit)
     if not fit.has_batch:
         return _one_with_data(function, model, fit, dataset, shared)
     if not len(fit):
-        raise ValueError(f"{caller}: there are no fits in this batch.")
+        raise ValueError("there are no fits in this batch.")
     size = max(1, min(BLOCK, len(fit), ENTRIES // max(1, dataset.entries * fit.num_parameters)))
     parts, host = [], on_host(fit)
     for start in range(0, len(fit), size):

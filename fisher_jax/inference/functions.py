@@ -41,7 +41,7 @@ def in_one_row(tree: PyTree) -> Array:
 
 def numbers_of(function: Any, params: PyTree, dtype: Any = None) -> Array:
     """All numbers that a user's function of params returns."""
-    found = call_differentiable(function, (params,), "function", "a function of params")
+    found = call_differentiable(function, (params,), "function")
     return in_one_row(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), found))
 
 
@@ -56,31 +56,31 @@ class OfParameters:
         return numbers_of(self.function.function, fit.layout.constrain(free, fit.values), free.dtype)
 
 
-def outline(function: Any, fit: Fit, name: str, caller: str) -> Output:
+def outline(function: Any, fit: Fit, name: str) -> Output:
     """What a function of params returns, learnt without running it; `fit` may have a batch axis."""
-    check_function(function, name, caller)
+    check_function(function, name)
     ahead = jnp.ndim(fit.status_code)
     values = [jax.ShapeDtypeStruct(jnp.shape(value)[ahead:], jnp.result_type(value)) for value in fit.values]
 
     def of_values(values: Values) -> PyTree:
-        found = call_user(function, (fit.layout.assemble(values),), name, caller)
-        check_pytree(found, f"what {name} returned", caller)
+        found = call_user(function, (fit.layout.assemble(values),), name)
+        check_pytree(found, f"what {name} returned")
         for leaf in jax.tree.leaves(found):
             numbers = isinstance(leaf, bool | int | float | np.generic | np.ndarray | jax.Array)
             if not numbers or getattr(getattr(leaf, "dtype", np.dtype(float)), "kind", "O") not in "biufc":
                 raise TypeError(
-                    f"{caller}: {name} must return a number, an array or a pytree of them, but returned {kind_of(leaf)}."
+                    f"{name} must return a number, an array or a pytree of them, but returned {kind_of(leaf)}."
                 )
         return found
 
     returned = jax.eval_shape(of_values, values)
     found, treedef = jax.tree_util.tree_flatten_with_path(returned)
     if not any(np.prod(leaf.shape) for _, leaf in found):
-        raise TypeError(f"{caller}: {name} must return a number, an array or a pytree of them, but returned nothing.")
+        raise TypeError(f"{name} must return a number, an array or a pytree of them, but returned nothing.")
     for _, leaf in found:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"{caller}: {name} must return floating numbers but returned dtype {leaf.dtype}. "
+                f"{name} must return floating numbers but returned dtype {leaf.dtype}. "
                 "Does it compare or round where it should compute?"
             )
     names = [_names(named_within(name, path), leaf.shape) for path, leaf in found]

@@ -29,7 +29,7 @@ def gained_over(fit: Any, null: Any) -> Any:
 def gained_over_point(fit: Fit, model: Model, dataset: Dataset, theta: Array) -> Array:
     """What is gained over the point that a hypothesis consists of, by one fit and its data."""
     natural = _wide(fit.layout).natural()
-    target = likelihood(model, natural, fit.values, dataset, "likelihood_ratio_test")
+    target = likelihood(model, natural, fit.values, dataset)
     reached = fit.layout.join(fit.layout.constrained_values(fit.free, fit.values)).astype(natural.dtype)
     return jnp.sum(terms_at(target, reached) - terms_at(target, theta.astype(natural.dtype)))
 
@@ -44,7 +44,7 @@ def _by_terms(fit: Any, null: Any) -> Any:
 
 
 def _difference(fit: Any, null: Any) -> Any:
-    terms, others = (np.asarray(with_data(f, _terms, "likelihood_ratio_test"), np.float64) for f in (fit, null))
+    terms, others = (np.asarray(with_data(f, _terms), np.float64) for f in (fit, null))
     if terms.shape == others.shape:
         return np.sum(terms - others, axis=-1)
     return np.sum(terms, axis=-1) - np.sum(others, axis=-1)
@@ -52,9 +52,7 @@ def _difference(fit: Any, null: Any) -> Any:
 
 def _terms(fit: Fit, model: Model, dataset: Dataset) -> Array:
     layout = _wide(fit.layout)
-    return terms_at(
-        likelihood(model, layout, fit.values, dataset, "likelihood_ratio_test"), fit.free.astype(layout.dtype)
-    )
+    return terms_at(likelihood(model, layout, fit.values, dataset), fit.free.astype(layout.dtype))
 
 
 def _wide(layout: Layout) -> Layout:

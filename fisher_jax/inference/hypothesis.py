@@ -34,15 +34,15 @@ class Hypothesis:
         return {k: float(v) for (i, k), v in zip(self.where, self.values, strict=True) if i == leaf}
 
 
-def hypothesised(layout: Layout, restriction: PyTree, caller: str) -> Hypothesis:
+def hypothesised(layout: Layout, restriction: PyTree) -> Hypothesis:
     """The entries named in a pytree of values; `None`, NaN and what is absent are not restricted.
 
     The tree is shaped like params or a part of it; a key may also be an entry's name as reports print it, as `beta[1]`.
     """
-    check_pytree(restriction, "the hypothesis", caller)
+    check_pytree(restriction, "the hypothesis")
     if jax.tree_util.all_leaves([restriction]) and "params" not in {leaf.name for leaf in layout.leaves}:
         raise TypeError(
-            f"{caller}: the hypothesis is {shown(restriction)}. Write names and values as a dictionary, as "
+            f"the hypothesis is {shown(restriction)}. Write names and values as a dictionary, as "
             f"{{{(*layout.names, 'scale')[0]!r}: 0.0}}, or give a function of params that is zero under it."
         )
     by_name: dict[str, tuple[int, int | None]] = {leaf.name: (i, None) for i, leaf in enumerate(layout.leaves)}
@@ -55,33 +55,33 @@ def hypothesised(layout: Layout, restriction: PyTree, caller: str) -> Hypothesis
         if name not in by_name:
             known = ", ".join(f"`{leaf.name}`" for leaf in layout.leaves)
             raise ValueError(
-                f"{caller}: the hypothesis names `{name}`, but the parameters are {known}. Spell it as in summary()."
+                f"the hypothesis names `{name}`, but the parameters are {known}. Spell it as in summary()."
             )
-        found |= _entries(layout, *by_name[name], value, name, caller)
+        found |= _entries(layout, *by_name[name], value, name)
     if not found:
-        raise ValueError(f"{caller}: the hypothesis restricts nothing: every value is None or NaN.")
+        raise ValueError("the hypothesis restricts nothing: every value is None or NaN.")
     where = tuple(sorted(found))
     names = tuple(layout.leaves[i].entry_names[k] for i, k in where)
     return Hypothesis(names, where, np.array([found[key] for key in where]))
 
 
-def _entries(layout: Layout, i: int, k: int | None, value: Any, name: str, caller: str) -> dict[tuple[int, int], float]:
+def _entries(layout: Layout, i: int, k: int | None, value: Any, name: str) -> dict[tuple[int, int], float]:
     if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{caller}: the value of `{name}` must be known now, but is traced. Give numbers.")
+        raise TypeError(f"the value of `{name}` must be known now, but is traced. Give numbers.")
     value = np.asarray(value)
     shape = layout.leaves[i].shape if k is None else ()
     if value.dtype.kind not in "iuf" or value.shape not in ((), shape):
         raise ValueError(
-            f"{caller}: the hypothesised value of `{name}` must be a number or an array of shape {shape}, "
+            f"the hypothesised value of `{name}` must be a number or an array of shape {shape}, "
             f"got {value.dtype} of shape {value.shape}."
         )
     flat = np.broadcast_to(value, shape).ravel().astype(float)
     constraint = layout.leaves[i].constraint
     if isinstance(constraint, Interval) and np.any((flat < constraint.low) | (flat > constraint.high)):
-        raise ValueError(f"{caller}: `{name}` is {constraint.description}, and cannot be {value}.")
+        raise ValueError(f"`{name}` is {constraint.description}, and cannot be {value}.")
     tied = not isinstance(constraint, Interval | Unconstrained | Fixed)
     if tied and k is None and not np.any(np.isnan(flat)) and not _within(constraint, flat.reshape(shape)):
-        raise ValueError(f"{caller}: `{name}` is {constraint.description}, and cannot be {value.tolist()}.")
+        raise ValueError(f"`{name}` is {constraint.description}, and cannot be {value.tolist()}.")
     return {(i, j if k is None else k): float(x) for j, x in enumerate(flat) if not np.isnan(x)}
 
 
@@ -92,7 +92,7 @@ def _within(constraint: Any, value: np.ndarray) -> bool:
     return bool(constraint.contains(value))
 
 
-def free_positions(layout: Layout, hypothesis: Hypothesis, caller: str) -> tuple[int, ...]:
+def free_positions(layout: Layout, hypothesis: Hypothesis) -> tuple[int, ...]:
     """Where in θ the entries are; those held `fixed` in the fit are refused."""
     starts, start = {}, 0
     for i, leaf in layout.free_leaves:
@@ -100,7 +100,7 @@ def free_positions(layout: Layout, hypothesis: Hypothesis, caller: str) -> tuple
     held = [name for name, (i, _) in zip(hypothesis.names, hypothesis.where, strict=True) if i not in starts]
     if held:
         raise ValueError(
-            f"{caller}: `{held[0]}` was held fixed in this fit, so it was not estimated and cannot be tested with it. "
+            f"`{held[0]}` was held fixed in this fit, so it was not estimated and cannot be tested with it. "
             "Fit without `fixed`, or use score_test, which needs the null fit only."
         )
     return tuple(starts[i] + k for i, k in hypothesis.where)

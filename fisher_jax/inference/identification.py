@@ -18,7 +18,6 @@ from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import is_traced
 from fisher_jax.uncertainty.identification import identified, identify
 
-CALLER = "identifiability"
 WEAK = 1e-3  # of an eigenvalue: standard errors along the direction are some thirty times what each parameter's would be alone
 
 
@@ -180,16 +179,14 @@ def identifiability(fit: Any, function: Any = None, *, kind: str = "observed") -
     >>> print(found.describe(), dict(zip(found.names, found.identified.tolist())))
     +1 a -1 b {'a': False, 'b': False, 'sum': True}
     """
-    check_fit(fit, CALLER)
+    check_fit(fit)
     if not isinstance(kind, str) or kind not in ("observed", "expected", "empirical"):
-        raise ValueError(f'{CALLER}: kind={shown(kind)} must be "observed", "expected" or "empirical": an information.')
+        raise ValueError(f'kind={shown(kind)} must be "observed", "expected" or "empirical": an information.')
     if is_traced(fit):
-        raise ValueError(
-            f"{CALLER}: needs numbers that are known, but this fit is inside a transformation or has a batch axis."
-        )
-    output = None if function is None else outline(function, fit, "function", CALLER)
+        raise ValueError("needs numbers that are known, but this fit is inside a transformation or has a batch axis.")
+    output = None if function is None else outline(function, fit, "function")
     asked = _Gradients(len(fit.names), None if function is None else OfParameters(ById(function)))
-    information, gradient = map(np.asarray, quietly(fit, asked, kind, CALLER))
+    information, gradient = map(np.asarray, quietly(fit, asked, kind))
     found = identify(information, np.dtype(fit.free.dtype))
     holds, errors = identified(found, information, gradient)
     slopes = gradient[..., : len(fit.names), :] / found.scale[..., None, :]

@@ -27,7 +27,7 @@ def indicators(fit: Fit) -> np.ndarray:
     return difference[..., rows, columns] / np.asarray(fit.num_observations, float)[..., None]
 
 
-def spreads(fit: Fit, origin: Origin, frees: Float[np.ndarray, "r p"], key: Any, caller: str) -> np.ndarray:
+def spreads(fit: Fit, origin: Origin, frees: Float[np.ndarray, "r p"], key: Any) -> np.ndarray:
     """The covariance (R, k, k) of n times the indicators at each of these u, estimation included, if the model is right there.
 
     Summed over observations, E[m mᵀ] − E[m sᵀ] E[s sᵀ]⁻¹ E[s mᵀ] for one's indicators m, on draws from the model at u itself.
@@ -36,7 +36,7 @@ def spreads(fit: Fit, origin: Origin, frees: Float[np.ndarray, "r p"], key: Any,
     ----------
     White, H. (1982), Econometrica 50, 1-25, section 4; in this form Lancaster, T. (1984), Econometrica 52, 1051-1053.
     """
-    given, weights = given_of_draws(origin, caller)
+    given, weights = given_of_draws(origin)
     rows, p = num_rows(origin, given), fit.num_parameters
     wanted = max(_LEAST_DRAWS, _DRAWS_EACH * (p + p * (p + 1) // 2))
     copies = -(-wanted // max(1, round(float(fit.num_observations))))
@@ -55,7 +55,7 @@ def _spreads(
     weights: Any,
     key: Any,
 ) -> Float[Array, "r k k"]:
-    terms = terms_of(model, layout, values, given is not None, "information_matrix_test")
+    terms = terms_of(model, layout, values, given is not None)
     upper = np.triu_indices(frees.shape[1])
     each = _each_of_series if model.is_dependent else each_at
 

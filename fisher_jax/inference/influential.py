@@ -19,7 +19,6 @@ from fisher_jax.models.likelihood import likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.uncertainty import influence as influences
 
-CALLER = "influence"
 SHOWN = 10  # observations of a report
 FAR = 0.5  # standard errors that the estimate would move
 _NO_STEP = (
@@ -64,17 +63,19 @@ class Influence(Printed):
         derivatives = np.where(self.weights[..., None] > 0, self.derivatives, 0.0)
         return np.swapaxes(derivatives, -1, -2) @ (self.weights[..., None] * derivatives)
 
+    @entry_point
     def most_influential(self, count: int = SHOWN) -> np.ndarray:
         """The observations by distance, farthest first, those without a step before all."""
         return np.argsort(-np.where(np.isnan(self.distances), np.inf, self.distances), axis=-1, kind="stable")[
             ..., :count
         ]
 
+    @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each observation (needs the extra `frames`); not of a batch."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         if self.distances.ndim != 1:
-            raise ValueError("to_frame: this is of a batch. Take the arrays, or frame that of one fit: fits[0].")
+            raise ValueError("this is of a batch. Take the arrays, or frame that of one fit: fits[0].")
         frame = pd.DataFrame(self.deletions, columns=[f"{name} without it" for name in self.names])
         frame.insert(0, "distance", self.distances)
         return frame.rename_axis("observation")
@@ -139,21 +140,19 @@ def influence(fit: Any) -> Influence:
     >>> print(found.most_influential(1), found.deletions[5].round(2))
     [5] [-1.67 -1.04]
     """
-    check_fit(fit, CALLER)
+    check_fit(fit)
     if fit.curvature is None:
-        raise ValueError(
-            f"{CALLER}: the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',))."
-        )
-    fit._warn(CALLER)
-    derivatives, deletions, far, weights = map(np.asarray, with_data(fit, _influence_of, CALLER))
-    return Influence(derivatives, deletions, far, weights, fit.names, not origin_of(fit, CALLER).model.is_dependent)
+        raise ValueError("the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',)).")
+    fit._warn()
+    derivatives, deletions, far, weights = map(np.asarray, with_data(fit, _influence_of))
+    return Influence(derivatives, deletions, far, weights, fit.names, not origin_of(fit).model.is_dependent)
 
 
 def _influence_of(fit: Fit, model: Model, dataset: Dataset) -> tuple[Array, Array, Array, Array]:
     curvature = precise(fit.curvature)
     curvature = jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, curvature)
     # The rows as they are: in a weighted likelihood another one stands where the weight is zero.
-    bare = likelihood(model, fit.layout, fit.values, replace(dataset, weights=None), CALLER)
+    bare = likelihood(model, fit.layout, fit.values, replace(dataset, weights=None))
     weights = precise(jnp.ones((bare.num_terms,)) if dataset.weights is None else jnp.asarray(dataset.weights))
     derivatives, deleted = influences.moves(bare, fit.free, curvature, weights)
     jacobian = precise(fit.layout.jacobian(fit.free))

@@ -15,7 +15,6 @@ from fisher_jax.inference.indicators import indicators, spreads
 from fisher_jax.inference.replicates import refit_drawn
 from fisher_jax.inference.report import Printed, Table, number
 
-CALLER = "information_matrix_test"
 _FEWEST = 19  # replicates by which a p-value could be 5 %
 _LEAST = 1e-8  # of the largest: variances below are those of indicators that are zero by construction
 
@@ -123,29 +122,27 @@ def information_matrix_test(
     >>> fj.information_matrix_test(fit, jax.random.key(2), 199).degrees_of_freedom
     3
     """
-    check_fit(fit, CALLER)
+    check_fit(fit)
     if fit.has_batch:
-        raise TypeError(
-            f"{CALLER}: takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3]."
-        )
-    origin = origin_of(fit, CALLER)
+        raise TypeError("takes one fit, which it makes a batch of. Take each of yours by itself, as fits[3].")
+    origin = origin_of(fit)
     if not fit.converged:
-        raise ValueError(f"{CALLER}: needs a fit that converged. {fit.diagnosis()}")
-    fit._check("sandwich", CALLER)
-    check_key(key, CALLER)
-    num_replicates = check_count(num_replicates, 99, "num_replicates", CALLER, entries=fit.num_parameters**2)
+        raise ValueError(f"needs a fit that converged. {fit.diagnosis()}")
+    fit._check("sandwich")
+    check_key(key)
+    num_replicates = check_count(num_replicates, 99, "num_replicates", entries=fit.num_parameters**2)
     settings = {"covariances": ("sandwich",), "devices": devices}
-    fits = refit_drawn(fit, origin, key, num_replicates, CALLER, **settings)
+    fits = refit_drawn(fit, origin, key, num_replicates, **settings)
     said = failures(fits)
     note = f"of the replicates' fits failed: {said} of {len(fits)}. They are left out."
     if said:
-        warn(f"{CALLER}: {note}")
+        warn(f"{note}")
     at = np.concatenate([np.asarray(fit.free)[None], np.asarray(fits.free)[fits.converged]])
     observed = np.concatenate([indicators(fit)[None], indicators(fits)[fits.converged]])
-    covariances = spreads(fit, origin, at, jax.random.fold_in(key, num_replicates), CALLER)
+    covariances = spreads(fit, origin, at, jax.random.fold_in(key, num_replicates))
     found = _test(fit, observed, covariances, len(fits), (note,) if said else ())
     if np.isnan(found.p_value):
-        warn(f"{CALLER}: {found.notes[-1]}")
+        warn(f"{found.notes[-1]}")
     return found
 
 

@@ -106,29 +106,28 @@ def likelihood_ratio_test(
     >>> print(f"{test.statistic:.3f} {test.p_value:.3f}")
     1.621 0.203
     """
-    caller = "likelihood_ratio_test"
-    check_fit(fit, caller)
-    found = _against(fit, null, caller)
+    check_fit(fit)
+    found = _against(fit, null)
     edge, freedom = found.edge, found.freedom
     # Zero is what both log-likelihoods of no observations are: a difference that says nothing, and must not pass for a fit as good.
     n, gained = on_host((fit.num_observations, found.gained))
     gained = namespace(n).where(n > 0, gained, np.nan)
     if num_on_boundary is not None:
-        edge = _checked_number(num_on_boundary, freedom, caller)
-    statistic, notes = _statistic(fit, gained, caller)
+        edge = _checked_number(num_on_boundary, freedom)
+    statistic, notes = _statistic(fit, gained)
     lost, said = (np.zeros(np.shape(statistic), bool), "") if found.values is None else unidentified(fit, found.values)
     notes += (
         fit._irregularity()
         + _robust_notes(fit)
         + (() if np.any(lost) or key is not None else _boundary_notes(edge, freedom))
-        + (_status_notes(fit, found, edge, lost, caller) if not is_traced(fit) else ())
-        + _unmet_notes(found.unmet, caller)
+        + (_status_notes(fit, found, edge, lost) if not is_traced(fit) else ())
+        + _unmet_notes(found.unmet)
     )
     if key is not None:
-        return _bootstrapped(fit, null, found, statistic, notes, (key, num_replicates, starts), caller)
+        return _bootstrapped(fit, null, found, statistic, notes, (key, num_replicates, starts))
     if np.any(lost):
         notes += (_lost_note(lost, said),)
-        warn(f"{caller}: {notes[-1]}")
+        warn(f"{notes[-1]}")
     test = chi_squared_test(statistic, freedom, TEST, found.words, "", notes, num_on_boundary=edge)
     if not np.any(lost):
         return test
@@ -154,11 +153,11 @@ class _Against(NamedTuple):
     edge: int = 0
 
 
-def _against(fit: Fit, null: Any, caller: str) -> _Against:
+def _against(fit: Fit, null: Any) -> _Against:
     """The cost of a null hypothesis of any kind, of one fit or of each of many."""
     layout, known = fit.layout, not is_traced(fit)
     if isinstance(null, Fit):
-        _check_pair(fit, null, caller)
+        _check_pair(fit, null)
         freedom = fit.num_parameters - null.num_parameters
         known = known and fit.origin is not None and not is_traced(null)
         values = values_of_null(fit, null) if known else None
@@ -166,21 +165,21 @@ def _against(fit: Fit, null: Any, caller: str) -> _Against:
             gained_over(fit, null), freedom, ("the restricted model",), null, values, edge=_fixed_on_edge(layout, null)
         )
     if callable(null):
-        under = fit_under(fit, null, caller)
+        under = fit_under(fit, null)
         unmet, words = ~under.holds, tuple(f"{name} = 0" for name in under.names)
         gained = gained_over(fit, under.fit)
         gained = (np if isinstance(gained, np.ndarray) else jnp).where(unmet, np.nan, gained)
         return _Against(
             gained, len(under.names), words, under.fit, under.fit.params["params"] if known else None, unmet
         )
-    hypothesis = hypothesised(layout, null, caller)
-    positions = free_positions(layout, hypothesis, caller)
+    hypothesis = hypothesised(layout, null)
+    positions = free_positions(layout, hypothesis)
     edge = _on_edge(layout, hypothesis)
     if len(positions) == len(layout.names):  # nothing is left to be fitted
-        gained, restricted = with_data(fit, gained_over_point, caller, (hypothesis.values,)), None
+        gained, restricted = with_data(fit, gained_over_point, (hypothesis.values,)), None
         freedom = fit.num_parameters
     else:
-        restricted = refit(fit, hypothesis, caller)
+        restricted = refit(fit, hypothesis)
         gained, freedom = gained_over(fit, restricted), fit.num_parameters - restricted.num_parameters
     values = values_under(fit, hypothesis, restricted) if known else None
     return _Against(gained, freedom, hypothesis.words, restricted, values, edge=edge)
@@ -196,34 +195,26 @@ def _lost_note(lost: np.ndarray, said: str) -> str:
 
 
 def _bootstrapped(
-    fit: Fit,
-    null: Any,
-    found: _Against,
-    statistic: Any,
-    notes: tuple[str, ...],
-    draws: tuple[Any, Any, Any],
-    caller: str,
+    fit: Fit, null: Any, found: _Against, statistic: Any, notes: tuple[str, ...], draws: tuple[Any, Any, Any]
 ) -> HypothesisTest:
     """The place of the statistic among those of data drawn under the null."""
     key, count, starts = draws
     if fit.has_batch:
-        raise TypeError(
-            f"{caller}: the bootstrap takes one fit, which it makes a batch of. Take each of yours, as fits[3]."
-        )
-    check_key(key, caller)
-    count = check_count(count, FEWEST, "num_replicates", caller)
-    origin = origin_of(fit, caller)
+        raise TypeError("the bootstrap takes one fit, which it makes a batch of. Take each of yours, as fits[3].")
+    check_key(key)
+    count = check_count(count, FEWEST, "num_replicates")
+    origin = origin_of(fit)
     if found.values is not None and origin.model.sample is not None:
         source = origin, fit.layout, found.values
     elif isinstance(null, Fit):
-        source = origin_of(null, caller), null.layout, null.values
+        source = origin_of(null), null.layout, null.values
     else:
         source = origin, fit.layout, fit.values  # has no sampler: the error says so
-    blocks = [] if starts is None else stacked_starts(fit.layout, fit.values, starts, caller)
+    blocks = [] if starts is None else stacked_starts(fit.layout, fit.values, starts)
     stacked = [fit.layout.assemble(list(leaves)) for leaves in zip(*blocks, strict=True)]
     settings: dict[str, Any] = {"weights_axis": None, "covariances": ("observed",)}
     statistics: list[Any] = []
-    for drawn in drawn_data(*source, key, count, caller):
+    for drawn in drawn_data(*source, key, count):
         fits = fit_batch(origin.model, fit.params, **drawn, **settings)
         for start in stacked:
             others = fit_batch(origin.model, start, **drawn, **settings)
@@ -231,12 +222,12 @@ def _bootstrapped(
             both = joined_fits([fits, others], np.arange(len(fits)) + len(fits) * higher)
             fits = replace(both, origin=fits.origin)
         if isinstance(null, Fit):
-            under = fit_batch(origin_of(null, caller).model, null.params, **drawn, **settings)
+            under = fit_batch(origin_of(null).model, null.params, **drawn, **settings)
             statistics.append(2.0 * gained_over(fits, under))
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FitWarning)  # of fits that failed, which are counted below
-                statistics.append(2.0 * _against(fits, null, caller).gained)
+                statistics.append(2.0 * _against(fits, null).gained)
     made = np.concatenate(statistics)[:count]
     made = made[np.isfinite(made)]
     if len(made) < count:
@@ -252,30 +243,30 @@ def _bootstrapped(
     )
 
 
-def _checked_number(number: Any, freedom: int, caller: str) -> int:
+def _checked_number(number: Any, freedom: int) -> int:
     whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
     if not whole or not 0 <= number <= freedom:
-        raise ValueError(f"{caller}: num_on_boundary={number!r} must be a whole number from 0 to {freedom}.")
+        raise ValueError(f"num_on_boundary={number!r} must be a whole number from 0 to {freedom}.")
     return int(number)
 
 
-def _check_pair(fit: Any, null: Any, caller: str) -> None:
+def _check_pair(fit: Any, null: Any) -> None:
     """Refuse fits that cannot be compared."""
     if fit.has_batch != null.has_batch:
-        raise TypeError(f"{caller}: one of the two holds many fits, the other is a single one. Give two of a kind.")
+        raise TypeError("one of the two holds many fits, the other is a single one. Give two of a kind.")
     if not fit.num_parameters > null.num_parameters:
         raise ValueError(
-            f"{caller}: the null fit has {null.num_parameters} free parameters and the other {fit.num_parameters}, so the "
+            f"the null fit has {null.num_parameters} free parameters and the other {fit.num_parameters}, so the "
             "null is not nested in it. Give the larger model first."
         )
     if not is_traced(fit) and not is_traced(null) and not same_data(fit, null):
         raise ValueError(
-            f"{caller}: the two fits are of different data. Likelihoods can be compared only of the same observations: fit "
+            "the two fits are of different data. Likelihoods can be compared only of the same observations: fit "
             "both models to these, the ones with missing covariates left out of both."
         )
 
 
-def _statistic(fit: Any, gained: Any, caller: str) -> tuple[Any, tuple[str, ...]]:
+def _statistic(fit: Any, gained: Any) -> tuple[Any, tuple[str, ...]]:
     """The statistic, zero where it is negative by rounding, and a note where it is more negative than that."""
     raw = 2.0 * gained
     host = isinstance(raw, np.ndarray)
@@ -290,7 +281,7 @@ def _statistic(fit: Any, gained: Any, caller: str) -> tuple[Any, tuple[str, ...]
                 f"the null fits better than the alternative{which}, by up to {most:.3g} in log-likelihood: the alternative is "
                 "not at its maximum. Fit it again from the null's estimate; there is no p-value until then.",
             )
-            warn(f"{caller}: {notes[0]}")
+            warn(f"{notes[0]}")
     return (np.asarray(statistic) if host else statistic), notes
 
 
@@ -348,7 +339,7 @@ def _boundary_notes(edge: int, freedom: int) -> tuple[str, ...]:
     )
 
 
-def _unmet_notes(unmet: Any, caller: str) -> tuple[str, ...]:
+def _unmet_notes(unmet: Any) -> tuple[str, ...]:
     """Where no parameters were found that obey a restriction."""
     if unmet is None or not np.any(unmet):
         return ()
@@ -357,11 +348,11 @@ def _unmet_notes(unmet: Any, caller: str) -> tuple[str, ...]:
         f"no parameters were found at which the restriction holds{which}, or there is no covariance to judge that by: "
         "there is no statistic. Write the model under the hypothesis, fit it, and give that fit."
     )
-    warn(f"{caller}: {note}")
+    warn(f"{note}")
     return (note,)
 
 
-def _status_notes(fit: Any, against: _Against, edge: int, lost: np.ndarray, caller: str) -> tuple[str, ...]:
+def _status_notes(fit: Any, against: _Against, edge: int, lost: np.ndarray) -> tuple[str, ...]:
     """What the statuses of the two fits mean for the test.
 
     Nothing at a boundary that the null is known to lie on, and nothing where the null's fit went along parameters without
@@ -385,5 +376,5 @@ def _status_notes(fit: Any, against: _Against, edge: int, lost: np.ndarray, call
                 f"{int(np.sum(~found.converged))} fits of the {label} did not converge; theirs is not to be relied on."
             )
     if notes:
-        warn(f"{caller}: {' '.join(notes)}")
+        warn(f"{' '.join(notes)}")
     return tuple(notes)

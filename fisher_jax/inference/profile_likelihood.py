@@ -20,7 +20,6 @@ from fisher_jax.models.model import ById
 from fisher_jax.uncertainty.profile import End
 from fisher_jax.uncertainty.profile_sides import Sides, cut_of, profile_sides
 
-CALLER = "profile_likelihood"
 _MOST_RESTARTS = 5
 
 
@@ -96,16 +95,16 @@ def profile_likelihood(
     >>> print(halved.names, halved.interval.round(4))
     ('probability of none',) [[0.0045 0.2366]]
     """
-    check_fit(fit, CALLER)
-    check_level(level, CALLER)
+    check_fit(fit)
+    check_level(level)
     if fit.has_batch:
         raise TypeError(
-            f"{CALLER}: takes one fit, for each has curves of its own. Take one, fits[3], or use fits.confidence_intervals("
+            f"takes one fit, for each has curves of its own. Take one, fits[3], or use fits.confidence_intervals("
             f'{level}, "profile") for the intervals of all.'
         )
-    origin = origin_of(fit, CALLER)
-    fit._check("observed", CALLER)
-    fit._warn(CALLER)
+    origin = origin_of(fit)
+    fit._check("observed")
+    fit._warn()
     names, numbers, columns = _wanted(fit, function, parameters)
     best, restarts = _finished(fit, origin)
     while True:
@@ -119,7 +118,6 @@ def profile_likelihood(
             jnp.asarray(best.curvature),
             columns,
             level,
-            CALLER,
         )
         better = _better(best, origin, sides) if restarts < _MOST_RESTARTS else None
         if better is None:
@@ -133,27 +131,27 @@ def _wanted(
     """Names, the function if there is one, and which of its numbers, or of the entries of θ, are meant."""
     if function is not None:
         if parameters is not None:
-            raise ValueError(f"{CALLER}: give a function or the names of parameters, not both.")
+            raise ValueError("give a function or the names of parameters, not both.")
         if isinstance(function, str):
             raise TypeError(
-                f"{CALLER}: function must be a function of params, got the text {function!r}. Parameters are named by "
+                f"function must be a function of params, got the text {function!r}. Parameters are named by "
                 f"parameters={function!r}."
             )
-        output = outline(function, fit, "function", CALLER)
+        output = outline(function, fit, "function")
         return output.names, _Numbers(ById(function)), np.arange(len(output.names))
     if parameters is None:
         return fit.names, None, np.arange(len(fit.names))
     chosen: list[int] = []
     if not (names := names_in(parameters)) and not isinstance(parameters, list | tuple):
-        raise TypeError(f"{CALLER}: parameters={shown(parameters)} must be a parameter's name or several of them.")
+        raise TypeError(f"parameters={shown(parameters)} must be a parameter's name or several of them.")
     for name in names:
         found = [k for k, entry in enumerate(fit.names) if name in (entry, entry.partition("[")[0])]
         if not found:
             listed = ", ".join(f"`{entry}`" for entry in fit.names)
-            raise ValueError(f"{CALLER}: parameters names {name!r}, which is not estimated; there are {listed}.")
+            raise ValueError(f"parameters names {name!r}, which is not estimated; there are {listed}.")
         chosen += found
     if not chosen:
-        raise ValueError(f"{CALLER}: parameters is empty. Leave it out to profile all.")
+        raise ValueError("parameters is empty. Leave it out to profile all.")
     return tuple(fit.names[k] for k in chosen), None, np.array(chosen)
 
 
@@ -200,7 +198,7 @@ def _record(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restar
         n for k, n in enumerate(names) if np.any(np.isin(sides.codes[k], (End.STUCK, End.RUNNING, End.BETTER_FOUND)))
     ]
     if failed:
-        warn(f"{CALLER}: an end is NaN for {', '.join(failed)}; print the profile to see why.")
+        warn(f"an end is NaN for {', '.join(failed)}; print the profile to see why.")
     return Profile(
         estimate=sides.estimates,
         standard_error=np.where(fit.converged, sides.errors, np.nan),

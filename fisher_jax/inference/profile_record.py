@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import require
+from fisher_jax.errors import entry_point, require
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.uncertainty.profile import End
@@ -94,9 +94,10 @@ class Profile(Printed):
         layout, values = self.fit.layout, self.fit.values
         return jax.vmap(jax.vmap(lambda free: layout.constrain(free, values)))(jnp.asarray(self.free))
 
+    @entry_point
     def to_frame(self) -> Any:
         """The table as a pandas DataFrame by name (needs the extra `frames`)."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         columns = {
             "estimate": self.estimate,
             "lower": self.lower,

@@ -30,25 +30,25 @@ def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], *
     return _joined(parts)
 
 
-def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, caller: str, **settings: Any) -> Fit:
+def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, **settings: Any) -> Fit:
     """Fits of data drawn from the model at the estimate, from the estimate."""
     parts = [
         fit_batch(origin.model, fit.params, **drawn, weights_axis=None, **settings)
-        for drawn in drawn_data(origin, fit.layout, fit.values, key, count, caller)
+        for drawn in drawn_data(origin, fit.layout, fit.values, key, count)
     ]
     return _cut(_joined(parts), count)
 
 
-def drawn_data(origin: Origin, layout: Any, values: Any, key: Any, count: int, caller: str) -> Iterator[dict[str, Any]]:
+def drawn_data(origin: Origin, layout: Any, values: Any, key: Any, count: int) -> Iterator[dict[str, Any]]:
     """Data sets (R, n, …) drawn from the model at some parameters, a chunk at a time, with covariates and weights for all.
 
     As the arguments of `fit_batch`; the last chunk goes on past the count.
     """
-    given, weights = given_of_draws(origin, caller)
+    given, weights = given_of_draws(origin)
     rows = num_rows(origin, given)
     for numbers in chunks_of(count, _entries(origin.dataset.data)):
         drawn = draw(origin.model, layout, values, given, rows, key, numbers)
-        _check_drawn(drawn, origin, rows, caller)
+        _check_drawn(drawn, origin, rows)
         yield {"data": jax.device_get(drawn), "given": given, "weights": weights}
 
 
@@ -79,27 +79,27 @@ def _entries(data: PyTree) -> int:
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(data))
 
 
-def given_of_draws(origin: Origin, caller: str) -> tuple[PyTree, Any]:
+def given_of_draws(origin: Origin) -> tuple[PyTree, Any]:
     """Covariates of each observation to be drawn, and the weights of the terms; frequency weights become repeated rows."""
     model, dataset = origin
     if model.sample is None:
         raise ValueError(
-            f"{caller}: draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
+            "draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
         )
     if dataset.weights is None or model.is_dependent:
         return dataset.given, dataset.weights
-    times = whole_weights(dataset.weights, caller)
+    times = whole_weights(dataset.weights)
     if dataset.given is None:
         return None, None
     return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), times, axis=0), dataset.given), None
 
 
-def whole_weights(weights: Any, caller: str) -> np.ndarray:
+def whole_weights(weights: Any) -> np.ndarray:
     """Weights as whole numbers; others are refused, since they say nothing of how many observations there are."""
     host = np.asarray(weights)
     if np.any(host != np.round(host)):
         raise ValueError(
-            f"{caller}: the fit's weights are frequencies, how many equal observations a row stands for, so they must be whole "
+            f"the fit's weights are frequencies, how many equal observations a row stands for, so they must be whole "
             f"numbers here; weights[{int(np.argmax(host != np.round(host)))}] is not."
         )
     return host.astype(int)
@@ -125,7 +125,7 @@ def draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: 
     also = () if given is None else (given,)
 
     def from_key(key: Array, *z: PyTree) -> PyTree:
-        return call_user(model.sample, (key, params, *z), "sample", "Model")  # type: ignore[arg-type]
+        return call_user(model.sample, (key, params, *z), "sample")  # type: ignore[arg-type]
 
     def one(number: Array) -> PyTree:
         own = jax.random.fold_in(key, number)
@@ -136,7 +136,7 @@ def draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: 
     return jax.lax.map(one, numbers, batch_size=max(1, min(numbers.shape[0], _AT_ONCE // max(rows, 1))))
 
 
-def _check_drawn(drawn: PyTree, origin: Origin, rows: int, caller: str) -> None:
+def _check_drawn(drawn: PyTree, origin: Origin, rows: int) -> None:
     """Refuse a sampler whose draws are not shaped like the data."""
 
     def shape(leaf: Any) -> tuple[int, ...]:
@@ -147,7 +147,7 @@ def _check_drawn(drawn: PyTree, origin: Origin, rows: int, caller: str) -> None:
     structures: list[Any] = [jax.tree.structure(tree) for tree in (drawn, origin.dataset.data)]
     if structures[0] != structures[1] or got != expected:
         raise ValueError(
-            f"{caller}: what the model's sampler draws has leaves of shape {got}, the data {expected}. "
+            f"what the model's sampler draws has leaves of shape {got}, the data {expected}. "
             "`sample` must return data like those fitted: one observation, or for a dependent model the whole series."
         )
 

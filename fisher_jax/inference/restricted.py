@@ -51,23 +51,23 @@ def _joined(shape: tuple[int, ...], held: tuple[int, ...], estimated: Any, value
     return jnp.concatenate([estimated, values.astype(estimated.dtype)])[order].reshape(shape)
 
 
-def refit(full: Any, hypothesis: Hypothesis, caller: str) -> Any:
+def refit(full: Any, hypothesis: Hypothesis) -> Any:
     """The fit, or the fits of a batch, with the hypothesised values held; starting from the estimates of the others."""
-    model, layout = origin_of(full, caller).model, full.layout
+    model, layout = origin_of(full).model, full.layout
     held = tuple(tuple(hypothesis.entries_of(i)) for i in range(len(layout.leaves)))
-    _refuse_tied(layout, held, caller)
+    _refuse_tied(layout, held)
     under = _Restricted(ById(model.log_density), layout, held)
     parts, constraints = _split(full, hypothesis, held)
     kind = DependentModel if model.is_dependent else Model
     restricted = kind(under, constraints=constraints)
     if not full.has_batch:
-        _check_inside(full, held, caller)
-    return fit_again(full, restricted, parts, caller)
+        _check_inside(full, held)
+    return fit_again(full, restricted, parts)
 
 
-def fit_again(full: Any, model: Model, params: PyTree, caller: str) -> Any:
+def fit_again(full: Any, model: Model, params: PyTree) -> Any:
     """Another model fitted to the data of a fit, or to those of a batch with starts for each."""
-    dataset = origin_of(full, caller).dataset
+    dataset = origin_of(full).dataset
     data, given, weights = dataset.parts
     if not full.has_batch:
         return fit(model, params, data, given=given, weights=weights)
@@ -78,21 +78,21 @@ def fit_again(full: Any, model: Model, params: PyTree, caller: str) -> Any:
     )  # fmt: skip
 
 
-def _check_inside(full: Fit, held: tuple[tuple[int, ...], ...], caller: str) -> None:
+def _check_inside(full: Fit, held: tuple[tuple[int, ...], ...]) -> None:
     """Refuse to start from an estimate that ran to the very edge of its range."""
     for (i, leaf), inside in zip(full.layout.free_leaves, full.layout.contains(full.values), strict=True):
         if not held[i] and not inside:
             raise ValueError(
-                f"{caller}: the estimate of `{leaf.name}`, {np.asarray(full.values[i])}, is not inside its range, so the "
+                f"the estimate of `{leaf.name}`, {np.asarray(full.values[i])}, is not inside its range, so the "
                 "restricted model has no start. Write the model under the hypothesis, fit it, and give that fit."
             )
 
 
-def _refuse_tied(layout: Layout, held: tuple[tuple[int, ...], ...], caller: str) -> None:
+def _refuse_tied(layout: Layout, held: tuple[tuple[int, ...], ...]) -> None:
     for leaf, entries in zip(layout.leaves, held, strict=True):
         if 0 < len(entries) < leaf.size and not isinstance(leaf.constraint, Interval | Unconstrained):
             raise ValueError(
-                f"{caller}: `{leaf.name}` is {leaf.constraint.description}, so some of its entries cannot be held while the "
+                f"`{leaf.name}` is {leaf.constraint.description}, so some of its entries cannot be held while the "
                 "others move. Write the model under the hypothesis, fit it, and give that fit."
             )
 

@@ -18,7 +18,6 @@ from fisher_jax.models.model import Model
 from fisher_jax.numerics import linalg
 from fisher_jax.uncertainty import meat
 
-CALLER = "robust"
 CORRECTIONS = {
     "none": "no small-sample factor",
     "n/(n-1)": "factor n/(n − 1)",
@@ -94,26 +93,24 @@ def robust(
     >>> print(by_ship.describe("sandwich"))
     sandwich by 3 clusters, factor G/(G − 1)
     """
-    check_fit(fit, CALLER)
+    check_fit(fit)
     if fit.curvature is None:
-        raise ValueError(
-            f"{CALLER}: the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',))."
-        )
+        raise ValueError("the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',)).")
     how, labels = _checked(fit, clusters, lags, weights, correction)
-    middle, plain, indefinite = with_data(fit, how, CALLER, shared=labels)
+    middle, plain, indefinite = with_data(fit, how, shared=labels)
     said = how.describe()
     lost = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
     if np.any(lost):
         share = f" in {int(np.sum(lost))} of {np.size(lost)} fits" if np.ndim(lost) else ""
         warn(
-            f"{CALLER}: there is no such covariance{share}, and its entries are NaN: {how.describe()}, needs more than one "
+            f"there is no such covariance{share}, and its entries are NaN: {how.describe()}, needs more than one "
             "cluster that counts, and more observations than parameters where p is in it."
         )
     if np.any(indefinite):
         share = f" in {int(np.sum(indefinite))} of {np.size(indefinite)} fits" if np.ndim(indefinite) else ""
         said += f"; not positive semi-definite{share}"
         warn(
-            f"{CALLER}: the covariance is not positive semi-definite{share}: differences of estimates by cluster can be so, "
+            f"the covariance is not positive semi-definite{share}: differences of estimates by cluster can be so, "
             "most with few clusters. Some combinations of parameters have a negative variance; the larger of the one-way "
             "covariances is a safe choice."
         )
@@ -144,11 +141,11 @@ class _Middle:
         return f"sandwich H⁻¹ ({kind}) H⁻¹, {factor}"
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset, *labels: Array) -> tuple[Array, Array, Array]:
-        target = likelihood(model, fit.layout, fit.values, dataset, CALLER)
+        target = likelihood(model, fit.layout, fit.values, dataset)
         for given in labels:
             if given.shape != (target.num_terms,):
                 raise ValueError(
-                    f"{CALLER}: clusters has {given.shape[0]} labels, but the likelihood has {target.num_terms} terms. "
+                    f"clusters has {given.shape[0]} labels, but the likelihood has {target.num_terms} terms. "
                     "Give one label for each."
                 )
         scores = scores_at(target, fit.free)
@@ -162,7 +159,7 @@ class _Middle:
         n, p = n.astype(fit.free.dtype), fit.layout.num_free
         if self.lags is not None:
             if self.lags >= target.num_terms:
-                raise ValueError(f"{CALLER}: lags={self.lags} must be below the number of terms, {target.num_terms}.")
+                raise ValueError(f"lags={self.lags} must be below the number of terms, {target.num_terms}.")
             return self._factor(n, p) * meat.by_time(scores, target.weights, self.lags)
         if not self.groups:
             return self._factor(n, p) * meat.by_observation(scores, target.weights, sampling=self.sampling)
@@ -196,20 +193,20 @@ def _is_indefinite(middle: Array, dtype: Any) -> Array:
 def _checked(fit: Any, clusters: Any, lags: Any, weights: Any, correction: Any) -> tuple[_Middle, tuple[Array, ...]]:
     """How the middle is to be made, and the codes of the clusters."""
     if clusters is not None and lags is not None:
-        raise ValueError(f"{CALLER}: clusters and lags are two answers to one question; give one of them.")
+        raise ValueError("clusters and lags are two answers to one question; give one of them.")
     if not isinstance(weights, str) or weights not in ("frequency", "sampling"):
         raise ValueError(
-            f'{CALLER}: weights={_short(weights)} must be "frequency" or "sampling": what the weights given to `fit` mean.'
+            f'weights={_short(weights)} must be "frequency" or "sampling": what the weights given to `fit` mean.'
         )
     if correction is None:
         correction = "none" if clusters is None else "G/(G-1)"
     if not isinstance(correction, str) or correction not in CORRECTIONS or (clusters is None and "G" in correction):
         known = ", ".join(repr(name) for name in CORRECTIONS if clusters is not None or "G" not in name)
-        raise ValueError(f"{CALLER}: correction={_short(correction)} is none of {known}.")
+        raise ValueError(f"correction={_short(correction)} is none of {known}.")
     if lags is not None:
         whole = isinstance(lags, int | np.integer) and not isinstance(lags, bool)
         if not whole or lags < 0:
-            raise ValueError(f"{CALLER}: lags={_short(lags)} must be a whole number, at least 0.")
+            raise ValueError(f"lags={_short(lags)} must be a whole number, at least 0.")
         _check_times(fit, weights)
     codes, groups = _codes(clusters)
     return _Middle(groups, None if lags is None else int(lags), weights == "sampling", correction), codes
@@ -220,7 +217,7 @@ def _check_times(fit: Any, weights: str) -> None:
     given = fit.origin and fit.origin.dataset.weights
     if weights == "frequency" and given is not None and not np.all(np.isin(np.asarray(given), (0.0, 1.0))):
         raise ValueError(
-            f"{CALLER}: observations in the order of time have frequency weights 0 or 1, for none is there twice. "
+            "observations in the order of time have frequency weights 0 or 1, for none is there twice. "
             'Give weights="sampling" if that is what they are.'
         )
 
@@ -231,14 +228,12 @@ def _codes(clusters: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
         return (), ()
     ways = clusters if isinstance(clusters, tuple) else (clusters,)
     if not 1 <= len(ways) <= 2:
-        raise ValueError(
-            f"{CALLER}: clusters is a tuple of {len(ways)}; give an array of labels, or a tuple of two arrays."
-        )
-    codes = [cluster_codes(way, CALLER) for way in ways]
+        raise ValueError(f"clusters is a tuple of {len(ways)}; give an array of labels, or a tuple of two arrays.")
+    codes = [cluster_codes(way) for way in ways]
     if len(codes) == 2:
         if codes[0].shape != codes[1].shape:
-            raise ValueError(f"{CALLER}: the two arrays of clusters have lengths {len(codes[0])} and {len(codes[1])}.")
-        codes.append(cluster_codes(codes[0] * (codes[1].max() + 1) + codes[1], CALLER))
+            raise ValueError(f"the two arrays of clusters have lengths {len(codes[0])} and {len(codes[1])}.")
+        codes.append(cluster_codes(codes[0] * (codes[1].max() + 1) + codes[1]))
     return tuple(jnp.asarray(code, jnp.int32) for code in codes), tuple(int(code.max()) + 1 for code in codes)
 
 

@@ -35,22 +35,20 @@ def _alike(x: Any, y: Any) -> bool:
     return np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f")
 
 
-def named_fits(fits: Any, named: dict[str, Any], caller: str) -> dict[str, Fit]:
+def named_fits(fits: Any, named: dict[str, Any]) -> dict[str, Fit]:
     """All fits by name; what is none is refused."""
     if fits is not None and not isinstance(fits, dict):
-        raise TypeError(
-            f"{caller}: expected fits by name, as in {caller}(gamma=fit), or a dict, got {type(fits).__name__}."
-        )
+        raise TypeError(f"expected fits by name, as in gamma=fit, or a dict, got {type(fits).__name__}.")
     if twice := set(fits or {}) & set(named):
-        raise ValueError(f"{caller}: the name {sorted(twice)[0]!r} is given twice.")
+        raise ValueError(f"the name {sorted(twice)[0]!r} is given twice.")
     found = {str(name): fit for name, fit in {**(fits or {}), **named}.items()}
     for name, fit in found.items():
         if not isinstance(fit, Fit):
-            raise TypeError(f"{caller}: {name!r} is no Fit but {type(fit).__name__}.")
+            raise TypeError(f"{name!r} is no Fit but {type(fit).__name__}.")
         if fit.has_batch:
             raise TypeError(
-                f"{caller}: {name!r} holds many fits, and this is a table of single ones. Take one, fits[0], or the arrays "
+                f"{name!r} holds many fits, and this is a table of single ones. Take one, fits[0], or the arrays "
                 "fits.aic()."
             )
-        fit._check_single(caller)
+        fit._check_single()
     return found

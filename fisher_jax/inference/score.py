@@ -22,7 +22,6 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Leaf
 from fisher_jax.uncertainty.score import Nuisance, Tested, score_statistic
 
-CALLER = "score_test"
 INFORMATION = {
     "observed": "observed information at the null estimate",
     "expected": "expected (Fisher) information at the null estimate",
@@ -93,29 +92,25 @@ def score_test(
     >>> print(f"{test.statistic:.3f} {test.p_value:.3f}")
     0.870 0.351
     """
-    check_fit(null_fit, CALLER)
+    check_fit(null_fit)
     if candidates is not None and freed is not None:
-        raise ValueError(f"{CALLER}: freed and candidates are two tests; ask for them one after the other.")
+        raise ValueError("freed and candidates are two tests; ask for them one after the other.")
     if candidates is None and enters is not None:
-        raise ValueError(f"{CALLER}: enters says where candidates enter, but there are none. Give candidates=.")
-    closed = has_closed_form(origin_of(null_fit, CALLER).model) and not callable(enters)
+        raise ValueError("enters says where candidates enter, but there are none. Give candidates=.")
+    closed = has_closed_form(origin_of(null_fit).model) and not callable(enters)
     kind = _checked_kind(kind, closed, enters)
     if kind == "sandwich" and (said := null_fit.robust):
         raise ValueError(
-            f'{CALLER}: this fit has a robust covariance ({said}), but the score test has kind="sandwich" for independent '
+            f'this fit has a robust covariance ({said}), but the score test has kind="sandwich" for independent '
             "observations only. Give the fit as it was before `robust`, or fit the larger model and use wald_test."
         )
-    null_fit._warn(CALLER)
+    null_fit._warn()
     if candidates is not None:
         statistic, freedom = candidate_statistics(null_fit, candidates, enters, kind)
         words: tuple[str, ...] = ("each candidate's effect = 0" if freedom == 1 else "each group's effects = 0",)
     else:
         tested = _chosen(null_fit, freed)
-        statistic, freedom, words = (
-            with_data(null_fit, replace(tested, kind=kind), CALLER),
-            len(tested.names),
-            tested.words,
-        )
+        statistic, freedom, words = (with_data(null_fit, replace(tested, kind=kind)), len(tested.names), tested.words)
     _warn_of_none(np.asarray(statistic), candidates is not None)
     return chi_squared_test(statistic, freedom, "Score test", words, INFORMATION[kind])
 
@@ -123,12 +118,12 @@ def score_test(
 def _checked_kind(kind: Any, closed: bool, enters: Any) -> str:
     if kind is None:
         return "expected" if closed else "observed"
-    check_choice(kind, KINDS, "kind", CALLER)
+    check_choice(kind, KINDS, "kind")
     if kind == "expected" and not closed:
         reason = (
             "of a function the expectation is not known" if callable(enters) else "this model has no closed form of it"
         )
-        raise ValueError(f'{CALLER}: kind="expected" needs the Fisher information, and {reason}. Choose another kind.')
+        raise ValueError(f'kind="expected" needs the Fisher information, and {reason}. Choose another kind.')
     return kind
 
 
@@ -144,7 +139,7 @@ class _Freed:
     kind: str = ""
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Float[Array, ""]:
-        target = likelihood(model, self.layout, fit.values, dataset, CALLER)
+        target = likelihood(model, self.layout, fit.values, dataset)
         free = self.layout.unconstrain(fit.values).at[np.array(self.others)].set(fit.free)
         middle = None
         if self.kind == "observed":
@@ -214,14 +209,12 @@ def _asked(freed: Any, layout: Layout, held: list[int]) -> set[tuple[int, int]]:
     whole = {layout.leaves[i].name: i for i in held}
     if not entries:
         raise ValueError(
-            f"{CALLER}: this fit holds no parameter fixed, so there is nothing to free. Fit the null with fisher_jax.fixed for "
+            "this fit holds no parameter fixed, so there is nothing to free. Fit the null with fisher_jax.fixed for "
             "what is to be tested, or give candidates=."
         )
     names = list(whole) if freed is None else names_in(freed)
     if not names:
-        raise ValueError(
-            f"{CALLER}: freed={shown(freed)} must be a parameter's name or several of them; leave it out for all."
-        )
+        raise ValueError(f"freed={shown(freed)} must be a parameter's name or several of them; leave it out for all.")
     found: set[tuple[int, int]] = set()
     for name in names:
         if name in whole:
@@ -230,7 +223,7 @@ def _asked(freed: Any, layout: Layout, held: list[int]) -> set[tuple[int, int]]:
             found.add(entries[name])
         else:
             known = ", ".join(f"`{leaf}`" for leaf in whole)
-            raise ValueError(f"{CALLER}: freed names {name!r}, but what this fit holds fixed is {known}.")
+            raise ValueError(f"freed names {name!r}, but what this fit holds fixed is {known}.")
     return found
 
 
@@ -241,6 +234,6 @@ def _warn_of_none(statistic: np.ndarray, of_candidates: bool) -> None:
     many = f"{int(np.sum(none))} of {none.size} tests have" if none.ndim else "there is"
     why = "a candidate follows from what the model has already, or has NaN; or " if of_candidates else ""
     warn(
-        f"{CALLER}: {many} no statistic: {why}the information is singular, not finite or indefinite (which that of "
-        'kind="empirical" never is).',
+        f"{many} no statistic: {why}the information is singular, not finite or indefinite (which that of "
+        'kind="empirical" never is).'
     )

@@ -56,7 +56,7 @@ def _away(restriction: ById, layout: Layout, parts: dict[str, Any]) -> Array:
     return jnp.matmul(parts["scale"], found, precision="highest")
 
 
-def fit_under(full: Any, restriction: Any, caller: str) -> UnderRestriction:
+def fit_under(full: Any, restriction: Any) -> UnderRestriction:
     """Fit again where `restriction(params)` is zero, from the estimates without it.
 
     The method of multipliers: each round is a fit of the penalised likelihood, after which λ takes over what the penalty
@@ -66,14 +66,14 @@ def fit_under(full: Any, restriction: Any, caller: str) -> UnderRestriction:
     ----------
     Nocedal, J. and Wright, S. J. (2006), Numerical Optimization, 2nd ed., framework 17.3 and eq. (17.39).
     """
-    names = outline(restriction, full, "restriction", caller).names
-    _, slopes, variance = of_each(full, WaldStatistic(OfParameters(ById(restriction))), "observed", caller)
-    check_rank(np.asarray(slopes), names, caller)
-    model = _penalised(full, restriction, caller)
-    parts = _parts(full, _inverse_root(np.asarray(variance)), caller)
+    names = outline(restriction, full, "restriction").names
+    _, slopes, variance = of_each(full, WaldStatistic(OfParameters(ById(restriction))), "observed")
+    check_rank(np.asarray(slopes), names)
+    model = _penalised(full, restriction)
+    parts = _parts(full, _inverse_root(np.asarray(variance)))
     last: Any = np.inf
     for _ in range(_MOST_ROUNDS):
-        found = fit_again(full, model, parts, caller)
+        found = fit_again(full, model, parts)
         parts = found.params
         away = np.asarray(_distances(ById(restriction), full.layout, parts, full.has_batch))
         size = np.linalg.norm(away, axis=-1)
@@ -113,8 +113,8 @@ def _inverse_root(variance: np.ndarray) -> np.ndarray:
     return np.where((known & definite)[..., None, None], np.linalg.inv(root), np.nan)
 
 
-def _penalised(full: Any, restriction: Any, caller: str) -> Model:
-    model = origin_of(full, caller).model
+def _penalised(full: Any, restriction: Any) -> Model:
+    model = origin_of(full).model
     layout = full.layout
     constraints = {
         "params": [leaf.constraint for leaf in layout.leaves],
@@ -124,7 +124,7 @@ def _penalised(full: Any, restriction: Any, caller: str) -> Model:
     return kind(_Penalised(ById(model.log_density), ById(restriction), layout), constraints=constraints)
 
 
-def _parts(full: Any, scale: np.ndarray, caller: str) -> dict[str, Any]:
+def _parts(full: Any, scale: np.ndarray) -> dict[str, Any]:
     """Where the first round starts: no multipliers yet."""
     ahead, dtype = scale.shape[:-2], full.layout.dtype
     return {

@@ -26,7 +26,6 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Values
 from fisher_jax.numerics.linalg import to_unit_diagonal
 
-CALLER = "likelihood_ratio_test"
 VANISHED = 0.75  # power of ε, of a sum of squared scores beside that at the estimate: a restriction may hold to √ε only
 DEPENDENT = 0.5  # power of ε under which an eigenvalue at unit diagonal is none
 LOADS = 0.05  # part of a direction without information that names a parameter
@@ -71,7 +70,7 @@ def values_of_null(full: Fit, null: Fit) -> Values | None:
         edge = (constraint.low, constraint.high)[end] if isinstance(constraint, Interval) else np.inf
         if np.isfinite(edge):
             tried = [np.full_like(value, edge) if k == i else value for k, value in enumerate(values)]
-            reached, _ = with_data(replace(full, values=tried), _at_values, CALLER)
+            reached, _ = with_data(replace(full, values=tried), _at_values)
             if np.allclose(reached, null.log_likelihood, rtol=SAME, atol=0.0):
                 return tried
     return None
@@ -86,13 +85,13 @@ def unidentified(full: Fit, values: Values) -> tuple[Bool[np.ndarray, "*b"], str
     """
     natural = full.layout.natural()
     theta, there = (np.asarray(natural.join(each), float) for each in (full.values, values))
-    _, at_estimate = map(np.asarray, with_data(full, _at_values, CALLER))
+    _, at_estimate = map(np.asarray, with_data(full, _at_values))
     inside = ~np.any(there[..., :, None] == full.layout.edges(), axis=-1)
     eps, away = np.finfo(full.layout.dtype).eps, theta - there
     least = np.maximum(eps**2 * np.abs(away), 2 * eps * np.abs(there))
     within = np.where(inside, there, there + np.sign(away) * least)
     moved = natural.constrained_values(within.astype(full.layout.dtype), full.values)
-    _, at_null = map(np.asarray, with_data(replace(full, values=moved), _at_values, CALLER))
+    _, at_null = map(np.asarray, with_data(replace(full, values=moved), _at_values))
     before, after = (np.diagonal(each, axis1=-2, axis2=-1) for each in (at_estimate, at_null))
     tiny = eps**VANISHED
     # Also relative to the parameters' sizes, or a scale that is far larger under the null would seem to have vanished.
@@ -122,6 +121,6 @@ def _dependent(
 def _at_values(fit: Fit, model: Model, dataset: Dataset) -> tuple[Array, Array]:
     """The log-likelihood and Σ w s sᵀ with respect to θ, at the values of a fit."""
     layout = fit.layout.natural()
-    target = likelihood(model, layout, fit.values, dataset, CALLER)
+    target = likelihood(model, layout, fit.values, dataset)
     theta = layout.join(fit.values)
     return jnp.sum(terms_at(target, theta)), outer_product_at(target, theta)[1]

@@ -69,22 +69,21 @@ def wald_test(fit: Any, restriction: Any, kind: str | None = None) -> Hypothesis
     >>> print(fj.wald_test(fit, lambda params: params["shape"] / params["rate"] - 2.0).hypothesis)
     ('restriction = 0',)
     """
-    caller = "wald_test"
-    check_fit(fit, caller)
-    kind = fit._check(kind, caller)
+    check_fit(fit)
+    kind = fit._check(kind)
     numbers: tuple[Any, ...] = ()
     if callable(restriction):
-        output = outline(restriction, fit, "restriction", caller)
+        output = outline(restriction, fit, "restriction")
         names, words = output.names, tuple(f"{name} = 0" for name in output.names)
         test = WaldStatistic(OfParameters(ById(restriction)))
     else:
-        hypothesis = hypothesised(fit.layout, restriction, caller)
+        hypothesis = hypothesised(fit.layout, restriction)
         names, words = hypothesis.names, hypothesis.words
-        test, numbers = WaldStatistic(Entries(free_positions(fit.layout, hypothesis, caller))), (hypothesis.values,)
-    statistic, slopes, spread = of_each(fit, test, kind, caller, *numbers)
+        test, numbers = WaldStatistic(Entries(free_positions(fit.layout, hypothesis))), (hypothesis.values,)
+    statistic, slopes, spread = of_each(fit, test, kind, *numbers)
     if not is_traced(fit):
-        check_rank(np.asarray(slopes), names, caller)
-        _warn_of_none(fit, np.asarray(statistic), np.asarray(spread), caller)
+        check_rank(np.asarray(slopes), names)
+        _warn_of_none(fit, np.asarray(statistic), np.asarray(spread))
     return chi_squared_test(statistic, len(names), "Wald test", words, fit.describe(kind))
 
 
@@ -115,7 +114,7 @@ class WaldStatistic:
         return jnp.where(factor.definite, squared, jnp.nan), slopes * scale.astype(slopes.dtype)[None, :], variance
 
 
-def check_rank(slopes: Float[np.ndarray, "*b k p"], names: tuple[str, ...], caller: str) -> None:
+def check_rank(slopes: Float[np.ndarray, "*b k p"], names: tuple[str, ...]) -> None:
     """Refuse restrictions of which one follows from the others, wherever that can be judged, in every fit."""
     known = slopes.reshape((-1, *slopes.shape[-2:]))
     known = known[np.all(np.isfinite(known), axis=(1, 2))]
@@ -131,17 +130,17 @@ def check_rank(slopes: Float[np.ndarray, "*b k p"], names: tuple[str, ...], call
     direction = left[0][:, -1] / np.where(length[0, :, 0] > 0, length[0, :, 0], 1.0)
     said = linalg.describe_direction(direction, names)
     raise ValueError(
-        f"{caller}: the restrictions are not independent at the estimate: the derivative of {said} is zero. "
+        f"the restrictions are not independent at the estimate: the derivative of {said} is zero. "
         "Leave out what follows from the others, and what does not depend on an estimated parameter."
     )
 
 
-def _warn_of_none(fit: Any, statistic: np.ndarray, variance: np.ndarray, caller: str) -> None:
+def _warn_of_none(fit: Any, statistic: np.ndarray, variance: np.ndarray) -> None:
     """Say where a covariance that is there gives no statistic."""
     none = np.isnan(statistic) & np.all(np.isfinite(variance), axis=(-2, -1))
     if np.any(none):
         many = f" in {int(np.sum(none))} of {none.size} fits" if none.ndim else ""
         warn(
-            f"{caller}: the covariance of the restrictions is not positive definite{many}, so there is no statistic. A "
-            "sandwich with fewer clusters than restrictions, or with two ways of clusters, can be so; test fewer at once.",
+            f"the covariance of the restrictions is not positive definite{many}, so there is no statistic. A "
+            "sandwich with fewer clusters than restrictions, or with two ways of clusters, can be so; test fewer at once."
         )

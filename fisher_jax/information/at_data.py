@@ -46,7 +46,7 @@ def observed_information(
     >>> print(found.matrix)
     [[0.5]]
     """
-    arguments = at_door(model, params, data, given, weights, "observed_information")
+    arguments = at_door(model, params, data, given, weights)
     matrix = _observed(*arguments, "observed_information")
     return Information(matrix, arguments[1].names, "observed: minus the mean Hessian at the data")
 
@@ -84,7 +84,7 @@ def empirical_fisher(
     >>> print(found.matrix)
     [[0.25]]
     """
-    arguments = at_door(model, params, data, given, weights, "empirical_fisher")
+    arguments = at_door(model, params, data, given, weights)
     matrix = _empirical(*arguments, "empirical_fisher")
     route = "empirical: mean outer product of the scores at the data"
     return Information(matrix, arguments[1].names, route)

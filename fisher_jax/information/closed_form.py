@@ -28,9 +28,9 @@ def total_expected(
     one = _own if model.information is not None else _linked
     names = ("params",) if given is None else ("params", "z")
     if model.information is not None:
-        check_arity(model.information, names, "information", "fisher_information")
+        check_arity(model.information, names, "information")
     else:
-        check_arity(model.log_density.predictor, names, "predictor", "linked")
+        check_arity(model.log_density.predictor, names, "predictor")
     if given is None:
         return num_observations * one(model, layout, values, (), None)
     if model.is_dependent:  # whose covariates come whole, and whose information is that of one term on average
@@ -53,7 +53,7 @@ def _own(model: Model, layout: Layout, values: Values, rows: tuple[PyTree, ...],
 def _of_one(model: Model, layout: Layout, values: Values) -> Callable[..., Float[Array, "q q"]]:
     """The user's closed form as a function of the covariates, if there are any."""
     params = layout.assemble([jnp.asarray(value, layout.dtype) for value in values])
-    return lambda *z: as_matrix(call_user(model.information, (params, *z), "information", "fisher_information"), layout)  # type: ignore[arg-type]
+    return lambda *z: as_matrix(call_user(model.information, (params, *z), "information"), layout)  # type: ignore[arg-type]
 
 
 def _linked(model: Any, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:

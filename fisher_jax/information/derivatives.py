@@ -17,21 +17,21 @@ from fisher_jax.numerics.differentiate import weigh
 
 
 def at_door(
-    model: Any, params: PyTree, data: PyTree, given: PyTree, weights: Any, caller: str
+    model: Any, params: PyTree, data: PyTree, given: PyTree, weights: Any
 ) -> tuple[Model, Layout, Values, Dataset]:
     """Check a user's arguments; the layout is the natural one, so that flat means θ."""
-    model = as_model(model, caller)
-    check_pytrees(caller, data=data, given=given, weights=weights)
-    layout, values = flatten_parameters(model, params, caller)
-    return model, layout.natural(), values, check_dataset(model, data, given, weights, caller)
+    model = as_model(model)
+    check_pytrees(data=data, given=given, weights=weights)
+    layout, values = flatten_parameters(model, params)
+    return model, layout.natural(), values, check_dataset(model, data, given, weights)
 
 
 def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
     """Jit a function of (target, θ, layout), with the problem built where it is traced."""
 
-    @functools.partial(jit_with_model, static_argnums=(0, 1, 4))
-    def run(model: Model, layout: Layout, values: Values, dataset: Dataset, caller: str, *extra: Any) -> Any:
-        target = likelihood(model, layout, values, dataset, caller)
+    @functools.partial(jit_with_model, static_argnums=(0, 1))
+    def run(model: Model, layout: Layout, values: Values, dataset: Dataset, *extra: Any) -> Any:
+        target = likelihood(model, layout, values, dataset)
         return function(target, layout.unconstrain(values), layout, *extra)
 
     return functools.wraps(function)(run)
@@ -102,7 +102,7 @@ def log_likelihood(
     >>> print(f"{fj.log_likelihood(log_density, {'loc': 0.0, 'scale': 1.0}, jnp.array([1.0, 2.0])):.4f}")
     -4.3379
     """
-    return _log_likelihood(*at_door(model, params, data, given, weights, "log_likelihood"), "log_likelihood")
+    return _log_likelihood(*at_door(model, params, data, given, weights), "log_likelihood")
 
 
 @entry_point
@@ -135,7 +135,7 @@ def score(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, wei
     >>> print(fj.score(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0]))["loc"])
     3.0
     """
-    arguments = at_door(model, params, data, given, weights, "score")
+    arguments = at_door(model, params, data, given, weights)
     return arguments[1].assemble(_score(*arguments, "score"))
 
 
@@ -171,7 +171,7 @@ def scores(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, we
     >>> print(fj.scores(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0]))["loc"])
     [1. 2.]
     """
-    arguments = at_door(model, params, data, given, weights, "scores")
+    arguments = at_door(model, params, data, given, weights)
     return arguments[1].assemble(_scores(*arguments, "scores"))
 
 
@@ -211,7 +211,7 @@ def hessian(
     >>> print(fj.hessian(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0])))
     [[-2.]]
     """
-    return _hessian(*at_door(model, params, data, given, weights, "hessian"), "hessian")
+    return _hessian(*at_door(model, params, data, given, weights), "hessian")
 
 
 @entry_point
@@ -251,8 +251,7 @@ def hessian_vector_product(
     >>> print(product({"loc": 3.0})["loc"])
     -6.0
     """
-    caller = "hessian_vector_product"
-    arguments = (*at_door(model, params, data, given, weights, caller), caller)
+    arguments = at_door(model, params, data, given, weights)
     layout = arguments[1]
 
     def product(vector: PyTree) -> PyTree:

@@ -19,10 +19,10 @@ Drawing = Callable[[Int[Array, " c"]], PyTree]
 
 
 def unit_terms(
-    model: Model, layout: Layout, values: Values, has_given: bool, caller: str
+    model: Model, layout: Layout, values: Values, has_given: bool
 ) -> Callable[[Float[Array, " p"], PyTree], Float[Array, " c"]]:
     """Log-densities of several draws: of one observation each, or for dependent data of a whole series, in all its terms."""
-    terms = terms_of(model, layout, values, has_given, caller)
+    terms = terms_of(model, layout, values, has_given)
     if not model.is_dependent:
         return terms
     return lambda flat, rows: jax.vmap(lambda row: jnp.sum(terms(flat, row)))(rows)
@@ -41,36 +41,36 @@ def num_rows(model: Model, given: PyTree) -> int:
     return 1 if given is None or model.is_dependent else jax.tree.leaves(given)[0].shape[0]
 
 
-def num_pairs(model: Model, expectation: Any, given: PyTree, caller: str) -> int:
+def num_pairs(model: Model, expectation: Any, given: PyTree) -> int:
     """Pairs of draws over all rows, refused where their numbers would overflow."""
     rows = num_rows(model, given)
     pairs = rows * (expectation.num_samples // 2)
     if 2 * pairs >= 2**31:
         raise ValueError(
-            f"{caller}: {expectation.num_samples} draws for each of {rows} rows of given are more than 2³¹ in all. Give fewer "
+            f"{expectation.num_samples} draws for each of {rows} rows of given are more than 2³¹ in all. Give fewer "
             "draws, or some of the rows."
         )
     return pairs
 
 
-def terms_per_draw(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> int:
+def terms_per_draw(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree) -> int:
     """How many log-densities one draw of y makes up: one, or for a series as many as it has terms."""
     if not model.is_dependent:
         return 1
-    draw = drawing(model, layout.assemble(values), given, expectation, caller)
+    draw = drawing(model, layout.assemble(values), given, expectation)
     first = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], draw(jnp.zeros((1,), int))))
-    terms = terms_of(model, layout, values, given is not None, caller)
+    terms = terms_of(model, layout, values, given is not None)
     return jax.eval_shape(terms, layout.unconstrain(values), first).shape[0]
 
 
-def drawing(model: Model, params: PyTree, given: PyTree, expectation: Any, caller: str) -> Drawing:
+def drawing(model: Model, params: PyTree, given: PyTree, expectation: Any) -> Drawing:
     """The function from pair numbers (c,) to 2c rows: the first members of the pairs, then the second.
 
     Pairs are numbered row by row of `given`. A row is y, or (y, z).
     """
     params = jax.lax.stop_gradient(params)
     one = _independent if isinstance(expectation, MonteCarlo) else _scrambled
-    draw = one(model, params, expectation, caller)
+    draw = one(model, params, expectation)
     per_row = expectation.num_samples // 2
 
     def pair(number: Int[Array, " c"]) -> PyTree:
@@ -87,25 +87,25 @@ def drawing(model: Model, params: PyTree, given: PyTree, expectation: Any, calle
     return pair
 
 
-def _independent(model: Model, params: PyTree, expectation: MonteCarlo, caller: str) -> Callable[..., PyTree]:
+def _independent(model: Model, params: PyTree, expectation: MonteCarlo) -> Callable[..., PyTree]:
     if model.sample is None:
         raise ValueError(
-            f"{caller}: MonteCarlo draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), "
+            "MonteCarlo draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), "
             "one draw of y, or use Quadrature or Enumeration."
         )
     sample = model.sample
 
     def draw(number: Array, second: Array, *z: PyTree) -> PyTree:
         key = jax.random.fold_in(expectation.key, 2 * number + second)
-        return call_user(sample, (key, params, *z), "sample", caller)
+        return call_user(sample, (key, params, *z), "sample")
 
     return draw
 
 
-def _scrambled(model: Model, params: PyTree, expectation: QuasiMonteCarlo, caller: str) -> Callable[..., PyTree]:
+def _scrambled(model: Model, params: PyTree, expectation: QuasiMonteCarlo) -> Callable[..., PyTree]:
     if model.quantile is None:
         raise ValueError(
-            f"{caller}: QuasiMonteCarlo needs the inverse of the distribution function. Give Model(…, quantile=function("
+            "QuasiMonteCarlo needs the inverse of the distribution function. Give Model(…, quantile=function("
             "uniform, params)), or use MonteCarlo."
         )
     quantile = model.quantile
@@ -118,7 +118,7 @@ def _scrambled(model: Model, params: PyTree, expectation: QuasiMonteCarlo, calle
         seeds = jax.random.bits(jax.random.fold_in(expectation.key, scrambling), table.shape[1:], jnp.uint32)
         uniform = _to_unit_interval(_scramble(table[within // pairs], seeds))
         uniform = uniform if expectation.dimension else uniform[0]
-        return call_user(quantile, (uniform, params, *z), "quantile", caller)
+        return call_user(quantile, (uniform, params, *z), "quantile")
 
     return draw
 

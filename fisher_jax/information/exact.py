@@ -33,26 +33,26 @@ class Moments(NamedTuple):
 
 
 def by_nodes(
-    model: Model, layout: Layout, values: Values, expectation: Quadrature | Enumeration, given: PyTree, caller: str
+    model: Model, layout: Layout, values: Values, expectation: Quadrature | Enumeration, given: PyTree
 ) -> Sampled:
     """E[s sᵀ] of one observation on average over the rows of `given`, with the change since half the order as its error."""
-    found, mass = moments(model, layout, values, expectation, given, caller)
+    found, mass = moments(model, layout, values, expectation, given)
     q = layout.num_free
     errors = (found.outer - found.coarse)[None] if isinstance(expectation, Quadrature) else jnp.zeros((0, q, q))
     return Sampled(0.5 * (found.outer + found.outer.T), 0.5 * (errors + errors.mT), judge(found, mass))
 
 
 def moments(
-    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree
 ) -> tuple[Moments, Float[Array, ""]]:
     """Averages over the rows of `given`, and the total probability that is farthest from one among them."""
     if model.is_dependent:
         raise ValueError(
-            f"{caller}: {type(expectation).__name__} lists the values of one observation, but a dependent model draws a whole "
+            f"{type(expectation).__name__} lists the values of one observation, but a dependent model draws a whole "
             "series at once. Use MonteCarlo."
         )
     theta = layout.unconstrain(values)
-    terms = terms_of(model, layout, values, given is not None, caller)
+    terms = terms_of(model, layout, values, given is not None)
 
     def one(*z: PyTree) -> Moments:
         params = jax.lax.stop_gradient(layout.constrain(theta, values))

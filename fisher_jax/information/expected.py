@@ -21,8 +21,6 @@ from fisher_jax.models.model import Model, as_model, check_start, flatten_parame
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.namespace import on_host
 
-_CALLER = "fisher_information"
-
 
 class InformationWarning(UserWarning):
     """A Fisher information was asked for where the model is not regular, or the expectation was not taken well.
@@ -100,23 +98,23 @@ def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, g
     >>> print(abs(sampled.matrix - exact.matrix).max() < 1e-4)
     True
     """
-    model, layout, values, given = at_door(model, params, given, _CALLER)
+    model, layout, values, given = at_door(model, params, given)
     if expectation is None:
         _check_closed_form(model)
         matrix = _closed_form(model, layout, values, given)
         return Information(matrix, layout.names, f"expected: {_closed_form_route(model)}")
-    return taken(model, layout.natural(), layout.names, values, expectation, given, _CALLER)
+    return taken(model, layout.natural(), layout.names, values, expectation, given)
 
 
-def at_door(model: Any, params: PyTree, given: PyTree, caller: str) -> tuple[Model, Layout, Values, PyTree]:
+def at_door(model: Any, params: PyTree, given: PyTree) -> tuple[Model, Layout, Values, PyTree]:
     """Check a user's arguments, where there are no data."""
-    model = as_model(model, caller)
-    check_pytrees(caller, given=given)
-    layout, values = flatten_parameters(model, params, caller)
+    model = as_model(model)
+    check_pytrees(given=given)
+    layout, values = flatten_parameters(model, params)
     if layout.num_free == 0:
-        raise ValueError(f"{caller}: every parameter is fixed, so that there is nothing to be informed of.")
-    check_start(layout, values, caller)
-    return model, layout, values, check_given(model, given, caller)
+        raise ValueError("every parameter is fixed, so that there is nothing to be informed of.")
+    check_start(layout, values)
+    return model, layout, values, check_given(model, given)
 
 
 def taken(
@@ -126,48 +124,45 @@ def taken(
     values: Values,
     expectation: Any,
     given: PyTree,
-    caller: str,
     *,
     warns: bool = True,
 ) -> Information:
     """The information about u in `layout`, whose entries have these names, by an expectation; warns of what it met."""
-    check_expectation(expectation, caller)
-    found = by_expectation(model, layout, values, expectation, given, caller)
+    check_expectation(expectation)
+    found = by_expectation(model, layout, values, expectation, given)
     per_row = expectation.num_samples if isinstance(expectation, MonteCarlo | QuasiMonteCarlo) else 0
     number = per_row * num_rows(model, given)
     result = Information(
         found.matrix, names, route_of(expectation, found.regularity), found.errors, number, found.regularity
     )
     if warns:
-        _warn(result, caller)
+        _warn(result)
     return result
 
 
-def check_expectation(expectation: Any, caller: str, hint: str = "") -> None:
+def check_expectation(expectation: Any, hint: str = "") -> None:
     """Refuse what is no way to take an expectation."""
     if not isinstance(expectation, Expectation):
         raise TypeError(
-            f"{caller}: expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, "
+            f"expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, "
             f"got {type(expectation).__name__}.{hint}"
         )
 
 
-def by_expectation(
-    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str
-) -> Sampled:
+def by_expectation(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree) -> Sampled:
     """Compiled once for each model, set of shapes and kind of expectation."""
     if isinstance(expectation, Quadrature):
-        return _by_quadrature(model, layout, values, expectation, given, caller)
+        return _by_quadrature(model, layout, values, expectation, given)
     if isinstance(expectation, Enumeration):
-        return _by_enumeration(model, layout, values, expectation, given, caller)
+        return _by_enumeration(model, layout, values, expectation, given)
     by = _by_few_draws if are_few(model, layout, expectation, given) else _by_draws
-    return by(model, layout, values, expectation, given, caller)
+    return by(model, layout, values, expectation, given)
 
 
-_by_quadrature = jit_with_model(by_nodes, static_argnums=(0, 1, 3, 5))
-_by_enumeration = jit_with_model(by_nodes, static_argnums=(0, 1, 5))
-_by_few_draws = jit_with_model(by_draws, static_argnums=(0, 1, 5), level=0)
-_by_draws = jit_with_model(by_draws, static_argnums=(0, 1, 5), level=1)
+_by_quadrature = jit_with_model(by_nodes, static_argnums=(0, 1, 3))
+_by_enumeration = jit_with_model(by_nodes, static_argnums=(0, 1))
+_by_few_draws = jit_with_model(by_draws, static_argnums=(0, 1), level=0)
+_by_draws = jit_with_model(by_draws, static_argnums=(0, 1), level=1)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1))
@@ -178,7 +173,7 @@ def _closed_form(model: Model, layout: Layout, values: Values, given: PyTree) ->
 def _check_closed_form(model: Model) -> None:
     if not has_closed_form(model):
         raise ValueError(
-            f"{_CALLER}: no route to the expectation: the model has no information in closed form. Give an expectation: "
+            "no route to the expectation: the model has no information in closed form. Give an expectation: "
             "MonteCarlo(key, num_samples) if the model has a sampler, Quadrature(lower, upper) for a continuous scalar y, "
             "Enumeration(values) for a discrete one; or Model(…, information=function of params); or a linked model. "
             "observed_information and empirical_fisher need data instead."
@@ -219,13 +214,13 @@ def describe(expectation: Any) -> str:
     return "Monte Carlo" if isinstance(expectation, MonteCarlo) else "quasi-Monte Carlo"
 
 
-def _warn(result: Information, caller: str) -> None:
+def _warn(result: Information) -> None:
     """Say on the host what speaks against a result."""
     regularity = result.regularity
     if regularity is None or isinstance(regularity.score_z, jax.core.Tracer) or jnp.ndim(regularity.score_z) != 1:
         return
     if found := result.diagnosis():
-        message = f"{caller}: not to be relied on: {found}."
+        message = f"not to be relied on: {found}."
         if np.any(on_host(regularity).missing & np.isnan(np.asarray(result.matrix))):
             message += ' Entries without an information are NaN; estimator="outer" or "hessian", or fallback=, gives an average.'
         elif _FALLEN_BACK in result.route:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from fisher_jax.errors import entry_point
 from fisher_jax.information.errors import Estimate, estimated, spread
 from fisher_jax.information.tables import as_frame, as_html, as_text
 from fisher_jax.numerics import linalg
@@ -52,6 +53,7 @@ class Covariance:
         """Of each entry (r, r), zero where the route is exact."""
         return spread(self.errors, like=self.matrix, ndim=2)
 
+    @entry_point
     def standard_errors(self, num_observations: Any = 1) -> Estimate:
         """Square roots (r,) of the diagonal divided by n, each with its own error."""
         if jnp.ndim(self.matrix) != 2:
@@ -61,9 +63,10 @@ class Covariance:
             )
         return estimated(lambda m: jnp.sqrt(jnp.diagonal(m) / num_observations), self.matrix, self.errors, ndim=1)
 
+    @entry_point
     def to_frame(self) -> Any:
         """The matrix as a pandas DataFrame with the names on both axes (needs the extra `frames`)."""
-        return as_frame(self.matrix, self.names, "Covariance.to_frame")
+        return as_frame(self.matrix, self.names)
 
     def __str__(self) -> str:
         return as_text(f"Covariance, {self.route}", self.matrix, self.standard_error, self.names)

@@ -168,11 +168,11 @@ def _of_draws(matrix: Matrix, reduce: Callable[[Values], PyTree], key: Any, num_
     return matrix.at_once, of_chunk
 
 
-def empirical(target: Likelihood, model: Model, layout: Layout, values: Values, has_given: bool, caller: str) -> Matrix:
+def empirical(target: Likelihood, model: Model, layout: Layout, values: Values, has_given: bool) -> Matrix:
     """(1/n) Σ w s sᵀ at the data."""
     theta = layout.unconstrain(values)
     if target.separable:
-        make = lambda layout, values: terms_of(model, layout, values, has_given, caller)  # noqa: E731
+        make = lambda layout, values: terms_of(model, layout, values, has_given)  # noqa: E731
         diagonal = _squared_scores(make, layout, values)
     else:
         diagonal = _squared_rows(target.terms, theta, layout)
@@ -235,15 +235,15 @@ def linked(model: Any, layout: Layout, values: Values, given: PyTree) -> Matrix:
     return Matrix(Rows(rows, None, n, theta.dtype), prepare, diagonal, ROWS_AT_ONCE, at_once, n, theta, layout)
 
 
-def sampled(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> Matrix:
+def sampled(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree) -> Matrix:
     """The mean of s sᵀ, or of −H, over draws from the model."""
     theta = layout.unconstrain(values)
-    pairs = num_pairs(model, expectation, given, caller)
-    make = lambda layout, values: unit_terms(model, layout, values, given is not None, caller)  # noqa: E731
+    pairs = num_pairs(model, expectation, given)
+    make = lambda layout, values: unit_terms(model, layout, values, given is not None)  # noqa: E731
     terms = make(layout, values)
-    per_draw = terms_per_draw(model, layout, values, expectation, given, caller)
+    per_draw = terms_per_draw(model, layout, values, expectation, given)
     pieces = min(PIECES, pairs) if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
-    draw = drawing(model, layout.constrain(theta, values), given, expectation, caller)
+    draw = drawing(model, layout.constrain(theta, values), given, expectation)
     outer = expectation.estimator == "outer"
     return Matrix(
         Draws(draw, pairs, pieces, theta.dtype),

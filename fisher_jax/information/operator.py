@@ -23,7 +23,6 @@ from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_wit
 from fisher_jax.models.parameters import Layout, Values
 
 Kind = Literal["expected", "empirical", "observed"]
-_CALLER = "information_operator"
 _FROM_SPREAD = ", since the error is from their spread"
 
 
@@ -91,6 +90,7 @@ class InformationOperator:
         how = "Monte Carlo" if isinstance(self.expectation, MonteCarlo) else "quasi-Monte Carlo"
         return f"expected: {how}, mean of {'s sᵀ' if self.expectation.estimator == 'outer' else '−H'}"
 
+    @entry_point
     def product(self, vector: PyTree) -> PyTree:
         """M v.
 
@@ -118,6 +118,7 @@ class InformationOperator:
     def __matmul__(self, vector: PyTree) -> PyTree:
         return self.product(vector)
 
+    @entry_point
     def diagonal(self, key: Any = None, num_probes: int = 32) -> Estimate:
         """The diagonal of M, with its standard error.
 
@@ -151,6 +152,7 @@ class InformationOperator:
         found: Any = self._estimate("diagonal", key, num_probes)
         return Estimate(self.layout.assemble(found.value), self.layout.assemble(found.standard_error))
 
+    @entry_point
     def trace(self, key: Any = None, num_probes: int = 32) -> Estimate:
         """The trace of M, with its standard error.
 
@@ -170,6 +172,7 @@ class InformationOperator:
         """
         return self._estimate("trace", key, num_probes)
 
+    @entry_point
     def log_determinant(self, key: Any, *, damping: Any = 0.0, num_probes: int = 16, num_steps: int = 32) -> Estimate:
         """log det(M + damping · I), by stochastic Lanczos quadrature.
 
@@ -201,10 +204,11 @@ class InformationOperator:
         ----------
         Ubaru, S., Chen, J. and Saad, Y. (2017), SIAM J. Matrix Anal. Appl. 38, 1075-1099, algorithm 1.
         """
-        check_count(num_probes, 2, "num_probes", "InformationOperator.log_determinant", _FROM_SPREAD)
-        check_count(num_steps, 1, "num_steps", "InformationOperator.log_determinant")
+        check_count(num_probes, 2, "num_probes", _FROM_SPREAD)
+        check_count(num_steps, 1, "num_steps")
         return _log_determinant(*self._parts, key, damping, num_probes, num_steps)
 
+    @entry_point
     def solve(self, vector: PyTree, damping: Any = 0.0, *, tolerance: Any = 1e-5, max_steps: Any = 1000) -> Solution:
         """x with (M + damping · I) x = v, by conjugate gradients.
 
@@ -242,10 +246,10 @@ class InformationOperator:
             return _diagonal(*self._parts, None, 0, method == "trace")
         if key is None:
             raise ValueError(
-                f"InformationOperator.{method}: the matrix is made of Hessians ({self.route}), so its {method} is estimated "
+                f"the matrix is made of Hessians ({self.route}), so its {method} is estimated "
                 "with random probes. Give key=jax.random.key(…)."
             )
-        check_count(num_probes, 2, "num_probes", f"InformationOperator.{method}", _FROM_SPREAD)
+        check_count(num_probes, 2, "num_probes", _FROM_SPREAD)
         return _diagonal(*self._parts, key, num_probes, method == "trace")
 
     @property
@@ -338,48 +342,48 @@ def information_operator(
     """
     if kind is None and data is not None:
         raise ValueError(
-            f'{_CALLER}: data came without kind=. Say which matrix: kind="empirical" for the mean outer product of the scores, '
+            'data came without kind=. Say which matrix: kind="empirical" for the mean outer product of the scores, '
             'kind="observed" for minus the mean Hessian. The expected information takes no data.'
         )
     if kind is not None:
-        check_choice(kind, ("expected", "empirical", "observed"), "kind", _CALLER)
+        check_choice(kind, ("expected", "empirical", "observed"), "kind")
     if kind in (None, "expected"):
         if data is not None or weights is not None:
             raise ValueError(
-                f"{_CALLER}: the expected information takes no {'data' if data is not None else 'weights'}, since y is "
+                f"the expected information takes no {'data' if data is not None else 'weights'}, since y is "
                 'averaged over. Give covariates as given=, or choose kind="empirical" or kind="observed".'
             )
         return _expected(model, params, expectation, given)
     if data is None:
-        raise ValueError(f"{_CALLER}: kind={kind!r} is a matrix at the data, and data is None. Give data=.")
+        raise ValueError(f"kind={kind!r} is a matrix at the data, and data is None. Give data=.")
     if expectation is not None:
         raise ValueError(
-            f"{_CALLER}: kind={kind!r} takes no expectation, got {type(expectation).__name__}. Leave it out, or choose "
+            f"kind={kind!r} takes no expectation, got {type(expectation).__name__}. Leave it out, or choose "
             'kind="expected" without data.'
         )
-    model, layout, values, dataset = at_door(model, params, data, given, weights, _CALLER)
+    model, layout, values, dataset = at_door(model, params, data, given, weights)
     return InformationOperator(model, layout, kind, *_on_device((values, dataset)))
 
 
 def _expected(model: Any, params: PyTree, expectation: Any, given: PyTree) -> InformationOperator:
-    model = as_model(model, _CALLER)
-    check_pytrees(_CALLER, given=given)
-    layout, values = flatten_parameters(model, params, _CALLER)
-    given = check_given(model, given, _CALLER)
+    model = as_model(model)
+    check_pytrees(given=given)
+    layout, values = flatten_parameters(model, params)
+    given = check_given(model, given)
     if expectation is None:
         _check_linked(model)
     elif not isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
         raise TypeError(
-            f"{_CALLER}: expectation must be MonteCarlo or QuasiMonteCarlo, got {type(expectation).__name__}. For few "
+            f"expectation must be MonteCarlo or QuasiMonteCarlo, got {type(expectation).__name__}. For few "
             "parameters fisher_information takes the others."
         )
     elif expectation.estimator == "bartlett":
         raise ValueError(
-            f'{_CALLER}: estimator="bartlett" needs control variates, p × p numbers for each draw. Choose estimator="outer", '
+            'estimator="bartlett" needs control variates, p × p numbers for each draw. Choose estimator="outer", '
             'the mean of s sᵀ, or estimator="hessian", that of −H; for few parameters fisher_information takes it.'
         )
     else:
-        drawing(model, params, given, expectation, _CALLER)  # refuses a model that cannot be drawn from
+        drawing(model, params, given, expectation)  # refuses a model that cannot be drawn from
     values, dataset = _on_device((values, Dataset(None, given)))
     return InformationOperator(model, layout.natural(), "expected", values, dataset, expectation)
 
@@ -387,12 +391,12 @@ def _expected(model: Any, params: PyTree, expectation: Any, given: PyTree) -> In
 def _check_linked(model: Model) -> None:
     if model.information is not None:
         raise ValueError(
-            f"{_CALLER}: the model has its information in closed form, which is p × p as it comes. Use fisher_information, "
+            "the model has its information in closed form, which is p × p as it comes. Use fisher_information, "
             "whose matrix can be multiplied, or give an expectation."
         )
     if not has_closed_form(model):
         raise ValueError(
-            f"{_CALLER}: no route to the expectation: the model is not linked to a family with a closed form. Give "
+            "no route to the expectation: the model is not linked to a family with a closed form. Give "
             'MonteCarlo(key, num_samples, "outer") if it has a sampler, or write it with fisher_jax.linked; '
             'kind="empirical" and kind="observed" need data instead.'
         )
@@ -409,11 +413,11 @@ def _matrix(model: Model, layout: Layout, kind: Kind, arrays: tuple[Any, ...]) -
     if kind == "expected":
         if expectation is None:
             return matrix_free.linked(model, layout, values, dataset.given)
-        return matrix_free.sampled(model, layout, values, expectation, dataset.given, _CALLER)
-    target = likelihood(model, layout, values, dataset, _CALLER)
+        return matrix_free.sampled(model, layout, values, expectation, dataset.given)
+    target = likelihood(model, layout, values, dataset)
     if kind == "observed":
         return matrix_free.observed(target, layout, values)
-    return matrix_free.empirical(target, model, layout, values, dataset.given is not None, _CALLER)
+    return matrix_free.empirical(target, model, layout, values, dataset.given is not None)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 2))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from fisher_jax.errors import entry_point
 from fisher_jax.information.errors import Estimate, carried, estimated, spread
 from fisher_jax.information.inverse import Covariance, check_invertible
 from fisher_jax.information.regularity import Regularity
@@ -73,20 +74,22 @@ class Information:
     @property
     def condition_number(self) -> Float[AnyArray, ""]:
         """Largest by smallest eigenvalue of the matrix scaled to unit diagonal, which no choice of units changes."""
-        self._check_single("condition_number")
+        self._check_single()
         values = jnp.linalg.eigvalsh(linalg.to_unit_diagonal(self.matrix)[0])
         return jnp.where(values[0] > 0, values[-1] / values[0], jnp.inf)
 
+    @entry_point
     def weak_directions(self, below: float = 1e-2) -> list[str]:
         """Directions with next to no information, by name, the weakest first.
 
         Those whose eigenvalue is under `below` when the matrix is scaled to unit diagonal; in `inverse` they make the
         variances large.
         """
-        self._check_single("weak_directions")
+        self._check_single()
         found = linalg.weak_directions(np.asarray(self.matrix), self.names, below)
         return [f"{direction} (eigenvalue {value:.3g})" for value, direction in found]
 
+    @entry_point
     def inverse(self, *, bias_correction: bool = False) -> Covariance:
         """The inverse: the Cramér-Rao bound for one observation, if this is the Fisher information.
 
@@ -103,7 +106,7 @@ class Information:
             If the matrix is not positive definite; the message names the weakest direction. Under a transformation, where
             nothing can be raised, the result is all NaN instead.
         """
-        self._check_single("inverse")
+        self._check_single()
         matrix, errors = carried(linalg.inverse, self.matrix, self.errors)
         check_invertible(self.matrix, matrix, self.names)
         route = f"inverse of: {self.route}"
@@ -113,20 +116,24 @@ class Information:
             route += "; first-order bias of the inverse taken out"
         return Covariance(matrix, self.names, route, errors, self.num_samples)
 
+    @entry_point
     def standard_errors(self, num_observations: Any = 1) -> Estimate:
         """Standard errors (q,) of an efficient estimate from n observations, √(I⁻¹ᵢᵢ / n), each with its own error."""
         return self.inverse().standard_errors(num_observations)
 
+    @entry_point
     def log_determinant(self) -> Estimate:
         """log det I with its error; NaN where I is not positive definite. Differentiable: the criterion of D-optimal design."""
-        self._check_single("log_determinant")
+        self._check_single()
         return estimated(linalg.log_determinant, self.matrix, self.errors, ndim=0)
 
+    @entry_point
     def trace(self) -> Estimate:
         """The sum of the diagonal with its error."""
-        self._check_single("trace")
+        self._check_single()
         return estimated(jnp.trace, self.matrix, self.errors, ndim=0)
 
+    @entry_point
     def marginal(self, names: Sequence[str] | str) -> "Information":
         """Information on some parameters when the others are unknown: I_aa − I_ab I_bb⁻¹ I_ba.
 
@@ -135,8 +142,8 @@ class Information:
         names : strings
             Entries of `names`, or the name of a whole leaf such as ``"beta"``. All of the others are nuisance parameters.
         """
-        self._check_single("marginal")
-        kept = self._indices(names, "marginal")
+        self._check_single()
+        kept = self._indices(names)
         other = np.setdiff1d(np.arange(len(self.names)), kept)
 
         def schur(matrix: AnyArray) -> AnyArray:
@@ -157,13 +164,15 @@ class Information:
             regularity=None,
         )
 
+    @entry_point
     def fix(self, names: Sequence[str] | str) -> "Information":
         """Information on the remaining parameters when those of `names` are known: their rows and columns are left out."""
-        self._check_single("fix")
-        known = self._indices(names, "fix")
+        self._check_single()
+        known = self._indices(names)
         kept = np.setdiff1d(np.arange(len(self.names)), known)
         return self._take(kept, f"{self.route}; {', '.join(self.names[k] for k in known)} known")
 
+    @entry_point
     def reparametrize(self, function: Any, params: PyTree) -> "Information":
         """The same information in other parameters φ: Jᵀ I J with J = ∂θ/∂φ.
 
@@ -191,12 +200,12 @@ class Information:
         >>> print(log_rate.names, log_rate.matrix)
         ('log_rate',) [[4.]]
         """
-        self._check_single("reparametrize")
-        new, values = layout_of(params, (), "reparametrize")
-        old, _ = layout_of(function(new.assemble([jnp.asarray(v, new.dtype) for v in values])), (), "reparametrize")
+        self._check_single()
+        new, values = layout_of(params, ())
+        old, _ = layout_of(function(new.assemble([jnp.asarray(v, new.dtype) for v in values])), ())
         if missing := set(self.names) - set(old.names):
             raise ValueError(
-                f"reparametrize: function(params) gives {_listed(old.names)}, but the information is about "
+                f"function(params) gives {_listed(old.names)}, but the information is about "
                 f"{_listed(self.names)}; {_listed(sorted(missing))} is missing. It must return the old parameters."
             )
         order = np.array([old.names.index(name) for name in self.names])
@@ -209,8 +218,8 @@ class Information:
         """Information of both sources together. Names are matched; their errors must come from different keys."""
         if not isinstance(other, Information):
             return NotImplemented
-        self._check_single("+")
-        other._check_single("+")
+        self._check_single()
+        other._check_single()
         if set(other.names) != set(self.names):
             raise ValueError(
                 f"Information: cannot add the information on {_listed(other.names)} to that on {_listed(self.names)}. "
@@ -237,15 +246,17 @@ class Information:
 
     __rmul__ = __mul__
 
+    @entry_point
     def diagnosis(self) -> str:
         """What speaks against the matrix, in words; empty where nothing does, or nothing was tested."""
-        self._check_single("diagnosis")
+        self._check_single()
         return "" if self.regularity is None else self.regularity.describe(self.names)
 
+    @entry_point
     def to_frame(self) -> Any:
         """The matrix as a pandas DataFrame with the names on both axes (needs the extra `frames`)."""
-        self._check_single("to_frame")
-        return as_frame(self.matrix, self.names, "Information.to_frame")
+        self._check_single()
+        return as_frame(self.matrix, self.names)
 
     def __str__(self) -> str:
         return as_text(f"Information per observation, {self.route}", self.matrix, self.standard_error, self.names)
@@ -262,11 +273,11 @@ class Information:
             return self * (inputs[1] if inputs[0] is self else inputs[0])
         return getattr(ufunc, method)(*(np.asarray(x) if x is self else x for x in inputs), **settings)
 
-    def _check_single(self, caller: str) -> None:
+    def _check_single(self) -> None:
         if jnp.ndim(self.matrix) != 2:
             raise ValueError(
-                f"Information.{caller}: this record has a batch axis, its matrix the shape {jnp.shape(self.matrix)}. Map over "
-                f"it: jax.vmap(lambda information: information.{caller}(…))(informations)."
+                f"this record has a batch axis, its matrix the shape {jnp.shape(self.matrix)}. Map over it: "
+                "jax.vmap(lambda information: …)(informations)."
             )
 
     def _take(self, kept: Any, route: str) -> "Information":
@@ -274,18 +285,16 @@ class Information:
         names = tuple(self.names[k] for k in kept)
         return replace(self, matrix=matrix, errors=errors, names=names, route=route, regularity=None)
 
-    def _indices(self, names: Sequence[str] | str, caller: str) -> np.ndarray:
+    def _indices(self, names: Sequence[str] | str) -> np.ndarray:
         """Where the named entries, or all entries of a named leaf, stand."""
         found: list[int] = []
         for name in [names] if isinstance(names, str) else names:
             here = [k for k, own in enumerate(self.names) if own == name or own.startswith((f"{name}[", f"{name}."))]
             if not here:
-                raise ValueError(
-                    f"Information.{caller}: no parameter is named {name!r}; there are {_listed(self.names)}."
-                )
+                raise ValueError(f"no parameter is named {name!r}; there are {_listed(self.names)}.")
             found += here
         if len(found) != len(set(found)) or not found:
-            raise ValueError(f"Information.{caller}: names={names!r}; expected one or more different names.")
+            raise ValueError(f"names={names!r}; expected one or more different names.")
         return np.array(found)
 
 

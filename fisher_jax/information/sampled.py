@@ -78,14 +78,14 @@ class Sampled(NamedTuple):
 
 
 def by_draws(
-    model: Model, layout: Layout, values: Values, expectation: MonteCarlo | QuasiMonteCarlo, given: PyTree, caller: str
+    model: Model, layout: Layout, values: Values, expectation: MonteCarlo | QuasiMonteCarlo, given: PyTree
 ) -> Sampled:
     """The information of one observation, or of one term of a series, on average over the rows of `given`."""
     q = layout.num_free
-    pairs = num_pairs(model, expectation, given, caller)
+    pairs = num_pairs(model, expectation, given)
     if expectation.estimator == "bartlett":
-        check_enough(pairs, q, caller)
-    found = moments(model, layout, values, expectation, given, caller)
+        check_enough(pairs, q)
+    found = moments(model, layout, values, expectation, given)
     regularity = judge(found, q, pairs, GUARD_LEVEL)
     target, pieces = combine(found, coefficients(found), pairs)
     if expectation.estimator == "bartlett":
@@ -93,7 +93,7 @@ def by_draws(
         target, pieces = (
             jnp.where(regularity.zero_means, a, b) for a, b in zip((target, pieces), instead, strict=True)
         )
-    terms = terms_per_draw(model, layout, values, expectation, given, caller)
+    terms = terms_per_draw(model, layout, values, expectation, given)
     matrix, pieces = square(target, q) / terms, square(pieces, q) / terms
     if expectation.estimator == "bartlett" and expectation.fallback is None:
         missing = regularity.missing
@@ -101,12 +101,12 @@ def by_draws(
     return Sampled(matrix, pieces, regularity)
 
 
-def moments(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str) -> Moments:
+def moments(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree) -> Moments:
     """Run over all pairs of draws, a chunk at a time."""
     theta = layout.unconstrain(values)
-    draw = drawing(model, layout.constrain(theta, values), given, expectation, caller)
-    terms = unit_terms(model, layout, values, given is not None, caller)
-    rows_of_given, pairs = num_rows(model, given), num_pairs(model, expectation, given, caller)
+    draw = drawing(model, layout.constrain(theta, values), given, expectation)
+    terms = unit_terms(model, layout, values, given is not None)
+    rows_of_given, pairs = num_rows(model, given), num_pairs(model, expectation, given)
     groups = PIECES if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
     q = theta.shape[0]
     width = q if expectation.estimator == "outer" else q + q * (q + 1) // 2
@@ -426,12 +426,12 @@ def critical_value(level: float, count: int, freedom: int) -> float:
     return float(-stdtrit(freedom, level / (2 * max(count, 1))))
 
 
-def check_enough(pairs: int, q: int, caller: str) -> None:
+def check_enough(pairs: int, q: int) -> None:
     """Refuse a regression on too few draws."""
     needed = 6 * (1 + q + q * (q + 1) // 2)
     if 2 * pairs < needed:
         raise ValueError(
-            f'{caller}: estimator="bartlett" needs at least {needed} draws for {q} parameters, got {2 * pairs}. Give more, or '
+            f'estimator="bartlett" needs at least {needed} draws for {q} parameters, got {2 * pairs}. Give more, or '
             'use estimator="outer".'
         )
 

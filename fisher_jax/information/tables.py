@@ -13,9 +13,9 @@ from fisher_jax.numerics.namespace import AnyArray
 MOST = 12  # rows and columns shown
 
 
-def as_frame(matrix: Float[AnyArray, "q q"], names: tuple[str, ...], caller: str) -> Any:
+def as_frame(matrix: Float[AnyArray, "q q"], names: tuple[str, ...]) -> Any:
     """A pandas DataFrame with the names on both axes."""
-    pd = require("pandas", "frames", caller)
+    pd = require("pandas", "frames")
     return pd.DataFrame(np.asarray(matrix), index=list(names), columns=list(names))
 
 

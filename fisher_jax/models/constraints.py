@@ -319,7 +319,7 @@ class Foreign(Constraint):
 
     def _called(self, direction: str, value: Any) -> Array:
         name = f"{direction} of the bijector {type(self.bijector).__name__}"
-        found = call_user(getattr(self.bijector, direction), (jnp.asarray(value),), name, "constraints")
+        found = call_user(getattr(self.bijector, direction), (jnp.asarray(value),), name)
         if not isinstance(found, jax.Array | np.ndarray):
             raise TypeError(f"constraints: {name} must return an array but returned {kind_of(found)}.")
         return jnp.asarray(found)
@@ -393,11 +393,11 @@ def interval(low: float | int, high: float | int) -> Interval:
     """
     for name, end in (("low", low), ("high", high)):
         if not is_number(end):
-            raise TypeError(f"interval: {name}={shown(end)} must be a number, which may be infinite.")
+            raise TypeError(f"{name}={shown(end)} must be a number, which may be infinite.")
     low, high = float(low), float(high)
     if not low < high or (math.isinf(low) and math.isinf(high)):
         raise ValueError(
-            f"interval: expected low < high with at least one finite end, got interval({low:g}, {high:g}). "
+            f"expected low < high with at least one finite end, got interval({low:g}, {high:g}). "
             "Leave a parameter out of `constraints` if it may take any value."
         )
     return Interval(low, high)

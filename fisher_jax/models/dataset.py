@@ -14,8 +14,6 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import path_name
 from fisher_jax.numerics.namespace import namespace
 
-CALLER = "fit_batch"
-
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -82,21 +80,21 @@ class Dataset:
         return Dataset(*jax.tree.unflatten(treedef, own))
 
 
-def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any, caller: str) -> Dataset:
+def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any) -> Dataset:
     """One data set; raise where leaves disagree about n or weights do not fit. Python lists become arrays.
 
     Rows with a masked entry have weight zero, and what lies under the mask is gone.
     """
     parts = {"data": data, "given": given, "weights": weights}
-    data, given, weights = _as_arrays_of_parts(data, given, weights, caller)
+    data, given, weights = _as_arrays_of_parts(data, given, weights)
     if not jax.tree.leaves(data):
-        raise ValueError(f"{caller}: data holds no array. Give the observations, with a leading axis of length n.")
+        raise ValueError("data holds no array. Give the observations, with a leading axis of length n.")
     if not model.is_dependent:
-        _common_length({"data": data, "given": given}, caller)
-    check_labels(parts, (None, None, None), caller)
+        _common_length({"data": data, "given": given})
+    check_labels(parts, (None, None, None))
     if weights is not None:
-        _check_weights(weights, model, data, caller)
-    return without_masks(model, Dataset(data, given, weights), caller)
+        _check_weights(weights, model, data)
+    return without_masks(model, Dataset(data, given, weights))
 
 
 def check_datasets(
@@ -104,33 +102,33 @@ def check_datasets(
 ) -> Dataset:
     """Many data sets, whose axes over them are given as for `jax.vmap`; where all of it is shared, one for each start."""
     parts = {"data": data, "given": given, "weights": weights}
-    named = dict(zip(parts, _as_arrays_of_parts(data, given, weights, CALLER), strict=True))
+    named = dict(zip(parts, _as_arrays_of_parts(data, given, weights), strict=True))
     marks = [axis_of_each(tree, axis, name) for (name, tree), axis in zip(named.items(), axes, strict=True)]
     moved = [axis_first(tree, mark) for tree, mark in zip(named.values(), marks, strict=True)]
     _check_not_flat(model, moved[0], marks[0])
     size = common_size({name: (tree, mark) for (name, tree), mark in zip(named.items(), marks, strict=True)})
     size = size or num_starts
     if not size:
-        raise ValueError(f"{CALLER}: every axis is None, so there is one data set only. Use fit.")
+        raise ValueError("every axis is None, so there is one data set only. Use fit.")
     first, one_given, one_weights = (first_of(tree, mark) for tree, mark in zip(moved, marks, strict=True))
     if one_weights is not None and marks[2].number is not None:
         one_weights = np.ones_like(one_weights)  # a bad weight is that data set's own trouble
-    check_dataset(model, first, one_given, one_weights, CALLER)
-    check_labels(parts, tuple(marks), CALLER)
+    check_dataset(model, first, one_given, one_weights)
+    check_labels(parts, tuple(marks))
     differs = tuple(mark.number is not None for mark in jax.tree.leaves(marks))
-    dataset = without_masks(model, Dataset(*moved, size=size, differs=differs), CALLER)
+    dataset = without_masks(model, Dataset(*moved, size=size, differs=differs))
     leaves, treedef = jax.tree.flatten(dataset.parts)
     kept = [at_hand(leaf) if own else leaf for leaf, own in zip(leaves, dataset.differs, strict=True)]
     data, given, weights = jax.tree.unflatten(treedef, kept)
     return replace(dataset, data=data, given=given, weights=weights)
 
 
-def _as_arrays_of_parts(data: PyTree, given: PyTree, weights: Any, caller: str) -> tuple[PyTree, PyTree, Any]:
-    data, given = as_arrays(data, "data", caller), as_arrays(given, "given", caller)
-    return data, given, None if weights is None else as_weights(weights, f"{caller}: weights")
+def _as_arrays_of_parts(data: PyTree, given: PyTree, weights: Any) -> tuple[PyTree, PyTree, Any]:
+    data, given = as_arrays(data, "data"), as_arrays(given, "given")
+    return data, given, None if weights is None else as_weights(weights, "weights")
 
 
-def check_labels(parts: dict[str, PyTree], marks: tuple[PyTree, ...], caller: str) -> None:
+def check_labels(parts: dict[str, PyTree], marks: tuple[PyTree, ...]) -> None:
     """Raise where arguments as they came from pandas do not belong together by their labels.
 
     `marks` are the axes over the data sets, as `axis_of_each` gives them, None where there is one data set. An index is compared
@@ -150,10 +148,10 @@ def check_labels(parts: dict[str, PyTree], marks: tuple[PyTree, ...], caller: st
                 if k in (of_sets, of_rows):
                     what = "data sets" if k == of_sets else "observations"
                     found.append(Labels(_named(name, path), (what, ("index", "column")[k]), index))
-    check_same_labels(found, caller)
+    check_same_labels(found)
 
 
-def without_masks(model: Model, dataset: Dataset, caller: str) -> Dataset:
+def without_masks(model: Model, dataset: Dataset) -> Dataset:
     """The data set, or many, with weight zero for the rows in which an entry of the data or of the covariates is masked.
 
     There these hold the row before in place of what lies under the mask, which nothing shall see: not even the model's `initial`,
@@ -164,7 +162,7 @@ def without_masks(model: Model, dataset: Dataset, caller: str) -> Dataset:
         return dataset
     if model.is_dependent:
         raise ValueError(
-            f"{caller}: the data are masked, and the model is `dependent`: a weight of zero leaves out a term, but what lies "
+            "the data are masked, and the model is `dependent`: a weight of zero leaves out a term, but what lies "
             "under the mask would enter those after it. Give the series without masks, and write its terms so that they know "
             "what is missing, say by an indicator as given=."
         )
@@ -207,18 +205,18 @@ def at_hand(leaf: Any) -> Any:
     return leaf if on_device(leaf) or isinstance(leaf, np.ma.MaskedArray) else np.asarray(leaf)
 
 
-def check_given(model: Model, given: PyTree, caller: str, name: str = "given") -> PyTree:
+def check_given(model: Model, given: PyTree, name: str = "given") -> PyTree:
     """Covariates as arrays with one leading axis, where there are no weights; those of a series come as they are."""
     if given is None:
         return None
-    arrays = as_unmasked_arrays(given, name, caller)
+    arrays = as_unmasked_arrays(given, name)
     if not model.is_dependent:
-        _common_length({name: arrays}, caller)
-    check_labels({name: given}, (None,), caller)
+        _common_length({name: arrays})
+    check_labels({name: given}, (None,))
     return arrays
 
 
-def as_arrays(tree: PyTree, name: str, caller: str) -> PyTree:
+def as_arrays(tree: PyTree, name: str) -> PyTree:
     """The argument `name` with arrays of numbers for its leaves; masked arrays where entries are masked."""
     if isinstance(tree, list | tuple) and not hasattr(tree, "_fields") and _is_numbers(tree):
         return np.asarray(tree)
@@ -226,16 +224,16 @@ def as_arrays(tree: PyTree, name: str, caller: str) -> PyTree:
 
     def called(k: int) -> str:
         path, _ = jax.tree_util.tree_flatten_with_path(tree)[0][k]
-        return _named(name, path, caller)
+        return _named(name, path)
 
     return jax.tree.unflatten(treedef, [as_array(leaf, functools.partial(called, k)) for k, leaf in enumerate(leaves)])
 
 
-def as_unmasked_arrays(tree: PyTree, name: str, caller: str) -> PyTree:
+def as_unmasked_arrays(tree: PyTree, name: str) -> PyTree:
     """The argument `name` with arrays of numbers for its leaves, where there are no weights that could leave out a row."""
-    arrays = as_arrays(tree, name, caller)
+    arrays = as_arrays(tree, name)
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-        check_unmasked(leaf, functools.partial(_named, name, path, caller), LEAVE_OUT)
+        check_unmasked(leaf, functools.partial(_named, name, path), LEAVE_OUT)
     return arrays
 
 
@@ -245,45 +243,42 @@ def _is_numbers(tree: Any) -> bool:
     return isinstance(tree, bool | int | float | np.number)
 
 
-def _named(argument: str, path: Any, caller: str = "") -> str:
+def _named(argument: str, path: Any) -> str:
     """A leaf of an argument as an error calls it: data, given, data x[0]."""
-    name = f"{argument} {path_name(path)}" if path else argument
-    return f"{caller}: {name}" if caller else name
+    return f"{argument} {path_name(path)}" if path else argument
 
 
-def _common_length(trees: dict[str, PyTree], caller: str) -> int:
+def _common_length(trees: dict[str, PyTree]) -> int:
     lengths = {}
     for root, tree in trees.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             name = _named(root, path)
             if leaf.ndim == 0:
-                raise ValueError(f"{caller}: {name} is a scalar; expected a leading axis of length n, one row each.")
+                raise ValueError(f"{name} is a scalar; expected a leading axis of length n, one row each.")
             lengths[name] = leaf.shape[0]
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise ValueError(
-            f"{caller}: the leading axes of data and given differ ({said}). "
+            f"the leading axes of data and given differ ({said}). "
             "All leaves need the same length n, one row for each observation."
         )
     n = next(iter(lengths.values()))
     if n == 0:
-        raise ValueError(f"{caller}: {next(iter(lengths))} has no rows (leading axis of length 0).")
+        raise ValueError(f"{next(iter(lengths))} has no rows (leading axis of length 0).")
     return n
 
 
-def _check_weights(weights: Any, model: Model, data: PyTree, caller: str) -> None:
+def _check_weights(weights: Any, model: Model, data: PyTree) -> None:
     n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]
     if weights.ndim != 1 or (n is not None and weights.shape[0] != n):
         expected = f"({n},)" if n is not None else "(number of terms,)"
-        raise ValueError(
-            f"{caller}: weights has shape {weights.shape}, expected {expected}, one weight per observation."
-        )
+        raise ValueError(f"weights has shape {weights.shape}, expected {expected}, one weight per observation.")
     if not isinstance(weights, jax.core.Tracer):
         host = np.asarray(weights)
         if not np.all(np.isfinite(host)) or np.any(host < 0):
             worst = int(np.argmax(~(np.isfinite(host) & (host >= 0))))
             raise ValueError(
-                f"{caller}: weights must be finite and not negative; weights[{worst}] is {host[worst]}. "
+                f"weights must be finite and not negative; weights[{worst}] is {host[worst]}. "
                 "A weight of zero leaves an observation out."
             )
 
@@ -292,7 +287,7 @@ def _check_not_flat(model: Model, data: PyTree, marks: PyTree) -> None:
     for leaf, mark in zip(jax.tree.leaves(data), jax.tree.leaves(marks), strict=True):
         if mark.number is not None and np.ndim(leaf) == 1 and not model.is_dependent:
             raise ValueError(
-                f"{CALLER}: data of shape {np.shape(leaf)} needs an axis over the data sets and one over the observations, "
+                f"data of shape {np.shape(leaf)} needs an axis over the data sets and one over the observations, "
                 "(B, n) by default. For one data set use fit."
             )
 
@@ -306,12 +301,12 @@ def axis_of_each(tree: PyTree, axis: Any, name: str) -> PyTree:
     if tree is None:
         return None
     if any(not isinstance(a, int | np.integer) or isinstance(a, bool) for a in jax.tree.leaves(axis)):
-        raise TypeError(f"{CALLER}: {name}_axis={axis!r} must be a whole number, None, or a pytree of them.")
+        raise TypeError(f"{name}_axis={axis!r} must be a whole number, None, or a pytree of them.")
     try:
         return jax.tree.map(lambda a, branch: jax.tree.map(lambda _: _Axis(a), branch), axis, tree, is_leaf=_is_none)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{CALLER}: {name}_axis={axis!r} does not fit {name}: give a number or None for all of it, or a pytree of them "
+            f"{name}_axis={axis!r} does not fit {name}: give a number or None for all of it, or a pytree of them "
             f"shaped like {name} or like its first branches."
         ) from error
 
@@ -329,7 +324,7 @@ def axis_first(tree: PyTree, marks: PyTree) -> PyTree:
             return leaf
         if not -np.ndim(leaf) <= mark.number < np.ndim(leaf):
             raise ValueError(
-                f"{CALLER}: an array of shape {np.shape(leaf)} has no axis {mark.number} over the data sets. "
+                f"an array of shape {np.shape(leaf)} has no axis {mark.number} over the data sets. "
                 "Data, weights and starts for each data set need that axis; what all share is given axis None."
             )
         leaf = at_hand(leaf)
@@ -350,10 +345,10 @@ def common_size(parts: dict[str, tuple[PyTree, PyTree]]) -> int:
         return 0
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise ValueError(f"{CALLER}: the number of data sets differs ({said}). Their axes must have the same length B.")
+        raise ValueError(f"the number of data sets differs ({said}). Their axes must have the same length B.")
     size = next(iter(sizes.values()))
     if size == 0:
-        raise ValueError(f"{CALLER}: there are no data sets (an axis of length 0).")
+        raise ValueError("there are no data sets (an axis of length 0).")
     return size
 
 

@@ -40,28 +40,28 @@ class Derivatives(NamedTuple):
 
 
 def terms_of(
-    model: Model, layout: Layout, values: Values, has_given: bool, caller: str
+    model: Model, layout: Layout, values: Values, has_given: bool
 ) -> Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]:
     """The log-densities as a function of u in `layout` and of rows, which are y or (y, z). Checks what comes back."""
     evaluate = terms_at_once if model.is_dependent else _terms_one_by_one
 
     def terms(free: Float[Array, " p"], rows: PyTree) -> Float[Array, " n"]:
         y, z = (rows[0], (rows[1],)) if has_given else (rows, ())
-        return evaluate(model, layout.constrain(free, values), y, z, caller).astype(layout.dtype)
+        return evaluate(model, layout.constrain(free, values), y, z).astype(layout.dtype)
 
     return terms
 
 
-def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset, caller: str) -> Likelihood:
+def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -> Likelihood:
     """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
     rows = dataset.data if dataset.given is None else (dataset.data, dataset.given)
-    terms = terms_of(model, layout, values, dataset.given is not None, caller)
+    terms = terms_of(model, layout, values, dataset.given is not None)
     shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
     weights = dataset.weights
     if weights is not None:
         if weights.shape != shape:
             raise ValueError(
-                f"{caller}: weights has shape {weights.shape}, but the density returned {shape[0]} terms. "
+                f"weights has shape {weights.shape}, but the density returned {shape[0]} terms. "
                 "Give one weight for each term."
             )
         weights = jnp.asarray(weights, layout.dtype)
@@ -86,30 +86,30 @@ def _replace_unweighted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
     return jax.tree.map(replace, jax.tree.map(jnp.asarray, rows))
 
 
-def term_of(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Float[Array, ""]:
+def term_of(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Float[Array, ""]:
     """The log-density of one observation, checked to be a floating scalar."""
-    value = call_density(model.log_density, (params, y, *z), "log_density", caller)
+    value = call_density(model.log_density, (params, y, *z), "log_density")
     if jnp.shape(value) != ():
         raise ValueError(
-            f"{caller}: log_density(params, {'y, z' if z else 'y'}) must return a scalar for ONE observation but "
+            f"log_density(params, {'y, z' if z else 'y'}) must return a scalar for ONE observation but "
             f"returned shape {jnp.shape(value)} for y of shape {shapes_of(y)}. Did you pass a function of the whole "
             "data set? See fisher_jax.dependent. If an observation is a vector, sum its log-densities."
         )
-    return check_floating(value, "log_density", caller)
+    return check_floating(value, "log_density")
 
 
-def _terms_one_by_one(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
-    return jax.vmap(lambda y, *z: term_of(model, params, y, z, caller))(y, *z)
+def _terms_one_by_one(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Array:
+    return jax.vmap(lambda y, *z: term_of(model, params, y, z))(y, *z)
 
 
-def terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], caller: str) -> Array:
-    value = call_density(model.log_density, (params, y, *z), "terms", caller)
+def terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Array:
+    value = call_density(model.log_density, (params, y, *z), "terms")
     if jnp.ndim(value) != 1:
         raise ValueError(
-            f"{caller}: terms(params, data) must return the conditional log-densities, one for each time, shape (n,), but "
+            f"terms(params, data) must return the conditional log-densities, one for each time, shape (n,), but "
             f"returned shape {jnp.shape(value)} for data of shape {shapes_of(y)}. Do not sum them: their scores are needed."
         )
-    return check_floating(value, "terms", caller)
+    return check_floating(value, "terms")
 
 
 def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]:

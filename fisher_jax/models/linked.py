@@ -48,10 +48,10 @@ class _Linked:
 
     def predicted(self, params: PyTree, *z: PyTree) -> dict[str, Any]:
         """η as the family takes it."""
-        found = call_differentiable(self.predictor, (params, *z), "predictor", "linked")
+        found = call_differentiable(self.predictor, (params, *z), "predictor")
         if not isinstance(found, dict):
             raise TypeError(
-                f"linked: the predictor must return a dictionary of the family's parameters, as in "
+                f"the predictor must return a dictionary of the family's parameters, as in "
                 f"{{'rate': …}}, but returned {type(found).__name__}."
             )
         return found
@@ -64,14 +64,14 @@ class _LogDensity(_Linked):
             return self.family.log_density(predicted, y)
         except KeyError as error:
             raise ValueError(
-                f"linked: the family needs the parameter {error}, but the predictor returned "
+                f"the family needs the parameter {error}, but the predictor returned "
                 f"{', '.join(sorted(map(str, predicted)))}."
             ) from error
 
     def layout(self, params: PyTree, *z: PyTree) -> tuple[Layout, Float[Array, " e"], dict[str, Any]]:
         """How η is laid out, η flat, and η as it is."""
         predicted = self.predicted(params, *z)
-        layout, values = layout_of(predicted, self.family.constraint_table, "linked")
+        layout, values = layout_of(predicted, self.family.constraint_table)
         return layout.natural(), layout.join([jnp.asarray(value) for value in values]), predicted
 
 
@@ -129,8 +129,8 @@ def linked(family: Any, predictor: Any, *, constraints: PyTree = None, initial: 
      [0.5 0.5]]
     """
     if not isinstance(family, Model):
-        raise TypeError(f"linked: family must be a Model such as families.poisson, got {type(family).__name__}.")
-    check_function(predictor, "predictor", "linked", "params (and z)")
+        raise TypeError(f"family must be a Model such as families.poisson, got {type(family).__name__}.")
+    check_function(predictor, "predictor", "params (and z)")
     return LinkedModel(
         _LogDensity(family, predictor),
         sample=None if family.sample is None else _Sample(family, predictor),

@@ -83,6 +83,7 @@ class Model:
 
     is_dependent = False
 
+    @entry_point
     def __post_init__(self) -> None:
         if not callable(self.log_density) or isinstance(self.log_density, type):
             raise TypeError(
@@ -95,8 +96,8 @@ class Model:
             ("sample", "initial", "information", "quantile"), functions[1:], arguments, strict=True
         ):
             if function is not None:
-                check_function(function, name, "Model", of)
-        key = (type(self), *(ById(f) for f in functions), constraint_table(self.constraints, "Model"))
+                check_function(function, name, of)
+        key = (type(self), *(ById(f) for f in functions), constraint_table(self.constraints))
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
 
@@ -354,27 +355,25 @@ def jit_with_model(
     return call
 
 
-def as_model(model: Any, caller: str) -> Model:
+def as_model(model: Any) -> Model:
     """The model meant by a `Model` or a bare log-density."""
     if isinstance(model, Model):
         return model
     if callable(model) and not isinstance(model, type):
         return Model(model)
-    raise TypeError(
-        f"{caller}: expected a fisher_jax.Model or a function log_density(params, y), got {kind_of(model)}."
-    )
+    raise TypeError(f"expected a fisher_jax.Model or a function log_density(params, y), got {kind_of(model)}.")
 
 
-def call_density(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
+def call_density(function: UserFunction, arguments: tuple[Any, ...], name: str) -> Any:
     """Call the user's function; where its argument list is what does not fit, say how it is called."""
-    check_arity(function, ("params", "y", "z")[: len(arguments)], name, caller)
-    value = call_differentiable(function, arguments, name, caller)
+    check_arity(function, ("params", "y", "z")[: len(arguments)], name)
+    value = call_differentiable(function, arguments, name)
     if not isinstance(value, bool | int | float | complex | np.generic | np.ndarray | jax.Array):
-        raise TypeError(f"{caller}: {name} must return an array but returned {kind_of(value)}.")
+        raise TypeError(f"{name} must return an array but returned {kind_of(value)}.")
     return value
 
 
-def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name: str, caller: str) -> Any:
+def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name: str) -> Any:
     """What a function of the user's returns, ready for either mode of differentiation; see `numerics.modes`.
 
     What is found of its modes is kept with it, as its programs are.
@@ -387,10 +386,10 @@ def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name
     def ready(*arguments: Any) -> Any:
         return in_both_modes(function, arguments, kept)(*arguments)
 
-    return call_user(ready, arguments, name, caller)
+    return call_user(ready, arguments, name)
 
 
-def check_arity(function: UserFunction, names: tuple[str, ...], name: str, caller: str) -> None:
+def check_arity(function: UserFunction, names: tuple[str, ...], name: str) -> None:
     """Refuse a user's function that cannot be called with arguments of these names, the covariates' being `z`."""
     try:
         signature = inspect.signature(function)
@@ -400,16 +399,14 @@ def check_arity(function: UserFunction, names: tuple[str, ...], name: str, calle
         signature.bind(*range(len(names)))
     except TypeError:
         hint = "given= hands it the covariates as last argument." if "z" in names else "Pass its covariates as given=."
-        raise TypeError(
-            f"{caller}: {name} takes {signature}, but is called as {name}({', '.join(names)}). {hint}"
-        ) from None
+        raise TypeError(f"{name} takes {signature}, but is called as {name}({', '.join(names)}). {hint}") from None
 
 
-def check_floating(value: Any, name: str, caller: str) -> Array:
+def check_floating(value: Any, name: str) -> Array:
     value = jnp.asarray(value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            f"{caller}: {name} must return a floating number in nats but returned dtype {value.dtype}. "
+            f"{name} must return a floating number in nats but returned dtype {value.dtype}. "
             "Does it compare or round where it should compute?"
         )
     return value
@@ -420,28 +417,28 @@ def shapes_of(tree: PyTree) -> str:
     return shapes[0] if len(shapes) == 1 else f"({', '.join(shapes)})"
 
 
-def starting_parameters(model: Model, params: PyTree, data: PyTree, given: PyTree, caller: str) -> PyTree:
+def starting_parameters(model: Model, params: PyTree, data: PyTree, given: PyTree) -> PyTree:
     """`params`, or what the model's own `initial` makes of the data."""
     if params is not None:
         return params
     if model.initial is None:
         raise ValueError(
-            f"{caller}: params is None and the model has no `initial`. "
+            "params is None and the model has no `initial`. "
             "Give starting parameters, or Model(…, initial=function of the data)."
         )
-    return call_user(model.initial, (data,) if given is None else (data, given), "initial", caller)
+    return call_user(model.initial, (data,) if given is None else (data, given), "initial")
 
 
-def check_start(layout: Layout, values: Values, caller: str) -> None:
+def check_start(layout: Layout, values: Values, which: str = "") -> None:
     """Refuse, by name, starting values outside their constraint. Values known only when run are left to the status."""
     for (i, leaf), inside in zip(layout.free_leaves, layout.contains(values), strict=True):
         if not isinstance(inside, jax.core.Tracer) and not inside:
             raise ValueError(
-                f"{caller}: parameter `{leaf.name}` starts at {np.asarray(values[i])}, but must be "
+                f"{which}parameter `{leaf.name}` starts at {np.asarray(values[i])}, but must be "
                 f"{leaf.constraint.description}. Start strictly inside."
             )
 
 
-def flatten_parameters(model: Model, params: PyTree, caller: str) -> tuple[Layout, Values]:
+def flatten_parameters(model: Model, params: PyTree) -> tuple[Layout, Values]:
     """The layout of the user's parameters under the model's constraints, and their array leaves."""
-    return layout_of(params, model.constraint_table, caller)
+    return layout_of(params, model.constraint_table)

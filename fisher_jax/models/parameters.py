@@ -223,9 +223,9 @@ def _layout_from(leaves: tuple[Leaf, ...], dtype: np.dtype, skeleton: PyTree, st
     return Layout(leaves, dtype, jax.tree.structure(skeleton), statics)
 
 
-def constraint_table(constraints: PyTree, caller: str) -> Table:
+def constraint_table(constraints: PyTree) -> Table:
     """A user's tree of constraints as pairs of a path and a constraint, hashable."""
-    check_pytree(constraints, "constraints", caller)
+    check_pytree(constraints, "constraints")
     found, _ = jax.tree_util.tree_flatten_with_path(constraints, is_leaf=lambda x: as_constraint(x) is not None)
     table = []
     for path, given in found:
@@ -233,23 +233,23 @@ def constraint_table(constraints: PyTree, caller: str) -> Table:
         if constraint is None:
             hint = " A range is written fisher_jax.interval(low, high)." if is_number(given) else ""
             raise TypeError(
-                f"{caller}: the constraint of `{path_name(path)}` is {shown(given)}, which is neither one of fisher_jax's "
+                f"the constraint of `{path_name(path)}` is {shown(given)}, which is neither one of fisher_jax's "
                 f"constraints, nor None, nor a bijector with methods `forward` and `inverse`.{hint}"
             )
         table.append((tuple(_raw(key) for key in path), constraint))
     return tuple(table)
 
 
-def layout_of(params: PyTree, table: Table, caller: str) -> tuple[Layout, Values]:
+def layout_of(params: PyTree, table: Table) -> tuple[Layout, Values]:
     """The layout of a user's parameters, and their array leaves. Integers become floating numbers, unless `fixed`."""
-    check_pytrees(caller, params=params)
-    leaves, treedef = jax.tree.flatten(as_parameters(params, caller))
+    check_pytrees(params=params)
+    leaves, treedef = jax.tree.flatten(as_parameters(params))
     default = jax.dtypes.canonicalize_dtype(np.float64)
-    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), default, table, caller)
+    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), default, table)
     return layout, [leaf for leaf, static in zip(leaves, layout.statics, strict=True) if static is _ARRAY]
 
 
-def as_parameters(params: PyTree, caller: str) -> PyTree:
+def as_parameters(params: PyTree) -> PyTree:
     """Parameters with arrays that JAX takes: in native byte order, without masks. Python's numbers and statics stay."""
     leaves, treedef = jax.tree.flatten(params)
     if all(isinstance(leaf, float | int) or _is_plain(leaf) for leaf in leaves):
@@ -260,7 +260,7 @@ def as_parameters(params: PyTree, caller: str) -> PyTree:
             return leaf
 
         def name() -> str:
-            return f"{caller}: parameter `{path_name(jax.tree_util.tree_flatten_with_path(params)[0][k][0])}`"
+            return f"parameter `{path_name(jax.tree_util.tree_flatten_with_path(params)[0][k][0])}`"
 
         return as_unmasked_array(leaf, name, "Give a number for each.")
 
@@ -311,19 +311,19 @@ class _Static:
 
 
 @functools.lru_cache(maxsize=1024)
-def _cached_layout(treedef: Any, signature: tuple[Any, ...], default: np.dtype, table: Table, caller: str) -> Layout:
+def _cached_layout(treedef: Any, signature: tuple[Any, ...], default: np.dtype, table: Table) -> Layout:
     """The layout of leaves like these; `default` is JAX's floating dtype, which is a setting that may change."""
     skeleton = jax.tree.unflatten(treedef, range(len(signature)))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(skeleton)[0]]
-    constraints = _match(table, paths, caller)
+    constraints = _match(table, paths)
     statics = tuple(kind.leaf if isinstance(kind, _Static) else _ARRAY for kind in signature)
     leaves = tuple(
-        _make_leaf(path_name(path), kind, constraint, caller)
+        _make_leaf(path_name(path), kind, constraint)
         for path, kind, constraint in zip(paths, signature, constraints, strict=True)
         if not isinstance(kind, _Static)
     )
     if not leaves:
-        raise ValueError(f"{caller}: params holds no array. Give a pytree of floating numbers, as in {{'scale': 1.0}}.")
+        raise ValueError("params holds no array. Give a pytree of floating numbers, as in {'scale': 1.0}.")
     kinds = [kind for kind in signature if not isinstance(kind, _Static)]
     return Layout(leaves, _floating_dtype(kinds, leaves, default), treedef, statics)
 
@@ -343,7 +343,7 @@ def _floating_dtype(kinds: list[Any], leaves: tuple[Leaf, ...], default: np.dtyp
     return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*found)))
 
 
-def _match(table: Table, paths: list[Any], caller: str) -> list[Constraint]:
+def _match(table: Table, paths: list[Any]) -> list[Constraint]:
     """The constraint of each path: the one given at the path or at a container above it."""
     given, used, result = dict(table), set(), []
     for path in paths:
@@ -354,7 +354,7 @@ def _match(table: Table, paths: list[Any], caller: str) -> list[Constraint]:
     unused = [".".join(map(str, path)) for path, c in table if path not in used and c.restricts]
     if unused:
         raise ValueError(
-            f"{caller}: constraints name {_listed(unused)}, but params has {_listed(map(path_name, paths))}. "
+            f"constraints name {_listed(unused)}, but params has {_listed(map(path_name, paths))}. "
             "Spell the constraint's key as the parameter's."
         )
     return result
@@ -372,20 +372,20 @@ def _raw(key: Any) -> Any:
     return key
 
 
-def _make_leaf(name: str, kind: Any, constraint: Constraint, caller: str) -> Leaf:
+def _make_leaf(name: str, kind: Any, constraint: Constraint) -> Leaf:
     shape, given = kind
     if isinstance(constraint, Fixed):
         return Leaf(name, shape, (0,), constraint)
     real = isinstance(given, type) or any(jnp.issubdtype(given, kind) for kind in (jnp.floating, jnp.integer))
     if given is bool or not real:
         raise TypeError(
-            f"{caller}: parameter `{name}` has dtype {getattr(given, '__name__', given)}; parameters are real numbers. "
+            f"parameter `{name}` has dtype {getattr(given, '__name__', given)}; parameters are real numbers. "
             "Write it as a float, or constrain it with fisher_jax.fixed if it is not to be estimated."
         )
     try:
         free_shape = constraint.free_shape(shape)
     except ValueError as error:
-        raise ValueError(f"{caller}: parameter `{name}` of shape {shape}: {error}") from error
+        raise ValueError(f"parameter `{name}` of shape {shape}: {error}") from error
     return Leaf(name, shape, free_shape, constraint)
 
 

@@ -1,6 +1,5 @@
 """The covariance of two sets of rows, the matrix K of one, and both by way of the moments about zero."""
 
-import functools
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fisher_jax.decoding import LEAVE_OUT, as_unmasked_array, as_weights
+from fisher_jax.errors import entry_point
 from fisher_jax.moments.running import Estimate, RunningMoments
 
 ROWS_AT_ONCE = 4096
@@ -46,6 +46,7 @@ def covariance_of_moments(mean: Any, second_moment: Any) -> Float[Array, "q q"]:
     return jnp.asarray(second_moment) - mean[:, None] * mean[None, :]
 
 
+@entry_point
 def moments(x: Any, *, weights: Any = None) -> RunningMoments:
     """The moments of rows, a few thousand at a time: no more memory than the rows themselves and q × q.
 
@@ -74,9 +75,10 @@ def moments(x: Any, *, weights: Any = None) -> RunningMoments:
     >>> print(found.mean, found.second_moment().value)
     [4.] [[22.5]]
     """
-    return _streamed(_rows(x, "moments"), weights, "moments")
+    return _streamed(_rows(x), weights)
 
 
+@entry_point
 def covariance(x: Any, y: Any, *, weights: Any = None) -> Estimate:
     """Cov(X, Y) from rows of both, divisor n − 1, with the standard error of each entry.
 
@@ -108,17 +110,18 @@ def covariance(x: Any, y: Any, *, weights: Any = None) -> Estimate:
     >>> print(f"{found.value:.3f} ± {found.standard_error:.3f}")
     3.000 ± 1.357
     """
-    left, right = (_rows(part, "covariance", name, vectors=True) for part, name in ((x, "x"), (y, "y")))
+    left, right = (_rows(part, name, vectors=True) for part, name in ((x, "x"), (y, "y")))
     if left.shape[0] != right.shape[0]:
         raise ValueError(
-            f"covariance: x has {left.shape[0]} rows and y {right.shape[0]}; expected one row of each for every observation."
+            f"x has {left.shape[0]} rows and y {right.shape[0]}; expected one row of each for every observation."
         )
     q = left.shape[1]
-    found = _streamed(jnp.concatenate([left, right], axis=1), weights, "covariance").covariance()
+    found = _streamed(jnp.concatenate([left, right], axis=1), weights).covariance()
     shape = jnp.shape(x)[1:] + jnp.shape(y)[1:]
     return Estimate(*(part[:q, q:].reshape(shape) for part in found))
 
 
+@entry_point
 def covariance_matrix(x: Any, *, weights: Any = None) -> Estimate:
     """The covariance matrix K = E[(X − E[X])(X − E[X])ᵀ] from rows, divisor n − 1, with the standard error of each entry.
 
@@ -147,29 +150,29 @@ def covariance_matrix(x: Any, *, weights: Any = None) -> Estimate:
     [[ 4.  6.]
      [ 6. 12.]]
     """
-    return _streamed(_rows(x, "covariance_matrix"), weights, "covariance_matrix").covariance()
+    return _streamed(_rows(x), weights).covariance()
 
 
-def _rows(x: Any, caller: str, name: str = "x", *, vectors: bool = False) -> Array:
-    rows = jnp.asarray(as_unmasked_array(x, lambda: f"{caller}: {name}", LEAVE_OUT))
+def _rows(x: Any, name: str = "x", *, vectors: bool = False) -> Array:
+    rows = jnp.asarray(as_unmasked_array(x, lambda: name, LEAVE_OUT))
     if vectors and rows.ndim == 1:
         rows = rows[:, None]
     if rows.ndim != 2:
         expected = "(n,) or (n, q)" if vectors else "(n, q), one observation a row"
-        raise ValueError(f"{caller}: {name} has shape {jnp.shape(x)}, expected {expected}.")
+        raise ValueError(f"{name} has shape {jnp.shape(x)}, expected {expected}.")
     return rows.astype(jnp.result_type(rows.dtype, jnp.float32))
 
 
-def _streamed(rows: Float[Array, "n q"], weights: Any, caller: str) -> RunningMoments:
-    return _summed(rows, None if weights is None else as_weights(weights, f"{caller}: weights"), caller)
+def _streamed(rows: Float[Array, "n q"], weights: Any) -> RunningMoments:
+    return _summed(rows, None if weights is None else as_weights(weights, "weights"))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _summed(rows: Float[Array, "n q"], weights: Any, caller: str) -> RunningMoments:
+@jax.jit
+def _summed(rows: Float[Array, "n q"], weights: Any) -> RunningMoments:
     n = rows.shape[0]
     weights = jnp.ones((n,), rows.dtype) if weights is None else jnp.asarray(weights).astype(rows.dtype)
     if weights.shape != (n,):
-        raise ValueError(f"{caller}: weights has shape {weights.shape}, expected ({n},), one for each row.")
+        raise ValueError(f"weights has shape {weights.shape}, expected ({n},), one for each row.")
     whole = n - n % ROWS_AT_ONCE if n > ROWS_AT_ONCE else 0
     last = RunningMoments.of(rows[whole:], weights[whole:])
     if not whole:

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
     from fisher_jax.optimizers.scaled import scale_by_information
 
 # These need optax, which takes as long to import as the rest of fisher_jax.
-_DEFINED_IN = {
-    "NaturalGradientState": "natural_step",
-    "natural_gradient": "natural",
-    "scale_by_information": "scaled",
-}
+_DEFINED_IN = {"NaturalGradientState": "natural_step", "natural_gradient": "natural", "scale_by_information": "scaled"}
 
 __all__ = [
     "Evaluation",

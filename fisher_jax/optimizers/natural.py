@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from fisher_jax.errors import entry_point
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.optimizers.natural_step import (
     NaturalGradientState,
@@ -24,6 +25,7 @@ from fisher_jax.optimizers.newton import Objective
 MetricKind = Literal["expected", "empirical"]
 
 
+@entry_point
 def natural_gradient(
     learning_rate: Any = 1.0,
     *,
@@ -124,7 +126,7 @@ def _made(
     max_products: Any,
 ) -> optax.GradientTransformationExtraArgs:
     def init(params: PyTree) -> NaturalGradientState:
-        return initial_state(jnp.full((), damping, layout_of(params, (), "natural_gradient")[0].dtype))
+        return initial_state(jnp.full((), damping, layout_of(params, ())[0].dtype))
 
     def update(
         updates: PyTree,
@@ -193,25 +195,23 @@ def _check(
     largest = None if largest is None else _number("largest_divergence", largest, 1.0)
     tolerance = _number("tolerance", tolerance, 0.5)
     if not learning_rate > 0:
-        raise ValueError(
-            f"natural_gradient: learning_rate={learning_rate} must be positive, or an optax schedule. 1 is the whole step."
-        )
+        raise ValueError(f"learning_rate={learning_rate} must be positive, or an optax schedule. 1 is the whole step.")
     if not damping >= 0:
-        raise ValueError(f"natural_gradient: damping={damping} must not be negative: it is added to the diagonal.")
+        raise ValueError(f"damping={damping} must not be negative: it is added to the diagonal.")
     if adaptive and not damping > 0:
         raise ValueError(
-            "natural_gradient: adaptive=True multiplies the damping, so it must start positive, got damping=0.0. Give "
+            "adaptive=True multiplies the damping, so it must start positive, got damping=0.0. Give "
             "damping=1e-3 or so, in the information's units."
         )
     if largest is not None and not largest > 0:
-        raise ValueError(f"natural_gradient: largest_divergence={largest} must be positive: it is a bound in nats.")
+        raise ValueError(f"largest_divergence={largest} must be positive: it is a bound in nats.")
     if not 0 < tolerance < 1:
         raise ValueError(
-            f"natural_gradient: tolerance={tolerance} must lie between 0 and 1: it is the share of the gradient that a solve "
+            f"tolerance={tolerance} must lie between 0 and 1: it is the share of the gradient that a solve "
             "may leave over."
         )
     if not isinstance(max_products, int | np.integer) or max_products < 1:
-        raise ValueError(f"natural_gradient: max_products={max_products!r} must be a whole number, at least 1.")
+        raise ValueError(f"max_products={max_products!r} must be a whole number, at least 1.")
 
 
 def _number(name: str, setting: Any, unknown: float) -> Any:
@@ -219,14 +219,14 @@ def _number(name: str, setting: Any, unknown: float) -> Any:
     if isinstance(setting, jax.core.Tracer):
         return unknown
     if not isinstance(setting, int | float | np.number):
-        raise TypeError(f"natural_gradient: {name}={setting!r} must be a number.")
+        raise TypeError(f"{name}={setting!r} must be a number.")
     return setting
 
 
 def _check_information(information: Any, kind: str) -> None:
     if not hasattr(information, "solve"):
         raise TypeError(
-            f"natural_gradient: information must be an information_operator, got {type(information).__name__}. A matrix goes "
+            f"information must be an information_operator, got {type(information).__name__}. A matrix goes "
             "with objective=."
         )
     found = getattr(information, "kind", kind)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
+from fisher_jax.errors import entry_point
 from fisher_jax.numerics import lanes
 from fisher_jax.numerics.lanes import Entry, Matrix, Vector
 
@@ -473,6 +474,7 @@ def _positive(diagonal: Vector, gradient: Vector) -> Vector:
     )
 
 
+@entry_point
 def newton(*, first_radius: float = 1.0) -> Newton:
     """Newton's method in a trust region, one evaluation per update.
 
@@ -518,6 +520,7 @@ def newton(*, first_radius: float = 1.0) -> Newton:
     return _checked("observed", first_radius)
 
 
+@entry_point
 def fisher_scoring(*, first_radius: float = 1.0) -> Newton:
     """Fisher scoring: `newton` with the expected information for the curvature.
 
@@ -546,6 +549,7 @@ def fisher_scoring(*, first_radius: float = 1.0) -> Newton:
     return _checked("expected", first_radius)
 
 
+@entry_point
 def bhhh(*, first_radius: float = 1.0) -> Newton:
     """Berndt, Hall, Hall and Hausman's method: `newton` with the sum of the scores' outer products for the curvature.
 
@@ -578,5 +582,5 @@ def bhhh(*, first_radius: float = 1.0) -> Newton:
 
 def _checked(kind: Kind, first_radius: float) -> Newton:
     if not first_radius > 0:
-        raise ValueError(f"first_radius: expected a positive number, got {first_radius}. The default is 1.")
+        raise ValueError(f"first_radius={first_radius} must be a positive number. The default is 1.")
     return Newton(kind, float(first_radius))

@@ -7,10 +7,12 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
+from fisher_jax.errors import entry_point
 from fisher_jax.numerics import linalg
 from fisher_jax.optimizers.newton import Kind, Objective
 
 
+@entry_point
 def scale_by_information(kind: Kind = "observed", *, damping: float = 0.0) -> optax.GradientTransformationExtraArgs:
     """Multiply the incoming updates by the inverse information at the current parameters.
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from fisher_jax.errors import entry_point
 from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.plots.canvas import row_of_panels, wanted_names
 
-_CALLER = "bootstrap_histogram"
 
-
+@entry_point
 def bootstrap_histogram(
     bootstrap: Any,
     names: str | Sequence[str] | None = None,
@@ -54,16 +54,14 @@ def bootstrap_histogram(
     'rate'
     """
     if not isinstance(bootstrap, Bootstrap):
-        raise TypeError(
-            f"{_CALLER}: expected a Bootstrap, got {type(bootstrap).__name__}. Give fisher_jax.bootstrap(fit, key)."
-        )
+        raise TypeError(f"expected a Bootstrap, got {type(bootstrap).__name__}. Give fisher_jax.bootstrap(fit, key).")
     every = bootstrap.fit.names
-    wanted = wanted_names(every, names, _CALLER, "estimated entry")
-    axes = row_of_panels(axes, len(wanted), _CALLER, (3.6, 3.0), what="histograms")
+    wanted = wanted_names(every, names, "estimated entry")
+    axes = row_of_panels(axes, len(wanted), (3.6, 3.0), what="histograms")
     drawn = bootstrap.replicates()
     if len(drawn) < 2:
         raise ValueError(
-            f"{_CALLER}: {len(drawn)} of {len(bootstrap.kept)} replicates converged, which make no histogram. Print the "
+            f"{len(drawn)} of {len(bootstrap.kept)} replicates converged, which make no histogram. Print the "
             "bootstrap to see how the others ended."
         )
     layout = bootstrap.fit.layout

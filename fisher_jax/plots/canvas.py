@@ -15,19 +15,19 @@ def pyplot() -> Any:
     return module
 
 
-def wanted_names(every: Sequence[str], names: Any, caller: str, what: str = "entry") -> list[str]:
+def wanted_names(every: Sequence[str], names: Any, what: str = "entry") -> list[str]:
     """All names, or those of them that a user asks for; refused where one is unknown."""
     wanted = list(every) if names is None else [names] if isinstance(names, str) else list(names)
     if not wanted:
-        raise ValueError(f"{caller}: names is empty. Leave it out to draw all.")
+        raise ValueError("names is empty. Leave it out to draw all.")
     for name in wanted:
         if name not in every:
-            raise ValueError(f"{caller}: no {what} is named {name!r}; there are {listed(every)}.")
+            raise ValueError(f"no {what} is named {name!r}; there are {listed(every)}.")
     return wanted
 
 
 def row_of_panels(
-    axes: Any, count: int, caller: str, size: tuple[float, float], *, what: str = "panels", sharey: bool = False
+    axes: Any, count: int, size: tuple[float, float], *, what: str = "panels", sharey: bool = False
 ) -> Any:
     """As many axes as are needed, new ones of that size each in a row where none are given."""
     if axes is None:
@@ -35,7 +35,7 @@ def row_of_panels(
         axes = pyplot().subplots(1, count, figsize=whole, sharey=sharey, layout="constrained", squeeze=False)[1]
     panels = np.ravel(np.asarray(axes, dtype=object))
     if len(panels) != count:
-        raise ValueError(f"{caller}: {count} {what} need as many axes, got {len(panels)}.")
+        raise ValueError(f"{count} {what} need as many axes, got {len(panels)}.")
     return panels
 
 

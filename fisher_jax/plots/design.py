@@ -5,13 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from fisher_jax.errors import entry_point
 from fisher_jax.plots.canvas import pyplot
 from fisher_jax.theory.design import Design
 
-_CALLER = "design_plot"
 _MARGIN = 0.15  # of the range of the points, where no grid is given
 
 
+@entry_point
 def design_plot(design: Any, points: Any = None, *, label: str = "z", axes: Any = None) -> Any:
     """Draw the sensitivity function of a design of one covariate, its bound of one, and the points with their weights.
 
@@ -57,19 +58,17 @@ def design_plot(design: Any, points: Any = None, *, label: str = "z", axes: Any 
     """
     figures = pyplot()
     if not isinstance(design, Design):
-        raise TypeError(
-            f"{_CALLER}: expected a Design, got {type(design).__name__}. Give fisher_jax.optimal_design(…)."
-        )
+        raise TypeError(f"expected a Design, got {type(design).__name__}. Give fisher_jax.optimal_design(…).")
     leaves = jax.tree.leaves(design.points)
     if len(leaves) != 1 or np.ndim(leaves[0]) != 1:
         raise ValueError(
-            f"{_CALLER}: the design's points have {len(leaves)} coordinates of shapes {[np.shape(leaf) for leaf in leaves]}; "
+            f"the design's points have {len(leaves)} coordinates of shapes {[np.shape(leaf) for leaf in leaves]}; "
             "only one can be drawn along an axis. Plot design.sensitivity(…) along a line of your choice."
         )
     support = np.asarray(leaves[0], float)
     grid = _grid(support) if points is None else np.asarray(points, float)
     if grid.ndim != 1 or not len(grid):
-        raise ValueError(f"{_CALLER}: points must be numbers in one row, got shape {grid.shape}.")
+        raise ValueError(f"points must be numbers in one row, got shape {grid.shape}.")
     if axes is None:
         axes = figures.subplots(figsize=(5.6, 3.4), layout="constrained")[1]
     structure = jax.tree.structure(design.points)

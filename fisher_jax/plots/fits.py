@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.errors import check_level
+from fisher_jax.errors import check_level, entry_point
 from fisher_jax.inference.influential import FAR, Influence
 from fisher_jax.inference.samples import named_fits
 from fisher_jax.plots.canvas import listed, pyplot
@@ -13,6 +13,7 @@ from fisher_jax.plots.canvas import listed, pyplot
 _APART = 0.6  # of a row, shared by the fits in it
 
 
+@entry_point
 def coefficient_plot(
     fits: Any = None,
     /,
@@ -59,19 +60,18 @@ def coefficient_plot(
     >>> [label.get_text() for label in axes.get_yticklabels()]
     ['rate', 'shape']
     """
-    caller = "coefficient_plot"
     figures = pyplot()
-    check_level(level, caller)
+    check_level(level)
     one = fits is not None and not isinstance(fits, dict)
-    every = named_fits({"fit": fits} if one else fits, named, caller)
-    kinds = {name: fit._check(kind, caller) for name, fit in every.items()}
+    every = named_fits({"fit": fits} if one else fits, named)
+    kinds = {name: fit._check(kind) for name, fit in every.items()}
     tables = {name: {row.name: row for row in fit._rows(kinds[name], level)} for name, fit in every.items()}
     known = list(dict.fromkeys(row for table in tables.values() for row in table if not row.endswith(" (fixed)")))
     shown = known if names is None else list(names)
     if strangers := [name for name in shown if name not in known]:
-        raise ValueError(f"{caller}: names lists {listed(strangers)}, but the fits estimate {listed(known)}.")
+        raise ValueError(f"names lists {listed(strangers)}, but the fits estimate {listed(known)}.")
     if not shown:
-        raise ValueError(f"{caller}: there is nothing to draw: got {len(every)} fits and no name of a parameter.")
+        raise ValueError(f"there is nothing to draw: got {len(every)} fits and no name of a parameter.")
     if axes is None:
         height = 1.2 + 0.3 * len(shown) * max(len(every), 1)
         axes = figures.subplots(figsize=(6.4, height), layout="constrained")[1]
@@ -101,6 +101,7 @@ def _draw_fit(axes: Any, rows: list[Any], offset: float, colour: str, label: str
     axes.plot([], [], "o-", color=colour, linewidth=2, label=label)
 
 
+@entry_point
 def influence_plot(
     influence: Influence, *, count: int = 5, labels: Sequence[str] | None = None, axes: Any = None
 ) -> Any:
@@ -139,16 +140,12 @@ def influence_plot(
     """
     figures = pyplot()
     if not isinstance(influence, Influence):
-        raise TypeError(
-            f"influence_plot: expected an Influence, got {type(influence).__name__}. Give fj.influence(fit)."
-        )
+        raise TypeError(f"expected an Influence, got {type(influence).__name__}. Give fj.influence(fit).")
     distances = influence.distances
     if distances.ndim != 1:
-        raise ValueError(
-            f"influence_plot: this is of a batch of {len(distances)} fits. Give that of one: fj.influence(fits[0])."
-        )
+        raise ValueError(f"this is of a batch of {len(distances)} fits. Give that of one: fj.influence(fits[0]).")
     if labels is not None and len(labels) != len(distances):
-        raise ValueError(f"influence_plot: {len(labels)} labels for {len(distances)} observations.")
+        raise ValueError(f"{len(labels)} labels for {len(distances)} observations.")
     axes = figures.subplots(figsize=(6.4, 3.6), layout="constrained")[1] if axes is None else axes
     lost = np.isnan(distances)
     top = 1.1 * max(float(np.max(distances[~lost], initial=0.0)), FAR)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_level
+from fisher_jax.errors import check_level, entry_point
 from fisher_jax.information.errors import carried, spread
 from fisher_jax.information.inverse import Covariance
 from fisher_jax.information.record import Information
@@ -21,9 +21,9 @@ MOST_WRITTEN = 12  # rows of a heat map whose entries are written out
 MOST_NAMED = 40  # names along an axis of a heat map
 MOST_PANELS = 8  # parameters in a grid of ellipses that nobody chose
 BAND = 2.0  # half-width of the bands around sampled ellipses, in standard errors
-_ELLIPSES, _HEAT_MAP = "information_ellipses", "information_heat_map"
 
 
+@entry_point
 def information_heat_map(information: Information | Covariance, *, scaled: bool = True, axes: Any = None) -> Any:
     """The entries of an information or covariance matrix as colours, Mᵢⱼ/√(Mᵢᵢ Mⱼⱼ) or as they are.
 
@@ -71,7 +71,7 @@ def information_heat_map(information: Information | Covariance, *, scaled: bool 
     ['1', '0.649', '0.649', '1']
     """
     figures = pyplot()
-    _check_record(information, (Information, Covariance), _HEAT_MAP)
+    _check_record(information, (Information, Covariance))
     matrix, errors = information.matrix, information.errors
     if scaled:
         matrix, errors = carried(lambda m: linalg.to_unit_diagonal(m)[0], matrix, errors)
@@ -97,6 +97,7 @@ def information_heat_map(information: Information | Covariance, *, scaled: bool 
     return axes
 
 
+@entry_point
 def information_ellipses(
     information: Information,
     centre: PyTree = None,
@@ -178,14 +179,14 @@ def information_ellipses(
     ['SE 1.31', 'SE 1.78']
     """
     figures = pyplot()
-    check_level(level, _ELLIPSES)
-    _check_record(information, (Information,), _ELLIPSES)
+    check_level(level)
+    _check_record(information, (Information,))
     records = [information, *([others] if isinstance(others, Information) else others or [])]
     said = _labels(records, labels)
     kept = _chosen(information.names, names)
     middle = _centre(centre, information.names)[kept]
     regions = [
-        region_of(record, label, information.names, num_observations, _ELLIPSES)
+        region_of(record, label, information.names, num_observations)
         for record, label in zip(records, said, strict=True)
     ]
     shown = [information.names[k] for k in kept]
@@ -204,19 +205,19 @@ def information_ellipses(
     return axes
 
 
-def _check_record(record: Any, kinds: tuple[type, ...], caller: str) -> None:
+def _check_record(record: Any, kinds: tuple[type, ...]) -> None:
     is_record = isinstance(record, kinds)
     if not is_record:
         expected = " or a ".join(f"fisher_jax.{kind.__name__}" for kind in kinds)
-        raise TypeError(f"{caller}: expected a {expected}, but got {type(record).__name__}.")
+        raise TypeError(f"expected a {expected}, but got {type(record).__name__}.")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((record.matrix, record.errors))):
         raise TypeError(
-            f"{caller}: the matrix has no numbers yet, because it is being traced. Return the {type(record).__name__} "
+            f"the matrix has no numbers yet, because it is being traced. Return the {type(record).__name__} "
             "from jit, vmap or grad and draw it outside."
         )
     if np.ndim(record.matrix) != 2:
         raise ValueError(
-            f"{caller}: draws one matrix, but this one has shape {np.shape(record.matrix)}. "
+            f"draws one matrix, but this one has shape {np.shape(record.matrix)}. "
             "Take one of the batch by jax.tree.map(lambda leaf: leaf[i], information)."
         )
 
@@ -250,18 +251,16 @@ def _write_names(axes: Any, names: tuple[str, ...]) -> None:
 
 def _labels(records: list[Information], labels: Sequence[str] | None) -> list[str]:
     for record in records[1:]:
-        _check_record(record, (Information,), f"{_ELLIPSES}, others")
+        _check_record(record, (Information,))
         if set(record.names) != set(records[0].names):
             raise ValueError(
-                f"{_ELLIPSES}: the information is on {listed(records[0].names)}, but one of the others on "
+                f"the information is on {listed(records[0].names)}, but one of the others on "
                 f"{listed(record.names)}. They must be about the same parameters: use fix or marginal first."
             )
     if labels is None:
         return [record.route for record in records]
     if isinstance(labels, str) or len(labels) != len(records):
-        raise ValueError(
-            f"{_ELLIPSES}: labels={labels!r}; expected {len(records)}, for the information and the others."
-        )
+        raise ValueError(f"labels={labels!r}; expected {len(records)}, for the information and the others.")
     return list(labels)
 
 
@@ -270,7 +269,7 @@ def _chosen(own: tuple[str, ...], names: Sequence[str] | None) -> list[int]:
     if names is None:
         if len(own) > MOST_PANELS:
             raise ValueError(
-                f"{_ELLIPSES}: {len(own)} parameters make {len(own) * (len(own) - 1) // 2} pairs. Choose some by "
+                f"{len(own)} parameters make {len(own) * (len(own) - 1) // 2} pairs. Choose some by "
                 f"names=[…] out of {listed(own[:MOST_PANELS])}, …; the others count as unknown (solid) or known (dashed)."
             )
         return list(range(len(own)))
@@ -278,17 +277,17 @@ def _chosen(own: tuple[str, ...], names: Sequence[str] | None) -> list[int]:
     for name in [names] if isinstance(names, str) else names:
         here = [k for k, entry in enumerate(own) if entry == name or entry.startswith((f"{name}[", f"{name}."))]
         if not here:
-            raise ValueError(f"{_ELLIPSES}: no parameter is named {name!r}; there are {listed(own)}.")
+            raise ValueError(f"no parameter is named {name!r}; there are {listed(own)}.")
         kept += here
     if not kept or len(kept) != len(set(kept)):
-        raise ValueError(f"{_ELLIPSES}: names={names!r}; expected one or more different names.")
+        raise ValueError(f"names={names!r}; expected one or more different names.")
     return kept
 
 
 def _centre(centre: PyTree, names: tuple[str, ...]) -> Float[np.ndarray, " q"]:
     if centre is None:
         return np.zeros(len(names))
-    layout, _ = layout_of(centre, (), _ELLIPSES)
+    layout, _ = layout_of(centre, ())
     values = np.asarray(layout.flatten(centre), float)
     if set(names) <= set(layout.names):
         return values[[layout.names.index(name) for name in names]]
@@ -296,7 +295,7 @@ def _centre(centre: PyTree, names: tuple[str, ...]) -> Float[np.ndarray, " q"]:
     if is_vector and values.shape == (len(names),):
         return values
     raise ValueError(
-        f"{_ELLIPSES}: the information is on {listed(names)}, but centre has {listed(layout.names)}. "
+        f"the information is on {listed(names)}, but centre has {listed(layout.names)}. "
         "Give the parameters themselves, or one number for each name in this order."
     )
 
@@ -317,7 +316,7 @@ def _grid(figures: Any, axes: Any, m: int) -> Any:
         return figures.subplots(m, m, figsize=(side, side), layout="constrained", squeeze=False)[1]
     axes = np.atleast_2d(np.asarray(axes, object))
     if axes.shape != (m, m):
-        raise ValueError(f"{_ELLIPSES}: axes of shape {axes.shape} for {m} parameters; expected ({m}, {m}).")
+        raise ValueError(f"axes of shape {axes.shape} for {m} parameters; expected ({m}, {m}).")
     return axes
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fisher_jax.errors import entry_point
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.information.derivatives import log_likelihood
 from fisher_jax.plots.canvas import number, pyplot, row_of_panels, wanted_names
@@ -16,6 +17,7 @@ from fisher_jax.theory.rates import ConvergenceRate
 _MARKERS = "os^Dv<>p"
 
 
+@entry_point
 def convergence_curves(
     rate: Any, names: str | Sequence[str] | None = None, *, relative: bool = False, axes: Any = None
 ) -> Any:
@@ -55,10 +57,9 @@ def convergence_curves(
     >>> convergence_curves(found).get_yscale()
     'log'
     """
-    caller = "convergence_curves"
     if not isinstance(rate, ConvergenceRate):
-        raise TypeError(f"{caller}: expected a ConvergenceRate, got {type(rate).__name__}.")
-    wanted = wanted_names(rate.names, names, caller)
+        raise TypeError(f"expected a ConvergenceRate, got {type(rate).__name__}.")
+    wanted = wanted_names(rate.names, names)
     axes = _axes(axes, (4.8, 3.4))
     n = np.array(rate.num_observations, float)
     shifts = np.geomspace(0.97, 1.03, len(wanted)) if len(wanted) > 1 else np.ones(1)
@@ -68,7 +69,7 @@ def convergence_curves(
         promised, color = rate.promised[:, k], f"C{j % 10}"
         if relative:
             if not np.any(np.isfinite(promised)):
-                raise ValueError(f"{caller}: there is no bound for `{name}` to be relative to; leave relative out.")
+                raise ValueError(f"there is no bound for `{name}` to be relative to; leave relative out.")
             value, error = (value / promised) ** 2, 2 * value * error / promised**2
         label = name if relative else f"{name}: nᵃ, a = {number(rate.rate[k], rate.rate_error[k])}"
         axes.errorbar(
@@ -92,6 +93,7 @@ def convergence_curves(
     return axes
 
 
+@entry_point
 def coverage_curves(coverage: Any, names: str | Sequence[str] | None = None, *, axes: Any = None) -> Any:
     """Draw the actual coverage of each kind of interval over n, with the nominal level.
 
@@ -126,11 +128,10 @@ def coverage_curves(coverage: Any, names: str | Sequence[str] | None = None, *, 
     >>> coverage_curves(found)[0].get_title()
     'rate'
     """
-    caller = "coverage_curves"
     if not isinstance(coverage, Coverage):
-        raise TypeError(f"{caller}: expected a Coverage, got {type(coverage).__name__}.")
-    wanted = wanted_names(coverage.names, names, caller)
-    panels = row_of_panels(axes, len(wanted), caller, (3.8, 3.2), sharey=True)
+        raise TypeError(f"expected a Coverage, got {type(coverage).__name__}.")
+    wanted = wanted_names(coverage.names, names)
+    panels = row_of_panels(axes, len(wanted), (3.8, 3.2), sharey=True)
     n = np.array(coverage.num_observations, float)
     shifts = np.geomspace(0.95, 1.05, len(coverage.kinds)) if len(coverage.kinds) > 1 else np.ones(1)
     for panel, name in zip(panels, wanted, strict=True):
@@ -148,6 +149,7 @@ def coverage_curves(coverage: Any, names: str | Sequence[str] | None = None, *, 
     return panels
 
 
+@entry_point
 def quadratic_approximation(fits: Any, name: str | None = None, *, reach: float = 4.0, axes: Any = None) -> Any:
     """Draw log-likelihoods along one parameter beside the parabola −½ x², each in its own standard errors.
 
@@ -183,23 +185,20 @@ def quadratic_approximation(fits: Any, name: str | None = None, *, reach: float 
     >>> quadratic_approximation(fit).get_ylabel()
     'log-likelihood − maximum (nats)'
     """
-    caller = "quadratic_approximation"
     every = list(fits) if isinstance(fits, list | tuple) else [fits]
     for fit in every:
         if not isinstance(fit, Fit):
-            raise TypeError(f"{caller}: expected a Fit or several, got {type(fit).__name__}.")
+            raise TypeError(f"expected a Fit or several, got {type(fit).__name__}.")
         if not fit.converged:
-            raise ValueError(f"{caller}: needs fits that converged. {fit.diagnosis()}")
+            raise ValueError(f"needs fits that converged. {fit.diagnosis()}")
     if not every:
-        raise ValueError(f"{caller}: got no fit.")
+        raise ValueError("got no fit.")
     name = every[0].names[0] if name is None else name
     axes = _axes(axes, (4.8, 3.4))
     grid = np.linspace(-reach, reach, 161)
     for k, fit in enumerate(every):
         shade = 0.25 + 0.75 * (k + 1) / len(every)
-        axes.plot(
-            grid, _slice(fit, name, grid, caller), color="tab:blue", alpha=shade, label=f"n = {fit.num_observations:g}"
-        )
+        axes.plot(grid, _slice(fit, name, grid), color="tab:blue", alpha=shade, label=f"n = {fit.num_observations:g}")
     axes.plot(grid, -0.5 * grid**2, color="tab:red", linestyle="--", linewidth=1.2, label="−½ x², the information")
     axes.set(ylim=(-0.6 * reach**2, 0.03 * reach**2), ylabel="log-likelihood − maximum (nats)")
     axes.set_xlabel(f"{name} − estimate, in standard errors")
@@ -207,10 +206,10 @@ def quadratic_approximation(fits: Any, name: str | None = None, *, reach: float 
     return axes
 
 
-def _slice(fit: Fit, name: str, grid: np.ndarray, caller: str) -> np.ndarray:
+def _slice(fit: Fit, name: str, grid: np.ndarray) -> np.ndarray:
     """ℓ − ℓ̂ along one entry of θ; NaN out of its range."""
-    (k,) = [fit.names.index(each) for each in wanted_names(fit.names, name, caller)]
-    model, dataset = origin_of(fit, caller)
+    (k,) = [fit.names.index(each) for each in wanted_names(fit.names, name)]
+    model, dataset = origin_of(fit)
     natural = fit.layout.natural()
     theta = np.asarray(natural.unconstrain(fit.values), float)
     curvature = float(np.asarray(fit.information().matrix)[k, k] * fit.num_observations)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_count, check_level, check_whole
+from fisher_jax.errors import check_count, check_level, check_whole, entry_point
 from fisher_jax.information.derivatives import at_door, hessian
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
@@ -21,9 +21,9 @@ from fisher_jax.plots.canvas import listed, pyplot
 FURTHER_OUT = (10.0, 30.0, 100.0, 300.0)  # nats below the estimate, drawn as contours beside those of the levels
 PATH_COLOURS = ("tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 MOST_DOTS = 40  # steps, above which a path is drawn without
-_CALLER = "likelihood_surface"
 
 
+@entry_point
 def likelihood_surface(
     fit: Any,
     model: Any,
@@ -99,10 +99,10 @@ def likelihood_surface(
     ('loc', 'scale')
     """
     figures = pyplot()
-    check_level(level, _CALLER)
-    check_count(num_points, 2, "num_points", _CALLER, entries=check_whole(num_points, 2, "num_points", _CALLER))
+    check_level(level)
+    check_count(num_points, 2, "num_points", entries=check_whole(num_points, 2, "num_points"))
     columns = _columns(fit, names)
-    model, natural, values, dataset = at_door(model, fit.params, data, given, weights, _CALLER)
+    model, natural, values, dataset = at_door(model, fit.params, data, given, weights)
     centre = np.asarray(fit.layout.flatten(fit.params), float)[list(columns)]
     every = -np.asarray(hessian(model, fit.params, data, given=given, weights=weights), float)
     curvature = every[np.ix_(columns, columns)]
@@ -133,18 +133,18 @@ def _columns(fit: Any, names: Sequence[str]) -> tuple[int, int]:
     """Where the two names stand in θ."""
     if jnp.ndim(fit.log_likelihood):
         raise ValueError(
-            f"{_CALLER}: draws one fit, but this one has a batch axis of shape {jnp.shape(fit.log_likelihood)}. "
+            f"draws one fit, but this one has a batch axis of shape {jnp.shape(fit.log_likelihood)}. "
             "Take one of the batch by jax.tree.map(lambda leaf: leaf[i], fits)."
         )
     if isinstance(names, str) or len(names) != 2 or names[0] == names[1]:
-        raise ValueError(f"{_CALLER}: names={names!r}; expected two different ones out of {listed(fit.names)}.")
+        raise ValueError(f"names={names!r}; expected two different ones out of {listed(fit.names)}.")
     tied = [n for _, leaf in fit.layout.free_leaves if leaf.free_size != leaf.size for n in leaf.entry_names]
     for name in names:
         if name not in fit.names:
-            raise ValueError(f"{_CALLER}: no estimated entry is named {name!r}; there are {listed(fit.names)}.")
+            raise ValueError(f"no estimated entry is named {name!r}; there are {listed(fit.names)}.")
         if name in tied:
             raise ValueError(
-                f"{_CALLER}: the constraint of {name!r} ties it to other entries, so it cannot move while "
+                f"the constraint of {name!r} ties it to other entries, so it cannot move while "
                 "they are held. Choose another, or write the model in parameters that vary freely."
             )
     return fit.names.index(names[0]), fit.names.index(names[1])
@@ -156,7 +156,7 @@ def _half_widths(curvature: Float[np.ndarray, "2 2"], names: Sequence[str], cert
     for name, entry in zip(names, diagonal, strict=True):
         if not (np.isfinite(entry) and entry > 0):
             raise ValueError(
-                f"{_CALLER}: the log-likelihood has curvature {entry:g} along {name!r}, so no window can be chosen. "
+                f"the log-likelihood has curvature {entry:g} along {name!r}, so no window can be chosen. "
                 "See fit.diagnosis()."
             )
     return np.sqrt(np.diagonal(np.linalg.inv(curvature)) if certified else 1 / diagonal)
@@ -173,7 +173,7 @@ def _surface(
     grid: Float[Array, "m m 2"],
 ) -> tuple[Float[Array, "m m"], Float[Array, ""]]:
     """ℓ − ℓ̂ on the grid, NaN outside the constraints, and ℓ̂. Differences are summed, which float32 survives."""
-    target = likelihood(model, natural, values, dataset, _CALLER)
+    target = likelihood(model, natural, values, dataset)
     estimate = natural.unconstrain(values)
     best = terms_at(target, estimate)
 
@@ -189,7 +189,7 @@ def _check_same(fit: Any, log_likelihood: Any) -> None:
     found, expected = float(log_likelihood), float(fit.log_likelihood)
     if not np.isclose(found, expected, rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"{_CALLER}: the log-likelihood at the estimate is {found:.6g} here but {expected:.6g} in the fit. "
+            f"the log-likelihood at the estimate is {found:.6g} here but {expected:.6g} in the fit. "
             "Give the model, data, given and weights of the fit."
         )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fisher_jax.errors import entry_point
 from fisher_jax.plots.canvas import listed, number, pyplot, row_of_panels, wanted_names
 from fisher_jax.plots.region import CIRCLE
 from fisher_jax.theory.normality import ComparedWithNormal
@@ -13,6 +14,7 @@ from fisher_jax.theory.sampling_record import SamplingDistribution
 _MOST_DOTS = 3000
 
 
+@entry_point
 def standardised_histograms(
     distribution: Any, names: str | Sequence[str] | None = None, *, axes: Any = None, color: str = "tab:blue"
 ) -> Any:
@@ -53,9 +55,8 @@ def standardised_histograms(
     >>> axes[0].get_ylabel()
     'density'
     """
-    caller = "standardised_histograms"
-    wanted = _checked(distribution, names, caller)
-    panels = row_of_panels(axes, len(wanted), caller, (3.6, 3.0))
+    wanted = _checked(distribution, names)
+    panels = row_of_panels(axes, len(wanted), (3.6, 3.0))
     promised = np.isfinite(np.diagonal(distribution.expected))
     distances = np.asarray(distribution.marginal_normality.statistic)
     what = "estimate − truth" if isinstance(distribution, SamplingDistribution) else "score"
@@ -78,6 +79,7 @@ def standardised_histograms(
     return panels
 
 
+@entry_point
 def joint_ellipses(
     distribution: Any, names: Sequence[str] | None = None, *, levels: Sequence[float] = (0.5, 0.95), axes: Any = None
 ) -> Any:
@@ -117,20 +119,17 @@ def joint_ellipses(
     >>> joint_ellipses(found).get_xlabel()
     'rate: score'
     """
-    caller = "joint_ellipses"
     if names is None and isinstance(distribution, ComparedWithNormal):
         names = distribution.names[:2]
-    wanted = _checked(distribution, names, caller)
+    wanted = _checked(distribution, names)
     if len(wanted) != 2:
-        raise ValueError(
-            f"{caller}: an ellipse is of two entries, got {len(wanted)}. Name two of {listed(distribution.names)}."
-        )
+        raise ValueError(f"an ellipse is of two entries, got {len(wanted)}. Name two of {listed(distribution.names)}.")
     pair = [distribution.names.index(name) for name in wanted]
     covariance = distribution.expected[np.ix_(pair, pair)]
     if not np.all(np.isfinite(covariance)):
-        raise ValueError(f"{caller}: theory promises no covariance of {listed(wanted)}, so that there are no ellipses.")
+        raise ValueError(f"theory promises no covariance of {listed(wanted)}, so that there are no ellipses.")
     if np.linalg.det(covariance) <= 1e-6 * np.prod(np.diagonal(covariance)):
-        raise ValueError(f"{caller}: {listed(wanted)} determine each other, so that their ellipses have no area.")
+        raise ValueError(f"{listed(wanted)} determine each other, so that their ellipses have no area.")
     figures = pyplot()
     if axes is None:
         axes = figures.subplots(figsize=(4.2, 3.8), layout="constrained")[1]
@@ -161,15 +160,11 @@ def _percent(share: float, count: int) -> str:
     return number(100 * share, 100 * np.sqrt(max(share * (1 - share), 1 / count) / count)) + " %"
 
 
-def _checked(distribution: Any, names: Any, caller: str) -> list[str]:
+def _checked(distribution: Any, names: Any) -> list[str]:
     """The names wanted."""
     if not isinstance(distribution, ComparedWithNormal):
-        raise TypeError(
-            f"{caller}: expected a SamplingDistribution or a ScoreDistribution, got {type(distribution).__name__}."
-        )
-    wanted = wanted_names(distribution.names, names, caller)
+        raise TypeError(f"expected a SamplingDistribution or a ScoreDistribution, got {type(distribution).__name__}.")
+    wanted = wanted_names(distribution.names, names)
     if len(distribution.vectors) < 2:
-        raise ValueError(
-            f"{caller}: fewer than two replicates count. Print the distribution to see how the others ended."
-        )
+        raise ValueError("fewer than two replicates count. Print the distribution to see how the others ended.")
     return wanted

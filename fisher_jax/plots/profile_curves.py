@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from fisher_jax.errors import entry_point
 from fisher_jax.inference.profile_record import Profile
 from fisher_jax.plots.canvas import pyplot, wanted_names
 from fisher_jax.uncertainty.profile_sides import cut_of
 
-_CALLER = "profile_curves"
 _WIDE = 50.0  # positive values that differ by such a factor are drawn on a logarithmic axis
 _HARDLY = 0.05  # of the signed root, from point to point
 _SCALES = {"signed_root": "signed root", "log_likelihood": "profile − maximum, in nats"}
 
 
+@entry_point
 def profile_curves(
     profile: Any, names: str | Sequence[str] | None = None, *, scale: str = "signed_root", axes: Any = None
 ) -> Any:
@@ -62,11 +63,9 @@ def profile_curves(
     """
     figures = pyplot()
     if not isinstance(profile, Profile):
-        raise TypeError(
-            f"{_CALLER}: expected a Profile, got {type(profile).__name__}. Give fisher_jax.profile_likelihood(fit)."
-        )
+        raise TypeError(f"expected a Profile, got {type(profile).__name__}. Give fisher_jax.profile_likelihood(fit).")
     if scale not in _SCALES:
-        raise ValueError(f"{_CALLER}: scale={scale!r} is unknown; choose from {', '.join(map(repr, _SCALES))}.")
+        raise ValueError(f"scale={scale!r} is unknown; choose from {', '.join(map(repr, _SCALES))}.")
     chosen = _rows(profile, names)
     if axes is None:
         columns = min(3, len(chosen))
@@ -78,7 +77,7 @@ def profile_curves(
         axes = axes[: len(chosen)]
     axes = np.ravel(np.asarray(axes, dtype=object))
     if len(axes) != len(chosen):
-        raise ValueError(f"{_CALLER}: {len(chosen)} curves need as many axes, got {len(axes)}.")
+        raise ValueError(f"{len(chosen)} curves need as many axes, got {len(axes)}.")
     for panel, row in zip(axes, chosen, strict=True):
         _draw(panel, profile, row, scale)
     axes[0].legend(fontsize="x-small", frameon=False)
@@ -86,7 +85,7 @@ def profile_curves(
 
 
 def _rows(profile: Any, names: str | Sequence[str] | None) -> list[int]:
-    return [profile.names.index(name) for name in wanted_names(profile.names, names, _CALLER, "profile")]
+    return [profile.names.index(name) for name in wanted_names(profile.names, names, "profile")]
 
 
 def _draw(panel: Any, profile: Any, row: int, scale: str) -> None:

@@ -45,15 +45,15 @@ class Region(NamedTuple):
         return radius * lower @ CIRCLE, np.sqrt(np.sum(shares**2, axis=0))
 
 
-def region_of(record: Information, label: str, names: tuple[str, ...], num_observations: Any, caller: str) -> Region:
+def region_of(record: Information, label: str, names: tuple[str, ...], num_observations: Any) -> Region:
     """That of n observations, with rows and columns in the order of `names`."""
     n = float(num_observations)
     if not (np.isfinite(n) and n > 0):
-        raise ValueError(f"{caller}: num_observations={num_observations} must be positive.")
+        raise ValueError(f"num_observations={num_observations} must be positive.")
     try:
         inverse = record.inverse()
     except ValueError as error:
-        raise ValueError(f"{caller}: there are no ellipses of {label!r}. {error}") from error
+        raise ValueError(f"there are no ellipses of {label!r}. {error}") from error
     order = [record.names.index(name) for name in names]
     parts = [
         np.zeros((0, len(names), len(names))) if part is None else np.asarray(part, float)[..., order, :][..., order]

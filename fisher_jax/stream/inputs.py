@@ -11,7 +11,6 @@ from jaxtyping import PyTree
 from fisher_jax.models.fingerprint import Table, digest, fingerprint
 from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import path_name
-from fisher_jax.stream.ledger import CALLER
 from fisher_jax.stream.source import Arrays, Source, check_not_empty, entries_of, is_ragged, source_of
 
 MOST_IN_A_BLOCK = 2**16
@@ -114,7 +113,7 @@ def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
 def default_block(model: Model, inputs: Inputs, num_kinds: int) -> int:
     """A power of two of data sets whose data and results stay within bounds."""
     first = inputs.first()
-    params = starting_parameters(model, first.params, first.data, first.given, CALLER)
+    params = starting_parameters(model, first.params, first.data, first.given)
     entries = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     own = [source.first() for source in inputs.sources.values()]
     size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(own))
@@ -127,9 +126,9 @@ def _divided(value: PyTree, axis: Any, name: str) -> tuple[PyTree, PyTree]:
     try:
         marks = jax.tree.map(lambda a, branch: jax.tree.map(lambda _: str(a), branch), axis, value, is_leaf=_is_none)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{CALLER}: {name}_axis={axis!r} does not fit {name}: {_AXES}") from error
+        raise ValueError(f"{name}_axis={axis!r} does not fit {name}: {_AXES}") from error
     if set(jax.tree.leaves(marks)) - {"0", "None"}:
-        raise ValueError(f"{CALLER}: {name}_axis={axis!r}: {_AXES}")
+        raise ValueError(f"{name}_axis={axis!r}: {_AXES}")
     own = jax.tree.map(lambda mark, leaf: leaf if mark == "0" else None, marks, value)
     return own, jax.tree.map(lambda mark, leaf: None if mark == "0" else leaf, marks, value)
 
@@ -148,4 +147,4 @@ def _rows(part: PyTree) -> int:
 
 def _differ(lengths: dict[str, Any]) -> str:
     said = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-    return f"{CALLER}: the number of data sets differs ({said}). Give one entry for each, or what all share with axis None."
+    return f"the number of data sets differs ({said}). Give one entry for each, or what all share with axis None."

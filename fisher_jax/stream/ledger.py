@@ -19,8 +19,6 @@ from fisher_jax.errors import warn
 
 if sys.platform != "win32":
     import fcntl
-
-CALLER = "fit_stream"
 PARTIAL = ".partial"  # the ending of a file not yet whole; Zarr uses the same
 _SHOWN = 8  # differences named in one message
 
@@ -77,7 +75,7 @@ def sole_writer(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # it has just ended
             holder = beside.read_text(encoding="utf-8")
         raise RuntimeError(
-            f"{CALLER}: another call of fit_stream is writing to {path} ({holder or 'its process is unknown'}). Wait until it "
+            f"another call of fit_stream is writing to {path} ({holder or 'its process is unknown'}). Wait until it "
             "has ended, or give another sink."
         ) from error
     try:
@@ -109,7 +107,7 @@ else:
                 raise
             except OSError as error:
                 warn(
-                    f"{CALLER}: the file system of {path.parent} keeps no locks ({error.strerror}). See to it that no other "
+                    f"the file system of {path.parent} keeps no locks ({error.strerror}). See to it that no other "
                     "call of fit_stream writes to the same sink.",
                     UserWarning,
                 )
@@ -175,7 +173,7 @@ def check_same(was: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     if found:
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise ValueError(
-            f"{CALLER}: {path} was begun otherwise: {'; '.join(found[:_SHOWN])}{more}. Call it as before to go on, give "
+            f"{path} was begun otherwise: {'; '.join(found[:_SHOWN])}{more}. Call it as before to go on, give "
             "another sink, or overwrite=True to start anew."
         )
 

@@ -13,7 +13,6 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.model import Model
 from fisher_jax.stream.inputs import Block, Inputs
-from fisher_jax.stream.ledger import CALLER
 from fisher_jax.stream.sink import Columns, Sink
 
 Counts = dict[str, int]
@@ -38,11 +37,8 @@ def run_blocks(
             try:
                 columns = fit(found[1])
             except (TypeError, ValueError) as error:
-                caller, _, said = str(error).partition(": ")
-                if caller not in ("fit_batch", "fit"):  # an error of the user's functions
-                    raise
-                where = f"(In the data sets {start} to {start + found[0] - 1} of the source.)"
-                raise type(error)(f"{CALLER}: {said} {where}") from error
+                error.add_note(f"This came up in the data sets {start} to {start + found[0] - 1} of the source.")
+                raise
             written.result()
             if number == len(done):  # not before: what fit_batch refuses must leave no trace
                 make_ready()
@@ -109,6 +105,6 @@ def _bar(total: int | None, counts: Counts, shown: bool) -> Any:
     """A bar that begins with what an earlier run left, or nothing."""
     if not shown:
         return nullcontext()
-    bar = require("tqdm.auto", "progress", CALLER).tqdm(total=total, initial=sum(counts.values()), unit=" fits")
+    bar = require("tqdm.auto", "progress").tqdm(total=total, initial=sum(counts.values()), unit=" fits")
     bar.set_postfix(counts)
     return bar

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fisher_jax.errors import entry_point
 from fisher_jax.stream.sink import Sink
 
 
@@ -47,14 +48,17 @@ class StreamResult:
     unknown: tuple[str, ...]
     sink: Sink = field(repr=False)
 
+    @entry_point
     def open(self) -> Any:
         """The results as a Zarr group, or as a pyarrow data set, of which nothing is yet read."""
         return self.sink.open()
 
+    @entry_point
     def to_columns(self) -> dict[str, np.ndarray]:
         """All columns in memory: those of `Fit.to_columns`, and covariances (B, q, q)."""
         return self.sink.read()
 
+    @entry_point
     def summary(self) -> str:
         """A report to print."""
         done = self.num_fits - self.num_resumed

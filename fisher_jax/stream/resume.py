@@ -10,7 +10,7 @@ from fisher_jax._version import __version__
 from fisher_jax.models.fingerprint import Table, fingerprint, unknown
 from fisher_jax.models.model import Model
 from fisher_jax.stream.inputs import Inputs
-from fisher_jax.stream.ledger import CALLER, check_same, discard, is_blank, remove_partial
+from fisher_jax.stream.ledger import check_same, discard, is_blank, remove_partial
 from fisher_jax.stream.sink import Sink
 
 
@@ -34,11 +34,11 @@ def manifest_of(model: Model, inputs: Inputs, settings: dict[str, Any], size: in
 
 def check_place(target: Sink, *, overwrite: bool) -> None:
     """Refuse a place that holds something else."""
-    path: Path = target.path
+    path = target.path
     if not path.exists() or is_blank(path) or target.ledger.manifest is not None:
         return
     raise ValueError(
-        f"{CALLER}: {path} exists, but is no sink that fit_stream wrote{' in this format' if path.is_dir() else ''}"
+        f"{path} exists, but is no sink that fit_stream wrote{' in this format' if path.is_dir() else ''}"
         f"{', so overwrite=True will not remove it' if overwrite else ''}. Give another path, or remove it yourself."
     )
 

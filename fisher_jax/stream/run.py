@@ -12,7 +12,7 @@ from fisher_jax.fitting.fit import check_optimizer, check_stopping
 from fisher_jax.fitting.workers import devices_of
 from fisher_jax.models.model import as_model
 from fisher_jax.stream.inputs import default_block, inputs_of
-from fisher_jax.stream.ledger import CALLER, sole_writer
+from fisher_jax.stream.ledger import sole_writer
 from fisher_jax.stream.pipeline import fitted_columns, run_blocks
 from fisher_jax.stream.result import StreamResult
 from fisher_jax.stream.resume import begin, check_place, finished_blocks, manifest_of
@@ -116,22 +116,22 @@ def fit_stream(
     ({'converged': 1000}, (1000,))
     """
     began = time.perf_counter()
-    model = as_model(model, CALLER)
+    model = as_model(model)
     flags = {"retry": retry, "float64_finish": float64_finish, "progress": progress, "overwrite": overwrite}
     for name, flag in flags.items():
-        check_flag(flag, name, CALLER)
-    check_stopping(tolerance, max_steps, CALLER)
+        check_flag(flag, name)
+    check_stopping(tolerance, max_steps)
     if optimizer is not None:
-        check_optimizer(optimizer, CALLER)
-    devices_of(devices, CALLER)
+        check_optimizer(optimizer)
+    devices_of(devices)
     axes = {"params": params_axis, "given": given_axis, "weights": weights_axis}
     arguments = {"source": source, "params": params, "given": given, "weights": weights}
     target = sink_at(sink, sink_format)
     with sole_writer(target.path):
         check_place(target, overwrite=overwrite)
         inputs = inputs_of(arguments, axes)
-        kinds = checked_kinds(covariances, model, CALLER)
-        size = default_block(model, inputs, len(kinds)) if block is None else check_count(block, 1, "block", CALLER)
+        kinds = checked_kinds(covariances, model)
+        size = default_block(model, inputs, len(kinds)) if block is None else check_count(block, 1, "block")
         settings: dict[str, Any] = {
             "optimizer": optimizer,
             "tolerance": tolerance,

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from fisher_jax.errors import require, shown
-from fisher_jax.stream.ledger import CALLER, PARTIAL, Ledger, reach_disk
+from fisher_jax.stream.ledger import PARTIAL, Ledger, reach_disk
 
 FORMATS = ("zarr", "parquet")
 Columns = dict[str, np.ndarray]
@@ -34,7 +34,7 @@ class ZarrSink:
     """A folder that `zarr.open_group` opens: an array (B, …) for each column, a chunk of it for each block."""
 
     def __init__(self, path: Path) -> None:
-        self.zarr = require("zarr", "stream", CALLER)
+        self.zarr = require("zarr", "stream")
         self.path = path
         # Zarr warns of anything unknown that lies in a group, but never looks at what lies in an array.
         self.ledger = Ledger(path / "status" / "_fisher_jax")
@@ -66,7 +66,7 @@ class ParquetSink:
     """A folder of Parquet files, one for each block, which other tools read as one data set."""
 
     def __init__(self, path: Path) -> None:
-        self.arrow, self.parquet = (require(name, "stream", CALLER) for name in ("pyarrow", "pyarrow.parquet"))
+        self.arrow, self.parquet = (require(name, "stream") for name in ("pyarrow", "pyarrow.parquet"))
         self.path = path
         self.ledger = Ledger(path / "_fisher_jax")  # what begins with an underscore is not read as data
 
@@ -87,7 +87,7 @@ class ParquetSink:
         return array
 
     def open(self) -> Any:
-        return require("pyarrow.dataset", "stream", CALLER).dataset(str(self.path), format="parquet")
+        return require("pyarrow.dataset", "stream").dataset(str(self.path), format="parquet")
 
     def read(self) -> Columns:
         from fisher_jax.stream.tables import parquet
@@ -100,7 +100,7 @@ def sink_at(path: Any, form: Any) -> Sink:
     """The sink at a path, of the kind named, or else told by the path's ending."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
-            f"{CALLER}: sink must be a path that ends in .zarr or .parquet, got {type(path).__name__}. For results in memory "
+            f"sink must be a path that ends in .zarr or .parquet, got {type(path).__name__}. For results in memory "
             "use fit_batch."
         )
     path = Path(path)
@@ -108,11 +108,11 @@ def sink_at(path: Any, form: Any) -> Sink:
         form = path.suffix.removeprefix(".")
         if form not in FORMATS:
             raise ValueError(
-                f"{CALLER}: the sink {str(path)!r} does not end in .zarr or .parquet. Name it so, or say sink_format='zarr' "
+                f"the sink {str(path)!r} does not end in .zarr or .parquet. Name it so, or say sink_format='zarr' "
                 "or 'parquet'."
             )
     if not isinstance(form, str) or form not in FORMATS:
-        raise ValueError(f"{CALLER}: sink_format={shown(form)} must be 'zarr' or 'parquet'.")
+        raise ValueError(f"sink_format={shown(form)} must be 'zarr' or 'parquet'.")
     return ZarrSink(path) if form == "zarr" else ParquetSink(path)
 
 

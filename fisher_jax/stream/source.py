@@ -14,7 +14,6 @@ from jaxtyping import PyTree
 from fisher_jax.decoding import labels_of
 from fisher_jax.errors import check_pytree, require
 from fisher_jax.models.parameters import path_name
-from fisher_jax.stream.ledger import CALLER
 
 
 @runtime_checkable
@@ -96,7 +95,7 @@ def rechunked(chunks: Iterable[Arrays], skip: int, size: int, name: str) -> Iter
                 yield _joined(held)
                 held, missing = [], size
     if skip:
-        raise ValueError(f"{CALLER}: {name} now ends {skip} data sets before the last that is done. Was it changed?")
+        raise ValueError(f"{name} now ends {skip} data sets before the last that is done. Was it changed?")
     if held:
         yield _joined(held)
 
@@ -117,7 +116,7 @@ def source_of(source: Any, name: str) -> Source:
     if isinstance(source, Iterable):
         return Chunks(source, name)
     raise TypeError(
-        f"{CALLER}: {name} is a {type(source).__name__}. Give an array, memory map or Zarr array with a leading axis over data "
+        f"{name} is a {type(source).__name__}. Give an array, memory map or Zarr array with a leading axis over data "
         "sets, a dict or tuple of them, a path to .npy, .zarr or Parquet, stream.parquet(path, columns), or a list or "
         "iterator of chunks."
     )
@@ -125,35 +124,35 @@ def source_of(source: Any, name: str) -> Source:
 
 def _opened(path: Path, name: str) -> Any:
     if not path.exists():
-        raise FileNotFoundError(f"{CALLER}: {name} {str(path)!r} does not exist.")
+        raise FileNotFoundError(f"{name} {str(path)!r} does not exist.")
     if path.suffix == ".npy":
         return np.load(path, mmap_mode="r")
     if path.suffix == ".zarr":
-        return require("zarr", "stream", CALLER).open(str(path), mode="r")
+        return require("zarr", "stream").open(str(path), mode="r")
     if path.suffix == ".parquet" or (path.is_dir() and next(path.glob("*.parquet"), None)):
         from fisher_jax.stream.tables import parquet
 
         return parquet(path)
     raise ValueError(
-        f"{CALLER}: {name} {str(path)!r} is of no kind that is known by its name: .npy, .zarr, .parquet or a folder of Parquet "
+        f"{name} {str(path)!r} is of no kind that is known by its name: .npy, .zarr, .parquet or a folder of Parquet "
         "files. Open it and give the array."
     )
 
 
 def _leaves(tree: PyTree, name: str) -> tuple[dict[str, Any], Any]:
     """Each array under its name, as it is: nothing is read."""
-    check_pytree(tree, name, CALLER)
+    check_pytree(tree, name)
     found, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = {f"{name} {path_name(path)}" if path else name: leaf for path, leaf in found}
     for label, leaf in leaves.items():
         if labels_of(leaf):
             raise TypeError(
-                f"{CALLER}: {label} is a {type(leaf).__name__} of pandas, whose index a stream does not look at. Give arrays, "
+                f"{label} is a {type(leaf).__name__} of pandas, whose index a stream does not look at. Give arrays, "
                 "by .to_numpy()."
             )
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype") and len(leaf.shape)):
             raise TypeError(
-                f"{CALLER}: {label} is {_said(leaf)}, where an array with a leading axis over data sets was expected."
+                f"{label} is {_said(leaf)}, where an array with a leading axis over data sets was expected."
             )
     return {label: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf for label, leaf in leaves.items()}, treedef
 
@@ -186,7 +185,7 @@ def _check_chunks(array: Any, label: str) -> None:
         )
     if count:
         raise ValueError(
-            f"{CALLER}: of the {number} chunks of {label}, {count}{first} are missing from {array.store}, and Zarr would read "
+            f"of the {number} chunks of {label}, {count}{first} are missing from {array.store}, and Zarr would read "
             f"them as its fill value {array.fill_value}. Restore them. Zarr leaves out chunks that hold nothing but the fill "
             "value: if these are such, write the array with config={'write_empty_chunks': True}, or give an iterator of its parts, "
             "(array[k : k + 1000] for k in range(0, len(array), 1000))."
@@ -200,16 +199,14 @@ def _said(leaf: Any) -> str:
 def _common_length(leaves: dict[str, Any], name: str) -> int:
     lengths = {label: int(leaf.shape[0]) for label, leaf in leaves.items()}
     if not lengths:
-        raise ValueError(f"{CALLER}: {name} holds no array.")
+        raise ValueError(f"{name} holds no array.")
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{label}: {length}" for label, length in lengths.items())
-        raise ValueError(
-            f"{CALLER}: the number of data sets differs ({said}). Their leading axes must have the same length B."
-        )
+        raise ValueError(f"the number of data sets differs ({said}). Their leading axes must have the same length B.")
     return next(iter(lengths.values()))
 
 
-_EMPTY = "fit_stream: {name} is empty: it holds no data set. If it is an iterator, was it read before?"
+_EMPTY = "{name} is empty: it holds no data set. If it is an iterator, was it read before?"
 
 
 def check_not_empty(source: Source, name: str) -> None:
@@ -223,7 +220,7 @@ def _same_kind(kind: Any, chunk: Arrays, name: str) -> Any:
     if kind is not None and mine != kind:
         said = [", ".join(f"(…, {shape}) {dtype}" for shape, dtype in each[1]) for each in (kind, mine)]
         raise ValueError(
-            f"{CALLER}: the chunks of {name} differ: the first holds {said[0]}, another {said[1]}. "
+            f"the chunks of {name} differ: the first holds {said[0]}, another {said[1]}. "
             "All must have the same structure, dtypes and shapes but for the leading axis."
         )
     return mine

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.errors import require
-from fisher_jax.stream.ledger import CALLER
 from fisher_jax.stream.source import Arrays, as_ragged, rechunked
 
 ROWS = 2**14  # read at once, whatever the row groups
@@ -66,10 +65,10 @@ class Parquet:
     def __init__(self, path: Any, columns: Any, *, ragged: bool) -> None:
         path = Path(path)
         self.ragged = ragged
-        module = require("pyarrow.parquet", "stream", CALLER)
+        module = require("pyarrow.parquet", "stream")
         self._paths = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not self._paths:
-            raise ValueError(f"{CALLER}: the folder {str(path)!r} holds no file named *.parquet.")
+            raise ValueError(f"the folder {str(path)!r} holds no file named *.parquet.")
         self._files = [
             module.ParquetFile(each, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True)
             for each in self._paths
@@ -92,9 +91,7 @@ class Parquet:
             columns = known[0] if len(known) == 1 else {name: name for name in known}
         for name in jax.tree.leaves(columns):
             if name not in known:
-                raise ValueError(
-                    f"{CALLER}: {str(self.path)!r} has no column {name!r}; it has {', '.join(map(repr, known))}."
-                )
+                raise ValueError(f"{str(self.path)!r} has no column {name!r}; it has {', '.join(map(repr, known))}.")
         return columns
 
     def _whole_groups(self, start: int) -> tuple[int, tuple[int, int]]:
@@ -117,7 +114,7 @@ class Parquet:
             try:
                 yield from map(self._tree, batches)
             except OSError as error:
-                raise OSError(f"{CALLER}: {self._paths[first_file + k]} is damaged: {error}. Restore it.") from error
+                raise OSError(f"{self._paths[first_file + k]} is damaged: {error}. Restore it.") from error
 
     def _tree(self, batch: Any) -> PyTree:
         def read(part: Any) -> np.ndarray:
@@ -132,7 +129,7 @@ def _array(column: Any, name: str, *, ragged: bool = False) -> np.ndarray:
     """A column of numbers (B,), or of lists of one length (B, n); where they are `ragged`, an array (B,) of arrays."""
     if column.null_count:
         raise ValueError(
-            f"{CALLER}: column {name!r} has {column.null_count} missing values in one stretch of rows. Fill them in, and give "
+            f"column {name!r} has {column.null_count} missing values in one stretch of rows. Fill them in, and give "
             "them weight zero."
         )
     if not hasattr(column, "flatten") or not hasattr(column.type, "value_type"):
@@ -146,7 +143,7 @@ def _array(column: Any, name: str, *, ragged: bool = False) -> np.ndarray:
         return as_ragged(np.split(inside, np.cumsum(found)[:-1]))
     if len(found) and found.min() < found.max():
         raise ValueError(
-            f"{CALLER}: the lists in column {name!r} differ in length ({found.min()} to {found.max()}). Say "
+            f"the lists in column {name!r} differ in length ({found.min()} to {found.max()}). Say "
             "stream.parquet(…, ragged=True) if these are data sets of different lengths."
         )
     return inside.reshape(len(column), int(found[0]) if len(found) else 0, *inside.shape[1:])
@@ -155,5 +152,5 @@ def _array(column: Any, name: str, *, ragged: bool = False) -> np.ndarray:
 def _numbers(column: Any, name: str) -> np.ndarray:
     array = column.to_numpy(zero_copy_only=False)
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{CALLER}: column {name!r} holds {column.type}, where numbers were expected.")
+        raise TypeError(f"column {name!r} holds {column.type}, where numbers were expected.")
     return array

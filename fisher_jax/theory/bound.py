@@ -16,8 +16,6 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values, layout_of
 from fisher_jax.numerics import linalg
 
-_CALLER = "cramer_rao_bound"
-
 
 @entry_point
 def cramer_rao_bound(
@@ -73,26 +71,19 @@ def cramer_rao_bound(
     ('mean',) [[0.0025]]
     """
     check_number(num_observations)
-    return bound_of(model, params, expectation, num_observations, function, bias, given, _CALLER)
+    return bound_of(model, params, expectation, num_observations, function, bias, given)
 
 
 def bound_of(
-    model: Any,
-    params: PyTree,
-    expectation: Any,
-    num_observations: Any,
-    function: Any,
-    bias: Any,
-    given: PyTree,
-    caller: str,
+    model: Any, params: PyTree, expectation: Any, num_observations: Any, function: Any, bias: Any, given: PyTree
 ) -> Covariance:
     """The bound itself, for whoever calls."""
-    model, layout, values, given = at_door(model, params, given, caller)
+    model, layout, values, given = at_door(model, params, given)
     if expectation is None:
         information = closed_form_in_free(model, params, layout, values, given)
     else:
-        information = taken(model, layout, layout.free_names, values, expectation, given, caller)
-    names, slope = slope_of(layout, values, function, bias, caller)
+        information = taken(model, layout, layout.free_names, values, expectation, given)
+    names, slope = slope_of(layout, values, function, bias)
     half = slope @ layout.jacobian(layout.unconstrain(values))
     matrix, errors = carried(
         lambda matrix: half @ linalg.inverse(matrix) @ half.T / num_observations, information.matrix, information.errors
@@ -115,12 +106,10 @@ def check_number(num_observations: Any) -> None:
     if isinstance(num_observations, jax.core.Tracer):
         return
     if not is_number(num_observations) or not num_observations > 0:
-        raise ValueError(f"{_CALLER}: num_observations={shown(num_observations)} must be positive.")
+        raise ValueError(f"num_observations={shown(num_observations)} must be positive.")
 
 
-def slope_of(
-    layout: Layout, values: Values, function: Any, bias: Any, caller: str
-) -> tuple[tuple[str, ...], Float[Array, "r q"]]:
+def slope_of(layout: Layout, values: Values, function: Any, bias: Any) -> tuple[tuple[str, ...], Float[Array, "r q"]]:
     """What g's entries are called, and G + B."""
     natural = layout.natural()
     theta = natural.unconstrain(values)
@@ -128,25 +117,25 @@ def slope_of(
         target, names = natural, natural.names
         slope = jnp.eye(theta.shape[0], dtype=theta.dtype)
     else:
-        check_function(function, "function", caller)
-        found = call_user(function, (natural.constrain(theta, values),), "function", caller)
-        target = layout_of(found, (), f"{caller}: function")[0]
+        check_function(function, "function")
+        found = call_user(function, (natural.constrain(theta, values),), "function")
+        target = layout_of(found, ())[0]
         names = tuple("function" + name.removeprefix("params") if _bare(name) else name for name in target.names)
         slope = jax.jacfwd(lambda theta: target.flatten(function(natural.constrain(theta, values))))(theta)
     if bias is not None:
-        check_function(bias, "bias", caller)
-        _check_like(target, names, call_user(bias, (natural.constrain(theta, values),), "bias", caller))
+        check_function(bias, "bias")
+        _check_like(target, names, call_user(bias, (natural.constrain(theta, values),), "bias"))
         slope = slope + jax.jacfwd(lambda theta: target.flatten(bias(natural.constrain(theta, values))))(theta)
     return names, slope
 
 
 def _check_like(target: Layout, names: tuple[str, ...], bias: PyTree) -> None:
     """Refuse a bias of another structure than what it is the bias of."""
-    found = layout_of(bias, (), "cramer_rao_bound: bias")[0]
+    found = layout_of(bias, ())[0]
     same = found.treedef == target.treedef
     if not same or [leaf.shape for leaf in found.leaves] != [leaf.shape for leaf in target.leaves]:
         raise ValueError(
-            f"{_CALLER}: bias(params) returned {', '.join(found.names)}, but it is to be the bias of {', '.join(names)}: "
+            f"bias(params) returned {', '.join(found.names)}, but it is to be the bias of {', '.join(names)}: "
             "give it the same structure and shapes."
         )
 

@@ -21,10 +21,7 @@ from fisher_jax.moments import covariance_of_moments
 from fisher_jax.numerics import linalg
 from fisher_jax.theory.record import Check
 
-IDENTITIES = {
-    "check_score_mean": "E[s] = 0",
-    "check_information_equality": "Cov(s) = −E[H]",
-}
+SCORE_MEAN, INFORMATION_EQUALITY = "E[s] = 0", "Cov(s) = −E[H]"
 
 
 @entry_point
@@ -61,7 +58,7 @@ def check_score_mean(
     >>> bool(check.passed)
     True
     """
-    return _check("check_score_mean", model, params, expectation, given, level)
+    return _check(SCORE_MEAN, model, params, expectation, given, level)
 
 
 @entry_point
@@ -101,53 +98,49 @@ def check_information_equality(
     >>> bool(check.passed)
     False
     """
-    return _check("check_information_equality", model, params, expectation, given, level)
+    return _check(INFORMATION_EQUALITY, model, params, expectation, given, level)
 
 
-def _check(caller: str, model: Any, params: PyTree, expectation: Any, given: PyTree, level: Any) -> Check:
-    check_expectation(expectation, caller, " A closed form would have nothing to test.")
+def _check(identity: str, model: Any, params: PyTree, expectation: Any, given: PyTree, level: Any) -> Check:
+    check_expectation(expectation, " A closed form would have nothing to test.")
     if not 0 < level < 1:
-        raise ValueError(
-            f"{caller}: level={level} must lie between 0 and 1: it is the p-value below which the check fails."
-        )
-    model, layout, values, given = at_door(model, params, given, caller)
+        raise ValueError(f"level={level} must lie between 0 and 1: it is the p-value below which the check fails.")
+    model, layout, values, given = at_door(model, params, given)
     if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
-        expectation = replace(
-            expectation, estimator="outer" if caller == "check_score_mean" else "hessian", fallback=None
-        )
-        return _check_by_draws(model, layout.natural(), values, expectation, given, caller, level)
+        expectation = replace(expectation, estimator="outer" if identity == SCORE_MEAN else "hessian", fallback=None)
+        return _check_by_draws(model, layout.natural(), values, expectation, given, identity, level)
     if isinstance(expectation, Quadrature):
-        return _check_by_quadrature(model, layout.natural(), values, expectation, given, caller, level)
-    return _check_by_enumeration(model, layout.natural(), values, expectation, given, caller, level)
+        return _check_by_quadrature(model, layout.natural(), values, expectation, given, identity, level)
+    return _check_by_enumeration(model, layout.natural(), values, expectation, given, identity, level)
 
 
 def _by_draws(
-    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: Any
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, identity: str, level: Any
 ) -> Check:
     q = layout.num_free
-    pairs = num_pairs(model, expectation, given, caller)
+    pairs = num_pairs(model, expectation, given)
     quasi = isinstance(expectation, QuasiMonteCarlo)
-    found = sampled.moments(model, layout, values, expectation, given, caller)
+    found = sampled.moments(model, layout, values, expectation, given)
     mean, error = sampled.control_means(found, pairs, pieces_only=quasi)
     target = sampled.square(sampled.combine(found, None, pairs)[0], q)
     what = _What(
         score_mean=mean[:q],
-        outer=target if caller == "check_score_mean" else sampled.square(mean[q:], q) + target,
-        minus_hessian=jnp.full_like(target, jnp.nan) if caller == "check_score_mean" else target,
+        outer=target if identity == SCORE_MEAN else sampled.square(mean[q:], q) + target,
+        minus_hessian=jnp.full_like(target, jnp.nan) if identity == SCORE_MEAN else target,
         regularity=sampled.judge(found, q, pairs, sampled.GUARD_LEVEL),
     )
     num_pieces = min(pairs, found.pieces.shape[0])
-    freedom = num_pieces if quasi or caller != "check_score_mean" else pairs
-    if caller != "check_score_mean":
+    freedom = num_pieces if quasi or identity != SCORE_MEAN else pairs
+    if identity != SCORE_MEAN:
         upper = np.triu_indices(q)
         left, of_left = _covariance_plus_hessian(found, mean, pairs, q)
         mean, error = jnp.concatenate([mean[:q], left[upper]]), jnp.concatenate([error[:q], of_left[upper]])
     skewness = jnp.zeros_like(mean) if quasi else sampled.control_skewness(found, pairs)
     z = sampled.or_adjusted(_without_skewness(in_errors(mean, error), skewness), error, found, pairs)
-    if caller == "check_score_mean":
-        return _judge(what, mean, error, z, freedom, layout, caller, describe(expectation), level)
+    if identity == SCORE_MEAN:
+        return _judge(what, mean, error, z, freedom, layout, identity, describe(expectation), level)
     left, error, z = (sampled.square(part[q:], q) for part in (mean, error, z))
-    return _judge(what, left, error, z, freedom, layout, caller, describe(expectation), level)
+    return _judge(what, left, error, z, freedom, layout, identity, describe(expectation), level)
 
 
 def _covariance_plus_hessian(
@@ -164,15 +157,15 @@ def _covariance_plus_hessian(
 
 
 def _by_nodes(
-    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, caller: str, level: Any
+    model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree, identity: str, level: Any
 ) -> Check:
-    found, mass = exact.moments(model, layout, values, expectation, given, caller)
+    found, mass = exact.moments(model, layout, values, expectation, given)
     what = _What(found.score, found.outer, -found.hessian, exact.judge(found, mass))
     mean, error = found.score, exact.tolerances(found)[0]
-    if caller != "check_score_mean":
+    if identity != SCORE_MEAN:
         mean = covariance_of_moments(found.score, found.outer) + found.hessian
         error = exact.tolerances(found)[1]
-    return _judge(what, mean, error, in_errors(mean, error), None, layout, caller, describe(expectation), level)
+    return _judge(what, mean, error, in_errors(mean, error), None, layout, identity, describe(expectation), level)
 
 
 _check_by_draws = jit_with_model(_by_draws, static_argnums=(0, 1, 5, 6))
@@ -196,7 +189,7 @@ def _judge(
     z: Array,
     freedom: int | None,
     layout: Layout,
-    caller: str,
+    identity: str,
     route: str,
     level: Any,
 ) -> Check:
@@ -220,7 +213,7 @@ def _judge(
         singular=singular,
         regularity=regularity,
         names=layout.names,
-        identity=IDENTITIES[caller],
+        identity=identity,
         route=route,
         level=level,
     )

@@ -17,7 +17,6 @@ from fisher_jax.theory.coverage_record import Coverage
 from fisher_jax.theory.sampling import key_apart
 from fisher_jax.theory.simulated import Experiment, check_numbers, data_sets_of, experiment_of
 
-CALLER = "coverage"
 BY_BOOTSTRAP = ("percentile", "basic", "bca")
 _KINDS = ("wald", "profile", *KINDS, *BY_BOOTSTRAP)
 NATURAL = " natural"
@@ -80,15 +79,15 @@ def coverage(
     >>> print(found.share.shape, abs(found.share[0, 0, 0] - 0.95) < 0.05)
     (1, 1, 1) True
     """
-    check_level(level, CALLER)
-    check_key(key, CALLER)
-    sizes = check_numbers(num_observations, CALLER)
-    experiments = [experiment_of(model, params, given, n, CALLER) for n in sizes]
+    check_level(level)
+    check_key(key)
+    sizes = check_numbers(num_observations)
+    experiments = [experiment_of(model, params, given, n) for n in sizes]
     kinds = _checked(kinds, experiments[0])
-    count = check_count(num_replicates, 1, "num_replicates", CALLER)
+    count = check_count(num_replicates, 1, "num_replicates")
     few = _Bootstraps(
-        check_count(num_bootstraps, 2, "num_bootstraps", CALLER),
-        min(count, check_count(num_bootstrapped, 1, "num_bootstrapped", CALLER)),
+        check_count(num_bootstraps, 2, "num_bootstraps"),
+        min(count, check_count(num_bootstrapped, 1, "num_bootstrapped")),
     )
     keys = [key] if len(experiments) == 1 else [jax.random.fold_in(key, k) for k in range(len(experiments))]
     found = [_at(experiment, own, count, level, kinds, few) for experiment, own in zip(experiments, keys, strict=True)]
@@ -127,17 +126,17 @@ class _Counts(NamedTuple):
 def _checked(kinds: Any, experiment: Experiment) -> tuple[str, ...]:
     kinds = tuple(kinds) if isinstance(kinds, list | tuple) else (kinds,)
     if not kinds or len(set(kinds)) < len(kinds):
-        raise ValueError(f"{CALLER}: kinds={kinds} must be one or more different kinds of intervals.")
+        raise ValueError(f"kinds={kinds} must be one or more different kinds of intervals.")
     for kind in kinds:
         bare = str(kind).removesuffix(NATURAL)
         if bare not in _KINDS or (bare != kind and bare in ("profile", *BY_BOOTSTRAP)):
             raise ValueError(
-                f"{CALLER}: kinds names {kind!r}; choose from {', '.join(map(repr, _KINDS))}, those of Wald's also with "
+                f"kinds names {kind!r}; choose from {', '.join(map(repr, _KINDS))}, those of Wald's also with "
                 f"{NATURAL!r} behind."
             )
         if bare == "expected" and not has_closed_form(experiment.model):
             raise ValueError(
-                f'{CALLER}: kinds names "expected", but the model has no closed form of its information. Give '
+                'kinds names "expected", but the model has no closed form of its information. Give '
                 "Model(…, information=…), or choose another kind."
             )
     return kinds
@@ -151,7 +150,7 @@ def _at(
     kept = tuple({_covariance(kind) for kind in kinds} | {"observed"})
     total: Any = None
     done = 0
-    for data in data_sets_of(experiment, key, count, CALLER):
+    for data in data_sets_of(experiment, key, count):
         fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=kept)
         some = fits[: max(0, few.data_sets - done)]
         ends = _bootstrapped(some, [kind for kind in kinds if kind in BY_BOOTSTRAP], level, few, (apart, done))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisher_jax.errors import require
+from fisher_jax.errors import entry_point, require
 from fisher_jax.inference.report import Printed, Table
 
 
@@ -46,9 +46,10 @@ class Coverage(Printed):
     names: tuple[str, ...]
     level: float
 
+    @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each n, parameter and kind (needs the extra `frames`)."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         axes = [self.num_observations, self.kinds, self.names]
         index = pd.MultiIndex.from_product(axes, names=["num_observations", "kind", "name"])
         parts = ("share", "share_error", "length", "length_error", "num_without", "num_unbounded")

@@ -56,7 +56,7 @@ class Expansion:
         )
 
 
-def expanded(experiment: Experiment, layout: Layout, information: Array, draws: MonteCarlo, caller: str) -> Expansion:
+def expanded(experiment: Experiment, layout: Layout, information: Array, draws: MonteCarlo) -> Expansion:
     """By draws at the experiment's parameters, in the coordinates of `layout`, to which the information belongs."""
     series = experiment.num_observations if experiment.model.is_dependent else 1
     units = experiment.num_observations // series
@@ -71,10 +71,9 @@ def expanded(experiment: Experiment, layout: Layout, information: Array, draws: 
         experiment.covariates,
         jnp.asarray(root, layout.dtype),
         draws,
-        caller,
     )
     total, squares, pairs = (np.asarray(part, float) for part in found[:3])
-    count = 2 * num_pairs(experiment.model, draws, experiment.covariates, caller)
+    count = 2 * num_pairs(experiment.model, draws, experiment.covariates)
     p = layout.num_free
     mean = total / count
     spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0) / count)
@@ -112,7 +111,7 @@ def _limit(count: int) -> float:
 
 
 def _by_draws(
-    model: Model, layout: Layout, values: Values, given: Any, root: Float[Array, "p p"], draws: Any, caller: str
+    model: Model, layout: Layout, values: Values, given: Any, root: Float[Array, "p p"], draws: Any
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Sums over draws of s, s sᵀ + H and c = ½ ∇ tr(A H) + H A s, their squares, c cᵀ; and ∂θ/∂u, ∂²θ/∂u².
 
@@ -120,8 +119,8 @@ def _by_draws(
     expanded; p² passes of the third order for each draw.
     """
     free = layout.unconstrain(values)
-    draw = drawing(model, layout.constrain(free, values), given, draws, caller)
-    terms = unit_terms(model, layout, values, given is not None, caller)
+    draw = drawing(model, layout.constrain(free, values), given, draws)
+    terms = unit_terms(model, layout, values, given is not None)
     upper = np.triu_indices(layout.num_free)
 
     def one(row: Any) -> Array:
@@ -142,7 +141,7 @@ def _by_draws(
         product = score[:, None] * score[None, :] + hessian
         return jnp.concatenate([score, product[upper], 0.5 * jax.jacfwd(trace)(free) + turned])
 
-    pairs = num_pairs(model, draws, given, caller)
+    pairs = num_pairs(model, draws, given)
     chunk = max(1, min(pairs, _CHUNK // max(layout.num_free, 1)))
     p = layout.num_free
 
@@ -165,5 +164,5 @@ def _by_draws(
     return *sums, jax.jacfwd(theta)(free), jax.jacfwd(jax.jacfwd(theta))(free)
 
 
-_moments_of_few = jit_with_model(_by_draws, static_argnums=(0, 1, 6), level=0)
-_moments = jit_with_model(_by_draws, static_argnums=(0, 1, 6), level=1)
+_moments_of_few = jit_with_model(_by_draws, static_argnums=(0, 1), level=0)
+_moments = jit_with_model(_by_draws, static_argnums=(0, 1), level=1)

@@ -51,11 +51,11 @@ class Promise:
         return bool(np.all(np.isfinite(np.asarray(self.bound.matrix))))
 
 
-def promise_of(experiment: Experiment, expectation: Any, key: Any, caller: str) -> Promise:
+def promise_of(experiment: Experiment, expectation: Any, key: Any) -> Promise:
     """The information by closed form, by the expectation given, or by draws; tested for regularity by draws in any case."""
     layout = coordinates(experiment.layout)
-    found, notes = information_of(experiment, layout, expectation, jax.random.fold_in(key, 0), caller)
-    expansion = expanded(experiment, layout, found.matrix, _draws(experiment, jax.random.fold_in(key, 1), 2), caller)
+    found, notes = information_of(experiment, layout, expectation, jax.random.fold_in(key, 0))
+    expansion = expanded(experiment, layout, found.matrix, _draws(experiment, jax.random.fold_in(key, 1), 2))
     notes = expansion.notes(found.names) or notes
     if not expansion.score_is_centred or _of_no_mean(found):
         nothing = jnp.full_like(found.matrix, jnp.nan)
@@ -85,7 +85,7 @@ def coordinates(layout: Layout) -> Layout:
 
 
 def information_of(
-    experiment: Experiment, layout: Layout, expectation: Any, key: Any, caller: str
+    experiment: Experiment, layout: Layout, expectation: Any, key: Any
 ) -> tuple[Information, tuple[str, ...]]:
     tied = len(experiment.layout.names) != experiment.layout.num_free
     names = experiment.layout.free_names if tied else experiment.layout.names
@@ -98,7 +98,7 @@ def information_of(
     if expectation is None:
         expectation = _draws(experiment, key, layout.num_free)
     model, values, covariates = experiment.model, experiment.values, experiment.covariates
-    found = taken(model, layout, names, values, expectation, covariates, caller, warns=False)
+    found = taken(model, layout, names, values, expectation, covariates, warns=False)
     said = found.diagnosis()  # goes into the notes
     return found, (f"of the information: {said.rstrip('.?')}.",) if said else ()
 

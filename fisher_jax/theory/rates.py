@@ -15,8 +15,6 @@ from fisher_jax.theory.sampling import compared, estimated, key_apart
 from fisher_jax.theory.sampling_record import SamplingDistribution
 from fisher_jax.theory.simulated import check_numbers, experiment_of
 
-CALLER = "convergence_rate"
-
 
 @dataclass(frozen=True, repr=False)
 class ConvergenceRate(Printed):
@@ -60,9 +58,10 @@ class ConvergenceRate(Printed):
         diagonals = [np.diagonal(found.expected) / found.num_observations for found in self.distributions]
         return np.sqrt(np.stack(diagonals))
 
+    @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each n and parameter (needs the extra `frames`)."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         index = pd.MultiIndex.from_product([self.num_observations, self.names], names=["num_observations", "name"])
         columns = {
             "standard_deviation": self.standard_deviation,
@@ -145,11 +144,11 @@ def convergence_rate(
     >>> print(abs(found.rate[0] + 1) < 0.1)
     True
     """
-    check_key(key, CALLER)
-    sizes = check_numbers(num_observations, CALLER)
+    check_key(key)
+    sizes = check_numbers(num_observations)
     if len(set(sizes)) < 2:
-        raise ValueError(f"{CALLER}: num_observations={num_observations} must be at least two different numbers.")
-    count = check_count(num_replicates, 2, "num_replicates", CALLER)
+        raise ValueError(f"num_observations={num_observations} must be at least two different numbers.")
+    count = check_count(num_replicates, 2, "num_replicates")
     found = tuple(
         _at(model, params, jax.random.fold_in(key, k), (n, count), given, estimator, expectation)
         for k, n in enumerate(sizes)
@@ -158,18 +157,16 @@ def convergence_rate(
     errors = np.stack([one.standard_deviation.standard_error for one in found])
     slopes = [_slope(np.log(np.array(sizes, float)), spread[:, k], errors[:, k]) for k in range(spread.shape[1])]
     if any(np.isnan(slope) for slope, _ in slopes):
-        warn(
-            f"{CALLER}: the exponent is NaN where fewer than two n have a standard deviation; print the result to see why."
-        )
+        warn("the exponent is NaN where fewer than two n have a standard deviation; print the result to see why.")
     rate, error = (np.array(part) for part in zip(*slopes, strict=True))
     return ConvergenceRate(found, rate, error)
 
 
 def _at(model: Any, params: PyTree, key: Any, numbers: Any, given: PyTree, estimator: Any, expectation: Any) -> Any:
-    experiment = experiment_of(model, params, given, numbers[0], CALLER)
-    estimates = estimated(experiment, key, numbers[1], estimator, CALLER)
-    promise = promise_of(experiment, expectation, key_apart(key), CALLER)
-    return compared(experiment, *estimates, estimator, promise, CALLER)
+    experiment = experiment_of(model, params, given, numbers[0])
+    estimates = estimated(experiment, key, numbers[1], estimator)
+    promise = promise_of(experiment, expectation, key_apart(key))
+    return compared(experiment, *estimates, estimator, promise)
 
 
 def _slope(log_n: np.ndarray, spread: np.ndarray, errors: np.ndarray) -> tuple[float, float]:

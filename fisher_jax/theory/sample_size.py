@@ -22,7 +22,6 @@ from fisher_jax.theory.sample_size_aims import Aim, Power, Precision
 from fisher_jax.theory.sample_size_record import SampleSize
 from fisher_jax.theory.simulated import data_sets_of, experiment_of
 
-CALLER = "sample_size"
 _MOST = 1e12  # observations
 
 
@@ -94,16 +93,14 @@ def sample_size(
     126
     """
     if (standard_error is None) == (power is None) or (power is None) != (hypothesis is None):
-        raise ValueError(f"{CALLER}: give either standard_error, or power together with the hypothesis that is tested.")
-    bound = bound_of(model, params, expectation, 1, function, None, given, CALLER)
+        raise ValueError("give either standard_error, or power together with the hypothesis that is tested.")
+    bound = bound_of(model, params, expectation, 1, function, None, given)
     values = _values(model, params, function)
     if standard_error is not None:
         aim: Aim = Precision(*_entries(standard_error, bound.names, "standard_error"))
     else:
         if not (is_number(power) and is_number(level) and 0 < level < power < 1):
-            raise ValueError(
-                f"{CALLER}: power={shown(power)} and level={shown(level)} must obey 0 < level < power < 1."
-            )
+            raise ValueError(f"power={shown(power)} and level={shown(level)} must obey 0 < level < power < 1.")
         where, wanted = _entries(hypothesis, bound.names, "hypothesis")
         aim = Power(where, wanted, float(power), float(level), values[list(where)] - wanted)
         _check_independent(bound, where)
@@ -111,7 +108,7 @@ def sample_size(
     exact = aim.needed(matrix)
     if not exact < _MOST:
         raise ValueError(
-            f"{CALLER}: no n below {_MOST:g} is enough ({exact:.3g}): is what is tested true at params, or the standard error "
+            f"no n below {_MOST:g} is enough ({exact:.3g}): is what is tested true at params, or the standard error "
             "zero?"
         )
     rows = 1 if given is None else _num_rows(model, params, given)
@@ -129,8 +126,8 @@ def sample_size(
     )
     if key is None:
         return result(simulated=None, num_replicates=0, num_failed=0)
-    count = check_count(num_replicates, 2, "num_replicates", CALLER)
-    check_count(n, 1, "num_observations", CALLER)  # of what is simulated; the answer itself may be any number
+    count = check_count(num_replicates, 2, "num_replicates")
+    check_count(n, 1, "num_observations")  # of what is simulated; the answer itself may be any number
     simulated, failed = _simulated(aim, model, params, function, given, n, key, count)
     return result(simulated=simulated, num_replicates=count, num_failed=failed)
 
@@ -139,9 +136,9 @@ def _simulated(
     aim: Aim, model: Any, params: PyTree, function: Any, given: PyTree, n: int, key: Any, count: int
 ) -> tuple[Estimate, int]:
     """What was aimed at, from data sets of n observations, and of how many the fit failed."""
-    experiment = experiment_of(model, params, given, n, CALLER)
+    experiment = experiment_of(model, params, given, n)
     rows, failed = [], 0
-    for data in data_sets_of(experiment, key, count, CALLER):
+    for data in data_sets_of(experiment, key, count):
         fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=("observed",))
         values = np.asarray(jax.vmap(_evaluated(experiment.layout, function))(fits.values), float)
         rows.append(aim.seen(fits, values, function))
@@ -155,12 +152,12 @@ def _evaluated(layout: Layout, function: Any) -> Callable[[Any], Any]:
 
 def _values(model: Any, params: PyTree, function: Any) -> np.ndarray:
     """θ, or g(θ)."""
-    layout, values = flatten_parameters(as_model(model, CALLER), params, CALLER)
+    layout, values = flatten_parameters(as_model(model), params)
     return np.asarray(_evaluated(layout, function)(values), float)
 
 
 def _num_rows(model: Any, params: PyTree, given: PyTree) -> int:
-    return 1 if as_model(model, CALLER).is_dependent else jax.tree.leaves(given)[0].shape[0]
+    return 1 if as_model(model).is_dependent else jax.tree.leaves(given)[0].shape[0]
 
 
 def _error(aim: Aim, matrix: np.ndarray, bound: Covariance) -> float:
@@ -174,7 +171,7 @@ def _error(aim: Aim, matrix: np.ndarray, bound: Covariance) -> float:
 
 def _entries(wanted: PyTree, names: tuple[str, ...], what: str) -> tuple[tuple[int, ...], np.ndarray]:
     """Which entries a user's number or pytree of numbers is about, and the numbers."""
-    check_pytree(wanted, what, CALLER)
+    check_pytree(wanted, what)
     if is_number(wanted):
         found = dict.fromkeys(range(len(names)), float(wanted))
     else:
@@ -183,11 +180,11 @@ def _entries(wanted: PyTree, names: tuple[str, ...], what: str) -> tuple[tuple[i
             found |= _of_leaf(path, leaf, names, what)
     found = {k: value for k, value in found.items() if not np.isnan(value)}
     if unknown := [names[k] for k, value in found.items() if np.isinf(value)]:
-        raise ValueError(f"{CALLER}: {what} of {', '.join(unknown)} is infinite. Leave it out, or write None or NaN.")
+        raise ValueError(f"{what} of {', '.join(unknown)} is infinite. Leave it out, or write None or NaN.")
     if not found:
-        raise ValueError(f"{CALLER}: {what} names nothing; there are {', '.join(names)}.")
+        raise ValueError(f"{what} names nothing; there are {', '.join(names)}.")
     if what == "standard_error" and min(found.values()) <= 0:
-        raise ValueError(f"{CALLER}: standard_error must be positive, got {min(found.values()):g}.")
+        raise ValueError(f"standard_error must be positive, got {min(found.values()):g}.")
     where = tuple(sorted(found))
     return where, np.array([found[k] for k in where])
 
@@ -202,7 +199,7 @@ def _check_independent(bound: Covariance, where: tuple[int, ...]) -> None:
         names = tuple(bound.names[k] for k in where)
         said = linalg.describe_direction(directions[:, 0] / scale, names, 1 / scale)
         raise ValueError(
-            f"{CALLER}: what is tested is not independent: {said} is known without any data. Leave out of the hypothesis "
+            f"what is tested is not independent: {said} is known without any data. Leave out of the hypothesis "
             "what follows from the rest."
         )
 
@@ -215,6 +212,6 @@ def _of_leaf(path: Any, leaf: Any, names: tuple[str, ...], what: str) -> dict[in
         if here and len(numbers) in (1, len(here)) and numbers.dtype.kind in "iuf":
             return dict(zip(here, np.broadcast_to(numbers.astype(float), len(here)).tolist(), strict=True))
     raise ValueError(
-        f"{CALLER}: {what} names `{named_within('params', path)}` with {np.size(leaf)} numbers; there are {', '.join(names)}. "
+        f"{what} names `{named_within('params', path)}` with {np.size(leaf)} numbers; there are {', '.join(names)}. "
         "Name these, with a number each."
     )

@@ -16,7 +16,6 @@ from fisher_jax.theory.promised import Promise, promise_of
 from fisher_jax.theory.sampling_record import MAXIMUM_LIKELIHOOD, SamplingDistribution
 from fisher_jax.theory.simulated import Experiment, data_sets_of, experiment_of
 
-CALLER = "sampling_distribution"
 NOTHING_PROMISED = (
     "without a bound there is nothing to measure efficiency or normality by, and `standardised` is in units of the "
     "estimates' own standard deviations."
@@ -100,14 +99,14 @@ def sampling_distribution(
     >>> print(found.covariance.shape, found.num_failed, abs(found.bias.value[0] - 2.0 / 49) < 4 * found.bias.standard_error[0])
     (1, 1) 0 True
     """
-    experiment = experiment_of(model, params, given, num_observations, CALLER)
-    count = check_count(num_replicates, 2, "num_replicates", CALLER)
-    check_key(key, CALLER)
+    experiment = experiment_of(model, params, given, num_observations)
+    count = check_count(num_replicates, 2, "num_replicates")
+    check_key(key)
     (estimates, status), promise = workers.side_by_side(
-        lambda: estimated(experiment, key, count, estimator, CALLER),
-        lambda: promise_of(experiment, expectation, key_apart(key), CALLER),
+        lambda: estimated(experiment, key, count, estimator),
+        lambda: promise_of(experiment, expectation, key_apart(key)),
     )
-    return compared(experiment, estimates, status, estimator, promise, CALLER)
+    return compared(experiment, estimates, status, estimator, promise)
 
 
 def key_apart(key: Any) -> Any:
@@ -115,18 +114,16 @@ def key_apart(key: Any) -> Any:
     return jax.random.fold_in(key, 2**32 - 1)
 
 
-def estimated(
-    experiment: Experiment, key: Any, num_replicates: int, estimator: Any, caller: str
-) -> tuple[np.ndarray, np.ndarray]:
+def estimated(experiment: Experiment, key: Any, num_replicates: int, estimator: Any) -> tuple[np.ndarray, np.ndarray]:
     """The estimates (R, q) and their statuses (R,)."""
-    one = _fitted if estimator is None else _Own(estimator, experiment, caller)
-    parts = [one(experiment, data) for data in data_sets_of(experiment, key, num_replicates, caller)]
+    one = _fitted if estimator is None else _Own(estimator, experiment)
+    parts = [one(experiment, data) for data in data_sets_of(experiment, key, num_replicates)]
     estimates, status = (np.concatenate(part) for part in zip(*parts, strict=True))
     return estimates, status
 
 
 def compared(
-    experiment: Experiment, estimates: np.ndarray, status: np.ndarray, estimator: Any, promise: Promise, caller: str
+    experiment: Experiment, estimates: np.ndarray, status: np.ndarray, estimator: Any, promise: Promise
 ) -> SamplingDistribution:
     """Estimates beside what was promised."""
     own, expansion = estimator is not None, promise.expansion
@@ -141,7 +138,7 @@ def compared(
     if not np.any(status <= Status.CONVERGED_TO_ROUNDING):
         said = Status(int(np.bincount(status).argmax()))
         notes = (f"none of the replicates converged: {said.meaning}. Likely causes: {said.causes}.", *notes)
-        warn(f"{caller}: none of the {len(status)} replicates converged; most ended so: {said.label}, {said.meaning}.")
+        warn(f"none of the {len(status)} replicates converged; most ended so: {said.label}, {said.meaning}.")
     return SamplingDistribution(
         estimates=estimates,
         status_code=status,
@@ -172,14 +169,12 @@ def _fitted(experiment: Experiment, data: PyTree) -> tuple[np.ndarray, np.ndarra
 class _Own:
     """A user's estimator, compiled once for all chunks."""
 
-    def __init__(self, estimator: Any, experiment: Experiment, caller: str) -> None:
-        check_function(estimator, "estimator", caller, "a data set that returns parameters")
+    def __init__(self, estimator: Any, experiment: Experiment) -> None:
+        check_function(estimator, "estimator", "a data set that returns parameters")
         also = () if experiment.given is None else (experiment.given,)
 
         def flat(data: PyTree) -> Any:
-            return experiment.layout.flatten(
-                _checked(call_user(estimator, (data, *also), "estimator", caller), experiment, caller)
-            )
+            return experiment.layout.flatten(_checked(call_user(estimator, (data, *also), "estimator"), experiment))
 
         self.every = jax.jit(jax.vmap(flat))
 
@@ -189,18 +184,18 @@ class _Own:
         return theta, np.where(good, Status.CONVERGED, Status.NOT_FINITE).astype(np.int8)
 
 
-def _checked(found: PyTree, experiment: Experiment, caller: str) -> PyTree:
+def _checked(found: PyTree, experiment: Experiment) -> PyTree:
     """Refuse what is not like params."""
     layout = experiment.layout
     same = bool(jax.tree.leaves(found))
     if same:
-        own = layout_of(found, (), f"{caller}: estimator")[0]
+        own = layout_of(found, ())[0]
         same = own.treedef == layout.treedef
         same = same and [leaf.shape for leaf in own.leaves] == [leaf.shape for leaf in layout.leaves]
     if not same:
         shapes = ", ".join(f"{leaf.name} {leaf.shape}" for leaf in layout.leaves)
         raise ValueError(
-            f"{caller}: estimator returned {jax.tree.map(jnp.shape, found)}, but the parameters are {shapes}. Return a pytree "
+            f"estimator returned {jax.tree.map(jnp.shape, found)}, but the parameters are {shapes}. Return a pytree "
             "like params, fixed ones included."
         )
     return found

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from fisher_jax.errors import require
+from fisher_jax.errors import entry_point, require
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.report import Table, number
 from fisher_jax.information import Covariance, Information
@@ -153,9 +153,10 @@ class SamplingDistribution(ComparedWithNormal):
         error = np.sqrt(np.var(lengths) / len(off) + np.sum(pieces**2))
         return Estimate(value, value * float(error) / self.rank)
 
+    @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each parameter (needs the extra `frames`)."""
-        pd = require("pandas", "frames", "to_frame")
+        pd = require("pandas", "frames")
         return pd.DataFrame(self._columns(), index=pd.Index(self.names, name="name"))
 
     def _columns(self) -> dict[str, Any]:

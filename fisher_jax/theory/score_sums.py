@@ -22,7 +22,6 @@ from fisher_jax.theory.promised import coordinates, information_of, not_invertib
 from fisher_jax.theory.sampling import key_apart
 from fisher_jax.theory.simulated import data_sets_of, experiment_of
 
-CALLER = "score_distribution"
 _AT_ONCE = 2**16  # observations
 
 
@@ -155,15 +154,15 @@ def score_distribution(
     >>> print(found.expected, abs(found.covariance[0, 0] - 0.25) < 4 * found.covariance_error[0, 0])
     [[0.25]] True
     """
-    experiment = experiment_of(model, params, given, num_observations, CALLER)
-    count = check_count(num_replicates, 2, "num_replicates", CALLER)
+    experiment = experiment_of(model, params, given, num_observations)
+    count = check_count(num_replicates, 2, "num_replicates")
     layout = coordinates(experiment.layout)
-    found, notes = information_of(experiment, layout, expectation, key_apart(key), CALLER)
+    found, notes = information_of(experiment, layout, expectation, key_apart(key))
     if note := not_invertible(found):
         notes = (note, *notes)
     parts = [
         np.asarray(_scores(experiment.model, layout, experiment.values, data, experiment.given), float)
-        for data in data_sets_of(experiment, key, count, CALLER)
+        for data in data_sets_of(experiment, key, count)
     ]
     rows = np.concatenate(parts) / np.sqrt(experiment.num_observations)
     return ScoreDistribution(rows, found, experiment.num_observations, found.names, layout.num_free, notes)
@@ -177,7 +176,7 @@ def _scores(model: Model, layout: Layout, values: Values, data: PyTree, given: P
     at_once = max(1, _AT_ONCE // max(1, leaf[0].size))
 
     def one(data: PyTree) -> Array:
-        target = likelihood(model, layout, values, Dataset(data, given), CALLER)
+        target = likelihood(model, layout, values, Dataset(data, given))
         return jax.jacfwd(lambda u: jnp.sum(target.terms(u, target.rows)))(free)
 
     return jax.lax.map(one, data, batch_size=min(at_once, leaf.shape[0]))

@@ -61,7 +61,6 @@ def profile_sides(
     curvature: Float[AnyArray, "p p"],
     columns: np.ndarray,
     level: Any,
-    caller: str,
 ) -> Sides:
     """The profiles, from the estimate u, of the numbers in `columns` of a function of params, or of θ where it is None.
 
@@ -76,7 +75,6 @@ def profile_sides(
                 model,
                 layout,
                 function,
-                caller,
                 values,
                 dataset,
                 free,
@@ -93,12 +91,12 @@ def profile_sides(
 
 
 def profile_ends(
-    model: Model, dataset: Dataset, layout: Layout, fit: tuple[Values, Any, Any], level: Any, caller: str
+    model: Model, dataset: Dataset, layout: Layout, fit: tuple[Values, Any, Any], level: Any
 ) -> Float[np.ndarray, "*b q 2"]:
     """Ends of the profile intervals of all entries of θ, of one fit or of many in blocks. `fit` is values, u and curvature."""
     if dataset.size is None:
         columns = np.arange(len(layout.names))
-        return profile_sides(model, layout, None, fit[0], dataset, fit[1], fit[2], columns, level, caller).ends
+        return profile_sides(model, layout, None, fit[0], dataset, fit[1], fit[2], columns, level).ends
     edges, count = layout.edges(), dataset.size
     leaves = zip(jax.tree.leaves(dataset.parts), dataset.differs, strict=True)
     rows = max((int(np.prod(np.shape(leaf)[1:2])) for leaf, own in leaves if own), default=1)
@@ -109,18 +107,18 @@ def profile_ends(
     for start in range(0, count, size):
         block = np.minimum(np.arange(start, start + size), count - 1)
         fits = jax.tree.map(lambda leaf, block=block: leaf[block], host)
-        parts.append(jax.device_get(_ends_of_each(model, layout, caller, dataset.take(block), fits, cut_of(level))))
+        parts.append(jax.device_get(_ends_of_each(model, layout, dataset.take(block), fits, cut_of(level))))
     codes, ends = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
     return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
+@functools.partial(jit_with_model, static_argnums=(0, 1))
 def _ends_of_each(
-    model: Model, layout: Layout, caller: str, datasets: Dataset, fits: tuple[Values, Array, Array], cut: Any
+    model: Model, layout: Layout, datasets: Dataset, fits: tuple[Values, Array, Array], cut: Any
 ) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
     def one(parts: tuple[Any, Any, Any], fit: tuple[Values, Array, Array]) -> tuple[Array, Array]:
         values, free, curvature = fit
-        target = likelihood(model, layout, values, Dataset(*parts), caller)
+        target = likelihood(model, layout, values, Dataset(*parts))
         path, _, _, ends, _ = lanes(target, layout, None, values, free, curvature, np.arange(len(layout.names)), cut)
         return path.end, ends
 
@@ -151,7 +149,6 @@ def _at_estimate(
     model: Model,
     layout: Layout,
     function: Callable[[PyTree], Array] | None,
-    caller: str,
     values: Values,
     dataset: Dataset,
     free: Float[AnyArray, " p"],
@@ -160,12 +157,12 @@ def _at_estimate(
     cut: Any,
 ) -> tuple[Path, Array, Array, Array, Array]:
     """Paths (m, 2), estimates and standard errors (m,), ends (m, 2) and the function at every point (m, 2, k)."""
-    target = likelihood(model, layout, values, dataset, caller)
+    target = likelihood(model, layout, values, dataset)
     return lanes(target, layout, function, values, free, curvature, columns, cut)
 
 
-_profiles_of_few = jit_with_model(_at_estimate, static_argnums=(0, 1, 2, 3), level=0)
-_profiles = jit_with_model(_at_estimate, static_argnums=(0, 1, 2, 3), level=1)
+_profiles_of_few = jit_with_model(_at_estimate, static_argnums=(0, 1, 2), level=0)
+_profiles = jit_with_model(_at_estimate, static_argnums=(0, 1, 2), level=1)
 
 
 def lanes(

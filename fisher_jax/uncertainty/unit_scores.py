@@ -27,7 +27,7 @@ def unit_influence(
     weights: Any,
 ) -> Float[Array, "g p"]:
     """du/dw = J⁻¹ Σ sᵢ over the terms of each unit, weighted where weights multiply them."""
-    target = likelihood(model, layout, values, dataset, "influence")
+    target = likelihood(model, layout, values, dataset)
     scores = scores_at(target, free)
     if weights is not None:
         weights = jnp.asarray(weights, scores.dtype)[:, None]

@@ -19,7 +19,6 @@ from fisher_jax.models.model import Model, as_model, check_start, flatten_parame
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.theory.bound import slope_of
 
-CALLER = "optimal_design"
 SIZES = (32, 256)  # rows at once that are compiled for, besides a whole grid
 AT_ONCE = 4096
 
@@ -62,7 +61,7 @@ class Informed:
         """An `InformationWarning` where the expectation was not taken well at these rows."""
         for k in range(self.num_values):
             values = [value[k] for value in self.values]
-            taken(self.model, self.layout, self.layout.free_names, values, self.expectation, rows, CALLER)
+            taken(self.model, self.layout, self.layout.free_names, values, self.expectation, rows)
 
     def gains(self, region: "Region", dual: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """tr(Γ I(z)) (k,) and its gradient (k, d) at points of a region."""
@@ -98,16 +97,16 @@ class Region:
 
 def region_of(region: PyTree) -> Region:
     """A user's region: an interval, a list of them for a vector z, or a pytree of them."""
-    check_pytree(region, "region", CALLER)
+    check_pytree(region, "region")
     found, treedef = jax.tree.flatten(region, is_leaf=lambda leaf: isinstance(leaf, Interval))
     for leaf in found:
         if not isinstance(leaf, Interval) or not (np.isfinite(leaf.low) and np.isfinite(leaf.high)):
             raise ValueError(
-                f"{CALLER}: region holds {leaf!r}; expected intervals with two finite ends, as in fisher_jax.interval(0, 10), "
+                f"region holds {leaf!r}; expected intervals with two finite ends, as in fisher_jax.interval(0, 10), "
                 "or a pytree of them shaped like one z."
             )
     if not found:
-        raise ValueError(f"{CALLER}: region holds no interval. Give one for each coordinate of z.")
+        raise ValueError("region holds no interval. Give one for each coordinate of z.")
     return Region(tuple(found), treedef, isinstance(region, list))
 
 
@@ -115,43 +114,39 @@ def informed_of(
     model: Any, params: PyTree, expectation: Any, function: Any, params_axis: Any, criterion: str
 ) -> Informed:
     """Check a user's model and parameters, and differentiate what is asked."""
-    model = as_model(model, CALLER)
+    model = as_model(model)
     _check_route(model, expectation)
-    check_pytrees(CALLER, params=params)
+    check_pytrees(params=params)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
-        raise TypeError(
-            f"{CALLER}: params is traced; designs are searched for on the host, outside jax.jit and jax.vmap."
-        )
+        raise TypeError("params is traced; designs are searched for on the host, outside jax.jit and jax.vmap.")
     one = _first(params, params_axis)
-    layout, _ = flatten_parameters(model, one, CALLER)
+    layout, _ = flatten_parameters(model, one)
     if layout.num_free == 0:
-        raise ValueError(f"{CALLER}: every parameter is fixed, so that there is nothing to be informed of.")
+        raise ValueError("every parameter is fixed, so that there is nothing to be informed of.")
     values = [jnp.asarray(value) if params_axis == 0 else jnp.asarray(value)[None] for value in layout.blocks(params)]
     each = [[value[k] for value in values] for k in range(len(values[0]))]
     for one in each:
-        check_start(layout, one, CALLER)
+        check_start(layout, one)
     tangent = np.stack([np.asarray(layout.jacobian(layout.unconstrain(one)), float) for one in each])
     names, slopes = layout.free_names, np.broadcast_to(np.eye(layout.num_free), (len(each),) + 2 * (layout.num_free,))
     if function is not None or criterion != "D" or tangent.shape[1] == tangent.shape[2]:
-        found = [slope_of(layout, one, function, None, CALLER) for one in each]
+        found = [slope_of(layout, one, function, None) for one in each]
         names = found[0][0]
         slopes = np.stack([np.asarray(slope, float) for _, slope in found]) @ tangent
     if np.any(~np.isfinite(slopes)) or np.any(np.all(slopes == 0, axis=-1)):
         raise ValueError(
-            f"{CALLER}: the derivatives of {', '.join(names)} with respect to the parameters are zero or not finite at one of "
+            f"the derivatives of {', '.join(names)} with respect to the parameters are zero or not finite at one of "
             "the parameter values, so that no design is better than another to first order."
         )
     return Informed(model, layout, expectation, values, tangent, slopes, names)
 
 
-def points_of(model: Model, points: PyTree, name: str, caller: str) -> PyTree:
+def points_of(model: Model, points: PyTree, name: str) -> PyTree:
     """A user's points as arrays with one leading axis."""
-    check_pytrees(caller, **{name: points})
+    check_pytrees(**{name: points})
     if not sum(np.size(leaf) for leaf in jax.tree.leaves(points)):
-        raise ValueError(
-            f"{caller}: {name} holds no points. Give the values of z with a leading axis, one row for each."
-        )
-    return jax.tree.map(jnp.asarray, check_given(model, points, caller, name))
+        raise ValueError(f"{name} holds no points. Give the values of z with a leading axis, one row for each.")
+    return jax.tree.map(jnp.asarray, check_given(model, points, name))
 
 
 def _first(params: PyTree, params_axis: Any) -> PyTree:
@@ -159,13 +154,11 @@ def _first(params: PyTree, params_axis: Any) -> PyTree:
     if params_axis is None:
         return params
     if not isinstance(params_axis, int) or params_axis != 0:
-        raise ValueError(
-            f"{CALLER}: params_axis={shown(params_axis)} must be 0, or None for one value of the parameters."
-        )
+        raise ValueError(f"params_axis={shown(params_axis)} must be 0, or None for one value of the parameters.")
     lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
     if len(lengths) != 1 or lengths == {()} or lengths == {(0,)}:
         raise ValueError(
-            f"{CALLER}: params_axis=0 needs leaves with one common leading axis, a row for each value of the parameters; got "
+            f"params_axis=0 needs leaves with one common leading axis, a row for each value of the parameters; got "
             f"shapes {[np.shape(leaf) for leaf in jax.tree.leaves(params)]}."
         )
     return jax.tree.map(lambda leaf: np.asarray(leaf)[0], params)
@@ -173,20 +166,18 @@ def _first(params: PyTree, params_axis: Any) -> PyTree:
 
 def _check_route(model: Model, expectation: Any) -> None:
     if model.is_dependent:
-        raise ValueError(
-            f"{CALLER}: a dependent model has no information per observation, so no weights to give to points."
-        )
+        raise ValueError("a dependent model has no information per observation, so no weights to give to points.")
     if expectation is None and not has_closed_form(model):
         raise ValueError(
-            f"{CALLER}: the model has no information in closed form. Give an expectation: Quadrature(lower, upper) for a "
+            "the model has no information in closed form. Give an expectation: Quadrature(lower, upper) for a "
             "continuous scalar y, Enumeration(values) for a discrete one; or use a linked model."
         )
     if expectation is None:
         return
-    check_expectation(expectation, CALLER)
+    check_expectation(expectation)
     if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
         raise ValueError(
-            f"{CALLER}: {type(expectation).__name__} leaves an error in every information, so that nothing could be certified. "
+            f"{type(expectation).__name__} leaves an error in every information, so that nothing could be certified. "
             "Use a linked model, Quadrature or Enumeration."
         )
 
@@ -201,7 +192,7 @@ def _information(model: Model, layout: Layout, expectation: Any, values: Values,
     """On u, of one observation at z."""
     given = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], z)
     if expectation is not None:
-        return by_nodes(model, layout, values, expectation, given, CALLER).matrix
+        return by_nodes(model, layout, values, expectation, given).matrix
     tangent = layout.jacobian(layout.unconstrain(values))
     found = total_expected(model, layout, values, given, 1.0, None)
     return jnp.matmul(tangent.T, jnp.matmul(found, tangent, precision="highest"), precision="highest")

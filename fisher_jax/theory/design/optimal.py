@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from fisher_jax.errors import check_function, entry_point, shown, warn
 from fisher_jax.numerics import linalg
 from fisher_jax.theory.design.criteria import CRITERIA, SEEN
-from fisher_jax.theory.design.informed import CALLER, Informed, informed_of, points_of, region_of
+from fisher_jax.theory.design.informed import Informed, informed_of, points_of, region_of
 from fisher_jax.theory.design.record import Design
 from fisher_jax.theory.design.region import Climb, grid_of, over
 from fisher_jax.theory.design.search import Whitened, among, lightened
@@ -111,11 +111,11 @@ def optimal_design(
     informed = informed_of(model, params, expectation, function, params_axis, criterion)
     if criterion == "c" and len(informed.names) != 1:
         raise ValueError(
-            f'{CALLER}: criterion="c" is for one number, but function returns {len(informed.names)}: '
+            f'criterion="c" is for one number, but function returns {len(informed.names)}: '
             f'{", ".join(informed.names)}. Use "A" or "D" for several.'
         )
     if region is None:
-        rows = points_of(informed.model, candidates, "candidates", CALLER)
+        rows = points_of(informed.model, candidates, "candidates")
         raw = informed.at(rows)
         white = _whitened(informed, raw, criterion)
         found = lightened(criterion, white.slopes, among(criterion, white.slopes, white.points(raw)))
@@ -140,7 +140,7 @@ def optimal_design(
             f"the efficiency is known to be at least {bound:.6f} only, below the {efficiency:g} asked for. Likely causes: too "
             "little precision (float32), a sensitivity with a kink, or parameters that hardly any point informs of."
         )
-        warn(f"{CALLER}: {status}")
+        warn(f"{status}")
     return Design(
         points,
         found.weights[order],
@@ -157,21 +157,17 @@ def optimal_design(
 
 def _check_arguments(candidates: PyTree, region: PyTree, criterion: Any, function: Any, efficiency: Any) -> None:
     if not isinstance(criterion, str) or criterion not in CRITERIA:
-        raise ValueError(
-            f"{CALLER}: criterion={shown(criterion)} is unknown; choose from {', '.join(map(repr, CRITERIA))}."
-        )
+        raise ValueError(f"criterion={shown(criterion)} is unknown; choose from {', '.join(map(repr, CRITERIA))}.")
     if (candidates is None) == (region is None):
         raise ValueError(
-            f"{CALLER}: give either candidates, the points to choose among, or region=, an interval for each coordinate."
+            "give either candidates, the points to choose among, or region=, an interval for each coordinate."
         )
     if function is not None:
-        check_function(function, "function", CALLER)
+        check_function(function, "function")
     if criterion == "c" and function is None:
-        raise ValueError(f'{CALLER}: criterion="c" needs function=, the one number that is to be known.')
+        raise ValueError('criterion="c" needs function=, the one number that is to be known.')
     if not isinstance(efficiency, int | float) or not 0 < efficiency < 1:
-        raise ValueError(
-            f"{CALLER}: efficiency={shown(efficiency)} must lie between 0 and 1: what the bound is to reach."
-        )
+        raise ValueError(f"efficiency={shown(efficiency)} must lie between 0 and 1: what the bound is to reach.")
 
 
 def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:
@@ -179,7 +175,7 @@ def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:
     if not np.all(np.isfinite(raw)):
         worst = int(np.argmax(~np.all(np.isfinite(raw), axis=(1, 2, 3))))
         raise ValueError(
-            f"{CALLER}: the information of one observation is not finite at {np.sum(~np.isfinite(raw).all((1, 2, 3)))} of "
+            f"the information of one observation is not finite at {np.sum(~np.isfinite(raw).all((1, 2, 3)))} of "
             f"{len(raw)} points, the first of them number {worst}. Leave these points out."
         )
     rank = 1e-12 if informed.layout.dtype == np.float64 else 1e-6
@@ -192,7 +188,7 @@ def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:
         if np.any(outside > SEEN * np.linalg.norm(slope / scale, axis=1)):
             value, direction = linalg.weak_directions(matrix, informed.layout.names, jacobian=tangent)[0]
             raise ValueError(
-                f"{CALLER}: no design of these points tells {informed.names[int(np.argmax(outside))]}: all of them together "
+                f"no design of these points tells {informed.names[int(np.argmax(outside))]}: all of them together "
                 f"hold no information along {direction} (eigenvalue {value:.3g} at unit diagonal). Give other points, fix a "
                 "parameter, or ask for a function of what is told."
             )
@@ -200,14 +196,14 @@ def _whitened(informed: Informed, raw: np.ndarray, criterion: str) -> Whitened:
     ranks = {int(np.sum(kept)) for _, kept in parts}
     if len(ranks) > 1:
         raise ValueError(
-            f"{CALLER}: the points tell of {min(ranks)} directions at some parameter values and of {max(ranks)} at others."
+            f"the points tell of {min(ranks)} directions at some parameter values and of {max(ranks)} at others."
         )
     basis = np.stack([whole[:, kept] for whole, kept in parts])
     slopes = informed.slopes @ basis
     rows = slopes / np.linalg.norm(slopes, axis=2, keepdims=True)
     if criterion == "D" and np.any(np.linalg.svd(rows, compute_uv=False)[:, -1] < DEPENDENT):
         raise ValueError(
-            f"{CALLER}: the determinant of the covariance of {', '.join(informed.names)} is zero whatever the design: they "
+            f"the determinant of the covariance of {', '.join(informed.names)} is zero whatever the design: they "
             'depend on each other. Ask for fewer, or use criterion="A".'
         )
     return Whitened(basis, slopes, np.stack([whole for whole, _ in parts]))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_whole
+from fisher_jax.errors import check_whole, entry_point
 from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.information import Covariance, Information
 from fisher_jax.models.parameters import path_name
@@ -70,6 +70,7 @@ class Design(Printed):
             matrix, names = np.swapaxes(back, 1, 2) @ matrix @ back, informed.layout.names
         return Information(self._typed(matrix), names, informed.route)
 
+    @entry_point
     def covariance(self, num_observations: Any) -> Covariance:
         """The covariance of an efficient estimate of what was asked, from so many observations spread as the weights say.
 
@@ -83,12 +84,13 @@ class Design(Printed):
         Covariance
             K (n M)⁻ Kᵀ, by `names`; NaN where the design does not tell them.
         """
-        num_observations = check_whole(num_observations, 1, "num_observations", "Design.covariance")
+        num_observations = check_whole(num_observations, 1, "num_observations")
         found, unseen = covariance_of(*self._whitened(self.points, self.weights))
         found = np.where(unseen[:, None, None] > SEEN, np.nan, found) / num_observations
         route = f"Cramér-Rao bound for {num_observations:g} observations from: {self.informed.route}"
         return Covariance(self._typed(found), self.names, route)
 
+    @entry_point
     def sensitivity(self, points: PyTree) -> np.ndarray:
         """What an observation at each point would add: at an optimal design at most one everywhere, and one at its points.
 
@@ -104,9 +106,10 @@ class Design(Printed):
             parameter for D: the classical variance function divided by its bound. One divided by its largest value is
             `efficiency_bound`.
         """
-        rows = points_of(self.informed.model, points, "points", "Design.sensitivity")
+        rows = points_of(self.informed.model, points, "points")
         return gains(self.dual, self.informed.at(rows))
 
+    @entry_point
     def efficiency(self, points: PyTree, weights: Any = None) -> float:
         """How well another design does beside this one, by the criterion of this: one if as well.
 
@@ -125,12 +128,13 @@ class Design(Printed):
         """
         if isinstance(points, Design):
             points, weights = points.points, points.weights if weights is None else weights
-        rows = points_of(self.informed.model, points, "points", "Design.efficiency")
+        rows = points_of(self.informed.model, points, "points")
         shares = _shares(weights, jax.tree.leaves(rows)[0].shape[0])
         _check_finite(self.informed.at(rows))
         other = evaluated(self.criterion, *self._whitened(rows, shares))
         return float(np.exp(np.log(self.value) - other))
 
+    @entry_point
     def round(self, num_observations: Any) -> np.ndarray:
         """Whole numbers of observations at each point, as near to the weights as any: the efficient rounding.
 
@@ -150,9 +154,7 @@ class Design(Printed):
         """
         weights = np.asarray(self.weights, float)
         points = len(weights)
-        num_observations = check_whole(
-            num_observations, points, "num_observations", "Design.round", ", the number of points"
-        )
+        num_observations = check_whole(num_observations, points, "num_observations", ", the number of points")
         counts = np.ceil((num_observations - 0.5 * len(weights)) * weights * (1 - 1e-12)).astype(int)
         counts = np.maximum(counts, 1)
         while counts.sum() < num_observations:
