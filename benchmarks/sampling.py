@@ -15,7 +15,7 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 
 import fisher_jax as fj
-from fisher_jax.theory import simulated
+from fisher_jax.simulation import experiment as simulated
 
 TRUTH = {"shape": 2.0, "rate": 1.0}
 N = 100
@@ -40,10 +40,10 @@ def main():
     count = parser.parse_args().replicates
     model, key = fj.families.gamma, jax.random.key(0)
     settings = {"num_observations": N, "num_replicates": count}
-    experiment = simulated.experiment_of(model, TRUTH, None, N, "benchmark")
+    experiment = simulated.experiment_of(model, TRUTH, None, N)
     print(f"{count} data sets of {N}, {jax.local_device_count()} device(s)")
     print(f"{'seconds':<44}{'first':>8}{'warm':>8}{'CPU':>8}")
-    draws = report("drawing", lambda: list(simulated.data_sets_of(experiment, key, count, "benchmark")))
+    draws = report("drawing", lambda: list(simulated.data_sets_of(experiment, key, count)))
     data = np.concatenate(draws[2])
     report("fitting", lambda: fj.fit_batch(model, TRUTH, data, covariances=()))
     whole = report(

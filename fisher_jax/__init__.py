@@ -7,8 +7,8 @@ from fisher_jax._version import __version__
 
 if TYPE_CHECKING:
     from fisher_jax import families, moments, optimizers, stream
+    from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
-    from fisher_jax.expectation import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
     from fisher_jax.fitting.batch import fit_batch
     from fisher_jax.fitting.files import load
     from fisher_jax.fitting.fit import fit
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from fisher_jax.inference.influential import Influence, influence
     from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
     from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
-    from fisher_jax.inference.profile_likelihood import profile_likelihood
-    from fisher_jax.inference.profile_record import Profile
     from fisher_jax.inference.record import HypothesisTest
     from fisher_jax.inference.robust import robust
     from fisher_jax.inference.score import score_test
@@ -42,7 +40,11 @@ if TYPE_CHECKING:
         information_operator,
         observed_information,
     )
+    from fisher_jax.information.bartlett import check_information_equality, check_score_mean
+    from fisher_jax.information.bartlett_record import Check
+    from fisher_jax.information.bound import cramer_rao_bound
     from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
+    from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
     from fisher_jax.models.constraints import (
         fixed,
         interval,
@@ -54,24 +56,17 @@ if TYPE_CHECKING:
     )
     from fisher_jax.models.linked import linked
     from fisher_jax.models.model import Model, dependent
+    from fisher_jax.profile.profile_likelihood import profile_likelihood
+    from fisher_jax.profile.record import Profile
+    from fisher_jax.simulation.convergence_rate import ConvergenceRate, convergence_rate
+    from fisher_jax.simulation.coverage import coverage
+    from fisher_jax.simulation.coverage_record import Coverage
+    from fisher_jax.simulation.sample_size import sample_size
+    from fisher_jax.simulation.sample_size_record import SampleSize
+    from fisher_jax.simulation.sampling_distribution import sampling_distribution
+    from fisher_jax.simulation.sampling_record import SamplingDistribution
+    from fisher_jax.simulation.score_distribution import ScoreDistribution, score_distribution
     from fisher_jax.stream import StreamResult, fit_stream
-    from fisher_jax.theory import (
-        Check,
-        ConvergenceRate,
-        Coverage,
-        SampleSize,
-        SamplingDistribution,
-        ScoreDistribution,
-        check_information_equality,
-        check_score_mean,
-        convergence_rate,
-        coverage,
-        cramer_rao_bound,
-        sample_size,
-        sampling_distribution,
-        score_distribution,
-    )
-    from fisher_jax.theory.design import Design, optimal_design
 
 # Where each public name is defined. Modules are imported when a name of theirs is first used: to import all of them takes as long
 # as to import JAX.
@@ -82,10 +77,10 @@ _DEFINED_IN = {
     "stream": "",
     "FitError": "fisher_jax.errors",
     "FitWarning": "fisher_jax.errors",
-    "Enumeration": "fisher_jax.expectation",
-    "MonteCarlo": "fisher_jax.expectation",
-    "Quadrature": "fisher_jax.expectation",
-    "QuasiMonteCarlo": "fisher_jax.expectation",
+    "Enumeration": "fisher_jax.information.expectations",
+    "MonteCarlo": "fisher_jax.information.expectations",
+    "Quadrature": "fisher_jax.information.expectations",
+    "QuasiMonteCarlo": "fisher_jax.information.expectations",
     "fit_batch": "fisher_jax.fitting.batch",
     "load": "fisher_jax.fitting.files",
     "fit": "fisher_jax.fitting.fit",
@@ -106,8 +101,8 @@ _DEFINED_IN = {
     "InformationMatrixTest": "fisher_jax.inference.information_matrix_test",
     "information_matrix_test": "fisher_jax.inference.information_matrix_test",
     "likelihood_ratio_test": "fisher_jax.inference.likelihood_ratio",
-    "profile_likelihood": "fisher_jax.inference.profile_likelihood",
-    "Profile": "fisher_jax.inference.profile_record",
+    "profile_likelihood": "fisher_jax.profile.profile_likelihood",
+    "Profile": "fisher_jax.profile.record",
     "HypothesisTest": "fisher_jax.inference.record",
     "robust": "fisher_jax.inference.robust",
     "score_test": "fisher_jax.inference.score",
@@ -140,22 +135,22 @@ _DEFINED_IN = {
     "dependent": "fisher_jax.models.model",
     "StreamResult": "fisher_jax.stream",
     "fit_stream": "fisher_jax.stream",
-    "Check": "fisher_jax.theory",
-    "ConvergenceRate": "fisher_jax.theory",
-    "Coverage": "fisher_jax.theory",
-    "SampleSize": "fisher_jax.theory",
-    "SamplingDistribution": "fisher_jax.theory",
-    "ScoreDistribution": "fisher_jax.theory",
-    "check_information_equality": "fisher_jax.theory",
-    "check_score_mean": "fisher_jax.theory",
-    "convergence_rate": "fisher_jax.theory",
-    "coverage": "fisher_jax.theory",
-    "cramer_rao_bound": "fisher_jax.theory",
-    "sample_size": "fisher_jax.theory",
-    "sampling_distribution": "fisher_jax.theory",
-    "score_distribution": "fisher_jax.theory",
-    "Design": "fisher_jax.theory.design",
-    "optimal_design": "fisher_jax.theory.design",
+    "Check": "fisher_jax.information.bartlett_record",
+    "ConvergenceRate": "fisher_jax.simulation.convergence_rate",
+    "Coverage": "fisher_jax.simulation.coverage_record",
+    "SampleSize": "fisher_jax.simulation.sample_size_record",
+    "SamplingDistribution": "fisher_jax.simulation.sampling_record",
+    "ScoreDistribution": "fisher_jax.simulation.score_distribution",
+    "check_information_equality": "fisher_jax.information.bartlett",
+    "check_score_mean": "fisher_jax.information.bartlett",
+    "convergence_rate": "fisher_jax.simulation.convergence_rate",
+    "coverage": "fisher_jax.simulation.coverage",
+    "cramer_rao_bound": "fisher_jax.information.bound",
+    "sample_size": "fisher_jax.simulation.sample_size",
+    "sampling_distribution": "fisher_jax.simulation.sampling_distribution",
+    "score_distribution": "fisher_jax.simulation.score_distribution",
+    "Design": "fisher_jax.design",
+    "optimal_design": "fisher_jax.design",
 }
 
 __all__ = [

@@ -75,24 +75,21 @@ def entry_point(function: Function) -> Function:
     parameters = {name: p for name, p in signature.parameters.items() if name not in ("self", "cls")}
     positional = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
     named = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    owner, _, name = function.__qualname__.rpartition(".")
-    name = owner if name == "__post_init__" else name
+    name = function.__qualname__.removesuffix(".__post_init__")
 
-    def misfit(arguments: tuple[Any, ...], keywords: dict[str, Any], error: TypeError) -> str:
-        count = len(arguments) - (len(signature.parameters) - len(parameters))
-        unknown = [key for key in keywords if key not in parameters]
-        if count > len(positional):
-            hint = f"Give the others by name, as {named[0]}=…. " if named else ""
-            text = f"{count} arguments came by position, of {len(positional)}. {hint}".rstrip()
-        elif unknown:
-            text = f"there is no argument {unknown[0]!r}."
-        else:
-            try:
-                signature.bind(*arguments, **keywords)
-                text = f"{error}."
-            except TypeError as reason:
-                text = f"{reason}."
-        return f"{text} It takes {', '.join(parameters)}."
+    def misfit(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+        """How a call does not fit the signature; empty where it does."""
+        try:
+            signature.bind(*arguments, **keywords)
+        except TypeError as error:
+            count = len(arguments) - (len(signature.parameters) - len(parameters))
+            unknown = [key for key in keywords if key not in parameters]
+            text = f"there is no argument {unknown[0]!r}." if unknown else f"{error}."
+            if count > len(positional):
+                hint = f" Give the others by name, as {named[0]}=…." if named else ""
+                text = f"{count} arguments came by position, of {len(positional)}.{hint}"
+            return f"{text} It takes {', '.join(parameters)}."
+        return ""
 
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
@@ -101,10 +98,9 @@ def entry_point(function: Function) -> Function:
         try:
             return function(*arguments, **keywords)
         except (TypeError, ValueError, ImportError) as error:
-            lines = traceback.extract_tb(error.__traceback__)
-            if isinstance(error, TypeError) and len(lines) == 1:  # raised by the call itself
-                raise TypeError(f"{name}: {misfit(arguments, keywords, error)}") from None
-            if len(names) == 1 and _is_ours(lines[-1]):
+            if isinstance(error, TypeError) and (text := misfit(arguments, keywords)):
+                raise TypeError(f"{name}: {text}") from None
+            if len(names) == 1 and _is_ours(traceback.extract_tb(error.__traceback__)[-1]):
                 error.args = (f"{name}: {error}",)
             raise
         finally:

@@ -12,9 +12,9 @@ import scipy.stats
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
+from fisher_jax.inference import bootstrap_intervals
+from fisher_jax.inference.resampling import of_blocks, of_units, resampled_counts
 from fisher_jax.plots import bootstrap_histogram
-from fisher_jax.uncertainty import bootstrap_intervals
-from fisher_jax.uncertainty.resampling import of_blocks, of_units, resampled_counts
 
 KEY = jax.random.key(5)
 RNG = np.random.default_rng(2)

@@ -226,7 +226,7 @@ def test_a_fit_knows_what_it_was_made_from_until_a_transformation():
 
 def test_inference_lowers_for_cuda_without_host_callbacks():
     from fisher_jax.inference.influential import _influence_of
-    from fisher_jax.uncertainty.profile_sides import _profiles
+    from fisher_jax.profile.sides import _profiles
 
     model, start, data, given = MODELS["gamma"]
     fit = fj.fit(model, start, data, given=given)

@@ -83,7 +83,7 @@ CASES = {
 
 def ten_standard_errors_away(model, truth, sample, count):
     """Starts in random directions on the unconstrained scale, by the covariance of the first sample's fit."""
-    layout, values = flatten_parameters(model, truth, "test")
+    layout, values = flatten_parameters(model, truth)
     spread = np.linalg.cholesky(np.linalg.inv(np.asarray(fj.fit(model, truth, sample).curvature)))
     directions = np.random.default_rng(2).normal(size=(count, layout.num_free))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

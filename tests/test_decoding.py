@@ -150,7 +150,7 @@ def test_the_models_own_start_does_not_see_what_lies_under_a_mask():
 
 
 def test_a_mask_under_which_nothing_lies_changes_nothing():
-    dataset = check_dataset(LINE, np.ma.array(Y, mask=np.zeros(12, bool)), Z, None, "fit")
+    dataset = check_dataset(LINE, np.ma.array(Y, mask=np.zeros(12, bool)), Z, None)
     assert dataset.weights is None
     assert type(dataset.data) is np.ndarray
 
@@ -227,8 +227,8 @@ def test_starts_of_integers_are_starts():
 
 def test_an_integer_makes_the_precision_the_default_one_unless_it_is_fixed():
     mixed = {"at_zero": np.float32(0), "slope": np.int64(0)}
-    assert flatten_parameters(LINE, mixed, "fit")[0].dtype == np.float64
-    layout, values = flatten_parameters(FLAT, mixed, "fit")
+    assert flatten_parameters(LINE, mixed)[0].dtype == np.float64
+    layout, values = flatten_parameters(FLAT, mixed)
     assert layout.dtype == np.float32
     assert values[1].dtype == np.int64
 
@@ -363,7 +363,7 @@ def test_parameters_as_many_as_there_are_data_sets_are_still_parameters():
 
 def test_plain_arrays_pass_untouched():
     y, z, w = Y[None], Z, WEIGHTS[None]
-    one = check_dataset(LINE, Y, Z, WEIGHTS, "fit")
+    one = check_dataset(LINE, Y, Z, WEIGHTS)
     assert one.data is Y
     assert one.given is Z
     assert one.weights is WEIGHTS
@@ -372,4 +372,4 @@ def test_plain_arrays_pass_untouched():
     assert many.given is z
     assert np.shares_memory(many.weights, w)
     device = jnp.asarray(Y)
-    assert check_dataset(LINE, device, Z, None, "fit").data is device
+    assert check_dataset(LINE, device, Z, None).data is device

@@ -42,7 +42,7 @@ def autoregression(params, y):
 
 def compiled_for(log_density, what="fit"):
     """What was compiled for a density, of one kind: the (key, program) pairs."""
-    return [(key, value) for key, value in programs_of(as_model(log_density, "test")).items() if key[0] == what]
+    return [(key, value) for key, value in programs_of(as_model(log_density)).items() if key[0] == what]
 
 
 def assert_like_fit(fits, fit_one, numbers):

@@ -268,7 +268,7 @@ def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_m
     many = fit_on_gpu(model, NORMAL_START, data)
     few = fit_on_gpu(model, NORMAL_START, data[150:170])
     assert_the_same(few, many[150:170])
-    assert len([key for key in programs_of(as_model(model, "test")) if key[0] == "fit"]) == 1
+    assert len([key for key in programs_of(as_model(model)) if key[0] == "fit"]) == 1
 
 
 def test_few_fits_are_not_filled_up_to_a_larger_program_where_there_is_a_smaller(monkeypatch):
@@ -285,8 +285,8 @@ def pieces_of(monkeypatch, count, leaf_shape, dtype, *, limit=None, devices=2):
     """The chunks of data sets of this shape on cards with so many bytes free, without an array of that size."""
     known = {"bytes_limit": limit, "bytes_in_use": limit // 2} if limit else None
     device = type("Device", (), {"memory_stats": lambda self: known})()
-    leaf, model = np.broadcast_to(np.zeros((), dtype), (count, *leaf_shape)), as_model(new_normal(), "test")
-    layout, _ = flatten_parameters(model, NORMAL_START, "test")
+    leaf, model = np.broadcast_to(np.zeros((), dtype), (count, *leaf_shape)), as_model(new_normal())
+    layout, _ = flatten_parameters(model, NORMAL_START)
     plan = Plan(model, layout, None, jax.tree.structure((0, None, None)), 0, (True,), leaf_shape[0])
     monkeypatch.setattr(workers, "platform", lambda: "gpu")
     pieces, capacity = chunks.pieces_of(plan, count, [leaf], (device,) * devices)
@@ -324,9 +324,9 @@ def test_rows_that_many_parameters_multiply_leave_lanes(monkeypatch):
 def test_the_device_that_jax_was_told_is_taken():
     with jax.default_device("cpu"):
         assert workers.platform() == "cpu"
-        assert workers.devices_of(None, "test") == (None,) * workers.num_cores()
+        assert workers.devices_of(None) == (None,) * workers.num_cores()
     with jax.default_device(jax.devices()[0]):
-        assert workers.devices_of(3, "test") == (None,) * 3
+        assert workers.devices_of(3) == (None,) * 3
 
 
 def test_several_devices_each_take_chunks():

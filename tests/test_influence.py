@@ -6,9 +6,9 @@ import pytest
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
+from fisher_jax.inference import influence_of_each as influences
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.uncertainty import influence as influences
 
 RNG = np.random.default_rng(8)
 N = 20
@@ -126,7 +126,7 @@ def test_at_a_boundary_there_is_no_influence():
 
 def test_many_rows_are_taken_in_chunks(monkeypatch):
     model, layout = fj.Model(line), fj.fit(line, jnp.zeros(2), Y, given=Z).layout
-    target = likelihood(model, layout, [np.zeros(2)], Dataset(jnp.tile(Y, 3), jnp.tile(Z, (3, 1)), None), "test")
+    target = likelihood(model, layout, [np.zeros(2)], Dataset(jnp.tile(Y, 3), jnp.tile(Z, (3, 1)), None))
     arguments = (target, jnp.ones(2), jnp.asarray(3.0 * Z.T @ Z / 0.3**2), jnp.ones(3 * N))
     whole = influences.moves(*arguments)
     monkeypatch.setattr(influences, "CHUNK_ENTRIES", 100)

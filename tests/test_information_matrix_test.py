@@ -54,7 +54,7 @@ def test_their_spread_is_that_of_a_normal_by_hand():
     model, start, draw = MODELS["normal"]
     data = draw(np.random.default_rng(3), 50)
     fit = fj.fit(model, start, data)
-    found = spreads(fit, origin_of(fit, "test"), np.asarray(fit.free)[None], jax.random.key(0), "test")[0]
+    found = spreads(fit, origin_of(fit), np.asarray(fit.free)[None], jax.random.key(0))[0]
     scale = float(fit.params["scale"])
     draws = 2000  # of which the variances of the third and fourth powers have standard errors of some ten per cent
     np.testing.assert_allclose(found[1, 1], 6 * 50 / scale**2, rtol=5 * np.sqrt(60 / draws))

@@ -195,7 +195,7 @@ def test_the_band_is_as_wide_as_realisations_of_the_matrix_spread():
     weights = np.random.default_rng(1).standard_normal((4000, 6))
     redrawn = np.asarray(MATRIX) + np.einsum("rk,kij->rij", weights, np.asarray(small.errors))
     inverses = np.linalg.inv(redrawn)
-    found = region_of(small, "sampled", NAMES, 1, "test")
+    found = region_of(small, "sampled", NAMES, 1)
     pair = np.ix_(range(len(redrawn)), [0, 2], [0, 2])
     for known, matrices in ((False, np.linalg.inv(inverses[pair])), (True, redrawn[pair])):
         points, share = found.ellipse([0, 2], 2.0, known=known)

@@ -285,7 +285,7 @@ def test_profile_intervals_of_a_batch_without_fits_and_of_failed_fits():
 
 
 def test_profiles_lower_for_a_gpu():
-    from fisher_jax.uncertainty import profile_sides
+    from fisher_jax.profile import sides as profile_sides
 
     fit = fitted("gamma")
     model, sample = fit.origin

@@ -15,7 +15,7 @@ import fisher_jax as fj
 from fisher_jax import families
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference import replicates
-from fisher_jax.theory import normality
+from fisher_jax.simulation import normality
 
 KEY = jax.random.key(11)
 RATE = {"rate": 2.0}

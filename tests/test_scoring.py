@@ -36,9 +36,9 @@ LINKED = {
 def problem(name, weights):
     predictor, data = LINKED[name]
     model = fj.linked(getattr(fj.families, name), predictor, constraints={"level": fj.positive})
-    layout, values = flatten_parameters(model, {"level": 0.7, "slope": 0.3}, "test")
+    layout, values = flatten_parameters(model, {"level": 0.7, "slope": 0.3})
     sample = Dataset(data, Z, weights)
-    return model, layout, values, likelihood(model, layout, values, sample, "test")
+    return model, layout, values, likelihood(model, layout, values, sample)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_a_number_held_fixed_by_the_family_may_move_with_the_parameters():
         return {"logit": 0.3, "trials": 5.0 + jnp.exp(params * z)}
 
     model = fj.linked(fj.families.binomial, predictor)
-    layout, values = flatten_parameters(model, 0.2, "test")
-    target = likelihood(model, layout, values, Dataset(COUNTS, Z, None), "test")
+    layout, values = flatten_parameters(model, 0.2)
+    target = likelihood(model, layout, values, Dataset(COUNTS, Z, None))
     free = jnp.asarray(layout.unconstrain(values))
     gradient = scoring_at(model, layout, values, target, True, free).gradient
     assert gradient[0] != 0.0
@@ -79,7 +79,7 @@ def test_a_number_held_fixed_by_the_family_may_move_with_the_parameters():
 def test_chunks_of_rows_give_what_all_rows_give(monkeypatch):
     model, layout, values, _ = problem("poisson", None)
     data, given = jnp.tile(COUNTS, 200), jnp.tile(Z, 200)
-    target = likelihood(model, layout, values, Dataset(data, given, None), "test")
+    target = likelihood(model, layout, values, Dataset(data, given, None))
     free = jnp.asarray(layout.unconstrain(values))
     whole = scoring_at(model, layout, values, target, True, free)
     monkeypatch.setattr(scoring, "CHUNK_ENTRIES", 1)

@@ -56,12 +56,12 @@ def repeated(name):
 
     @jax.jit
     def run(keys, point):
-        layout, values = flatten_parameters(model, point, "test")
+        layout, values = flatten_parameters(model, point)
         layout = layout.natural()
         q, pairs = len(layout.names), draws // 2
 
         def once(key):
-            found = sampled.moments(model, layout, values, fj.MonteCarlo(key, draws), None, "test")
+            found = sampled.moments(model, layout, values, fj.MonteCarlo(key, draws), None)
             guard = sampled.judge(found, q, pairs, sampled.GUARD_LEVEL)
             kinds = {
                 "bartlett": sampled.coefficients(found),

@@ -550,7 +550,7 @@ class Fit:
     ) -> Float[AnyArray, "*b q 2"]:
         if method == "wald":
             return self._computed(intervals.wald, kind, level, scale, require_maximum)
-        from fisher_jax.uncertainty.profile_sides import profile_ends
+        from fisher_jax.profile.sides import profile_ends
 
         model, dataset = origin_of(self)
         ends = profile_ends(model, dataset, self.layout, (self.values, self.free, self.curvature), level)

@@ -6,13 +6,13 @@ import numpy as np
 
 from fisher_jax.errors import check_choice, check_count, check_flag, check_key, entry_point, shown, warn
 from fisher_jax.fitting import workers
+from fisher_jax.fitting.each import check_fit
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.clusters import cluster_codes
-from fisher_jax.inference.each import check_fit
 from fisher_jax.inference.replicates import each_left_out, refit_drawn, refit_weighted, resampled_weights, whole_weights
-from fisher_jax.uncertainty.resampling import Scheme, of_blocks, of_units
-from fisher_jax.uncertainty.unit_scores import unit_influence
+from fisher_jax.inference.resampling import Scheme, of_blocks, of_units
+from fisher_jax.inference.unit_influence import unit_influence
 
 METHODS = ("nonparametric", "parametric", "block", "circular block")
 ACCELERATIONS = ("infinitesimal", "jackknife")

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.errors import check_level, entry_point, require, warn
+from fisher_jax.fitting.functions import OfParameters, Output, linearised, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
-from fisher_jax.inference.report import Printed, Table, number
+from fisher_jax.inference import bootstrap_intervals
 from fisher_jax.models.model import ById
-from fisher_jax.uncertainty import bootstrap_intervals
+from fisher_jax.reporting import Printed, Table, number
 
 INTERVALS = ("percentile", "basic", "bca")
 

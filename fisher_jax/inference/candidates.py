@@ -11,9 +11,10 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.decoding import check_unmasked
 from fisher_jax.errors import call_user, to_numpy
+from fisher_jax.fitting.each import with_data
 from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
-from fisher_jax.inference.each import with_data
+from fisher_jax.inference.score_statistic import Nuisance, Tested, score_statistic
 from fisher_jax.information.closed_form import predicted
 from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset
@@ -21,7 +22,6 @@ from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import ById, Model, check_arity
 from fisher_jax.models.parameters import Leaf, layout_of
-from fisher_jax.uncertainty.score import Nuisance, Tested, score_statistic
 
 ENTRIES = 2**24  # entries of candidates worked on at once
 

@@ -8,8 +8,8 @@ import numpy as np
 from fisher_jax.errors import entry_point, require, warn
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import Row
-from fisher_jax.inference.report import Printed, Table, number, tabular
 from fisher_jax.inference.samples import named_fits
+from fisher_jax.reporting import Printed, Table, number, tabular
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,8 +8,8 @@ import numpy as np
 from fisher_jax.errors import entry_point, require, warn
 from fisher_jax.fitting.covariance import takeuchi
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.report import Printed, Table, tabular
 from fisher_jax.inference.samples import named_fits, same_data
+from fisher_jax.reporting import Printed, Table, tabular
 
 CRITERIA = ("aic", "aicc", "bic", "tic")
 

@@ -11,12 +11,12 @@ from jaxtyping import Array, Bool, Float, PyTree
 from fisher_jax.errors import entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import intervals
+from fisher_jax.fitting.each import check_fit, of_each
+from fisher_jax.fitting.functions import OfParameters, Output, linearised, outline
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.each import check_fit, of_each
-from fisher_jax.inference.functions import OfParameters, Output, linearised, outline
-from fisher_jax.inference.report import Printed, Table, number
 from fisher_jax.models.model import ById
 from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.reporting import Printed, Table, number
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
 SHOWN = 30  # rows of a report

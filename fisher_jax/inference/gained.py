@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from fisher_jax.fitting.each import BLOCK, with_data
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.each import BLOCK, with_data
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model

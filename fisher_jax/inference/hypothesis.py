@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.errors import check_pytree, shown
-from fisher_jax.inference.functions import named_within
+from fisher_jax.fitting.functions import named_within
 from fisher_jax.models.constraints import Fixed, Interval, Simplex, Unconstrained
 from fisher_jax.models.parameters import Layout
 

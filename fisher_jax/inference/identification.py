@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.errors import entry_point, shown
+from fisher_jax.fitting.each import check_fit, quietly
+from fisher_jax.fitting.functions import OfParameters, linearised, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference.each import check_fit, quietly
-from fisher_jax.inference.functions import OfParameters, linearised, outline
-from fisher_jax.inference.report import Printed, Table, number
+from fisher_jax.inference.identified import identified, identify
 from fisher_jax.inference.wald import Entries
 from fisher_jax.models.model import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import is_traced
-from fisher_jax.uncertainty.identification import identified, identify
+from fisher_jax.reporting import Printed, Table, number
 
 WEAK = 1e-3  # of an eigenvalue: standard errors along the direction are some thirty times what each parameter's would be alone
 

@@ -10,14 +10,14 @@ from jaxtyping import Array, Float
 
 from fisher_jax.errors import entry_point, require
 from fisher_jax.fitting.covariance import precise
+from fisher_jax.fitting.each import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference.each import check_fit, with_data
-from fisher_jax.inference.report import Printed, Table, number
+from fisher_jax.inference import influence_of_each as influences
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
 from fisher_jax.models.model import Model
-from fisher_jax.uncertainty import influence as influences
+from fisher_jax.reporting import Printed, Table, number
 
 SHOWN = 10  # observations of a report
 FAR = 0.5  # standard errors that the estimate would move

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.inference.report import Printed, Table, number
+from fisher_jax.reporting import Printed, Table, number
 
 
 @dataclass(frozen=True, repr=False)

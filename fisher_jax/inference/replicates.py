@@ -11,8 +11,8 @@ from jaxtyping import Array, PyTree
 from fisher_jax.errors import call_user
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
+from fisher_jax.inference.resampling import Scheme, resampled_counts
 from fisher_jax.models.model import Model, jit_with_model
-from fisher_jax.uncertainty.resampling import Scheme, resampled_counts
 
 _ENTRIES = 2**23  # of what is held at once
 _AT_ONCE = 2**14  # of draws: a sampler that rejects waits for the slowest of them

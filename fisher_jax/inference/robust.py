@@ -9,14 +9,14 @@ from jaxtyping import Array
 
 from fisher_jax.errors import entry_point, warn
 from fisher_jax.fitting.covariance import precise
+from fisher_jax.fitting.each import check_fit, with_data
 from fisher_jax.fitting.result import Fit
+from fisher_jax.inference import meat
 from fisher_jax.inference.clusters import cluster_codes
-from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import Likelihood, likelihood, scores_at
 from fisher_jax.models.model import Model
 from fisher_jax.numerics import linalg
-from fisher_jax.uncertainty import meat
 
 CORRECTIONS = {
     "none": "no small-sample factor",

@@ -9,18 +9,18 @@ from jaxtyping import Array, Float
 
 from fisher_jax.errors import check_choice, entry_point, names_in, shown, warn
 from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.each import check_fit, with_data
 from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.candidates import candidate_statistics
-from fisher_jax.inference.each import check_fit, with_data
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
+from fisher_jax.inference.score_statistic import Nuisance, Tested, score_statistic
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.constraints import Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Leaf
-from fisher_jax.uncertainty.score import Nuisance, Tested, score_statistic
 
 INFORMATION = {
     "observed": "observed information at the null estimate",

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from fisher_jax.fitting.each import of_each
+from fisher_jax.fitting.functions import OfParameters, numbers_of, outline
 from fisher_jax.fitting.result import origin_of
-from fisher_jax.inference.each import of_each
-from fisher_jax.inference.functions import OfParameters, numbers_of, outline
 from fisher_jax.inference.restricted import fit_again
 from fisher_jax.inference.wald import WaldStatistic, check_rank
 from fisher_jax.models.constraints import fixed

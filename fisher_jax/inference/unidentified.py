@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from fisher_jax.fitting.each import with_data
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.each import with_data
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import Dataset

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float
 
 from fisher_jax.errors import entry_point, warn
 from fisher_jax.fitting import covariance as covariances
+from fisher_jax.fitting.each import check_fit, of_each
+from fisher_jax.fitting.functions import OfParameters, linearised, outline
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.each import check_fit, of_each
-from fisher_jax.inference.functions import OfParameters, linearised, outline
 from fisher_jax.inference.hypothesis import free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.models.model import ById

@@ -47,7 +47,7 @@ def observed_information(
     [[0.5]]
     """
     arguments = at_door(model, params, data, given, weights)
-    matrix = _observed(*arguments, "observed_information")
+    matrix = _observed(*arguments)
     return Information(matrix, arguments[1].names, "observed: minus the mean Hessian at the data")
 
 
@@ -85,7 +85,7 @@ def empirical_fisher(
     [[0.25]]
     """
     arguments = at_door(model, params, data, given, weights)
-    matrix = _empirical(*arguments, "empirical_fisher")
+    matrix = _empirical(*arguments)
     route = "empirical: mean outer product of the scores at the data"
     return Information(matrix, arguments[1].names, route)
 

@@ -102,7 +102,7 @@ def log_likelihood(
     >>> print(f"{fj.log_likelihood(log_density, {'loc': 0.0, 'scale': 1.0}, jnp.array([1.0, 2.0])):.4f}")
     -4.3379
     """
-    return _log_likelihood(*at_door(model, params, data, given, weights), "log_likelihood")
+    return _log_likelihood(*at_door(model, params, data, given, weights))
 
 
 @entry_point
@@ -136,7 +136,7 @@ def score(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, wei
     3.0
     """
     arguments = at_door(model, params, data, given, weights)
-    return arguments[1].assemble(_score(*arguments, "score"))
+    return arguments[1].assemble(_score(*arguments))
 
 
 @entry_point
@@ -172,7 +172,7 @@ def scores(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, we
     [1. 2.]
     """
     arguments = at_door(model, params, data, given, weights)
-    return arguments[1].assemble(_scores(*arguments, "scores"))
+    return arguments[1].assemble(_scores(*arguments))
 
 
 @entry_point
@@ -211,7 +211,7 @@ def hessian(
     >>> print(fj.hessian(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0])))
     [[-2.]]
     """
-    return _hessian(*at_door(model, params, data, given, weights), "hessian")
+    return _hessian(*at_door(model, params, data, given, weights))
 
 
 @entry_point

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.errors import call_user
-from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
+from fisher_jax.information.expectations import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
 from fisher_jax.models.likelihood import terms_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
-from fisher_jax.expectation import Enumeration, Quadrature
 from fisher_jax.information.draws import num_rows
+from fisher_jax.information.expectations import Enumeration, Quadrature
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.sampled import Sampled
 from fisher_jax.models.likelihood import terms_of

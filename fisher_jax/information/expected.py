@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_pytrees, entry_point, warn
-from fisher_jax.expectation import Enumeration, Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.draws import are_few, num_rows
 from fisher_jax.information.exact import by_nodes
+from fisher_jax.information.expectations import Enumeration, Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information.record import Information
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.sampled import Sampled, by_draws

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
-from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo
 from fisher_jax.information.closed_form import as_matrix
 from fisher_jax.information.draws import Drawing, drawing, num_pairs, terms_per_draw, unit_terms
 from fisher_jax.information.errors import Estimate
+from fisher_jax.information.expectations import SCRAMBLINGS, MonteCarlo
 from fisher_jax.information.krylov import Product, probed, random_signs
 from fisher_jax.information.sampled import PIECES
 from fisher_jax.models.constraints import fixed

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import check_choice, check_count, check_pytrees, entry_point
-from fisher_jax.expectation import MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information import krylov, matrix_free
 from fisher_jax.information.closed_form import has_closed_form
 from fisher_jax.information.derivatives import at_door
 from fisher_jax.information.draws import drawing, num_rows
 from fisher_jax.information.errors import Estimate
+from fisher_jax.information.expectations import MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information.krylov import Solution
 from fisher_jax.models.dataset import Dataset, check_given
 from fisher_jax.models.likelihood import likelihood

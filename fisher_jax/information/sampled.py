@@ -20,13 +20,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES
-from fisher_jax.expectation import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information.draws import drawing, num_pairs, num_rows, terms_per_draw, unit_terms
+from fisher_jax.information.expectations import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information.regularity import NEGLIGIBLE, Regularity, in_errors
 from fisher_jax.information.tails import tail_exponent
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.moments.running import sum_of_products
+from fisher_jax.moments import sum_of_products
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import each_at, each_score_at
 

@@ -14,7 +14,7 @@ from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, call_density, check_floating, shapes_of
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.moments.running import sum_of_products
+from fisher_jax.moments import sum_of_products
 from fisher_jax.numerics.differentiate import FORWARD_UP_TO, batched, by_entry, by_row, cotangent, each_score_at, weigh
 
 

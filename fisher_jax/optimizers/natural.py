@@ -226,7 +226,7 @@ def _number(name: str, setting: Any, unknown: float) -> Any:
 def _check_information(information: Any, kind: str) -> None:
     if not hasattr(information, "solve"):
         raise TypeError(
-            f"information must be an information_operator, got {type(information).__name__}. A matrix goes "
+            f"natural_gradient: information must be an information_operator, got {type(information).__name__}. A matrix goes "
             "with objective=."
         )
     found = getattr(information, "kind", kind)

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from fisher_jax.design import Design
 from fisher_jax.errors import entry_point
 from fisher_jax.plots.canvas import pyplot
-from fisher_jax.theory.design import Design
 
 _MARGIN = 0.15  # of the range of the points, where no grid is given
 

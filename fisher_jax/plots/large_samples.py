@@ -11,8 +11,8 @@ from fisher_jax.errors import entry_point
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.information.derivatives import log_likelihood
 from fisher_jax.plots.canvas import number, pyplot, row_of_panels, wanted_names
-from fisher_jax.theory.coverage_record import Coverage
-from fisher_jax.theory.rates import ConvergenceRate
+from fisher_jax.simulation.convergence_rate import ConvergenceRate
+from fisher_jax.simulation.coverage_record import Coverage
 
 _MARKERS = "os^Dv<>p"
 

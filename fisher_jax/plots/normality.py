@@ -8,8 +8,8 @@ import numpy as np
 from fisher_jax.errors import entry_point
 from fisher_jax.plots.canvas import listed, number, pyplot, row_of_panels, wanted_names
 from fisher_jax.plots.region import CIRCLE
-from fisher_jax.theory.normality import ComparedWithNormal
-from fisher_jax.theory.sampling_record import SamplingDistribution
+from fisher_jax.simulation.normality import ComparedWithNormal
+from fisher_jax.simulation.sampling_record import SamplingDistribution
 
 _MOST_DOTS = 3000
 

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from fisher_jax.errors import entry_point
-from fisher_jax.inference.profile_record import Profile
 from fisher_jax.plots.canvas import pyplot, wanted_names
-from fisher_jax.uncertainty.profile_sides import cut_of
+from fisher_jax.profile.record import Profile
+from fisher_jax.profile.sides import cut_of
 
 _WIDE = 50.0  # positive values that differ by such a factor are drawn on a logarithmic axis
 _HARDLY = 0.05  # of the signed root, from point to point

@@ -1,0 +1,1 @@
+"""Profile likelihoods: restricted maxima, the path along them, and its ends."""

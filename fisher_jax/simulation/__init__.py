@@ -1,0 +1,1 @@
+"""What an estimator does over many simulated data sets, beside what asymptotic theory predicts."""

@@ -1,6 +1,0 @@
-"""Optimal designs: where to observe, and how often, so that the information is largest."""
-
-from fisher_jax.theory.design.optimal import optimal_design
-from fisher_jax.theory.design.record import Design
-
-__all__ = ["Design", "optimal_design"]
