@@ -1,13 +1,15 @@
-"""Loops over rows in chunks of one size, so that memory does not grow with their number."""
+"""Loops in blocks of one size, over rows on the device and over data sets on the host, so that memory does not grow with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 CHUNK_ENTRIES = 2**19  # rows × parameters held at once
+HOST_ENTRIES = 2**23  # numbers held at once by a loop over data sets
 
 
 def in_chunks(
@@ -52,3 +54,10 @@ def in_chunks(
     by_row, added = jax.eval_shape(lambda: of_chunk(*cut(jnp.array(0))[1:3]))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), added)
     return jax.lax.fori_loop(0, count, body, (jnp.zeros((n, *by_row.shape[1:]), by_row.dtype), zeros))
+
+
+def blocks_of(count: int, entries: int) -> Iterator[np.ndarray]:
+    """The numbers 0, 1, … of `count` data sets of so many entries, in blocks of one size; the last runs past the count."""
+    size = max(1, min(count, HOST_ENTRIES // max(entries, 1)))
+    for start in range(0, count, size):
+        yield np.arange(start, start + size)

@@ -1,91 +1,194 @@
-"""What the reports on a fit have in common: facts, a table and notes, as text and for a notebook."""
+"""One report for every result: facts, tables and notes, as text, HTML and LaTeX, and its first table as a data frame."""
 
 import abc
 import html
 import math
 import textwrap
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from fisher_jax.errors import require
+
+LINE = 100  # characters in a line of notes
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, facts as pairs of label and value, a table of cells whose first column is names, and notes below."""
+    """Rows whose first cell is a name and whose others are numbers or texts, under the headings `columns`.
+
+    Attributes
+    ----------
+    columns : tuple of str
+        Headings; the first is that of the names.
+    rows : sequence of tuple
+        Numbers are printed by `number`; what needs other digits comes as text.
+    caption : str
+        A line above the table.
+    foot : sequence of tuple
+        Rows set apart below the others.
+    keys : tuple of str
+        Names of the columns after the first in a data frame, where the headings are not these.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[Any, ...]]
+    caption: str = ""
+    foot: Sequence[tuple[Any, ...]] = ()
+    keys: tuple[str, ...] = ()
+
+    def to_frame(self) -> Any:
+        """The rows, not the foot, as a pandas DataFrame whose index is their names (needs the extra `frames`)."""
+        pd = require("pandas", "frames")
+        keys = self.keys or self.columns[1:]
+        columns = {key: [row[k + 1] for row in self.rows] for k, key in enumerate(keys)}
+        return pd.DataFrame(columns, index=[row[0] for row in self.rows])
+
+    def to_latex(self) -> str:
+        """A LaTeX tabular with the rules of booktabs."""
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(map(_latex, cells)) + r" \\"
+
+        alignment = "l" + "r" * (len(self.columns) - 1)
+        lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", line(self.columns), r"\midrule"]
+        lines += [line(row) for row in _texts(self.rows)]
+        if self.foot:
+            lines += [r"\midrule", *(line(row) for row in _texts(self.foot))]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+    def lines(self) -> list[str]:
+        """The table as lines of text, names to the left and cells to the right."""
+        rows = [self.columns, *_texts(self.rows), *_texts(self.foot)]
+        widths = [max(len(row[k]) for row in rows) for k in range(len(self.columns))]
+        lines = [self.caption] if self.caption else []
+        for name, *cells in rows:
+            padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+            lines.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
+        return lines
+
+    def _repr_html_(self) -> str:
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in self.columns)
+        body = "".join(
+            f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+            for name, *cells in [*_texts(self.rows), *_texts(self.foot)]
+        )
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What is printed of a result. `str` gives text; a notebook shows tables.
+
+    Attributes
+    ----------
+    title : str
+    facts : sequence of (label, text)
+        Above the tables.
+    tables : sequence of Table
+        The first is the one that `to_frame` and `to_latex` give.
+    notes : sequence of str
+        Sentences below the tables.
+    """
 
     title: str
-    facts: list[tuple[str, str]]
-    titles: tuple[str, ...] = ()
-    rows: list[tuple[str, ...]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    facts: Sequence[tuple[str, str]] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
 
     def __str__(self) -> str:
         width = max((len(label) for label, _ in self.facts), default=0)
-        lines = [self.title, *(f"  {label:<{width}}  {value}" for label, value in self.facts)]
-        if self.rows:
-            cells = [self.titles, *self.rows]
-            widths = [max(len(row[j]) for row in cells) for j in range(len(self.titles))]
-            lines += ["", *("  " + _line(row, widths) for row in cells)]
+        lines = [self.title, *(f"  {label:<{width}}  {text}" for label, text in self.facts)]
+        for table in self.tables:
+            lines += ["", *(f"  {line}" for line in table.lines())]
         for note in self.notes:
-            lines += ["", *_wrapped(note)]
+            lines += ["", *textwrap.wrap(_sentence(note), LINE, initial_indent="  ", subsequent_indent="  ")]
         return "\n".join(lines)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         facts = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self.facts)
-        found = f"<table><caption>{html.escape(self.title)}</caption><tbody>{facts}</tbody></table>"
-        if self.rows:
-            head = "".join(f"<th>{html.escape(title)}</th>" for title in self.titles)
-            body = "".join(
-                f"<tr><th>{html.escape(row[0])}</th>" + "".join(f"<td>{html.escape(x)}</td>" for x in row[1:]) + "</tr>"
-                for row in self.rows
-            )
-            found += f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return found + "".join(f"<p>{html.escape(note[:1].upper() + note[1:])}</p>" for note in self.notes)
+        parts = [f"<table><caption>{html.escape(self.title)}</caption><tbody>{facts}</tbody></table>"]
+        parts += [table._repr_html_() for table in self.tables]
+        parts += [f"<p>{html.escape(_sentence(note))}</p>" for note in self.notes]
+        return "".join(parts)
+
+    def to_frame(self) -> Any:
+        """The first table as a pandas DataFrame (needs the extra `frames`)."""
+        return self.tables[0].to_frame()
+
+    def to_latex(self) -> str:
+        """The first table as a LaTeX tabular with the rules of booktabs."""
+        return self.tables[0].to_latex()
 
 
-class Printed(abc.ABC):
-    """A record that reads as its report, in a terminal and in a notebook."""
+class Reported(abc.ABC):
+    """A result that prints as its report, in a terminal and in a notebook."""
 
     @abc.abstractmethod
-    def _report(self) -> Table | str:
-        """A table, or a line where there is nothing to tabulate."""
+    def summary(self) -> Report:
+        """What is printed of it."""
 
     def __str__(self) -> str:
-        return str(self._report())
+        return str(self.summary())
 
     def __repr__(self) -> str:
-        return str(self)
+        return str(self.summary())
 
     def _repr_html_(self) -> str:
-        report = self._report()
-        return html.escape(report) if isinstance(report, str) else report._repr_html_()
+        return self.summary()._repr_html_()
 
 
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-    return "  ".join(cells).rstrip()
-
-
-def _wrapped(note: str) -> list[str]:
-    return textwrap.wrap(note[:1].upper() + note[1:], 100, initial_indent="  ", subsequent_indent="  ")
+def matrix_table(matrix: Any, errors: Any, names: Sequence[str], most: int = 12) -> Table:
+    """The first rows and columns of a named matrix, as `value ± error` where any entry has an error."""
+    matrix, errors = np.asarray(matrix), None if errors is None or not np.any(errors) else np.asarray(errors)
+    shown = tuple(names[:most])
+    rows = [
+        (name, *(with_error(matrix[i, j], None if errors is None else errors[i, j]) for j in range(len(shown))))
+        for i, name in enumerate(shown)
+    ]
+    caption = f"the first {most} of {len(names)} parameters are shown" if len(names) > most else ""
+    return Table(("", *shown), rows, caption)
 
 
 def number(x: Any) -> str:
-    """A number in six digits; a dash where there is none."""
+    """Six significant digits; a dash for what is not a number."""
     return "-" if math.isnan(float(x)) else f"{float(x):.6g}"
 
 
+def with_error(value: Any, error: Any = None) -> str:
+    """A number and its standard error, in two digits, where it has one."""
+    return number(value) if error is None else f"{number(value)} ± {float(error):.2g}"
+
+
+def probability(p: Any) -> str:
+    """A p-value in four digits; a dash for what is not a number."""
+    return "-" if math.isnan(float(p)) else f"{float(p):.4g}"
+
+
+def percent(level: float) -> str:
+    """A level as a percentage."""
+    return f"{100 * level:g} %"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names separated by commas, the first few where there are many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _texts(rows: Sequence[tuple[Any, ...]]) -> list[list[str]]:
+    return [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
+
+
+def _sentence(note: str) -> str:
+    return note[:1].upper() + note[1:]
+
+
 def _latex(text: str) -> str:
-    """A name as LaTeX prints it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
-
-
-def tabular(titles: tuple[str, ...], rows: list[tuple[str, ...]], foot: list[tuple[str, ...]] | None = None) -> str:
-    """A LaTeX tabular of texts."""
-
-    def line(cells: tuple[str, ...]) -> str:
-        return " & ".join(_latex(cell) for cell in cells) + r" \\"
-
-    body = [line(row) for row in rows] + ([r"\midrule", *map(line, foot)] if foot else [])
-    head = [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule", line(titles), r"\midrule"]
-    return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}"])

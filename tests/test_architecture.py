@@ -1,6 +1,9 @@
 """Modules import only from packages above their own, every public name is explained, nothing private is used."""
 
 import ast
+import builtins
+import dis
+import importlib
 import inspect
 import pathlib
 import re
@@ -51,6 +54,19 @@ def test_a_module_imports_only_from_packages_above_its_own(path):
         assert is_above or (not at_top and (package, other) in HANDED_OVER), (
             f"{package} imports {other}, which is below it"
         )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_global_name_that_a_module_uses_exists(path):
+    """What the linter and the type checker cannot tell, since shapes in annotations look like names to them."""
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    known = {*vars(importlib.import_module(name)), *vars(builtins)}
+    codes = [compile(path.read_text(), str(path), "exec")]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+        used = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+        assert used <= known, f"{path}: {sorted(used - known)} in {code.co_name}"
 
 
 def test_nothing_private_of_jax_is_used_and_nothing_global_is_changed():

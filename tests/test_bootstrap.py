@@ -205,7 +205,7 @@ def test_of_too_few_replicates_nothing_is_said():
         assert np.isnan([found.standard_errors(), found.bias()]).all()
         with pytest.raises(ValueError, match=f"{count} of 2 replicates converged, which make no histogram"):
             bootstrap_histogram(found)
-    with pytest.raises(TypeError, match="bootstrap: function must be a function of params, got str"):
+    with pytest.raises(TypeError, match="function must be a function of params, got str"):
         left[2].confidence_intervals(0.9, "percentile", "params")
     assert left[2].covariance() == pytest.approx(float(left[2].standard_errors()) ** 2)
 

@@ -292,7 +292,7 @@ def test_profiles_lower_for_a_gpu():
     arguments = (fit.values, sample, fit.free, fit.curvature, np.arange(2), CUT)
 
     def profiles(*arguments):
-        return profile_sides._profiles(model, fit.layout, None, "test", *arguments)
+        return profile_sides._profiles(model, fit.layout, None, *arguments)
 
     exported = jax.export.export(jax.jit(profiles), platforms=["cuda"])(*arguments)
     assert "cuda" in exported.platforms

@@ -13,11 +13,11 @@ from fisher_jax.design.informed import Informed, points_of
 from fisher_jax.errors import check_whole, entry_point
 from fisher_jax.information import Covariance, Information
 from fisher_jax.models.parameters import path_name
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, Table, number
 
 
 @dataclass(frozen=True, repr=False)
-class Design(Printed):
+class Design(Reported):
     """An approximate design: the share of the observations that each point gets.
 
     Attributes
@@ -175,7 +175,7 @@ class Design(Printed):
         found = jnp.asarray(matrix, self.informed.layout.dtype)
         return found[0] if self.informed.num_values == 1 else found
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         several = self.informed.num_values
         facts = [
             ("Criterion", CRITERIA[self.criterion]),
@@ -192,7 +192,7 @@ class Design(Printed):
             for k, weight in enumerate(np.asarray(self.weights))
         ]
         notes = [] if self.status == "optimal" else [self.status]
-        return Table("Optimal design" if self.status == "optimal" else "Design", facts, titles, rows, notes)
+        return Report("Optimal design" if self.status == "optimal" else "Design", facts, [Table(titles, rows)], notes)
 
 
 jax.tree_util.register_dataclass(

@@ -14,14 +14,14 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference import bootstrap_intervals
 from fisher_jax.models.model import ById
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, Table, number
 
 INTERVALS = ("percentile", "basic", "bca")
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, repr=False)
-class Bootstrap(Printed):
+class Bootstrap(Reported):
     """Replicates of an estimate. It prints as a table.
 
     Attributes
@@ -186,7 +186,7 @@ class Bootstrap(Printed):
         return layout.assemble(leaves)
 
     @entry_point
-    def summary(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> Table:
+    def summary(self, level: Any = 0.95, method: str = "percentile", function: Any = None) -> Report:
         """A table of estimate, bias, standard error and interval."""
         check_level(level)
         output = self._output(function)
@@ -200,16 +200,13 @@ class Bootstrap(Printed):
             for name, value, b, e, pair in zip(names, estimate, bias, errors, ends, strict=True)
         ]
         facts = [("Replicates", f"{len(self.fits)}, {self.description}"), ("Intervals", method)]
-        return Table("Bootstrap", facts, titles, rows, self.notes)
+        return Report("Bootstrap", facts, [Table(titles, rows)], self.notes)
 
     @entry_point
     def to_frame(self) -> Any:
         """The kept replicates as a pandas DataFrame, a column for each parameter (needs the extra `frames`)."""
         pd = require("pandas", "frames")
         return pd.DataFrame(self.replicates(), columns=list(self.fit.names))
-
-    def _report(self) -> Table:
-        return self.summary()
 
 
 def failures(fits: Fit) -> str:

@@ -9,11 +9,11 @@ from fisher_jax.errors import entry_point, require, warn
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import Row
 from fisher_jax.inference.samples import named_fits
-from fisher_jax.reporting import Printed, Table, number, tabular
+from fisher_jax.reporting import Report, Reported, Table, number
 
 
 @dataclass(frozen=True, repr=False)
-class CoefficientTable(Printed):
+class CoefficientTable(Reported):
     """Estimates and standard errors of several fits side by side.
 
     Attributes
@@ -55,12 +55,12 @@ class CoefficientTable(Printed):
         for k, name in enumerate(self.parameters):
             rows.append((name, *map(_blank, self.estimates[k])))
             rows.append(("", *(f"({_blank(x)})" if _blank(x) else "" for x in self.standard_errors[k])))
-        return tabular(("", *self.names), rows, self._foot())
+        return Table(("", *self.names), rows, foot=self._foot()).to_latex()
 
     def _foot(self) -> list[tuple[str, ...]]:
         return [(label, *(f"{x:.2f}" if x % 1 else f"{x:g}" for x in numbers)) for label, numbers in self.facts.items()]
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         facts = [(f"Covariance of {name}", said) for name, said in zip(self.names, self.covariances, strict=True)]
         if len(set(self.covariances)) == 1:
             facts = [("Covariance", self.covariances[0])]
@@ -70,7 +70,7 @@ class CoefficientTable(Printed):
         ]
         notes = [f"did not converge, so not to be relied on: {', '.join(self.failed)}."] if self.failed else []
         titles = ("parameter", *self.names)
-        return Table("Estimates (standard errors)", facts, titles, [*rows, *self._foot()], notes)
+        return Report("Estimates (standard errors)", facts, [Table(titles, rows, foot=self._foot())], notes)
 
 
 @entry_point

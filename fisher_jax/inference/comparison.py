@@ -9,13 +9,13 @@ from fisher_jax.errors import entry_point, require, warn
 from fisher_jax.fitting.covariance import takeuchi
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.samples import named_fits, same_data
-from fisher_jax.reporting import Printed, Table, tabular
+from fisher_jax.reporting import Report, Reported, Table
 
 CRITERIA = ("aic", "aicc", "bic", "tic")
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Printed):
+class Comparison(Reported):
     """Fits of several models to the same data, the best first. Arrays are numpy's, in the order of `names`.
 
     Attributes
@@ -70,10 +70,9 @@ class Comparison(Printed):
     @entry_point
     def to_latex(self) -> str:
         """A LaTeX tabular, of booktabs' rules."""
-        table = self._report()
-        return tabular(table.titles, table.rows)
+        return self.summary().to_latex()
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         facts = [("Observations", f"{self.num_observations:g}"), ("Ordered by", _said(self.criterion))]
         titles = ("fit", "log-lik.", "p", "AIC", "AICc", "BIC", "TIC", "difference", "weight", "status")
         rows = [
@@ -87,7 +86,7 @@ class Comparison(Printed):
             )
             for k, name in enumerate(self.names)
         ]
-        return Table("Comparison of fits", facts, titles, rows, self._notes())
+        return Report("Comparison of fits", facts, [Table(titles, rows)], self._notes())
 
     def _notes(self) -> list[str]:
         failed = [name for name, status in zip(self.names, self.status, strict=True) if "converged" not in status]

@@ -16,14 +16,14 @@ from fisher_jax.fitting.functions import OfParameters, Output, linearised, outli
 from fisher_jax.fitting.result import Fit
 from fisher_jax.models.model import ById
 from fisher_jax.numerics.namespace import is_traced
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, Table, number
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
 SHOWN = 30  # rows of a report
 
 
 @dataclass(frozen=True, repr=False)
-class DeltaEstimate(Printed):
+class DeltaEstimate(Reported):
     """A function of the parameters at the estimate, and its uncertainty to first order.
 
     Attributes
@@ -101,22 +101,24 @@ class DeltaEstimate(Printed):
         columns = {"estimate": self.flat_value, "standard_error": self.flat_standard_error}
         return {name: np.asarray(part) for name, part in columns.items()} | {"lower": ends[:, 0], "upper": ends[:, 1]}
 
-    def _table(self) -> Table:
+    def _table(self) -> Report:
         percent = f"{100 * self.level:g} %"
         columns = zip(*self._columns().values(), strict=True)
         rows = [(name, *map(number, row)) for name, row in zip(self.names, columns, strict=True)]
         hidden = len(rows) - SHOWN
         notes = [f"{hidden} more are not shown: see to_frame()."] if hidden > 0 else []
         titles = ("function", "estimate", "std. error", f"lower {percent}", f"upper {percent}")
-        return Table("Delta method", [("Covariance", self.description)], titles, rows[:SHOWN], notes + self._notes())
+        return Report(
+            "Delta method", [("Covariance", self.description)], [Table(titles, rows[:SHOWN])], notes + self._notes()
+        )
 
     def _notes(self) -> list[str]:
         names = [name for name, flat in zip(self.names, np.asarray(self.flat), strict=True) if flat]
         return [flatness(names)] if names else []
 
-    def _report(self) -> Table | str:
+    def summary(self) -> Report:
         if jnp.ndim(self.flat_value) != 1 or isinstance(self.flat_value, jax.core.Tracer):
-            return f"Delta method: {', '.join(self.names[:SHOWN])}, of shape {jnp.shape(self.flat_value)}"
+            return Report(f"Delta method: {', '.join(self.names[:SHOWN])}, of shape {jnp.shape(self.flat_value)}")
         return self._table()
 
 

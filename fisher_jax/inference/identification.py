@@ -16,13 +16,13 @@ from fisher_jax.inference.wald import Entries
 from fisher_jax.models.model import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import is_traced
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, Table, number
 
 WEAK = 1e-3  # of an eigenvalue: standard errors along the direction are some thirty times what each parameter's would be alone
 
 
 @dataclass(frozen=True, repr=False)
-class Identifiability(Printed):
+class Identifiability(Reported):
     """Which directions of parameter space the data inform about. Arrays are numpy's; of a batch with a leading axis B.
 
     Attributes
@@ -81,9 +81,9 @@ class Identifiability(Printed):
         taken = {name: getattr(self, name)[index] for name in parts}
         return Identifiability(**taken, direction_names=self.direction_names, names=self.names)
 
-    def _table(self) -> Table:
+    def _table(self) -> Report:
         if np.any(np.isnan(self.eigenvalues)):
-            return Table("Identifiability", [("Information", self.status or "not finite, so nothing can be said")])
+            return Report("Identifiability", [("Information", self.status or "not finite, so nothing can be said")])
         shown = np.flatnonzero(self.singular | self.weak)
         shown = shown if len(shown) else np.arange(min(1, len(self.eigenvalues)))
         labels = np.where(self.singular, "none", np.where(self.weak, "weak", "sound"))
@@ -97,7 +97,9 @@ class Identifiability(Printed):
             ),
             ("Eigenvalues", f"{self.eigenvalues[0]:.3g} to {self.eigenvalues[-1]:.3g}, of the scaled information"),
         ]
-        return Table("Identifiability", facts, ("direction", "eigenvalue", "information"), rows, self._notes())
+        return Report(
+            "Identifiability", facts, [Table(("direction", "eigenvalue", "information"), rows)], self._notes()
+        )
 
     def _notes(self) -> list[str]:
         notes = []
@@ -119,7 +121,7 @@ class Identifiability(Printed):
         notes = notes or ["every direction is well informed about."]
         return [*notes, self.status] if self.status else notes
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         if self.eigenvalues.ndim == 1:
             return self._table()
         unknown = np.isnan(self.eigenvalues).any(axis=-1)
@@ -129,7 +131,7 @@ class Identifiability(Printed):
             ("With a weak direction", f"{int(self.weak.any(axis=-1).sum())}"),
             ("Information not finite", f"{int(unknown.sum())}"),
         ]
-        return Table("Identifiability", counts, notes=["one fit's by its index, as in identifiability(fits)[0]."])
+        return Report("Identifiability", counts, notes=["one fit's by its index, as in identifiability(fits)[0]."])
 
 
 @entry_point

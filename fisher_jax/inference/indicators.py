@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.fitting.result import Fit, Origin
-from fisher_jax.inference.replicates import draw, given_of_draws, num_rows
+from fisher_jax.inference.replicates import given_of_draws, num_rows
+from fisher_jax.models.drawing import draw_data_sets
 from fisher_jax.models.likelihood import terms_of
 from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
@@ -62,7 +63,7 @@ def _spreads(
     def one(numbered: tuple[Array, Array]) -> Array:
         number, free = numbered
         at, own = layout.constrained_values(free, values), jax.random.fold_in(key, number)
-        drawn = draw(model, layout, at, given, rows, own, jnp.arange(copies))
+        drawn = draw_data_sets(model, layout, at, given, rows, own, jnp.arange(copies))
 
         def of_copy(y: PyTree) -> tuple[Array, Array]:
             scores, hessians = each(terms, free, y if given is None else (y, given))

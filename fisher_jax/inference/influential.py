@@ -17,7 +17,7 @@ from fisher_jax.inference import influence_of_each as influences
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
 from fisher_jax.models.model import Model
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, Table, number
 
 SHOWN = 10  # observations of a report
 FAR = 0.5  # standard errors that the estimate would move
@@ -28,7 +28,7 @@ _NO_STEP = (
 
 
 @dataclass(frozen=True, repr=False)
-class Influence(Printed):
+class Influence(Reported):
     """How the estimate depends on each observation. Arrays are numpy's; of a batch with a leading axis B.
 
     Attributes
@@ -80,7 +80,7 @@ class Influence(Printed):
         frame.insert(0, "distance", self.distances)
         return frame.rename_axis("observation")
 
-    def _table(self) -> Table:
+    def _table(self) -> Report:
         rows = [
             (str(i), number(self.distances[i]), *map(number, self.deletions[i]))
             for i in self.most_influential().tolist()
@@ -94,11 +94,13 @@ class Influence(Printed):
         titles = ("without", "std. errors", *(f"Δ {name}" for name in self.names))
         lost = int(np.sum(np.isnan(self.distances)))
         notes = [f"{lost} without a step (-): {_NO_STEP}"] if lost else []
-        return Table("Influence of single observations", facts, titles, rows, notes)
+        return Report("Influence of single observations", facts, [Table(titles, rows)], notes)
 
-    def _report(self) -> Table | str:
+    def summary(self) -> Report:
         if self.distances.ndim != 1:
-            return f"Influence of {self.distances.shape[1]} observations on each of {self.distances.shape[0]} fits"
+            return Report(
+                f"Influence of {self.distances.shape[1]} observations on each of {self.distances.shape[0]} fits"
+            )
         return self._table()
 
 

@@ -13,14 +13,14 @@ from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.indicators import indicators, spreads
 from fisher_jax.inference.replicates import refit_drawn
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, Table, number
 
 _FEWEST = 19  # replicates by which a p-value could be 5 %
 _LEAST = 1e-8  # of the largest: variances below are those of indicators that are zero by construction
 
 
 @dataclass(frozen=True, repr=False)
-class InformationMatrixTest(Printed):
+class InformationMatrixTest(Reported):
     """White's information-matrix test with its distribution under the model by simulation. It prints as a report.
 
     Attributes
@@ -50,7 +50,7 @@ class InformationMatrixTest(Printed):
     num_failed: int
     notes: tuple[str, ...]
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         facts = [
             ("Null hypothesis", "the model is right: Σ s sᵀ + H has mean zero"),
             ("Statistic", f"{number(self.statistic)}, {self.degrees_of_freedom} indicators that vary"),
@@ -62,7 +62,7 @@ class InformationMatrixTest(Printed):
         rows: list[tuple[str, ...]] = [
             (name, number(z)) for name, z in zip(self.names, np.asarray(self.indicators), strict=True)
         ]
-        return Table("Information-matrix test", facts, ("indicator", "z"), rows, list(self.notes))
+        return Report("Information-matrix test", facts, [Table(("indicator", "z"), rows)], list(self.notes))
 
 
 jax.tree_util.register_dataclass(

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, number
 
 
 @dataclass(frozen=True, repr=False)
-class HypothesisTest(Printed):
+class HypothesisTest(Reported):
     """A test of a null hypothesis: its statistic, chi-squared under the null, and the p-value.
 
     Attributes
@@ -49,7 +49,7 @@ class HypothesisTest(Printed):
     notes: tuple[str, ...] = ()
     distribution: str = ""
 
-    def _table(self) -> Table:
+    def _table(self) -> Report:
         shape = jnp.shape(self.statistic)
         freedom = (
             self.distribution
@@ -64,7 +64,7 @@ class HypothesisTest(Printed):
                 facts.append(("p-value of the mixture", _probability(self.mixture_p_value)))
         if self.covariance:
             facts.append(("Covariance", self.covariance))
-        return Table(self.test, facts, notes=list(self.notes))
+        return Report(self.test, facts, notes=list(self.notes))
 
     def _spread(self) -> list[tuple[str, str]]:
         """How many of many tests reject, and the smallest p-value."""
@@ -77,9 +77,9 @@ class HypothesisTest(Printed):
             found.append(("Without a statistic", str(len(p) - len(known))))
         return found
 
-    def _report(self) -> Table | str:
+    def summary(self) -> Report:
         if isinstance(self.statistic, jax.core.Tracer):
-            return f"{self.test} of {_joined(self.hypothesis)}"
+            return Report(f"{self.test} of {_joined(self.hypothesis)}")
         return self._table()
 
 

@@ -1,21 +1,17 @@
 """Fits of many replicates of one fit's data: drawn from the model, or the same data weighted anew. A chunk at a time."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
-from fisher_jax.errors import call_user
+from fisher_jax.blocks import blocks_of
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.inference.resampling import Scheme, resampled_counts
-from fisher_jax.models.model import Model, jit_with_model
-
-_ENTRIES = 2**23  # of what is held at once
-_AT_ONCE = 2**14  # of draws: a sampler that rejects waits for the slowest of them
+from fisher_jax.models.drawing import check_sampler, draw_data_sets
 
 
 def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], **settings: Any) -> Fit:
@@ -46,25 +42,18 @@ def drawn_data(origin: Origin, layout: Any, values: Any, key: Any, count: int) -
     """
     given, weights = given_of_draws(origin)
     rows = num_rows(origin, given)
-    for numbers in chunks_of(count, _entries(origin.dataset.data)):
-        drawn = draw(origin.model, layout, values, given, rows, key, numbers)
+    for numbers in blocks_of(count, _entries(origin.dataset.data)):
+        drawn = draw_data_sets(origin.model, layout, values, given, rows, key, numbers)
         _check_drawn(drawn, origin, rows)
         yield {"data": jax.device_get(drawn), "given": given, "weights": weights}
 
 
 def resampled_weights(scheme: Scheme, weights: Any, key: Any, count: int) -> Iterator[np.ndarray]:
     """Weights (R, n) of all replicates in chunks; `weights` are those of the fit where they multiply what is drawn."""
-    for numbers in chunks_of(count, len(scheme.unit_of)):
+    for numbers in blocks_of(count, len(scheme.unit_of)):
         drawn = np.asarray(resampled_counts(scheme, key, numbers))[:, scheme.unit_of]
         drawn = drawn[: max(0, count - int(numbers[0]))]
         yield drawn if weights is None else drawn * np.asarray(weights)[None, :]
-
-
-def chunks_of(count: int, entries: int) -> Iterator[np.ndarray]:
-    """The numbers of the replicates in chunks of one size; the last goes on past the count."""
-    size = max(1, min(count, _ENTRIES // max(entries, 1)))
-    for start in range(0, count, size):
-        yield np.arange(start, start + size)
 
 
 def _joined(parts: list[Fit]) -> Fit:
@@ -82,10 +71,7 @@ def _entries(data: PyTree) -> int:
 def given_of_draws(origin: Origin) -> tuple[PyTree, Any]:
     """Covariates of each observation to be drawn, and the weights of the terms; frequency weights become repeated rows."""
     model, dataset = origin
-    if model.sample is None:
-        raise ValueError(
-            "draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
-        )
+    check_sampler(model)
     if dataset.weights is None or model.is_dependent:
         return dataset.given, dataset.weights
     times = whole_weights(dataset.weights)
@@ -118,24 +104,6 @@ def num_rows(origin: Origin, given: PyTree) -> int:
     )
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 4), level=1)
-def draw(model: Model, layout: Any, values: Any, given: PyTree, rows: int, key: Any, numbers: Any) -> PyTree:
-    """Data (R, n, …) of some replicates, each from a key of its own."""
-    params = layout.assemble(values)
-    also = () if given is None else (given,)
-
-    def from_key(key: Array, *z: PyTree) -> PyTree:
-        return call_user(model.sample, (key, params, *z), "sample")  # type: ignore[arg-type]
-
-    def one(number: Array) -> PyTree:
-        own = jax.random.fold_in(key, number)
-        if model.is_dependent:
-            return from_key(own, *also)
-        return jax.vmap(from_key)(jax.random.split(own, rows), *also)
-
-    return jax.lax.map(one, numbers, batch_size=max(1, min(numbers.shape[0], _AT_ONCE // max(rows, 1))))
-
-
 def _check_drawn(drawn: PyTree, origin: Origin, rows: int) -> None:
     """Refuse a sampler whose draws are not shaped like the data."""
 
@@ -155,6 +123,6 @@ def _check_drawn(drawn: PyTree, origin: Origin, rows: int) -> None:
 def each_left_out(units: int, unit_of: np.ndarray, weights: Any, one_copy: bool) -> Iterator[np.ndarray]:
     """Weights (R, n) with one unit after the other left out, or one copy of it."""
     base = np.ones(len(unit_of)) if weights is None else np.asarray(weights, float)
-    for numbers in chunks_of(units, len(unit_of)):
+    for numbers in blocks_of(units, len(unit_of)):
         taken = unit_of[None, :] == numbers[numbers < units][:, None]
         yield np.where(taken, np.maximum(base - 1.0, 0.0) if one_copy else 0.0, base)

@@ -12,11 +12,11 @@ from fisher_jax.errors import entry_point, require
 from fisher_jax.fitting.result import Fit
 from fisher_jax.profile.path import End
 from fisher_jax.profile.sides import cut_of
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, Table, number
 
 
 @dataclass(frozen=True, repr=False)
-class Profile(Printed):
+class Profile(Reported):
     """Profile likelihoods of parameters or of functions of them, with the intervals that they give.
 
     Attributes
@@ -109,13 +109,13 @@ class Profile(Printed):
         }
         return pd.DataFrame(columns, index=pd.Index(self.names, name="name"))
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         percent = f"{100 * self.level:g} %"
         titles = ("parameter", "estimate", f"lower {percent}", f"upper {percent}", "lower / Wald", "upper / Wald")
         numbers = np.column_stack([self.estimate, self.lower, self.upper, self.skewness])
         rows = [(name, *map(number, row)) for name, row in zip(self.names, numbers, strict=True)]
         facts = [("Cut-off", f"{cut_of(self.level):.4f} nats below the maximum, ½ χ² with one degree of freedom")]
-        return Table("Profile likelihood", facts, titles, rows, list(self.notes))
+        return Report("Profile likelihood", facts, [Table(titles, rows)], list(self.notes))
 
 
 _STATIC = ("names", "level", "num_restarts", "notes")

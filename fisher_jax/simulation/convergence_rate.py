@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from fisher_jax.errors import check_count, check_key, entry_point, require, warn
-from fisher_jax.reporting import Printed, Table
+from fisher_jax.reporting import Report, Reported, Table
 from fisher_jax.simulation.asymptotics import promise_of
 from fisher_jax.simulation.experiment import check_numbers, experiment_of
 from fisher_jax.simulation.normality import with_error
@@ -17,7 +17,7 @@ from fisher_jax.simulation.sampling_record import SamplingDistribution
 
 
 @dataclass(frozen=True, repr=False)
-class ConvergenceRate(Printed):
+class ConvergenceRate(Reported):
     """The slope of log standard deviation on log n, beside the −½ of regular models. It prints as a table.
 
     Attributes
@@ -70,7 +70,7 @@ class ConvergenceRate(Printed):
         }
         return pd.DataFrame({name: np.ravel(part) for name, part in columns.items()}, index=index)
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         first = self.distributions[0]
         failed = ", ".join(f"{found.num_failed} at n = {found.num_observations}" for found in self.distributions)
         facts = [("Estimator", first.estimator), ("Replicates", f"{first.num_replicates} at each n; failed: {failed}")]
@@ -84,7 +84,9 @@ class ConvergenceRate(Printed):
         ]
         titles = ("parameter", *(f"sd, n = {n}" for n in self.num_observations), "exponent of n")
         notes = dict.fromkeys(note for found in self.distributions for note in found.notes)
-        return Table("Rate of convergence", facts, titles, rows, ["regular models have the exponent −½.", *notes])
+        return Report(
+            "Rate of convergence", facts, [Table(titles, rows)], ["regular models have the exponent −½.", *notes]
+        )
 
 
 jax.tree_util.register_dataclass(ConvergenceRate, [f.name for f in fields(ConvergenceRate)], [])

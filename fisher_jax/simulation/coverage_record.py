@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from fisher_jax.errors import entry_point, require
-from fisher_jax.reporting import Printed, Table
+from fisher_jax.reporting import Report, Reported, Table
 
 
 @dataclass(frozen=True, repr=False)
-class Coverage(Printed):
+class Coverage(Reported):
     """How often intervals of several kinds hold the truth, at several n. It prints as a table.
 
     Attributes
@@ -57,7 +57,7 @@ class Coverage(Printed):
         counts = np.repeat(np.ravel(self.num_data_sets), len(self.names))
         return pd.DataFrame(columns | {"num_data_sets": counts}, index=index)
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         rows = [
             (name, str(n), *(self._cell(i, k, j) for k in range(len(self.kinds))))
             for j, name in enumerate(self.names)
@@ -74,7 +74,7 @@ class Coverage(Printed):
             ("Cells", "share that holds the truth in per cent; mean length"),
         ]
         title = f"Coverage of nominal {100 * self.level:g} % intervals"
-        return Table(title, facts, ("parameter", "n", *self.kinds), rows, self._notes())
+        return Report(title, facts, [Table(("parameter", "n", *self.kinds), rows)], self._notes())
 
     def _cell(self, i: int, k: int, j: int) -> str:
         percent = f"{100 * self.share[i, k, j]:.1f} ± {100 * self.share_error[i, k, j]:.1f}"

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from fisher_jax.blocks import blocks_of
 from fisher_jax.errors import check_count, check_key, check_pytrees
-from fisher_jax.inference.replicates import chunks_of, draw
 from fisher_jax.information.draws import terms_per_draw
 from fisher_jax.information.expectations import MonteCarlo
 from fisher_jax.information.expected import at_door
+from fisher_jax.models.drawing import check_sampler, draw_data_sets
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 
@@ -50,10 +51,7 @@ def experiment_of(model: Any, params: PyTree, given: PyTree, num_observations: A
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, given))):
         raise TypeError("runs on the host and cannot be called under jit, vmap or grad. Call it outside.")
     model, layout, values, given = at_door(model, params, given)
-    if model.sample is None:
-        raise ValueError(
-            "draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
-        )
+    check_sampler(model)
     if model.is_dependent:
         return Experiment(model, layout, values, given, given, _terms(model, layout, values, given, num_observations))
     rows = None if given is None else jax.tree.leaves(given)[0].shape[0]
@@ -99,8 +97,10 @@ def data_sets_of(experiment: Experiment, key: Any, num_replicates: int) -> Itera
     """All data sets in chunks, each leaf (c, n, …) or for series (c, …), as numpy arrays."""
     check_key(key)
     rows = 0 if experiment.model.is_dependent else experiment.num_observations
-    drawn = functools.partial(draw, experiment.model, experiment.layout, experiment.values, experiment.given, rows, key)
+    drawn = functools.partial(
+        draw_data_sets, experiment.model, experiment.layout, experiment.values, experiment.given, rows, key
+    )
     one = jax.eval_shape(drawn, jax.ShapeDtypeStruct((1,), np.int32))
-    for numbers in chunks_of(num_replicates, sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(one))):
+    for numbers in blocks_of(num_replicates, sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(one))):
         left = num_replicates - int(numbers[0])
         yield jax.tree.map(lambda leaf, left=left: np.asarray(leaf[:left]), drawn(numbers))

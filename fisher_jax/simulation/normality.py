@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from fisher_jax.information import Information
 from fisher_jax.moments import Estimate, covariance_of_sums
-from fisher_jax.reporting import Printed
+from fisher_jax.reporting import Reported
 
 _TOO_FEW = 4  # vectors, which have no fourth moments to speak of
 
@@ -32,7 +32,7 @@ class Closeness(NamedTuple):
     p_value: Any
 
 
-class ComparedWithNormal(Printed):
+class ComparedWithNormal(Reported):
     """Vectors, one a replicate, beside the normal distribution with mean zero that theory promises.
 
     Attributes

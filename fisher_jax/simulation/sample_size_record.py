@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisher_jax.moments import Estimate
-from fisher_jax.reporting import Printed, Table, number
+from fisher_jax.reporting import Report, Reported, Table, number
 from fisher_jax.simulation.normality import with_error
 
 
 @dataclass(frozen=True, repr=False)
-class SampleSize(Printed):
+class SampleSize(Reported):
     """The number of observations at which a wanted standard error or power is reached. It prints as a report.
 
     Attributes
@@ -47,7 +47,7 @@ class SampleSize(Printed):
     aim: str
     route: str
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         facts = [
             ("Wanted", self.aim),
             ("Observations", f"{self.num_observations}, from {with_error(self.exact, self.exact_error)}"),
@@ -68,4 +68,4 @@ class SampleSize(Printed):
                 cells.append(with_error(self.simulated.value[k], self.simulated.standard_error[k]))  # type: ignore[union-attr]
             rows.append((name, *cells))
         titles = ("name", "standard error", *(("simulated",) if by_simulation else ()))
-        return Table("Sample size", facts, titles, rows)
+        return Report("Sample size", facts, [Table(titles, rows)])

@@ -12,7 +12,7 @@ from fisher_jax.errors import entry_point, require
 from fisher_jax.fitting.status import Status
 from fisher_jax.information import Covariance, Information
 from fisher_jax.moments import Estimate
-from fisher_jax.reporting import Table, number
+from fisher_jax.reporting import Report, Table, number
 from fisher_jax.simulation.normality import ComparedWithNormal, moments, with_error
 
 MAXIMUM_LIKELIHOOD = "maximum likelihood"
@@ -175,7 +175,7 @@ class SamplingDistribution(ComparedWithNormal):
         tests = {"distance_from_normal": distance.statistic, "distance_p_value": distance.p_value}
         return columns | {"promised_standard_deviation": promised} | tests
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         columns = self._columns()
         titles = ("parameter", "truth", "bias", "predicted", "std. dev.", "promised", "efficiency", "skewness")
         shown = (
@@ -192,7 +192,7 @@ class SamplingDistribution(ComparedWithNormal):
             cells = [with_error(columns[c][k], columns.get(f"{c}_error", nothing)[k]) for c in shown]
             rows.append((name, number(self.truth[k]), *cells))
         title = f"Sampling distribution of {self.estimator}, {self.num_observations} observations"
-        return Table(title, self._facts(), titles, rows, list(self.notes))
+        return Report(title, self._facts(), [Table(titles, rows)], list(self.notes))
 
     def _facts(self) -> list[tuple[str, str]]:
         failed = ", ".join(f"{count} {status.label}" for status, count in self.failures.items())

@@ -16,7 +16,7 @@ from fisher_jax.models.likelihood import likelihood
 from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.moments import Estimate
-from fisher_jax.reporting import Table
+from fisher_jax.reporting import Report, Table
 from fisher_jax.simulation.asymptotics import coordinates, information_of, not_invertible
 from fisher_jax.simulation.experiment import data_sets_of, experiment_of
 from fisher_jax.simulation.normality import ComparedWithNormal, probability, with_error
@@ -82,7 +82,7 @@ class ScoreDistribution(ComparedWithNormal):
         errors = self.information.errors
         return np.zeros((0, *self.expected.shape)) if errors is None else np.asarray(errors, float)
 
-    def _report(self) -> Table:
+    def summary(self) -> Report:
         promised = np.sqrt(np.diagonal(self.expected))
         variance, error = np.diagonal(self.covariance), np.diagonal(self.covariance_error)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -94,7 +94,7 @@ class ScoreDistribution(ComparedWithNormal):
             rows.append((name, *cells, f"{distance.statistic[k]:.3g}", probability(distance.p_value[k])))
         titles = ("parameter", "mean", "std. dev.", "promised", "skewness", "distance", "p")
         title = f"Scores n^(−1/2) Σ sᵢ at the truth, {self.num_observations} observations"
-        return Table(title, self._facts(), titles, rows, list(self.notes))
+        return Report(title, self._facts(), [Table(titles, rows)], list(self.notes))
 
     def _facts(self) -> list[tuple[str, str]]:
         lost = f", of which {self.num_failed} have no finite score and are left out" if self.num_failed else ""
