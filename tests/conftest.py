@@ -23,7 +23,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with jaxtyping.install_import_hook("fisher_jax", "beartype.beartype"):
+with jaxtyping.install_import_hook("fisher_jax", "typechecking.check"):
     import fisher_jax
 
     for public in fisher_jax.__all__:  # imported when first used, and checked only if that is here

@@ -575,7 +575,7 @@ def test_standard_errors_of_a_failed_fit_come_with_a_warning_that_says_why():
 
 
 def test_a_missing_extra_is_named_with_the_way_to_get_it():
-    with pytest.raises(ImportError, match=r'to_frame needs nopandas: pip install "fisher_jax\[frames\]"'):
+    with pytest.raises(ImportError, match=r'this needs nopandas: pip install "fisher_jax\[frames\]"'):
         require("nopandas", "frames")
 
 

@@ -20,7 +20,7 @@ from fisher_jax.numerics.namespace import is_traced
 
 
 @entry_point
-def wald_test(fit: Any, restriction: Any, kind: str | None = None) -> HypothesisTest:
+def wald_test(fit: Fit, restriction: Any, kind: str | None = None) -> HypothesisTest:
     """Test restrictions h(θ) = 0 from the estimate alone: W = h(θ̂)ᵀ (H V Hᵀ)⁻¹ h(θ̂), H = ∂h/∂θ.
 
     Parameters
