@@ -97,10 +97,11 @@ def entry_point(function: Function) -> Function:
         names.append(name)
         try:
             return function(*arguments, **keywords)
-        except (TypeError, ValueError, ImportError) as error:
+        except (TypeError, ValueError, ImportError, RuntimeError, OSError) as error:
             if isinstance(error, TypeError) and (text := misfit(arguments, keywords)):
                 raise TypeError(f"{name}: {text}") from None
-            if len(names) == 1 and _is_ours(traceback.extract_tb(error.__traceback__)[-1]):
+            is_fit_error = isinstance(error, FitError)  # its message is that of the status
+            if len(names) == 1 and not is_fit_error and _is_ours(traceback.extract_tb(error.__traceback__)[-1]):
                 error.args = (f"{name}: {error}",)
             raise
         finally:

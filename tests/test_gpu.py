@@ -339,7 +339,7 @@ def test_several_devices_each_take_chunks():
         workers.platform = lambda: "gpu"
         chunks.CAPACITIES["gpu"] = (64,)
         used = set()
-        workers.devices_of = lambda asked, caller: tuple(jax.devices())
+        workers.devices_of = lambda asked: tuple(jax.devices())
         real = engine._compiled
 
         def compiled(*arguments):

@@ -504,7 +504,7 @@ MISFITS = {
     ),
     "weights": (
         {"weights": -np.ones(ROWS), "weights_axis": None},
-        r"fit_stream: weights must be finite .*data sets 0 to 15 of",
+        r"(?s)fit_stream: weights must be finite .*data sets 0 to 15 of",
     ),
     "density": ({"model": log_density, "given": np.ones(ROWS)}, r"fit_stream: log_density takes \(params, y\)"),
     "optimizer": ({"optimizer": 3}, "fit_stream: optimizer must be an optax transformation"),

@@ -285,7 +285,7 @@ def _warn_of_many(function: types.FunctionType, table: Contents) -> None:
     differ = [row for row in table if table[row] != last.get(row) or row in unknown(table)]
     names = dict.fromkeys(" ".join(row.split()[:2]).removesuffix(" methods") for row in differ)
     warn(
-        f"fisher_jax: {function.__qualname__} ({place[0]}, line {place[1]}) has been made anew {MANY} times, and each of these "
+        f"{function.__qualname__} ({place[0]}, line {place[1]}) has been made anew {MANY} times, and each of these "
         f"functions is compiled anew: they differ in {', '.join(names) or 'their code'}. Hand what differs to one function, by "
         "given= or as a fixed parameter; or make the function once and use it again.",
         UserWarning,
