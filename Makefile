@@ -1,6 +1,7 @@
 # Two commands do everything on a machine with Python 3.11 or newer: make demo, make test.
 PYTHON ?= python3
 BIN := .venv/bin
+USER := .venv/.user
 READY := .venv/.ready
 # Neighbouring tests on the same worker, since they share what is compiled.
 WORKERS := -n 2 --dist worksteal
@@ -8,7 +9,7 @@ PEERS := .venv/.peers
 
 .PHONY: demo test fast exhaustive lint format notebooks docs bench bench-batches clean
 
-demo: $(READY)
+demo: $(USER)
 	$(BIN)/python notebooks/demo.py
 
 test: $(READY)
@@ -45,10 +46,15 @@ bench: $(PEERS)
 bench-batches: $(PEERS)
 	$(BIN)/python benchmarks/batches $(ARGS)
 
-# The environment is made anew when the dependencies change, and only then.
-$(READY): pyproject.toml
+# The environment is made anew when the dependencies change, and only then: first what a user of the demo needs, then the
+# developers' tools.
+$(USER): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fisher_jax needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	touch $(USER)
+
+$(READY): $(USER)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $(READY)
 
