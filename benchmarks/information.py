@@ -81,7 +81,7 @@ def reference(case):
     found = fj.fisher_information(case.model, case.params, case.reference)
     matrix = np.asarray(found.matrix)
     unit = np.sqrt(np.outer(np.diag(matrix), np.diag(matrix)))
-    assert np.all(np.asarray(found.standard_error) < ROUNDING * unit), found
+    assert np.all(np.asarray(found.entry_errors) < ROUNDING * unit), found
     return matrix, unit, found.names.index(case.entry)
 
 

@@ -40,8 +40,7 @@ if TYPE_CHECKING:
         information_operator,
         observed_information,
     )
-    from fisher_jax.information.bartlett import check_information_equality, check_score_mean
-    from fisher_jax.information.bartlett_record import Check
+    from fisher_jax.information.bartlett import Check, check_information_equality, check_score_mean
     from fisher_jax.information.bound import cramer_rao_bound
     from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
     from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
@@ -135,7 +134,7 @@ _DEFINED_IN = {
     "dependent": "fisher_jax.models.model",
     "StreamResult": "fisher_jax.stream",
     "fit_stream": "fisher_jax.stream",
-    "Check": "fisher_jax.information.bartlett_record",
+    "Check": "fisher_jax.information.bartlett",
     "ConvergenceRate": "fisher_jax.simulation.convergence_rate",
     "Coverage": "fisher_jax.simulation.coverage_record",
     "SampleSize": "fisher_jax.simulation.sample_size_record",

@@ -1,7 +1,7 @@
 """Means and covariances with their standard errors, streamed: computed from parts of the rows, merged in any order.
 
 Deviations are taken from the mean, never as the difference of two large numbers, so that a mean of 1e8 beside a standard
-deviation of one costs no digits. What E[XXᵀ] − E[X]E[X]ᵀ is safe for, a mean near zero as that of a score, it is used for.
+deviation of one costs no digits. E[XXᵀ] − E[X]E[X]ᵀ is used only where it is safe, for means near zero as those of scores.
 """
 
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
 
 
 class RunningMoments(NamedTuple):
-    """What has been seen of rows x of length q, enough for mean and covariance matrix and the standard errors of both.
+    """Moments of rows x of length q: enough for mean and covariance matrix and the standard errors of both.
 
     Attributes
     ----------
@@ -103,11 +103,9 @@ class RunningMoments(NamedTuple):
         rows = rows.astype(jnp.result_type(rows.dtype, jnp.float32))
         if rows.shape[0] == 0:
             return cls.empty(rows.shape[1], rows.dtype)
-        weights = (
-            jnp.ones(rows.shape[:1], rows.dtype) if weights is None else as_weights(weights, "RunningMoments: weights")
-        )
-        weights = jnp.asarray(weights).astype(rows.dtype)
-        return _of(rows, weights)
+        if weights is None:
+            return _of_rows(rows, jnp.ones(rows.shape[:1], rows.dtype))
+        return _of_rows(rows, jnp.asarray(as_weights(weights, "RunningMoments: weights")).astype(rows.dtype))
 
     @jax.jit
     def merge(self, other: "RunningMoments") -> "RunningMoments":
@@ -115,20 +113,19 @@ class RunningMoments(NamedTuple):
         count = self.num_rows + other.num_rows
         size = jnp.where(count > 0, count, 1.0)
         between = other.mean - self.mean
-        mean = self.mean + between * (other.num_rows / size)
-        # From either's own mean to the common one. Differences of the means, not of what was rounded to a common mean.
-        sides = (self._about(between * (other.num_rows / size)), other._about(-between * (self.num_rows / size)))
-        return RunningMoments(count, mean, *(a + b for a, b in zip(*sides, strict=True)))
+        # From either mean to the common one. Differences of the means, not of what was rounded to a common mean.
+        shift, shift_of_other = between * (other.num_rows / size), -between * (self.num_rows / size)
+        sums = [a + b for a, b in zip(self._about(shift), other._about(shift_of_other), strict=True)]
+        return RunningMoments(count, self.mean + shift, *sums)
 
     def _about(self, shift: Float[Array, " q"]) -> tuple[Array, Array, Array]:
         """Sums of powers of d about the point that lies `shift` beyond the mean."""
-        e = -shift
-        row, column, n = e[None, :], e[:, None], self.num_rows
-        own = jnp.diagonal(self.products)
+        row, column, n = -shift[None, :], -shift[:, None], self.num_rows
+        squares = jnp.diagonal(self.products)
         products = self.products + n * column * row
-        cubes = self.cubes + row * own[:, None] + 2 * column * self.products + n * column**2 * row
+        cubes = self.cubes + row * squares[:, None] + 2 * column * self.products + n * column**2 * row
         fourths = self.fourths + 2 * row * self.cubes + 2 * column * self.cubes.T
-        fourths = fourths + row**2 * own[:, None] + 4 * column * row * self.products + column**2 * own[None, :]
+        fourths = fourths + row**2 * squares[:, None] + 4 * column * row * self.products + column**2 * squares[None, :]
         return products, cubes, fourths + n * column**2 * row**2
 
     def average(self) -> Estimate:
@@ -148,39 +145,36 @@ class RunningMoments(NamedTuple):
         """E[XXᵀ] about zero (q, q), and the standard error of each entry."""
         n, row, column = self.num_rows, self.mean[None, :], self.mean[:, None]
         centred, cubes, fourths = (part / n for part in (self.products, self.cubes, self.fourths))
-        own = jnp.diagonal(centred)
-        variance = column**2 * own[None, :] + row**2 * own[:, None] + 2 * column * row * centred
+        squares = jnp.diagonal(centred)
+        variance = column**2 * squares[None, :] + row**2 * squares[:, None] + 2 * column * row * centred
         variance = variance + 2 * column * cubes.T + 2 * row * cubes + fourths - centred**2
         return Estimate(centred + column * row, jnp.sqrt(jnp.maximum(variance, 0.0) / jnp.where(n > 1, n - 1, jnp.nan)))
 
 
 def covariance_of_sums(num_rows: Any, products: Any, fourths: Any, xp: Any = jnp) -> Estimate:
     """`RunningMoments.covariance` from its parts: by `jax.numpy`, or by numpy, which compiles nothing."""
-    rest = xp.where(num_rows > 1, num_rows - 1, xp.nan)
-    matrix = products / rest
-    own = xp.diagonal(matrix)
-    variance = fourths / num_rows - ((num_rows - 2) * matrix**2 - own[:, None] * own[None, :]) / rest
+    divisor = xp.where(num_rows > 1, num_rows - 1, xp.nan)
+    matrix = products / divisor
+    variances = xp.diagonal(matrix)
+    variance = fourths / num_rows - ((num_rows - 2) * matrix**2 - variances[:, None] * variances[None, :]) / divisor
     return Estimate(matrix, xp.sqrt(xp.maximum(variance, 0.0) / num_rows))
 
 
 @jax.jit
-def _of(rows: Float[Array, "n q"], weights: Float[Array, " n"]) -> RunningMoments:
+def _of_rows(rows: Float[Array, "n q"], weights: Float[Array, " n"]) -> RunningMoments:
     rows = jnp.where((weights == 0)[:, None], 0.0, rows)
     count = jnp.sum(weights)
     size = jnp.where(count > 0, count, 1.0)
     average = lambda x: jnp.sum(weights[:, None] * x, axis=0) / size  # noqa: E731
+    # Three steps to the mean, each to what the last left over: from a counted row, which is near it, then to its own rounding.
     origin = rows[jnp.argmax(weights > 0)]
     mean = average(rows - origin[None, :])
-    off = rows - origin[None, :] - mean[None, :]
-    left_over = average(off)  # what rounding kept from being zero
-    off = off - left_over[None, :]
-    weighted, squares = weights[:, None] * off, weights[:, None] * off**2
-    products, cubes, fourths = (
-        sum_of_products(weighted, off),
-        sum_of_products(squares, off),
-        sum_of_products(squares, off**2),
-    )
-    return RunningMoments(count, origin + mean + left_over, products, cubes, fourths)
+    deviations = rows - origin[None, :] - mean[None, :]
+    left_over = average(deviations)
+    deviations = deviations - left_over[None, :]
+    weighted, squares = weights[:, None] * deviations, weights[:, None] * deviations**2
+    pairs = ((weighted, deviations), (squares, deviations), (squares, deviations**2))
+    return RunningMoments(count, origin + mean + left_over, *(sum_of_products(*pair) for pair in pairs))
 
 
 class RunningMean(NamedTuple):
@@ -214,10 +208,10 @@ class RunningMean(NamedTuple):
     def include(self, value: PyTree) -> "RunningMean":
         """With one more value."""
         count = self.num_values + 1
-        off = jax.tree.map(jnp.subtract, value, self.mean)
-        mean = jax.tree.map(lambda mean, off: mean + off / count.astype(off.dtype), self.mean, off)
-        share = self.num_values / count
-        squares = jax.tree.map(lambda sum_, off: sum_ + share.astype(off.dtype) * off**2, self.squares, off)
+        step = jax.tree.map(jnp.subtract, value, self.mean)
+        mean = jax.tree.map(lambda mean, step: mean + step / count.astype(step.dtype), self.mean, step)
+        fraction = self.num_values / count
+        squares = jax.tree.map(lambda sum_, step: sum_ + fraction.astype(step.dtype) * step**2, self.squares, step)
         return RunningMean(count, mean, squares)
 
     def average(self) -> Estimate:
@@ -293,11 +287,11 @@ def moments(x: Any, *, weights: Any = None) -> RunningMoments:
     --------
     >>> import jax.numpy as jnp
     >>> from fisher_jax.moments import moments
-    >>> found = moments(jnp.array([[1.0], [2.0], [6.0], [7.0]]))
-    >>> print(found.mean, found.second_moment().value)
+    >>> sums = moments(jnp.array([[1.0], [2.0], [6.0], [7.0]]))
+    >>> print(sums.mean, sums.second_moment().value)
     [4.] [[22.5]]
     """
-    return _streamed(_rows(x), weights)
+    return _sum_in_blocks(_check_rows(x), weights)
 
 
 @entry_point
@@ -328,19 +322,19 @@ def covariance(x: Any, y: Any, *, weights: Any = None) -> Estimate:
     --------
     >>> import jax.numpy as jnp
     >>> from fisher_jax.moments import covariance
-    >>> found = covariance(jnp.array([1.0, 2.0, 3.0, 6.0]), jnp.array([2.0, 2.0, 3.0, 5.0]))
-    >>> print(f"{found.value:.3f} ± {found.standard_error:.3f}")
+    >>> estimate = covariance(jnp.array([1.0, 2.0, 3.0, 6.0]), jnp.array([2.0, 2.0, 3.0, 5.0]))
+    >>> print(f"{estimate.value:.3f} ± {estimate.standard_error:.3f}")
     3.000 ± 1.357
     """
-    left, right = (_rows(part, name, vectors=True) for part, name in ((x, "x"), (y, "y")))
+    left, right = (_check_rows(part, name, vectors=True) for part, name in ((x, "x"), (y, "y")))
     if left.shape[0] != right.shape[0]:
         raise ValueError(
             f"x has {left.shape[0]} rows and y {right.shape[0]}; expected one row of each for every observation."
         )
     q = left.shape[1]
-    found = _streamed(jnp.concatenate([left, right], axis=1), weights).covariance()
+    joint = _sum_in_blocks(jnp.concatenate([left, right], axis=1), weights).covariance()
     shape = jnp.shape(x)[1:] + jnp.shape(y)[1:]
-    return Estimate(*(part[:q, q:].reshape(shape) for part in found))
+    return Estimate(*(part[:q, q:].reshape(shape) for part in joint))
 
 
 @entry_point
@@ -372,33 +366,33 @@ def covariance_matrix(x: Any, *, weights: Any = None) -> Estimate:
     [[ 4.  6.]
      [ 6. 12.]]
     """
-    return _streamed(_rows(x), weights).covariance()
+    return _sum_in_blocks(_check_rows(x), weights).covariance()
 
 
-def _rows(x: Any, name: str = "x", *, vectors: bool = False) -> Array:
+def _check_rows(x: Any, name: str = "x", *, vectors: bool = False) -> Array:
+    """Observations as a floating matrix, one a row; raise for another shape."""
     rows = jnp.asarray(as_unmasked_array(x, lambda: name, LEAVE_OUT))
-    if vectors and rows.ndim == 1:
-        rows = rows[:, None]
+    rows = rows[:, None] if vectors and rows.ndim == 1 else rows
     if rows.ndim != 2:
         expected = "(n,) or (n, q)" if vectors else "(n, q), one observation a row"
         raise ValueError(f"{name} has shape {jnp.shape(x)}, expected {expected}.")
     return rows.astype(jnp.result_type(rows.dtype, jnp.float32))
 
 
-def _streamed(rows: Float[Array, "n q"], weights: Any) -> RunningMoments:
-    return _summed(rows, None if weights is None else as_weights(weights, "weights"))
+def _sum_in_blocks(rows: Float[Array, "n q"], weights: Any) -> RunningMoments:
+    n = rows.shape[0]
+    weights = jnp.ones((n,)) if weights is None else jnp.asarray(as_weights(weights, "weights"))
+    if weights.shape != (n,):
+        raise ValueError(f"weights has shape {weights.shape}, expected ({n},), one for each row.")
+    return _merge_blocks(rows, weights.astype(rows.dtype))
 
 
 @jax.jit
-def _summed(rows: Float[Array, "n q"], weights: Any) -> RunningMoments:
-    n = rows.shape[0]
-    weights = jnp.ones((n,), rows.dtype) if weights is None else jnp.asarray(weights).astype(rows.dtype)
-    if weights.shape != (n,):
-        raise ValueError(f"weights has shape {weights.shape}, expected ({n},), one for each row.")
-    whole = n - n % ROWS_AT_ONCE if n > ROWS_AT_ONCE else 0
+def _merge_blocks(rows: Float[Array, "n q"], weights: Float[Array, " n"]) -> RunningMoments:
+    whole = len(rows) - len(rows) % ROWS_AT_ONCE if len(rows) > ROWS_AT_ONCE else 0
     last = RunningMoments.of(rows[whole:], weights[whole:])
     if not whole:
         return last
-    parts = rows[:whole].reshape(-1, ROWS_AT_ONCE, rows.shape[1]), weights[:whole].reshape(-1, ROWS_AT_ONCE)
-    step = lambda total, part: (total.merge(RunningMoments.of(*part)), None)  # noqa: E731
-    return jax.lax.scan(step, last, parts)[0]
+    blocks = rows[:whole].reshape(-1, ROWS_AT_ONCE, rows.shape[1]), weights[:whole].reshape(-1, ROWS_AT_ONCE)
+    step = lambda total, block: (total.merge(RunningMoments.of(*block)), None)  # noqa: E731
+    return jax.lax.scan(step, last, blocks)[0]

@@ -186,7 +186,7 @@ def test_the_draws_error_falls_as_one_over_the_root_of_their_number():
         fj.fisher_information(families.weibull, {"shape": 1.5, "scale": 2.0}, draws(n, "outer"))
         for n in (4_000, 64_000)
     ]
-    ratio = errors[0].standard_error / errors[1].standard_error
+    ratio = errors[0].entry_errors / errors[1].entry_errors
     assert np.all((ratio > 2.5) & (ratio < 6.5))
 
 
@@ -199,12 +199,12 @@ def test_errors_are_carried_to_all_that_is_derived():
         found = fj.fisher_information(families.gamma, GAMMA, fj.MonteCarlo(key, 2000, "outer"))
         inverse = found.inverse()
         return {
-            "inverse": (inverse.matrix, inverse.standard_error),
+            "inverse": (inverse.matrix, inverse.entry_errors),
             "standard errors": tuple(found.standard_errors(50)),
             "log-determinant": tuple(found.log_determinant()),
             "trace": tuple(found.trace()),
-            "marginal": (found.marginal("shape").matrix, found.marginal("shape").standard_error),
-            "sum": ((3 * found + found).matrix, 4 * found.standard_error),
+            "marginal": (found.marginal("shape").matrix, found.marginal("shape").entry_errors),
+            "sum": ((3 * found + found).matrix, 4 * found.entry_errors),
         }
 
     for name, (value, error) in derived(at).items():
@@ -233,7 +233,7 @@ def test_covariates_are_averaged_over_and_their_differences_are_no_noise():
     exact = fj.fisher_information(model, BETA, given=X)
     for estimator in ("bartlett", "outer", "hessian"):
         found = fj.fisher_information(model, BETA, draws(1000, estimator), given=X)
-        z = (found.matrix - exact.matrix) / found.standard_error
+        z = (found.matrix - exact.matrix) / found.entry_errors
         assert found.num_samples == 40_000
         assert np.max(np.abs(z)) < 4, estimator
     bernoulli = fj.linked(families.bernoulli, lambda b, z: {"logit": z @ b})
@@ -249,7 +249,7 @@ def test_scrambled_points_are_less_noisy_than_draws_and_say_so():
     for kind in (fj.MonteCarlo, fj.QuasiMonteCarlo):
         run = jax.jit(jax.vmap(lambda key: fj.fisher_information(families.weibull, point, kind(key, 65_536, "outer"))))  # noqa: B023
         found = run(jax.random.split(KEY, 100))
-        z = (np.asarray(found.matrix) - np.asarray(exact.matrix)) / found.standard_error
+        z = (np.asarray(found.matrix) - np.asarray(exact.matrix)) / found.entry_errors
         assert np.all(np.abs(np.mean(z, axis=0)) < 0.4)  # the differences between scramblings are skewed
         assert np.all(np.abs(np.std(z, axis=0) - 1) < 0.3)
         errors[kind] = np.std(found.matrix, axis=0)
@@ -262,8 +262,8 @@ def test_a_mixture_by_draws_agrees_with_quadrature_and_its_weight_is_linear():
     assert exact.names == ("loc[0]", "loc[1]", "scale[0]", "scale[1]", "weight")
     found = {kind: fj.fisher_information(MIXTURE, MIXED, draws(20_000, kind)) for kind in ("bartlett", "outer")}
     for one in found.values():
-        assert np.max(np.abs(one.matrix - exact.matrix) / one.standard_error) < 4
-    gain = (found["outer"].standard_error / found["bartlett"].standard_error) ** 2
+        assert np.max(np.abs(one.matrix - exact.matrix) / one.entry_errors) < 4
+    gain = (found["outer"].entry_errors / found["bartlett"].entry_errors) ** 2
     assert gain[:4, :4].min() > 10
     assert np.median(gain[:4, :4]) > 100
     check = fj.check_information_equality(MIXTURE, MIXED, draws())
@@ -285,7 +285,7 @@ def test_a_series_counts_its_terms():
     variances = np.array([(1 - phi ** (2 * t)) / (1 - phi**2) for t in range(1, length)])
     for estimator in ("bartlett", "outer"):
         found = fj.fisher_information(model, {"phi": phi}, draws(4000, estimator))
-        assert abs(found.matrix[0, 0] - variances.mean()) < 4 * found.standard_error[0, 0]
+        assert abs(found.matrix[0, 0] - variances.mean()) < 4 * found.entry_errors[0, 0]
 
 
 def uniform(key, theta):
@@ -321,7 +321,7 @@ def test_nan_is_only_for_the_parameter_that_moves_the_edge():
     with pytest.warns(fj.InformationWarning, match="mean of the score is not zero for loc"):
         found = fj.fisher_information(shifted, {"loc": 0.5, "rate": 2.0}, draws(2000))
     np.testing.assert_array_equal(np.isnan(found.matrix), [[True, True], [True, False]])
-    assert abs(found.matrix[1, 1] - 0.25) < 3 * found.standard_error[1, 1]
+    assert abs(found.matrix[1, 1] - 0.25) < 3 * found.entry_errors[1, 1]
 
 
 def test_a_kink_is_reported_with_the_information_that_there_is_its_error_and_the_reason():
@@ -332,7 +332,7 @@ def test_a_kink_is_reported_with_the_information_that_there_is_its_error_and_the
         found = fj.fisher_information(families.laplace, laplace, draws())
     exact = fj.fisher_information(families.laplace, laplace)
     assert found.route == "expected: Monte Carlo, mean of s sᵀ, since the Bartlett identities fail"
-    assert np.all(np.abs(found.matrix - exact.matrix) < 4 * found.standard_error + 1e-12)
+    assert np.all(np.abs(found.matrix - exact.matrix) < 4 * found.entry_errors + 1e-12)
 
 
 def test_one_irregular_point_leaves_those_beside_it_under_vmap_as_they_are():
@@ -351,7 +351,7 @@ def test_one_irregular_point_leaves_those_beside_it_under_vmap_as_they_are():
     np.testing.assert_array_equal(found.regularity.regular, [True, False, True])
     np.testing.assert_allclose(found.matrix[[0, 2], 0, 0], 1.0, rtol=1e-10)
     assert np.isfinite(found.matrix[1]).all()
-    assert found.standard_error[1, 0, 0] > 0
+    assert found.entry_errors[1, 0, 0] > 0
 
 
 def test_nothing_left_out_of_an_expectation_goes_unsaid():
@@ -374,7 +374,7 @@ def test_results_depend_on_neither_chunks_nor_transformations(monkeypatch):
     renewed = fj.Model(families.weibull.log_density, sample=families.weibull.sample, information=lambda p: 0.0)
     cut = fj.fisher_information(renewed, {"shape": 1.5, "scale": 2.0}, expectation)
     np.testing.assert_allclose(cut.matrix, whole.matrix, rtol=1e-6)
-    np.testing.assert_allclose(cut.standard_error, whole.standard_error, rtol=1e-3, atol=1e-12)
+    np.testing.assert_allclose(cut.entry_errors, whole.entry_errors, rtol=1e-3, atol=1e-12)
 
 
 def test_memory_grows_with_neither_draws_nor_rows():
@@ -414,7 +414,7 @@ def test_many_draws_in_single_precision_and_without_x64():
     with jax.enable_x64(False):
         found = fj.fisher_information(families.normal, {"loc": 0.0, "scale": 2.0}, draws(400_000, "outer"))
         check = fj.check_score_mean(families.normal, {"loc": 0.0, "scale": 2.0}, draws(200_000))
-    np.testing.assert_allclose(found.matrix, np.diag([0.25, 0.5]), atol=5 * np.max(found.standard_error))
+    np.testing.assert_allclose(found.matrix, np.diag([0.25, 0.5]), atol=5 * np.max(found.entry_errors))
     assert check.passed
 
 
@@ -424,7 +424,7 @@ def test_a_quadrature_too_coarse_says_so_even_of_symmetric_densities():
         found = fj.fisher_information(families.logistic, {"loc": 0.0, "scale": 1.0}, coarse)
     exact = fj.fisher_information(families.logistic, {"loc": 0.0, "scale": 1.0})
     off = np.abs(np.diag(found) - np.diag(exact))
-    assert np.all(off < 2 * np.diag(found.standard_error) + 1e-12)
+    assert np.all(off < 2 * np.diag(found.entry_errors) + 1e-12)
     assert np.max(off) > 1e-6
 
 
@@ -480,7 +480,7 @@ def test_other_parameters_get_the_information_that_they_have_by_themselves():
     errors = sampled_too.reparametrize(
         lambda p: {"rate": jnp.exp(p["r"]), "shape": p["s"]}, {"r": np.log(0.7), "s": 2.5}
     )
-    np.testing.assert_allclose(errors.standard_error[0, 0], 0.49 * sampled_too.standard_error[0, 0], rtol=1e-9)
+    np.testing.assert_allclose(errors.entry_errors[0, 0], 0.49 * sampled_too.entry_errors[0, 0], rtol=1e-9)
 
 
 def test_information_adds_by_name_and_counts_observations():
@@ -491,7 +491,7 @@ def test_information_adds_by_name_and_counts_observations():
     np.testing.assert_allclose(total.matrix, 100 * np.asarray(one) + np.diag([9.0, 4.0]))
     assert "prior" in total.route
     a, b = (fj.fisher_information(families.gamma, GAMMA, draws(2000, "outer", key=k)) for k in (1, 2))
-    np.testing.assert_allclose((a + b).standard_error ** 2, a.standard_error**2 + b.standard_error**2, rtol=1e-10)
+    np.testing.assert_allclose((a + b).entry_errors ** 2, a.entry_errors**2 + b.entry_errors**2, rtol=1e-10)
     assert (a + b).num_samples == 4000
 
 
@@ -534,8 +534,8 @@ def test_the_bound_is_for_parameters_functions_and_biased_estimators():
     )
     np.testing.assert_allclose(shrunk.matrix, [[0.8**2 * 4.0 / 10]], rtol=1e-12)
     sampled_too = fj.cramer_rao_bound(families.gamma, GAMMA, draws(4000, "outer"), num_observations=50)
-    assert np.all(np.abs(sampled_too.matrix - bound.matrix) < 4 * sampled_too.standard_error)
-    assert np.all(sampled_too.standard_error > 0)
+    assert np.all(np.abs(sampled_too.matrix - bound.matrix) < 4 * sampled_too.entry_errors)
+    assert np.all(sampled_too.entry_errors > 0)
 
 
 def test_the_bound_obeys_constraints_that_tie_parameters_together():

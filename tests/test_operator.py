@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax.information import matrix_free
+from fisher_jax.information import operator as operators
 from fisher_jax.information.operator import information_operator
 
 N = 150
@@ -60,7 +60,7 @@ def at_data(kind, **changed):
 @pytest.mark.parametrize(("chunk", "weights"), [(4096, None), (16, W)], ids=["whole", "chunked and weighted"])
 @pytest.mark.parametrize("kind", ["empirical", "observed"])
 def test_products_at_the_data_are_those_of_the_dense_matrix(kind, chunk, weights, monkeypatch):
-    monkeypatch.setattr(matrix_free, "ROWS_AT_ONCE", chunk)
+    monkeypatch.setattr(operators, "ROWS_AT_ONCE", chunk)
     density = curve()
     operator = information_operator(density, PARAMS, kind=kind, data=Y, given=X, weights=weights)
     dense = DENSE[kind](density, PARAMS, Y, given=X, weights=weights)
@@ -71,7 +71,7 @@ def test_products_at_the_data_are_those_of_the_dense_matrix(kind, chunk, weights
 
 @pytest.mark.parametrize("one_by_one_above", [4096, 2], ids=["in chunks", "one by one"])
 def test_diagonal_and_trace_of_outer_products_are_exact(one_by_one_above, monkeypatch):
-    monkeypatch.setattr(matrix_free, "ONE_BY_ONE_ABOVE", one_by_one_above)
+    monkeypatch.setattr(operators, "ONE_BY_ONE_ABOVE", one_by_one_above)
     density = curve()
     operator = information_operator(density, PARAMS, kind="empirical", data=Y, given=X, weights=W)
     dense = fj.empirical_fisher(density, PARAMS, Y, given=X, weights=W).matrix
@@ -101,7 +101,7 @@ def test_a_linked_model_has_its_exact_information(given):
     ("way", "estimator"), [(fj.MonteCarlo, "outer"), (fj.MonteCarlo, "hessian"), (fj.QuasiMonteCarlo, "outer")]
 )
 def test_a_sampled_operator_is_the_dense_matrix_of_the_same_draws(way, estimator, monkeypatch):
-    monkeypatch.setattr(matrix_free, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(operators, "ROWS_AT_ONCE", 100)
     expectation = way(KEY, 256, estimator)
     density = fj.Model(curve(), sample=sampler, quantile=quantile)
     operator = information_operator(density, PARAMS, expectation, given=X[:7])
@@ -113,7 +113,7 @@ def test_a_sampled_operator_is_the_dense_matrix_of_the_same_draws(way, estimator
     error = flat(diagonal.standard_error)
     if estimator == "outer":
         np.testing.assert_allclose(flat(diagonal.value), np.diag(dense.matrix), rtol=1e-10)
-        np.testing.assert_allclose(error, np.diag(dense.standard_error), rtol=1e-8)
+        np.testing.assert_allclose(error, np.diag(dense.entry_errors), rtol=1e-8)
     else:
         assert np.all(np.abs(flat(diagonal.value) - np.diag(dense.matrix)) < 5 * error)
         assert np.all(error > 0)

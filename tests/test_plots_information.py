@@ -85,7 +85,7 @@ def test_the_names_stand_on_both_axes_and_the_route_above():
 
 def test_sampled_entries_are_written_with_their_standard_errors():
     raw = written(information_heat_map(SAMPLED, scaled=False))
-    error = np.asarray(SAMPLED.standard_error)
+    error = np.asarray(SAMPLED.entry_errors)
     assert raw == [number(v, e, between="\n") for v, e in zip(np.ravel(MATRIX), np.ravel(error), strict=True)]
     assert all("\n± 0." in text for text in raw)
 

@@ -167,7 +167,7 @@ def over_seeds(case, number):
             equality = fj.check_information_equality(case.model, case.point, expectation)
             return {
                 "matrix": found.matrix,
-                "error": found.standard_error,
+                "error": found.entry_errors,
                 "flagged": ~found.regularity.regular,
                 "score": ~center.passed,
                 "equality": ~equality.passed,

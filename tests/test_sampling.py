@@ -208,7 +208,7 @@ def test_the_laplace_locations_bound_is_that_of_the_scores():
     )
     assert found.information.route == "expected: Monte Carlo, mean of s sᵀ, since the Bartlett identities fail"
     assert "curvature −H would give another" in " ".join(str(found).split())
-    within(found.expected, found.bound.standard_error, 2.25 * np.eye(2))
+    within(found.expected, found.bound.entry_errors, 2.25 * np.eye(2))
     exact = exact_variance_of_the_median(201)
     within(found.covariance[0, 0], found.covariance_error[0, 0], 201 * 2.25 * exact)
     assert found.efficiency.value[0] < 1
@@ -280,7 +280,7 @@ def test_a_series_is_drawn_whole_and_its_bias_is_the_known_one():
     truth = {"phi": 0.6, "scale": 1.3}
     found = fj.sampling_distribution(autoregression(80), truth, KEY, num_replicates=3000)
     assert found.num_observations == 80
-    within(np.asarray(found.bound.matrix), found.bound.standard_error + 2e-3, np.diag([1 - 0.36, 1.69 / 2]))
+    within(np.asarray(found.bound.matrix), found.bound.entry_errors + 2e-3, np.diag([1 - 0.36, 1.69 / 2]))
     within(
         found.predicted_bias[0], found.predicted_bias_error[0] + 1e-3, -2 * 0.6 / 80
     )  # Marriott & Pope 1954, mean known

@@ -13,7 +13,7 @@ from fisher_jax.information.bound import slope_of
 from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.exact import by_nodes
 from fisher_jax.information.expectations import Enumeration, MonteCarlo, QuasiMonteCarlo
-from fisher_jax.information.expected import check_expectation, describe, taken
+from fisher_jax.information.expected import check_expectation, describe, expected_information
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
@@ -61,7 +61,7 @@ class Informed:
         """An `InformationWarning` where the expectation was not taken well at these rows."""
         for k in range(self.num_values):
             values = [value[k] for value in self.values]
-            taken(self.model, self.layout, self.layout.free_names, values, self.expectation, rows)
+            expected_information(self.model, self.layout, self.layout.free_names, values, self.expectation, rows)
 
     def gains(self, region: "Region", dual: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """tr(Γ I(z)) (k,) and its gradient (k, d) at points of a region."""

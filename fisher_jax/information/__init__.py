@@ -1,15 +1,14 @@
 """The information matrices, expected and at the data, and the record that carries them."""
 
-from fisher_jax.information.at_data import empirical_fisher, observed_information
 from fisher_jax.information.closed_form import as_matrix, has_closed_form, total_expected
-from fisher_jax.information.errors import Estimate
+from fisher_jax.information.derivatives import empirical_fisher, observed_information
 from fisher_jax.information.expected import InformationWarning, fisher_information
-from fisher_jax.information.inverse import Covariance
 from fisher_jax.information.krylov import Solution
+from fisher_jax.information.matrix import Covariance, Information
 from fisher_jax.information.operator import InformationOperator, information_operator
-from fisher_jax.information.record import Information
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.scoring import Scoring, scoring_at
+from fisher_jax.moments import Estimate
 
 __all__ = [
     "Covariance",

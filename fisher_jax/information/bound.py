@@ -1,5 +1,11 @@
-"""The Cramér-Rao bound: for the parameters, for functions of them, for biased estimators."""
+"""The Cramér-Rao bound: for the parameters, for functions of them, for biased estimators.
 
+With g the target function and b the bias, G = ∂g/∂θ and B = ∂b/∂θ, the bound is (G + B) (n I)⁻¹ (G + B)ᵀ. Under constraints
+that tie entries of θ together I is singular in θ; then everything is taken in the unconstrained u, with T = ∂θ/∂u:
+(G + B) T (n Tᵀ I T)⁻¹ Tᵀ (G + B)ᵀ.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,10 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import call_user, check_function, entry_point, is_number, shown
-from fisher_jax.information import Covariance, Information, fisher_information
-from fisher_jax.information.errors import carried
-from fisher_jax.information.expected import at_door, taken
-from fisher_jax.information.inverse import check_invertible
+from fisher_jax.information.expectations import Expectation
+from fisher_jax.information.expected import check_point, expected_information, fisher_information
+from fisher_jax.information.matrix import Covariance, Information, check_invertible, propagate
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values, layout_of
 from fisher_jax.numerics import linalg
@@ -19,13 +24,13 @@ from fisher_jax.numerics import linalg
 
 @entry_point
 def cramer_rao_bound(
-    model: Any,
+    model: Model | Callable[..., Any],
     params: PyTree,
-    expectation: Any = None,
+    expectation: Expectation | None = None,
     *,
-    num_observations: Any,
-    function: Any = None,
-    bias: Any = None,
+    num_observations: int,
+    function: Callable[[PyTree], Any] | None = None,
+    bias: Callable[[PyTree], Any] | None = None,
     given: PyTree = None,
 ) -> Covariance:
     """The least covariance that an estimator can have: (G + B) (n I)⁻¹ (G + B)ᵀ, with G = ∂g/∂θ and B = ∂b/∂θ.
@@ -70,76 +75,60 @@ def cramer_rao_bound(
     >>> print(mean.names, mean.matrix)
     ('mean',) [[0.0025]]
     """
-    check_number(num_observations)
-    return bound_of(model, params, expectation, num_observations, function, bias, given)
-
-
-def bound_of(
-    model: Any, params: PyTree, expectation: Any, num_observations: Any, function: Any, bias: Any, given: PyTree
-) -> Covariance:
-    """The bound itself, for whoever calls."""
-    model, layout, values, given = at_door(model, params, given)
+    is_traced = isinstance(num_observations, jax.core.Tracer)
+    if not is_traced and not (is_number(num_observations) and num_observations > 0):
+        raise ValueError(f"num_observations={shown(num_observations)} must be positive.")
+    model, layout, values, given = check_point(model, params, given)
     if expectation is None:
         information = closed_form_in_free(model, params, layout, values, given)
     else:
-        information = taken(model, layout, layout.free_names, values, expectation, given)
+        information = expected_information(model, layout, layout.free_names, values, expectation, given)
     names, slope = slope_of(layout, values, function, bias)
-    half = slope @ layout.jacobian(layout.unconstrain(values))
-    matrix, errors = carried(
-        lambda matrix: half @ linalg.inverse(matrix) @ half.T / num_observations, information.matrix, information.errors
+    slope_in_free = slope @ layout.jacobian(layout.unconstrain(values))
+    matrix, errors = propagate(
+        lambda m: slope_in_free @ linalg.inverse(m) @ slope_in_free.T / num_observations,
+        information.matrix,
+        information.errors,
     )
     check_invertible(information.matrix, matrix, information.names)
-    said = "n" if isinstance(num_observations, jax.core.Tracer) else f"{float(num_observations):g}"
-    route = f"Cramér-Rao bound for {said} observations from: {information.route}"
+    count = "n" if is_traced else f"{float(num_observations):g}"
+    route = f"Cramér-Rao bound for {count} observations from: {information.route}"
     return Covariance(matrix, names, route, errors, information.num_samples)
 
 
 def closed_form_in_free(model: Model, params: PyTree, layout: Layout, values: Values, given: PyTree) -> Information:
-    """The information about u: on a simplex, say, only there do the identities hold that it rests on."""
-    found = fisher_information(model, params, given=given)
+    """The information about u in closed form: on a simplex, say, the identities that it rests on hold only there."""
+    information = fisher_information(model, params, given=given)
     tangent = layout.jacobian(layout.unconstrain(values))
-    return replace(found, matrix=tangent.T @ found.matrix @ tangent, names=layout.free_names)
-
-
-def check_number(num_observations: Any) -> None:
-    """Refuse a number of observations that is none."""
-    if isinstance(num_observations, jax.core.Tracer):
-        return
-    if not is_number(num_observations) or not num_observations > 0:
-        raise ValueError(f"num_observations={shown(num_observations)} must be positive.")
+    return replace(information, matrix=tangent.T @ information.matrix @ tangent, names=layout.free_names)
 
 
 def slope_of(layout: Layout, values: Values, function: Any, bias: Any) -> tuple[tuple[str, ...], Float[Array, "r q"]]:
-    """What g's entries are called, and G + B."""
+    """The names of g's entries, and G + B."""
     natural = layout.natural()
     theta = natural.unconstrain(values)
-    if function is None:
-        target, names = natural, natural.names
-        slope = jnp.eye(theta.shape[0], dtype=theta.dtype)
-    else:
+    params = natural.constrain(theta, values)
+
+    def jacobian(target: Layout, function: Callable[[PyTree], Any]) -> Float[Array, "r q"]:
+        return jax.jacfwd(lambda theta: target.flatten(function(natural.constrain(theta, values))))(theta)
+
+    target, names, slope = natural, natural.names, jnp.eye(theta.shape[0], dtype=theta.dtype)
+    if function is not None:
         check_function(function, "function")
-        found = call_user(function, (natural.constrain(theta, values),), "function")
-        target = layout_of(found, ())[0]
-        names = tuple("function" + name.removeprefix("params") if _bare(name) else name for name in target.names)
-        slope = jax.jacfwd(lambda theta: target.flatten(function(natural.constrain(theta, values))))(theta)
+        target = layout_of(call_user(function, (params,), "function"), ())[0]
+        # An entry of a bare array has no name of its own: params[0] of its layout is called function[0].
+        bare = [name == "params" or name.startswith("params[") for name in target.names]
+        renamed = ["function" + name.removeprefix("params") for name in target.names]
+        names = tuple(b if is_bare else a for a, b, is_bare in zip(target.names, renamed, bare, strict=True))
+        slope = jacobian(target, function)
     if bias is not None:
         check_function(bias, "bias")
-        _check_like(target, names, call_user(bias, (natural.constrain(theta, values),), "bias"))
-        slope = slope + jax.jacfwd(lambda theta: target.flatten(bias(natural.constrain(theta, values))))(theta)
+        returned = layout_of(call_user(bias, (params,), "bias"), ())[0]
+        same_shapes = [leaf.shape for leaf in returned.leaves] == [leaf.shape for leaf in target.leaves]
+        if returned.treedef != target.treedef or not same_shapes:
+            raise ValueError(
+                f"bias(params) returned {', '.join(returned.names)}, but it is to be the bias of {', '.join(names)}: "
+                "give it the same structure and shapes."
+            )
+        slope = slope + jacobian(target, bias)
     return names, slope
-
-
-def _check_like(target: Layout, names: tuple[str, ...], bias: PyTree) -> None:
-    """Refuse a bias of another structure than what it is the bias of."""
-    found = layout_of(bias, ())[0]
-    same = found.treedef == target.treedef
-    if not same or [leaf.shape for leaf in found.leaves] != [leaf.shape for leaf in target.leaves]:
-        raise ValueError(
-            f"bias(params) returned {', '.join(found.names)}, but it is to be the bias of {', '.join(names)}: "
-            "give it the same structure and shapes."
-        )
-
-
-def _bare(name: str) -> bool:
-    """Whether an entry has no name of its own, since what holds it is an array and no dictionary."""
-    return name == "params" or name.startswith("params[")

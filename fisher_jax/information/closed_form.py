@@ -17,7 +17,7 @@ from fisher_jax.numerics.differentiate import FORWARD_UP_TO, weigh
 
 
 def has_closed_form(model: Model) -> bool:
-    """Whether the expected information can be had without draws or quadrature."""
+    """Whether the expected information is known without draws or quadrature."""
     return model.information is not None or (isinstance(model, LinkedModel) and model.family.information is not None)
 
 
@@ -25,47 +25,53 @@ def total_expected(
     model: Model, layout: Layout, values: Values, given: PyTree, num_observations: Any, weights: Any
 ) -> Float[Array, "q q"]:
     """n I(θ), θ being `values`: summed over the covariates' rows, or n times that of one where there are none."""
-    one = _own if model.information is not None else _linked
     names = ("params",) if given is None else ("params", "z")
     if model.information is not None:
         check_arity(model.information, names, "information")
+        total = _total_of_closed_form
     else:
         check_arity(model.log_density.predictor, names, "predictor")
+        total = _total_of_linked
     if given is None:
-        return num_observations * one(model, layout, values, (), None)
+        return num_observations * total(model, layout, values, (), None)
     if model.is_dependent:  # whose covariates come whole, and whose information is that of one term on average
-        return num_observations * _of_one(model, layout, values)(given)
+        return num_observations * _closed_form(model, layout, values)(given)
     q = len(layout.names)
 
     def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Array]:
-        return jnp.zeros((jax.tree.leaves(rows)[0].shape[0], 0)), one(model, layout, values, (rows,), weights)
+        nothing_by_row = jnp.zeros((jax.tree.leaves(rows)[0].shape[0], 0))
+        return nothing_by_row, total(model, layout, values, (rows,), weights)
 
     rows, at_once = jax.tree.map(jnp.asarray, given), max(16, CHUNK_ENTRIES // q**2)
     return in_chunks(rows, weights, at_once, of_chunk, layout.dtype)[1]
 
 
-def _own(model: Model, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:
-    """The model's own closed form, of one observation or summed over rows."""
-    one = _of_one(model, layout, values)
-    return jnp.sum(weigh(jax.vmap(one)(*rows), weights), axis=0) if rows else one()
-
-
-def _of_one(model: Model, layout: Layout, values: Values) -> Callable[..., Float[Array, "q q"]]:
+def _closed_form(model: Model, layout: Layout, values: Values) -> Callable[..., Float[Array, "q q"]]:
     """The user's closed form as a function of the covariates, if there are any."""
     params = layout.assemble([jnp.asarray(value, layout.dtype) for value in values])
     return lambda *z: as_matrix(call_user(model.information, (params, *z), "information"), layout)  # type: ignore[arg-type]
 
 
-def _linked(model: Any, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None) -> Array:
+def _total_of_closed_form(
+    model: Model, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None
+) -> Float[Array, "q q"]:
+    """Of one observation, or summed over rows."""
+    information = _closed_form(model, layout, values)
+    return jnp.sum(weigh(jax.vmap(information)(*rows), weights), axis=0) if rows else information()
+
+
+def _total_of_linked(
+    model: Any, layout: Layout, values: Values, rows: tuple[PyTree, ...], weights: Array | None
+) -> Float[Array, "q q"]:
     """Jᵀ I_η J of one observation, or summed over rows, as one product of tall matrices."""
 
-    def one(*z: PyTree) -> tuple[Float[Array, "e q"], Float[Array, "e q"]]:
+    def factors(*z: PyTree) -> tuple[Float[Array, "e q"], Float[Array, "e q"]]:
         jacobian, inner = predicted(model, layout, values, z)
         return jacobian, jnp.matmul(inner, jacobian, precision="highest")
 
-    left, right = jax.vmap(one)(*rows) if rows else jax.tree.map(lambda part: part[None], one())
+    left, right = jax.vmap(factors)(*rows) if rows else jax.tree.map(lambda part: part[None], factors())
     right = weigh(right, weights)
-    if weights is not None:
+    if weights is not None:  # what a row of weight zero holds may be NaN, which zero times would not remove
         left = jnp.where((weights == 0)[:, None, None], 0.0, left)
     matrix = jnp.einsum("nep,neq->pq", left, right, precision="highest")
     return 0.5 * (matrix + matrix.T)

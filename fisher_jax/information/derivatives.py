@@ -1,4 +1,4 @@
-"""Log-likelihood, score, scores, Hessian and products with it: what a user asks of a model at given parameters and data."""
+"""Log-likelihood, score, Hessian and the information matrices at the data: derivatives of a model at given parameters and data."""
 
 import functools
 from collections.abc import Callable
@@ -9,17 +9,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_pytrees, entry_point
+from fisher_jax.information.matrix import Information
 from fisher_jax.models.dataset import Dataset, check_dataset
-from fisher_jax.models.likelihood import Likelihood, derivatives_at, gradient_at, likelihood, scores_at, terms_at
+from fisher_jax.models.likelihood import (
+    Likelihood,
+    derivatives_at,
+    gradient_at,
+    likelihood,
+    outer_product_at,
+    scores_at,
+    terms_at,
+)
 from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.differentiate import weigh
 
+ROUTES = {
+    "observed": "observed: minus the mean Hessian at the data",
+    "empirical": "empirical: mean outer product of the scores at the data",
+}
 
-def at_door(
+
+def check_arguments(
     model: Any, params: PyTree, data: PyTree, given: PyTree, weights: Any
 ) -> tuple[Model, Layout, Values, Dataset]:
-    """Check a user's arguments; the layout is the natural one, so that flat means θ."""
+    """Check the arguments of a function of parameters and data. The layout is the natural one, so that flat means θ."""
     model = as_model(model)
     check_pytrees(data=data, given=given, weights=weights)
     layout, values = flatten_parameters(model, params)
@@ -27,34 +41,27 @@ def at_door(
 
 
 def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Jit a function of (target, θ, layout), with the problem built where it is traced."""
+    """Jit a function of (target, θ, layout), where the log-likelihood `target` is built when that is traced."""
 
     @functools.partial(jit_with_model, static_argnums=(0, 1))
     def run(model: Model, layout: Layout, values: Values, dataset: Dataset, *extra: Any) -> Any:
         target = likelihood(model, layout, values, dataset)
         return function(target, layout.unconstrain(values), layout, *extra)
 
-    return functools.wraps(function)(run)
+    return run
 
 
-@jitted
-def _log_likelihood(target: Likelihood, theta: Array, layout: Layout) -> Array:
-    return jnp.sum(terms_at(target, theta))
+def total_weight(target: Likelihood) -> Any:
+    """n: the number of terms, or the sum of their weights."""
+    return target.num_terms if target.weights is None else jnp.sum(target.weights)
 
 
-@jitted
-def _score(target: Likelihood, theta: Array, layout: Layout) -> Values:
-    return layout.split(gradient_at(target, theta)[1], 0.0)
-
-
-@jitted
-def _scores(target: Likelihood, theta: Array, layout: Layout) -> Values:
-    return layout.split(weigh(scores_at(target, theta), target.weights), 0.0)
-
-
-@jitted
-def _hessian(target: Likelihood, theta: Array, layout: Layout) -> Array:
-    return -derivatives_at(target, theta).curvature
+_log_likelihood = jitted(lambda target, theta, layout: jnp.sum(terms_at(target, theta)))
+_score = jitted(lambda target, theta, layout: layout.split(gradient_at(target, theta)[1], 0.0))
+_scores = jitted(lambda target, theta, layout: layout.split(weigh(scores_at(target, theta), target.weights), 0.0))
+_hessian = jitted(lambda target, theta, layout: -derivatives_at(target, theta).curvature)
+_observed = jitted(lambda target, theta, layout: derivatives_at(target, theta).curvature / total_weight(target))
+_empirical = jitted(lambda target, theta, layout: outer_product_at(target, theta)[1] / total_weight(target))
 
 
 @jitted
@@ -65,7 +72,7 @@ def _product_with(target: Likelihood, theta: Array, layout: Layout, vector: Valu
 
 @entry_point
 def log_likelihood(
-    model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
 ) -> Float[Array, ""]:
     """Log-likelihood ℓ(θ) = Σ wᵢ log p(yᵢ; θ), in nats, total over the data.
 
@@ -102,11 +109,13 @@ def log_likelihood(
     >>> print(f"{fj.log_likelihood(log_density, {'loc': 0.0, 'scale': 1.0}, jnp.array([1.0, 2.0])):.4f}")
     -4.3379
     """
-    return _log_likelihood(*at_door(model, params, data, given, weights))
+    return _log_likelihood(*check_arguments(model, params, data, given, weights))
 
 
 @entry_point
-def score(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None) -> PyTree:
+def score(
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+) -> PyTree:
     """Score ∇ℓ(θ), total over the data: a pytree like `params`.
 
     Parameters
@@ -135,12 +144,14 @@ def score(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, wei
     >>> print(fj.score(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0]))["loc"])
     3.0
     """
-    arguments = at_door(model, params, data, given, weights)
+    arguments = check_arguments(model, params, data, given, weights)
     return arguments[1].assemble(_score(*arguments))
 
 
 @entry_point
-def scores(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None) -> PyTree:
+def scores(
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+) -> PyTree:
     """Score of each observation: a pytree like `params` whose leaves have a leading axis of length n.
 
     Parameters
@@ -171,13 +182,13 @@ def scores(model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, we
     >>> print(fj.scores(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0]))["loc"])
     [1. 2.]
     """
-    arguments = at_door(model, params, data, given, weights)
+    arguments = check_arguments(model, params, data, given, weights)
     return arguments[1].assemble(_scores(*arguments))
 
 
 @entry_point
 def hessian(
-    model: Any, params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
 ) -> Float[Array, "q q"]:
     """Hessian ∇²ℓ(θ), total over the data, as one symmetric matrix.
 
@@ -211,12 +222,18 @@ def hessian(
     >>> print(fj.hessian(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0])))
     [[-2.]]
     """
-    return _hessian(*at_door(model, params, data, given, weights))
+    return _hessian(*check_arguments(model, params, data, given, weights))
 
 
 @entry_point
 def hessian_vector_product(
-    model: Any, params: PyTree, data: PyTree, vector: PyTree = None, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any],
+    params: PyTree,
+    data: PyTree,
+    vector: PyTree = None,
+    *,
+    given: PyTree = None,
+    weights: Any = None,
 ) -> Any:
     """Product ∇²ℓ(θ) v, total over the data, without forming the Hessian.
 
@@ -251,7 +268,7 @@ def hessian_vector_product(
     >>> print(product({"loc": 3.0})["loc"])
     -6.0
     """
-    arguments = at_door(model, params, data, given, weights)
+    arguments = check_arguments(model, params, data, given, weights)
     layout = arguments[1]
 
     def product(vector: PyTree) -> PyTree:
@@ -259,3 +276,78 @@ def hessian_vector_product(
         return layout.assemble(_product_with(*arguments, layout.blocks(vector)))
 
     return product if vector is None else product(vector)
+
+
+@entry_point
+def observed_information(
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+) -> Information:
+    """Observed information −(1/n) ∇²ℓ(θ) at the data, per observation.
+
+    Parameters
+    ----------
+    model, params, data, given, weights
+        As for `log_likelihood`. n is the number of observations, or the sum of the weights.
+
+    Returns
+    -------
+    Information
+        Symmetric, but positive definite only near a maximum. Leaves that the model holds `fixed` are left out; other
+        constraints play no part.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `log_likelihood`.
+
+    References
+    ----------
+    Efron, B. and Hinkley, D. V. (1978), Biometrika 65, 457-487, eq. (1.3).
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> from jax.scipy.stats import poisson
+    >>> found = fj.observed_information(lambda rate, y: poisson.logpmf(y, rate), 2.0, jnp.array([1, 3]))
+    >>> print(found.matrix)
+    [[0.5]]
+    """
+    arguments = check_arguments(model, params, data, given, weights)
+    return Information(_observed(*arguments), arguments[1].names, ROUTES["observed"])
+
+
+@entry_point
+def empirical_fisher(
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+) -> Information:
+    """Empirical Fisher (1/n) Σ sᵢ sᵢᵀ at the data, per observation: the outer product of gradients, OPG, BHHH.
+
+    Parameters
+    ----------
+    model, params, data, given, weights
+        As for `log_likelihood`. n is the number of observations, or the sum of the weights.
+
+    Returns
+    -------
+    Information
+        Positive semi-definite. It estimates the Fisher information only if the model is right and θ is near the truth.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `log_likelihood`.
+
+    References
+    ----------
+    Berndt, E., Hall, B., Hall, R. and Hausman, J. (1974), Ann. Econ. Soc. Meas. 3, 653-665, eq. (3.5).
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> from jax.scipy.stats import poisson
+    >>> found = fj.empirical_fisher(lambda rate, y: poisson.logpmf(y, rate), 2.0, jnp.array([1, 3]))
+    >>> print(found.matrix)
+    [[0.25]]
+    """
+    arguments = check_arguments(model, params, data, given, weights)
+    return Information(_empirical(*arguments), arguments[1].names, ROUTES["empirical"])

@@ -15,6 +15,7 @@ from fisher_jax.models.likelihood import terms_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 
+FEW_PRODUCTS = 2**18  # of scores that are summed, up to which sums take less than a tenth of a second, however compiled
 Drawing = Callable[[Int[Array, " c"]], PyTree]
 
 
@@ -28,11 +29,8 @@ def unit_terms(
     return lambda flat, rows: jax.vmap(lambda row: jnp.sum(terms(flat, row)))(rows)
 
 
-FEW_PRODUCTS = 2**18  # of scores that are summed, up to which sums take less than a tenth of a second, however compiled
-
-
 def are_few(model: Model, layout: Layout, draws: Any, given: PyTree) -> bool:
-    """Whether there is less to compute by these draws than to compile."""
+    """Whether computing with these draws takes less time than compiling for them would."""
     return not model.is_dependent and draws.num_samples * num_rows(model, given) * layout.num_free**2 <= FEW_PRODUCTS
 
 
@@ -42,7 +40,7 @@ def num_rows(model: Model, given: PyTree) -> int:
 
 
 def num_pairs(model: Model, expectation: Any, given: PyTree) -> int:
-    """Pairs of draws over all rows, refused where their numbers would overflow."""
+    """Pairs of draws over all rows; raises where their numbers would overflow."""
     rows = num_rows(model, given)
     pairs = rows * (expectation.num_samples // 2)
     if 2 * pairs >= 2**31:
@@ -69,56 +67,60 @@ def drawing(model: Model, params: PyTree, given: PyTree, expectation: Any) -> Dr
     Pairs are numbered row by row of `given`. A row is y, or (y, z).
     """
     params = jax.lax.stop_gradient(params)
-    one = _independent if isinstance(expectation, MonteCarlo) else _scrambled
-    draw = one(model, params, expectation)
     per_row = expectation.num_samples // 2
+    draw = _independent_draw if isinstance(expectation, MonteCarlo) else _scrambled_draw
+    draw_member = draw(model, params, expectation)
 
-    def pair(number: Int[Array, " c"]) -> PyTree:
+    def draw_pairs(number: Int[Array, " c"]) -> PyTree:
         number = jnp.concatenate([number, number])
         second = jnp.arange(number.shape[0]) >= number.shape[0] // 2
         if given is None:
-            return jax.lax.stop_gradient(jax.vmap(draw)(number, second))
+            return jax.lax.stop_gradient(jax.vmap(draw_member)(number, second))
         if model.is_dependent:
             z = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (number.shape[0], *leaf.shape)), given)
         else:
             z = jax.tree.map(lambda leaf: jnp.asarray(leaf)[number // per_row], given)
-        return jax.lax.stop_gradient(jax.vmap(draw)(number, second, z)), z
+        return jax.lax.stop_gradient(jax.vmap(draw_member)(number, second, z)), z
 
-    return pair
+    return draw_pairs
 
 
-def _independent(model: Model, params: PyTree, expectation: MonteCarlo) -> Callable[..., PyTree]:
+def _independent_draw(model: Model, params: PyTree, expectation: MonteCarlo) -> Callable[..., PyTree]:
     if model.sample is None:
         raise ValueError(
             "MonteCarlo draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), "
             "one draw of y, or use Quadrature or Enumeration."
         )
-    sample = model.sample
 
     def draw(number: Array, second: Array, *z: PyTree) -> PyTree:
         key = jax.random.fold_in(expectation.key, 2 * number + second)
-        return call_user(sample, (key, params, *z), "sample")
+        return call_user(model.sample, (key, params, *z), "sample")  # type: ignore[arg-type]
 
     return draw
 
 
-def _scrambled(model: Model, params: PyTree, expectation: QuasiMonteCarlo) -> Callable[..., PyTree]:
+def _scrambled_draw(model: Model, params: PyTree, expectation: QuasiMonteCarlo) -> Callable[..., PyTree]:
     if model.quantile is None:
         raise ValueError(
             "QuasiMonteCarlo needs the inverse of the distribution function. Give Model(…, quantile=function("
             "uniform, params)), or use MonteCarlo."
         )
-    quantile = model.quantile
     per_row, pairs = expectation.num_samples // 2, SCRAMBLINGS // 2
-    table = jnp.asarray(_sobol(per_row // pairs, expectation.dimension or 1))
+    points = jnp.asarray(_sobol(per_row // pairs, expectation.dimension or 1))
+    dtype = jnp.zeros(()).dtype  # JAX's default precision, which may hold fewer digits than the 32 bits of a point
+    num_bits = min(32, jnp.finfo(dtype).nmant)
 
     def draw(number: Array, second: Array, *z: PyTree) -> PyTree:
         row, within = number // per_row, number % per_row
         scrambling = row * SCRAMBLINGS + 2 * (within % pairs) + second
-        seeds = jax.random.bits(jax.random.fold_in(expectation.key, scrambling), table.shape[1:], jnp.uint32)
-        uniform = _to_unit_interval(_scramble(table[within // pairs], seeds))
-        uniform = uniform if expectation.dimension else uniform[0]
-        return call_user(quantile, (uniform, params, *z), "quantile")
+        seeds = jax.random.bits(jax.random.fold_in(expectation.key, scrambling), points.shape[1:], jnp.uint32)
+        bits = _scramble(points[within // pairs], seeds)
+        uniform = ((bits >> (32 - num_bits)).astype(dtype) + 0.5) / 2.0**num_bits  # strictly between 0 and 1
+        return call_user(
+            model.quantile,  # type: ignore[arg-type]
+            (uniform if expectation.dimension else uniform[0], params, *z),
+            "quantile",
+        )
 
     return draw
 
@@ -133,7 +135,10 @@ def _sobol(count: int, dimension: int) -> np.ndarray:
 
 
 def _scramble(points: Array, seeds: Array) -> Array:
-    """Owen's nested uniform scrambling in base 2, each digit flipped as a hash of the seed and of those before it."""
+    """Owen's nested uniform scrambling in base 2: each digit is flipped by a hash of the seed and of the digits before it.
+
+    With the digits reversed, x ^ (x · even) changes each by lower ones only, which are those before it.
+    """
     reversed_bits = _reverse(points) + seeds
     for multiplier in (0x6C50B47C, 0xB82F1E52, 0xC7AFE638, 0x8D22F6E6):  # Burley (2020), listing 1
         reversed_bits = reversed_bits ^ (reversed_bits * jnp.uint32(multiplier))
@@ -145,10 +150,3 @@ def _reverse(bits: Array) -> Array:
         low = jnp.uint32(mask)
         bits = ((bits >> shift) & low) | ((bits & low) << shift)
     return bits
-
-
-def _to_unit_interval(bits: Array) -> Array:
-    """Strictly between 0 and 1 in JAX's default precision."""
-    dtype = jnp.zeros(()).dtype
-    kept = min(32, jnp.finfo(dtype).nmant)
-    return ((bits >> (32 - kept)).astype(dtype) + 0.5) / 2.0**kept

@@ -1,4 +1,9 @@
-"""Fisher information by exact expectation: over all values of a discrete y, or by quadrature over a scalar one."""
+"""Fisher information by exact expectation: over all values of a discrete y, or by quadrature over a scalar one.
+
+The integral over a piece of the line is the trapezoidal rule in t after y = tanh(½π sinh t) or its like, where the integrand
+falls off double-exponentially whatever it does at the ends (Takahasi and Mori 1974). Every second node is the rule of half the
+order, whose difference from the whole is the error.
+"""
 
 import itertools
 from typing import Any, NamedTuple
@@ -12,7 +17,7 @@ from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.information.draws import num_rows
 from fisher_jax.information.expectations import Enumeration, Quadrature
 from fisher_jax.information.regularity import Regularity
-from fisher_jax.information.sampled import Sampled
+from fisher_jax.information.sampled import Expected
 from fisher_jax.models.likelihood import terms_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -21,7 +26,7 @@ from fisher_jax.numerics.differentiate import each_at
 ZERO_MEAN = 1e-6  # times the parameters' scale: how far from zero an exact mean may be by rounding and truncation
 
 
-class Moments(NamedTuple):
+class Averages(NamedTuple):
     """Expectations of one observation: 1, s, s sᵀ, H, and s sᵀ by half of the nodes; and nodes that are not finite."""
 
     mass: Float[Array, ""]
@@ -34,17 +39,18 @@ class Moments(NamedTuple):
 
 def by_nodes(
     model: Model, layout: Layout, values: Values, expectation: Quadrature | Enumeration, given: PyTree
-) -> Sampled:
+) -> Expected:
     """E[s sᵀ] of one observation on average over the rows of `given`, with the change since half the order as its error."""
-    found, mass = moments(model, layout, values, expectation, given)
+    averages, mass = average(model, layout, values, expectation, given)
     q = layout.num_free
-    errors = (found.outer - found.coarse)[None] if isinstance(expectation, Quadrature) else jnp.zeros((0, q, q))
-    return Sampled(0.5 * (found.outer + found.outer.T), 0.5 * (errors + errors.mT), judge(found, mass))
+    errors = (averages.outer - averages.coarse)[None] if isinstance(expectation, Quadrature) else jnp.zeros((0, q, q))
+    matrix, errors = (0.5 * (part + part.mT) for part in (averages.outer, errors))
+    return Expected(matrix, errors, assess_regularity(averages, mass))
 
 
-def moments(
+def average(
     model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree
-) -> tuple[Moments, Float[Array, ""]]:
+) -> tuple[Averages, Float[Array, ""]]:
     """Averages over the rows of `given`, and the total probability that is farthest from one among them."""
     if model.is_dependent:
         raise ValueError(
@@ -54,32 +60,35 @@ def moments(
     theta = layout.unconstrain(values)
     terms = terms_of(model, layout, values, given is not None)
 
-    def one(*z: PyTree) -> Moments:
+    def at_covariates(*z: PyTree) -> Averages:
         params = jax.lax.stop_gradient(layout.constrain(theta, values))
         nodes, weights = _nodes(expectation, params, z, layout.dtype)
-        count = weights.shape[0]
-        rows = nodes
         if z:
-            rows = (nodes, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), z[0]))
-        return _expect(terms, theta, rows, weights)
+            copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (weights.shape[0], *jnp.shape(leaf))), z[0])
+            nodes = (nodes, copies)
+        return _sums_over_nodes(terms, theta, nodes, weights)
 
     if given is None:
-        found = one()
-        return found, found.mass
+        sums = at_covariates()
+        return sums, sums.mass
 
-    def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Moments]:
-        each = jax.vmap(one)(rows)
-        kept = jnp.ones(each.mass.shape) if weights is None else weights
-        return each.mass, jax.tree.map(lambda part: jnp.tensordot(kept.astype(part.dtype), part, 1), each)
+    def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Averages]:
+        each = jax.vmap(at_covariates)(rows)
+        counts = jnp.ones(each.mass.shape) if weights is None else weights
+        return each.mass, jax.tree.map(lambda part: jnp.tensordot(counts.astype(part.dtype), part, 1), each)
 
-    at_once = max(1, CHUNK_ENTRIES // (_num_nodes(expectation) * layout.num_free**2))
+    if isinstance(expectation, Enumeration):
+        num_nodes = jax.tree.leaves(expectation.values)[0].shape[0]
+    else:
+        num_nodes = expectation.order * (1 if callable(expectation.points) else len(expectation.points) + 1)
+    at_once = max(1, CHUNK_ENTRIES // (num_nodes * layout.num_free**2))
     masses, total = in_chunks(jax.tree.map(jnp.asarray, given), None, at_once, of_chunk, layout.dtype)
     mean = jax.tree.map(lambda part: part / num_rows(model, given), total)
     return mean, masses[jnp.argmax(jnp.abs(masses - 1.0))]
 
 
-def _expect(terms: Any, theta: Float[Array, " q"], rows: PyTree, weights: Float[Array, " c"]) -> Moments:
-    """Sums over the nodes. One of probability zero counts for nothing, whatever its derivatives."""
+def _sums_over_nodes(terms: Any, theta: Float[Array, " q"], rows: PyTree, weights: Float[Array, " c"]) -> Averages:
+    """Sums over the nodes. A node of probability zero is left out, whatever its derivatives."""
     probability = weights * jnp.exp(terms(theta, rows))
     s, hessian = each_at(terms, theta, rows)
     counted = probability != 0
@@ -87,7 +96,7 @@ def _expect(terms: Any, theta: Float[Array, " q"], rows: PyTree, weights: Float[
     s = jnp.where(counted[:, None], s, 0.0)
     hessian = jnp.where(counted[:, None, None], hessian, 0.0)
     outer = jnp.einsum("c,ci,cj->ij", probability, s, s, precision="highest")
-    return Moments(
+    return Averages(
         mass=jnp.sum(probability),
         score=jnp.sum(probability[:, None] * s, axis=0),
         outer=outer,
@@ -97,48 +106,38 @@ def _expect(terms: Any, theta: Float[Array, " q"], rows: PyTree, weights: Float[
     )
 
 
-def tolerances(found: Moments) -> tuple[Float[Array, " q"], Float[Array, "q q"]]:
+def tolerances(averages: Averages) -> tuple[Float[Array, " q"], Float[Array, "q q"]]:
     """What rounding and truncation may leave of the mean score, and of the mean of s sᵀ + H."""
-    diagonal = jnp.abs(jnp.diagonal(found.outer))
+    diagonal = jnp.abs(jnp.diagonal(averages.outer))
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     small = max(ZERO_MEAN, 1e4 * float(jnp.finfo(scale.dtype).eps))
     return small * scale, small * scale[:, None] * scale[None, :]
 
 
-def judge(found: Moments, mass: Float[Array, ""]) -> Regularity:
+def assess_regularity(averages: Averages, mass: Float[Array, ""]) -> Regularity:
     """The zero means in units of what rounding and truncation may leave of them."""
-    of_score, of_matrix = tolerances(found)
-    size = jnp.sqrt(jnp.diagonal(found.outer))
+    of_score, of_matrix = tolerances(averages)
+    size = jnp.sqrt(jnp.diagonal(averages.outer))
     return Regularity(
-        score_z=found.score / of_score,
-        equality_z=(found.outer + found.hessian) / of_matrix,
-        effect=(found.outer + found.hessian) / (size[:, None] * size[None, :]),
+        score_z=averages.score / of_score,
+        equality_z=(averages.outer + averages.hessian) / of_matrix,
+        effect=(averages.outer + averages.hessian) / (size[:, None] * size[None, :]),
         tail=jnp.full_like(of_score, jnp.nan),
         mass=mass,
-        num_not_finite=found.not_finite.astype(jnp.int32),
+        num_not_finite=averages.not_finite.astype(jnp.int32),
         limit=1.0,
     )
-
-
-def _num_nodes(expectation: Any) -> int:
-    if isinstance(expectation, Enumeration):
-        return jax.tree.leaves(expectation.values)[0].shape[0]
-    pieces = 1 if callable(expectation.points) else len(expectation.points) + 1
-    return expectation.order * pieces
 
 
 def _nodes(expectation: Any, params: PyTree, z: tuple[PyTree, ...], dtype: Any) -> tuple[PyTree, Float[Array, " c"]]:
     if isinstance(expectation, Enumeration):
         values = jax.tree.map(jnp.asarray, expectation.values)
         return values, jnp.ones((jax.tree.leaves(values)[0].shape[0],), dtype)
-    cuts = [expectation.lower, *_points(expectation, params, z), expectation.upper]
+    points = expectation.points(params, *z) if callable(expectation.points) else expectation.points
+    cuts = [expectation.lower, *points, expectation.upper]
     ends = [jnp.asarray(end(params, *z) if callable(end) else end, dtype) for end in cuts]
     pieces = [_double_exponential(low, high, expectation.order, dtype) for low, high in itertools.pairwise(ends)]
     return tuple(jnp.concatenate(parts) for parts in zip(*pieces, strict=True))  # type: ignore[return-value]
-
-
-def _points(expectation: Quadrature, params: PyTree, z: tuple[PyTree, ...]) -> list[Any]:
-    return list(expectation.points(params, *z) if callable(expectation.points) else expectation.points)
 
 
 def _double_exponential(

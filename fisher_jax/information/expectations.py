@@ -1,10 +1,9 @@
 """How an expectation under the model is taken: by draws, by scrambled points, by quadrature, by listing all values.
 
-These records only say what is wanted; `fisher_information`, `check_score_mean` and their like do it.
+These records hold the settings only; `fisher_information`, `check_score_mean` and their like take the expectation.
 """
 
 import itertools
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import check_choice, check_count, entry_point, is_number, shown, to_numpy
+from fisher_jax.errors import check_choice, check_count, check_whole, entry_point, is_number, shown, to_numpy
 from fisher_jax.models.dataset import as_unmasked_arrays
 
 ESTIMATORS = ("bartlett", "outer", "hessian")
+SCRAMBLINGS = 256  # independent ones of the same points, whose differences give the errors
 
 
 @jax.tree_util.register_dataclass
@@ -63,8 +63,7 @@ class MonteCarlo:
 
     @entry_point
     def __post_init__(self) -> None:
-        object.__setattr__(self, "num_samples", _whole(self.num_samples))
-        check_draws(self.num_samples, self.estimator, self.fallback)
+        _check_draws(self)
 
 
 @jax.tree_util.register_dataclass
@@ -110,18 +109,14 @@ class QuasiMonteCarlo:
 
     @entry_point
     def __post_init__(self) -> None:
-        object.__setattr__(self, "num_samples", _whole(self.num_samples))
-        check_draws(self.num_samples, self.estimator, self.fallback)
-        if self.dimension is not None and (not isinstance(self.dimension, int) or self.dimension < 1):
-            raise ValueError(f"QuasiMonteCarlo: dimension={self.dimension!r} must be a whole number from 1, or None.")
+        _check_draws(self)
+        if self.dimension is not None:
+            check_whole(self.dimension, 1, "dimension", ", or None")
         if self.num_samples % SCRAMBLINGS:
             raise ValueError(
-                f"QuasiMonteCarlo: num_samples={self.num_samples} must be a multiple of {SCRAMBLINGS}, which is the number of "
+                f"num_samples={self.num_samples} must be a multiple of {SCRAMBLINGS}, which is the number of "
                 "independent scramblings that the errors come from."
             )
-
-
-SCRAMBLINGS = 256
 
 
 @dataclass(frozen=True)
@@ -164,29 +159,23 @@ class Quadrature:
     def __post_init__(self) -> None:
         check_count(self.order, 16, "order", " nodes")
         for name in ("lower", "upper"):
-            if not (callable(getattr(self, name)) or is_number(getattr(self, name))):
-                raise TypeError(
-                    f"Quadrature: {name}={shown(getattr(self, name))} must be a number, or a function of params."
-                )
+            end = getattr(self, name)
+            if not (callable(end) or is_number(end)):
+                raise TypeError(f"{name}={shown(end)} must be a number, or a function of params.")
+            if not callable(end):
+                object.__setattr__(self, name, float(end))
         if not callable(self.points):
             points = to_numpy(self.points, "points")
             if points.ndim != 1 or (points.size and points.dtype.kind not in "iuf"):
-                raise TypeError(
-                    f"Quadrature: points={shown(self.points)} must be a sequence of numbers, or a function of params."
-                )
+                raise TypeError(f"points={shown(self.points)} must be a sequence of numbers, or a function of params.")
             object.__setattr__(self, "points", tuple(points.astype(float).tolist()))
-        ends = [end for end in (self.lower, *self._numbers(), self.upper) if not callable(end)]
+        cuts = () if callable(self.points) else self.points
+        ends = [end for end in (self.lower, *cuts, self.upper) if not callable(end)]
         if any(not low < high for low, high in itertools.pairwise(ends)):
             raise ValueError(
-                f"Quadrature: expected lower < points < upper, increasing, got lower={self.lower}, "
-                f"points={self.points}, upper={self.upper}."
+                f"expected lower < points < upper, increasing, got lower={self.lower}, points={self.points}, "
+                f"upper={self.upper}."
             )
-        for name in ("lower", "upper"):
-            if not callable(getattr(self, name)):
-                object.__setattr__(self, name, float(getattr(self, name)))
-
-    def _numbers(self) -> tuple[float, ...]:
-        return () if callable(self.points) else self.points
 
 
 @jax.tree_util.register_dataclass
@@ -198,7 +187,7 @@ class Enumeration:
     ----------
     values : pytree
         Observations with a leading axis, as `data` elsewhere: every value once. Of an infinite support give as many as
-        leave less than 1e-6 of the probability out; what is left out is missing from the result, and more is said to be.
+        leave less than 1e-6 of the probability out; the result lacks what is left out, and a warning tells if it is more.
 
     Examples
     --------
@@ -217,7 +206,7 @@ class Enumeration:
             lengths = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(values)}
             if len(lengths) != 1 or None in lengths:
                 raise ValueError(
-                    "Enumeration: values need one leading axis, of the same length in every leaf, got shapes "
+                    "values need one leading axis, of the same length in every leaf, got shapes "
                     f"{[leaf.shape for leaf in jax.tree.leaves(values)]}."
                 )
             object.__setattr__(self, "values", values)
@@ -226,25 +215,15 @@ class Enumeration:
 Expectation = MonteCarlo | QuasiMonteCarlo | Quadrature | Enumeration
 
 
-def _whole(number: Any) -> Any:
-    """A whole number of whatever type as Python's own, anything else as it came."""
-    try:
-        return operator.index(number)
-    except TypeError:
-        return number
-
-
-def check_draws(num_samples: Any, estimator: str, fallback: str | None) -> None:
-    """Refuse a number of draws that cannot be paired, and estimators that there are none of."""
-    if not isinstance(num_samples, int) or num_samples < 2 or num_samples % 2:
-        raise ValueError(
-            f"num_samples={shown(num_samples)} must be an even whole number, at least 2: errors come from pairs of draws."
-        )
-    check_count(num_samples, 2, "num_samples")
+def _check_draws(draws: MonteCarlo | QuasiMonteCarlo) -> None:
+    """Check what draws and scrambled points have in common."""
+    number, estimator, fallback = check_whole(draws.num_samples, 2, "num_samples"), draws.estimator, draws.fallback
+    if number % 2:
+        raise ValueError(f"num_samples={number} must be an even whole number: errors come from pairs of draws.")
+    object.__setattr__(draws, "num_samples", check_count(number, 2, "num_samples"))
     check_choice(estimator, ESTIMATORS, "estimator")
     falls_back = estimator == "bartlett" and isinstance(fallback, str) and fallback in ("outer", "hessian")
     if fallback is not None and not falls_back:
         raise ValueError(
-            f"fallback={shown(fallback)} with estimator={estimator!r}: "
-            'only "bartlett" falls back, to "outer" or "hessian".'
+            f'fallback={shown(fallback)} with estimator={estimator!r}: only "bartlett" falls back, to "outer" or "hessian".'
         )

@@ -1,6 +1,7 @@
-"""The Fisher information of a model, by whichever route there is to the expectation."""
+"""The Fisher information of a model, by a closed form, draws, scrambled points, quadrature or enumeration."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,18 +13,25 @@ from fisher_jax.errors import check_pytrees, entry_point, warn
 from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.draws import are_few, num_rows
 from fisher_jax.information.exact import by_nodes
-from fisher_jax.information.expectations import Enumeration, Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
-from fisher_jax.information.record import Information
+from fisher_jax.information.expectations import Enumeration, Expectation, MonteCarlo, Quadrature
+from fisher_jax.information.matrix import Information
 from fisher_jax.information.regularity import Regularity
-from fisher_jax.information.sampled import Sampled, by_draws
+from fisher_jax.information.sampled import by_draws
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.numerics.namespace import on_host
+from fisher_jax.numerics.namespace import is_traced, on_host
+
+FALLEN_BACK = ", since the Bartlett identities fail"
+_AVERAGES = {
+    "bartlett": "−H with the Bartlett identities as control variates",
+    "outer": "mean of s sᵀ",
+    "hessian": "mean of −H",
+}
 
 
 class InformationWarning(UserWarning):
-    """A Fisher information was asked for where the model is not regular, or the expectation was not taken well.
+    """The model is not regular where its Fisher information was computed, or the expectation is inaccurate.
 
     Examples
     --------
@@ -38,7 +46,9 @@ class InformationWarning(UserWarning):
 
 
 @entry_point
-def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, given: PyTree = None) -> Information:
+def fisher_information(
+    model: Model | Callable[..., Any], params: PyTree, expectation: Expectation | None = None, *, given: PyTree = None
+) -> Information:
     """Fisher information I(θ) = E_θ[s sᵀ] = −E_θ[H], expected under the model, per observation.
 
     Parameters
@@ -98,26 +108,41 @@ def fisher_information(model: Any, params: PyTree, expectation: Any = None, *, g
     >>> print(abs(sampled.matrix - exact.matrix).max() < 1e-4)
     True
     """
-    model, layout, values, given = at_door(model, params, given)
-    if expectation is None:
-        _check_closed_form(model)
-        matrix = _closed_form(model, layout, values, given)
-        return Information(matrix, layout.names, f"expected: {_closed_form_route(model)}")
-    return taken(model, layout.natural(), layout.names, values, expectation, given)
+    model, layout, values, given = check_point(model, params, given)
+    if expectation is not None:
+        return expected_information(model, layout.natural(), layout.names, values, expectation, given)
+    if not has_closed_form(model):
+        raise ValueError(
+            "no route to the expectation: the model has no information in closed form. Give an expectation: "
+            "MonteCarlo(key, num_samples) if the model has a sampler, Quadrature(lower, upper) for a continuous scalar y, "
+            "Enumeration(values) for a discrete one; or Model(…, information=function of params); or a linked model. "
+            "observed_information and empirical_fisher need data instead."
+        )
+    route = "closed form" if model.information is not None else "closed form of the family, Jᵀ I_η J"
+    return Information(_closed_form(model, layout, values, given), layout.names, f"expected: {route}")
 
 
-def at_door(model: Any, params: PyTree, given: PyTree) -> tuple[Model, Layout, Values, PyTree]:
-    """Check a user's arguments, where there are no data."""
+def check_point(model: Any, params: PyTree, given: PyTree) -> tuple[Model, Layout, Values, PyTree]:
+    """Check the model, parameters and covariates of a function that takes no data."""
     model = as_model(model)
     check_pytrees(given=given)
     layout, values = flatten_parameters(model, params)
     if layout.num_free == 0:
-        raise ValueError("every parameter is fixed, so that there is nothing to be informed of.")
+        raise ValueError("every parameter is fixed, so that there is no parameter to have information about.")
     check_start(layout, values)
     return model, layout, values, check_given(model, given)
 
 
-def taken(
+def check_expectation(expectation: Any, hint: str = "") -> None:
+    """Raise unless it is one of the four expectations."""
+    if not isinstance(expectation, Expectation):
+        raise TypeError(
+            f"expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, "
+            f"got {type(expectation).__name__}.{hint}"
+        )
+
+
+def expected_information(
     model: Model,
     layout: Layout,
     names: tuple[str, ...],
@@ -127,36 +152,25 @@ def taken(
     *,
     warns: bool = True,
 ) -> Information:
-    """The information about u in `layout`, whose entries have these names, by an expectation; warns of what it met."""
+    """The information about u in `layout`, whose entries have these names; warns of what its tests of regularity find."""
     check_expectation(expectation)
-    found = by_expectation(model, layout, values, expectation, given)
-    per_row = expectation.num_samples if isinstance(expectation, MonteCarlo | QuasiMonteCarlo) else 0
-    number = per_row * num_rows(model, given)
-    result = Information(
-        found.matrix, names, route_of(expectation, found.regularity), found.errors, number, found.regularity
-    )
-    if warns:
-        _warn(result)
+    num_samples = 0
+    if isinstance(expectation, Quadrature | Enumeration):
+        compute = _by_quadrature if isinstance(expectation, Quadrature) else _by_enumeration
+    else:
+        # Few draws take less time than XLA's full optimisation of the program.
+        compute = _by_few_draws if are_few(model, layout, expectation, given) else _by_draws
+        num_samples = expectation.num_samples * num_rows(model, given)
+    matrix, errors, regularity = compute(model, layout, values, expectation, given)
+    result = Information(matrix, names, _route(expectation, regularity), errors, num_samples, regularity)
+    if warns and _is_known(regularity) and (problems := result.diagnosis()):
+        text = f"not to be relied on: {problems}."
+        if np.any(on_host(regularity).missing & np.isnan(np.asarray(matrix))):
+            text += ' Entries without an information are NaN; estimator="outer" or "hessian", or fallback=, gives an average.'
+        elif FALLEN_BACK in result.route:
+            text += f" The result is another average of the same draws, with its own error: {result.route}."
+        warn(text, InformationWarning)
     return result
-
-
-def check_expectation(expectation: Any, hint: str = "") -> None:
-    """Refuse what is no way to take an expectation."""
-    if not isinstance(expectation, Expectation):
-        raise TypeError(
-            f"expectation must be MonteCarlo, QuasiMonteCarlo, Quadrature or Enumeration, "
-            f"got {type(expectation).__name__}.{hint}"
-        )
-
-
-def by_expectation(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree) -> Sampled:
-    """Compiled once for each model, set of shapes and kind of expectation."""
-    if isinstance(expectation, Quadrature):
-        return _by_quadrature(model, layout, values, expectation, given)
-    if isinstance(expectation, Enumeration):
-        return _by_enumeration(model, layout, values, expectation, given)
-    by = _by_few_draws if are_few(model, layout, expectation, given) else _by_draws
-    return by(model, layout, values, expectation, given)
 
 
 _by_quadrature = jit_with_model(by_nodes, static_argnums=(0, 1, 3))
@@ -170,59 +184,29 @@ def _closed_form(model: Model, layout: Layout, values: Values, given: PyTree) ->
     return total_expected(model, layout, values, given, 1.0, None) / num_rows(model, given)
 
 
-def _check_closed_form(model: Model) -> None:
-    if not has_closed_form(model):
-        raise ValueError(
-            "no route to the expectation: the model has no information in closed form. Give an expectation: "
-            "MonteCarlo(key, num_samples) if the model has a sampler, Quadrature(lower, upper) for a continuous scalar y, "
-            "Enumeration(values) for a discrete one; or Model(…, information=function of params); or a linked model. "
-            "observed_information and empirical_fisher need data instead."
-        )
+def _is_known(regularity: Regularity) -> bool:
+    """Whether the tests of one matrix have been run: neither traced nor a batch."""
+    return not is_traced(regularity.score_z) and jnp.ndim(regularity.score_z) == 1
 
 
-def _closed_form_route(model: Model) -> str:
-    return "closed form" if model.information is not None else "closed form of the family, Jᵀ I_η J"
-
-
-_AVERAGED = {
-    "bartlett": "−H with the Bartlett identities as control variates",
-    "outer": "mean of s sᵀ",
-    "hessian": "mean of −H",
-}
-_FALLEN_BACK = ", since the Bartlett identities fail"
-
-
-def route_of(expectation: Any, regularity: Regularity) -> str:
-    """The route in words: the one that was taken, or under a transformation both that may have been."""
+def _route(expectation: Any, regularity: Regularity) -> str:
+    """How the information was computed; under a transformation both averages that it may be."""
     if isinstance(expectation, Enumeration | Quadrature):
         return f"expected: s sᵀ by {describe(expectation)}"
     by = f"expected: {describe(expectation)}, "
+    average = _AVERAGES[expectation.estimator]
     if expectation.estimator != "bartlett":
-        return by + _AVERAGED[expectation.estimator]
-    controlled, instead = _AVERAGED["bartlett"], _AVERAGED[expectation.fallback or "outer"]
-    if isinstance(regularity.score_z, jax.core.Tracer) or jnp.ndim(regularity.score_z) != 1:
-        return f"{by}{controlled}, or {instead} where those fail"
-    return by + (controlled if on_host(regularity).zero_means else f"{instead}{_FALLEN_BACK}")
+        return by + average
+    fallback = _AVERAGES[expectation.fallback or "outer"]
+    if not _is_known(regularity):
+        return f"{by}{average}, or {fallback} where those fail"
+    return by + (average if on_host(regularity).zero_means else f"{fallback}{FALLEN_BACK}")
 
 
 def describe(expectation: Any) -> str:
-    """How the expectation was taken, in words."""
+    """How an expectation is taken, in words."""
     if isinstance(expectation, Enumeration):
         return f"enumeration of {jax.tree.leaves(expectation.values)[0].shape[0]} values"
     if isinstance(expectation, Quadrature):
         return f"quadrature of order {expectation.order}"
     return "Monte Carlo" if isinstance(expectation, MonteCarlo) else "quasi-Monte Carlo"
-
-
-def _warn(result: Information) -> None:
-    """Say on the host what speaks against a result."""
-    regularity = result.regularity
-    if regularity is None or isinstance(regularity.score_z, jax.core.Tracer) or jnp.ndim(regularity.score_z) != 1:
-        return
-    if found := result.diagnosis():
-        message = f"not to be relied on: {found}."
-        if np.any(on_host(regularity).missing & np.isnan(np.asarray(result.matrix))):
-            message += ' Entries without an information are NaN; estimator="outer" or "hessian", or fallback=, gives an average.'
-        elif _FALLEN_BACK in result.route:
-            message += f" The result is another average of the same draws, with its own error: {result.route}."
-        warn(message, InformationWarning)

@@ -1,6 +1,8 @@
-"""What products with a symmetric matrix tell of it: its solve, its log-determinant, and functions linear in z zᵀ by probes.
+"""Solves, log-determinants and averages over random probes from products with a symmetric matrix A alone.
 
-Everything here takes the matrix as a function from a flat vector to its product, and calls it one vector at a time.
+Conjugate gradients (Hestenes and Stiefel 1952) minimise ½ xᵀ A x − bᵀ x along directions that are orthogonal in A. Lanczos'
+recursion builds a tridiagonal T = Qᵀ A Q on the Krylov space of a probe z; zᵀ log(A) z is then a Gauss quadrature with the
+eigenvalues of T as nodes (Ubaru, Chen and Saad 2017), and its mean over probes of random signs is log det A.
 """
 
 from collections.abc import Callable
@@ -16,16 +18,16 @@ Product = Callable[[Float[Array, " p"]], Float[Array, " p"]]
 
 
 class Solution(NamedTuple):
-    """What a solve by conjugate gradients came to.
+    """The result of a solve by conjugate gradients.
 
     Attributes
     ----------
     value : pytree
         The solution, like `params`; leaves held `fixed` are zero.
     residual : scalar array
-        Norm of what is left over by that of the right-hand side, computed afresh from the solution.
+        Norm of b − A x, computed again from the solution, divided by the norm of the right-hand side b.
     num_steps : integer array
-        Products that the search took.
+        Products with A that were needed.
     converged : boolean array
         Whether the residual is within the tolerance, and no direction without positive curvature was met.
 
@@ -45,25 +47,25 @@ class Solution(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """Conjugate gradients on the way, as of the last step; `positive` turns false for good, `afresh` true at the end."""
+    """State of conjugate gradients. `positive` is false from the first direction without positive curvature on."""
 
     x: Float[Array, " p"]
-    rest: Float[Array, " p"]
+    rest: Float[Array, " p"]  # b − A x
     direction: Float[Array, " p"]
-    square: Float[Array, ""]
+    square: Float[Array, ""]  # of the norm of `rest`
     num_steps: Int[Array, ""]
     positive: Bool[Array, ""]
-    afresh: Bool[Array, ""]
+    done: Bool[Array, ""]  # `rest` has been computed again from x
 
 
 def conjugate_gradients(product: Product, b: Float[Array, " p"], tolerance: Any, max_steps: Any) -> Solution:
     """Solve A x = b for A positive definite; stops, not converged, where it meets a direction of no positive curvature.
 
-    The last trip of the loop steps no more but computes what is left over from x. A product of its own after the loop would
+    The last trip of the loop takes no step but computes b − A x from x. A product of its own after the loop would
     be compiled once more, and its norm fused with sums inside the product, which jaxlib 0.10.2 gets wrong on CPUs (jax issue
     39103).
     """
-    largest = jnp.max(jnp.abs(b), initial=0.0)
+    largest = jnp.max(jnp.abs(b), initial=0.0)  # of which the squares may neither overflow nor vanish in float32
     scale = jnp.where(largest > 0, largest, 1.0)
     b = b / scale
     whole = _dot(b, b)
@@ -86,20 +88,19 @@ def conjugate_gradients(product: Product, b: Float[Array, " p"], tolerance: Any,
             last,
         )
 
-    no, yes = jnp.zeros((), bool), jnp.ones((), bool)
-    start = _Search(jnp.zeros_like(b), b, b, whole, jnp.zeros((), jnp.int32), yes, no)
-    end = jax.lax.while_loop(lambda search: ~search.afresh, trip, start)
+    start = _Search(jnp.zeros_like(b), b, b, whole, jnp.zeros((), jnp.int32), jnp.ones((), bool), jnp.zeros((), bool))
+    end = jax.lax.while_loop(lambda search: ~search.done, trip, start)
     residual = jnp.sqrt(end.square / jnp.where(whole > 0, whole, 1.0))
     return Solution(scale * end.x, residual, end.num_steps, end.positive & (residual <= tolerance))
 
 
-def probed(
+def average_over_probes(
     of_probe: Callable[[Float[Array, " p"]], PyTree], key: Array, num_probes: int, like: Float[Array, " p"]
 ) -> Estimate:
     """Mean of `of_probe(z)` over probes z of random signs, and its standard error, holding one probe at a time."""
 
-    def step(k: Array, seen: RunningMean) -> RunningMean:
-        return seen.include(of_probe(random_signs(jax.random.fold_in(key, k), like)))
+    def step(k: Array, mean: RunningMean) -> RunningMean:
+        return mean.include(of_probe(random_signs(jax.random.fold_in(key, k), like)))
 
     return jax.lax.fori_loop(0, num_probes, step, RunningMean.empty(jax.eval_shape(of_probe, like))).average()
 
@@ -122,13 +123,13 @@ def log_determinant(
         return _lanczos(product, random_signs(jax.random.fold_in(key, k), like), steps)
 
     diagonal, beside = jax.lax.map(of_probe, jnp.arange(num_probes))
-    found = p * jax.vmap(_quadrature)(diagonal, beside)
-    variance = jnp.var(found, ddof=1) / num_probes
+    estimates = p * jax.vmap(_quadrature)(diagonal, beside)
+    variance = jnp.var(estimates, ddof=1) / num_probes
     truncation = jnp.zeros((), like.dtype)
     if steps < p:
         half = max(1, steps // 2)
-        truncation = jnp.mean(p * jax.vmap(_quadrature)(diagonal[:, :half], beside[:, :half]) - found)
-    return Estimate(jnp.mean(found), jnp.sqrt(variance + truncation**2))
+        truncation = jnp.mean(p * jax.vmap(_quadrature)(diagonal[:, :half], beside[:, :half]) - estimates)
+    return Estimate(jnp.mean(estimates), jnp.sqrt(variance + truncation**2))
 
 
 def _quadrature(diagonal: Float[Array, " m"], beside: Float[Array, " m"]) -> Float[Array, ""]:

@@ -1,4 +1,8 @@
-"""Whether a model is regular at a point: the zero means that the theory promises, tested on the way to an expectation."""
+"""Whether a model is regular at a point: the zero means of Bartlett's identities, and the tails of the scores.
+
+E[s] = 0 and E[s sᵀ + H] = 0 in every regular model. Both are tested with the draws or nodes that an expectation is taken by.
+A score has a variance, which is the information, only if its tail exponent is below ½.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +16,9 @@ from fisher_jax.numerics.namespace import AnyArray, namespace, on_host
 
 MASS_TOLERANCE = 1e-6  # by which probabilities may miss one
 
+# Fraction of different values below which the draws are taken for those of a lattice, and no tail is estimated.
+LEAST_DISTINCT = 0.75
+
 # Standard errors above ½ of an estimated tail exponent, from which on the variance of a score is called infinite: one
 # percent one-sided. It is infinite from ½ on.
 TOO_HEAVY = 2.33
@@ -20,16 +27,13 @@ TOO_HEAVY = 2.33
 # more than one percent. A sum of rare and large terms can be so far off before any of them is drawn, with no error to show.
 NEGLIGIBLE = 0.02
 
-
-def in_errors(mean: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:
-    """z-values: zero for a mean that is exactly zero, whatever its error."""
-    return jnp.where(mean == 0, 0.0, mean / jnp.where(error > 0, error, 1.0))
+TAILS_TOO_HEAVY = "the scores' tails are too heavy for draws to tell (Quadrature can)"
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Regularity:
-    """What was found when E[s] = 0 and E[s sᵀ + H] = 0 were tested, which every regular model obeys.
+    """Tests of E[s] = 0 and E[s sᵀ + H] = 0, which hold in every regular model.
 
     Attributes
     ----------
@@ -58,10 +62,10 @@ class Regularity:
 
     Notes
     -----
-    With heavy tails draws tell less. Where a power k of the score has no mean, the k-th power of few draws says nothing of it:
-    with extreme values of shape ξ < 0 that is so for ξ ≤ −1/k. The information is finite for ξ > −½, but for ξ ≤ −¼ neither
-    s sᵀ nor H has a variance. There and near there the test is of what is left of s sᵀ + H after regression on the other
-    zero means, which has one. `Quadrature` needs no such care.
+    With heavy tails draws are less informative. Where a power k of the score has no mean, its average over draws settles
+    nowhere: with extreme values of shape ξ < 0 that is so for ξ ≤ −1/k. The information is finite for ξ > −½, but for ξ ≤ −¼
+    neither s sᵀ nor H has a variance. There and near there the test is of what is left of s sᵀ + H after regression on the
+    other zero means, which has one. `Quadrature` needs no such care.
 
     References
     ----------
@@ -93,7 +97,7 @@ class Regularity:
 
     @property
     def regular(self) -> Bool[AnyArray, "*b"]:
-        """Whether nothing speaks against the model's regularity at this point."""
+        """Whether the tests find no evidence against the model's regularity at this point."""
         return self.zero_means & (self._xp.abs(self.mass - 1.0) < MASS_TOLERANCE) & (self.num_not_finite == 0)
 
     @property
@@ -129,64 +133,63 @@ class Regularity:
         return without[..., :, None] | without[..., None, :]
 
     def describe(self, names: tuple[str, ...]) -> str:
-        """What was found, by the names of the parameters; empty where nothing was."""
+        """The evidence against regularity, by the names of the parameters; empty where there is none."""
         self = on_host(self)
-        found = [
-            _count(int(self.num_not_finite)),
-            _mass(float(self.mass)),
-            _means(self.score_z, self.off_center, names),
-            _pairs(self.equality_z, self.effect, self.unequal, names),
-            _tails(self.tail, self.heavy, names),
-        ]
-        return "; ".join(part for part in found if part)
+        parts = []
+        if self.num_not_finite:
+            parts.append(
+                f"{int(self.num_not_finite)} draws or nodes have a log-density or derivative that is not finite: does the "
+                "sampler draw outside the support, or a derivative overflow?"
+            )
+        if not abs(self.mass - 1.0) < MASS_TOLERANCE:  # nor where it is NaN
+            parts.append(
+                f"the probabilities add up to {float(self.mass):.8g}, not 1: list more values, widen the limits, raise the "
+                "order, put `points` where the density is steep, or normalise the density"
+            )
+        if worst := [k for k in np.argsort(-np.abs(self.score_z)) if self.off_center[k]]:
+            entries = ", ".join(f"{names[k]} (z = {self.score_z[k]:.3g})" for k in worst[:4])
+            parts.append(
+                f"the mean of the score is not zero for {entries}: the support depends on the parameter, or the sampler is "
+                "not the density's"
+            )
+        if pairs := [(i, j) for i in range(len(names)) for j in range(i + 1) if self.unequal[i, j]]:
+            pairs.sort(key=lambda pair: -abs(self.equality_z[pair]))
+            entries = ", ".join(names[i] if i == j else f"{names[j]} with {names[i]}" for i, j in pairs[:4])
+            effect, z = self.effect[pairs[0]], self.equality_z[pairs[0]]
+            parts.append(
+                f"the mean of s sᵀ + H is not zero for {entries} ({effect:.2g} of the information, z = {z:.3g}): the density "
+                "has a kink or a moving edge, so that the two definitions of the information differ, or "
+                f"{TAILS_TOO_HEAVY}"
+            )
+        if heavy := [f"{names[k]} (tail exponent {self.tail[k]:.2g})" for k in np.flatnonzero(self.heavy)]:
+            parts.append(
+                f"the score of {', '.join(heavy[:4])} has so heavy a tail that its variance, the information, is infinite"
+            )
+        return "; ".join(parts)
 
 
-def _count(num_not_finite: int) -> str:
-    if not num_not_finite:
-        return ""
-    return (
-        f"{num_not_finite} draws or nodes have a log-density or derivative that is not finite: does the sampler draw outside "
-        "the support, or a derivative overflow?"
-    )
+def z_values(mean: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Means in standard errors: zero for a mean that is exactly zero, whatever its error."""
+    return jnp.where(mean == 0, 0.0, mean / jnp.where(error > 0, error, 1.0))
 
 
-def _mass(mass: float) -> str:
-    if abs(mass - 1.0) < MASS_TOLERANCE:
-        return ""
-    return (
-        f"the probabilities add up to {mass:.8g}, not 1: list more values, widen the limits, raise the order, put `points` "
-        "where the density is steep, or normalise the density"
-    )
+def tail_exponent(largest: Float[Array, "q t"]) -> Float[Array, " q"]:
+    """Exponent γ of a tail P(X > x) ~ x^(−1/γ) for each row, about 0 for light tails; NaN where none can be estimated.
 
+    The moment estimator, which unlike Hill's does not take an exponential tail for a heavy one. Moments of order 1/γ and
+    above are infinite.
 
-def _means(z: np.ndarray, off_center: np.ndarray, names: tuple[str, ...]) -> str:
-    worst = [k for k in np.argsort(-np.abs(z)) if off_center[k]]
-    if not worst:
-        return ""
-    said = ", ".join(f"{names[k]} (z = {z[k]:.3g})" for k in worst[:4])
-    return (
-        f"the mean of the score is not zero for {said}: the support depends on the parameter, or the sampler is not the "
-        "density's"
-    )
-
-
-def _pairs(z: np.ndarray, effect: np.ndarray, unequal: np.ndarray, names: tuple[str, ...]) -> str:
-    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1) if unequal[i, j]]
-    if not pairs:
-        return ""
-    pairs.sort(key=lambda pair: -abs(z[pair]))
-    said = ", ".join(names[i] if i == j else f"{names[j]} with {names[i]}" for i, j in pairs[:4])
-    return (
-        f"the mean of s sᵀ + H is not zero for {said} ({effect[pairs[0]]:.2g} of the information, z = {z[pairs[0]]:.3g}): the "
-        f"density has a kink or a moving edge, so that the two definitions of the information differ, or {UNDECIDED}"
-    )
-
-
-UNDECIDED = "the scores' tails are too heavy for draws to tell (Quadrature can)"
-
-
-def _tails(tail: np.ndarray, heavy: np.ndarray, names: tuple[str, ...]) -> str:
-    worst = [f"{names[k]} (tail exponent {tail[k]:.2g})" for k in np.flatnonzero(heavy)]
-    if not worst:
-        return ""
-    return f"the score of {', '.join(worst[:4])} has so heavy a tail that its variance, the information, is infinite"
+    References
+    ----------
+    Dekkers, A. L. M., Einmahl, J. H. J. and de Haan, L. (1989), Ann. Statist. 17, 1833-1855, eq. (1.7).
+    """
+    if largest.shape[1] < 2:
+        return jnp.full(largest.shape[:1], jnp.nan, largest.dtype)
+    least = largest[:, -1:]
+    usable = least[:, 0] > 0
+    logs = jnp.log(jnp.where(usable[:, None], largest, 1.0)) - jnp.log(jnp.where(usable[:, None], least, 1.0))
+    distinct = jnp.mean(logs[:, :-1] - logs[:, 1:] > 1e-6, axis=1)
+    first, second = jnp.mean(logs[:, :-1], axis=1), jnp.mean(logs[:, :-1] ** 2, axis=1)
+    usable = usable & (distinct >= LEAST_DISTINCT) & (second > first**2)
+    ratio = jnp.where(usable, first**2 / jnp.where(usable, second, 1.0), 0.5)
+    return jnp.where(usable, first + 1.0 - 0.5 / (1.0 - ratio), jnp.nan)

@@ -22,8 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from fisher_jax.blocks import CHUNK_ENTRIES
 from fisher_jax.information.draws import drawing, num_pairs, num_rows, terms_per_draw, unit_terms
 from fisher_jax.information.expectations import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
-from fisher_jax.information.regularity import NEGLIGIBLE, Regularity, in_errors
-from fisher_jax.information.tails import tail_exponent
+from fisher_jax.information.regularity import NEGLIGIBLE, Regularity, tail_exponent, z_values
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.moments import sum_of_products
@@ -31,9 +30,9 @@ from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import each_at, each_score_at
 
 PIECES = 64  # independent pieces of error from independent draws
-PILOT = 1024  # pairs that tell the scale of the controls
+PILOT = 1024  # pairs from which the scale of the controls is estimated
 FOLDS = 4  # parts of the draws, each with coefficients from the others
-GUARD_LEVEL = 1e-9  # at which a zero mean is given up, over all of those tested; a kink is at z of the order of √draws
+GUARD_LEVEL = 1e-9  # of the test that all means are zero; a kink has a z of the order of √draws, far beyond it
 
 # Of 1 + leverage in the weights of a regression. Least squares proper leaves what it cannot explain to the few draws far
 # out: with extreme values of shape 0.23 the residuals' kurtosis is three million, and the errors of any lesser number of
@@ -49,12 +48,12 @@ LEVERAGE_POWER = 2
 MORE_NOISE = 24.0
 
 # Times the error of a mean, up to which that of the mean adjusted for the other controls counts as no worse. A kink that is
-# masked by the noise of the adjustment is not acquitted by it.
+# masked by the noise of the adjustment still counts.
 NO_WORSE = 2.0
 ORDINARY = 2.0  # |z| up to which a mean is not adjusted: there is nothing to explain
 
 
-class Moments(NamedTuple):
+class Sums(NamedTuple):
     """Sums over pairs of draws, of r controls and m targets."""
 
     means: Float[Array, "f r+m"]  # of the pairs' means, by fold
@@ -69,7 +68,7 @@ class Moments(NamedTuple):
     not_finite: Int[Array, ""]
 
 
-class Sampled(NamedTuple):
+class Expected(NamedTuple):
     """A sampled matrix per observation, its pieces of error, and what the zero means looked like."""
 
     matrix: Float[Array, "q q"]
@@ -79,61 +78,67 @@ class Sampled(NamedTuple):
 
 def by_draws(
     model: Model, layout: Layout, values: Values, expectation: MonteCarlo | QuasiMonteCarlo, given: PyTree
-) -> Sampled:
+) -> Expected:
     """The information of one observation, or of one term of a series, on average over the rows of `given`."""
-    q = layout.num_free
-    pairs = num_pairs(model, expectation, given)
-    if expectation.estimator == "bartlett":
-        check_enough(pairs, q)
-    found = moments(model, layout, values, expectation, given)
-    regularity = judge(found, q, pairs, GUARD_LEVEL)
-    target, pieces = combine(found, coefficients(found), pairs)
-    if expectation.estimator == "bartlett":
-        instead = combine(found, plain(found, expectation.fallback or "outer"), pairs)
-        target, pieces = (
-            jnp.where(regularity.zero_means, a, b) for a, b in zip((target, pieces), instead, strict=True)
+    q, pairs = layout.num_free, num_pairs(model, expectation, given)
+    regress = expectation.estimator == "bartlett"
+    needed = 6 * (1 + q + q * (q + 1) // 2)  # several draws for each coefficient
+    if regress and 2 * pairs < needed:
+        raise ValueError(
+            f'estimator="bartlett" needs at least {needed} draws for {q} parameters, got {2 * pairs}. Give more, or '
+            'use estimator="outer".'
         )
+    sums = sum_over_draws(model, layout, values, expectation, given)
+    regularity = assess_regularity(sums, pairs)
+    target, pieces = combine(sums, coefficients(sums), pairs)
+    if regress:
+        instead = combine(sums, fixed_coefficients(sums, expectation.fallback or "outer"), pairs)
+        both = zip((target, pieces), instead, strict=True)
+        target, pieces = (jnp.where(regularity.zero_means, a, b) for a, b in both)
     terms = terms_per_draw(model, layout, values, expectation, given)
     matrix, pieces = square(target, q) / terms, square(pieces, q) / terms
-    if expectation.estimator == "bartlett" and expectation.fallback is None:
+    if regress and expectation.fallback is None:
         missing = regularity.missing
         matrix, pieces = jnp.where(missing, jnp.nan, matrix), jnp.where(missing[None], jnp.nan, pieces)
-    return Sampled(matrix, pieces, regularity)
+    return Expected(matrix, pieces, regularity)
 
 
-def moments(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree) -> Moments:
-    """Run over all pairs of draws, a chunk at a time."""
+def sum_over_draws(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree) -> Sums:
+    """Sums over all pairs of draws, a chunk at a time."""
     theta = layout.unconstrain(values)
     draw = drawing(model, layout.constrain(theta, values), given, expectation)
     terms = unit_terms(model, layout, values, given is not None)
-    rows_of_given, pairs = num_rows(model, given), num_pairs(model, expectation, given)
-    groups = PIECES if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
+    pairs = num_pairs(model, expectation, given)
+    num_pieces = PIECES if isinstance(expectation, MonteCarlo) else SCRAMBLINGS // 2
     q = theta.shape[0]
     width = q if expectation.estimator == "outer" else q + q * (q + 1) // 2
-    chunk = _chunk_size(pairs, groups, 2 * (width + 2 * q * q))
+    # Pairs taken at once: a multiple of the pieces, so that each piece gets as many of a chunk, and no more than there are.
+    blocks, most = -(-pairs // num_pieces), max(1, CHUNK_ENTRIES // (num_pieces * 2 * (width + 2 * q * q)))
+    chunk = num_pieces * -(-blocks // -(-blocks // most))
+    # The largest scores that tell of a tail: two in a hundred; none where that would be too few.
+    num_largest = 0 if 2 * pairs < 2000 else min(2 * pairs // 50, 256) + 1
 
-    def each(number: Array) -> _Each:
-        return _each(terms, theta, draw(number), expectation.estimator)
+    def evaluate(number: Array) -> _Evaluated:
+        return _evaluate(terms, theta, draw(number), expectation.estimator)
 
-    basis, start = _pilot(each, pairs, regress=expectation.estimator == "bartlett")
+    basis, start = _choose_basis(evaluate, pairs, regress=expectation.estimator == "bartlett")
 
-    def of_chunk(k: Array) -> Moments:
+    def of_chunk(k: Array) -> Sums:
         number = k * chunk + jnp.arange(chunk)
-        drawn = each(jnp.minimum(number, pairs - 1))
-        return _accumulate(drawn, number < pairs, basis, start, groups, 2 * pairs, one_row=rows_of_given == 1)
+        draws, one_row = evaluate(jnp.minimum(number, pairs - 1)), num_rows(model, given) == 1
+        return _accumulate(draws, number < pairs, basis, start, num_pieces, num_largest, one_row=one_row)
 
-    def body(k: Array, total: Moments) -> Moments:
+    def body(k: Array, total: Sums) -> Sums:
         new = of_chunk(k)
-        largest = _largest(jnp.concatenate([total.largest, new.largest], axis=1), new.largest.shape[1])
+        largest = _largest(jnp.concatenate([total.largest, new.largest], axis=1), num_largest)
         return jax.tree.map(jnp.add, total, new)._replace(largest=largest, basis=basis, start=new.start)
 
-    shapes = jax.eval_shape(of_chunk, jnp.array(0))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(of_chunk, jnp.array(0)))
     count = -(-pairs // chunk)
     return of_chunk(jnp.array(0)) if count == 1 else jax.lax.fori_loop(0, count, body, zeros)
 
 
-class _Each(NamedTuple):
+class _Evaluated(NamedTuple):
     """Of each draw: controls, targets, the absolute size of what controls are sums of, and absolute scores."""
 
     controls: Float[Array, "c r"]
@@ -142,61 +147,61 @@ class _Each(NamedTuple):
     scores: Float[Array, "c q"]
 
 
-def _each(terms: Any, theta: Float[Array, " q"], rows: PyTree, estimator: str) -> _Each:
-    q = theta.shape[0]
-    upper = np.triu_indices(q)
+def _evaluate(terms: Any, theta: Float[Array, " q"], rows: PyTree, estimator: str) -> _Evaluated:
+    upper = np.triu_indices(theta.shape[0])
     if estimator == "outer":
         s = each_score_at(terms, theta, rows)
-        return _Each(s, s[:, upper[0]] * s[:, upper[1]], jnp.abs(s), jnp.abs(s))
+        return _Evaluated(s, s[:, upper[0]] * s[:, upper[1]], jnp.abs(s), jnp.abs(s))
     s, hessian = each_at(terms, theta, rows)
     outer, bend = s[:, upper[0]] * s[:, upper[1]], hessian[:, upper[0], upper[1]]
     controls = jnp.concatenate([s, outer + bend], axis=1)
     sizes = jnp.concatenate([jnp.abs(s), jnp.abs(outer) + jnp.abs(bend)], axis=1)
-    return _Each(controls, -bend, sizes, jnp.abs(s))
+    return _Evaluated(controls, -bend, sizes, jnp.abs(s))
 
 
 def _accumulate(
-    each: _Each,
+    draws: _Evaluated,
     valid: Bool[Array, " c"],
     basis: Float[Array, "r r"],
     start: Float[Array, "r m"] | None,
-    groups: int,
-    num_draws: int,
+    num_pieces: int,
+    num_largest: int,
     *,
     one_row: bool,
-) -> Moments:
-    r = each.controls.shape[1]
-    targets = each.targets
+) -> Sums:
+    """The sums over one chunk; pairs that are not valid count for nothing."""
+    r, targets = draws.controls.shape[1], draws.targets
     if start is not None:
-        targets = targets - jnp.matmul(each.controls, start, precision="highest")
-    both = jnp.concatenate([each.controls, targets], axis=1).reshape(2, valid.shape[0], -1)
+        targets = targets - jnp.matmul(draws.controls, start, precision="highest")
+    both = jnp.concatenate([draws.controls, targets], axis=1).reshape(2, valid.shape[0], -1)
     finite = jnp.all(jnp.isfinite(both), axis=2)
     both = jnp.where(valid[None, :, None], both, 0.0)
     half, mean = 0.5 * (both[0] - both[1]), 0.5 * (both[0] + both[1])
-    regressed = half.shape[1] if start is not None else r
+    num_regressed = r if start is None else half.shape[1]
     if one_row:  # draw by draw: in a half difference the noise of one member has the weight of the other
-        first, second = (_products(0.5**0.5 * draw[:, :regressed], valid, basis) for draw in both)
+        first, second = (_weighted_products(0.5**0.5 * draw[:, :num_regressed], valid, basis) for draw in both)
         gram = first + second
     else:
-        gram = _products(half[:, :regressed], jnp.zeros_like(valid), basis)
-    masked = jnp.where(jnp.tile(valid, 2)[:, None], each.scores, 0.0)
-    kept = _num_largest(num_draws)
-    return Moments(
+        gram = _weighted_products(half[:, :num_regressed], jnp.zeros_like(valid), basis)
+    of_both = jnp.tile(valid, 2)[:, None]
+    scores = jnp.where(of_both, draws.scores, 0.0).T
+    scores = jnp.pad(scores, ((0, 0), (0, max(0, num_largest - scores.shape[1]))))
+    return Sums(
         means=jnp.sum(mean.reshape(-1, FOLDS, mean.shape[1]), axis=0),
-        pieces=jnp.sum(half.reshape(-1, groups, half.shape[1]), axis=0),
+        pieces=jnp.sum(half.reshape(-1, num_pieces, half.shape[1]), axis=0),
         squares=jnp.sum(half[:, :r] ** 2, axis=0),
         cubes=jnp.sum(both[:, :, :r] ** 3, axis=(0, 1)),
-        sizes=jnp.sum(jnp.where(jnp.tile(valid, 2)[:, None], each.sizes, 0.0), axis=0),
+        sizes=jnp.sum(jnp.where(of_both, draws.sizes, 0.0), axis=0),
         basis=basis,
         start=jnp.zeros((r, targets.shape[1]), half.dtype) if start is None else start,
         gram=gram,
-        largest=_largest(_padded(masked.T, kept), kept),
+        largest=_largest(scores, num_largest),
         not_finite=jnp.sum(valid[None, :] & ~finite),
     )
 
 
-def _pilot(
-    each: Callable[[Int[Array, " c"]], _Each], pairs: int, *, regress: bool
+def _choose_basis(
+    evaluate: Callable[[Int[Array, " c"]], _Evaluated], pairs: int, *, regress: bool
 ) -> tuple[Float[Array, "r r"], Float[Array, "r m"] | None]:
     """A basis in which the controls are about uncorrelated and of unit variance, and first coefficients of the targets.
 
@@ -207,10 +212,10 @@ def _pilot(
     and any first coefficients are right: the regression on all draws makes up for them.
     """
     count = min(pairs, PILOT)
-    pilot = each(jnp.asarray(np.arange(count) * pairs // count))
+    pilot = evaluate(jnp.asarray(np.arange(count) * pairs // count))
     half = 0.5 * (pilot.controls[:count] - pilot.controls[count:])
     rounding = 1e3 * jnp.finfo(half.dtype).eps * jnp.mean(pilot.sizes, axis=0)
-    basis = _independent(sum_of_products(half, half) / count, rounding**2)
+    basis = _orthonormal_combinations(sum_of_products(half, half) / count, rounding**2)
     if not regress:
         return basis, None
     controls = jnp.matmul(half, basis.T, precision="highest")
@@ -224,7 +229,7 @@ def _pilot(
     return basis, jnp.matmul(basis.T, solution, precision="highest")
 
 
-def _independent(gram: Float[Array, "r r"], least: Float[Array, " r"]) -> Float[Array, "r r"]:
+def _orthonormal_combinations(gram: Float[Array, "r r"], least: Float[Array, " r"]) -> Float[Array, "r r"]:
     """Combinations, one a row, that are orthonormal in the inner product `gram`; zero where a row adds nothing to those above.
 
     Gram and Schmidt's, each done twice, which is enough.
@@ -244,7 +249,7 @@ def _independent(gram: Float[Array, "r r"], least: Float[Array, " r"]) -> Float[
     return jax.lax.fori_loop(0, r, step, jnp.zeros_like(gram))
 
 
-def _products(
+def _weighted_products(
     rows: Float[Array, "c x"], constant: Bool[Array, " c"], basis: Float[Array, "r r"]
 ) -> Float[Array, "f 1+r 1+x"]:
     """Sums by fold of products of a constant and the controls, in the basis, with all that there is in a row.
@@ -261,29 +266,29 @@ def _products(
     return jnp.einsum("afr,afx->frx", left, right, precision="highest")
 
 
-def combine(found: Moments, coefficients: Float[Array, "f r m"] | None, pairs: int) -> tuple[Array, Array]:
+def combine(sums: Sums, coefficients: Float[Array, "f r m"] | None, pairs: int) -> tuple[Array, Array]:
     """Mean of targets − controls · coefficients, each fold with its own, and the pieces of its error."""
-    r = found.squares.shape[0]
+    r = sums.squares.shape[0]
     if coefficients is None:
-        return jnp.sum(found.means[:, r:], axis=0) / pairs, found.pieces[:, r:] / pairs
-    return _less_explained(found, found.means[:, r:], found.pieces[:, r:], coefficients, pairs)
+        return jnp.sum(sums.means[:, r:], axis=0) / pairs, sums.pieces[:, r:] / pairs
+    return _subtract_explained(sums, sums.means[:, r:], sums.pieces[:, r:], coefficients, pairs)
 
 
-def _less_explained(
-    found: Moments,
+def _subtract_explained(
+    sums: Sums,
     means: Float[Array, "f m"],
     pieces: Float[Array, "k m"],
     coefficients: Float[Array, "f r m"],
     pairs: int,
 ) -> tuple[Array, Array]:
-    r = found.squares.shape[0]
+    r = sums.squares.shape[0]
     folds = np.arange(pieces.shape[0]) % FOLDS
-    means = means - jnp.einsum("fr,frm->fm", found.means[:, :r], coefficients, precision="highest")
-    pieces = pieces - jnp.einsum("kr,krm->km", found.pieces[:, :r], coefficients[folds], precision="highest")
+    means = means - jnp.einsum("fr,frm->fm", sums.means[:, :r], coefficients, precision="highest")
+    pieces = pieces - jnp.einsum("kr,krm->km", sums.pieces[:, :r], coefficients[folds], precision="highest")
     # The pieces of the draws hold the coefficients' own noise once. But draws that move the coefficients of the other folds
     # are drawn with residuals of their own, and the two errors may go together: the jackknife over folds.
     moved = coefficients - jnp.mean(coefficients, axis=0, keepdims=True)
-    total = jnp.sum(found.means[:, :r], axis=0)
+    total = jnp.sum(sums.means[:, :r], axis=0)
     noise = ((FOLDS - 1) / FOLDS) ** 0.5 * jnp.einsum("r,frm->fm", total, moved, precision="highest")
     of_draws, of_noise = (jnp.sum(part**2, axis=0) for part in (pieces, noise))
     variance = of_draws + of_noise
@@ -292,33 +297,33 @@ def _less_explained(
     return jnp.sum(means, axis=0) / pairs, pieces / pairs
 
 
-def coefficients(found: Moments) -> Float[Array, "f r m"] | None:
-    """Regression of targets on controls for each fold, on the pairs of the others; `None` where none was asked for.
+def coefficients(sums: Sums) -> Float[Array, "f r m"] | None:
+    """Regression of targets on controls for each fold, on the pairs of the others; `None` where the targets are not regressed.
 
     Any coefficients leave the estimate unbiased, so a little is added to the diagonal where controls are dependent, and its
     effect taken out again by iterating (Tikhonov).
     """
-    products, right = _normal_equations(found)
+    products, right = _normal_equations(sums)
     if not right.shape[2]:
         return None
-    solution = jax.vmap(_solved)(products, right)
-    return jnp.einsum("sr,fsm->frm", found.basis, solution, precision="highest")
+    solution = jax.vmap(_solve_damped)(products, right)
+    return jnp.einsum("sr,fsm->frm", sums.basis, solution, precision="highest")
 
 
-def _normal_equations(found: Moments) -> tuple[Float[Array, "f r r"], Float[Array, "f r x"]]:
+def _normal_equations(sums: Sums) -> tuple[Float[Array, "f r r"], Float[Array, "f r x"]]:
     """Weighted products of the controls, in the basis, with themselves and with the targets, on the pairs of the other folds.
 
     Between rows of covariates the targets differ in mean, which is no noise, so that only differences within a row count;
     where there is one row, the pairs' means tell as much again, and there is a constant.
     """
-    r = found.basis.shape[0]
-    rest = jnp.sum(found.gram, axis=0, keepdims=True) - found.gram
+    r = sums.basis.shape[0]
+    rest = jnp.sum(sums.gram, axis=0, keepdims=True) - sums.gram
     size = jnp.maximum(rest[:, 0, 0], 1.0)  # of the constant, zero where there is none
     rest = rest[:, 1:, 1:] - rest[:, 1:, :1] * rest[:, :1, 1:] / size[:, None, None]
     return rest[:, :, :r], rest[:, :, r:]
 
 
-def _solved(products: Float[Array, "r r"], right: Float[Array, "r m"]) -> Float[Array, "r m"]:
+def _solve_damped(products: Float[Array, "r r"], right: Float[Array, "r m"]) -> Float[Array, "r m"]:
     """`products`⁻¹ `right`, zero for controls that are left out."""
     r = products.shape[0]
     diagonal = jnp.diagonal(products)
@@ -334,127 +339,92 @@ def _solved(products: Float[Array, "r r"], right: Float[Array, "r m"]) -> Float[
     return jnp.where(alive[:, None] & factor.definite, solution, 0.0)
 
 
-def plain(found: Moments, kind: str) -> Float[Array, "f r m"]:
+def fixed_coefficients(sums: Sums, kind: str) -> Float[Array, "f r m"]:
     """Coefficients, where there was a regression, with which `combine` averages s sᵀ or −H."""
-    r, m = found.start.shape
-    only = np.concatenate([np.zeros((r - m, m)), -np.eye(m)]) if kind == "outer" else np.zeros((r, m))
-    return jnp.broadcast_to(jnp.asarray(only, found.start.dtype) - found.start, (FOLDS, r, m))
+    r, m = sums.start.shape
+    total = np.concatenate([np.zeros((r - m, m)), -np.eye(m)]) if kind == "outer" else np.zeros((r, m))
+    return jnp.broadcast_to(jnp.asarray(total, sums.start.dtype) - sums.start, (FOLDS, r, m))
 
 
-def judge(found: Moments, q: int, pairs: int, level: float) -> Regularity:
+def assess_regularity(sums: Sums, pairs: int) -> Regularity:
     """z-values of the zero means, for scrambled points as if they were draws, and the tails of the scores."""
-    r = found.squares.shape[0]
-    mean, error = control_means(found, pairs)
-    z = or_adjusted(in_errors(mean, error), error, found, pairs)
+    from scipy.special import stdtrit
+
+    r, q = sums.squares.shape[0], sums.largest.shape[0]
+    mean, error = control_means(sums, pairs)
+    z = adjust_large(z_values(mean, error), error, sums, pairs)
     equality, effect = jnp.full((2, q, q), jnp.nan, z.dtype)
     if r > q:
-        equality, effect = square(z[q:], q), square(mean[q:], q) / scale(found, pairs)
+        # √(E[sᵢ²] E[sⱼ²]) by the draws, in units of which a deviation from the information equality is measured.
+        controls = jnp.sum(sums.means[:, :r], axis=0)
+        targets = jnp.sum(sums.means[:, r:], axis=0) + jnp.matmul(controls, sums.start, precision="highest")
+        size = jnp.sqrt(jnp.diagonal(square(controls[q:] + targets, q)) / pairs)
+        equality, effect = square(z[q:], q), square(mean[q:], q) / (size[:, None] * size[None, :])
     return Regularity(
         score_z=z[:q],
         equality_z=equality,
         effect=effect,
-        tail=tail_exponent(found.largest),
+        tail=tail_exponent(sums.largest),
         mass=jnp.ones((), z.dtype),
-        num_not_finite=found.not_finite.astype(jnp.int32),
-        limit=critical_value(level, r, pairs),
+        num_not_finite=sums.not_finite.astype(jnp.int32),
+        # |t| that the largest of r values exceeds with this probability at most (Bonferroni).
+        limit=float(-stdtrit(pairs, GUARD_LEVEL / (2 * r))),
         negligible=NEGLIGIBLE,
-        num_largest=max(found.largest.shape[1] - 1, 0),
+        num_largest=max(sums.largest.shape[1] - 1, 0),
     )
 
 
-def scale(found: Moments, pairs: int) -> Float[Array, "q q"]:
-    """√(E[sᵢ²] E[sⱼ²]) by the draws, which a deviation from the information equality is measured by."""
-    r, m = found.start.shape
-    controls = jnp.sum(found.means[:, :r], axis=0)
-    targets = jnp.sum(found.means[:, r:], axis=0) + jnp.matmul(controls, found.start, precision="highest")
-    q = r - m
-    size = jnp.sqrt(jnp.diagonal(square(controls[q:] + targets, q)) / pairs)
-    return size[:, None] * size[None, :]
-
-
-def or_adjusted(z: Float[Array, " r"], error: Float[Array, " r"], found: Moments, pairs: int) -> Float[Array, " r"]:
+def adjust_large(z: Float[Array, " r"], error: Float[Array, " r"], sums: Sums, pairs: int) -> Float[Array, " r"]:
     """The z-value of each control's mean or, if that is large, of its mean adjusted for the others where this is closer to zero.
 
     If all means are zero, so is that of a control less what the others explain of it. It is free of the tail that they
-    have in common, of which the z-value of one alone may be a matter (beyond −6.5 for four data sets of ten, with extreme
-    values of shape −0.3 and 2000 draws). Whether a mean is not zero is told by both, unless the adjustment costs precision.
+    have in common, which may make the z-value of one alone large (beyond −6.5 for four data sets of ten, with extreme
+    values of shape −0.3 and 2000 draws). A mean that is not zero shows in both, unless the adjustment costs precision.
     """
-    r = found.squares.shape[0]
-    products, _ = _normal_equations(found)
-    inverse = jax.vmap(_solved)(products, jnp.broadcast_to(jnp.eye(r, dtype=products.dtype), products.shape))
-    inverse = jnp.einsum("ri,frs,sj->fij", found.basis, inverse, found.basis, precision="highest")
+    r = sums.squares.shape[0]
+    products, _ = _normal_equations(sums)
+    inverse = jax.vmap(_solve_damped)(products, jnp.broadcast_to(jnp.eye(r, dtype=products.dtype), products.shape))
+    inverse = jnp.einsum("ri,frs,sj->fij", sums.basis, inverse, sums.basis, precision="highest")
     diagonal = jnp.diagonal(inverse, axis1=1, axis2=2)[:, None, :]
     some = diagonal > 0
     others = jnp.where(some, -inverse / jnp.where(some, diagonal, 1.0), -jnp.eye(r, dtype=z.dtype))
-    nothing = jnp.zeros_like(found.means[:, :r]), jnp.zeros_like(found.pieces[:, :r])
-    mean, pieces = _less_explained(found, *nothing, others, pairs)
-    adjusted_error = jnp.sqrt(jnp.sum(pieces**2, axis=0) + rounding(found, pairs) ** 2)
-    adjusted = in_errors(mean, adjusted_error)
+    zeros = jnp.zeros_like(sums.means[:, :r]), jnp.zeros_like(sums.pieces[:, :r])
+    mean, pieces = _subtract_explained(sums, *zeros, others, pairs)
+    adjusted_error = jnp.sqrt(jnp.sum(pieces**2, axis=0) + rounding(sums, pairs) ** 2)
+    adjusted = z_values(mean, adjusted_error)
     size = jnp.abs(z)
     better = (size > ORDINARY) & (jnp.abs(adjusted) < size) & (adjusted_error < NO_WORSE * error)
     return jnp.where(better, adjusted, z)
 
 
 def control_means(
-    found: Moments, pairs: int, *, pieces_only: bool = False
+    sums: Sums, pairs: int, *, pieces_only: bool = False
 ) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
     """Mean of each control and its standard error, which rounding keeps from zero."""
-    r = found.squares.shape[0]
-    mean = jnp.sum(found.means[:, :r], axis=0) / pairs
-    squares = jnp.sum(found.pieces[:, :r] ** 2, axis=0) if pieces_only else found.squares
-    return mean, jnp.sqrt(squares / float(pairs) ** 2 + rounding(found, pairs) ** 2)
+    r = sums.squares.shape[0]
+    mean = jnp.sum(sums.means[:, :r], axis=0) / pairs
+    squares = jnp.sum(sums.pieces[:, :r] ** 2, axis=0) if pieces_only else sums.squares
+    return mean, jnp.sqrt(squares / float(pairs) ** 2 + rounding(sums, pairs) ** 2)
 
 
-def control_skewness(found: Moments, pairs: int) -> Float[Array, " r"]:
+def control_skewness(sums: Sums, pairs: int) -> Float[Array, " r"]:
     """Skewness of the mean of each control, were its expectation zero; zero where cubes overflow."""
-    r = found.squares.shape[0]
-    squares = 4.0 * found.squares + 2.0 * jnp.sum(found.means[:, :r], axis=0) ** 2 / pairs
-    some = (squares > 0) & jnp.isfinite(found.cubes)
+    r = sums.squares.shape[0]
+    squares = 4.0 * sums.squares + 2.0 * jnp.sum(sums.means[:, :r], axis=0) ** 2 / pairs
+    some = (squares > 0) & jnp.isfinite(sums.cubes)
     size = jnp.where(some, squares, 1.0)
-    return jnp.where(some, found.cubes, 0.0) / size / jnp.sqrt(size)
+    return jnp.where(some, sums.cubes, 0.0) / size / jnp.sqrt(size)
 
 
-def rounding(found: Moments, pairs: int) -> Float[Array, " r"]:
+def rounding(sums: Sums, pairs: int) -> Float[Array, " r"]:
     """How far from zero rounding may keep the mean of each control."""
-    return 1e3 * float(jnp.finfo(found.sizes.dtype).eps) * found.sizes / (2 * pairs)
-
-
-def critical_value(level: float, count: int, freedom: int) -> float:
-    """|t| that the largest of `count` values exceeds with probability `level` at most (Bonferroni)."""
-    from scipy.special import stdtrit
-
-    return float(-stdtrit(freedom, level / (2 * max(count, 1))))
-
-
-def check_enough(pairs: int, q: int) -> None:
-    """Refuse a regression on too few draws."""
-    needed = 6 * (1 + q + q * (q + 1) // 2)
-    if 2 * pairs < needed:
-        raise ValueError(
-            f'estimator="bartlett" needs at least {needed} draws for {q} parameters, got {2 * pairs}. Give more, or '
-            'use estimator="outer".'
-        )
-
-
-def _chunk_size(pairs: int, groups: int, width: int) -> int:
-    """Pairs taken at once: a multiple of the pieces of error, no more than there are."""
-    blocks, most = -(-pairs // groups), max(1, CHUNK_ENTRIES // (groups * width))
-    return groups * -(-blocks // -(-blocks // most))
-
-
-def _num_largest(num_draws: int) -> int:
-    """How many of the largest scores are looked at: two in a hundred; none where that is too few to tell."""
-    return 0 if num_draws < 2000 else min(num_draws // 50, 256) + 1
+    return 1e3 * float(jnp.finfo(sums.sizes.dtype).eps) * sums.sizes / (2 * pairs)
 
 
 def _largest(values: Float[Array, "q c"], count: int) -> Float[Array, "q t"]:
-    """The largest of each row, found in float32, for which XLA need not sort the whole row."""
+    """The largest of each row, sought in float32, for which XLA need not sort the whole row."""
     index = jax.lax.top_k(values.astype(jnp.float32), count)[1]
     return jnp.take_along_axis(values, index, axis=1)
-
-
-def _padded(values: Float[Array, "q c"], least: int) -> Float[Array, "q d"]:
-    return jnp.pad(values, ((0, 0), (0, max(0, least - values.shape[1]))))
 
 
 def square(entries: Float[Array, "*b m"], q: int) -> Float[Array, "*b q q"]:

@@ -1,6 +1,9 @@
-"""Terms, gradient and expected information of a linked model in one pass: η and ∂η/∂u are taken once and serve all three."""
+"""Terms, gradient and expected information of a linked model in one pass: what a step of Fisher scoring needs.
 
-from collections.abc import Callable
+With η(u) the predictor, of Jacobian J, and I_η the family's information, the gradient is Jᵀ ∂log p/∂η and the expected
+information Jᵀ I_η J, so that η and J are computed once for both.
+"""
+
 from typing import Any, NamedTuple
 
 import jax
@@ -24,15 +27,6 @@ class Scoring(NamedTuple):
     information: Float[Array, "p p"]
 
 
-class _Row(NamedTuple):
-    """One observation: its term, ∂ term/∂η, ∂η/∂u, and the family's information times the rows of ∂η/∂u it belongs to."""
-
-    term: Float[Array, ""]
-    slopes: Float[Array, " f"]
-    jacobian: Float[Array, "f p"]
-    informed: Float[Array, "f p"]
-
-
 def scoring_at(
     model: LinkedModel, layout: Layout, values: Values, target: Likelihood, has_given: bool, free: Float[Array, " p"]
 ) -> Scoring:
@@ -40,10 +34,11 @@ def scoring_at(
 
     def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, tuple[Array, Array]]:
         y, z = (rows[0], (rows[1],)) if has_given else (rows, ())
-        row = jax.vmap(lambda y, *z: _row(model, layout, values, free, y, z))(y, *z)
-        gradient = jnp.einsum("nf,nfp->p", weigh(row.slopes, weights), row.jacobian, precision="highest")
-        matrix = jnp.einsum("nfp,nfq->pq", row.jacobian, weigh(row.informed, weights), precision="highest")
-        return weigh(row.term, weights), (gradient, 0.5 * (matrix + matrix.T))
+        row = jax.vmap(lambda y, *z: _parts_of_row(model, layout, values, free, y, z))(y, *z)
+        term, slopes, jacobian, inner_jacobian = row
+        gradient = jnp.einsum("nf,nfp->p", weigh(slopes, weights), jacobian, precision="highest")
+        matrix = jnp.einsum("nfp,nfq->pq", jacobian, weigh(inner_jacobian, weights), precision="highest")
+        return weigh(term, weights), (gradient, 0.5 * (matrix + matrix.T))
 
     at_once = max(256, CHUNK_ENTRIES // max(free.shape[0], 1))
     terms, (gradient, matrix) = in_chunks(target.rows, target.weights, at_once, of_chunk, free.dtype)
@@ -54,14 +49,15 @@ def row_of_scoring(
     model: Any, layout: Layout, values: Values, free: Float[Array, " p"], y: PyTree, z: tuple[PyTree, ...]
 ) -> Scoring:
     """The same for one observation of a linked model: its term, gradient and expected information in u."""
-    row = _row(model, layout, values, free, y, z)
-    gradient = jnp.matmul(row.slopes, row.jacobian, precision="highest")
-    return Scoring(row.term, gradient, jnp.matmul(row.jacobian.T, row.informed, precision="highest"))
+    term, slopes, jacobian, inner_jacobian = _parts_of_row(model, layout, values, free, y, z)
+    gradient = jnp.matmul(slopes, jacobian, precision="highest")
+    return Scoring(term, gradient, jnp.matmul(jacobian.T, inner_jacobian, precision="highest"))
 
 
-def _row(
+def _parts_of_row(
     model: LinkedModel, layout: Layout, values: Values, free: Float[Array, " p"], y: PyTree, z: tuple[PyTree, ...]
-) -> _Row:
+) -> tuple[Float[Array, ""], Float[Array, " f"], Float[Array, "f p"], Float[Array, "f p"]]:
+    """Of one observation: its term, ∂ term/∂η, J = ∂η/∂u, and I_η J."""
     family_layout, _, predicted = model.log_density.layout(layout.constrain(free, values), *z)
     leaves, treedef = jax.tree.flatten(predicted)
     # What the family holds fixed, a number of trials, may be an integer; if not, it may depend on u all the same.
@@ -71,33 +67,26 @@ def _row(
     sizes = [int(np.prod(shape)) for shape in shapes]
 
     def predict(free: Array) -> Float[Array, " f"]:
-        found = jax.tree.leaves(model.log_density.predicted(layout.constrain(free, values), *z))
-        return jnp.concatenate([jnp.ravel(jnp.asarray(found[i], free.dtype)) for i in moving])
+        etas = jax.tree.leaves(model.log_density.predicted(layout.constrain(free, values), *z))
+        return jnp.concatenate([jnp.ravel(jnp.asarray(etas[i], free.dtype)) for i in moving])
 
     def term(eta: Float[Array, " f"]) -> Array:
-        given = list(leaves)
+        filled = list(leaves)
         for i, part, shape in zip(moving, jnp.split(eta, np.cumsum(sizes)[:-1]), shapes, strict=True):
-            given[i] = part.reshape(shape)
-        return model.family.log_density(jax.tree.unflatten(treedef, given), y).astype(eta.dtype)
+            filled[i] = part.reshape(shape)
+        return model.family.log_density(jax.tree.unflatten(treedef, filled), y).astype(eta.dtype)
 
     eta, push = jax.linearize(predict, free)
     jacobian = jax.vmap(push, out_axes=1)(jnp.eye(free.shape[0], dtype=free.dtype))
-    value, slopes = _value_and_slopes(term, eta)
-    inner = as_matrix(model.family.information(predicted), family_layout).astype(free.dtype)  # type: ignore[misc]
-    inner = _spread(inner, np.repeat([estimated[i] for i in moving], sizes))
-    return _Row(value, slopes, jacobian, jnp.matmul(inner, jacobian, precision="highest"))
-
-
-def _spread(inner: Float[Array, "e e"], estimated: np.ndarray) -> Float[Array, "f f"]:
-    """The family's information, with rows and columns of zeros for what it holds fixed."""
-    if estimated.all():
-        return inner
-    places = jnp.asarray(np.flatnonzero(estimated))
-    return jnp.zeros((len(estimated), len(estimated)), inner.dtype).at[places[:, None], places[None, :]].set(inner)
-
-
-def _value_and_slopes(term: Callable[[Array], Array], eta: Float[Array, " f"]) -> tuple[Array, Array]:
     if eta.shape[0] > FORWARD_UP_TO:
-        return jax.value_and_grad(term)(eta)
-    value, push = jax.linearize(term, eta)
-    return value, jax.vmap(push)(jnp.eye(eta.shape[0], dtype=eta.dtype))
+        value, slopes = jax.value_and_grad(term)(eta)
+    else:
+        value, push = jax.linearize(term, eta)
+        slopes = jax.vmap(push)(jnp.eye(eta.shape[0], dtype=eta.dtype))
+    inner = as_matrix(model.family.information(predicted), family_layout).astype(free.dtype)  # type: ignore[misc]
+    is_estimated = np.repeat([estimated[i] for i in moving], sizes)
+    if not is_estimated.all():  # rows and columns of zeros for what the family holds fixed
+        places = jnp.asarray(np.flatnonzero(is_estimated))
+        zeros = jnp.zeros((len(is_estimated), len(is_estimated)), inner.dtype)
+        inner = zeros.at[places[:, None], places[None, :]].set(inner)
+    return value, slopes, jacobian, jnp.matmul(inner, jacobian, precision="highest")

@@ -9,9 +9,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from fisher_jax.errors import check_level, entry_point
-from fisher_jax.information.errors import carried, spread
-from fisher_jax.information.inverse import Covariance
-from fisher_jax.information.record import Information
+from fisher_jax.information.matrix import Covariance, Information, propagate, standard_errors_of_entries
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.numerics import linalg
 from fisher_jax.plots.canvas import listed, number, pyplot
@@ -74,8 +72,8 @@ def information_heat_map(information: Information | Covariance, *, scaled: bool 
     _check_record(information, (Information, Covariance))
     matrix, errors = information.matrix, information.errors
     if scaled:
-        matrix, errors = carried(lambda m: linalg.to_unit_diagonal(m)[0], matrix, errors)
-    uncertainty = np.array(spread(errors, like=matrix, ndim=2), float)
+        matrix, errors = propagate(lambda m: linalg.to_unit_diagonal(m)[0], matrix, errors)
+    uncertainty = np.array(standard_errors_of_entries(matrix, errors), float)
     if scaled:
         np.fill_diagonal(uncertainty, 0.0)  # a one whatever was drawn; only rounding says otherwise
     values, names = np.asarray(matrix, float), information.names

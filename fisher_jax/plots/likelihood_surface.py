@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_count, check_level, check_whole, entry_point
-from fisher_jax.information.derivatives import at_door, hessian
+from fisher_jax.information.derivatives import check_arguments, hessian
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model, jit_with_model
@@ -102,7 +102,7 @@ def likelihood_surface(
     check_level(level)
     check_count(num_points, 2, "num_points", entries=check_whole(num_points, 2, "num_points"))
     columns = _columns(fit, names)
-    model, natural, values, dataset = at_door(model, fit.params, data, given, weights)
+    model, natural, values, dataset = check_arguments(model, fit.params, data, given, weights)
     centre = np.asarray(fit.layout.flatten(fit.params), float)[list(columns)]
     every = -np.asarray(hessian(model, fit.params, data, given=given, weights=weights), float)
     curvature = every[np.ix_(columns, columns)]

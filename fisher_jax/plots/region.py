@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from fisher_jax.information.record import Information
+from fisher_jax.information.matrix import Information
 
 _ANGLES = np.linspace(0, 2 * np.pi, 361)
 CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)])

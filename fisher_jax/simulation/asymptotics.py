@@ -12,7 +12,7 @@ from fisher_jax.information.bound import closed_form_in_free
 from fisher_jax.information.closed_form import has_closed_form
 from fisher_jax.information.draws import num_rows
 from fisher_jax.information.expectations import MonteCarlo
-from fisher_jax.information.expected import taken
+from fisher_jax.information.expected import expected_information
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import on_host
@@ -98,7 +98,7 @@ def information_of(
     if expectation is None:
         expectation = _draws(experiment, key, layout.num_free)
     model, values, covariates = experiment.model, experiment.values, experiment.covariates
-    found = taken(model, layout, names, values, expectation, covariates, warns=False)
+    found = expected_information(model, layout, names, values, expectation, covariates, warns=False)
     said = found.diagnosis()  # goes into the notes
     return found, (f"of the information: {said.rstrip('.?')}.",) if said else ()
 

@@ -13,7 +13,7 @@ from fisher_jax.blocks import blocks_of
 from fisher_jax.errors import check_count, check_key, check_pytrees
 from fisher_jax.information.draws import terms_per_draw
 from fisher_jax.information.expectations import MonteCarlo
-from fisher_jax.information.expected import at_door
+from fisher_jax.information.expected import check_point
 from fisher_jax.models.drawing import check_sampler, draw_data_sets
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -50,7 +50,7 @@ def experiment_of(model: Any, params: PyTree, given: PyTree, num_observations: A
     check_pytrees(params=params, given=given)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, given))):
         raise TypeError("runs on the host and cannot be called under jit, vmap or grad. Call it outside.")
-    model, layout, values, given = at_door(model, params, given)
+    model, layout, values, given = check_point(model, params, given)
     check_sampler(model)
     if model.is_dependent:
         return Experiment(model, layout, values, given, given, _terms(model, layout, values, given, num_observations))

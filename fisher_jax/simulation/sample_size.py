@@ -13,7 +13,7 @@ from fisher_jax.errors import check_count, check_pytree, entry_point, is_number,
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.functions import in_one_row, named_within
 from fisher_jax.information import Covariance
-from fisher_jax.information.bound import bound_of
+from fisher_jax.information.bound import cramer_rao_bound
 from fisher_jax.models.model import as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout
 from fisher_jax.moments import Estimate
@@ -94,7 +94,7 @@ def sample_size(
     """
     if (standard_error is None) == (power is None) or (power is None) != (hypothesis is None):
         raise ValueError("give either standard_error, or power together with the hypothesis that is tested.")
-    bound = bound_of(model, params, expectation, 1, function, None, given)
+    bound = cramer_rao_bound(model, params, expectation, num_observations=1, function=function, given=given)
     values = _values(model, params, function)
     if standard_error is not None:
         aim: Aim = Precision(*_entries(standard_error, bound.names, "standard_error"))
