@@ -102,6 +102,8 @@ def entry_point(function: Function) -> Function:
                 raise TypeError(f"{name}: {text}") from None
             if len(names) == 1 and _is_ours(traceback.extract_tb(error.__traceback__)[-1]):
                 error.args = (f"{name}: {error}",)
+                if isinstance(error, ImportError):
+                    error.msg = error.args[0]  # its text, which is kept beside its arguments
             raise
         finally:
             names.pop()

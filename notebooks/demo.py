@@ -16,7 +16,6 @@ from jax.scipy.special import gammaln
 from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
-from fisher_jax.plots import likelihood_surface
 
 # Ground beef servings in grams and how often each came (Delignette-Muller & Dutang 2015, J. Stat. Soft. 64(4)).
 BEEF = """10×1 11.5×1 17×1 20×8 24×2 25×7 25.5×2 26×1 30×6 32×1 40×18 44×1 50×49 51×11 52.5×1 60×6 64×1 65×1 70×3 75×5
@@ -51,11 +50,11 @@ def custom_density() -> None:
     fit = fj.fit(model, start, y)
     print(fit.summary())
     path = [fj.fit(model, start, y, max_steps=k).params for k in range(int(fit.num_steps) + 1)]
-    draw(fit, model, y, path)
+    draw(fit, path)
 
 
-def draw(fit, model, y, path) -> None:
-    axes = likelihood_surface(fit, model, y, ["shape", "rate"], path=path, extent=8.0, num_points=161)
+def draw(fit, path) -> None:
+    axes = fj.plots.likelihood_surface(fit, ["shape", "rate"], path=path, extent=8.0, num_points=161)
     axes.set(xlabel="shape", ylabel="rate (1/g)")
     target = Path("demo.png").resolve()
     axes.figure.savefig(target, dpi=150)

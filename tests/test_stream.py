@@ -360,7 +360,7 @@ def test_parquet_that_holds_no_data_sets_is_refused(tmp_path):
 
 def test_a_missing_library_is_named_with_its_extra(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ImportError, match=r'fit_stream needs zarr: pip install "fisher_jax\[stream\]"'):
+    with pytest.raises(ImportError, match=r'fit_stream: this needs zarr: pip install "fisher_jax\[stream\]"'):
         stream(data, tmp_path / "fits.zarr")
 
 
