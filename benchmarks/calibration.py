@@ -1,7 +1,7 @@
 """Coverage of nominal 95 % intervals and size of nominal 5 % tests, by simulation.
 
-``python benchmarks/calibration.py [--fits N] [--bootstraps M]``. Each share has its Monte Carlo standard error beside it. Fits
-without an interval (at a boundary, say) count as not covering, and how many there were is said. BCa intervals are of 999
+``python benchmarks/calibration.py [--fits N] [--bootstraps M]``. Each fraction has its Monte Carlo standard error beside it. Fits
+without an interval (at a boundary, say) count as not covering, and their number is printed. BCa intervals are of 999
 replicates each, so of fewer data sets. The tests are of one parameter at its true value.
 """
 
@@ -10,6 +10,7 @@ import dataclasses
 import time
 import warnings
 
+import harness
 import jax
 
 jax.config.update("jax_enable_x64", True)
@@ -20,7 +21,7 @@ import fisher_jax as fj
 SIZES = (20, 50, 200)
 TEST_SIZES = (25, 50, 100, 500)
 REPLICATES = 999
-KEPT = ("observed", "sandwich")
+COVARIANCES = ("observed", "sandwich")
 
 
 def logistic(params, z):
@@ -40,7 +41,7 @@ def design(name, n):
     return np.linspace(-1.5, 1.5, n) if name == "logistic" else None
 
 
-def drawn(name, n, size, seed):
+def draw(name, n, size, seed):
     """Data sets (size, n) from the model at the truth, and covariates if there are any."""
     model, truth, _ = MODELS[name]
     given = design(name, n)
@@ -51,12 +52,7 @@ def drawn(name, n, size, seed):
     return np.asarray(jax.vmap(each, (0, None))(keys, given)), given
 
 
-def fitted(name, n, size, seed):
-    data, given = drawn(name, n, size, seed)
-    return fj.fit_batch(MODELS[name][0], MODELS[name][1], data, given=given, covariances=KEPT)
-
-
-def share(hits):
+def percentage(hits):
     """`94.6 ± 0.3`, in per cent."""
     p = np.mean(hits)
     return f"{100 * p:5.1f} ± {100 * np.sqrt(max(p * (1 - p), 1e-9) / len(hits)):.1f}"
@@ -65,7 +61,7 @@ def share(hits):
 def coverage(arguments):
     for name, (model, truth, _) in MODELS.items():
         for n in SIZES:  # one by one, since the design of the logistic regression is another for each
-            found = fj.coverage(
+            result = fj.coverage(
                 model,
                 truth,
                 jax.random.key(1),
@@ -76,43 +72,44 @@ def coverage(arguments):
                 num_bootstraps=REPLICATES,
                 num_bootstrapped=arguments.bootstraps,
             )
-            print(f"\n{name}. {found}", flush=True)
+            print(f"\n{name}. {result}", flush=True)
 
 
 def sizes(arguments):
-    print("\nSize of nominal 5 % tests of one parameter, per cent of the data sets where both fits converged")
-    print(f"{'model':<20}{'n':>5}  {'parameter':<10}{'Wald':>13}{'ratio':>13}{'score':>13}   both converged")
+    rows = []
     for name, (model, truth, tested) in MODELS.items():
-        held = dataclasses.replace(model, constraints={**(model.constraints or {}), tested: fj.fixed})
+        null = dataclasses.replace(model, constraints={**(model.constraints or {}), tested: fj.fixed})
         for n in TEST_SIZES:
-            data, given = drawn(name, n, arguments.fits, seed=2)
-            fits, nulls = (fj.fit_batch(m, truth, data, given=given, covariances=KEPT) for m in (model, held))
+            data, given = draw(name, n, arguments.fits, seed=2)
+            fits, nulls = (fj.fit_batch(m, truth, data, given=given, covariances=COVARIANCES) for m in (model, null))
             both = fits.converged & nulls.converged
             tests = (
                 fj.wald_test(fits, {tested: truth[tested]}),
                 fj.likelihood_ratio_test(fits, nulls),
                 fj.score_test(nulls, tested),
             )
-            shares = "".join(f"{share(test.p_value[both] < 0.05):>13}" for test in tests)
-            print(f"{name:<20}{n:>5}  {tested:<10}{shares}   {100 * np.mean(both):.1f} %", flush=True)
+            fractions = [percentage(test.p_value[both] < 0.05) for test in tests]
+            rows.append([name, str(n), tested, *fractions, f"{100 * np.mean(both):.1f} %"])
+    title = "size of nominal 5 % tests, % of the data sets where both fits converged"
+    harness.table(title, ["n", "parameter", "Wald", "ratio", "score", "both converged"], rows)
 
 
 def information_matrix(arguments):
-    print(
-        f"\nSize of the information-matrix test at a nominal 5 %, n = 50, {REPLICATES // 5} replicates each, per cent"
-    )
-    for name in MODELS:
-        fits = fitted(name, 50, arguments.bootstraps, seed=3)
-        rows = np.flatnonzero(fits.converged).tolist()
-        tests = [fj.information_matrix_test(fits[k], jax.random.key(k), REPLICATES // 5) for k in rows]
-        hits = np.array([float(test.p_value) < 0.05 for test in tests])
-        print(f"{name:<20}{share(hits):>13}   of {len(hits)} data sets", flush=True)
+    rows = []
+    for name, (model, truth, _) in MODELS.items():
+        data, given = draw(name, 50, arguments.bootstraps, seed=3)
+        fits = fj.fit_batch(model, truth, data, given=given, covariances=COVARIANCES)
+        converged = np.flatnonzero(fits.converged).tolist()
+        tests = [fj.information_matrix_test(fits[k], jax.random.key(k), REPLICATES // 5) for k in converged]
+        rows.append([name, percentage([float(test.p_value) < 0.05 for test in tests]), str(len(tests))])
+    title = f"size of the information-matrix test at a nominal 5 %, n = 50, {REPLICATES // 5} replicates each"
+    harness.table(title, ["%", "data sets"], rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fits", type=int, default=4000, help="data sets behind each share")
-    parser.add_argument("--bootstraps", type=int, default=400, help="data sets behind each share of BCa")
+    parser.add_argument("--fits", type=int, default=4000, help="data sets behind each fraction")
+    parser.add_argument("--bootstraps", type=int, default=400, help="data sets behind each fraction of BCa")
     arguments = parser.parse_args()
     start = time.perf_counter()
     with warnings.catch_warnings():

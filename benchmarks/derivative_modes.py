@@ -4,14 +4,14 @@ Value, gradient and Hessian of the same log-likelihood by both, in one run, comp
 decides are `FORWARD_UP_TO` and `CHUNK_ENTRIES` in `fisher_jax/models/likelihood.py`.
 """
 
-import statistics
-import sys
+import argparse
 import time
 
 import jax
 
 jax.config.update("jax_enable_x64", True)
 
+import harness
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
@@ -61,41 +61,37 @@ def times(density, point, rows, n, forward_up_to, chunk=2**40):
 
     start = time.perf_counter()
     run = jax.jit(evaluate).lower(jnp.asarray(point), rows).compile()
-    compiling, laps = time.perf_counter() - start, []
-    for _ in range(15):
-        start = time.perf_counter()
-        jax.block_until_ready(run(jnp.asarray(point), rows))
-        laps.append(time.perf_counter() - start)
-    return compiling, statistics.median(laps)
+    compiling = time.perf_counter() - start
+    return compiling, harness.medians(harness.take_turns({"run": lambda: run(jnp.asarray(point), rows)}, 15))["run"]
 
 
-def modes():
-    print(
-        f"{'density':<10}{'p':>3}{'n':>7}{'by entry, ns/row':>18}{'by row, ns/row':>16}{'ratio':>8}{'compile, s':>14}"
-    )
-    for n in (250, 8000):
+def modes(sizes):
+    table = []
+    for n in sizes:
         for name, density, point, rows in cases(n):
-            entry, row = times(density, point, rows, n, 99), times(density, point, rows, n, 0)
-            print(
-                f"{name:<10}{len(point):>3}{n:>7}{1e9 * entry[1] / n:>18.1f}{1e9 * row[1] / n:>16.1f}"
-                f"{entry[1] / row[1]:>8.2f}{entry[0]:>8.2f}{row[0]:>6.2f}"
-            )
+            (compiling, entry), (compiling_rows, row) = (times(density, point, rows, n, up_to) for up_to in (99, 0))
+            numbers = (1e9 * entry / n, 1e9 * row / n, entry / row, compiling, compiling_rows)
+            table.append([name, str(len(point)), str(n), *(f"{number:.2f}" for number in numbers)])
+    header = ["p", "n", "by entry, ns/row", "by row, ns/row", "ratio", "compiling, s", "by row"]
+    harness.table("value, gradient and Hessian", header, table)
 
 
-def chunks():
-    print(f"\n{'density':<10}{'p':>3}{'n':>9}  median ms with 2^k rows x parameters at once: k =")
+def chunks(n):
     sizes = (15, 17, 19, 21, 40)
-    print(" " * 24 + "".join(f"{'all' if k == 40 else k:>9}" for k in sizes))
-    n = 400_000
-    for name, density, point, rows in (
-        case for case in cases(n) if case[0] in ("gamma", "gev") or len(case[2]) in (3, 8)
-    ):
-        if name != "mixture":
+    table = []
+    for name, density, point, rows in cases(n):
+        if name in ("gamma", "gev") or (name == "logistic" and len(point) in (3, 8)):
             laps = [times(density, point, rows, n, 3, 2**k)[1] for k in sizes]
-            print(f"{name:<10}{len(point):>3}{n:>9}  " + "".join(f"{1e3 * lap:>9.1f}" for lap in laps))
+            table.append([name, str(len(point)), str(n), *(f"{1e3 * lap:.1f}" for lap in laps)])
+    header = ["p", "n", *("all" if k == 40 else f"2^{k}" for k in sizes)]
+    harness.table("ms by rows × parameters at once", header, table)
 
 
 if __name__ == "__main__":
-    modes()
-    if "--chunks" in sys.argv:
-        chunks()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[250, 8000])
+    parser.add_argument("--chunks", action="store_true", help="the sizes of chunks too, of 50 times as many rows")
+    arguments = parser.parse_args()
+    modes(arguments.rows)
+    if arguments.chunks:
+        chunks(50 * arguments.rows[-1])

@@ -1,9 +1,10 @@
-"""The one harness of the benchmarks: problems, a reference in plain JAX, contenders in turn, and the table of all.
+"""The one harness of the benchmarks: calls timed in turn, problems with a reference in plain JAX, the table of all contenders.
 
-A fit counts if it ends within 0.01 standard error, in every parameter, of a float64 reference: what two fits from different
-starts found, taken to the maximum by Newton's method in plain JAX. All contenders take turns in one run, lap after lap; rates
-are of counted fits, by the median lap. Only the public API of fisher_jax is used, and of its results only what every version
-has, so that the same files run against another version: ``--first PATH`` starts it in processes of its own.
+What is compared takes turns in one process, lap after lap, so that a slow moment of the machine meets all; medians over the
+laps are reported. A fit counts if it ends within 0.01 standard errors, in every parameter, of a float64 reference: what two
+fits from different starts reached, taken to the maximum by Newton's method in plain JAX. Rates are of counted fits. Only the
+public API of fisher_jax is used, and of its results only what every version has, so that the same files run against another
+version: ``--first PATH`` starts it in processes of its own.
 """
 
 import argparse
@@ -25,9 +26,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-
-jax.config.update("jax_enable_x64", True)
-
 import numpy as np
 from jax import numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -54,6 +52,7 @@ parser.add_argument("--serve", help=argparse.SUPPRESS)
 
 
 def read_settings():
+    jax.config.update("jax_enable_x64", True)
     settings = parser.parse_args()
     if settings.size is None:
         settings.size = 10_000_000 if settings.device == "gpu" else 100_000
@@ -102,7 +101,7 @@ class Problem(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """Estimates and standard errors (B, p), NaN where no maximum is known."""
+    """Estimates and standard errors (B, p), NaN where there is no reference."""
 
     estimates: np.ndarray
     errors: np.ndarray
@@ -150,9 +149,8 @@ def reference(problem):
     """The maxima near what the library finds from two starts; where these differ, neither counts."""
     exact = problem.in_float64()
     shared = exact.given if exact.given_axis is None else None
-    own = exact.given if exact.given_axis is not None else None
-    one = jax.tree.map(lambda leaf: leaf[0], exact.start)
-    unravel = ravel_pytree(one)[1]
+    each = exact.given if exact.given_axis is not None else None
+    unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], exact.start))[1]
 
     def derivatives(arguments):
         u, data, given = arguments
@@ -169,7 +167,7 @@ def reference(problem):
         u = columns(exact._replace(start=start).fit().params)
         for _ in range(4):
             # Solved by numpy: batched LAPACK calls inside a loop of XLA were seen to wait for ever on two cores.
-            gradient, hessian = (np.asarray(part) for part in mapped(u, exact.data, own))
+            gradient, hessian = (np.asarray(part) for part in mapped(u, exact.data, each))
             finite = np.isfinite(gradient).all(axis=1) & np.isfinite(hessian).all(axis=(1, 2))
             information = np.where(finite[:, None, None], -hessian, np.eye(u.shape[1]))
             values, vectors = np.linalg.eigh(information)
@@ -185,7 +183,7 @@ def reference(problem):
     two = at_first & at_second & (np.max(np.abs(first - second) / errors, axis=1) > SAME)
     good = (at_first | at_second) & ~two
     print(
-        f"reference: {np.mean(good):.2%} of {len(good)} data sets have one known maximum; {np.sum(two)} have two, left out",
+        f"reference: {np.mean(good):.2%} of {len(good)} data sets have one maximum; {np.sum(two)} have two, left out",
         flush=True,
     )
     estimates, errors = (np.where(at_first[:, None], *pair) for pair in ((first, second), (errors, other_errors)))
@@ -199,9 +197,35 @@ def within(estimates, truth):
 
 
 def fraction(estimates, truth):
-    """The fraction of the data sets with a known maximum on which the fit ends at it."""
-    known = np.isfinite(truth.errors[: len(estimates), 0])
-    return float(within(estimates, truth)[known].mean())
+    """The fraction of the data sets with a reference on which the fit ends at it."""
+    has_reference = np.isfinite(truth.errors[: len(estimates), 0])
+    return float(within(estimates, truth)[has_reference].mean())
+
+
+def stopwatch(call, clock=time.perf_counter):
+    """Seconds of a call by a clock, and its result, which is waited for."""
+    start = clock()
+    result = jax.block_until_ready(call())
+    return clock() - start, result
+
+
+def take_turns(calls, laps, *, warm=1, clock=time.perf_counter):
+    """Seconds {name: one for each lap} of calls in turn, lap after lap; the `warm` laps before, which compile, do not count."""
+    seconds = {name: [] for name in calls}
+    for lap in range(-warm, laps):
+        for name, call in calls.items():
+            spent, _ = stopwatch(call, clock)
+            seconds[name] += [spent] * (lap >= 0)
+    return seconds
+
+
+def medians(seconds):
+    return {name: statistics.median(laps) for name, laps in seconds.items()}
+
+
+def memory(kind="VmRSS"):
+    """Bytes of this process in memory now; their peak by "VmHWM" (Linux)."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(kind + ":")[1].split()[0])
 
 
 def timed(call):
@@ -209,9 +233,7 @@ def timed(call):
 
     def measure(*arguments):
         gc.collect()  # outside of the time
-        start = time.perf_counter()
-        estimates = call(*arguments)
-        return time.perf_counter() - start, estimates
+        return stopwatch(lambda: call(*arguments))
 
     return measure
 
@@ -285,12 +307,12 @@ def answer(name, question, settings):
         versions = {1: "first version"}
         if settings.device == "cpu" and CORES > 1:
             versions[CORES] = "first version, a device a core"
-        for devices, said in versions.items():
+        for devices, label in versions.items():
             other = Other(settings, name, devices)
             others.append(other)
             for row in problems:
                 measure = functools.partial(other.measure, row)
-                contenders.append(Contender(f"{said}: {row}", measure, min(size, question.first_most), truths[row]))
+                contenders.append(Contender(f"{label}: {row}", measure, min(size, question.first_most), truths[row]))
     main = next(iter(problems))
     contenders += question.peers(problems, truths, fraction(first_calls[main][1], truths[main]))
     rates = compare(question.title, contenders, settings.laps)
@@ -367,7 +389,7 @@ def one_by_one(fit, *arrays):
 
 
 def optional(name):
-    """A peer's module, or `None` and a word where it is not installed."""
+    """A peer's module, or `None` where it is not installed, which is printed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -7,9 +7,9 @@ value of a profile. Cold is the first call, compilation included; warm the media
 
 import statistics
 import sys
-import time
 import warnings
 
+import harness
 import jax
 
 jax.config.update("jax_enable_x64", True)
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import statsmodels.api as sm
 from jax.scipy.stats import gamma
-from one_fit import SERVINGS_IN_FULL
+from one_fit import servings
 from scipy.optimize import brentq, minimize
 from scipy.special import digamma, gammaln
 from scipy.stats import gamma as scipy_gamma
@@ -27,23 +27,20 @@ import fisher_jax as fj
 LEVEL_DROP = 1.920729410347062  # half the 95 % quantile of chi-squared with one degree of freedom
 
 
-def timed(call):
-    start = time.perf_counter()
-    found = call()
-    return time.perf_counter() - start, found
-
-
-def cold_and_warm(call):
-    cold, found = timed(call)
-    return cold, statistics.median(timed(call)[0] for _ in range(5)), found
-
-
-def report(name, seconds, found, warm):
-    print(f"{name:<44}{seconds:>10.3f} s{seconds / warm:>9.0f} times   {found}", flush=True)
+def compare(title, ours, peers, describe):
+    """Our first and warm calls and one of each peer, and what `describe(result, ours)` writes of each."""
+    cold, result = harness.stopwatch(ours)
+    warm = statistics.median(harness.stopwatch(ours)[0] for _ in range(5))
+    rows = [("fisher_jax, cold", cold, result), ("fisher_jax, warm", warm, result)]
+    rows += [(name, *harness.stopwatch(peer)) for name, peer in peers.items()]
+    cells = [
+        [name, f"{seconds:.3f}", f"{seconds / warm:.0f}", describe(other, result)] for name, seconds, other in rows
+    ]
+    harness.table(title, ["seconds", "/ warm", ""], cells)
 
 
 def bootstrap_of_gamma(count=2000):
-    y = np.array(SERVINGS_IN_FULL)
+    y = servings()
     model = fj.Model(
         lambda params, y: gamma.logpdf(y, params["shape"], scale=1 / params["rate"]), constraints=fj.positive
     )
@@ -51,10 +48,6 @@ def bootstrap_of_gamma(count=2000):
 
     def ours():
         return fj.bootstrap(fit, jax.random.key(1), count).standard_errors()["shape"]
-
-    cold, warm, error = cold_and_warm(ours)
-    report(f"fisher_jax, {count} replicates, cold", cold, f"standard error of shape {error:.4f}", warm)
-    report("fisher_jax, warm", warm, f"standard error of shape {error:.4f}", warm)
 
     def loss(log_params, log_sum, total):
         shape, rate = np.exp(log_params)
@@ -79,13 +72,12 @@ def bootstrap_of_gamma(count=2000):
 
         return np.std([np.exp(minimize(loss, start, (s,), method="BFGS").x[0]) for s in samples], ddof=1)
 
-    for name, loop in (
-        ("scipy.optimize over a log-density, looped", by_density),
-        ("scipy.stats.gamma.fit, looped", by_gamma_fit),
-        ("scipy.optimize, sufficient statistics by hand", by_minimize),
-    ):
-        seconds, error = timed(loop)
-        report(name, seconds, f"standard error of shape {error:.4f}", warm)
+    peers = {
+        "scipy.optimize over a log-density, looped": by_density,
+        "scipy.stats.gamma.fit, looped": by_gamma_fit,
+        "scipy.optimize, sufficient statistics by hand": by_minimize,
+    }
+    compare(f"bootstrap, {count} replicates", ours, peers, lambda error, _: f"standard error of shape {error:.4f}")
 
 
 def profiles_of_regression(n=500, p=15):
@@ -103,20 +95,15 @@ def profiles_of_regression(n=500, p=15):
     def ours():
         return np.asarray(fit.confidence_intervals(level=0.95, method="profile"))
 
-    cold, warm, ends = cold_and_warm(ours)
-    said = f"first interval {ends[0, 0]:.6f} to {ends[0, 1]:.6f}"
-    report(f"fisher_jax, {p} parameters, both sides, cold", cold, said, warm)
-    report("fisher_jax, warm", warm, said, warm)
-
-    def search(fall, centre, width):
+    def search(fall, center, width):
         """Both ends by Brent's method; the Wald interval's ends, moved out until they bracket."""
-        found = []
+        ends = []
         for side in (-1, 1):
             far = 1.2
-            while fall(centre + side * far * width) < 0:
+            while fall(center + side * far * width) < 0:
                 far *= 1.5
-            found.append(brentq(fall, centre, centre + side * far * width, xtol=1e-9))
-        return found
+            ends.append(brentq(fall, center, center + side * far * width, xtol=1e-9))
+        return ends
 
     def by_statsmodels():
         whole = sm.Poisson(y, x).fit(disp=0)
@@ -125,9 +112,9 @@ def profiles_of_regression(n=500, p=15):
             rest, warm_start = np.delete(x, j, 1), [np.delete(whole.params, j)]
 
             def fall(c, rest=rest, warm_start=warm_start, j=j):
-                held = sm.Poisson(y, rest, offset=c * x[:, j]).fit(start_params=warm_start[0], disp=0)
-                warm_start[0] = held.params
-                return whole.llf - held.llf - LEVEL_DROP
+                restricted = sm.Poisson(y, rest, offset=c * x[:, j]).fit(start_params=warm_start[0], disp=0)
+                warm_start[0] = restricted.params
+                return whole.llf - restricted.llf - LEVEL_DROP
 
             ends.append(search(fall, whole.params[j], 1.96 * whole.bse[j]))
         return np.array(ends)
@@ -144,23 +131,24 @@ def profiles_of_regression(n=500, p=15):
             rest, warm_start = np.delete(x, j, 1), [np.delete(whole.x, j)]
 
             def fall(c, rest=rest, warm_start=warm_start, j=j):
-                held = minimize(loss, warm_start[0], (rest, c * x[:, j]), jac=True, method="BFGS")
-                warm_start[0] = held.x
-                return held.fun - whole.fun - LEVEL_DROP
+                restricted = minimize(loss, warm_start[0], (rest, c * x[:, j]), jac=True, method="BFGS")
+                warm_start[0] = restricted.x
+                return restricted.fun - whole.fun - LEVEL_DROP
 
             ends.append(search(fall, whole.x[j], 1.96 * np.sqrt(whole.hess_inv[j, j])))
         return np.array(ends)
 
-    for name, loop in (("statsmodels Poisson, looped", by_statsmodels), ("scipy.optimize, looped", by_scipy)):
-        seconds, peer = timed(loop)
-        said = f"first interval {peer[0, 0]:.6f} to {peer[0, 1]:.6f}, farthest {np.max(np.abs(peer - ends)):.0e}"
-        report(name, seconds, said, warm)
+    def describe(ends, exact):
+        return f"first interval {ends[0, 0]:.6f} to {ends[0, 1]:.6f}, farthest {np.max(np.abs(ends - exact)):.0e}"
+
+    peers = {"statsmodels Poisson, looped": by_statsmodels, "scipy.optimize, looped": by_scipy}
+    compare(f"profile intervals, {p} parameters, both sides", ours, peers, describe)
 
 
 def main():
     warnings.simplefilter("ignore")
     bootstrap_of_gamma(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
-    profiles_of_regression()
+    profiles_of_regression(p=int(sys.argv[2]) if len(sys.argv) > 2 else 15)
 
 
 if __name__ == "__main__":

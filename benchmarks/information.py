@@ -11,9 +11,9 @@ each is known to about a fifth. A mixture's entries between parameters of differ
 control of the entry itself is zero: what the best of all coefficients could gain there is printed below the table.
 """
 
+import argparse
+import functools
 import itertools
-import statistics
-import time
 import warnings
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
+import harness
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
@@ -28,7 +29,7 @@ from jax.scipy.stats import norm
 import fisher_jax as fj
 from fisher_jax import families
 
-DRAWS, POINTS, REPETITIONS = 10_000, 8_192, 200
+DRAWS, POINTS = 10_000, 8_192
 ROUNDING = 1e-10  # root mean square error, in units of √(Iᵢᵢ Iⱼⱼ), below which an entry is called exact
 
 
@@ -78,11 +79,11 @@ CASES = {
 
 def reference(case):
     """The matrix to be wrong about, and √(Iᵢᵢ Iⱼⱼ)."""
-    found = fj.fisher_information(case.model, case.params, case.reference)
-    matrix = np.asarray(found.matrix)
+    information = fj.fisher_information(case.model, case.params, case.reference)
+    matrix = np.asarray(information.matrix)
     unit = np.sqrt(np.outer(np.diag(matrix), np.diag(matrix)))
-    assert np.all(np.asarray(found.entry_errors) < ROUNDING * unit), found
-    return matrix, unit, found.names.index(case.entry)
+    assert np.all(np.asarray(information.entry_errors) < ROUNDING * unit), information
+    return matrix, unit, information.names.index(case.entry)
 
 
 def by(estimator, key, draws=DRAWS):
@@ -91,31 +92,32 @@ def by(estimator, key, draws=DRAWS):
     return fj.MonteCarlo(key, draws, estimator)
 
 
-def measure(case, contestants):
+def matrix_of(case, expectation):
+    return fj.fisher_information(case.model, case.params, expectation).matrix.block_until_ready()
+
+
+def measure(case, contenders, repetitions):
     """Squared errors (repetitions, q, q) and median seconds of {name: key -> expectation}, in turns that rotate."""
     matrix, unit, _ = reference(case)
-    errors, laps = ({name: [] for name in contestants} for _ in range(2))
-    for expectation in contestants.values():
-        fj.fisher_information(case.model, case.params, expectation(jax.random.key(0))).matrix.block_until_ready()
-    order = itertools.cycle(list(itertools.permutations(contestants)))
-    for key in jax.random.split(jax.random.key(1), REPETITIONS):
+    errors, laps = ({name: [] for name in contenders} for _ in range(2))
+    for expectation in contenders.values():
+        matrix_of(case, expectation(jax.random.key(0)))
+    order = itertools.cycle(list(itertools.permutations(contenders)))
+    for key in jax.random.split(jax.random.key(1), repetitions):
         for name in next(order):
-            start = time.perf_counter()
-            found = fj.fisher_information(case.model, case.params, contestants[name](key)).matrix.block_until_ready()
-            laps[name].append(time.perf_counter() - start)
-            errors[name].append(((np.asarray(found) - matrix) / unit) ** 2)
-    return {name: np.array(values) for name, values in errors.items()}, {
-        name: statistics.median(values) for name, values in laps.items()
-    }
+            seconds, estimate = harness.stopwatch(lambda name=name, key=key: matrix_of(case, contenders[name](key)))
+            laps[name].append(seconds)
+            errors[name].append(((np.asarray(estimate) - matrix) / unit) ** 2)
+    return {name: np.array(values) for name, values in errors.items()}, harness.medians(laps)
 
 
 def gains(errors, name):
-    """Of each entry (q, q), infinite where what is left is rounding."""
+    """Of each entry (q, q), infinite where the remaining error is rounding."""
     plain, left = errors["outer"].mean(0), errors[name].mean(0)
     return np.where(left < ROUNDING**2, np.inf, plain / left)
 
 
-def said(gain):
+def written(gain):
     return "exact" if gain == np.inf else f"{gain:.1e}" if gain >= 1e5 else f"{gain:.3g}"
 
 
@@ -125,52 +127,54 @@ def verdict(measured, target):
     return f"{'exact' if target == np.inf else f'≥ {target:g}'}: {'met' if measured >= target else '**missed**'}"
 
 
-def rows(name, case):
+def rows(name, case, repetitions):
     estimators = ["outer", "hessian", "bartlett"] + (["outer, Sobol"] if case.model.quantile else [])
-    errors, seconds = measure(case, {e: lambda key, e=e: by(e, key) for e in estimators})
-    *_, own = reference(case)
+    errors, seconds = measure(case, {e: lambda key, e=e: by(e, key) for e in estimators}, repetitions)
+    *_, entry = reference(case)
     for estimator in estimators:
         gain, faster = gains(errors, estimator), seconds["outer"] / seconds[estimator]
-        found = [gain[own, own], np.diag(gain).min(), gain.min(), gain.max(), faster * gain.min(), faster * gain.max()]
+        values = [
+            gain[entry, entry],
+            np.diag(gain).min(),
+            gain.min(),
+            gain.max(),
+            faster * gain.min(),
+            faster * gain.max(),
+        ]
         ours = estimator == "bartlett"
         yield [
-            *(name, estimator, case.entry, *map(said, found[:4])),
-            verdict(found[2], case.target) if ours else "",
-            *(f"{1e3 * seconds[estimator]:.1f}", *map(said, found[4:])),
-            verdict(found[4], case.at_equal_time) if ours else "",
+            *(name, estimator, case.entry, *map(written, values[:4])),
+            verdict(values[2], case.target) if ours else "",
+            *(f"{1e3 * seconds[estimator]:.1f}", *map(written, values[4:])),
+            verdict(values[4], case.at_equal_time) if ours else "",
         ]
 
 
 HEAD = (
-    *("model", "estimator", "entry", "gain of it", "worst of diagonal", "worst entry", "best entry", "target"),
+    *("estimator", "entry", "gain of it", "worst of diagonal", "worst entry", "best entry", "target"),
     *("ms", "worst, equal time", "best, equal time", "target"),
 )
 
 
-def at_equal_time(name, case):
+def at_equal_time(name, case, repetitions):
     """The outer product with as many draws as take the time of the control variates."""
     draws = DRAWS
-    contestants = {"bartlett": lambda key: by("bartlett", key), "outer": lambda key: by("outer", key, draws)}
+    contenders = {"bartlett": lambda key: by("bartlett", key), "outer": lambda key: by("outer", key, draws)}
     for _ in range(2):
-        taken = time_of(case, contestants)
-        draws = 2 * int(0.5 * draws * taken["bartlett"] / taken["outer"])
-    errors, seconds = measure(case, contestants)
+        seconds = time_of(case, contenders)
+        draws = 2 * int(0.5 * draws * seconds["bartlett"] / seconds["outer"])
+    errors, seconds = measure(case, contenders, repetitions)
     gain = gains(errors, "bartlett")
     print(
         f"{name}: outer with {draws} draws in {1e3 * seconds['outer']:.1f} ms, bartlett with {DRAWS} in "
-        f"{1e3 * seconds['bartlett']:.1f} ms; error² lower {said(gain.min())} times (worst entry) to {said(gain.max())} times"
+        f"{1e3 * seconds['bartlett']:.1f} ms; error² lower {written(gain.min())} times (worst entry) to {written(gain.max())} times"
     )
 
 
-def time_of(case, contestants):
-    laps = {name: [] for name in contestants}
-    for k in range(12):
-        for name, expectation in contestants.items():
-            start = time.perf_counter()
-            found = fj.fisher_information(case.model, case.params, expectation(jax.random.key(k)))
-            found.matrix.block_until_ready()
-            laps[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[2:]) for name, values in laps.items()}
+def time_of(case, contenders):
+    key = jax.random.key(0)
+    calls = {name: functools.partial(matrix_of, case, expectation(key)) for name, expectation in contenders.items()}
+    return harness.medians(harness.take_turns(calls, 10, warm=2))
 
 
 def best_possible(name, params):
@@ -197,15 +201,15 @@ def best_possible(name, params):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=200)
+    repetitions = parser.parse_args().repetitions
     warnings.simplefilter("ignore", fj.InformationWarning)
-    print(f"{DRAWS} draws ({POINTS} Sobol points), {REPETITIONS} repetitions, gains over the outer product\n")
-    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD), flush=True)
-    for name, case in CASES.items():
-        for row in rows(name, case):
-            print("| " + " | ".join(row) + " |", flush=True)
+    title = f"gains over the outer product, {DRAWS} draws ({POINTS} Sobol points), {repetitions} repetitions"
+    harness.table(title, HEAD, [row for name, case in CASES.items() for row in rows(name, case, repetitions)])
     print("\nAs many draws as take the same time:")
     for name in ("Weibull", "mixture, near"):
-        at_equal_time(name, CASES[name])
+        at_equal_time(name, CASES[name], repetitions)
     print("\nWhat these controls can do for the mixtures:")
     best_possible("mixture, near", NEAR)
     best_possible("mixture, apart", APART)

@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 SHAPE, RATE, ROWS = 4.0, 0.05, 254
 
@@ -153,6 +152,7 @@ def dropped_models():
     import jax
     import jax.numpy as jnp
     import numpy as np
+    from harness import memory
 
     import fisher_jax as fj
 
@@ -163,8 +163,7 @@ def dropped_models():
 
     def resident():
         gc.collect()
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+        return memory() / 2**20
 
     jax.block_until_ready(fit(0))
     before = resident()

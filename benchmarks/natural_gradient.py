@@ -8,9 +8,10 @@ inside a jitted function, called from Python as ``operator @ vector``, and as on
 
 import functools
 import itertools
-import statistics
+import sys
 import time
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,16 +95,12 @@ def train(optimizer, information, count, watched):
 
 def seconds(optimizer, information, count):
     """Processor time of so many steps, compiled before, the median of three runs."""
-    laps = []
-    for _ in range(4):
-        start = time.process_time()
-        jax.block_until_ready(train(optimizer, information, count, 0))
-        laps.append(time.process_time() - start)
-    return statistics.median(laps[1:])
+    calls = {"train": lambda: train(optimizer, information, count, 0)}
+    return harness.medians(harness.take_turns(calls, 3, clock=time.process_time))["train"]
 
 
 def runs(optimizers, information, steps, goal):
-    """Of each setting that comes to the goal: in how many steps, in how much processor time, and which it is."""
+    """Of each setting that reaches the goal: the number of steps, the processor time, and its name."""
     for name, optimizer in optimizers.items():
         losses = watched(optimizer, information, steps)
         if np.any(losses <= goal):
@@ -116,9 +113,9 @@ def watched(optimizer, information, steps):
     return np.asarray(train(optimizer, information, 0, steps)) - 0.5
 
 
-def compare():
+def compare(steps_divided_by=1):
     kinds = {"linked": linked, "sampled": sampled, "empirical": empirical}
-    contestants = {
+    contenders = {
         "adam": ({f"rate {rate:g}": optax.adam(rate) for rate in RATES["adam"]}, None),
         "gradient descent": ({f"rate {rate:g}": optax.sgd(rate) for rate in RATES["gradient descent"]}, None),
     }
@@ -126,18 +123,20 @@ def compare():
         kind = "empirical" if name == "empirical" else "expected"
         settings = {"damping": 0.1, "adaptive": True}
         natural = {f"{m} products": natural_gradient(kind=kind, max_products=m, **settings) for m in PRODUCTS}
-        contestants[f"natural gradient, {name}"] = (natural, information)
-    print(f"{'':<28}{'nats':>6}{'fewest steps, seconds':>24}{'':>16}{'least time, steps':>22}")
-    for (name, (optimizers, information)), goal in itertools.product(contestants.items(), GOALS):
-        found = list(runs(optimizers, information, STEPS[name.split(",")[0]], goal))
-        row = "never"
-        if found:
-            steps, quick = min(found), min(found, key=lambda run: run[1])
-            row = f"{steps[0]:>6}{steps[1]:>8.3f}  {steps[2]:<20}{quick[1]:>8.3f}{quick[0]:>6}  {quick[2]}"
-        print(f"{name:<28}{goal:>6g}    {row}", flush=True)
+        contenders[f"natural gradient, {name}"] = (natural, information)
+    rows = []
+    for (name, (optimizers, information)), goal in itertools.product(contenders.items(), GOALS):
+        reached = list(runs(optimizers, information, STEPS[name.split(",")[0]] // steps_divided_by, goal))
+        cells = ["-"] * 6
+        if reached:
+            fewest, quickest = min(reached), min(reached, key=lambda run: run[1])
+            cells = [cell for n, spent, setting in (fewest, quickest) for cell in (str(n), f"{spent:.3f}", setting)]
+        rows.append([name, f"{goal:g}", *cells])
+    header = ["nats", "fewest steps", "seconds", "setting", "least time, steps", "seconds", "setting"]
+    harness.table("a network to within nats of the noise", header, rows)
 
 
-def products():
+def products(turns):
     """Products in gradients of as many log-densities, all jitted and side by side."""
     gradient = jax.jit(jax.grad(lambda params: loss(params, X, Y)))
     vector, key = gradient(PARAMS), jax.random.key(0)
@@ -151,24 +150,20 @@ def products():
             solve = functools.partial(operator.solve, vector, 1e-3, tolerance=0.0, max_steps=count)
             assert solve().num_steps == count
             runs[f"{make.__name__} {count}"] = solve
-    laps = {name: [] for name in runs}
-    for turn, (name, run) in itertools.product(range(41), runs.items()):
-        start = time.process_time()
-        for _ in range(5):
-            jax.block_until_ready(run())
-        if turn:
-            laps[name].append(time.process_time() - start)
-    seconds = {name: statistics.median(lap) / 5 for name, lap in laps.items()}
-    print(f"\na gradient of {ROWS} rows takes {1e3 * seconds['gradient']:.2f} ms of processor time; in gradients:")
+    # Five calls a lap: the clock of processor time is coarse.
+    calls = {name: functools.partial(lambda run: [run() for _ in range(5)], run) for name, run in runs.items()}
+    laps = harness.take_turns(calls, turns, clock=time.process_time)
+    seconds = {name: spent / 5 for name, spent in harness.medians(laps).items()}
+    rows = []
     for make, draws in ((linked, 1), (sampled, 2), (empirical, 1)):
         name, unit = make.__name__, draws * seconds["gradient"]
         inside = (seconds[f"{name} {many}"] - seconds[f"{name} {few}"]) / (many - few)
-        print(
-            f"{name:<12}a product, jitted {seconds[name] / unit:5.2f}, from Python {seconds[f'{name} @'] / unit:5.2f}, "
-            f"one of those of a solve {inside / unit:5.2f}"
-        )
+        rows.append([name, *(f"{s / unit:.2f}" for s in (seconds[name], seconds[f"{name} @"], inside))])
+    title = f"a product in gradients of {ROWS} rows, {1e3 * seconds['gradient']:.2f} ms of processor time each"
+    harness.table(title, ["jitted", "from Python", "one of those of a solve"], rows)
 
 
 if __name__ == "__main__":
-    compare()
-    products()
+    is_quick = "--quick" in sys.argv
+    compare(60 if is_quick else 1)
+    products(2 if is_quick else 40)

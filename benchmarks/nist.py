@@ -1,4 +1,4 @@
-"""NIST's nonlinear regressions (StRD) as normal likelihoods, from both starts: what is reached, and what is said of it.
+"""NIST's nonlinear regressions (StRD) as normal likelihoods, from both starts: what is reached, and with which status.
 
     python benchmarks/nist.py FOLDER [NAME …]
 
@@ -8,11 +8,11 @@ deviation of the start. Reached: the certified values to 6 digits. Falsely conve
 another maximum of the same height.
 """
 
+import argparse
 import pathlib
 import re
-import sys
-import time
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +79,7 @@ def read(path):
 
 
 def main(folder, names):
-    counts = {"reached": 0, "converged elsewhere": 0, "fits": 0}
+    counts, rows = {"reached": 0, "converged elsewhere": 0, "fits": 0}, []
     for name in names or MEANS:
         first, second, certified, y, x = read(pathlib.Path(folder) / f"{name}.dat")
         mean = MEANS[name]
@@ -91,22 +91,26 @@ def main(folder, names):
         best = float(np.log(np.mean((y - jax.vmap(mean, (None, 0))(certified, x)) ** 2))) * -0.5 * len(y)
         for which, start in enumerate((first, second), start=1):
             spread = 0.5 * jnp.log(jnp.mean((y - jax.vmap(mean, (None, 0))(jnp.asarray(start), x)) ** 2))
-            began = time.perf_counter()
-            fit = fj.fit(log_density, {"b": start, "log_sigma": float(spread)}, y, given=x)
+            params = {"b": start, "log_sigma": float(spread)}
+            seconds, fit = harness.stopwatch(
+                lambda log_density=log_density, params=params, y=y, x=x: fj.fit(log_density, params, y, given=x)
+            )
             estimate = np.asarray(fit.params["b"])
             digits = float(-np.log10(np.max(np.abs(estimate / certified - 1)) + 1e-16))
             height = float(-0.5 * len(y) * (1 + np.log(2 * np.pi)) + best)
             counts["fits"] += 1
             counts["reached"] += digits >= 6
             counts["converged elsewhere"] += fit.converged and digits < 6
-            print(
-                f"{name:9s} {which}  {fit.status!s:22s} steps {int(fit.num_steps):4d}  digits {digits:5.1f}  "
-                f"below by {height - float(fit.log_likelihood):10.3g}  decrement {float(fit.decrement):8.1e}  "
-                f"{time.perf_counter() - began:5.1f} s",
-                flush=True,
-            )
+            below = height - float(fit.log_likelihood)
+            numbers = (f"{digits:.1f}", f"{below:.3g}", f"{float(fit.decrement):.1e}", f"{seconds:.1f}")
+            rows.append([f"{name}, start {which}", str(fit.status), str(int(fit.num_steps)), *numbers])
+    harness.table("NIST StRD", ["status", "steps", "digits", "below by, nats", "decrement", "seconds"], rows)
     print(counts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", help="of the .dat files")
+    parser.add_argument("names", nargs="*", help="of the regressions; all by default")
+    arguments = parser.parse_args()
+    main(arguments.folder, arguments.names)

@@ -5,29 +5,31 @@ numerically. The warm figure is the median over repeated calls of fit and standa
 """
 
 import json
+import pathlib
 import statistics
 import subprocess
 import sys
 import time
 
-SERVINGS = {
-    10: 1, 11.5: 1, 17: 1, 20: 8, 24: 2, 25: 7, 25.5: 2, 26: 1, 30: 6, 32: 1, 40: 18, 44: 1, 50: 49, 51: 11, 52.5: 1, 60: 6,
-    64: 1, 65: 1, 70: 3, 75: 5, 79: 3, 80: 54, 90: 1, 100: 19, 105: 13, 115: 2, 117: 1, 120: 1, 125: 1, 130: 26, 150: 3,
-    160: 1, 200: 3,
-}  # fmt: skip
-SERVINGS_IN_FULL = [weight for weight, count in SERVINGS.items() for _ in range(count)]
+SERVINGS = pathlib.Path(__file__).parents[1] / "data" / "beef_servings.csv"
+
+
+def servings():
+    import numpy as np
+
+    grams, counts = np.loadtxt(SERVINGS, delimiter=",", unpack=True)
+    return np.repeat(grams, counts.astype(int))
 
 
 def fisher_jax():
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    import numpy as np
     from jax.scipy.stats import gamma
 
     import fisher_jax as fj
 
-    y = np.array(SERVINGS_IN_FULL)
+    y = servings()
     model = fj.Model(
         lambda params, y: gamma.logpdf(y, params["shape"], scale=1 / params["rate"]),
         constraints={"shape": fj.positive, "rate": fj.positive},
@@ -52,7 +54,7 @@ def statsmodels():
     from statsmodels.base.model import GenericLikelihoodModel
 
     warnings.simplefilter("ignore")
-    y = np.array(SERVINGS_IN_FULL)
+    y = servings()
 
     class Gamma(GenericLikelihoodModel):
         def loglikeobs(self, params):
@@ -71,10 +73,9 @@ def statsmodels():
 
 
 def scipy():
-    import numpy as np
     from scipy.stats import gamma
 
-    y = np.array(SERVINGS_IN_FULL)
+    y = servings()
 
     def again():
         return gamma.fit(y, floc=0)
@@ -88,7 +89,7 @@ TOOLS = {"fisher_jax": fisher_jax, "statsmodels": statsmodels, "scipy": scipy}
 
 
 def measure(name):
-    """In this process: time the warm call, and say what was found."""
+    """In this process: time the warm call, and print its median with the estimates."""
     steps = TOOLS[name]()
     again = next(steps)
     ready = time.time()
@@ -99,24 +100,27 @@ def measure(name):
         start = time.perf_counter()
         again()
         times.append(time.perf_counter() - start)
-    print(json.dumps({"ready": ready, "warm": statistics.median(times), "found": next(steps)}))
+    print(json.dumps({"ready": ready, "warm": statistics.median(times), "estimates": next(steps)}))
 
 
 def main():
     """Each tool in processes of its own, in turn, so that a slow moment of the machine meets them all."""
+    import harness
+
     results = {name: [] for name in TOOLS}
     for _ in range(5):
         for name in TOOLS:
             start = time.time()
             run = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
-            found = json.loads(run.stdout)
-            results[name].append((found["ready"] - start, found["warm"], found["found"]))
-    print(f"{'one gamma fit, n = 254':<24}{'process start to report':>26}{'warm, with SEs':>18}   shape (SE)")
-    for name, rows in results.items():
-        cold, warm = (statistics.median(row[k] for row in rows) for k in (0, 1))
-        shape, error = rows[0][2]
-        said = f"{shape:.6f} ({error:.6f})" if error else f"{shape:.6f} (none)"
-        print(f"{name:<24}{cold:>24.2f} s{1e3 * warm:>15.2f} ms   {said}")
+            result = json.loads(run.stdout)
+            results[name].append((result["ready"] - start, result["warm"], result["estimates"]))
+    rows = []
+    for name, laps in results.items():
+        cold, warm = (statistics.median(lap[k] for lap in laps) for k in (0, 1))
+        shape, error = laps[0][2]
+        estimate = f"{shape:.6f} ({error:.6f})" if error else f"{shape:.6f} (none)"
+        rows.append([name, f"{cold:.2f} s", f"{1e3 * warm:.2f} ms", estimate])
+    harness.table("one gamma fit, n = 254", ["process start to report", "warm, with SEs", "shape (SE)"], rows)
 
 
 if __name__ == "__main__":

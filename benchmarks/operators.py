@@ -2,8 +2,8 @@
 
 The log-densities of a network, float32: one product by the operator against one gradient of the same total by `jax.grad`,
 jitted, over the same pytree. A dense Hessian at p = 1000 against `jax.hessian`. The empirical Fisher of a logistic regression
-against the one product of an n × p matrix with itself that it cannot do without. All of a row's contestants take turns in one
-process; ratios are medians over the turns.
+against the one product of an n × p matrix with itself that it cannot do without. Ratios are medians over
+turns in one process.
 """
 
 import functools
@@ -12,8 +12,8 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import time
 
+import harness
 import jax
 import numpy as np
 
@@ -30,24 +30,16 @@ from fisher_jax.information.operator import information_operator
 RNG = np.random.default_rng(0)
 
 
-def turns(contestants, count):
-    """Median seconds of the first, and median ratio of each to the first, results waited for."""
-    for run in contestants.values():
-        jax.block_until_ready(run())
-    laps = {name: [] for name in contestants}
-    for _ in range(count):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            laps[name].append(time.perf_counter() - start)
-    first = next(iter(laps.values()))
-    ratios = {name: statistics.median(a / b for a, b in zip(lap, first, strict=True)) for name, lap in laps.items()}
-    return statistics.median(first), ratios
-
-
-def say(what, reference, seconds, ratios):
-    for name, ratio in list(ratios.items())[1:]:
-        print(f"{what:<54}{name:<28}{ratio:>7.2f} x {reference}, {1e3 * seconds:.1f} ms", flush=True)
+def compare(title, contenders, count):
+    """A table of the median ratio of each to the first; returns the ratios."""
+    seconds = harness.take_turns(contenders, count)
+    reference, first = next(iter(seconds.items()))
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(laps, first, strict=True)) for name, laps in seconds.items()
+    }
+    rows = [[name, f"{ratio:.2f}"] for name, ratio in ratios.items() if name != reference]
+    harness.table(f"{title}; {reference} {1e3 * statistics.median(first):.1f} ms", [f"in {reference}s"], rows)
+    return ratios
 
 
 def logits(params, x):
@@ -83,14 +75,14 @@ def products(sizes, n):
         "observed": information_operator(network, params, kind="observed", data=y, given=x),
     }
     vector = gradient(params)
-    contestants = {"gradient": functools.partial(gradient, params)} | {
+    contenders = {"gradient": functools.partial(gradient, params)} | {
         f"product, {name}": functools.partial(operator.product, vector) for name, operator in operators.items()
     }
     p = operators["empirical"].num_parameters
     what = f"network {'-'.join(map(str, sizes))}, p = {p}, n = {n}"
-    say(what, "a gradient", *turns(contestants, 30))
-    diagonals = {"gradient": contestants["gradient"], "exact diagonal, empirical": operators["empirical"].diagonal}
-    say(what, "a gradient", *turns(diagonals, 3))
+    compare(what, contenders, 30)
+    diagonals = {"gradient": contenders["gradient"], "exact diagonal, empirical": operators["empirical"].diagonal}
+    compare(what, diagonals, 3)
 
 
 def dense_hessian():
@@ -101,21 +93,20 @@ def dense_hessian():
         {"weight": jnp.asarray(RNG.normal(size=(a, b)) / np.sqrt(a)), "bias": jnp.zeros(b)}
         for a, b in itertools.pairwise((30, 22, 12, 4))
     ]
-    one_dense_hessian("small network", network, params, y, x)
+    compare_hessians("small network", network, params, y, x)
     p = 1000
     x, y = jnp.asarray(RNG.normal(size=(n, p)) / np.sqrt(p)), jnp.asarray(RNG.normal(size=n))
     density = lambda beta, y, x: norm.logpdf(y, jnp.tanh(x @ beta), 1.0)  # noqa: E731
-    one_dense_hessian("regression", density, jnp.asarray(RNG.normal(size=p)), y, x)
+    compare_hessians("regression", density, jnp.asarray(RNG.normal(size=p)), y, x)
 
 
-def one_dense_hessian(what, density, params, y, x):
+def compare_hessians(what, density, params, y, x):
     flat, restore = ravel_pytree(params)
     total = lambda flat: jnp.sum(jax.vmap(density, (None, 0, 0))(restore(flat), y, x))  # noqa: E731
     bare = jax.jit(jax.hessian(total))
-    contestants = {"jax.hessian": lambda: bare(flat), "fj.hessian": lambda: fj.hessian(density, params, y, given=x)}
-    seconds, ratios = turns(contestants, 5)
-    say(f"dense Hessian, {what}, p = {flat.shape[0]}, n = {len(x)}", "jax.hessian", seconds, ratios)
-    print(f"{'':<54}that is {1 / ratios['fj.hessian']:.1f} times faster")
+    contenders = {"jax.hessian": lambda: bare(flat), "fj.hessian": lambda: fj.hessian(density, params, y, given=x)}
+    ratios = compare(f"dense Hessian, {what}, p = {flat.shape[0]}, n = {len(x)}", contenders, 5)
+    print(f"that is {1 / ratios['fj.hessian']:.1f} times faster")
 
 
 def logistic(beta, y, x):
@@ -134,12 +125,12 @@ def outer_products():
     beta = jnp.zeros(p)
     scores = np.asarray(x) * (np.asarray(y) - 0.5)[:, None]
     copy = scores.copy()
-    contestants = {
+    contenders = {
         "gemm": lambda: scores.T @ copy,
         "numpy's syrk": lambda: scores.T @ scores,
         "fj.empirical_fisher": lambda: fj.empirical_fisher(logistic, beta, y, given=x).matrix,
     }
-    say(f"empirical Fisher, n = {n}, p = {p}, float64", "gemm", *turns(contestants, 15))
+    compare(f"empirical Fisher, n = {n}, p = {p}, float64", contenders, 15)
 
 
 def memory():
@@ -151,19 +142,13 @@ def memory():
     temporary = compiled.memory_analysis().temp_size_in_bytes
     jax.block_until_ready(fj.empirical_fisher(logistic, beta, y[:9000], given=x[:9000]).matrix)
     jax.block_until_ready((x, y))
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
-    before = kilobytes("VmHWM")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from the memory in use now
+    before = harness.memory("VmHWM")
     jax.block_until_ready(fj.empirical_fisher(logistic, beta, y, given=x).matrix)
-    growth = 1024 * (kilobytes("VmHWM") - before) / x.nbytes
-    print(
-        f"{'   its memory, compiling included':<54}{'growth of the peak':<28}{growth:>7.3f} x the n × p matrix, "
-        f"{x.nbytes / 1e6:.0f} MB (temporaries as compiled: {temporary / x.nbytes:.3f})"
-    )
-
-
-def kilobytes(what):
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split(what + ":")[1].split()[0])
+    growth = (harness.memory("VmHWM") - before) / x.nbytes
+    row = ["growth of the peak", f"{growth:.3f}", f"{temporary / x.nbytes:.3f}"]
+    title = f"memory of it, in n × p matrices of {x.nbytes / 1e6:.0f} MB"
+    harness.table(title, ["compiling included", "temporaries as compiled"], [row])
 
 
 def products_of_networks():

@@ -9,6 +9,7 @@ timed on fewer data sets and scaled.
 import argparse
 import time
 
+import harness
 import jax
 
 jax.config.update("jax_enable_x64", True)
@@ -21,17 +22,11 @@ TRUTH = {"shape": 2.0, "rate": 1.0}
 N = 100
 
 
-def timed(call):
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    return time.perf_counter() - wall, time.process_time() - cpu, result
-
-
-def report(label, call):
-    first = timed(call)
-    warm = min((timed(call) for _ in range(3)), key=lambda times: times[0])
-    print(f"{label:<44}{first[0]:>8.2f}{warm[0]:>8.2f}{warm[1]:>8.2f}", flush=True)
-    return warm
+def lap(call):
+    """Wall and CPU seconds, and the result."""
+    begun = time.process_time()
+    wall, result = harness.stopwatch(call)
+    return wall, time.process_time() - begun, result
 
 
 def main():
@@ -41,35 +36,42 @@ def main():
     model, key = fj.families.gamma, jax.random.key(0)
     settings = {"num_observations": N, "num_replicates": count}
     experiment = simulated.experiment_of(model, TRUTH, None, N)
-    print(f"{count} data sets of {N}, {jax.local_device_count()} device(s)")
-    print(f"{'seconds':<44}{'first':>8}{'warm':>8}{'CPU':>8}")
-    draws = report("drawing", lambda: list(simulated.data_sets_of(experiment, key, count)))
-    data = np.concatenate(draws[2])
-    report("fitting", lambda: fj.fit_batch(model, TRUTH, data, covariances=()))
-    whole = report(
-        "sampling_distribution, printed", lambda: str(fj.sampling_distribution(model, TRUTH, key, **settings))
-    )
-    covered = report("coverage, Wald, printed", lambda: str(fj.coverage(model, TRUTH, key, kinds="wald", **settings)))
-    report("coverage, Wald and profile", lambda: fj.coverage(model, TRUTH, key, **settings))
-    print(f"{'bound, normality and coverage':<44}{'':>8}{whole[0] + covered[0]:>8.2f}{whole[1] + covered[1]:>8.2f}")
-    by_scipy(data[:200], count)
-    print(whole[2])
-    print(covered[2])
+    draws = list(simulated.data_sets_of(experiment, key, count))
+    data = np.concatenate(draws)
+    calls = {
+        "drawing": lambda: list(simulated.data_sets_of(experiment, key, count)),
+        "fitting": lambda: fj.fit_batch(model, TRUTH, data, covariances=()),
+        "sampling_distribution, printed": lambda: str(fj.sampling_distribution(model, TRUTH, key, **settings)),
+        "coverage, Wald, printed": lambda: str(fj.coverage(model, TRUTH, key, kinds="wald", **settings)),
+        "coverage, Wald and profile": lambda: fj.coverage(model, TRUTH, key, **settings),
+    }
+    warm, rows = {}, []
+    for name, call in calls.items():
+        first = lap(call)
+        warm[name] = min((lap(call) for _ in range(3)), key=lambda times: times[0])
+        rows.append([name, *(f"{seconds:.2f}" for seconds in (first[0], *warm[name][:2]))])
+    printed = [warm["sampling_distribution, printed"], warm["coverage, Wald, printed"]]
+    both = (f"{sum(part[k] for part in printed):.2f}" for k in (0, 1))
+    rows.append(["bound, normality and coverage", "-", *both])
+    title = f"{count} data sets of {N}, {jax.local_device_count()} device(s)"
+    harness.table(title, ["first, s", "warm, s", "CPU, s"], rows + rows_of_scipy(data[:200], count))
+    print(*(part[2] for part in printed), sep="\n")
 
 
-def by_scipy(some, count):
+def rows_of_scipy(some, count):
     from scipy.optimize import minimize
     from scipy.stats import gamma
 
-    def general(y):
-        found = minimize(lambda u: -np.sum(gamma.logpdf(y, np.exp(u[0]), scale=np.exp(-u[1]))), [np.log(2.0), 0.0])
-        return found.x, found.hess_inv
+    def by_density(y):
+        result = minimize(lambda u: -np.sum(gamma.logpdf(y, np.exp(u[0]), scale=np.exp(-u[1]))), [np.log(2.0), 0.0])
+        return result.x, result.hess_inv
 
-    for label, fit in {"stats.gamma.fit": lambda y: gamma.fit(y, floc=0), "optimize.minimize": general}.items():
+    rows = []
+    for label, fit in {"stats.gamma.fit": lambda y: gamma.fit(y, floc=0), "optimize.minimize": by_density}.items():
         fit(some[0])
-        wall, cpu, _ = timed(lambda fit=fit: [fit(y) for y in some])
-        factor = count / len(some)
-        print(f"{f'scipy.{label} in a loop, scaled':<44}{'':>8}{wall * factor:>8.2f}{cpu * factor:>8.2f}")
+        seconds = lap(lambda fit=fit: [fit(y) for y in some])[:2]
+        rows.append([f"scipy.{label} in a loop, scaled", "-", *(f"{count / len(some) * s:.2f}" for s in seconds)])
+    return rows
 
 
 if __name__ == "__main__":

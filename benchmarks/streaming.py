@@ -7,13 +7,14 @@ both. Resident memory is the largest while streaming, pages of the source includ
 """
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+
+import harness
 
 FITS, ROWS, IN_MEMORY = 1_000_000, 50, 100_000
 START = {"loc": 1.0, "scale": 1.0, "shape": 0.1}
@@ -32,11 +33,6 @@ def write(path, fits):
         out[start : start + count] = loc + scale * (rng.exponential(size=(count, ROWS)) ** -shape - 1) / shape
 
 
-def resident():
-    """Bytes of this process in memory now."""
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 class Watch(threading.Thread):
     """The most memory that was resident, looked at every ten milliseconds."""
 
@@ -46,7 +42,7 @@ class Watch(threading.Thread):
 
     def run(self):
         while not self.done.wait(0.01):
-            self.most = max(self.most, resident())
+            self.most = max(self.most, harness.memory())
 
     def __enter__(self):
         self.start()
@@ -70,7 +66,7 @@ def imported():
 def measure(source, sink):
     """In this process: stream, between two fits in memory."""
     fj = imported()
-    idle = resident()
+    idle = harness.memory()
     import numpy as np
 
     model = fj.families.gev
@@ -115,18 +111,21 @@ def main(arguments):
         source = str(pathlib.Path(folder, "maxima.npy"))
         subprocess.run([sys.executable, __file__, "write", source, str(fits)], check=True)
         command = [sys.executable, __file__, "measure", source, folder]
-        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     if "--json" in arguments:
-        print(json.dumps(found))
+        print(json.dumps(result))
         return
-    print(
-        f"{found['fits']} GEV fits, n = {ROWS}, float64, with covariances, from .npy to .zarr: {found['seconds']:.0f} s"
-    )
-    print(f"{found['per_second']:>12.0f} fits/s streamed")
-    print("{:>12.0f} and {:.0f} fits/s in memory, before and after".format(*found["in_memory_per_second"]))
-    print(f"{found['ratio']:>12.2f} times the cost per fit in memory")
-    print(f"{found['gigabytes']:>12.2f} GiB resident above the {found['idle_gigabytes']:.2f} of Python with fisher_jax")
-    print(f"  {found['statuses']}")
+    before, after = result["in_memory_per_second"]
+    rows = [
+        ["fits/s streamed", f"{result['per_second']:.0f}"],
+        ["fits/s in memory, before and after", f"{before:.0f} and {after:.0f}"],
+        ["cost per fit, streamed / in memory", f"{result['ratio']:.2f}"],
+        ["GiB resident above those of Python with fisher_jax", f"{result['gigabytes']:.2f}"],
+        ["GiB of Python with fisher_jax", f"{result['idle_gigabytes']:.2f}"],
+        *([f"fits: {label}", str(count)] for label, count in result["statuses"].items()),
+    ]
+    title = f"{result['fits']} GEV fits, n = {ROWS}, float64, with covariances, from .npy to .zarr"
+    harness.table(title, [f"{result['seconds']:.0f} s"], rows)
 
 
 if __name__ == "__main__":

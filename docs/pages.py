@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fisher_jax
-from fisher_jax import families, plots
+from fisher_jax import families
 from fisher_jax.models.constraints import Constraint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,6 @@ def reference() -> list[Page]:
             pages += [_page(f"{name}.{inner}", getattr(item, inner), public, name) for inner in _offered(item, public)]
         else:
             pages.append(_page(name, item, public))
-    pages += [_page(f"plots.{name}", getattr(plots, name), public) for name in plots.__all__]
     order = list(dict.fromkeys(TOPICS.values()))
     return sorted(pages, key=lambda page: (order.index(page.topic) if page.topic in order else 99, page.topic))
 
@@ -208,7 +207,7 @@ def _has_example(item: Any) -> bool:
 def _item(title: str) -> Any:
     found: Any = fisher_jax
     for part in title.split("."):
-        found = plots if part == "plots" else getattr(found, part)
+        found = getattr(found, part)
     return found
 
 

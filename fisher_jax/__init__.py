@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fisher_jax._version import __version__
 
 if TYPE_CHECKING:
-    from fisher_jax import families, moments, optimizers, stream
+    from fisher_jax import families, moments, optimizers, plots, stream
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
     from fisher_jax.fitting.batch import fit_batch
@@ -73,6 +73,7 @@ _DEFINED_IN = {
     "families": "",
     "moments": "",
     "optimizers": "",
+    "plots": "",
     "stream": "",
     "FitError": "fisher_jax.errors",
     "FitWarning": "fisher_jax.errors",
@@ -220,6 +221,7 @@ __all__ = [
     "optimal_design",
     "optimizers",
     "ordered",
+    "plots",
     "positive",
     "positive_definite",
     "profile_likelihood",

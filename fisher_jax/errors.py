@@ -103,6 +103,8 @@ def entry_point(function: Function) -> Function:
             is_fit_error = isinstance(error, FitError)  # its message is that of the status
             if len(names) == 1 and not is_fit_error and _is_ours(traceback.extract_tb(error.__traceback__)[-1]):
                 error.args = (f"{name}: {error}",)
+                if isinstance(error, ImportError):
+                    error.msg = error.args[0]  # its text, which is kept beside its arguments
             raise
         finally:
             names.pop()

@@ -16,11 +16,8 @@ from jax.scipy.special import gammaln
 from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
-from fisher_jax.plots import likelihood_surface
 
-# Ground beef servings in grams and how often each came (Delignette-Muller & Dutang 2015, J. Stat. Soft. 64(4)).
-BEEF = """10×1 11.5×1 17×1 20×8 24×2 25×7 25.5×2 26×1 30×6 32×1 40×18 44×1 50×49 51×11 52.5×1 60×6 64×1 65×1 70×3 75×5
-79×3 80×54 90×1 100×19 105×13 115×2 117×1 120×1 125×1 130×26 150×3 160×1 200×3"""
+DATA = Path(__file__).parents[1] / "data"
 
 
 def main() -> None:
@@ -44,18 +41,18 @@ def serving(params, y):
 
 def custom_density() -> None:
     headline("1. A density of one's own: ground beef servings in grams, gamma")
-    servings, counts = zip(*(pair.split("×") for pair in BEEF.split()), strict=True)
-    y = np.repeat(np.array(servings, float), np.array(counts, int))
+    servings, counts = np.loadtxt(DATA / "beef_servings.csv", delimiter=",", unpack=True)
+    y = np.repeat(servings, counts.astype(int))
     model = fj.Model(serving, constraints={"shape": fj.positive, "rate": fj.positive})
     start = {"shape": 2.0, "rate": 0.06}
     fit = fj.fit(model, start, y)
     print(fit.summary())
     path = [fj.fit(model, start, y, max_steps=k).params for k in range(int(fit.num_steps) + 1)]
-    draw(fit, model, y, path)
+    draw(fit, path)
 
 
-def draw(fit, model, y, path) -> None:
-    axes = likelihood_surface(fit, model, y, ["shape", "rate"], path=path, extent=8.0, num_points=161)
+def draw(fit, path) -> None:
+    axes = fj.plots.likelihood_surface(fit, ["shape", "rate"], path=path, extent=8.0, num_points=161)
     axes.set(xlabel="shape", ylabel="rate (1/g)")
     target = Path("demo.png").resolve()
     axes.figure.savefig(target, dpi=150)

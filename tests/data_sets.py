@@ -16,38 +16,25 @@ from jax.scipy.stats import gamma, norm, poisson
 import fisher_jax as fj
 
 
-def _numbers(text: str) -> np.ndarray:
-    return np.array(text.split(), float)
+def _stored(name: str) -> np.ndarray:
+    """The columns of a table in `data`, whose first line says what they are."""
+    return np.loadtxt(Path(__file__).parents[1] / "data" / f"{name}.csv", delimiter=",", unpack=True)
 
 
 def _rows(text: str, columns: int) -> np.ndarray:
     """The columns of a table printed row after row."""
-    return _numbers(text).reshape(-1, columns).T
+    return np.array(text.split(), float).reshape(-1, columns).T
 
 
-# Ground beef servings in grams (Delignette-Muller & Dutang 2015, J. Stat. Soft. 64(4)), and how often each came.
-BEEF_SERVINGS, BEEF_COUNTS = _rows(
-    """10 1  11.5 1  17 1  20 8  24 2  25 7  25.5 2  26 1  30 6  32 1  40 18  44 1  50 49  51 11  52.5 1  60 6  64 1
-    65 1  70 3  75 5  79 3  80 54  90 1  100 19  105 13  115 2  117 1  120 1  125 1  130 26  150 3  160 1  200 3""",
-    columns=2,
-)
-
-# Counts at concentrations (R, ?stats4::mle).
-EC50_CONCENTRATION = np.arange(11.0)
-EC50_COUNTS = _numbers("26 17 13 12 20 5 9 8 5 4 8")
+BEEF_SERVINGS, BEEF_COUNTS = _stored("beef_servings")
+EC50_CONCENTRATION, EC50_COUNTS = _stored("ec50")
+BEETLE_DOSE, BEETLE_EXPOSED, BEETLE_DIED = _stored("beetles")
 
 # Germination of Orobanche seeds (Crowder 1978): seeds, germinated, dilution (0: 1/1, 1: 1/25, 2: 1/625).
 OROBANCHE_SEEDS, OROBANCHE_GERMINATED, OROBANCHE_DILUTION = _rows(
     """43 2 0  51 9 0  44 5 0  71 16 0  24 2 0  7 0 0
     19 17 1  56 43 1  87 79 1  55 50 1  10 9 1
     13 11 2  62 47 2  104 90 2  51 46 2  11 9 2""",
-    columns=3,
-)
-
-# Beetles after five hours of carbon disulphide (Bliss 1935): log dose, exposed, died.
-BEETLE_DOSE, BEETLE_EXPOSED, BEETLE_DIED = _rows(
-    """1.6907 59 6  1.7242 60 13  1.7552 62 18  1.7842 56 28
-    1.8113 63 52  1.8369 59 53  1.8610 62 61  1.8839 60 60""",
     columns=3,
 )
 

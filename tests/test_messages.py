@@ -18,7 +18,6 @@ from registry import MODELS
 import fisher_jax as fj
 from fisher_jax.errors import check_count, require
 from fisher_jax.optimizers import natural_gradient
-from fisher_jax.plots import likelihood_surface
 
 Y = np.random.default_rng(0).normal(size=30)
 START = {"loc": 0.0, "scale": 1.0}
@@ -534,7 +533,7 @@ COUNTS = {
     "fit_batch num_lanes": lambda: fj.fit_batch(density, START, Y[None], num_lanes=HUGE),
     "fit_batch devices": lambda: fj.fit_batch(density, START, Y[None], devices=HUGE),
     "fit_stream block": lambda: fj.fit_stream(density, START, Y[None], "fits.zarr", block=HUGE),
-    "likelihood_surface num_points": lambda: likelihood_surface(fitted(), density, Y, ["loc", "scale"], num_points=10**6),
+    "likelihood_surface num_points": lambda: fj.plots.likelihood_surface(fitted(), num_points=10**6),
 }  # fmt: skip
 
 

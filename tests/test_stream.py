@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -224,7 +225,7 @@ def test_what_was_interrupted_goes_on_where_it_stopped(form, data, expected, tmp
     check(stream(data, sink, overwrite=True), expected)
 
 
-def test_a_source_that_has_shrunk_since_is_refused(data, tmp_path):
+def test_a_source_that_has_shrunk_since_raises(data, tmp_path):
     def breaks_off():
         yield data[:40]
         raise OSError("the disk is gone")
@@ -256,7 +257,7 @@ OTHERWISE = {
 
 
 @pytest.mark.parametrize("name", OTHERWISE)
-def test_another_setting_is_refused_by_name(name, data, tmp_path):
+def test_another_setting_raises_by_name(name, data, tmp_path):
     plain = {"model": MODEL, "params": START, "source": data, "sink": tmp_path / "fits.zarr", "tolerance": 1e-8}
     fj.fit_stream(**plain, block=16)
     changed, message = OTHERWISE[name]
@@ -289,11 +290,11 @@ def test_a_function_is_known_by_what_it_does_and_not_by_its_address():
     assert unknown(fingerprint(lambda y: y, "f") | fingerprint(object(), "g")) == ["g"]
 
 
-def test_what_cannot_be_known_is_said(data, tmp_path):
+def test_what_cannot_be_fingerprinted_is_reported(data, tmp_path):
     unheard_of = object()
     result = fj.fit_stream(lambda p, y: -((y - p) ** 2) * (unheard_of is not None), 0.0, data, tmp_path / "fits.zarr")
     assert result.unknown == ("log_density closure unheard_of",)
-    assert "not fingerprinted" in str(result)
+    assert "Not fingerprinted" in str(result)
 
 
 def test_the_bar_counts_what_an_earlier_run_left(data, tmp_path, capsys):
@@ -301,10 +302,10 @@ def test_the_bar_counts_what_an_earlier_run_left(data, tmp_path, capsys):
     assert f"{SETS}/{SETS}" in capsys.readouterr().err
     result = stream(data, tmp_path / "fits.zarr", progress=True)
     assert f"converged={SETS}" in capsys.readouterr().err
-    assert f"{SETS} converged (100 %)" in str(result)
+    assert re.search(rf"converged +{SETS} +100 %", str(result))
 
 
-REFUSED = {
+INVALID = {
     "suffix": ({"sink": "fits.csv"}, "does not end in .zarr or .parquet"),
     "format": ({"sink_format": "csv"}, "sink_format='csv' must be 'zarr' or 'parquet'"),
     "empty": ({"source": np.ones((0, 3))}, "source is empty"),
@@ -322,10 +323,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_is_refused_and_leaves_no_trace(name, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", INVALID)
+def test_what_does_not_fit_raises_and_leaves_no_trace(name, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changed, message = REFUSED[name]
+    changed, message = INVALID[name]
     with pytest.raises((TypeError, ValueError, FileNotFoundError), match=message):
         stream(**{"source": data, "sink": "fits.zarr", **changed})
     if name != "chunks":
@@ -333,7 +334,7 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(name, data, tmp_path, 
 
 
 @pytest.mark.parametrize("source", [3, np.float64(3.0), {"a": "text"}, None])
-def test_what_is_no_source_is_refused(source, tmp_path):
+def test_what_is_no_source_raises(source, tmp_path):
     with pytest.raises((TypeError, ValueError), match="source"):
         stream(source, tmp_path / "fits.zarr")
 
@@ -346,7 +347,7 @@ def test_what_is_not_ours_is_neither_written_to_nor_removed(data, tmp_path):
     np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "fits.zarr"), mode="r")[:], data)
 
 
-def test_parquet_that_holds_no_data_sets_is_refused(tmp_path):
+def test_parquet_that_holds_no_data_sets_raises(tmp_path):
     pq.write_table(pa.table({"a": [[1.0], [1.0, 2.0]], "b": [1.0, None], "c": ["x", "y"]}), tmp_path / "in.parquet")
     for column, message in {
         "a": "differ in length",
@@ -360,7 +361,7 @@ def test_parquet_that_holds_no_data_sets_is_refused(tmp_path):
 
 def test_a_missing_library_is_named_with_its_extra(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ImportError, match=r'fit_stream needs zarr: pip install "fisher_jax\[stream\]"'):
+    with pytest.raises(ImportError, match=r'fit_stream: this needs zarr: pip install "fisher_jax\[stream\]"'):
         stream(data, tmp_path / "fits.zarr")
 
 
@@ -408,7 +409,7 @@ def test_a_parquet_page_that_does_not_match_its_checksum_is_an_error(data, tmp_p
     content = bytearray(path.read_bytes())
     content[3000] ^= 0x10  # a bit of one number
     path.write_bytes(content)
-    with pytest.raises(OSError, match=r"fit_stream: .*y\.parquet is damaged: .*CRC checksum"):
+    with pytest.raises(OSError, match=r"y\.parquet is damaged: .*CRC checksum"):
         stream(fj.stream.parquet(path, "y"), tmp_path / "fits.zarr")
 
 
@@ -439,9 +440,7 @@ def test_of_two_threads_on_one_sink_the_second_is_turned_away(form, data, expect
         first = pool.submit(stream, chunks(), tmp_path / f"fits.{form}")
         begun.wait(60.0)
         for overwrite in (False, True):
-            message = (
-                rf"fit_stream: another call of fit_stream is writing to .*fits\.{form} \(process {os.getpid()} on "
-            )
+            message = rf"another call of fit_stream is writing to .*fits\.{form} \(process {os.getpid()} on "
             with pytest.raises(RuntimeError, match=message):
                 stream(data, tmp_path / f"fits.{form}", overwrite=overwrite)
         turned_away.set()
@@ -512,7 +511,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_what_fit_batch_refuses_is_told_of_fit_stream(name, data, tmp_path):
+def test_what_fit_batch_raises_is_named_after_fit_stream(name, data, tmp_path):
     changed, message = MISFITS[name]
     arguments = {"model": LINE, "params": {"a": 0.0, "b": 0.0, "s": 1.0}, "source": data, "given": np.ones(ROWS)}
     with pytest.raises((TypeError, ValueError), match=message):

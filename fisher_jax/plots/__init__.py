@@ -1,13 +1,13 @@
-"""Pictures of a fit and of information matrices. They need matplotlib, which the extra `plots` brings."""
+"""Figures of results. They need matplotlib (the extra `plots`), which is imported when one is drawn.
 
-from fisher_jax.plots.bootstrap_histogram import bootstrap_histogram
+A function takes the result to draw, then the `names` of the entries to show, and returns the axes that it has drawn on.
+"""
+
 from fisher_jax.plots.design import design_plot
-from fisher_jax.plots.fits import coefficient_plot, influence_plot
+from fisher_jax.plots.fits import bootstrap_histogram, coefficient_plot, influence_plot
 from fisher_jax.plots.information import information_ellipses, information_heat_map
-from fisher_jax.plots.large_samples import convergence_curves, coverage_curves, quadratic_approximation
-from fisher_jax.plots.likelihood_surface import likelihood_surface
-from fisher_jax.plots.normality import joint_ellipses, standardised_histograms
-from fisher_jax.plots.profile_curves import profile_curves
+from fisher_jax.plots.likelihood import likelihood_surface, profile_curves, quadratic_approximation
+from fisher_jax.plots.simulation import convergence_curves, coverage_curves, joint_ellipses, standardized_histograms
 
 __all__ = [
     "bootstrap_histogram",
@@ -22,5 +22,5 @@ __all__ = [
     "likelihood_surface",
     "profile_curves",
     "quadratic_approximation",
-    "standardised_histograms",
+    "standardized_histograms",
 ]

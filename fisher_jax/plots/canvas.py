@@ -1,54 +1,66 @@
-"""What the pictures share: matplotlib where it is installed, and how names and numbers are written."""
+"""What figures share: axes to draw on, the entries that are drawn, ellipses. matplotlib is imported when a figure is drawn."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+
+from fisher_jax.errors import kind_of, names_in, require, shown
+from fisher_jax.reporting import listed
+
+MARKERS = "os^Dv<>p"  # of curves in one panel, which are then told apart without colour
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, or word of how to get it."""
-    try:
-        import matplotlib.pyplot as module
-    except ImportError as error:
-        raise ImportError('fisher_jax.plots needs matplotlib: pip install "fisher_jax[plots]".') from error
-    return module
+    """matplotlib.pyplot (needs the extra `plots`)."""
+    return require("matplotlib.pyplot", "plots")
 
 
-def wanted_names(every: Sequence[str], names: Any, what: str = "entry") -> list[str]:
-    """All names, or those of them that a user asks for; refused where one is unknown."""
-    wanted = list(every) if names is None else [names] if isinstance(names, str) else list(names)
-    if not wanted:
-        raise ValueError("names is empty. Leave it out to draw all.")
-    for name in wanted:
-        if name not in every:
-            raise ValueError(f"no {what} is named {name!r}; there are {listed(every)}.")
-    return wanted
-
-
-def row_of_panels(
-    axes: Any, count: int, size: tuple[float, float], *, what: str = "panels", sharey: bool = False
+def panels(
+    axes: Any, count: int, size: tuple[float, float], *, columns: int | None = None, sharey: bool = False
 ) -> Any:
-    """As many axes as are needed, new ones of that size each in a row where none are given."""
+    """An array of `count` axes: those given, or new ones of that size each in inches, side by side in so many columns."""
     if axes is None:
-        whole = (size[0] * count, size[1])
-        axes = pyplot().subplots(1, count, figsize=whole, sharey=sharey, layout="constrained", squeeze=False)[1]
-    panels = np.ravel(np.asarray(axes, dtype=object))
-    if len(panels) != count:
-        raise ValueError(f"{count} {what} need as many axes, got {len(panels)}.")
-    return panels
+        columns = min(count, columns or count)
+        rows = -(-count // columns)
+        whole = (columns * size[0], rows * size[1])
+        grid = pyplot().subplots(rows, columns, figsize=whole, sharey=sharey, layout="constrained", squeeze=False)[1]
+        for spare in grid.ravel()[count:]:
+            spare.remove()
+        return grid.ravel()[:count]
+    axes = np.ravel(np.asarray(axes, dtype=object))
+    if len(axes) != count:
+        raise ValueError(f"{count} panels need as many axes, got {len(axes)}.")
+    return axes
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names as an error message says them."""
-    return ", ".join(f"`{name}`" for name in names)
+def check_result(result: Any, kinds: type | tuple[type, ...], source: str) -> None:
+    """A result of one of the kinds that can be drawn, as the function `source` returns it."""
+    if not isinstance(result, kinds):
+        expected = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise TypeError(f"expected {expected}, got {kind_of(result)}. Give what {source} returns.")
 
 
-def number(value: float, error: float = 0.0, *, between: str = " ") -> str:
-    """`0.499`, or with an error `0.499 ± 0.012`: the error to two digits at least and the value to the same decimals."""
-    if not (np.isfinite(error) and error > 0):
-        return f"{value:.3g}".replace("-", "−")
-    decimals = max(1 - int(np.floor(np.log10(float(f"{error:.1e}")))), 0)
-    if decimals > 6 or max(abs(value), error) >= 1e6:
-        return f"{value:.3g}{between}± {error:.1g}".replace("-", "−")
-    return f"{value:.{decimals}f}{between}± {error:.{decimals}f}".replace("-", "−")
+def choose(available: Sequence[str], names: Any) -> list[int]:
+    """Positions of the entries to draw, all of them without `names`; the name of an array stands for its entries."""
+    if names is None:
+        return list(range(len(available)))
+    positions: list[int] = []
+    for name in names_in(names):
+        entries = [
+            k for k, entry in enumerate(available) if entry == name or entry.startswith((f"{name}[", f"{name}."))
+        ]
+        if not entries:
+            raise ValueError(f"names: no entry is named {name!r}; there are {listed(available)}.")
+        positions += entries
+    if not positions or len(set(positions)) < len(positions):
+        raise ValueError(f"names={shown(names)}; expected one or more different names out of {listed(available)}.")
+    return positions
+
+
+def ellipse(covariance: Float[np.ndarray, "2 2"], level: float) -> Float[np.ndarray, "2 n"]:
+    """Points d = r L e(φ), L Lᵀ = Σ, where ½ dᵀ Σ⁻¹ d = −log(1 − level): a normal vector lies inside with that probability."""
+    angle = np.linspace(0, 2 * np.pi, 361)
+    radius = np.sqrt(-2 * np.log1p(-level))  # the quantile of χ² with two degrees of freedom is −2 log(1 − level)
+    return radius * np.linalg.cholesky(covariance) @ np.stack([np.cos(angle), np.sin(angle)])

@@ -1,37 +1,41 @@
-"""Pictures of fits side by side, and of what single observations do to one."""
+"""Estimates of several fits side by side, the influence of observations, and the replicates of a bootstrap."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fisher_jax.errors import check_level, entry_point
+from fisher_jax.fitting.result import Fit
+from fisher_jax.inference.bootstrap_record import Bootstrap
 from fisher_jax.inference.influential import FAR, Influence
 from fisher_jax.inference.samples import named_fits
-from fisher_jax.plots.canvas import listed, pyplot
+from fisher_jax.plots.canvas import check_result, choose, panels
+from fisher_jax.reporting import percent
 
-_APART = 0.6  # of a row, shared by the fits in it
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @entry_point
 def coefficient_plot(
-    fits: Any = None,
+    fits: Fit | dict[str, Fit] | None = None,
     /,
+    names: str | Sequence[str] | None = None,
     *,
-    names: Sequence[str] | None = None,
     kind: str | None = None,
     level: float = 0.95,
     reference: float | None = 0.0,
-    axes: Any = None,
-    **named: Any,
-) -> Any:
+    axes: "Axes | None" = None,
+    **named: Fit,
+) -> "Axes":
     """Estimates with their Wald intervals, a row for each parameter and a colour for each fit.
 
     Parameters
     ----------
     fits : Fit or dict of str to Fit, optional
         One fit, or several by name; several may be given as keywords instead.
-    names : sequence of str, optional
+    names : str or sequence of str, optional
         The parameters to show, top to bottom, since all share one axis; by default all estimated ones.
     kind, level
         As for `Fit.confidence_intervals`.
@@ -48,63 +52,48 @@ def coefficient_plot(
     Raises
     ------
     ValueError, TypeError
-        If a name is in none of the fits, or something is no fit.
+        If a name is in none of the fits, or something is not a fit.
 
     Examples
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> from fisher_jax.plots import coefficient_plot
     >>> y = jnp.array([1.0, 2.0, 4.0])
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
-    >>> axes = coefficient_plot(fit)
+    >>> axes = fj.plots.coefficient_plot(fit)
     >>> [label.get_text() for label in axes.get_yticklabels()]
     ['rate', 'shape']
     """
-    figures = pyplot()
     check_level(level)
-    one = fits is not None and not isinstance(fits, dict)
-    every = named_fits({"fit": fits} if one else fits, named)
+    every = named_fits(fits if fits is None or isinstance(fits, dict) else {"fit": fits}, named)
+    if not every:
+        raise ValueError("got no fit to draw.")
     kinds = {name: fit._check(kind) for name, fit in every.items()}
     tables = {name: {row.name: row for row in fit._rows(kinds[name], level)} for name, fit in every.items()}
-    known = list(dict.fromkeys(row for table in tables.values() for row in table if not row.endswith(" (fixed)")))
-    shown = known if names is None else list(names)
-    if strangers := [name for name in shown if name not in known]:
-        raise ValueError(f"names lists {listed(strangers)}, but the fits estimate {listed(known)}.")
-    if not shown:
-        raise ValueError(f"there is nothing to draw: got {len(every)} fits and no name of a parameter.")
-    if axes is None:
-        height = 1.2 + 0.3 * len(shown) * max(len(every), 1)
-        axes = figures.subplots(figsize=(6.4, height), layout="constrained")[1]
-    offsets = _APART * ((np.arange(len(every)) + 0.5) / len(every) - 0.5)
-    for number, ((name, table), offset) in enumerate(zip(tables.items(), offsets, strict=True)):
-        _draw_fit(axes, [table.get(row) for row in shown], offset, f"C{number}", name)
+    estimated = list(dict.fromkeys(name for fit in every.values() for name in fit.names))
+    rows = [estimated[k] for k in choose(estimated, names)]
+    (panel,) = panels(axes, 1, (6.4, 1.2 + 0.3 * len(rows) * len(every)))
+    offsets = 0.6 * ((np.arange(len(every)) + 0.5) / len(every) - 0.5)  # the fits share 0.6 of a row's height
+    for k, ((name, table), offset) in enumerate(zip(tables.items(), offsets, strict=True)):
+        for height, row in ((place + offset, table[row]) for place, row in enumerate(rows) if row in table):
+            has_interval = np.isfinite(row.lower) and np.isfinite(row.upper)
+            if has_interval:
+                panel.plot([row.lower, row.upper], [height] * 2, color=f"C{k}", linewidth=2)
+            panel.plot(row.estimate, height, "o", color=f"C{k}", markerfacecolor=f"C{k}" if has_interval else "none")
+        panel.plot([], [], "o-", color=f"C{k}", linewidth=2, label=name)
     if reference is not None:
-        axes.axvline(reference, color="0.6", linewidth=1, zorder=0)
-    axes.set_yticks(range(len(shown)), shown)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel(f"estimate and {100 * level:g} % interval ({', '.join(dict.fromkeys(kinds.values()))})")
+        panel.axvline(reference, color="0.6", linewidth=1, zorder=0)
+    panel.set_yticks(range(len(rows)), rows)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    panel.set_xlabel(f"estimate and {percent(level)} interval ({', '.join(dict.fromkeys(kinds.values()))})")
     if len(every) > 1:
-        axes.legend()
-    return axes
-
-
-def _draw_fit(axes: Any, rows: list[Any], offset: float, colour: str, label: str) -> None:
-    """Its estimates, one to a row; what has no interval is left open."""
-    for place, row in enumerate(rows):
-        if row is None:
-            continue
-        bounded = np.isfinite(row.lower) and np.isfinite(row.upper)
-        if bounded:
-            axes.plot([row.lower, row.upper], [place + offset] * 2, color=colour, linewidth=2)
-        face = colour if bounded else "none"
-        axes.plot(row.estimate, place + offset, "o", color=colour, markerfacecolor=face)
-    axes.plot([], [], "o-", color=colour, linewidth=2, label=label)
+        panel.legend()
+    return panel
 
 
 @entry_point
 def influence_plot(
-    influence: Influence, *, count: int = 5, labels: Sequence[str] | None = None, axes: Any = None
-) -> Any:
+    influence: Influence, *, count: int = 5, labels: Sequence[str] | None = None, axes: "Axes | None" = None
+) -> "Axes":
     """How far the estimate would move without each observation, in standard errors.
 
     Parameters
@@ -127,37 +116,105 @@ def influence_plot(
     Raises
     ------
     ValueError, TypeError
-        If this is no influence, that of a batch, or labels are not one for each observation.
+        If this is not an influence, is that of a batch, or the labels are not one for each observation.
 
     Examples
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> from fisher_jax.plots import influence_plot
     >>> fit = fj.fit(fj.families.normal, {"loc": 0.0, "scale": 1.0}, jnp.array([1.0, 2.0, 3.0, 4.0, 15.0]))
-    >>> axes = influence_plot(fj.influence(fit), count=1)
+    >>> axes = fj.plots.influence_plot(fj.influence(fit), count=1)
     >>> [text.get_text() for text in axes.texts]
     ['4']
     """
-    figures = pyplot()
-    if not isinstance(influence, Influence):
-        raise TypeError(f"expected an Influence, got {type(influence).__name__}. Give fj.influence(fit).")
+    check_result(influence, Influence, "fisher_jax.influence")
     distances = influence.distances
     if distances.ndim != 1:
         raise ValueError(f"this is of a batch of {len(distances)} fits. Give that of one: fj.influence(fits[0]).")
     if labels is not None and len(labels) != len(distances):
         raise ValueError(f"{len(labels)} labels for {len(distances)} observations.")
-    axes = figures.subplots(figsize=(6.4, 3.6), layout="constrained")[1] if axes is None else axes
-    lost = np.isnan(distances)
-    top = 1.1 * max(float(np.max(distances[~lost], initial=0.0)), FAR)
-    heights, places = np.where(lost, top, distances), np.arange(len(distances))
-    axes.vlines(places[~lost], 0.0, heights[~lost], color="C0", linewidth=1)
-    axes.plot(places[~lost], heights[~lost], "o", color="C0", markersize=3)
-    axes.plot(places[lost], heights[lost], "x", color="C3")
-    axes.axhline(FAR, color="0.6", linestyle="--", linewidth=1)
+    (panel,) = panels(axes, 1, (6.4, 3.6))
+    # NaN where the fit without the observation has no Newton step; these have no height of their own.
+    missing = np.isnan(distances)
+    top = 1.1 * max(float(np.max(distances[~missing], initial=0.0)), FAR)
+    heights, places = np.where(missing, top, distances), np.arange(len(distances))
+    panel.vlines(places[~missing], 0.0, heights[~missing], color="C0", linewidth=1)
+    panel.plot(places[~missing], heights[~missing], "o", color="C0", markersize=3)
+    panel.plot(places[missing], heights[missing], "x", color="C3")
+    panel.axhline(FAR, color="0.6", linestyle="--", linewidth=1)
     for k in influence.most_influential(count).tolist():
         text = str(k) if labels is None else str(labels[k])
-        axes.annotate(text, (k, heights[k]), xytext=(4, 2), textcoords="offset points", fontsize="small")
-    axes.set_ylim(0.0, 1.08 * top)
-    axes.set_xlabel("observation left out")
-    axes.set_ylabel("the estimate would move by\n(standard errors)")
+        panel.annotate(text, (k, heights[k]), xytext=(4, 2), textcoords="offset points", fontsize="small")
+    panel.set_ylim(0.0, 1.08 * top)
+    panel.set(xlabel="observation left out", ylabel="the estimate would move by\n(standard errors)")
+    return panel
+
+
+@entry_point
+def bootstrap_histogram(
+    bootstrap: Bootstrap,
+    names: str | Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    method: str = "percentile",
+    axes: Any = None,
+) -> np.ndarray:
+    """Draw the replicates of each parameter with its estimate, its interval, and Wald's normal density.
+
+    Parameters
+    ----------
+    bootstrap : Bootstrap
+        As `fisher_jax.bootstrap` returned it.
+    names : str or sequence of str, optional
+        Which of the fit's entries to draw; by default all, a panel each.
+    level, method : float, str
+        Those of the interval, as for `Bootstrap.confidence_intervals`.
+    axes : matplotlib Axes or array of them, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    array of matplotlib Axes
+        One for each name. Densities, so that areas are one; replicates that failed are left out, as the title says.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If this is not a bootstrap, a name is unknown, there are too few axes, or fewer than two replicates converged.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax, jax.numpy as jnp
+    >>> fit = fj.fit(fj.families.poisson, {"rate": 1.0}, jnp.array([2.0, 4.0, 3.0, 7.0, 1.0]))
+    >>> axes = fj.plots.bootstrap_histogram(fj.bootstrap(fit, jax.random.key(0), 200))
+    >>> axes[0].get_xlabel()
+    'rate'
+    """
+    check_result(bootstrap, Bootstrap, "fisher_jax.bootstrap")
+    fit, replicates, number = bootstrap.fit, bootstrap.replicates(), len(bootstrap.fits)
+    columns = choose(fit.names, names)
+    if len(replicates) < 2:
+        raise ValueError(
+            f"{len(replicates)} of {number} replicates converged, which make no histogram. Print the bootstrap to see "
+            "how the others ended."
+        )
+    axes = panels(axes, len(columns), (3.6, 3.0))
+    estimates, errors = (np.asarray(fit.layout.flatten(tree), float) for tree in (fit.params, fit.standard_errors()))
+    intervals = bootstrap.flat_intervals(level, method)
+    for panel, k in zip(axes, columns, strict=True):
+        values, estimate, error = replicates[:, k], estimates[k], errors[k]
+        # By the spread of the values, as numpy chooses them, heavy tails would make millions of bins.
+        bins = max(10, min(60, int(np.sqrt(len(values)))))
+        panel.hist(values, bins=bins, density=True, color="tab:blue", alpha=0.5, label="replicates")
+        grid = np.linspace(min(values.min(), estimate - 3 * error), max(values.max(), estimate + 3 * error), 201)
+        normal = np.exp(-0.5 * ((grid - estimate) / error) ** 2) / (error * np.sqrt(2 * np.pi))
+        panel.plot(grid, normal, color="tab:red", linestyle="--", linewidth=1.2, label="Wald")
+        panel.axvline(estimate, color="black", linewidth=1.0, label="estimate")
+        for label, end in zip((f"{percent(level)} {method}", None), intervals[k], strict=True):
+            panel.axvline(float(end), color="tab:blue", linewidth=1.0, linestyle=":", label=label)
+        panel.set(xlabel=fit.names[k], ylabel="density")
+    axes[0].legend(fontsize="x-small", frameon=False)
+    if bootstrap.num_failed:
+        axes[0].set_title(f"{bootstrap.num_failed} of {number} failed and are left out", fontsize="x-small")
     return axes

@@ -2,27 +2,32 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_level, entry_point
+from fisher_jax.errors import check_level, entry_point, is_number, shown
 from fisher_jax.information.matrix import Covariance, Information, propagate, standard_errors_of_entries
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.numerics import linalg
-from fisher_jax.plots.canvas import listed, number, pyplot
-from fisher_jax.plots.region import Region, region_of
+from fisher_jax.plots.canvas import check_result, choose, ellipse, panels, pyplot
+from fisher_jax.reporting import listed, percent, with_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_WRITTEN = 12  # rows of a heat map whose entries are written out
 MOST_NAMED = 40  # names along an axis of a heat map
-MOST_PANELS = 8  # parameters in a grid of ellipses that nobody chose
+MOST_PANELS = 8  # parameters in a grid of ellipses without `names`
 BAND = 2.0  # half-width of the bands around sampled ellipses, in standard errors
 
 
 @entry_point
-def information_heat_map(information: Information | Covariance, *, scaled: bool = True, axes: Any = None) -> Any:
+def information_heat_map(
+    information: Information | Covariance, *, scaled: bool = True, axes: "Axes | None" = None
+) -> "Axes":
     """The entries of an information or covariance matrix as colours, Mᵢⱼ/√(Mᵢᵢ Mⱼⱼ) or as they are.
 
     Parameters
@@ -44,7 +49,7 @@ def information_heat_map(information: Information | Covariance, *, scaled: bool 
     Raises
     ------
     TypeError
-        If it is no such record, or its entries are not known yet (under `jax.jit` and the like).
+        If it is neither, or its entries have no values yet (under `jax.jit` and the like).
     ValueError
         If the matrix has a batch axis.
     ImportError
@@ -59,57 +64,66 @@ def information_heat_map(information: Information | Covariance, *, scaled: bool 
     Examples
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> from fisher_jax.plots import information_heat_map
     >>> from jax.scipy.stats import norm
     >>> def log_density(params, y):
     ...     return norm.logpdf(y, params["loc"], params["scale"])
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
-    >>> axes = information_heat_map(fj.observed_information(log_density, {"loc": 2.0, "scale": 2.0}, y))
+    >>> axes = fj.plots.information_heat_map(fj.observed_information(log_density, {"loc": 2.0, "scale": 2.0}, y))
     >>> [text.get_text() for text in axes.texts]
     ['1', '0.649', '0.649', '1']
     """
-    figures = pyplot()
     _check_record(information, (Information, Covariance))
-    matrix, errors = information.matrix, information.errors
+    names, matrix, errors = information.names, information.matrix, information.errors
+    quantity = "information, nats per product of units" if isinstance(information, Information) else "covariance"
     if scaled:
         matrix, errors = propagate(lambda m: linalg.to_unit_diagonal(m)[0], matrix, errors)
+        quantity = "information scaled to unit diagonal" if isinstance(information, Information) else "correlation"
     uncertainty = np.array(standard_errors_of_entries(matrix, errors), float)
     if scaled:
-        np.fill_diagonal(uncertainty, 0.0)  # a one whatever was drawn; only rounding says otherwise
-    values, names = np.asarray(matrix, float), information.names
+        np.fill_diagonal(uncertainty, 0.0)  # a one whatever was drawn, but for rounding
+    values = np.asarray(matrix, float)
     largest = float(np.max(np.abs(values), initial=0.0, where=np.isfinite(values)))
     limit = 1.0 if scaled else largest or 1.0
 
-    if axes is None:
-        side = float(np.clip(2.4 + 0.75 * len(names), 3.6, 9.0))
-        axes = figures.subplots(figsize=(side + 1.0, side), layout="constrained")[1]
-    colours = figures.get_cmap("RdBu_r").with_extremes(bad="0.8")
-    image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=-limit, vmax=limit)
+    side = float(np.clip(2.4 + 0.75 * len(names), 3.6, 9.0))
+    (panel,) = panels(axes, 1, (side + 1.0, side))
+    colors = pyplot().get_cmap("RdBu_r").with_extremes(bad="0.8")
+    image = panel.imshow(np.ma.masked_invalid(values), cmap=colors, vmin=-limit, vmax=limit)
     extend = "both" if largest > limit * (1 + 1e-3) else "neither"
-    axes.figure.colorbar(image, ax=axes, label=_quantity(information, scaled), extend=extend)
-    if len(names) <= MOST_WRITTEN:
-        _write_entries(axes, values, uncertainty, limit, decimals=3 if scaled else None)
-    _write_names(axes, names)
-    title = f"{type(information).__name__}, {information.route}"
-    axes.set_title(textwrap.fill(title, 60), fontsize="small")
-    return axes
+    panel.figure.colorbar(image, ax=panel, label=quantity, extend=extend)
+    for i, j in np.ndindex(values.shape) if len(names) <= MOST_WRITTEN else ():
+        value, error = values[i, j], uncertainty[i, j]
+        if scaled and not error:
+            value = np.round(value, 3) + 0.0  # not to write minus zero
+        color = "white" if abs(value) > 0.65 * limit else "black"
+        text = _with_error(value, error).replace(" ± ", "\n± ")
+        panel.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
+    # Names below the matrix are turned where they would run into each other; of many names, evenly spaced ones are written.
+    places = np.arange(0, len(names), -(-len(names) // MOST_NAMED) or 1)
+    labels = [names[k] for k in places]
+    size = "small" if len(names) <= MOST_WRITTEN else float(np.clip(180 / len(labels), 5.0, 8.0))
+    is_upright = len(names) > MOST_WRITTEN or max(map(len, labels), default=0) > 7
+    panel.set_xticks(places, labels, fontsize=size, rotation=90 if is_upright else 0)
+    panel.set_yticks(places, labels, fontsize=size)
+    panel.set_title(textwrap.fill(f"{type(information).__name__}, {information.route}", 60), fontsize="small")
+    return panel
 
 
 @entry_point
 def information_ellipses(
     information: Information,
-    centre: PyTree = None,
+    names: str | Sequence[str] | None = None,
     *,
-    names: Sequence[str] | None = None,
-    num_observations: Any = 1,
+    center: PyTree = None,
+    num_observations: float = 1,
     level: float = 0.95,
     others: Sequence[Information] | None = None,
     labels: Sequence[str] | None = None,
     axes: Any = None,
-) -> Any:
+) -> np.ndarray:
     """Ellipses {d : ½ dᵀ M d = −log(1 − level)} of each pair of parameters, with M their total information.
 
-    They tell how far from the truth an efficient estimate falls from n observations: the solid ellipse where all parameters
+    They show how far from the truth an efficient estimate from n observations falls: the solid ellipse where all parameters
     are estimated, so that M⁻¹ is a block of (n I)⁻¹, the dashed one where those outside the pair are known, so that M is a
     block of n I. On the diagonal stand the standard errors, and the normal densities of both kinds.
 
@@ -117,11 +131,11 @@ def information_ellipses(
     ----------
     information : Information
         Per observation, of q parameters.
-    centre : pytree like params, or vector (q,), optional
+    names : str or sequence of str, optional
+        Parameter entries, or names of whole leaves, to draw; by default all, of which there may be 8.
+    center : pytree like params, or vector (q,), optional
         Where the ellipses lie; a vector goes by the order of `information.names`. By default they lie at zero, and the axes
         are deviations.
-    names : strings, optional
-        Parameter entries, or names of whole leaves, to draw; by default all, of which there may be 8.
     num_observations : number
         n.
     level : float
@@ -142,10 +156,10 @@ def information_ellipses(
     Raises
     ------
     TypeError
-        If it is no `Information`, or its entries are not known yet (under `jax.jit` and the like).
+        If it is not an `Information`, or its entries have no values yet (under `jax.jit` and the like).
     ValueError
         If a matrix has a batch axis or is not positive definite, there are more than 8 parameters and no `names`, the
-        names or the centre do not fit the information, the others are about other parameters, or level or n is no such.
+        names or the center do not fit the information, the others are about other parameters, or the level or n is invalid.
     ImportError
         If matplotlib is not installed.
 
@@ -154,7 +168,7 @@ def information_ellipses(
     An ellipse reaches SE · √(−2 log(1 − level)) either way along each axis, 2.45 SE at 95 %, since it holds two parameters
     at once; an interval for one reaches 1.96 SE. Around the ellipse of a sampled information lies a light band of ±2
     standard errors of its radius in each direction, to first order as everywhere in the record. If it reaches inwards to
-    the centre, there were too few draws to say anything. The densities are drawn with the same height.
+    the centre, there were too few draws to conclude anything. The densities are drawn with the same height.
 
     The picture holds for the Fisher information at the truth, or for consistent estimates of it at the maximum. For the
     empirical information under a wrong model it shows no sampling distribution.
@@ -166,48 +180,173 @@ def information_ellipses(
     Examples
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> from fisher_jax.plots import information_ellipses
     >>> from jax.scipy.stats import norm
     >>> def log_density(params, y):
     ...     return norm.logpdf(y, params["loc"], params["scale"])
     >>> params, y = {"loc": 2.0, "scale": 2.0}, jnp.array([1.0, 2.0, 3.0, 6.0])
     >>> observed, empirical = (f(log_density, params, y) for f in (fj.observed_information, fj.empirical_fisher))
-    >>> axes = information_ellipses(observed, params, num_observations=4, others=[empirical], labels=["H", "OPG"])
+    >>> axes = fj.plots.information_ellipses(
+    ...     observed, center=params, num_observations=4, others=[empirical], labels=["H", "OPG"]
+    ... )
     >>> [text.get_text() for text in axes[0, 0].texts]
-    ['SE 1.31', 'SE 1.78']
+    ['SE 1.31426', 'SE 1.77889']
     """
-    figures = pyplot()
     check_level(level)
-    _check_record(information, (Information,))
+    if not (is_number(num_observations) and 0 < num_observations < np.inf):
+        raise ValueError(f"num_observations={shown(num_observations)} must be positive.")
     records = [information, *([others] if isinstance(others, Information) else others or [])]
-    said = _labels(records, labels)
-    kept = _chosen(information.names, names)
-    middle = _centre(centre, information.names)[kept]
-    regions = [
-        region_of(record, label, information.names, num_observations)
-        for record, label in zip(records, said, strict=True)
+    for record in records:
+        _check_record(record, (Information,))
+        if set(record.names) != set(information.names):
+            raise ValueError(
+                f"the information is on {listed(information.names)}, but one of the others on {listed(record.names)}. "
+                "They must be about the same parameters: use fix or marginal first."
+            )
+    labels = [record.route for record in records] if labels is None else labels
+    if isinstance(labels, str) or len(labels) != len(records):
+        raise ValueError(f"labels={labels!r}; expected {len(records)}, for the information and the others.")
+    q = len(information.names)
+    if names is None and q > MOST_PANELS:
+        raise ValueError(
+            f"{q} parameters make {q * (q - 1) // 2} pairs. Choose some by names=[…] out of {listed(information.names)}; "
+            "the others count as unknown (solid) or known (dashed)."
+        )
+    chosen = choose(information.names, names)
+    middle = np.zeros(q) if center is None else _center(center, information.names)
+    layers = [
+        _layer(record, label, f"C{k}", information.names, float(num_observations))
+        for k, (record, label) in enumerate(zip(records, labels, strict=True))
     ]
-    shown = [information.names[k] for k in kept]
-    axes = _grid(figures, axes, len(kept))
-    reach = 1.15 * max(_radius(level), 2.0) * _largest_errors(regions)[kept]
-    for i, row in enumerate(kept):
-        for j, column in enumerate(kept[:i]):
-            for k, found in enumerate(regions):
-                _draw_pair(axes[i, j], found, middle[[j, i]], [column, row], level, f"C{k}")
-            axes[i, j].plot(middle[j], middle[i], marker="+", color="black", zorder=4)
-            axes[i, j].set_ylim(middle[i] - reach[i], middle[i] + reach[i])
-        for k, found in enumerate(regions):
-            _draw_density(axes[i, i], found, middle[i], row, reach[i], f"C{k}", line=len(regions) - 1 - k)
-    _finish(axes, shown, middle, reach, is_centred=centre is not None)
-    _legend(axes, regions, level, several=len(information.names) > 1)
+
+    m = len(chosen)
+    side = 2.1 + 0.9 / m if m > 1 else 4.0
+    axes = panels(axes, m * m, (side, side), columns=m).reshape(m, m)
+    # Room for the widest ellipse, and for two standard errors where the level is low, with their bands.
+    reach = [
+        errors + np.minimum(BAND * spreads, errors) for errors, spreads in (layer.standard_errors() for layer in layers)
+    ]
+    reach = 1.15 * max(np.sqrt(-2 * np.log1p(-level)), 2.0) * np.max(reach, axis=0)
+    deviation = " − estimate" if center is None else ""
+    titles = [f"{information.names[k]}{deviation}" for k in chosen]
+    titles = [title if len(title) < 19 else title.replace(deviation, f"\n{deviation[1:]}") for title in titles]
+    for i, j in np.ndindex(m, m):
+        panel, (row, column) = axes[i, j], (chosen[i], chosen[j])
+        if j > i:
+            panel.set_axis_off()
+            continue
+        for k, layer in enumerate(layers):
+            if i == j:
+                _draw_density(panel, layer, middle[row], row, reach[row], line=len(layers) - 1 - k)
+            else:
+                _draw_ellipses(panel, layer, middle[[column, row]], [column, row], level)
+        panel.set_xlim(middle[column] - reach[column], middle[column] + reach[column])
+        panel.locator_params(nbins=4)
+        panel.tick_params(labelsize="small", labelbottom=i == m - 1, labelleft=0 == j < i, left=i != j)
+        if i == j:
+            panel.set(ylim=(0, 1.15), yticks=[])
+        else:
+            panel.plot(middle[column], middle[row], marker="+", color="black", zorder=4)
+            panel.set_ylim(middle[row] - reach[row], middle[row] + reach[row])
+        if j == 0 < i:
+            panel.set_ylabel(titles[i])
+        if i == m - 1:
+            panel.set_xlabel(titles[j])
+            panel.tick_params(axis="x", rotation=45)
+    axes[0, 0].figure.align_labels(axes.ravel())
+    _add_legend(axes, layers, level, has_others=q > 1)
     return axes
 
 
+class _Layer(NamedTuple):
+    """A total information and its inverse, each with its independent pieces of error, in float64 and one order of names."""
+
+    label: str
+    color: str
+    information: Float[np.ndarray, "q q"]
+    information_errors: Float[np.ndarray, "k q q"]
+    covariance: Float[np.ndarray, "q q"]
+    covariance_errors: Float[np.ndarray, "k q q"]
+
+    def standard_errors(self) -> tuple[Float[np.ndarray, " q"], Float[np.ndarray, " q"]]:
+        """Of each parameter, the others unknown, and their own errors by the delta method."""
+        value = np.sqrt(np.diagonal(self.covariance))
+        pieces = np.diagonal(self.covariance_errors, axis1=1, axis2=2) / (2 * value)
+        return value, np.sqrt(np.sum(pieces**2, axis=0))
+
+
+def _layer(record: Information, label: str, color: str, names: tuple[str, ...], n: float) -> _Layer:
+    try:
+        inverse = record.inverse()
+    except ValueError as error:
+        raise ValueError(f"there are no ellipses of {label!r}. {error}") from error
+    order = [record.names.index(name) for name in names]
+    matrix, errors, covariance, covariance_errors = (
+        np.zeros((0, len(names), len(names))) if part is None else np.asarray(part, float)[..., order, :][..., order]
+        for part in (record.matrix, record.errors, inverse.matrix, inverse.errors)
+    )
+    return _Layer(label, color, n * matrix, n * errors, covariance / n, covariance_errors / n)
+
+
+def _draw_ellipses(axes: Any, layer: _Layer, middle: Any, pair: list[int], level: float) -> None:
+    """The ellipse where the others are unknown, that where they are known if there are others, and their bands."""
+    block = np.ix_(range(len(layer.information_errors)), pair, pair)
+    covariance, errors = layer.covariance[np.ix_(pair, pair)], layer.covariance_errors[block]
+    known = np.linalg.inv(layer.information[np.ix_(pair, pair)])
+    cases = [(covariance, errors, "-"), (known, known @ layer.information_errors[block] @ known, "--")]
+    for covariance, errors, style in cases if len(layer.information) > 2 else cases[:1]:
+        points = ellipse(covariance, level)
+        if len(errors):
+            # With Σ = L Lᵀ, a change E of Σ moves the point r L e(φ) outwards by ½ e(φ)ᵀ L⁻¹ E L⁻ᵀ e(φ) of its distance from
+            # the center, to first order. Its direction e(φ) is L⁻¹ of the point, at unit length.
+            lower = np.linalg.cholesky(covariance)
+            direction = np.linalg.solve(lower, points)
+            direction /= np.linalg.norm(direction, axis=0)
+            whitened = np.linalg.solve(lower, np.swapaxes(np.linalg.solve(lower, errors), 1, 2))
+            change = 0.5 * np.einsum("ia,kij,ja->ka", direction, whitened, direction)
+            relative = BAND * np.sqrt(np.sum(change**2, axis=0))
+            inner, outer = np.maximum(1 - relative, 0) * points, (1 + relative) * points
+            ring = middle[:, None] + np.concatenate([outer, inner[:, ::-1]], axis=1)
+            axes.fill(*ring, color=layer.color, alpha=0.2, linewidth=0, zorder=1)
+        axes.plot(*(middle[:, None] + points), style, color=layer.color, linewidth=1.4, zorder=3)
+
+
+def _draw_density(axes: Any, layer: _Layer, middle: float, k: int, reach: float, line: int) -> None:
+    """Normal densities of one height, and above them the standard error in words."""
+    value, error = (numbers[k] for numbers in layer.standard_errors())
+    deviation = np.linspace(-reach, reach, 201)
+    axes.plot(middle + deviation, np.exp(-0.5 * (deviation / value) ** 2), color=layer.color, linewidth=1.4)
+    if len(layer.information) > 1:
+        known = np.exp(-0.5 * deviation**2 * layer.information[k, k])
+        axes.plot(middle + deviation, known, color=layer.color, linewidth=1.4, linestyle="--")
+    above = {"xycoords": "axes fraction", "xytext": (0, 3 + 12 * line), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(f"SE {_with_error(value, error)}", (0.5, 1.0), color=layer.color, fontsize="small", **above)
+
+
+def _add_legend(axes: Any, layers: list[_Layer], level: float, *, has_others: bool) -> None:
+    """In the empty corner above the diagonal, or below a single panel."""
+    corner, m = axes[0, -1], len(axes)
+    texts = [textwrap.fill(layer.label, 24 if m == 2 else 40) for layer in layers]
+    handles = [corner.plot([], [], color=layer.color, label=text)[0] for layer, text in zip(layers, texts, strict=True)]
+    if has_others:
+        size = f", {percent(level)}" if m > 1 else ""
+        handles += corner.plot([], [], color="0.4", label=f"others unknown{size}")
+        handles += corner.plot([], [], color="0.4", linestyle="--", label=f"others known{size}")
+    if m > 1 and any(len(layer.information_errors) for layer in layers):
+        handles += corner.fill([], [], color="0.4", alpha=0.2, linewidth=0, label=f"ellipse ± {BAND:g} errors")
+    if m > 1:
+        corner.legend(handles=handles, loc="upper right", fontsize="small", frameon=False).set_in_layout(False)
+    else:
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}
+        corner.legend(handles=handles, fontsize="small", frameon=False, **below)
+
+
+def _with_error(value: Any, error: Any) -> str:
+    return with_error(value, error if error > 0 else None)
+
+
 def _check_record(record: Any, kinds: tuple[type, ...]) -> None:
-    is_record = isinstance(record, kinds)
-    if not is_record:
-        expected = " or a ".join(f"fisher_jax.{kind.__name__}" for kind in kinds)
-        raise TypeError(f"expected a {expected}, but got {type(record).__name__}.")
+    """One matrix whose numbers have values."""
+    check_result(record, kinds, "fisher_jax.fisher_information or another information function")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((record.matrix, record.errors))):
         raise TypeError(
             f"the matrix has no numbers yet, because it is being traced. Return the {type(record).__name__} "
@@ -220,161 +359,16 @@ def _check_record(record: Any, kinds: tuple[type, ...]) -> None:
         )
 
 
-def _quantity(record: Information | Covariance, scaled: bool) -> str:
-    if isinstance(record, Covariance):
-        return "correlation" if scaled else "covariance"
-    return "information scaled to unit diagonal" if scaled else "information, nats per product of units"
-
-
-def _write_entries(axes: Any, values: Any, uncertainty: Any, limit: float, decimals: int | None) -> None:
-    """Each entry with its error; where it has none, to as many decimals at most."""
-    for i, j in np.ndindex(*values.shape):
-        value = values[i, j]
-        if decimals is not None and not uncertainty[i, j]:
-            value = np.round(value, decimals) + 0.0  # not to write minus zero
-        colour = "white" if abs(value) > 0.65 * limit else "black"
-        style = {"ha": "center", "va": "center", "color": colour, "fontsize": "small"}
-        axes.text(j, i, number(value, uncertainty[i, j], between="\n"), **style)
-
-
-def _write_names(axes: Any, names: tuple[str, ...]) -> None:
-    """Names on both axes, upright below where they would run into each other; every so many of very many."""
-    places = np.arange(0, len(names), -(-len(names) // MOST_NAMED) or 1)
-    chosen = [names[k] for k in places]
-    size = "small" if len(names) <= MOST_WRITTEN else float(np.clip(180 / len(chosen), 5.0, 8.0))
-    upright = len(names) > MOST_WRITTEN or max(map(len, chosen), default=0) > 7
-    axes.set_xticks(places, chosen, fontsize=size, rotation=90 if upright else 0)
-    axes.set_yticks(places, chosen, fontsize=size)
-
-
-def _labels(records: list[Information], labels: Sequence[str] | None) -> list[str]:
-    for record in records[1:]:
-        _check_record(record, (Information,))
-        if set(record.names) != set(records[0].names):
-            raise ValueError(
-                f"the information is on {listed(records[0].names)}, but one of the others on "
-                f"{listed(record.names)}. They must be about the same parameters: use fix or marginal first."
-            )
-    if labels is None:
-        return [record.route for record in records]
-    if isinstance(labels, str) or len(labels) != len(records):
-        raise ValueError(f"labels={labels!r}; expected {len(records)}, for the information and the others.")
-    return list(labels)
-
-
-def _chosen(own: tuple[str, ...], names: Sequence[str] | None) -> list[int]:
-    """Where the names to draw stand; a leaf's name stands for all its entries."""
-    if names is None:
-        if len(own) > MOST_PANELS:
-            raise ValueError(
-                f"{len(own)} parameters make {len(own) * (len(own) - 1) // 2} pairs. Choose some by "
-                f"names=[…] out of {listed(own[:MOST_PANELS])}, …; the others count as unknown (solid) or known (dashed)."
-            )
-        return list(range(len(own)))
-    kept: list[int] = []
-    for name in [names] if isinstance(names, str) else names:
-        here = [k for k, entry in enumerate(own) if entry == name or entry.startswith((f"{name}[", f"{name}."))]
-        if not here:
-            raise ValueError(f"no parameter is named {name!r}; there are {listed(own)}.")
-        kept += here
-    if not kept or len(kept) != len(set(kept)):
-        raise ValueError(f"names={names!r}; expected one or more different names.")
-    return kept
-
-
-def _centre(centre: PyTree, names: tuple[str, ...]) -> Float[np.ndarray, " q"]:
-    if centre is None:
-        return np.zeros(len(names))
-    layout, _ = layout_of(centre, ())
-    values = np.asarray(layout.flatten(centre), float)
+def _center(center: PyTree, names: tuple[str, ...]) -> Float[np.ndarray, " q"]:
+    """The numbers of a pytree in the order of the names; a vector has that order."""
+    layout, _ = layout_of(center, ())
+    values = np.asarray(layout.flatten(center), float)
     if set(names) <= set(layout.names):
         return values[[layout.names.index(name) for name in names]]
-    is_vector = type(centre) in (list, tuple) or np.ndim(centre) == 1
+    is_vector = type(center) in (list, tuple) or np.ndim(center) == 1
     if is_vector and values.shape == (len(names),):
         return values
     raise ValueError(
-        f"the information is on {listed(names)}, but centre has {listed(layout.names)}. "
+        f"the information is on {listed(names)}, but center has {listed(layout.names)}. "
         "Give the parameters themselves, or one number for each name in this order."
     )
-
-
-def _radius(level: float) -> float:
-    return float(np.sqrt(-2 * np.log1p(-level)))
-
-
-def _largest_errors(regions: list[Region]) -> Float[np.ndarray, " q"]:
-    """Per parameter, the largest standard error of all regions, with what its own error adds."""
-    every = [found.standard_errors() for found in regions]
-    return np.max([value + np.minimum(BAND * error, value) for value, error in every], axis=0)
-
-
-def _grid(figures: Any, axes: Any, m: int) -> Any:
-    if axes is None:
-        side = 2.1 * m + 0.9 if m > 1 else 4.0
-        return figures.subplots(m, m, figsize=(side, side), layout="constrained", squeeze=False)[1]
-    axes = np.atleast_2d(np.asarray(axes, object))
-    if axes.shape != (m, m):
-        raise ValueError(f"axes of shape {axes.shape} for {m} parameters; expected ({m}, {m}).")
-    return axes
-
-
-def _draw_pair(axes: Any, found: Region, middle: Any, pair: list[int], level: float, colour: str) -> None:
-    """The ellipse where the others are unknown, that where they are known if there are others, and their bands."""
-    for known in (False, True) if len(found.matrix) > 2 else (False,):
-        points, share = found.ellipse(pair, _radius(level), known=known)
-        if len(found.errors):
-            inner, outer = np.maximum(1 - BAND * share, 0) * points, (1 + BAND * share) * points
-            ring = middle[:, None] + np.concatenate([outer, inner[:, ::-1]], axis=1)
-            axes.fill(*ring, color=colour, alpha=0.2, linewidth=0, zorder=1)
-        axes.plot(*(middle[:, None] + points), color=colour, linewidth=1.4, linestyle="--" if known else "-", zorder=3)
-
-
-def _draw_density(axes: Any, found: Region, middle: float, k: int, reach: float, colour: str, line: int) -> None:
-    """Normal densities of one height, and above them the standard error in words."""
-    value, error = found.standard_errors()
-    deviation = np.linspace(-reach, reach, 201)
-    axes.plot(middle + deviation, np.exp(-0.5 * (deviation / value[k]) ** 2), color=colour, linewidth=1.4)
-    if len(found.matrix) > 1:
-        known = np.exp(-0.5 * deviation**2 * found.matrix[k, k])
-        axes.plot(middle + deviation, known, color=colour, linewidth=1.4, linestyle="--")
-    above = {"xycoords": "axes fraction", "xytext": (0, 3 + 12 * line), "textcoords": "offset points", "ha": "center"}
-    axes.annotate(f"SE {number(value[k], error[k])}", (0.5, 1.0), color=colour, fontsize="small", **above)
-
-
-def _finish(axes: Any, names: list[str], middle: Any, reach: Any, *, is_centred: bool) -> None:
-    """Limits, names on the outer edges, and nothing above the diagonal."""
-    titles = names if is_centred else [f"{name}{' ' if len(name) < 8 else chr(10)}− estimate" for name in names]
-    for i, j in np.ndindex(*axes.shape):
-        panel, last = axes[i, j], i == len(names) - 1
-        if j > i:
-            panel.set_axis_off()
-            continue
-        panel.set_xlim(middle[j] - reach[j], middle[j] + reach[j])
-        panel.locator_params(nbins=4)
-        panel.tick_params(labelsize="small", labelbottom=last, labelleft=0 == j < i, left=i != j)
-        if last:
-            panel.set_xlabel(titles[j])
-            panel.tick_params(axis="x", rotation=45)
-        if i == j:
-            panel.set_ylim(0, 1.15)
-            panel.set_yticks([])
-        elif j == 0:
-            panel.set_ylabel(titles[i])
-    axes[0, 0].figure.align_labels(axes.ravel())
-
-
-def _legend(axes: Any, regions: list[Region], level: float, *, several: bool) -> None:
-    corner, m = axes[0, -1], len(axes)
-    said = [textwrap.fill(found.label, 24 if m == 2 else 40) for found in regions]
-    handles = [corner.plot([], [], color=f"C{k}", label=label)[0] for k, label in enumerate(said)]
-    if several:
-        size = f", {100 * level:g} %" if m > 1 else ""
-        handles += corner.plot([], [], color="0.4", label=f"others unknown{size}")
-        handles += corner.plot([], [], color="0.4", linestyle="--", label=f"others known{size}")
-    if m > 1 and any(len(found.errors) for found in regions):
-        handles += corner.fill([], [], color="0.4", alpha=0.2, linewidth=0, label=f"ellipse ± {BAND:g} errors")
-    if m > 1:
-        corner.legend(handles=handles, loc="upper right", fontsize="small", frameon=False).set_in_layout(False)
-    else:
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25)}
-        corner.legend(handles=handles, fontsize="small", frameon=False, **below)

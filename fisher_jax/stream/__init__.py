@@ -1,7 +1,6 @@
-"""Fits from disk to disk, in bounded memory; what is interrupted goes on where it stopped."""
+"""Fits from disk to disk, in bounded memory; after an interruption they go on where they stopped."""
 
-from fisher_jax.stream.result import StreamResult
-from fisher_jax.stream.run import fit_stream
-from fisher_jax.stream.tables import Parquet, parquet
+from fisher_jax.stream.pipeline import StreamResult, fit_stream
+from fisher_jax.stream.source import Parquet, parquet
 
 __all__ = ["Parquet", "StreamResult", "fit_stream", "parquet"]

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from fisher_jax.models.fingerprint import Table, digest, fingerprint
 from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import path_name
-from fisher_jax.stream.source import Arrays, Source, check_not_empty, entries_of, is_ragged, source_of
+from fisher_jax.stream.source import Arrays, Source, check_lengths, check_not_empty, is_ragged, source_of
 
 MOST_IN_A_BLOCK = 2**16
 BYTES_IN_A_BLOCK = 2**26  # of data and results; some three blocks are in memory at a time
@@ -28,7 +28,10 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arguments by their names: what all data sets share, and the sources of what differs. `axes` says which is which."""
+    """The arguments by their names: what all data sets share, and the sources of what differs.
+
+    An argument may be in both: then each has `None` in the place of the other's leaves. `axes` are those of the user.
+    """
 
     shared: dict[str, PyTree]
     sources: dict[str, Source]
@@ -37,21 +40,21 @@ class Inputs:
     @property
     def length(self) -> int | None:
         """B, or `None` if no source knows it."""
-        known = [source.length for source in self.sources.values() if source.length is not None]
-        return known[0] if known else None
+        return next((source.length for source in self.sources.values() if source.length is not None), None)
 
     def blocks(self, start: int, size: int) -> Iterator[tuple[int, Block]]:
         """Blocks, each with the number of data sets in it."""
         readers = {name: source.blocks(start, size) for name, source in self.sources.items()}
         while True:
             parts = {name: next(reader, None) for name, reader in readers.items()}
-            lengths = {name: _rows(part) for name, part in parts.items()}
-            if len(set(lengths.values())) > 1:
-                raise ValueError(_differ({name: start + rows for name, rows in lengths.items()}))
-            if not (rows := lengths["source"]):
+            leaves = {name: jax.tree.leaves(part) for name, part in parts.items()}
+            check_lengths({name: start + (len(those[0]) if those else 0) for name, those in leaves.items()})
+            rows = len(leaves["source"][0]) if leaves["source"] else 0
+            if not rows:
                 return
-            if is_ragged(parts["source"]):
-                parts = {name: part if name == "params" else entries_of(part, rows) for name, part in parts.items()}
+            if is_ragged(parts["source"]):  # fit_batch takes data sets of different lengths in a list
+                for name in parts.keys() - {"params"}:
+                    parts[name] = [jax.tree.map(lambda leaf, k=k: leaf[k], parts[name]) for k in range(rows)]
             yield rows, self._together(parts)
             start += rows
 
@@ -65,8 +68,7 @@ class Inputs:
         for name, value in self.shared.items():
             table |= fingerprint(value, name)
         for name, source in self.sources.items():
-            length = "unknown" if source.length is None else source.length
-            table[f"{name} number of data sets"] = length
+            table[f"{name} number of data sets"] = "unknown" if source.length is None else source.length
             for path, leaf in jax.tree_util.tree_flatten_with_path(source.first())[0]:
                 label = f"{name} {path_name(path)}" if path else name
                 leaf = np.asanyarray(leaf)
@@ -75,38 +77,31 @@ class Inputs:
         return table
 
     def _together(self, parts: dict[str, PyTree]) -> Block:
-        def one(name: str) -> PyTree:
-            if name not in self.sources:
-                return self.shared.get(name)
-            if name not in self.shared:
-                return parts[name]
-            return jax.tree.map(
-                lambda own, common: common if own is None else own, parts[name], self.shared[name], is_leaf=_is_none
-            )
+        def merge(name: str) -> PyTree:
+            if name not in parts or name not in self.shared:
+                return parts.get(name, self.shared.get(name))
+            fill = lambda leaf, shared: shared if leaf is None else leaf  # noqa: E731
+            return jax.tree.map(fill, parts[name], self.shared[name], is_leaf=lambda leaf: leaf is None)
 
-        return Block(one("params"), one("source"), one("given"), one("weights"))
+        return Block(merge("params"), merge("source"), merge("given"), merge("weights"))
 
 
 def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
-    """Tell what is shared from what differs, and refuse sources that do not fit together."""
+    """Separate what is shared from what differs; raise where the sources do not fit together."""
     shared: dict[str, PyTree] = {}
     sources: dict[str, Source] = {}
     for name, value in arguments.items():
         axis = axes.get(name, 0)
-        if value is None and name != "source":
-            shared[name] = None
-        elif axis is None:
+        if axis is None or (value is None and name != "source"):
             shared[name] = value
         elif isinstance(axis, int) and not isinstance(axis, bool) and axis == 0:
             sources[name] = source_of(value, name)
         else:
-            own, shared[name] = _divided(value, axis, name)
-            sources[name] = Arrays(own, name)
+            differing, shared[name] = _divide(value, axis, name)
+            sources[name] = Arrays(differing, name)
     for name, source in sources.items():
         check_not_empty(source, name)
-    lengths = {name: source.length for name, source in sources.items() if source.length is not None}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(_differ(lengths))
+    check_lengths({name: source.length for name, source in sources.items() if source.length is not None})
     return Inputs(shared, sources, axes)
 
 
@@ -115,36 +110,23 @@ def default_block(model: Model, inputs: Inputs, num_kinds: int) -> int:
     first = inputs.first()
     params = starting_parameters(model, first.params, first.data, first.given)
     entries = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
-    own = [source.first() for source in inputs.sources.values()]
-    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(own))
-    size += 8 * (num_kinds + bool(num_kinds)) * entries**2
+    differing = [source.first() for source in inputs.sources.values()]
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(differing))
+    size += 8 * (num_kinds + bool(num_kinds)) * entries**2  # covariances, and the information that they come from
     return min(MOST_IN_A_BLOCK, 2 ** max(0, (BYTES_IN_A_BLOCK // max(size, 1)).bit_length() - 1))
 
 
-def _divided(value: PyTree, axis: Any, name: str) -> tuple[PyTree, PyTree]:
+def _divide(value: PyTree, axis: Any, name: str) -> tuple[PyTree, PyTree]:
     """The leaves that differ and those that are shared, each with `None` in the others' places."""
+    explanation = "give 0 (one for each data set, along the leading axis), None (shared by all), or a pytree of them."
     try:
-        marks = jax.tree.map(lambda a, branch: jax.tree.map(lambda _: str(a), branch), axis, value, is_leaf=_is_none)
+        # As text, since None would be no leaf.
+        marks = jax.tree.map(
+            lambda a, branch: jax.tree.map(lambda _: str(a), branch), axis, value, is_leaf=lambda leaf: leaf is None
+        )
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}_axis={axis!r} does not fit {name}: {_AXES}") from error
+        raise ValueError(f"{name}_axis={axis!r} does not fit {name}: {explanation}") from error
     if set(jax.tree.leaves(marks)) - {"0", "None"}:
-        raise ValueError(f"{name}_axis={axis!r}: {_AXES}")
-    own = jax.tree.map(lambda mark, leaf: leaf if mark == "0" else None, marks, value)
-    return own, jax.tree.map(lambda mark, leaf: None if mark == "0" else leaf, marks, value)
-
-
-_AXES = "give 0 (one for each data set, along the leading axis), None (shared by all), or a pytree of them."
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
-
-
-def _rows(part: PyTree) -> int:
-    leaves = jax.tree.leaves(part)
-    return len(leaves[0]) if leaves else 0
-
-
-def _differ(lengths: dict[str, Any]) -> str:
-    said = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-    return f"the number of data sets differs ({said}). Give one entry for each, or what all share with axis None."
+        raise ValueError(f"{name}_axis={axis!r}: {explanation}")
+    differing = jax.tree.map(lambda mark, leaf: leaf if mark == "0" else None, marks, value)
+    return differing, jax.tree.map(lambda mark, leaf: None if mark == "0" else leaf, marks, value)

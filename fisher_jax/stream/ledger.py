@@ -1,7 +1,7 @@
-"""What is known of a sink on disk: how it was made, and a marker for each block that is complete.
+"""What is recorded about a sink on disk: how it was made, and a marker for each block that is complete.
 
-A file comes to be under another name and is then renamed, so that it is there whole or not at all; a marker is written after
-all that it speaks of has reached the disk.
+A file is written under another name and then renamed, so that it is there whole or not at all. A marker is written after
+the block that it stands for has reached the disk, so that a process killed at any moment leaves each block whole or unmarked.
 """
 
 import contextlib
@@ -10,23 +10,30 @@ import os
 import shutil
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from fisher_jax._version import __version__
 from fisher_jax.errors import warn
+from fisher_jax.models.fingerprint import Table, fingerprint, unknown
+from fisher_jax.models.model import Model
 
 if sys.platform != "win32":
     import fcntl
-PARTIAL = ".partial"  # the ending of a file not yet whole; Zarr uses the same
-_SHOWN = 8  # differences named in one message
+PARTIAL = ".partial"  # the ending of a file that is not yet whole; Zarr uses the same
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """A folder with `manifest.json` and a marker for each finished block, which counts its fits by status."""
+    """Of the sink at `path`, a folder with `manifest.json` and a marker for each finished block that counts its fits by status."""
 
+    path: Path
     folder: Path
 
     @property
@@ -34,23 +41,51 @@ class Ledger:
         path = self.folder / "manifest.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def begin(self, manifest: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_durably(self.folder / "manifest.json", as_json(manifest))
+    def check_place(self, *, overwrite: bool) -> None:
+        """Raise where the place of the sink holds something else; folders and partial files are what a killed run may leave."""
+        files = self.path.rglob("*") if self.path.is_dir() else iter([self.path] if self.path.exists() else [])
+        if self.manifest is None and any(file.is_file() and file.suffix != PARTIAL for file in files):
+            raise ValueError(
+                f"{self.path} exists, but is no sink that fit_stream wrote{' in this format' * self.path.is_dir()}"
+                f"{', so overwrite=True will not remove it' * overwrite}. Give another path, or remove it yourself."
+            )
 
-    def mark(self, number: int, statuses: dict[str, int]) -> None:
-        write_durably(self._marker(number), as_json(statuses))
+    def finished(self, manifest: dict[str, Any]) -> list[Counter[str]]:
+        """Counts of the blocks that an earlier run has finished, as far as none is missing; raise where its settings differ."""
+        if self.manifest is None:
+            return []
+        if lines := differences(self.manifest["settings"], manifest["settings"]):
+            more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+            raise ValueError(
+                f"{self.path} was begun otherwise: {'; '.join(lines[:8])}{more}. Call it as before to go on, give "
+                "another sink, or overwrite=True to start anew."
+            )
+        counts: list[Counter[str]] = []
+        while (path := self._marker(len(counts))).exists():
+            counts.append(Counter(json.loads(path.read_text(encoding="utf-8"))))
+        return counts
 
-    def finished(self) -> list[dict[str, int]]:
-        """The counts of the blocks finished, in order, as far as none is missing."""
-        found: list[dict[str, int]] = []
-        while (path := self._marker(len(found))).exists():
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        return found
+    def begin(self, manifest: dict[str, Any], *, overwrite: bool) -> None:
+        """Make the sink ready for the first block that this run writes."""
+        if overwrite:
+            # Removed under another name, so that a part of the old sink is never taken for one of the new.
+            discarded = self.path.with_name(f".{self.path.name}.discarded")
+            shutil.rmtree(discarded, ignore_errors=True)
+            if self.path.exists():
+                self.path.replace(discarded)
+                shutil.rmtree(discarded)
+        if self.manifest is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_durably(self.folder / "manifest.json", manifest)
+        for partial in self.path.rglob(f"*{PARTIAL}"):
+            partial.unlink()
+
+    def mark(self, number: int, statuses: Counter[str]) -> None:
+        write_durably(self._marker(number), statuses)
 
     def close(self) -> None:
-        """Say that no block is to come."""
-        write_durably(self.folder / "complete.json", b"{}\n")
+        """Record that there are no further blocks."""
+        write_durably(self.folder / "complete.json", {})
 
     @property
     def complete(self) -> bool:
@@ -60,9 +95,45 @@ class Ledger:
         return self.folder / f"block-{number:08d}.json"
 
 
+def manifest_of(model: Model, sources: Table, settings: dict[str, Any], size: int) -> dict[str, Any]:
+    """All that the results depend on, as plain values."""
+    table: Table = {
+        "fisher_jax": __version__,
+        "jax": jax.__version__,
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "x64": jax.dtypes.canonicalize_dtype(np.float64) == np.float64,
+        "block": size,
+        "model": type(model).__name__,
+    }
+    for name in ("log_density", "constraints", "initial", "information"):
+        table |= fingerprint(getattr(model, name), name)
+    for name, value in settings.items():
+        table |= fingerprint(value, name)
+    table |= sources
+    return {"format": 1, "settings": table, "not fingerprinted": unknown(table)}
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two tables of settings, a line each; parts of what is new or gone as a whole are not listed."""
+    # Compared as JSON, in which 1 is neither 1.0 nor true.
+    changed = [name for name in was if name in now and json.dumps(was[name]) != json.dumps(now[name])]
+    whole = tuple(name.removesuffix(" code") + end for name in changed for end in " .[")
+    lines = []
+    for name in (*changed, *(name for name in sorted(was.keys() ^ now.keys()) if not name.startswith(whole))):
+        if name not in was:
+            lines.append(f"{name} is new: {now[name]}")
+        elif name not in now:
+            lines.append(f"{name} was {was[name]}, is gone")
+        elif name.endswith(" code"):
+            lines.append(f"the code of {name.removesuffix(' code')} has changed")
+        else:
+            lines.append(f"{name} was {was[name]}, is {now[name]}")
+    return lines
+
+
 @contextlib.contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
-    """Hold the place of a sink against other threads and processes; raise where another has it.
+    """Lock the place of a sink against other threads and processes; raise where another has locked it.
 
     The lock is the operating system's, on a file beside the sink: however a process ends, its lock ends with it.
     """
@@ -111,23 +182,19 @@ else:
                     "call of fit_stream writes to the same sink.",
                     UserWarning,
                 )
-            # Whoever had it before may have removed the file after it was opened here: then the lock is on none.
+            # The process that had it before may have removed the file after it was opened here, and another may have made a
+            # new one: then the lock is on no file that others can see.
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 return file
             os.close(file)
 
 
-def as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all, after a crash of the machine too."""
+def write_durably(path: Path, value: Any) -> None:
+    """A file of JSON that is there whole or not at all, after a crash of the machine too."""
     partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    reach_disk([partial])
     partial.replace(path)
     reach_disk([path.parent])
 
@@ -135,64 +202,10 @@ def write_durably(path: Path, content: bytes) -> None:
 def reach_disk(paths: Iterable[Path]) -> None:
     """Wait until files and folders are on the disk."""
     for path in paths:
-        if path.is_dir() and os.name == "nt":  # which has no such thing for a folder
+        if path.is_dir() and os.name == "nt":  # Windows cannot synchronise a folder
             continue
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two tables of settings, a line each; parts of what is new or gone as a whole are not listed."""
-    changed = [name for name in was if name in now and not _same(name, was, now)]
-    whole = tuple(name.removesuffix(" code") + end for name in changed for end in " .[")
-    others = [name for name in sorted(was.keys() ^ now.keys()) if not name.startswith(whole)]
-    return [_difference(name, was, now) for name in (*changed, *others)]
-
-
-def _same(name: str, was: dict[str, Any], now: dict[str, Any]) -> bool:
-    """As JSON writes them, so that 1 is neither 1.0 nor true."""
-    return json.dumps(was[name]) == json.dumps(now[name])
-
-
-def _difference(name: str, was: dict[str, Any], now: dict[str, Any]) -> str:
-    if name not in was:
-        return f"{name} is new: {now[name]}"
-    if name not in now:
-        return f"{name} was {was[name]}, is gone"
-    if name.endswith(" code"):
-        return f"the code of {name.removesuffix(' code')} has changed"
-    return f"{name} was {was[name]}, is {now[name]}"
-
-
-def check_same(was: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Refuse to go on with other settings than those that it was begun with."""
-    found = differences(was["settings"], now["settings"])
-    if found:
-        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        raise ValueError(
-            f"{path} was begun otherwise: {'; '.join(found[:_SHOWN])}{more}. Call it as before to go on, give "
-            "another sink, or overwrite=True to start anew."
-        )
-
-
-def discard(path: Path) -> None:
-    """Remove a sink, first under another name, so that half of one is never found in its place."""
-    discarded = path.with_name(f".{path.name}.discarded")
-    shutil.rmtree(discarded, ignore_errors=True)
-    if path.exists():
-        path.replace(discarded)
-        shutil.rmtree(discarded)
-
-
-def is_blank(path: Path) -> bool:
-    """Whether there is nothing in it but folders and files not yet whole."""
-    return path.is_dir() and not any(entry.is_file() and entry.suffix != PARTIAL for entry in path.rglob("*"))
-
-
-def remove_partial(path: Path) -> None:
-    """Remove what was not yet whole when a run was interrupted."""
-    for entry in path.rglob(f"*{PARTIAL}"):
-        entry.unlink()

@@ -8,14 +8,14 @@ import numpy as np
 
 from fisher_jax.errors import require, shown
 from fisher_jax.stream.ledger import PARTIAL, Ledger, reach_disk
+from fisher_jax.stream.source import Parquet
 
-FORMATS = ("zarr", "parquet")
 Columns = dict[str, np.ndarray]
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """What takes blocks of columns, each of which is on the disk when `write` returns."""
+    """Takes blocks of columns, each of which is on the disk when `write` returns."""
 
     path: Path
     ledger: Ledger
@@ -36,24 +36,24 @@ class ZarrSink:
     def __init__(self, path: Path) -> None:
         self.zarr = require("zarr", "stream")
         self.path = path
-        # Zarr warns of anything unknown that lies in a group, but never looks at what lies in an array.
-        self.ledger = Ledger(path / "status" / "_fisher_jax")
+        # Zarr warns of unknown files in the folder of a group, but never looks into that of an array.
+        self.ledger = Ledger(path, path / "status" / "_fisher_jax")
 
     def write(self, number: int, start: int, size: int, columns: Columns) -> None:
         group = self.zarr.open_group(str(self.path), mode="a")
         written = [self.path, self.path / "zarr.json"]
         for name, column in columns.items():
             if name not in group:
-                empty, chunk = (0, *column.shape[1:]), (size, *column.shape[1:])
+                empty, chunks = (0, *column.shape[1:]), (size, *column.shape[1:])
                 missing = np.nan if column.dtype.kind == "f" else -1  # no row may look like a fit before it is one
-                group.create_array(name, shape=empty, chunks=chunk, dtype=column.dtype, fill_value=missing)
+                group.create_array(name, shape=empty, chunks=chunks, dtype=column.dtype, fill_value=missing)
             array = group[name]
             array.resize((start + len(column), *column.shape[1:]))
             array[start : start + len(column)] = column
-            place = self.path / name
-            written += [place, place / "zarr.json", place / "c", *_with_contents(place / "c" / str(number))]
-        written = [path for path in written if path.exists()]  # a chunk of nothing but NaN is not stored
-        reach_disk(written)
+            folder = self.path / name
+            chunk = folder / "c" / str(number)
+            written += [folder, folder / "zarr.json", folder / "c", chunk, *chunk.rglob("*")]
+        reach_disk(path for path in written if path.exists())  # a chunk of nothing but NaN is not stored
 
     def open(self) -> Any:
         return self.zarr.open_group(str(self.path), mode="r")
@@ -68,53 +68,45 @@ class ParquetSink:
     def __init__(self, path: Path) -> None:
         self.arrow, self.parquet = (require(name, "stream") for name in ("pyarrow", "pyarrow.parquet"))
         self.path = path
-        self.ledger = Ledger(path / "_fisher_jax")  # what begins with an underscore is not read as data
+        self.ledger = Ledger(path, path / "_fisher_jax")  # what begins with an underscore is not read as data
 
     def write(self, number: int, start: int, size: int, columns: Columns) -> None:
-        table = self.arrow.table({name: self._column(column) for name, column in columns.items()})
+        arrays = {}
+        for name, column in columns.items():
+            arrays[name] = self.arrow.array(np.ascontiguousarray(column).reshape(-1))
+            for length in reversed(column.shape[1:]):  # matrices are lists of lists of one length
+                arrays[name] = self.arrow.FixedSizeListArray.from_arrays(arrays[name], length)
         whole = self.path / f"part-{number:08d}.parquet"
         partial = self.path / f".{whole.name}{PARTIAL}"
-        self.parquet.write_table(table, partial, write_page_checksum=True)
+        self.parquet.write_table(self.arrow.table(arrays), partial, write_page_checksum=True)
         reach_disk([partial])
         partial.replace(whole)
         reach_disk([self.path])
-
-    def _column(self, column: np.ndarray) -> Any:
-        """Numbers, or lists of lists of one length for matrices."""
-        array = self.arrow.array(np.ascontiguousarray(column).reshape(-1))
-        for length in reversed(column.shape[1:]):
-            array = self.arrow.FixedSizeListArray.from_arrays(array, length)
-        return array
 
     def open(self) -> Any:
         return require("pyarrow.dataset", "stream").dataset(str(self.path), format="parquet")
 
     def read(self) -> Columns:
-        from fisher_jax.stream.tables import parquet
-
-        source = parquet(self.path, {name: name for name in self.open().schema.names})
+        source = Parquet(self.path, {name: name for name in self.open().schema.names}, ragged=False)
         return next(source.blocks(0, source.length or 0))
 
 
 def sink_at(path: Any, form: Any) -> Sink:
-    """The sink at a path, of the kind named, or else told by the path's ending."""
+    """The sink at a path, in the named format or else in that of the path's ending."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
             f"sink must be a path that ends in .zarr or .parquet, got {type(path).__name__}. For results in memory "
             "use fit_batch."
         )
     path = Path(path)
-    if form is None:
-        form = path.suffix.removeprefix(".")
-        if form not in FORMATS:
-            raise ValueError(
-                f"the sink {str(path)!r} does not end in .zarr or .parquet. Name it so, or say sink_format='zarr' "
-                "or 'parquet'."
-            )
-    if not isinstance(form, str) or form not in FORMATS:
+    sinks: dict[str, Any] = {"zarr": ZarrSink, "parquet": ParquetSink}
+    ending = path.suffix.removeprefix(".")
+    if form is None and ending not in sinks:
+        raise ValueError(
+            f"the sink {str(path)!r} does not end in .zarr or .parquet. Name it so, or give sink_format='zarr' "
+            "or 'parquet'."
+        )
+    form = ending if form is None else form
+    if not isinstance(form, str) or form not in sinks:
         raise ValueError(f"sink_format={shown(form)} must be 'zarr' or 'parquet'.")
-    return ZarrSink(path) if form == "zarr" else ParquetSink(path)
-
-
-def _with_contents(path: Path) -> list[Path]:
-    return [path, *path.rglob("*")]
+    return sinks[form](path)

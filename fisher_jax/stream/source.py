@@ -1,4 +1,4 @@
-"""Where data sets come from: arrays that are read a block at a time, or chunks of any size made into blocks."""
+"""Where data sets come from: arrays that are read a block at a time, chunks of any size made into blocks, Parquet files."""
 
 import itertools
 import math
@@ -14,6 +14,9 @@ from jaxtyping import PyTree
 from fisher_jax.decoding import labels_of
 from fisher_jax.errors import check_pytree, require
 from fisher_jax.models.parameters import path_name
+
+PARQUET_ROWS = 2**14  # read at once, whatever the row groups
+PARQUET_BUFFER = 2**20  # bytes read at once of a column; without it, a row group's whole column would be
 
 
 @runtime_checkable
@@ -31,79 +34,10 @@ class Source(Protocol):
         """Blocks of `size` data sets as numpy arrays in memory, from the one numbered `start`; the last may be shorter."""
 
 
-class Arrays:
-    """A pytree of arrays with a leading axis: numpy's, memory maps, Zarr's, or whatever has a shape, a dtype and slices."""
-
-    def __init__(self, tree: PyTree, name: str) -> None:
-        self.leaves, self.treedef = _leaves(tree, name)
-        for label, leaf in self.leaves.items():
-            if hasattr(type(leaf), "nchunks_initialized"):  # a Zarr array; asked of itself it would count them
-                _check_chunks(leaf, label)
-        self.length: int | None = _common_length(self.leaves, name)
-
-    def first(self) -> PyTree:
-        return self.treedef.unflatten([np.asanyarray(_in_memory(leaf, 0, 1)[0]) for leaf in self.leaves.values()])
-
-    def blocks(self, start: int, size: int) -> Iterator[PyTree]:
-        for at in range(start, self.length or 0, size):
-            yield self.part(at, at + size)
-
-    def part(self, start: int, stop: int) -> PyTree:
-        """Some of the data sets, in memory of their own."""
-        return self.treedef.unflatten([_in_memory(leaf, start, stop) for leaf in self.leaves.values()])
-
-
-class Chunks:
-    """Chunks in order, each a pytree of arrays with a leading axis of any length. An iterator can be read once."""
-
-    def __init__(self, chunks: Iterable[PyTree], name: str) -> None:
-        self.name = name
-        filled: Iterable[Arrays] = (each for each in (Arrays(chunk, name) for chunk in chunks) if each.length)
-        self.length: int | None = None
-        if isinstance(chunks, Sequence):
-            filled = list(filled)
-            self.length = sum(each.length or 0 for each in filled)
-        rest = iter(filled)
-        head = next(rest, None)
-        if head is None:
-            raise ValueError(_EMPTY.format(name=name))
-        self._first = head.first()
-        self._chunks = itertools.chain([head], rest)
-
-    def first(self) -> PyTree:
-        return self._first
-
-    def blocks(self, start: int, size: int) -> Iterator[PyTree]:
-        return rechunked(self._chunks, start, size, self.name)
-
-
-def rechunked(chunks: Iterable[Arrays], skip: int, size: int, name: str) -> Iterator[PyTree]:
-    """Blocks of `size` from chunks of any size, without the first `skip` data sets."""
-    held: list[PyTree] = []
-    missing = size
-    kind = None
-    for chunk in chunks:
-        kind = _same_kind(kind, chunk, name)
-        at = min(skip, chunk.length or 0)
-        skip -= at
-        while at < (chunk.length or 0):
-            stop = min(at + missing, chunk.length or 0)
-            held.append(chunk.part(at, stop))
-            missing -= stop - at
-            at = stop
-            if not missing:
-                yield _joined(held)
-                held, missing = [], size
-    if skip:
-        raise ValueError(f"{name} now ends {skip} data sets before the last that is done. Was it changed?")
-    if held:
-        yield _joined(held)
-
-
 def source_of(source: Any, name: str) -> Source:
     """The source that the user's argument stands for."""
     if isinstance(source, str | Path):
-        source = _opened(Path(source), name)
+        source = _open(Path(source), name)
     if hasattr(source, "blocks") and hasattr(source, "first"):
         return source
     if hasattr(source, "arrays") and hasattr(source, "group_keys"):  # a Zarr group
@@ -122,7 +56,7 @@ def source_of(source: Any, name: str) -> Source:
     )
 
 
-def _opened(path: Path, name: str) -> Any:
+def _open(path: Path, name: str) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{name} {str(path)!r} does not exist.")
     if path.suffix == ".npy":
@@ -130,36 +64,69 @@ def _opened(path: Path, name: str) -> Any:
     if path.suffix == ".zarr":
         return require("zarr", "stream").open(str(path), mode="r")
     if path.suffix == ".parquet" or (path.is_dir() and next(path.glob("*.parquet"), None)):
-        from fisher_jax.stream.tables import parquet
-
-        return parquet(path)
+        return Parquet(path, None, ragged=False)
     raise ValueError(
-        f"{name} {str(path)!r} is of no kind that is known by its name: .npy, .zarr, .parquet or a folder of Parquet "
-        "files. Open it and give the array."
+        f"the format of {name} {str(path)!r} does not follow from its name, as it does of .npy, .zarr, .parquet or a folder "
+        "of Parquet files. Open it and give the array."
     )
-
-
-def _leaves(tree: PyTree, name: str) -> tuple[dict[str, Any], Any]:
-    """Each array under its name, as it is: nothing is read."""
-    check_pytree(tree, name)
-    found, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = {f"{name} {path_name(path)}" if path else name: leaf for path, leaf in found}
-    for label, leaf in leaves.items():
-        if labels_of(leaf):
-            raise TypeError(
-                f"{label} is a {type(leaf).__name__} of pandas, whose index a stream does not look at. Give arrays, "
-                "by .to_numpy()."
-            )
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype") and len(leaf.shape)):
-            raise TypeError(
-                f"{label} is {_said(leaf)}, where an array with a leading axis over data sets was expected."
-            )
-    return {label: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf for label, leaf in leaves.items()}, treedef
 
 
 def _members(group: Any) -> PyTree:
     """The arrays of a Zarr group by name, those of the groups in it too."""
     return dict(group.arrays()) | {name: _members(inner) for name, inner in group.groups()}
+
+
+class Arrays:
+    """A pytree of arrays with a leading axis: numpy's, memory maps, Zarr's, or whatever has a shape, a dtype and slices."""
+
+    def __init__(self, tree: PyTree, name: str) -> None:
+        check_pytree(tree, name)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+        self.treedef: Any = structure
+        if not leaves:
+            raise ValueError(f"{name} holds no array.")
+        self.leaves: dict[str, Any] = {}  # as they are: nothing is read yet
+        for path, leaf in leaves:
+            label = f"{name} {path_name(path)}" if path else name
+            if labels_of(leaf):
+                raise TypeError(
+                    f"{label} is a {type(leaf).__name__} of pandas, whose index a stream does not look at. Give arrays, "
+                    "by .to_numpy()."
+                )
+            if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype") and len(leaf.shape)):
+                what = "a single number" if hasattr(leaf, "shape") else f"of type {type(leaf).__name__}"
+                raise TypeError(f"{label} is {what}, where an array with a leading axis over data sets was expected.")
+            if hasattr(
+                type(leaf), "nchunks_initialized"
+            ):  # a Zarr array; of the array itself this would count its chunks
+                _check_chunks(leaf, label)
+            self.leaves[label] = np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
+        lengths = {label: int(leaf.shape[0]) for label, leaf in self.leaves.items()}
+        check_lengths(lengths)
+        self.length: int = next(iter(lengths.values()))
+
+    def first(self) -> PyTree:
+        return self.treedef.unflatten([np.asanyarray(_in_memory(leaf, 0, 1)[0]) for leaf in self.leaves.values()])
+
+    def blocks(self, start: int, size: int) -> Iterator[PyTree]:
+        for at in range(start, self.length, size):
+            yield self.part(at, at + size)
+
+    def part(self, start: int, stop: int) -> PyTree:
+        """Some of the data sets, in memory of their own."""
+        return self.treedef.unflatten([_in_memory(leaf, start, stop) for leaf in self.leaves.values()])
+
+
+def _in_memory(leaf: Any, start: int, stop: int) -> np.ndarray:
+    part = leaf[start:stop]  # of a ragged one, the arrays in it are not copied; netCDF's may be masked
+    part = part.copy() if isinstance(part, np.ma.MaskedArray) else np.array(part)
+    if isinstance(leaf, np.memmap) and leaf.mode in ("r", "r+"):
+        while isinstance(leaf, np.ndarray):
+            leaf = leaf.base
+        # The pages of a file that have been read count as resident memory until they are given up.
+        if isinstance(leaf, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            leaf.madvise(mmap.MADV_DONTNEED)
+    return part
 
 
 def _check_chunks(array: Any, label: str) -> None:
@@ -186,24 +153,196 @@ def _check_chunks(array: Any, label: str) -> None:
     if count:
         raise ValueError(
             f"of the {number} chunks of {label}, {count}{first} are missing from {array.store}, and Zarr would read "
-            f"them as its fill value {array.fill_value}. Restore them. Zarr leaves out chunks that hold nothing but the fill "
+            f"them as its fill value {array.fill_value}. Restore them. Zarr leaves out chunks that hold only the fill "
             "value: if these are such, write the array with config={'write_empty_chunks': True}, or give an iterator of its parts, "
             "(array[k : k + 1000] for k in range(0, len(array), 1000))."
         )
 
 
-def _said(leaf: Any) -> str:
-    return "a single number" if hasattr(leaf, "shape") else f"of type {type(leaf).__name__}"
+class Chunks:
+    """Chunks in order, each a pytree of arrays with a leading axis of any length. An iterator can be read once."""
+
+    def __init__(self, chunks: Iterable[PyTree], name: str) -> None:
+        self.name = name
+        filled: Iterable[Arrays] = (part for part in (Arrays(chunk, name) for chunk in chunks) if part.length)
+        self.length: int | None = None
+        if isinstance(chunks, Sequence):
+            filled = list(filled)
+            self.length = sum(part.length for part in filled)
+        rest = iter(filled)
+        head = next(rest, None)
+        if head is None:
+            raise ValueError(_EMPTY.format(name=name))
+        self._first = head.first()
+        self._chunks = itertools.chain([head], rest)
+
+    def first(self) -> PyTree:
+        return self._first
+
+    def blocks(self, start: int, size: int) -> Iterator[PyTree]:
+        return rechunked(self._chunks, start, size, self.name)
 
 
-def _common_length(leaves: dict[str, Any], name: str) -> int:
-    lengths = {label: int(leaf.shape[0]) for label, leaf in leaves.items()}
-    if not lengths:
-        raise ValueError(f"{name} holds no array.")
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{label}: {length}" for label, length in lengths.items())
-        raise ValueError(f"the number of data sets differs ({said}). Their leading axes must have the same length B.")
-    return next(iter(lengths.values()))
+def rechunked(chunks: Iterable[Arrays], skip: int, size: int, name: str) -> Iterator[PyTree]:
+    """Blocks of `size` from chunks of any size, without the first `skip` data sets."""
+    parts: list[PyTree] = []
+    missing, first = size, None
+    for chunk in chunks:
+        # Each chunk must be like the first in all but length.
+        shapes = [(tuple(leaf.shape[1:]), np.dtype(leaf.dtype)) for leaf in chunk.leaves.values()]
+        first = first or (chunk.treedef, shapes)
+        if first != (chunk.treedef, shapes):
+            texts = [", ".join(f"(…, {shape}) {dtype}" for shape, dtype in each) for each in (first[1], shapes)]
+            raise ValueError(
+                f"the chunks of {name} differ: the first holds {texts[0]}, another {texts[1]}. "
+                "All must have the same structure, dtypes and shapes but for the leading axis."
+            )
+        at = min(skip, chunk.length)
+        skip -= at
+        while at < chunk.length:
+            stop = min(at + missing, chunk.length)
+            parts.append(chunk.part(at, stop))
+            missing -= stop - at
+            at = stop
+            if not missing:
+                yield _join(parts)
+                parts, missing = [], size
+    if skip:
+        raise ValueError(f"{name} now ends {skip} data sets before the last that is done. Was it changed?")
+    if parts:
+        yield _join(parts)
+
+
+def _join(parts: list[PyTree]) -> PyTree:
+    def concatenate(*leaves: np.ndarray) -> np.ndarray:
+        masked = any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves)
+        return np.ma.concatenate(leaves) if masked else np.concatenate(leaves)
+
+    return parts[0] if len(parts) == 1 else jax.tree.map(concatenate, *parts)
+
+
+def parquet(path: str | Path, columns: PyTree = None, *, ragged: bool = False) -> "Parquet":
+    """A source for `fit_stream`: a Parquet file, or a folder of them in order of their names; one row is one data set.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        The file or folder.
+    columns : str, list of str, or a dict or tuple of them
+        Which columns make the pytree that the model sees. A name stands for that column: lists of one length n give (B, n),
+        lists of lists (B, n, …), numbers (B,). A list of names stands for number columns side by side, (B, n). A dict or
+        tuple gives a dict or tuple of such. By default the only column, or a dict of all.
+    ragged : bool
+        The lists differ in length: each data set has as many observations as its list is long.
+
+    Returns
+    -------
+    Parquet
+        Give it as `source`, `given`, `weights` or `params`.
+
+    Notes
+    -----
+    Pages that carry a checksum are checked against it as they are read, and damage raises an `OSError`; damage to others may
+    go unnoticed. pyarrow writes checksums with ``write_page_checksum=True``, and so does `fit_stream`.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, numpy as np, pathlib, tempfile
+    >>> import pyarrow as pa, pyarrow.parquet as pq
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> pq.write_table(pa.table({"station": [7, 8], "1990": [3.0, 1.0], "1991": [4.0, 2.0]}), folder / "rain.parquet")
+    >>> source = fj.stream.parquet(folder / "rain.parquet", ["1990", "1991"])
+    >>> print(next(source.blocks(0, 10)))
+    [[3. 4.]
+     [1. 2.]]
+    """
+    return Parquet(path, columns, ragged=ragged)
+
+
+class Parquet:
+    """The source that `parquet` makes: rows are read group by group, and only the columns that are used.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> source = fj.stream.parquet("catalogue.parquet", "flux")  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path, columns: PyTree, *, ragged: bool) -> None:
+        self.path, self.ragged = Path(path), ragged
+        module = require("pyarrow.parquet", "stream")
+        self._paths = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        if not self._paths:
+            raise ValueError(f"the folder {str(path)!r} holds no file named *.parquet.")
+        settings = {"buffer_size": PARQUET_BUFFER, "pre_buffer": False, "page_checksum_verification": True}
+        self._files = [module.ParquetFile(each, **settings) for each in self._paths]
+        available = self._files[0].schema_arrow.names
+        if columns is None:
+            columns = available[0] if len(available) == 1 else {name: name for name in available}
+        for name in jax.tree.leaves(columns):
+            if name not in available:
+                raise ValueError(f"{str(path)!r} has no column {name!r}; it has {', '.join(map(repr, available))}.")
+        self.columns = columns
+        self.length: int = sum(file.metadata.num_rows for file in self._files)
+
+    def first(self) -> PyTree:
+        return Arrays(next(self._chunks(0, 1)), str(self.path)).first()
+
+    def blocks(self, start: int, size: int) -> Iterator[PyTree]:
+        # Row groups that lie before the start are not read.
+        groups = [file.metadata.row_group(k).num_rows for file in self._files for k in range(file.num_row_groups)]
+        ends = np.cumsum(groups, dtype=int)
+        before = int(np.searchsorted(ends, start, side="right"))
+        skip = start - (int(ends[before - 1]) if before else 0)
+        chunks = (Arrays(chunk, str(self.path)) for chunk in self._chunks(before, min(PARQUET_ROWS, size)))
+        return rechunked(chunks, skip, size, str(self.path))
+
+    def _chunks(self, before: int, rows: int) -> Iterator[PyTree]:
+        """So many rows at a time, without the first row groups."""
+        names = sorted(set(jax.tree.leaves(self.columns)))
+        for path, file in zip(self._paths, self._files, strict=True):
+            groups = list(range(min(before, file.num_row_groups), file.num_row_groups))
+            before = max(before - file.num_row_groups, 0)
+            batches = file.iter_batches(batch_size=rows, row_groups=groups, columns=names, use_threads=False)
+            try:
+                yield from map(self._tree, batches)
+            except OSError as error:
+                raise OSError(f"{path} is damaged: {error}. Restore it.") from error
+
+    def _tree(self, batch: Any) -> PyTree:
+        def read(part: Any) -> np.ndarray:
+            if isinstance(part, str):
+                return _array(batch.column(part), part, ragged=self.ragged)
+            return np.stack([_array(batch.column(name), name) for name in part], axis=1)
+
+        return jax.tree.map(read, self.columns, is_leaf=lambda part: isinstance(part, list))
+
+
+def _array(column: Any, name: str, *, ragged: bool = False) -> np.ndarray:
+    """A column of numbers (B,), or of lists of one length (B, n); where they are `ragged`, an array (B,) of arrays."""
+    if column.null_count:
+        raise ValueError(
+            f"column {name!r} has {column.null_count} missing values in one stretch of rows. Fill them in, and give "
+            "them weight zero."
+        )
+    if not hasattr(column, "flatten") or not hasattr(column.type, "value_type"):
+        array = column.to_numpy(zero_copy_only=False)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"column {name!r} holds {column.type}, where numbers were expected.")
+        return array
+    inside = _array(column.flatten(), name)
+    length = getattr(column.type, "list_size", None)
+    if length is None:
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        if ragged:
+            return as_ragged(np.split(inside, np.cumsum(lengths)[:-1]))
+        if len(lengths) and lengths.min() < lengths.max():
+            raise ValueError(
+                f"the lists in column {name!r} differ in length ({lengths.min()} to {lengths.max()}). Give "
+                "stream.parquet(…, ragged=True) if these are data sets of different lengths."
+            )
+        length = int(lengths[0]) if len(lengths) else 0
+    return inside.reshape(len(column), length, *inside.shape[1:])
 
 
 _EMPTY = "{name} is empty: it holds no data set. If it is an iterator, was it read before?"
@@ -214,32 +353,14 @@ def check_not_empty(source: Source, name: str) -> None:
         raise ValueError(_EMPTY.format(name=name))
 
 
-def _same_kind(kind: Any, chunk: Arrays, name: str) -> Any:
-    """Each chunk must be like the first in all but length."""
-    mine = (chunk.treedef, [(tuple(leaf.shape[1:]), np.dtype(leaf.dtype)) for leaf in chunk.leaves.values()])
-    if kind is not None and mine != kind:
-        said = [", ".join(f"(…, {shape}) {dtype}" for shape, dtype in each[1]) for each in (kind, mine)]
+def check_lengths(lengths: dict[str, int]) -> None:
+    """As many data sets in one source as in another, by their names."""
+    if len(set(lengths.values())) > 1:
+        texts = ", ".join(f"{label}: {length}" for label, length in lengths.items())
         raise ValueError(
-            f"the chunks of {name} differ: the first holds {said[0]}, another {said[1]}. "
-            "All must have the same structure, dtypes and shapes but for the leading axis."
+            f"the number of data sets differs ({texts}). Give one entry for each along the leading axes, or what all share "
+            "with axis None."
         )
-    return mine
-
-
-def _in_memory(leaf: Any, start: int, stop: int) -> np.ndarray:
-    part = leaf[start:stop]  # of a ragged one, the arrays in it are not copied; netCDF's may be masked
-    part = part.copy() if isinstance(part, np.ma.MaskedArray) else np.array(part)
-    if isinstance(leaf, np.memmap) and leaf.mode in ("r", "r+"):
-        _let_go(leaf)
-    return part
-
-
-def _let_go(leaf: Any) -> None:
-    """Pages of a file that have been read count as resident until they are let go."""
-    while isinstance(leaf, np.ndarray):
-        leaf = leaf.base
-    if isinstance(leaf, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        leaf.madvise(mmap.MADV_DONTNEED)
 
 
 def as_ragged(entries: Sequence[np.ndarray]) -> np.ndarray:
@@ -252,17 +373,3 @@ def as_ragged(entries: Sequence[np.ndarray]) -> np.ndarray:
 
 def is_ragged(tree: PyTree) -> bool:
     return any(getattr(leaf, "dtype", None) == np.dtype(object) for leaf in jax.tree.leaves(tree))
-
-
-def entries_of(tree: PyTree, count: int) -> list[PyTree]:
-    """One entry for each data set, as `fit_batch` takes those of different lengths."""
-    return [jax.tree.map(lambda leaf, k=k: leaf[k], tree) for k in range(count)]
-
-
-def _joined(parts: list[PyTree]) -> PyTree:
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: _concatenated(leaves), *parts)
-
-
-def _concatenated(leaves: Sequence[np.ndarray]) -> np.ndarray:
-    masked = any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves)
-    return np.ma.concatenate(leaves) if masked else np.concatenate(leaves)

@@ -1,4 +1,4 @@
-"""Pictures of sampling distributions, coverage and curvature show what the records say."""
+"""Figures of sampling distributions, convergence and coverage."""
 
 import functools
 
@@ -16,8 +16,7 @@ from fisher_jax.plots import (
     convergence_curves,
     coverage_curves,
     joint_ellipses,
-    quadratic_approximation,
-    standardised_histograms,
+    standardized_histograms,
 )
 
 KEY = jax.random.key(3)
@@ -59,26 +58,26 @@ def line(panel, label):
 
 
 def test_histograms_have_area_one_and_the_normal_curve():
-    panels = standardised_histograms(scores())
+    panels = standardized_histograms(scores())
     assert [panel.get_xlabel().partition(":")[0] for panel in panels] == ["loc", "scale"]
     for panel in panels:
         areas = [patch.get_width() * patch.get_height() for patch in panel.patches]
         assert sum(areas) == pytest.approx(1.0)
         x, y = panel.lines[0].get_data()
         np.testing.assert_allclose(y, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi))
-    assert "estimate − truth" in standardised_histograms(rate().distributions[0], "loc")[0].get_xlabel()
+    assert "estimate − truth" in standardized_histograms(rate().distributions[0], "loc")[0].get_xlabel()
 
 
-def test_ellipses_lie_at_their_mahalanobis_distance_and_hold_the_share_that_is_said():
+def test_ellipses_lie_at_their_mahalanobis_distance_and_hold_the_fraction_that_is_written():
     axes = joint_ellipses(scores())
     for level, label in ((0.5, "50 %"), (0.95, "95 %")):
         drawn = line(axes, label)
         points = np.stack(drawn.get_data())
         distances = np.sum(points * np.linalg.solve(scores().expected, points), axis=0)
         np.testing.assert_allclose(distances, -2 * np.log(1 - level))
-        found = float(drawn.get_label().split(": ")[1].split(" ±")[0])
-        assert found == pytest.approx(100 * np.mean(scores().mahalanobis < -2 * np.log(1 - level)), abs=0.06)
-        assert found == pytest.approx(100 * level, abs=3)
+        percentage = float(drawn.get_label().split(": ")[1].split(" ±")[0])
+        assert percentage == pytest.approx(100 * np.mean(scores().mahalanobis < -2 * np.log(1 - level)), abs=0.06)
+        assert percentage == pytest.approx(100 * level, abs=3)
     distribution = rate().distributions[1]
     points = np.stack(line(joint_ellipses(distribution), "95 %").get_data())
     np.testing.assert_allclose(points.mean(axis=1), distribution.truth, atol=0.01)
@@ -102,36 +101,20 @@ def test_coverage_is_drawn_in_per_cent_beside_the_level():
     assert [text.get_text() for text in panels[1].get_legend().get_texts()] == ["wald", "profile"]
 
 
-def test_a_likelihood_that_is_a_parabola_lies_on_it():
-    y = np.random.default_rng(0).normal(size=50)
-    fit = fj.fit(fj.families.normal, NORMAL, y)
-    axes = quadratic_approximation(fit, "loc")
-    x, height = axes.lines[0].get_data()
-    np.testing.assert_allclose(height, -0.5 * x**2, atol=1e-8)
-    x, height = quadratic_approximation([fit], "scale", reach=12.0).lines[0].get_data()
-    scale = float(fit.params["scale"])
-    s = scale * (1 + x / np.sqrt(2 * 50))
-    exact = np.where(s > 0, -50 * np.log(np.abs(s) / scale) - 25 * (scale**2 / s**2 - 1), np.nan)
-    np.testing.assert_allclose(height, exact, rtol=1e-9, atol=1e-9)
-    assert np.isnan(height[0])
-
-
 @pytest.mark.parametrize(
-    ("draw", "error", "said"),
+    ("draw", "error", "message"),
     [
-        (lambda: standardised_histograms(3), TypeError, "standardised_histograms: expected a SamplingDistribution or"),
-        (lambda: standardised_histograms(scores(), "mean"), ValueError, "no entry is named 'mean'; there are `loc`, `scale`"),
-        (lambda: standardised_histograms(scores(), []), ValueError, "names is empty"),
-        (lambda: standardised_histograms(scores(), axes=plt.subplots()[1]), ValueError, "2 panels need as many axes, got 1"),
+        (lambda: standardized_histograms(3), TypeError, "histograms: expected SamplingDistribution or Score"),
+        (lambda: standardized_histograms(scores(), "mean"), ValueError, "no entry is named 'mean'; there are loc, scale"),
+        (lambda: standardized_histograms(scores(), []), ValueError, "expected one or more different names"),
+        (lambda: standardized_histograms(scores(), axes=plt.subplots()[1]), ValueError, "2 panels need as many axes, got 1"),
         (lambda: joint_ellipses(scores(), ["loc"]), ValueError, "joint_ellipses: an ellipse is of two entries, got 1"),
         (lambda: joint_ellipses(3), TypeError, "joint_ellipses: expected"),
-        (lambda: convergence_curves(scores()), TypeError, "convergence_curves: expected a ConvergenceRate"),
-        (lambda: coverage_curves(scores()), TypeError, "coverage_curves: expected a Coverage"),
+        (lambda: convergence_curves(scores()), TypeError, "convergence_curves: expected ConvergenceRate"),
+        (lambda: coverage_curves(scores()), TypeError, "coverage_curves: expected Coverage"),
         (lambda: coverage_curves(covered(), axes=plt.subplots()[1]), ValueError, "2 panels need as many axes, got 1"),
-        (lambda: quadratic_approximation(scores()), TypeError, "expected a Fit or several, got ScoreDistribution"),
-        (lambda: quadratic_approximation([]), ValueError, "quadratic_approximation: got no fit"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_refused(draw, error, said):
-    with pytest.raises(error, match=said):
+def test_what_cannot_be_drawn_raises(draw, error, message):
+    with pytest.raises(error, match=message):
         draw()
