@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from fisher_jax.fitting.status import Status
     from fisher_jax.inference.bootstrap import bootstrap
     from fisher_jax.inference.bootstrap_record import Bootstrap
-    from fisher_jax.inference.coefficients import CoefficientTable, coefficient_table
-    from fisher_jax.inference.comparison import Comparison, compare
+    from fisher_jax.inference.comparison import CoefficientTable, Comparison, coefficient_table, compare
     from fisher_jax.inference.delta import DeltaEstimate, delta_method
-    from fisher_jax.inference.identification import Identifiability, identifiability
+    from fisher_jax.inference.hypothesis import HypothesisTest
+    from fisher_jax.inference.identifiability import Identifiability, identifiability
     from fisher_jax.inference.influential import Influence, influence
     from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
     from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
-    from fisher_jax.inference.record import HypothesisTest
     from fisher_jax.inference.robust import robust
     from fisher_jax.inference.score import score_test
     from fisher_jax.inference.wald import wald_test
@@ -88,14 +87,14 @@ _DEFINED_IN = {
     "Status": "fisher_jax.fitting.status",
     "bootstrap": "fisher_jax.inference.bootstrap",
     "Bootstrap": "fisher_jax.inference.bootstrap_record",
-    "CoefficientTable": "fisher_jax.inference.coefficients",
-    "coefficient_table": "fisher_jax.inference.coefficients",
+    "CoefficientTable": "fisher_jax.inference.comparison",
+    "coefficient_table": "fisher_jax.inference.comparison",
     "Comparison": "fisher_jax.inference.comparison",
     "compare": "fisher_jax.inference.comparison",
     "DeltaEstimate": "fisher_jax.inference.delta",
     "delta_method": "fisher_jax.inference.delta",
-    "Identifiability": "fisher_jax.inference.identification",
-    "identifiability": "fisher_jax.inference.identification",
+    "Identifiability": "fisher_jax.inference.identifiability",
+    "identifiability": "fisher_jax.inference.identifiability",
     "Influence": "fisher_jax.inference.influential",
     "influence": "fisher_jax.inference.influential",
     "InformationMatrixTest": "fisher_jax.inference.information_matrix_test",
@@ -103,7 +102,7 @@ _DEFINED_IN = {
     "likelihood_ratio_test": "fisher_jax.inference.likelihood_ratio",
     "profile_likelihood": "fisher_jax.profile.profile_likelihood",
     "Profile": "fisher_jax.profile.record",
-    "HypothesisTest": "fisher_jax.inference.record",
+    "HypothesisTest": "fisher_jax.inference.hypothesis",
     "robust": "fisher_jax.inference.robust",
     "score_test": "fisher_jax.inference.score",
     "wald_test": "fisher_jax.inference.wald",

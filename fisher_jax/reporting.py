@@ -175,6 +175,11 @@ def percent(level: float) -> str:
     return f"{100 * level:g} %"
 
 
+def in_fits(affected: Any) -> str:
+    """` in 3 of 10 fits`, from an array of truths; empty for one fit, whose truth has no axis."""
+    return f" in {int(np.sum(affected))} of {np.size(affected)} fits" if np.ndim(affected) else ""
+
+
 def listed(names: Sequence[str], most: int = 6) -> str:
     """Names separated by commas, the first few where there are many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

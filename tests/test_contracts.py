@@ -240,8 +240,8 @@ def test_inference_lowers_for_cuda_without_host_callbacks():
 
     def tests(data):
         fit = fj.fit(model, start, data)
-        ratio = fj.delta_method(lambda params: params["shape"] / params["rate"], fit)
-        return fj.wald_test(fit, {"shape": 1.0}, "sandwich").statistic, ratio.flat_standard_error
+        ratio = fj.delta_method(fit, lambda params: params["shape"] / params["rate"])
+        return fj.wald_test(fit, {"shape": 1.0}, kind="sandwich").statistic, ratio.flat_standard_error
 
     for function, argument in ((profiles, fit.free), (influence, fit.free), (tests, data)):
         exported = jax.export.export(jax.jit(function), platforms=["cuda"])(argument)

@@ -6,8 +6,7 @@ import pytest
 
 import fisher_jax as fj
 from fisher_jax.fitting.result import origin_of
-from fisher_jax.inference.indicators import indicators, spreads
-from fisher_jax.inference.information_matrix_test import _test
+from fisher_jax.inference.information_matrix_test import _rank, indicator_covariances, indicators
 
 MODELS = {
     "normal": (fj.families.normal, {"loc": 0.0, "scale": 1.0}, lambda rng, n: rng.normal(3.0, 2.0, n)),
@@ -54,7 +53,7 @@ def test_their_spread_is_that_of_a_normal_by_hand():
     model, start, draw = MODELS["normal"]
     data = draw(np.random.default_rng(3), 50)
     fit = fj.fit(model, start, data)
-    found = spreads(fit, origin_of(fit), np.asarray(fit.free)[None], jax.random.key(0))[0]
+    found = indicator_covariances(fit, origin_of(fit), np.asarray(fit.free)[None], jax.random.key(0))[0]
     scale = float(fit.params["scale"])
     draws = 2000  # of which the variances of the third and fourth powers have standard errors of some ten per cent
     np.testing.assert_allclose(found[1, 1], 6 * 50 / scale**2, rtol=5 * np.sqrt(60 / draws))
@@ -75,9 +74,9 @@ def test_a_spread_that_is_not_finite_gives_no_p_value():
     fit = fj.fit(model, start, draw(np.random.default_rng(3), 50))
     covariances = np.broadcast_to(np.eye(3), (20, 3, 3)).copy()
     observed = np.random.default_rng(0).normal(size=(20, 3))
-    assert np.isfinite(_test(fit, observed, covariances, 99, ()).p_value)
+    assert np.isfinite(_rank(fit, observed, covariances, 99, ()).p_value)
     covariances[4, 0, 0] = np.nan
-    found = _test(fit, observed, covariances, 99, ())
+    found = _rank(fit, observed, covariances, 99, ())
     assert np.isnan(found.p_value)
     assert "not finite at 1 of 20 estimates" in " ".join(str(found).split())
 
@@ -85,6 +84,6 @@ def test_a_spread_that_is_not_finite_gives_no_p_value():
 def test_too_few_replicates_give_no_p_value():
     model, start, draw = MODELS["normal"]
     fit = fj.fit(model, start, draw(np.random.default_rng(3), 50))
-    found = _test(fit, np.ones((19, 3)), np.broadcast_to(np.eye(3), (19, 3, 3)), 99, ())
+    found = _rank(fit, np.ones((19, 3)), np.broadcast_to(np.eye(3), (19, 3, 3)), 99, ())
     assert np.isnan(found.p_value)
     assert "Only 18 replicates converged" in " ".join(str(found).split())

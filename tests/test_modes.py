@@ -133,5 +133,5 @@ def test_a_curve_that_is_the_solution_of_an_equation_is_fitted_and_a_function_of
     fit = fj.fit(model, {"rate": 1.0}, np.array([5.0, 7.0, 6.0]))
     np.testing.assert_allclose(fit.params["rate"], np.log(10 / 6), rtol=1e-6)  # the mean is 10 e^−rate
     np.testing.assert_allclose(fit.standard_errors()["rate"], 1 / np.sqrt(18.0), rtol=1e-5)
-    left = fj.delta_method(lambda p: decayed(p["rate"]), fit)
+    left = fj.delta_method(fit, lambda p: decayed(p["rate"]))
     np.testing.assert_allclose(left.standard_error, 0.6 / np.sqrt(18.0), rtol=1e-5)

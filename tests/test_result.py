@@ -169,7 +169,7 @@ def test_the_kind_is_what_the_fit_was_asked_for(gammas):
     np.testing.assert_array_equal(by_cluster.covariance(), by_cluster.covariance("sandwich"))
     assert "10 clusters" in str(by_cluster.summary())
     assert "10 clusters" in str(by_cluster)
-    ratio = fj.delta_method(lambda p: p["shape"] / p["rate"], by_cluster)
+    ratio = fj.delta_method(by_cluster, lambda p: p["shape"] / p["rate"])
     assert "10 clusters" in ratio.description
     assert "10 clusters" in fj.wald_test(by_cluster, {"shape": 1.0}).covariance
     assert "10 clusters" in str(fj.coefficient_table(gamma=by_cluster))

@@ -178,11 +178,11 @@ def test_every_way_to_look_at_the_fit_uses_the_new_middle_and_names_it():
     assert words in str(by_ship.summary("sandwich"))
     assert words in str(by_ship.summary())
     assert words not in str(by_ship.summary("observed"))
-    test = fj.wald_test(by_ship, {"params[0]": 0.0}, "sandwich")
+    test = fj.wald_test(by_ship, {"params[0]": 0.0}, kind="sandwich")
     assert words in str(test)
     z = by_ship.params[0] / by_ship.standard_errors("sandwich")[0]
     np.testing.assert_allclose(test.statistic, z**2, rtol=1e-10)
-    slope = fj.delta_method(lambda beta: beta[0], by_ship, "sandwich")
+    slope = fj.delta_method(by_ship, lambda beta: beta[0], kind="sandwich")
     np.testing.assert_allclose(slope.standard_error, by_ship.standard_errors("sandwich")[0], rtol=1e-10)
     assert slope.description == words
     np.testing.assert_array_equal(by_ship.covariance(), by_ship.covariance("sandwich"))
@@ -208,7 +208,7 @@ def test_an_indefinite_two_way_covariance_is_reported_and_not_mended():
     assert np.linalg.eigvalsh(matrix)[0] < 0
     assert "not positive semi-definite" in str(both.summary("sandwich"))
     with pytest.warns(fj.FitWarning, match="wald_test: the covariance of the restrictions is not positive definite"):
-        test = fj.wald_test(both, np.zeros(3), "sandwich")
+        test = fj.wald_test(both, np.zeros(3), kind="sandwich")
     assert np.isnan(test.statistic)
 
 

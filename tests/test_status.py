@@ -409,7 +409,7 @@ def test_a_point_that_is_no_maximum_has_no_uncertainty_unless_asked_for_and_says
         "covariance": fit.covariance,
         "to_frame": lambda: fit.to_frame()["standard_error"],
         "wald_test": lambda: fj.wald_test(fit, {"loc": 0.0}).p_value,
-        "delta_method": lambda: fj.delta_method(lambda p: p["loc"], fit).standard_error,
+        "delta_method": lambda: fj.delta_method(fit, lambda p: p["loc"]).standard_error,
         "tic": fit.tic,
     }
     for name, ask in asked.items():

@@ -117,7 +117,7 @@ RIGHT = {
     ),
     "delta_method": lambda: (
         fj.delta_method,
-        {"function": first, "fit": fitted(), "kind": None, "level": 0.95},
+        {"fit": fitted(), "function": first, "kind": None, "level": 0.95},
     ),
     "wald_test": lambda: (fj.wald_test, {"fit": fitted(), "restriction": {"loc": 0.0}, "kind": None}),
     "score_test": lambda: (

@@ -1,6 +1,6 @@
-"""A user's function of params, as a function of u: its values in one row, their names, and their derivatives."""
+"""Functions of the parameters, a user's or some entries of them, as functions of u: their numbers, names and derivatives."""
 
-import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Output:
     treedef: Any
 
     def arranged(self, flat: Any, *, trailing: int = 0) -> PyTree:
-        """Numbers in one row as the function returns them. So many axes come after that of the numbers, others before it."""
+        """Numbers in one row as the function returns them. `trailing` axes come after that of the numbers, others before it."""
         axis = flat.ndim - 1 - trailing
         before, after = flat.shape[:axis], flat.shape[axis + 1 :]
         ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
@@ -41,19 +41,30 @@ def in_one_row(tree: PyTree) -> Array:
 
 def numbers_of(function: Any, params: PyTree, dtype: Any = None) -> Array:
     """All numbers that a user's function of params returns."""
-    found = call_differentiable(function, (params,), "function")
-    return in_one_row(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), found))
+    returned = call_differentiable(function, (params,), "function")
+    return in_one_row(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), returned))
 
 
 @dataclass(frozen=True)
 class OfParameters:
-    """A function of params, hashable whatever it is."""
+    """A user's function of params, hashable whatever it is."""
 
     function: ById
 
     def __call__(self, fit: Fit, free: Float[Array, " p"]) -> Float[Array, " k"]:
         """Its numbers in one row, at u."""
         return numbers_of(self.function.function, fit.layout.constrain(free, fit.values), free.dtype)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Some entries of θ, by their positions."""
+
+    positions: tuple[int, ...]
+
+    def __call__(self, fit: Fit, free: Float[Array, " p"]) -> Float[Array, " k"]:
+        """Their values, at u."""
+        return fit.layout.join(fit.layout.constrained_values(free, fit.values))[np.array(self.positions)]
 
 
 def outline(function: Any, fit: Fit, name: str) -> Output:
@@ -63,41 +74,39 @@ def outline(function: Any, fit: Fit, name: str) -> Output:
     values = [jax.ShapeDtypeStruct(jnp.shape(value)[ahead:], jnp.result_type(value)) for value in fit.values]
 
     def of_values(values: Values) -> PyTree:
-        found = call_user(function, (fit.layout.assemble(values),), name)
-        check_pytree(found, f"what {name} returned")
-        for leaf in jax.tree.leaves(found):
-            numbers = isinstance(leaf, bool | int | float | np.generic | np.ndarray | jax.Array)
-            if not numbers or getattr(getattr(leaf, "dtype", np.dtype(float)), "kind", "O") not in "biufc":
+        returned = call_user(function, (fit.layout.assemble(values),), name)
+        check_pytree(returned, f"what {name} returned")
+        for leaf in jax.tree.leaves(returned):
+            is_number = isinstance(leaf, bool | int | float | np.generic | np.ndarray | jax.Array)
+            # A key of JAX's random numbers is an array whose dtype has no kind.
+            if not is_number or getattr(getattr(leaf, "dtype", np.dtype(float)), "kind", "O") not in "biufc":
                 raise TypeError(
                     f"{name} must return a number, an array or a pytree of them, but returned {kind_of(leaf)}."
                 )
-        return found
+        return returned
 
-    returned = jax.eval_shape(of_values, values)
-    found, treedef = jax.tree_util.tree_flatten_with_path(returned)
-    if not any(np.prod(leaf.shape) for _, leaf in found):
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(of_values, values))
+    if not any(np.prod(leaf.shape) for _, leaf in leaves):
         raise TypeError(f"{name} must return a number, an array or a pytree of them, but returned nothing.")
-    for _, leaf in found:
+    names: list[str] = []
+    for path, leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"{name} must return floating numbers but returned dtype {leaf.dtype}. "
                 "Does it compare or round where it should compute?"
             )
-    names = [_names(named_within(name, path), leaf.shape) for path, leaf in found]
-    return Output(tuple(itertools.chain(*names)), tuple(leaf.shape for _, leaf in found), treedef)
+        whole = named_within(name, path)
+        names += [f"{whole}[{','.join(map(str, index))}]" if leaf.shape else whole for index in np.ndindex(leaf.shape)]
+    return Output(tuple(names), tuple(leaf.shape for _, leaf in leaves), treedef)
 
 
 def named_within(root: str, path: Any) -> str:
-    """A path's name, with that of its root where it has none of its own: `params`, `params[1]`, `scale`."""
+    """A path's name, after that of its root where it begins with an index: `params`, `params[1]`, `scale`."""
     name = path_name(path) if path else ""
     return root + name if not name or name.startswith("[") else name
 
 
-def _names(name: str, shape: tuple[int, ...]) -> list[str]:
-    return [f"{name}[{','.join(map(str, index))}]" if shape else name for index in np.ndindex(shape)]
-
-
-def linearised(function: Any, fit: Fit) -> tuple[Float[Array, " k"], Float[Array, "k p"]]:
-    """The numbers of `function(fit, u)` at the estimate, and their derivatives."""
+def linearised(function: Callable[[Fit, Array], Array], fit: Fit) -> tuple[Float[Array, " k"], Float[Array, "k p"]]:
+    """The numbers of `function(fit, u)` at the estimate, and their derivatives with respect to u."""
     value, push = jax.linearize(lambda free: function(fit, free), fit.free)
     return value, jax.vmap(push)(jnp.eye(fit.free.shape[0], dtype=fit.free.dtype)).T

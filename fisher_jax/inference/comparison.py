@@ -1,17 +1,18 @@
-"""`compare`: several fits of the same data side by side, by likelihood and information criteria."""
+"""`compare` and `coefficient_table`: several fits side by side, by information criteria and by estimates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import numpy as np
 
-from fisher_jax.errors import entry_point, require, warn
-from fisher_jax.fitting.covariance import takeuchi
+from fisher_jax.errors import check_choice, entry_point, require, warn
+from fisher_jax.fitting.covariance import CovarianceKind, takeuchi
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.samples import named_fits, same_data
-from fisher_jax.reporting import Report, Reported, Table
+from fisher_jax.reporting import Report, Reported, Table, number
 
-CRITERIA = ("aic", "aicc", "bic", "tic")
+CRITERIA = {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,53 +49,39 @@ class Comparison(Reported):
     status: tuple[str, ...]
     num_observations: float
 
-    def _columns(self) -> dict[str, Any]:
-        return {
-            "log_likelihood": self.log_likelihood,
-            "parameters": self.num_parameters,
-            "AIC": self.aic,
-            "AICc": self.aicc,
-            "BIC": self.bic,
-            "TIC": self.tic,
-            "difference": self.difference,
-            "weight": self.weight,
-            "status": self.status,
-        }
-
     @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each fit (needs the extra `frames`)."""
         pd = require("pandas", "frames")
-        return pd.DataFrame(self._columns(), index=pd.Index(self.names, name="fit"))
+        columns: dict[str, Any] = {"log_likelihood": self.log_likelihood, "parameters": self.num_parameters}
+        columns |= {label: getattr(self, name) for name, label in CRITERIA.items()}
+        columns |= {"difference": self.difference, "weight": self.weight, "status": self.status}
+        return pd.DataFrame(columns, index=pd.Index(self.names, name="fit"))
 
     @entry_point
     def to_latex(self) -> str:
-        """A LaTeX tabular, of booktabs' rules."""
+        """A LaTeX tabular with the rules of booktabs."""
         return self.summary().to_latex()
 
     def summary(self) -> Report:
-        facts = [("Observations", f"{self.num_observations:g}"), ("Ordered by", _said(self.criterion))]
-        titles = ("fit", "log-lik.", "p", "AIC", "AICc", "BIC", "TIC", "difference", "weight", "status")
-        rows = [
-            (
-                name,
-                *(_fixed(x, 3) for x in (self.log_likelihood[k],)),
-                f"{self.num_parameters[k]}",
-                *(_fixed(column[k], 2) for column in (self.aic, self.aicc, self.bic, self.tic, self.difference)),
-                _fixed(self.weight[k], 3),
-                self.status[k],
-            )
-            for k, name in enumerate(self.names)
-        ]
-        return Report("Comparison of fits", facts, [Table(titles, rows)], self._notes())
+        """A row for each fit: its log-likelihood, criteria, Akaike weight and status."""
+        facts = [("Observations", f"{self.num_observations:g}"), ("Ordered by", CRITERIA[self.criterion])]
+        titles = ("fit", "log-lik.", "p", *CRITERIA.values(), "difference", "weight", "status")
 
-    def _notes(self) -> list[str]:
+        def texts(column: np.ndarray, digits: int) -> list[str]:
+            return ["-" if np.isnan(x) else f"{x:.{digits}f}" for x in column]
+
+        criteria = [texts(column, 2) for column in (self.aic, self.aicc, self.bic, self.tic, self.difference)]
+        columns = [self.names, texts(self.log_likelihood, 3), map(str, self.num_parameters), *criteria]
+        rows = list(zip(*columns, texts(self.weight, 3), self.status, strict=True))
         failed = [name for name, status in zip(self.names, self.status, strict=True) if "converged" not in status]
-        return [f"did not converge, so not to be relied on: {', '.join(failed)}."] if failed else []
+        return Report("Comparison of fits", facts, [Table(titles, rows)], _failure(failed))
 
 
 @entry_point
-def compare(fits: Any = None, /, *, criterion: str = "aic", **named: Any) -> Comparison:
+def compare(
+    fits: dict[str, Fit] | None = None, /, *, criterion: Literal["aic", "aicc", "bic", "tic"] = "aic", **named: Fit
+) -> Comparison:
     """Compare fits of several models to the same data by information criteria; smaller is better.
 
     Parameters
@@ -109,18 +96,18 @@ def compare(fits: Any = None, /, *, criterion: str = "aic", **named: Any) -> Com
     Returns
     -------
     Comparison
-        To print, or `to_frame()`, `to_latex()`. Fits that did not converge are there too, and it is said.
+        To print, or `to_frame()`, `to_latex()`. Fits that did not converge are listed too, with a note and a `FitWarning`.
 
     Raises
     ------
     ValueError, TypeError
         If fewer than two fits are given, or fits of different data: likelihoods of different observations, or of
-        transformed ones (y and log y), cannot be compared. Of many fits take `aic()` and its like, which are arrays.
+        transformed ones (y and log y), cannot be compared. For batches use `aic()` and its like, which are arrays.
 
     Notes
     -----
-    The models need not be nested, and none need be right. AIC and AICc estimate predictive accuracy for models that can come
-    near the truth, TIC for any, at the price of more noise; BIC goes for the true model as n grows. A weight is no probability.
+    The models need not be nested, and none need be true. AIC and AICc estimate predictive accuracy for models that are nearly
+    right, TIC for any, with a larger variance; BIC selects the true model as n grows. A weight is not a probability.
 
     References
     ----------
@@ -139,48 +126,218 @@ def compare(fits: Any = None, /, *, criterion: str = "aic", **named: Any) -> Com
     fits = named_fits(fits, named)
     if len(fits) < 2:
         raise ValueError(f"got {len(fits)} fit; give at least two, as in compare(gamma=fit_1, weibull=fit_2).")
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion={criterion!r} is unknown; choose from {', '.join(map(repr, CRITERIA))}.")
-    first, *others = fits
-    for name in others:
-        if not same_data(fits[first], fits[name]):
+    check_choice(criterion, CRITERIA, "criterion")
+    (first_name, first), *others = fits.items()
+    for name, fit in others:
+        if not same_data(first, fit):
             raise ValueError(
-                f"{first!r} and {name!r} are fits of different data ({float(fits[first].num_observations):g} and "
-                f"{float(fits[name].num_observations):g} observations), whose likelihoods cannot be compared. "
-                "Fit all to the same."
+                f"{first_name!r} and {name!r} are fits of different data ({float(first.num_observations):g} and "
+                f"{float(fit.num_observations):g} observations), whose likelihoods cannot be compared. Fit all to the same."
             )
-    values = {key: np.array([_criterion(fit, key) for fit in fits.values()]) for key in CRITERIA}
-    order = np.argsort(values[criterion], kind="stable")  # NaN last
-    chosen = values[criterion][order]
-    difference = chosen - chosen[0]
-    parts = np.where(np.isnan(difference), 0.0, np.exp(-0.5 * difference))
-    names, records = list(fits), list(fits.values())
-    result = Comparison(
-        names=tuple(names[k] for k in order),
-        criterion=criterion,
-        log_likelihood=np.array([float(records[k].log_likelihood) for k in order]),
-        num_parameters=np.array([records[k].num_parameters for k in order]),
-        difference=difference,
-        weight=parts / parts.sum() if parts.sum() > 0 else np.full(len(order), np.nan),
-        status=tuple(records[k].status.label for k in order),
-        num_observations=float(records[0].num_observations),
-        **{key: column[order] for key, column in values.items()},
+    values = {name: np.array([float(getattr(fit, name)()) for fit in fits.values()]) for name in ("aic", "aicc", "bic")}
+    # Without the warning of `tic` about a fit that failed, since the status stands beside it.
+    values["tic"] = np.array(
+        [
+            np.nan if fit.curvature is None or fit.outer_product is None else float(fit._computed(takeuchi))
+            for fit in fits.values()
+        ]
     )
-    if result._notes():
-        warn(f"{result._notes()[0]}")
-    return result
+    order = np.argsort(values[criterion], kind="stable")  # NaN last
+    difference = values[criterion][order] - values[criterion][order[0]]
+    likelihoods = np.where(np.isnan(difference), 0.0, np.exp(-0.5 * difference))
+    fits = dict(list(fits.items())[k] for k in order)
+    _warn_of_failures(fits)
+    return Comparison(
+        names=tuple(fits),
+        criterion=criterion,
+        log_likelihood=np.array([float(fit.log_likelihood) for fit in fits.values()]),
+        num_parameters=np.array([fit.num_parameters for fit in fits.values()]),
+        difference=difference,
+        weight=likelihoods / likelihoods.sum() if likelihoods.sum() > 0 else np.full(len(order), np.nan),
+        status=tuple(fit.status.label for fit in fits.values()),
+        num_observations=float(first.num_observations),
+        **{name: column[order] for name, column in values.items()},
+    )
 
 
-def _criterion(fit: Fit, name: str) -> float:
-    """One criterion of a fit; TIC without a warning, since the status stands beside it, and NaN where it has none."""
-    if name != "tic":
-        return float(getattr(fit, name)())
-    return float("nan") if fit.curvature is None or fit.outer_product is None else float(fit._computed(takeuchi))
+@dataclass(frozen=True, repr=False)
+class CoefficientTable(Reported):
+    """Estimates and standard errors of several fits side by side.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of the fits, which are the columns.
+    parameters : tuple of str
+        Of all parameters that occur, which are the rows.
+    estimates, standard_errors : arrays (rows, fits)
+        NaN where a fit does not have the parameter; a standard error is NaN also where it was held fixed.
+    covariances : tuple of str
+        Which covariance each column's standard errors come from.
+    facts : dict of str to array (fits,)
+        The foot of the table: observations, log-likelihood, AIC and BIC.
+    failed : tuple of str
+        The fits that did not converge.
+    """
+
+    names: tuple[str, ...]
+    parameters: tuple[str, ...]
+    estimates: np.ndarray
+    standard_errors: np.ndarray
+    covariances: tuple[str, ...]
+    facts: dict[str, np.ndarray]
+    failed: tuple[str, ...]
+
+    @entry_point
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with two columns for each fit, "estimate" and "standard_error" (needs the extra `frames`)."""
+        pd = require("pandas", "frames")
+        columns = pd.MultiIndex.from_product([self.names, ["estimate", "standard_error"]])
+        both = np.stack([self.estimates, self.standard_errors], axis=2).reshape(len(self.parameters), -1)
+        return pd.DataFrame(both, index=pd.Index(self.parameters, name="parameter"), columns=columns)
+
+    @entry_point
+    def to_latex(self) -> str:
+        """A LaTeX tabular with the rules of booktabs: standard errors in brackets below the estimates, facts at the foot."""
+        rows: list[tuple[str, ...]] = []
+        for name, estimates, errors in zip(self.parameters, self.estimates, self.standard_errors, strict=True):
+            rows.append((name, *("" if np.isnan(x) else f"{x:.4g}" for x in estimates)))
+            rows.append(("", *("" if np.isnan(x) else f"({x:.4g})" for x in errors)))
+        return Table(("", *self.names), rows, foot=self._foot()).to_latex()
+
+    def _foot(self) -> list[tuple[str, ...]]:
+        return [(label, *(f"{x:.2f}" if x % 1 else f"{x:g}" for x in numbers)) for label, numbers in self.facts.items()]
+
+    def summary(self) -> Report:
+        """A row for each parameter, with observations, log-likelihood, AIC and BIC at the foot."""
+        facts = [(f"Covariance of {name}", text) for name, text in zip(self.names, self.covariances, strict=True)]
+        if len(set(self.covariances)) == 1:
+            facts = [("Covariance", self.covariances[0])]
+
+        def text(estimate: float, error: float) -> str:
+            if np.isnan(estimate):
+                return ""
+            return number(estimate) if np.isnan(error) else f"{estimate:.5g} ({error:.3g})"
+
+        rows = [
+            (name, *map(text, estimates, errors))
+            for name, estimates, errors in zip(self.parameters, self.estimates, self.standard_errors, strict=True)
+        ]
+        table = Table(("parameter", *self.names), rows, foot=self._foot())
+        return Report("Estimates (standard errors)", facts, [table], _failure(self.failed))
 
 
-def _said(criterion: str) -> str:
-    return {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}[criterion]
+@entry_point
+def coefficient_table(
+    fits: dict[str, Fit] | None = None, /, *, kind: CovarianceKind | None = None, **named: Fit
+) -> CoefficientTable:
+    """Estimates with standard errors of several fits side by side, a column for each fit.
+
+    Parameters
+    ----------
+    fits : dict of Fit, optional
+        Fits by name, where names are not words of Python.
+    kind : {"observed", "expected", "empirical", "sandwich"}, optional
+        The covariance, as for `Fit.covariance`; each column's is named.
+    named : Fit
+        Fits by name: ``coefficient_table(gamma=fit_1, weibull=fit_2)``.
+
+    Returns
+    -------
+    CoefficientTable
+        To print, or `to_frame()`, `to_latex()`. The fits may be of different data.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If no fit is given, or a kind that one of them does not have.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
+    >>> free = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    >>> exponential = fj.Model(fj.families.gamma.log_density, constraints={"shape": fj.fixed, "rate": fj.positive})
+    >>> held = fj.fit(exponential, {"shape": 1.0, "rate": 1.0}, y)
+    >>> print(fj.coefficient_table(gamma=free, exponential=held).estimates.round(2))
+    [[0.87 0.33]
+     [2.62 1.  ]]
+    """
+    fits = named_fits(fits, named)
+    if not fits:
+        raise ValueError("got no fit. Give them by name, as in coefficient_table(gamma=fit).")
+    kinds = [fit._check(kind) for fit in fits.values()]
+    columns = []  # estimate and standard error by name, the fixed parameters among them
+    for fit, used in zip(fits.values(), kinds, strict=True):
+        rows = fit._rows(used, 0.95)
+        columns.append({row.name.removesuffix(" (fixed)"): (row.estimate, row.standard_error) for row in rows})
+    parameters = tuple(dict.fromkeys(name for column in columns for name in column))
+    absent = (np.nan, np.nan)
+    both = np.array([[column.get(name, absent) for column in columns] for name in parameters]).reshape(-1, len(fits), 2)
+    facts = {
+        "observations": [fit.num_observations for fit in fits.values()],
+        "log-likelihood": [fit.log_likelihood for fit in fits.values()],
+        "AIC": [fit.aic() for fit in fits.values()],
+        "BIC": [fit.bic() for fit in fits.values()],
+    }
+    return CoefficientTable(
+        names=tuple(fits),
+        parameters=parameters,
+        estimates=both[..., 0],
+        standard_errors=both[..., 1],
+        covariances=tuple(fit.describe(used) for fit, used in zip(fits.values(), kinds, strict=True)),
+        facts={label: np.array([float(x) for x in numbers]) for label, numbers in facts.items()},
+        failed=_warn_of_failures(fits),
+    )
 
 
-def _fixed(x: float, digits: int) -> str:
-    return "-" if np.isnan(x) else f"{x:.{digits}f}"
+def _warn_of_failures(fits: dict[str, Fit]) -> tuple[str, ...]:
+    """The names of the fits that did not converge, with a warning."""
+    failed = tuple(name for name, fit in fits.items() if not fit.converged)
+    for note in _failure(failed):
+        warn(note)
+    return failed
+
+
+def _failure(names: Sequence[str]) -> list[str]:
+    return [f"did not converge, so not to be relied on: {', '.join(names)}."] if names else []
+
+
+def named_fits(fits: Any, named: dict[str, Any]) -> dict[str, Fit]:
+    """All fits by name; raise for anything but single fits."""
+    if fits is not None and not isinstance(fits, dict):
+        raise TypeError(f"expected fits by name, as in gamma=fit, or a dict, got {type(fits).__name__}.")
+    if twice := set(fits or {}) & set(named):
+        raise ValueError(f"the name {sorted(twice)[0]!r} is given twice.")
+    by_name = {str(name): fit for name, fit in {**(fits or {}), **named}.items()}
+    for name, fit in by_name.items():
+        if not isinstance(fit, Fit):
+            raise TypeError(f"{name!r} is no Fit but {type(fit).__name__}.")
+        if fit.has_batch:
+            raise TypeError(
+                f"{name!r} holds many fits, and this is a table of single ones. Take one, fits[0], or the arrays "
+                "fits.aic()."
+            )
+        fit._check_single()
+    return by_name
+
+
+def same_data(fit: Fit, other: Fit) -> bool:
+    """Whether two fits have as many observations, and the same ones as far as both have their data."""
+    counts, other_counts = np.asarray(fit.num_observations), np.asarray(other.num_observations)
+    if counts.shape != other_counts.shape or not np.allclose(counts, other_counts, rtol=1e-5):
+        return False
+    if fit.origin is None or other.origin is None:
+        return True
+    one, two = fit.origin.dataset, other.origin.dataset
+    flattened: list[Any] = [jax.tree.flatten(dataset.data) for dataset in (one, two)]
+    (leaves, treedef), (other_leaves, other_treedef) = flattened
+    same_form = treedef == other_treedef  # each model may take its data in its own form, and these cannot be compared
+    return _alike(one.weights, two.weights) and (not same_form or all(map(_alike, leaves, other_leaves)))
+
+
+def _alike(x: Any, y: Any) -> bool:
+    """Equal, or so different in shape that they may be two forms of the same."""
+    if x is y or x is None or y is None or np.shape(x) != np.shape(y):
+        return True
+    return np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f")

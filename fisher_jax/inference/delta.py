@@ -1,5 +1,6 @@
-"""`delta_method`: how sure a function of the parameters is."""
+"""`delta_method`: standard errors and intervals of functions of the parameters, to first order: var g(θ̂) ≈ G V Gᵀ, G = ∂g/∂u."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -8,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.errors import entry_point, require, warn
+from fisher_jax.errors import check_level, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
-from fisher_jax.fitting import intervals
+from fisher_jax.fitting.covariance import CovarianceKind
 from fisher_jax.fitting.each import check_fit, of_each
 from fisher_jax.fitting.functions import OfParameters, Output, linearised, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.models.model import ById
 from fisher_jax.numerics.namespace import is_traced
-from fisher_jax.reporting import Report, Reported, Table, number
+from fisher_jax.reporting import Report, Reported, Table, listed, percent
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
 SHOWN = 30  # rows of a report
@@ -37,8 +38,8 @@ class DeltaEstimate(Reported):
     free_covariance : array (p, p)
         Covariance of these.
     flat : boolean array (k,)
-        Where the gradient is zero at the estimate, or so near to it that second-order terms dwarf what it tells: a
-        first-order standard error, however small, then says nothing.
+        Where the gradient is zero at the estimate, or so small that second-order terms are far larger: the first-order
+        standard error is then meaningless, however small.
     names : tuple of str
     level : float
         The coverage aimed at by the intervals.
@@ -83,7 +84,7 @@ class DeltaEstimate(Reported):
 
     @property
     def covariance(self) -> Array:
-        """Covariance matrix (k, k) of all numbers, in the order of `names`; formed when asked for."""
+        """Covariance matrix (k, k) of all numbers, in the order of `names`; computed at each access."""
         jacobian = jnp.asarray(self.jacobian).astype(self.free_covariance.dtype)
         half = jnp.matmul(jacobian, jnp.asarray(self.free_covariance), precision="highest")
         return jnp.matmul(half, jacobian.mT, precision="highest")
@@ -94,32 +95,22 @@ class DeltaEstimate(Reported):
         pd = require("pandas", "frames")
         if jnp.ndim(self.flat_value) != 1:
             raise ValueError("this is of a batch. Take the arrays, or frame that of one fit: fits[0].")
-        return pd.DataFrame(self._columns(), index=pd.Index(self.names, name="name"))
+        columns = ("estimate", "standard_error", "lower", "upper")
+        return pd.DataFrame(self._numbers(), columns=columns, index=pd.Index(self.names, name="name"))
 
-    def _columns(self) -> dict[str, np.ndarray]:
-        ends = np.asarray(self.flat_interval)
-        columns = {"estimate": self.flat_value, "standard_error": self.flat_standard_error}
-        return {name: np.asarray(part) for name, part in columns.items()} | {"lower": ends[:, 0], "upper": ends[:, 1]}
-
-    def _table(self) -> Report:
-        percent = f"{100 * self.level:g} %"
-        columns = zip(*self._columns().values(), strict=True)
-        rows = [(name, *map(number, row)) for name, row in zip(self.names, columns, strict=True)]
-        hidden = len(rows) - SHOWN
-        notes = [f"{hidden} more are not shown: see to_frame()."] if hidden > 0 else []
-        titles = ("function", "estimate", "std. error", f"lower {percent}", f"upper {percent}")
-        return Report(
-            "Delta method", [("Covariance", self.description)], [Table(titles, rows[:SHOWN])], notes + self._notes()
-        )
-
-    def _notes(self) -> list[str]:
-        names = [name for name, flat in zip(self.names, np.asarray(self.flat), strict=True) if flat]
-        return [flatness(names)] if names else []
+    def _numbers(self) -> np.ndarray:
+        """Estimates, standard errors, lower and upper ends (k, 4)."""
+        return np.column_stack([self.flat_value, self.flat_standard_error, self.flat_interval])
 
     def summary(self) -> Report:
+        """The first thirty numbers with their standard errors and intervals; of many fits, the shape."""
         if jnp.ndim(self.flat_value) != 1 or isinstance(self.flat_value, jax.core.Tracer):
             return Report(f"Delta method: {', '.join(self.names[:SHOWN])}, of shape {jnp.shape(self.flat_value)}")
-        return self._table()
+        titles = ("function", "estimate", "std. error", *(f"{end} {percent(self.level)}" for end in ("lower", "upper")))
+        rows = [(name, *row) for name, row in zip(self.names, self._numbers(), strict=True)]
+        notes = [f"{len(rows) - SHOWN} more are not shown: see to_frame()."] if len(rows) > SHOWN else []
+        notes += _flatness(np.asarray(self.flat), self.names)
+        return Report("Delta method", [("Covariance", self.description)], [Table(titles, rows[:SHOWN])], notes)
 
 
 _STATIC = ("output", "level", "description")
@@ -128,26 +119,30 @@ jax.tree_util.register_dataclass(
 )
 
 
-def flatness(names: list[str]) -> str:
-    """What is said of numbers whose gradient vanishes."""
-    said = ", ".join(f"`{name}`" for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    return (
-        f"the gradient of {said} is zero at the estimate: its first-order variance is 0 and says nothing of how uncertain "
-        "it is, which second-order terms decide. Use a profile or the bootstrap."
-    )
+def _flatness(flat: Bool[np.ndarray, " k"], names: tuple[str, ...]) -> list[str]:
+    """A note on numbers whose gradient vanishes; none where there are none."""
+    if not np.any(flat):
+        return []
+    functions = listed([f"`{name}`" for name, is_flat in zip(names, flat, strict=True) if is_flat], 4)
+    return [
+        f"the gradient of {functions} is zero at the estimate: its first-order variance is 0 and no measure of its "
+        "uncertainty, which second-order terms determine. Use a profile or the bootstrap."
+    ]
 
 
 @entry_point
-def delta_method(function: Any, fit: Any, kind: str | None = None, level: Any = 0.95) -> DeltaEstimate:
+def delta_method(
+    fit: Fit, function: Callable[[PyTree], PyTree], *, kind: CovarianceKind | None = None, level: float = 0.95
+) -> DeltaEstimate:
     """The value of any function of the parameters at the estimate, its standard error and interval: var g(θ̂) ≈ G V Gᵀ.
 
     Parameters
     ----------
+    fit : Fit
+        Of a batch, every result gains the leading axis B.
     function : callable
         ``function(params)``: a number, an array of any shape, or a pytree of them, in terms of jax.numpy. Predictions over a
         grid of covariates are ``lambda params: jax.vmap(lambda z: predict(params, z))(grid)``.
-    fit : Fit
-        Of a batch, every result gains the leading axis B.
     kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance V, as for `Fit.covariance`.
     level : float
@@ -157,7 +152,7 @@ def delta_method(function: Any, fit: Any, kind: str | None = None, level: Any = 
     -------
     DeltaEstimate
         With `value`, `standard_error` and `interval` laid out as the function returns its numbers, and the `covariance` of
-        all of them. NaN where the covariance is; a `FitWarning` says why.
+        all of them. NaN, with a `FitWarning`, where the covariance is NaN.
 
     Raises
     ------
@@ -166,10 +161,10 @@ def delta_method(function: Any, fit: Any, kind: str | None = None, level: Any = 
 
     Notes
     -----
-    Good as far as the function is straight over a few standard errors. Intervals are symmetric and may leave the range of what
-    is positive: ask for the logarithm and take the exponential of its ends. Where the gradient is zero at the estimate (a
-    square at zero, a product of two zeros) the first-order variance is zero and meaningless; this is found by the second
-    derivative along two directions, and said in `flat`, in print and by a `FitWarning`.
+    Valid as far as the function is linear over a few standard errors. Intervals are symmetric and may leave the range of a
+    positive quantity: take the logarithm as the function and the exponential of its ends. Where the gradient is zero at the
+    estimate (a square at zero, a product of two zeros) the first-order variance is zero and meaningless; the second derivatives
+    along two directions detect this, and `flat`, the report and a `FitWarning` name the numbers concerned.
 
     Cost: p passes of the function forward. A function equal to one given before is not compiled anew.
 
@@ -182,21 +177,20 @@ def delta_method(function: Any, fit: Any, kind: str | None = None, level: Any = 
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
-    >>> mean = fj.delta_method(lambda params: params["shape"] / params["rate"], fit)
+    >>> mean = fj.delta_method(fit, lambda params: params["shape"] / params["rate"])
     >>> print(f"{mean.value:.3f} ± {mean.standard_error:.3f}")
     3.000 ± 0.927
     """
     check_fit(fit)
-    intervals.check_level(level)
-    kind = fit._check(kind)
+    check_level(level)
+    which = fit._check(kind)
     output = outline(function, fit, "function")
-    one = _Delta(OfParameters(ById(function)))
-    value, errors, ends, jacobian, free, flat = of_each(fit, one, kind, level)
-    result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, fit.describe(kind))
+    value, errors, ends, jacobian, free, flat = of_each(fit, _Delta(OfParameters(ById(function))), which, level)
+    result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, fit.describe(which))
     if not is_traced(fit):
-        somewhere = np.any(np.asarray(flat).reshape(-1, len(output.names)), axis=0)
-        if np.any(somewhere):
-            warn(f"{flatness([output.names[k] for k in np.flatnonzero(somewhere)])}")
+        anywhere = np.any(np.asarray(flat).reshape(-1, len(output.names)), axis=0)
+        for note in _flatness(anywhere, output.names):
+            warn(note)
     return result
 
 
@@ -214,22 +208,17 @@ class _Delta:
         errors = jnp.sqrt(variance)
         reach = jax.scipy.special.ndtri(0.5 * (1 + jnp.asarray(level, free.dtype))) * errors
         ends = jnp.stack([value - reach, value + reach], axis=-1)
-        return value, errors, ends, jacobian, free, self._flat(fit, free, errors)
 
-    def _flat(self, fit: Fit, free: Float[Array, "p p"], errors: Float[Array, " k"]) -> Bool[Array, " k"]:
-        """Whether second-order changes over a standard error, along two directions with nothing special, dwarf the first."""
+        # A gradient is called zero where the second-order change |½ dᵀHd| over a standard error is far larger than the
+        # first-order one. Two random directions d: one that is special, such as an axis, misses a product of two zeros.
+        def second_order(direction: Float[Array, " p"]) -> Float[Array, " k"]:
+            def slope(free: Array) -> Array:
+                return jax.jvp(lambda u: self.function(fit, u), (free,), (direction,))[1]
+
+            return 0.5 * jnp.abs(jax.jvp(slope, (fit.free,), (direction,))[1])
+
         spread = covariances.root_diagonal(free).astype(fit.free.dtype)
         generator = np.random.default_rng(0)
-        bends = [
-            self._second(fit, spread * generator.normal(size=spread.shape).astype(fit.free.dtype)) for _ in range(2)
-        ]
-        second = jnp.maximum(*bends).astype(errors.dtype)
-        return (second > 0) & (errors <= FLAT_BELOW * second)
-
-    def _second(self, fit: Fit, direction: Float[Array, " p"]) -> Float[Array, " k"]:
-        """|½ dᵀHd| of every number."""
-
-        def slope(free: Array) -> Array:
-            return jax.jvp(lambda u: self.function(fit, u), (free,), (direction,))[1]
-
-        return 0.5 * jnp.abs(jax.jvp(slope, (fit.free,), (direction,))[1])
+        directions = [spread * generator.normal(size=spread.shape).astype(fit.free.dtype) for _ in range(2)]
+        second = jnp.maximum(*map(second_order, directions)).astype(errors.dtype)
+        return value, errors, ends, jacobian, free, (second > 0) & (errors <= FLAT_BELOW * second)

@@ -1,21 +1,23 @@
-"""Hypothesised values of parameters, as a user writes them: by structure or by name."""
+"""Hypotheses about parameters, written by structure or by name, and the record of a test of one."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import check_pytree, shown
 from fisher_jax.fitting.functions import named_within
 from fisher_jax.models.constraints import Fixed, Interval, Simplex, Unconstrained
 from fisher_jax.models.parameters import Layout
+from fisher_jax.reporting import Report, Reported, listed, number, probability
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Which entries of which array leaves of params are held at which values.
+    """Which entries of the array leaves of params have which values under the null hypothesis.
 
     `where` has a pair for each entry: the leaf's index in `Layout.leaves`, and the entry's in the raveled leaf.
     """
@@ -25,47 +27,50 @@ class Hypothesis:
     values: np.ndarray
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def statements(self) -> tuple[str, ...]:
         """`shape = 4.5` for each."""
         return tuple(f"{name} = {value:g}" for name, value in zip(self.names, self.values, strict=True))
 
     def entries_of(self, leaf: int) -> dict[int, float]:
-        """The entries held in one leaf, with their values."""
+        """The restricted entries of one leaf, with their values."""
         return {k: float(v) for (i, k), v in zip(self.where, self.values, strict=True) if i == leaf}
 
 
-def hypothesised(layout: Layout, restriction: PyTree) -> Hypothesis:
-    """The entries named in a pytree of values; `None`, NaN and what is absent are not restricted.
+def read_hypothesis(layout: Layout, values: PyTree) -> Hypothesis:
+    """The entries named in a pytree of hypothesised values; `None`, NaN and what is absent are not restricted.
 
     The tree is shaped like params or a part of it; a key may also be an entry's name as reports print it, as `beta[1]`.
     """
-    check_pytree(restriction, "the hypothesis")
-    if jax.tree_util.all_leaves([restriction]) and "params" not in {leaf.name for leaf in layout.leaves}:
+    check_pytree(values, "the hypothesis")
+    if jax.tree_util.all_leaves([values]) and "params" not in {leaf.name for leaf in layout.leaves}:
         raise TypeError(
-            f"the hypothesis is {shown(restriction)}. Write names and values as a dictionary, as "
+            f"the hypothesis is {shown(values)}. Write names and values as a dictionary, as "
             f"{{{(*layout.names, 'scale')[0]!r}: 0.0}}, or give a function of params that is zero under it."
         )
     by_name: dict[str, tuple[int, int | None]] = {leaf.name: (i, None) for i, leaf in enumerate(layout.leaves)}
     by_name |= {name: (i, k) for i, leaf in enumerate(layout.leaves) for k, name in enumerate(leaf.entry_names)}
-    found: dict[tuple[int, int], float] = {}
-    for path, value in jax.tree_util.tree_flatten_with_path(restriction)[0]:
+    restricted: dict[tuple[int, int], float] = {}
+    for path, value in jax.tree_util.tree_flatten_with_path(values)[0]:
         if callable(value):  # a function inside an Equinox module
             continue
         name = named_within("params", path)
         if name not in by_name:
-            known = ", ".join(f"`{leaf.name}`" for leaf in layout.leaves)
+            names = ", ".join(f"`{leaf.name}`" for leaf in layout.leaves)
             raise ValueError(
-                f"the hypothesis names `{name}`, but the parameters are {known}. Spell it as in summary()."
+                f"the hypothesis names `{name}`, but the parameters are {names}. Spell it as in summary()."
             )
-        found |= _entries(layout, *by_name[name], value, name)
-    if not found:
+        i, k = by_name[name]
+        flat = _check_values(layout, i, k, value, name)
+        restricted |= {(i, j if k is None else k): float(x) for j, x in enumerate(flat) if not np.isnan(x)}
+    if not restricted:
         raise ValueError("the hypothesis restricts nothing: every value is None or NaN.")
-    where = tuple(sorted(found))
-    names = tuple(layout.leaves[i].entry_names[k] for i, k in where)
-    return Hypothesis(names, where, np.array([found[key] for key in where]))
+    where = tuple(sorted(restricted))
+    entry_names = tuple(layout.leaves[i].entry_names[k] for i, k in where)
+    return Hypothesis(entry_names, where, np.array([restricted[entry] for entry in where]))
 
 
-def _entries(layout: Layout, i: int, k: int | None, value: Any, name: str) -> dict[tuple[int, int], float]:
+def _check_values(layout: Layout, i: int, k: int | None, value: Any, name: str) -> np.ndarray:
+    """The hypothesised values of a leaf, or of its entry k, in one row; raise where its constraint excludes them."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(f"the value of `{name}` must be known now, but is traced. Give numbers.")
     value = np.asarray(value)
@@ -77,30 +82,129 @@ def _entries(layout: Layout, i: int, k: int | None, value: Any, name: str) -> di
         )
     flat = np.broadcast_to(value, shape).ravel().astype(float)
     constraint = layout.leaves[i].constraint
-    if isinstance(constraint, Interval) and np.any((flat < constraint.low) | (flat > constraint.high)):
-        raise ValueError(f"`{name}` is {constraint.description}, and cannot be {value}.")
-    tied = not isinstance(constraint, Interval | Unconstrained | Fixed)
-    if tied and k is None and not np.any(np.isnan(flat)) and not _within(constraint, flat.reshape(shape)):
-        raise ValueError(f"`{name}` is {constraint.description}, and cannot be {value.tolist()}.")
-    return {(i, j if k is None else k): float(x) for j, x in enumerate(flat) if not np.isnan(x)}
-
-
-def _within(constraint: Any, value: np.ndarray) -> bool:
-    """Whether the constraint allows it, to six digits where entries add up to one, of which some may be zero."""
-    if isinstance(constraint, Simplex):
-        return bool(np.all(value >= 0) and np.allclose(value.sum(axis=-1), 1.0, rtol=0.0, atol=1e-6))
-    return bool(constraint.contains(value))
+    if isinstance(constraint, Interval):  # its ends belong to a hypothesis: a variance of zero
+        if np.any((flat < constraint.low) | (flat > constraint.high)):
+            raise ValueError(f"`{name}` is {constraint.description}, and cannot be {value}.")
+    elif not isinstance(constraint, Unconstrained | Fixed) and k is None and not np.any(np.isnan(flat)):
+        whole = flat.reshape(shape)
+        if isinstance(constraint, Simplex):  # to six digits, as people write thirds; and entries may be zero
+            inside = np.all(whole >= 0) and np.allclose(whole.sum(axis=-1), 1.0, rtol=0.0, atol=1e-6)
+        else:
+            inside = constraint.contains(whole)
+        if not inside:
+            raise ValueError(f"`{name}` is {constraint.description}, and cannot be {value.tolist()}.")
+    return flat
 
 
 def free_positions(layout: Layout, hypothesis: Hypothesis) -> tuple[int, ...]:
-    """Where in θ the entries are; those held `fixed` in the fit are refused."""
+    """Where the restricted entries are in θ; raise for those that the fit kept `fixed`."""
     starts, start = {}, 0
     for i, leaf in layout.free_leaves:
         starts[i], start = start, start + leaf.size
-    held = [name for name, (i, _) in zip(hypothesis.names, hypothesis.where, strict=True) if i not in starts]
-    if held:
-        raise ValueError(
-            f"`{held[0]}` was held fixed in this fit, so it was not estimated and cannot be tested with it. "
-            "Fit without `fixed`, or use score_test, which needs the null fit only."
-        )
+    for name, (i, _) in zip(hypothesis.names, hypothesis.where, strict=True):
+        if i not in starts:
+            raise ValueError(
+                f"`{name}` was held fixed in this fit, so it was not estimated and cannot be tested with it. "
+                "Fit without `fixed`, or use score_test, which needs the null fit only."
+            )
     return tuple(starts[i] + k for i, k in hypothesis.where)
+
+
+@dataclass(frozen=True, repr=False)
+class HypothesisTest(Reported):
+    """A test of a null hypothesis: its statistic, chi-squared under the null, and the p-value.
+
+    Attributes
+    ----------
+    statistic : array
+        A scalar, or one number for each fit of a batch or each candidate; NaN where it does not exist.
+    p_value : array
+        The probability under the null of a statistic at least as large, by the chi-squared distribution or that of
+        `distribution`; NaN where it is unknown.
+    mixture_p_value : array or None
+        For one parameter on the boundary of its range under the null: that of the mixture of two chi-squared distributions
+        which is the null distribution there.
+    degrees_of_freedom : int
+        How many restrictions the null hypothesis makes.
+    test : str
+        The name of the test.
+    hypothesis : tuple of str
+        The null hypothesis, one text for each restriction.
+    covariance : str
+        Which information or covariance was used, in words; empty where none was.
+    notes : tuple of str
+        Conditions of the test that do not hold here, in sentences.
+    distribution : str
+        Where the p-value comes from, in words, if not from the chi-squared distribution.
+    """
+
+    statistic: Any
+    p_value: Any
+    mixture_p_value: Any
+    degrees_of_freedom: int
+    test: str
+    hypothesis: tuple[str, ...]
+    covariance: str
+    notes: tuple[str, ...] = ()
+    distribution: str = ""
+
+    def summary(self) -> Report:
+        """The hypothesis, the statistic and the p-value; of many tests how many reject, and the smallest p-value."""
+        if isinstance(self.statistic, jax.core.Tracer):
+            return Report(f"{self.test} of {listed(self.hypothesis)}")
+        degrees = f"{self.degrees_of_freedom} degree{'s' * (self.degrees_of_freedom != 1)}"
+        distribution = self.distribution or f"chi-squared with {degrees} of freedom"
+        facts = [("Null hypothesis", listed(self.hypothesis))]
+        if jnp.ndim(self.statistic):
+            p = np.ravel(np.asarray(self.p_value if self.mixture_p_value is None else self.mixture_p_value))
+            missing = int(np.sum(np.isnan(p)))
+            facts += [("Tests", str(p.size)), ("Distribution", distribution)]
+            facts += [("p-value", f"below {level:g} in {int(np.sum(p < level))}") for level in (0.05, 0.001)]
+            if missing < p.size:
+                facts.append(("Smallest p-value", f"{probability(np.nanmin(p))}, of number {int(np.nanargmin(p))}"))
+            if missing:
+                facts.append(("Without a statistic", str(missing)))
+        else:
+            facts += [
+                ("Statistic", f"{number(self.statistic)}, {distribution}"),
+                ("p-value", probability(self.p_value)),
+            ]
+            if self.mixture_p_value is not None:
+                facts.append(("p-value of the mixture", probability(self.mixture_p_value)))
+        if self.covariance:
+            facts.append(("Covariance", self.covariance))
+        return Report(self.test, facts, notes=self.notes)
+
+
+jax.tree_util.register_dataclass(
+    HypothesisTest,
+    ["statistic", "p_value", "mixture_p_value"],
+    ["degrees_of_freedom", "test", "hypothesis", "covariance", "notes", "distribution"],
+)
+
+
+def chi_squared_test(
+    statistic: Any,
+    degrees_of_freedom: int,
+    test: str,
+    hypothesis: tuple[str, ...],
+    covariance: str = "",
+    notes: tuple[str, ...] = (),
+    *,
+    num_on_boundary: int = 0,
+) -> HypothesisTest:
+    """The record of a test whose statistic is chi-squared; with the mixture's p-value for one parameter on a boundary."""
+    p_value = survival(statistic, degrees_of_freedom)
+    mixture = 0.5 * (p_value + survival(statistic, degrees_of_freedom - 1)) if num_on_boundary == 1 else None
+    if isinstance(statistic, np.ndarray):  # of a batch, which lives on the host
+        p_value, mixture = jax.tree.map(np.asarray, (p_value, mixture))
+    return HypothesisTest(statistic, p_value, mixture, degrees_of_freedom, test, hypothesis, covariance, notes)
+
+
+def survival(statistic: Any, degrees_of_freedom: int) -> Array:
+    """P(χ² ≥ statistic); with no degree of freedom all mass is at zero. NaN for a negative statistic."""
+    statistic = jnp.asarray(statistic)
+    if degrees_of_freedom == 0:
+        return jnp.where(statistic > 0, 0.0, jnp.where(statistic == 0, 1.0, jnp.nan))
+    safe = jnp.where(statistic >= 0, statistic, 0.0)  # or the derivative of gammaincc would be NaN
+    return jnp.where(statistic >= 0, jax.scipy.special.gammaincc(0.5 * degrees_of_freedom, 0.5 * safe), jnp.nan)

@@ -1,32 +1,41 @@
-"""`likelihood_ratio_test`: how much likelihood does a restriction cost?"""
+"""`likelihood_ratio_test`: how much log-likelihood does a restriction cost?
+
+The statistic 2 (ℓ(θ̂) − ℓ(θ̂₀)) is chi-squared under a regular null (Wilks). Two failures of regularity are detected: a null on
+the boundary of a parameter's range, where the distribution is a mixture of chi-squareds (Self and Liang), and parameters
+without information under the null, where it is neither (Davies; see `unidentified.py`). The parametric bootstrap is valid for
+both: data are drawn from the null at its estimate, both models are fitted to each, and the statistic is ranked among theirs.
+"""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import FitWarning, check_count, check_key, entry_point, warn
 from fisher_jax.fitting.batch import fit_batch
-from fisher_jax.fitting.each import check_fit, with_data
+from fisher_jax.fitting.each import BLOCK, check_fit, with_data
 from fisher_jax.fitting.optima import stacked_starts
 from fisher_jax.fitting.program import ROUNDING_LIMIT
 from fisher_jax.fitting.result import Fit, joined_fits, origin_of
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference.gained import gained_over, gained_over_point
-from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
-from fisher_jax.inference.record import HypothesisTest, chi_squared_test
+from fisher_jax.inference.comparison import same_data
+from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
 from fisher_jax.inference.replicates import drawn_data
 from fisher_jax.inference.restricted import refit
-from fisher_jax.inference.samples import same_data
 from fisher_jax.inference.under_restriction import fit_under
-from fisher_jax.inference.unidentified import unidentified, values_of_null, values_under
+from fisher_jax.inference.unidentified import find_unidentified, values_of_null, values_under
 from fisher_jax.models.constraints import Interval
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.likelihood import likelihood, terms_at
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.namespace import is_traced, namespace, on_host
+from fisher_jax.reporting import in_fits
 
 TEST = "Likelihood-ratio test"
 FEWEST = 19  # data sets by which a bootstrap's p-value can be 5 %
@@ -35,9 +44,15 @@ SHORT_OF_EDGE = 1e-4  # by which a fit that runs to a boundary may stay below th
 
 @entry_point
 def likelihood_ratio_test(
-    fit: Any, null: Any, *, num_on_boundary: Any = None, key: Any = None, num_replicates: Any = 999, starts: Any = None
+    fit: Fit,
+    null: Fit | Callable[[PyTree], PyTree] | PyTree,
+    *,
+    num_on_boundary: int | None = None,
+    key: Array | None = None,
+    num_replicates: int = 999,
+    starts: PyTree = None,
 ) -> HypothesisTest:
-    """Test a null hypothesis by twice the log-likelihood that it costs: 2 (ℓ(θ̂) − ℓ(θ̂₀)).
+    """Test a null hypothesis by twice the difference of maximised log-likelihoods: 2 (ℓ(θ̂) − ℓ(θ̂₀)).
 
     Parameters
     ----------
@@ -45,12 +60,12 @@ def likelihood_ratio_test(
         The fit without the restriction.
     null : Fit, pytree or callable
         The fit of the restricted model to the same data. Or hypothesised values as for `wald_test`, by structure or by name, as
-        in ``{"shape": 1.0}``: the model is then fitted again with these held, from the estimates of the others, by `newton`.
+        in ``{"shape": 1.0}``: the model is then fitted again with these fixed, from the estimates of the others, by `newton`.
         Or ``restriction(params)``, a number or any pytree of arrays, zero under the null hypothesis: the model is then fitted
         again under it, from the estimates, by the method of multipliers.
     num_on_boundary : int, optional
         How many of the restrictions put a parameter on the edge of its range (a variance or a mixture's weight of zero).
-        Default: as many as can be told from the constraints and the hypothesised values.
+        Default: counted from the constraints and the hypothesised values.
     key : jax.random.key, optional
         With a key the p-value is that of the parametric bootstrap: data are drawn from the model under the null at its
         estimate, by `sample`, and both models fitted to each.
@@ -59,36 +74,36 @@ def likelihood_ratio_test(
     starts : pytree, optional
         Starting parameters of the larger model, stacked along a leading axis, from each of which it is fitted to every data set
         drawn, beside the estimate; the highest of its maxima counts. With parameters that have no meaning under the null they
-        must cover their range, as those of `fit` itself should, or the bootstrap's statistics are too small.
+        must cover their range, as those of `fit` itself should; else the bootstrap's statistics are too small.
 
     Returns
     -------
     HypothesisTest
         Chi-squared with the difference of the numbers of free parameters. With one parameter on the boundary `mixture_p_value`
-        is the one that holds; with more, both are too large or too small and a note says so. Where the null leaves parameters
-        without information (the position of a signal whose strength is zero) there is no p-value, a note names them, and a
-        `FitWarning` says so; the bootstrap has one.
+        is the valid one; with more, both are too large or too small, with a note. Where the null leaves parameters without
+        information (the position of a signal whose strength is zero) there is no p-value, with a note and a `FitWarning` that
+        name them; the bootstrap has one.
 
     Raises
     ------
     ValueError, TypeError
-        If the fits are of different data, the null has not fewer free parameters, or the hypothesis is none.
+        If the fits are of different data, the null has not fewer free parameters, or the hypothesis is invalid.
 
     Notes
     -----
     Sizes of a nominal 5 % test, one parameter of four families (`benchmarks/calibration.txt`): 5.5 to 6.6 % at n = 25,
     5.6 to 5.9 at 50, 4.5 to 5.2 at 500.
 
-    That the models are nested is for the caller to know; only the numbers of parameters and the data are compared. A null that
-    fits better than the alternative means that the alternative is not at its maximum: p is NaN, the statistic negative, and a
-    `FitWarning` says so. Below zero by no more than rounding and the fit's decrement explain, it is zero. Where either fit has
-    not converged, that is said too. In float32 the difference is summed by observations where the data are known.
+    That the models are nested is not checked; only the numbers of parameters and the data are compared. A null that fits better
+    than the alternative means that the alternative is not at its maximum: p is NaN, the statistic negative, with a `FitWarning`.
+    A statistic below zero by no more than rounding and the fit's decrement explain is set to zero. A fit that has not converged
+    gets a note and a `FitWarning`. In float32 the difference is summed over observations where the fits have their data.
 
-    Whether parameters are without information under the null is told from the scores of `fit`'s model with the null's
-    parameters, by name; it cannot be told under a transformation, nor where those of another null model do not name them.
+    Parameters without information under the null are detected from the scores of `fit`'s model at the null's parameters,
+    matched by name; not under a transformation, nor where another null model has other names.
 
-    The bootstrap's p-value is (1 + number of statistics at least as large) / (1 + number of data sets), which with all
-    parameters known under the null has exactly its nominal size.
+    The bootstrap's p-value is (1 + number of statistics at least as large) / (1 + number of data sets), which is exact where
+    the null fixes all parameters.
 
     References
     ----------
@@ -107,201 +122,132 @@ def likelihood_ratio_test(
     1.621 0.203
     """
     check_fit(fit)
-    found = _against(fit, null)
-    edge, freedom = found.edge, found.freedom
-    # Zero is what both log-likelihoods of no observations are: a difference that says nothing, and must not pass for a fit as good.
-    n, gained = on_host((fit.num_observations, found.gained))
-    gained = namespace(n).where(n > 0, gained, np.nan)
+    under = _fit_null(fit, null)
+    freedom, edge = under.freedom, under.num_on_boundary
     if num_on_boundary is not None:
-        edge = _checked_number(num_on_boundary, freedom)
-    statistic, notes = _statistic(fit, gained)
-    lost, said = (np.zeros(np.shape(statistic), bool), "") if found.values is None else unidentified(fit, found.values)
-    notes += (
-        fit._irregularity()
-        + _robust_notes(fit)
-        + (() if np.any(lost) or key is not None else _boundary_notes(edge, freedom))
-        + (_status_notes(fit, found, edge, lost) if not is_traced(fit) else ())
-        + _unmet_notes(found.unmet)
-    )
+        is_whole = isinstance(num_on_boundary, int | np.integer) and not isinstance(num_on_boundary, bool)
+        if not is_whole or not 0 <= num_on_boundary <= freedom:
+            raise ValueError(f"num_on_boundary={num_on_boundary!r} must be a whole number from 0 to {freedom}.")
+        edge = int(num_on_boundary)
+
+    # Both log-likelihoods of no observations are zero; their difference must not pass for a null that fits as well.
+    n, gain = on_host((fit.num_observations, under.gain))
+    raw = 2.0 * namespace(n).where(n > 0, gain, np.nan)
+    statistic: Any = jnp.where((raw < 0) & (raw >= -_shortfall(fit, jnp.asarray(raw).dtype)), 0.0, raw)
+    if isinstance(raw, np.ndarray):  # of a batch, which lives on the host
+        statistic = np.asarray(statistic)
+
+    notes: list[str] = []
+    if not is_traced(fit) and np.any(worse := np.asarray(statistic) < 0):
+        excess = float(np.max(-0.5 * np.asarray(statistic)[worse]))
+        notes.append(
+            f"the null fits better than the alternative{in_fits(worse)}, by up to {excess:.3g} in log-likelihood: the alternative "
+            "is not at its maximum. Fit it again from the null's estimate; there is no p-value until then."
+        )
+        warn(notes[-1])
+    unidentified, consequence = np.zeros(np.shape(statistic), bool), ""
+    if under.values is not None:
+        unidentified, consequence = find_unidentified(fit, under.values)
+    notes += fit._irregularity()
+    if fit.robust:
+        notes.append(
+            f"the fit has a robust covariance ({fit.robust}), of which a likelihood ratio takes no account: it is chi-squared "
+            'only if the likelihood is right as it stands. Use wald_test with kind="sandwich".'
+        )
+    if edge and key is None and not np.any(unidentified):
+        notes.append(
+            f"under the null one parameter lies on the boundary of its range, where the statistic is not chi-squared with "
+            f"{freedom} but an even mixture of {freedom - 1} and {freedom} degrees of freedom: the p-value of the mixture is "
+            "the one to use, provided that the others lie inside. The plain one is too large."
+            if edge == 1
+            else f"under the null {edge} parameters lie on the boundary of their range: the statistic is a mixture of "
+            "chi-squared distributions whose weights depend on the information. The p-value is too large; use a parametric "
+            "bootstrap."
+        )
+    if not is_traced(fit) and (failures := _failures(fit, under.fit, edge, unidentified)):
+        notes += failures
+        warn(" ".join(failures))
+    if under.violated is not None and np.any(under.violated):
+        notes.append(
+            f"no parameters were found at which the restriction holds{in_fits(under.violated)}, or there is no covariance to "
+            "judge that by: there is no statistic. Write the model under the hypothesis, fit it, and give that fit."
+        )
+        warn(notes[-1])
+
     if key is not None:
-        return _bootstrapped(fit, null, found, statistic, notes, (key, num_replicates, starts))
-    if np.any(lost):
-        notes += (_lost_note(lost, said),)
-        warn(f"{notes[-1]}")
-    test = chi_squared_test(statistic, freedom, TEST, found.words, "", notes, num_on_boundary=edge)
-    if not np.any(lost):
-        return test
-    keep = (np if isinstance(statistic, np.ndarray) else jnp).where
-    p_values = [None if p is None else keep(lost, np.nan, p) for p in (test.p_value, test.mixture_p_value)]
-    distribution = "not chi-squared" if np.all(lost) else "chi-squared where all parameters have information"
-    return replace(test, p_value=p_values[0], mixture_p_value=p_values[1], distribution=distribution)
-
-
-class _Against(NamedTuple):
-    """What a null hypothesis costs: the log-likelihood gained over it, and how it was come by.
-
-    `null` is its fit, None where nothing is left to be fitted; `values` are the larger model's parameters there, None where
-    these cannot be told; `unmet` says where a restriction does not hold; `edge` counts parameters on a boundary.
-    """
-
-    gained: Any
-    freedom: int
-    words: tuple[str, ...]
-    null: Fit | None
-    values: Values | None
-    unmet: Any = None
-    edge: int = 0
-
-
-def _against(fit: Fit, null: Any) -> _Against:
-    """The cost of a null hypothesis of any kind, of one fit or of each of many."""
-    layout, known = fit.layout, not is_traced(fit)
-    if isinstance(null, Fit):
-        _check_pair(fit, null)
-        freedom = fit.num_parameters - null.num_parameters
-        known = known and fit.origin is not None and not is_traced(null)
-        values = values_of_null(fit, null) if known else None
-        return _Against(
-            gained_over(fit, null), freedom, ("the restricted model",), null, values, edge=_fixed_on_edge(layout, null)
-        )
-    if callable(null):
-        under = fit_under(fit, null)
-        unmet, words = ~under.holds, tuple(f"{name} = 0" for name in under.names)
-        gained = gained_over(fit, under.fit)
-        gained = (np if isinstance(gained, np.ndarray) else jnp).where(unmet, np.nan, gained)
-        return _Against(
-            gained, len(under.names), words, under.fit, under.fit.params["params"] if known else None, unmet
-        )
-    hypothesis = hypothesised(layout, null)
-    positions = free_positions(layout, hypothesis)
-    edge = _on_edge(layout, hypothesis)
-    if len(positions) == len(layout.names):  # nothing is left to be fitted
-        gained, restricted = with_data(fit, gained_over_point, (hypothesis.values,)), None
-        freedom = fit.num_parameters
-    else:
-        restricted = refit(fit, hypothesis)
-        gained, freedom = gained_over(fit, restricted), fit.num_parameters - restricted.num_parameters
-    values = values_under(fit, hypothesis, restricted) if known else None
-    return _Against(gained, freedom, hypothesis.words, restricted, values, edge=edge)
-
-
-def _lost_note(lost: np.ndarray, said: str) -> str:
-    which = f" in {int(np.sum(lost))} of {lost.size} fits" if lost.ndim else ""
-    return (
-        f"under the null the data {said}{which}, so that the statistic is neither chi-squared nor a "
+        return _bootstrap(fit, null, under, statistic, notes, key, num_replicates, starts)
+    if not np.any(unidentified):
+        return chi_squared_test(statistic, freedom, TEST, under.hypothesis, "", tuple(notes), num_on_boundary=edge)
+    notes.append(
+        f"under the null the data {consequence}{in_fits(unidentified)}, so that the statistic is neither chi-squared nor a "
         "mixture of chi-squareds, and there is no p-value (Davies 1977, 1987). Use the parametric bootstrap: "
         "likelihood_ratio_test(…, key=jax.random.key(0)), with `starts` that cover the range of these parameters."
     )
+    warn(notes[-1])
+    test = chi_squared_test(statistic, freedom, TEST, under.hypothesis, "", tuple(notes), num_on_boundary=edge)
+    where = np.where if isinstance(statistic, np.ndarray) else jnp.where
+    p_values = [None if p is None else where(unidentified, np.nan, p) for p in (test.p_value, test.mixture_p_value)]
+    distribution = "not chi-squared" if np.all(unidentified) else "chi-squared where all parameters have information"
+    return replace(test, p_value=p_values[0], mixture_p_value=p_values[1], distribution=distribution)
 
 
-def _bootstrapped(
-    fit: Fit, null: Any, found: _Against, statistic: Any, notes: tuple[str, ...], draws: tuple[Any, Any, Any]
-) -> HypothesisTest:
-    """The place of the statistic among those of data drawn under the null."""
-    key, count, starts = draws
-    if fit.has_batch:
-        raise TypeError("the bootstrap takes one fit, which it makes a batch of. Take each of yours, as fits[3].")
-    check_key(key)
-    count = check_count(count, FEWEST, "num_replicates")
-    origin = origin_of(fit)
-    if found.values is not None and origin.model.sample is not None:
-        source = origin, fit.layout, found.values
-    elif isinstance(null, Fit):
-        source = origin_of(null), null.layout, null.values
-    else:
-        source = origin, fit.layout, fit.values  # has no sampler: the error says so
-    blocks = [] if starts is None else stacked_starts(fit.layout, fit.values, starts)
-    stacked = [fit.layout.assemble(list(leaves)) for leaves in zip(*blocks, strict=True)]
-    settings: dict[str, Any] = {"weights_axis": None, "covariances": ("observed",)}
-    statistics: list[Any] = []
-    for drawn in drawn_data(*source, key, count):
-        fits = fit_batch(origin.model, fit.params, **drawn, **settings)
-        for start in stacked:
-            others = fit_batch(origin.model, start, **drawn, **settings)
-            higher = others.log_likelihood > np.where(np.isnan(fits.log_likelihood), -np.inf, fits.log_likelihood)
-            both = joined_fits([fits, others], np.arange(len(fits)) + len(fits) * higher)
-            fits = replace(both, origin=fits.origin)
-        if isinstance(null, Fit):
-            under = fit_batch(origin_of(null).model, null.params, **drawn, **settings)
-            statistics.append(2.0 * gained_over(fits, under))
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FitWarning)  # of fits that failed, which are counted below
-                statistics.append(2.0 * _against(fits, null).gained)
-    made = np.concatenate(statistics)[:count]
-    made = made[np.isfinite(made)]
-    if len(made) < count:
-        notes += (f"{count - len(made)} of the {count} data sets drawn have no statistic, and are left out.",)
-    # The null is part of the larger model, which no maximum below it can be the highest of: the statistic is at least zero.
-    # One that agrees to rounding counts as equal.
-    observed = float(statistic)
-    as_large = int(np.sum(np.maximum(made, 0.0) >= observed - SHORT_OF_EDGE * min(1.0, observed)))
-    p_value = np.nan if np.isnan(observed) or len(made) < FEWEST else (1 + as_large) / (1 + len(made))
-    distribution = f"by parametric bootstrap, {len(made)} data sets"
-    return HypothesisTest(
-        statistic, np.asarray(p_value), None, found.freedom, TEST, found.words, "", notes, distribution
-    )
+class _Null(NamedTuple):
+    """The null model at its maximum, of one fit or of each of many."""
+
+    gain: Any  # log-likelihood of the alternative above it; NaN where the restriction does not hold
+    freedom: int  # fewer parameters
+    hypothesis: tuple[str, ...]
+    fit: Fit | None  # None where every parameter is fixed
+    values: Values | None  # the larger model's parameters there, None where they cannot be determined
+    num_on_boundary: int = 0
+    violated: Any = None  # where no parameters were found at which the restriction holds
 
 
-def _checked_number(number: Any, freedom: int) -> int:
-    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    if not whole or not 0 <= number <= freedom:
-        raise ValueError(f"num_on_boundary={number!r} must be a whole number from 0 to {freedom}.")
-    return int(number)
-
-
-def _check_pair(fit: Any, null: Any) -> None:
-    """Refuse fits that cannot be compared."""
-    if fit.has_batch != null.has_batch:
-        raise TypeError("one of the two holds many fits, the other is a single one. Give two of a kind.")
-    if not fit.num_parameters > null.num_parameters:
-        raise ValueError(
-            f"the null fit has {null.num_parameters} free parameters and the other {fit.num_parameters}, so the "
-            "null is not nested in it. Give the larger model first."
-        )
-    if not is_traced(fit) and not is_traced(null) and not same_data(fit, null):
-        raise ValueError(
-            "the two fits are of different data. Likelihoods can be compared only of the same observations: fit "
-            "both models to these, the ones with missing covariates left out of both."
-        )
-
-
-def _statistic(fit: Any, gained: Any) -> tuple[Any, tuple[str, ...]]:
-    """The statistic, zero where it is negative by rounding, and a note where it is more negative than that."""
-    raw = 2.0 * gained
-    host = isinstance(raw, np.ndarray)
-    statistic = jnp.where((raw < 0) & (raw >= -_shortfall(fit, jnp.asarray(raw).dtype)), 0.0, raw)
-    notes: tuple[str, ...] = ()
-    if not is_traced(fit):
-        worse = np.asarray(statistic) < 0
-        if np.any(worse):
-            which = f" in {int(np.sum(worse))} of {worse.size} fits" if worse.ndim else ""
-            most = float(np.max(-0.5 * np.asarray(statistic)[worse]))
-            notes = (
-                f"the null fits better than the alternative{which}, by up to {most:.3g} in log-likelihood: the alternative is "
-                "not at its maximum. Fit it again from the null's estimate; there is no p-value until then.",
+def _fit_null(fit: Fit, null: Any) -> _Null:
+    """The null as a fit, as a restriction or as hypothesised values."""
+    layout, traced = fit.layout, is_traced(fit)
+    if isinstance(null, Fit):
+        if fit.has_batch != null.has_batch:
+            raise TypeError("one of the two holds many fits, the other is a single one. Give two of a kind.")
+        if not fit.num_parameters > null.num_parameters:
+            raise ValueError(
+                f"the null fit has {null.num_parameters} free parameters and the other {fit.num_parameters}, so the "
+                "null is not nested in it. Give the larger model first."
             )
-            warn(f"{notes[0]}")
-    return (np.asarray(statistic) if host else statistic), notes
+        traced = traced or is_traced(null)
+        if not traced and not same_data(fit, null):
+            raise ValueError(
+                "the two fits are of different data. Likelihoods can be compared only of the same observations: fit "
+                "both models to these, the ones with missing covariates left out of both."
+            )
+        values = None if traced or fit.origin is None else values_of_null(fit, null)
+        freedom = fit.num_parameters - null.num_parameters
+        return _Null(
+            _gain(fit, null), freedom, ("the restricted model",), null, values, _num_fixed_at_ends(layout, null)
+        )
+    if callable(null):
+        under = fit_under(fit, null)
+        gain = _gain(fit, under.fit)
+        gain = namespace(gain).where(under.holds, gain, np.nan)
+        values = None if traced else under.fit.params["params"]
+        hypothesis = tuple(f"{name} = 0" for name in under.names)
+        return _Null(gain, len(hypothesis), hypothesis, under.fit, values, violated=~under.holds)
+    values_by_name = read_hypothesis(layout, null)
+    restricted: Fit | None = None
+    if len(free_positions(layout, values_by_name)) == len(layout.names):  # no parameter is left to be fitted
+        gain = with_data(fit, _gain_over_point, (values_by_name.values,))
+        freedom = fit.num_parameters
+    else:
+        restricted = refit(fit, values_by_name)
+        gain, freedom = _gain(fit, restricted), fit.num_parameters - restricted.num_parameters
+    constraints = [layout.leaves[i].constraint for i, _ in values_by_name.where]
+    edge = sum(float(x) in _ends(constraint) for x, constraint in zip(values_by_name.values, constraints, strict=True))
+    values = None if traced else values_under(fit, values_by_name, restricted)
+    return _Null(gain, freedom, values_by_name.statements, restricted, values, edge)
 
 
-def _shortfall(fit: Fit, precision: Any) -> Array:
-    """How much the statistic may lack since the fit stopped where it did: by rounding, its decrement, or before an edge."""
-    rounding = 1e3 * jnp.finfo(precision).eps * (1.0 + jnp.abs(fit.log_likelihood))
-    least = ROUNDING_LIMIT if fit.layout.dtype == np.float32 else 0.0
-    decrement = jnp.maximum(jnp.where(jnp.isfinite(fit.decrement), fit.decrement, 0.0), least)
-    stopped = jnp.where(fit.status_code == Status.BOUNDARY, SHORT_OF_EDGE, 2.0 * decrement**2)
-    return rounding + stopped
-
-
-def _on_edge(layout: Layout, hypothesis: Hypothesis) -> int:
-    """How many hypothesised values lie at an end of their parameter's range."""
-    ends = [_ends(layout.leaves[i].constraint) for i, _ in hypothesis.where]
-    return sum(float(value) in end for value, end in zip(hypothesis.values, ends, strict=True))
-
-
-def _fixed_on_edge(layout: Layout, null: Fit) -> int:
-    """How many parameters that the null holds fixed and the other estimates lie at an end of their range, in every fit."""
+def _num_fixed_at_ends(layout: Layout, null: Fit) -> int:
+    """How many parameters that the null fixes and the other model estimates lie at an end of their range, in every fit."""
     free = {leaf.name: leaf for _, leaf in layout.free_leaves}
     counts = np.zeros(jnp.shape(null.log_likelihood), int)
     for leaf, value in zip(null.layout.leaves, null.values, strict=True):
@@ -315,66 +261,124 @@ def _ends(constraint: Any) -> list[float]:
     return [constraint.low, constraint.high] if isinstance(constraint, Interval) else []
 
 
-def _robust_notes(fit: Fit) -> tuple[str, ...]:
-    if not fit.robust:
-        return ()
-    return (
-        f"the fit has a robust covariance ({fit.robust}), of which a likelihood ratio takes no account: it is chi-squared only "
-        'if the likelihood is right as it stands. Use wald_test with kind="sandwich".',
-    )
+def _gain(fit: Fit, null: Fit) -> Any:
+    """ℓ(θ̂) − ℓ(θ̂₀), from the differences of the terms, in float64, where a log-likelihood in float32 is too coarse."""
+    has_data = fit.origin is not None and null.origin is not None and fit.free.size
+    if not has_data or fit.layout.dtype != np.float32:
+        at_maximum, at_null = on_host((fit.log_likelihood, null.log_likelihood))
+        return at_maximum - at_null
+
+    def difference(fit: Fit, null: Fit) -> Any:
+        terms, null_terms = (np.asarray(with_data(each, _terms), np.float64) for each in (fit, null))
+        if terms.shape == null_terms.shape:
+            return np.sum(terms - null_terms, axis=-1)
+        return np.sum(terms, axis=-1) - np.sum(null_terms, axis=-1)  # one has rows where the other has weights
+
+    precision = _in_double(fit.layout).dtype
+    if not fit.has_batch:
+        return jnp.asarray(difference(fit, null), precision)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(fit), BLOCK)]
+    return np.concatenate([difference(fit[block], null[block]) for block in blocks]).astype(precision)
 
 
-def _boundary_notes(edge: int, freedom: int) -> tuple[str, ...]:
-    if edge == 0:
-        return ()
-    if edge == 1:
-        return (
-            f"under the null one parameter lies on the boundary of its range, where the statistic is not chi-squared with "
-            f"{freedom} but an even mixture of {freedom - 1} and {freedom} degrees of freedom: the p-value of the mixture is "
-            "the one to use, provided that the others lie inside. The plain one is too large.",
-        )
-    return (
-        f"under the null {edge} parameters lie on the boundary of their range: the statistic is a mixture of chi-squared "
-        "distributions whose weights depend on the information. The p-value is too large; use a parametric bootstrap.",
-    )
+def _terms(fit: Fit, model: Model, dataset: Dataset) -> Array:
+    layout = _in_double(fit.layout)
+    return terms_at(likelihood(model, layout, fit.values, dataset), fit.free.astype(layout.dtype))
 
 
-def _unmet_notes(unmet: Any) -> tuple[str, ...]:
-    """Where no parameters were found that obey a restriction."""
-    if unmet is None or not np.any(unmet):
-        return ()
-    which = f" for {int(np.sum(unmet))} of {unmet.size} fits" if np.ndim(unmet) else ""
-    note = (
-        f"no parameters were found at which the restriction holds{which}, or there is no covariance to judge that by: "
-        "there is no statistic. Write the model under the hypothesis, fit it, and give that fit."
-    )
-    warn(f"{note}")
-    return (note,)
+def _gain_over_point(fit: Fit, model: Model, dataset: Dataset, theta: Array) -> Array:
+    """ℓ(θ̂) − ℓ(θ₀) of a hypothesis that fixes all parameters."""
+    natural = _in_double(fit.layout).natural()
+    target = likelihood(model, natural, fit.values, dataset)
+    estimate = fit.layout.join(fit.layout.constrained_values(fit.free, fit.values)).astype(natural.dtype)
+    return jnp.sum(terms_at(target, estimate) - terms_at(target, theta.astype(natural.dtype)))
 
 
-def _status_notes(fit: Any, against: _Against, edge: int, lost: np.ndarray) -> tuple[str, ...]:
-    """What the statuses of the two fits mean for the test.
+def _in_double(layout: Layout) -> Layout:
+    """In float64 where x64 is enabled."""
+    return replace(layout, dtype=jax.dtypes.canonicalize_dtype(np.float64))
 
-    Nothing at a boundary that the null is known to lie on, and nothing where the null's fit went along parameters without
-    information under it: all these points are as likely.
+
+def _shortfall(fit: Fit, precision: Any) -> Array:
+    """How much the statistic may lack since the fit stopped where it did: by rounding, its decrement, or before an edge."""
+    rounding = 1e3 * jnp.finfo(precision).eps * (1.0 + jnp.abs(fit.log_likelihood))
+    least = ROUNDING_LIMIT if fit.layout.dtype == np.float32 else 0.0
+    decrement = jnp.maximum(jnp.where(jnp.isfinite(fit.decrement), fit.decrement, 0.0), least)
+    # By its quadratic approximation ℓ is ½ decrement² below its maximum, the statistic decrement²; twice that for safety.
+    stopped = jnp.where(fit.status_code == Status.BOUNDARY, SHORT_OF_EDGE, 2.0 * decrement**2)
+    return rounding + stopped
+
+
+def _failures(fit: Fit, null: Fit | None, edge: int, unidentified: np.ndarray) -> list[str]:
+    """Notes on fits that did not converge.
+
+    An alternative that ran to the boundary on which the null lies is as expected, and so is a null that moved along parameters
+    without information under it, where all points are as likely.
     """
     notes = []
-    null = against.null
-    for label, found in (("alternative", fit), *([("null", null)] if null is not None else [])):
-        if not found.has_batch:
-            expected = label == "alternative" and edge and found.status == Status.BOUNDARY
-            adrift = found.status in (Status.SINGULAR_INFORMATION, Status.BOUNDARY)
-            on_ridge = label == "null" and bool(lost) and adrift
-            if not found.converged and not expected and not on_ridge:
-                notes.append(
-                    f"the fit of the {label} ended with status {found.status.label}, so the test is not to be relied on."
-                )
-                if found.status == Status.BOUNDARY:
-                    notes[-1] += " At the boundary of a parameter's range the statistic need not be chi-squared."
-        elif not np.all(found.converged):
+    for label, each in (("alternative", fit), ("null", null)):
+        if each is None or np.all(each.converged):
+            continue
+        if each.has_batch:
             notes.append(
-                f"{int(np.sum(~found.converged))} fits of the {label} did not converge; theirs is not to be relied on."
+                f"{int(np.sum(~each.converged))} fits of the {label} did not converge; theirs is not to be relied on."
             )
-    if notes:
-        warn(f"{' '.join(notes)}")
-    return tuple(notes)
+            continue
+        at_edge = label == "alternative" and edge and each.status == Status.BOUNDARY
+        on_ridge = label == "null" and bool(unidentified)
+        if at_edge or (on_ridge and each.status in (Status.SINGULAR_INFORMATION, Status.BOUNDARY)):
+            continue
+        notes.append(
+            f"the fit of the {label} ended with status {each.status.label}, so the test is not to be relied on."
+        )
+        if each.status == Status.BOUNDARY:
+            notes[-1] += " At the boundary of a parameter's range the statistic need not be chi-squared."
+    return notes
+
+
+def _bootstrap(
+    fit: Fit, null: Any, under: _Null, statistic: Any, notes: list[str], key: Any, num_replicates: Any, starts: Any
+) -> HypothesisTest:
+    """The rank of the statistic among those of data drawn under the null."""
+    if fit.has_batch:
+        raise TypeError("the bootstrap takes one fit, which it makes a batch of. Take each of yours, as fits[3].")
+    check_key(key)
+    count = check_count(num_replicates, FEWEST, "num_replicates")
+    origin = origin_of(fit)
+    if under.values is not None and origin.model.sample is not None:
+        source = origin, fit.layout, under.values
+    elif isinstance(null, Fit):
+        source = origin_of(null), null.layout, null.values
+    else:
+        source = origin, fit.layout, fit.values  # it has no sampler, which is an error
+    by_leaf = [] if starts is None else stacked_starts(fit.layout, fit.values, starts)
+    other_starts = [fit.layout.assemble(list(leaves)) for leaves in zip(*by_leaf, strict=True)]
+    settings: dict[str, Any] = {"weights_axis": None, "covariances": ("observed",)}
+    parts: list[Any] = []
+    for drawn in drawn_data(*source, key, count):
+        fits = fit_batch(origin.model, fit.params, **drawn, **settings)
+        for start in other_starts:
+            others = fit_batch(origin.model, start, **drawn, **settings)
+            higher = others.log_likelihood > np.where(np.isnan(fits.log_likelihood), -np.inf, fits.log_likelihood)
+            joined = joined_fits([fits, others], np.arange(len(fits)) + len(fits) * higher)
+            fits = replace(joined, origin=fits.origin)
+        if isinstance(null, Fit):
+            parts.append(2.0 * _gain(fits, fit_batch(origin_of(null).model, null.params, **drawn, **settings)))
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FitWarning)  # of fits that failed, which are counted below
+                parts.append(2.0 * _fit_null(fits, null).gain)
+    statistics = np.concatenate(parts)[:count]
+    statistics = statistics[np.isfinite(statistics)]
+    num = len(statistics)
+    if num < count:
+        notes.append(f"{count - num} of the {count} data sets drawn have no statistic, and are left out.")
+    # The null is part of the larger model, whose highest maximum cannot lie below it: the statistic is at least zero.
+    # One that agrees to rounding counts as equal.
+    observed = float(statistic)
+    num_as_large = int(np.sum(np.maximum(statistics, 0.0) >= observed - SHORT_OF_EDGE * min(1.0, observed)))
+    p_value = np.asarray(np.nan if np.isnan(observed) or num < FEWEST else (1 + num_as_large) / (1 + num))
+    distribution = f"by parametric bootstrap, {num} data sets"
+    return HypothesisTest(
+        statistic, p_value, None, under.freedom, TEST, under.hypothesis, "", tuple(notes), distribution
+    )

@@ -1,26 +1,56 @@
-"""`score_test`: would a parameter that was held, or a covariate that was left out, improve the fit? Of the null fit alone."""
+"""`score_test`: would a parameter that the null keeps fixed, or a covariate that it lacks, improve the fit?
 
+Let λ be the p nuisance parameters, estimated under the null, and ψ the k tested ones. With the slope C = J_λλ⁻¹ J_λψ of the
+tested on the nuisance scores, the effective score is g_ψ − Cᵀ g_λ. Its variance is J_ψψ − J_ψλ C by the model, and
+K_ψψ − Cᵀ K_λψ − K_ψλ C + Cᵀ K_λλ C, with K = Σ s sᵀ, where the model need not be right. S is its squared length in this
+variance. A candidate covariate x enters by an offset xᵢψ of observation i, so that all its scores and second derivatives are
+those along the offset, which are computed once for all candidates, times xᵢ.
+
+References
+----------
+Rao, C. R. (1948), Proc. Camb. Phil. Soc. 44, 50-57; Boos, D. D. (1992), Am. Statistician 46, 327-333, eq. (7).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_choice, entry_point, names_in, shown, warn
-from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.blocks import blocks_of
+from fisher_jax.decoding import check_unmasked
+from fisher_jax.errors import call_user, check_choice, entry_point, names_in, shown, to_numpy, warn
+from fisher_jax.fitting.covariance import KINDS, CovarianceKind, precise
 from fisher_jax.fitting.each import check_fit, with_data
 from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
-from fisher_jax.inference.candidates import candidate_statistics
-from fisher_jax.inference.record import HypothesisTest, chi_squared_test
-from fisher_jax.inference.score_statistic import Nuisance, Tested, score_statistic
-from fisher_jax.information import has_closed_form
-from fisher_jax.models.constraints import Unconstrained
+from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test
+from fisher_jax.information import Scoring, has_closed_form
+from fisher_jax.information.closed_form import predicted
+from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
-from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import Layout, Leaf
+from fisher_jax.models.likelihood import (
+    Likelihood,
+    derivatives_at,
+    gradient_at,
+    likelihood,
+    outer_product_at,
+    scores_at,
+)
+from fisher_jax.models.linked import LinkedModel
+from fisher_jax.models.model import ById, Model, check_arity
+from fisher_jax.models.parameters import Layout, Leaf, layout_of
+from fisher_jax.numerics import linalg
+
+# What is left of the variance of a score when the nuisance scores explain all of it is rounding: some thousand ε.
+ROUNDING = 1e4
+# A function `enters` is the model's log-density if its scores agree to this part of their size.
+SAME_SCORES = 1e-2
 
 INFORMATION = {
     "observed": "observed information at the null estimate",
@@ -32,19 +62,24 @@ INFORMATION = {
 
 @entry_point
 def score_test(
-    null_fit: Any, freed: Any = None, *, candidates: Any = None, enters: Any = None, kind: str | None = None
+    null_fit: Fit,
+    freed: str | Sequence[str] | None = None,
+    *,
+    candidates: ArrayLike | None = None,
+    enters: str | Callable[..., Array] | None = None,
+    kind: CovarianceKind | None = None,
 ) -> HypothesisTest:
-    """Rao's score test: S = gᵀ V⁻¹ g, with g the slope of ℓ along what the null holds and V its variance given the nuisance.
+    """Rao's score test: S = gᵀ V⁻¹ g, with g the score of the restricted parameters and V its variance given the others.
 
-    Nothing is fitted beside the null. Either parameters that it holds `fixed` are freed, or covariates that it does not have
-    are tested one by one, thousands in one pass.
+    Only the null model is fitted. Either parameters that it keeps `fixed` are tested, or covariates that it does not have, each
+    by itself, thousands in one pass.
 
     Parameters
     ----------
     null_fit : Fit
         The fit under the null hypothesis, as `fit` or `fit_batch` returned it.
     freed : str or tuple of str, optional
-        The parameters to be tested, by name, among those held `fixed`; also single entries, as `beta[1]`. Default all of them.
+        The parameters to be tested, by name, among those kept `fixed`; also single entries, as `beta[1]`. Default all of them.
     candidates : array (n, K) or (n, K, m), optional
         K covariates, each tested by itself for an effect of zero; or K groups of m covariates each, such as the indicators of
         m + 1 classes.
@@ -54,28 +89,28 @@ def score_test(
         any other model ``enters(params, y, offset)`` or ``enters(params, y, z, offset)``: the log-density with `offset` added
         where the covariate would.
     kind : {"expected", "observed", "empirical", "sandwich"}, optional
-        The information that gives V: under the model, minus the Hessian, the outer product of scores; or the robust V, for a
-        model that need not be right. Default "expected" where there is a closed form and "observed" otherwise.
+        The information that gives V: under the model, minus the Hessian, the outer product of scores; or the robust V, valid
+        also for a misspecified model. Default "expected" where there is a closed form and "observed" otherwise.
 
     Returns
     -------
     HypothesisTest
         Chi-squared; of candidates the statistic is (K,), of many fits it has a leading axis B. NaN where V is not positive
-        definite: where a candidate follows from what the model has already, or the observed information is indefinite.
+        definite: where a candidate is a linear combination of the model's covariates, or the observed information is indefinite.
 
     Raises
     ------
     ValueError, TypeError
-        If nothing is held that could be freed, candidates do not fit the data or the model, or there is no route to the kind:
-        none to "sandwich" for a fit with the covariance of `robust`.
+        If the fit keeps no parameter fixed, candidates do not match the data or the model, or the kind is not available:
+        "sandwich" is not for a fit with the covariance of `robust`.
 
     Notes
     -----
     Sizes of a nominal 5 % test, one parameter of four families (`benchmarks/calibration.py`): 3.8 to 5.0 % at n = 25,
     4.2 to 5.3 at 50, 4.5 to 5.3 at 500.
 
-    With the expected information it is the same in every parametrisation; with the observed one it is not. Candidates need for
-    each observation the derivatives along the offset once, and then K n (p + 2) multiplications and no iteration.
+    With the expected information S is the same in every parametrisation; with the observed one it is not. Candidates need the
+    derivatives of each observation along the offset once, and then K n (p + 2) multiplications and no iteration.
 
     References
     ----------
@@ -97,143 +132,358 @@ def score_test(
         raise ValueError("freed and candidates are two tests; ask for them one after the other.")
     if candidates is None and enters is not None:
         raise ValueError("enters says where candidates enter, but there are none. Give candidates=.")
-    closed = has_closed_form(origin_of(null_fit).model) and not callable(enters)
-    kind = _checked_kind(kind, closed, enters)
-    if kind == "sandwich" and (said := null_fit.robust):
-        raise ValueError(
-            f'this fit has a robust covariance ({said}), but the score test has kind="sandwich" for independent '
-            "observations only. Give the fit as it was before `robust`, or fit the larger model and use wald_test."
-        )
-    null_fit._warn()
-    if candidates is not None:
-        statistic, freedom = candidate_statistics(null_fit, candidates, enters, kind)
-        words: tuple[str, ...] = ("each candidate's effect = 0" if freedom == 1 else "each group's effects = 0",)
-    else:
-        tested = _chosen(null_fit, freed)
-        statistic, freedom, words = (with_data(null_fit, replace(tested, kind=kind)), len(tested.names), tested.words)
-    _warn_of_none(np.asarray(statistic), candidates is not None)
-    return chi_squared_test(statistic, freedom, "Score test", words, INFORMATION[kind])
-
-
-def _checked_kind(kind: Any, closed: bool, enters: Any) -> str:
+    has_expected = has_closed_form(origin_of(null_fit).model) and not callable(enters)
     if kind is None:
-        return "expected" if closed else "observed"
+        kind = "expected" if has_expected else "observed"
     check_choice(kind, KINDS, "kind")
-    if kind == "expected" and not closed:
+    if kind == "expected" and not has_expected:
         reason = (
             "of a function the expectation is not known" if callable(enters) else "this model has no closed form of it"
         )
         raise ValueError(f'kind="expected" needs the Fisher information, and {reason}. Choose another kind.')
-    return kind
+    if kind == "sandwich" and null_fit.robust:
+        raise ValueError(
+            f'this fit has a robust covariance ({null_fit.robust}), but the score test has kind="sandwich" for independent '
+            "observations only. Give the fit as it was before `robust`, or fit the larger model and use wald_test."
+        )
+    null_fit._warn()
+    if candidates is None:
+        tested, hypothesis = _tested_entries(null_fit, freed, kind)
+        statistic, freedom, reason = with_data(null_fit, tested), len(hypothesis), ""
+    else:
+        statistic, freedom = _candidate_statistics(null_fit, candidates, enters, kind)
+        hypothesis = ("each candidate's effect = 0" if freedom == 1 else "each group's effects = 0",)
+        reason = "a candidate follows from what the model has already, or has NaN; or "
+    missing = np.isnan(np.asarray(statistic))
+    if np.any(missing):
+        number = f"{int(np.sum(missing))} of {missing.size} tests have" if missing.ndim else "there is"
+        warn(
+            f"{number} no statistic: {reason}the information is singular, not finite or indefinite (which that of "
+            'kind="empirical" never is).'
+        )
+    return chi_squared_test(statistic, freedom, "Score test", hypothesis, INFORMATION[kind])
+
+
+class Blocks(NamedTuple):
+    """A symmetric matrix of nuisance and tested parameters."""
+
+    nuisance: Float[Array, "p p"]
+    cross: Float[Array, "k p"]
+    tested: Float[Array, "k k"]
+
+
+def score_statistic(
+    gradient: tuple[Float[Array, " p"], Float[Array, " k"]], information: Blocks, outer_product: Blocks | None
+) -> Float[Array, ""]:
+    """Squared length of the effective score in its variance, which is the robust one where an outer product is given.
+
+    NaN where the variance or the information about the nuisance parameters is not positive definite.
+    """
+    factor = linalg.factorise(precise(information.nuisance))
+    cross = precise(information.cross)
+    slope = linalg.solve(factor, cross.T)
+    effective = precise(gradient[1]) - linalg.product(slope.T, precise(gradient[0]))
+    if outer_product is None:
+        whole = precise(information.tested)
+        variance = whole - linalg.product(cross, slope)
+    else:
+        whole, mixed = precise(outer_product.tested), linalg.product(precise(outer_product.cross), slope)
+        squared = linalg.product(slope.T, linalg.product(precise(outer_product.nuisance), slope))
+        variance = whole - mixed - mixed.T + squared
+    floor = ROUNDING * jnp.finfo(gradient[1].dtype).eps * jnp.abs(jnp.diagonal(whole))
+    root = linalg.factorise(0.5 * (variance + variance.T))
+    exists = factor.definite & root.definite & jnp.all(jnp.diagonal(variance) > floor)
+    return jnp.where(exists, jnp.sum(linalg.solve_lower(root, effective) ** 2), jnp.nan)
+
+
+def _totals(
+    kind: str, target: Likelihood, free: Float[Array, " p"], scoring: Callable[[], Scoring]
+) -> tuple[Array, Array, Array | None]:
+    """The score, the information of a kind and, for the robust variance, the outer product of scores: totals in u."""
+    outer_product = outer_product_at(target, free)[1] if kind in ("empirical", "sandwich") else None
+    if kind == "empirical":
+        return gradient_at(target, free)[1], outer_product, None  # type: ignore[return-value]
+    if kind == "expected":
+        _, gradient, information = scoring()
+        return gradient, information, None
+    derivatives = derivatives_at(target, free)
+    return derivatives.gradient, derivatives.curvature, outer_product
+
+
+# Parameters that the null keeps fixed.
 
 
 @dataclass(frozen=True)
-class _Freed:
+class _TestedEntries:
     """The statistic of one null fit and its data, for entries of fixed leaves; compiled once for each choice."""
 
-    layout: Layout  # in which the leaves are free
-    names: tuple[str, ...]
-    words: tuple[str, ...]
-    positions: tuple[int, ...]  # of the tested entries in its u
-    others: tuple[int, ...]  # of the estimated ones
-    kind: str = ""
+    kind: str
+    layout: Layout  # in which these leaves are free
+    tested: tuple[int, ...]  # positions in its u
+    nuisance: tuple[int, ...]
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Float[Array, ""]:
+        tested, nuisance = np.array(self.tested, int), np.array(self.nuisance, int)
         target = likelihood(model, self.layout, fit.values, dataset)
-        free = self.layout.unconstrain(fit.values).at[np.array(self.others)].set(fit.free)
-        middle = None
-        if self.kind == "observed":
-            _, gradient, matrix = derivatives_at(target, free)
-        else:
-            gradient = gradient_at(target, free)[1]
-            if self.kind == "expected":
-                matrix = scoring_of(model, self.layout, fit.values, dataset, target, free).information
-            elif self.kind == "empirical":
-                matrix = outer_product_at(target, free)[1]
-            else:
-                matrix, middle = derivatives_at(target, free).curvature, outer_product_at(target, free)[1]
-        return self._statistic(gradient, matrix, middle)
+        free = self.layout.unconstrain(fit.values).at[nuisance].set(fit.free)
+        gradient, information, outer_product = _totals(
+            self.kind, target, free, lambda: scoring_of(model, self.layout, fit.values, dataset, target, free)
+        )
 
-    def _statistic(self, gradient: Array, matrix: Array, middle: Array | None) -> Float[Array, ""]:
-        psi, nuisance = np.array(self.positions), np.array(self.others)
-
-        def block(of: Array | None, rows: np.ndarray, columns: np.ndarray) -> Any:
-            return None if of is None else of[np.ix_(rows, columns)]
+        def blocks(matrix: Array) -> Blocks:
+            pairs = (nuisance, nuisance), (tested, nuisance), (tested, tested)
+            return Blocks(*(matrix[np.ix_(rows, columns)] for rows, columns in pairs))
 
         return score_statistic(
-            Nuisance(gradient[nuisance], matrix[np.ix_(nuisance, nuisance)], block(middle, nuisance, nuisance)),
-            Tested(
-                gradient[psi],
-                matrix[np.ix_(psi, psi)],
-                matrix[np.ix_(psi, nuisance)],
-                block(middle, psi, psi),
-                block(middle, psi, nuisance),
-            ),
+            (gradient[nuisance], gradient[tested]),
+            blocks(information),
+            None if outer_product is None else blocks(outer_product),
         )
 
 
-def _chosen(fit: Any, freed: Any) -> _Freed:
-    """Which entries of fixed leaves are tested, and a layout in which those leaves are free."""
+def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tuple[str, ...]]:
+    """Which entries of fixed leaves are tested, and the hypothesis, a text for each."""
     layout, values = fit.layout, fit.values
-    ahead = jnp.ndim(fit.status_code)
-    held = [
-        i
-        for i, leaf in enumerate(layout.leaves)
-        if leaf.is_fixed and jnp.issubdtype(jnp.result_type(values[i]), jnp.floating)
-    ]
-    asked = _asked(freed, layout, held)
-    opened = {i for i, _ in asked}
-    leaves = tuple(_opened(leaf) if i in opened else leaf for i, leaf in enumerate(layout.leaves))
-    layout = Layout(leaves, layout.dtype, layout.treedef, layout.statics)
-    positions, others, names, words, start = [], [], [], [], 0
-    for i, leaf in layout.free_leaves:
-        for k in range(leaf.free_size):
-            if i not in opened:
-                others.append(start + k)
-            elif (i, k) in asked:
-                positions.append(start + k)
-                names.append(leaf.entry_names[k])
-                at = np.unique(np.reshape(np.asarray(values[i]), (*np.shape(values[i])[:ahead], -1))[..., k])
-                words.append(f"{names[-1]} = {at[0]:g}" if len(at) == 1 else f"{names[-1]} as held")
-        start += leaf.free_size
-    return _Freed(layout, tuple(names), tuple(words), tuple(positions), tuple(others))
-
-
-def _opened(leaf: Leaf) -> Leaf:
-    return Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained())
-
-
-def _asked(freed: Any, layout: Layout, held: list[int]) -> set[tuple[int, int]]:
-    """Pairs of a leaf and an entry in it."""
-    entries = {name: (i, k) for i in held for k, name in enumerate(layout.leaves[i].entry_names)}
-    whole = {layout.leaves[i].name: i for i in held}
+    is_floating = [jnp.issubdtype(jnp.result_type(value), jnp.floating) for value in values]
+    fixed = {leaf.name: i for i, leaf in enumerate(layout.leaves) if leaf.is_fixed and is_floating[i]}
+    entries = {name: {(i, k)} for i in fixed.values() for k, name in enumerate(layout.leaves[i].entry_names)}
     if not entries:
         raise ValueError(
-            "this fit holds no parameter fixed, so there is nothing to free. Fit the null with fisher_jax.fixed for "
+            "this fit holds no parameter fixed, so there is none to test. Fit the null with fisher_jax.fixed for "
             "what is to be tested, or give candidates=."
         )
-    names = list(whole) if freed is None else names_in(freed)
+    entries |= {name: {(i, k) for k in range(layout.leaves[i].size)} for name, i in fixed.items()}
+    names = list(fixed) if freed is None else names_in(freed)
     if not names:
         raise ValueError(f"freed={shown(freed)} must be a parameter's name or several of them; leave it out for all.")
-    found: set[tuple[int, int]] = set()
     for name in names:
-        if name in whole:
-            found |= {(whole[name], k) for k in range(layout.leaves[whole[name]].size)}
-        elif name in entries:
-            found.add(entries[name])
-        else:
-            known = ", ".join(f"`{leaf}`" for leaf in whole)
-            raise ValueError(f"freed names {name!r}, but what this fit holds fixed is {known}.")
-    return found
-
-
-def _warn_of_none(statistic: np.ndarray, of_candidates: bool) -> None:
-    none = np.isnan(statistic)
-    if not np.any(none):
-        return
-    many = f"{int(np.sum(none))} of {none.size} tests have" if none.ndim else "there is"
-    why = "a candidate follows from what the model has already, or has NaN; or " if of_candidates else ""
-    warn(
-        f"{many} no statistic: {why}the information is singular, not finite or indefinite (which that of "
-        'kind="empirical" never is).'
+        if name not in entries:
+            choices = ", ".join(f"`{leaf}`" for leaf in fixed)
+            raise ValueError(f"freed names {name!r}, but what this fit holds fixed is {choices}.")
+    chosen = set().union(*(entries[name] for name in names))
+    freed_leaves = {i for i, _ in chosen}
+    layout = replace(
+        layout,
+        leaves=tuple(
+            Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained()) if i in freed_leaves else leaf
+            for i, leaf in enumerate(layout.leaves)
+        ),
     )
+    tested, nuisance, hypothesis, start = [], [], [], 0
+    for i, leaf in layout.free_leaves:
+        for k in range(leaf.free_size):
+            if i not in freed_leaves:
+                nuisance.append(start + k)
+            elif (i, k) in chosen:  # other entries of the leaf stay fixed
+                tested.append(start + k)
+                at = np.unique(np.reshape(np.asarray(values[i]), (-1, leaf.size))[:, k])  # of all fits of a batch
+                hypothesis.append(
+                    f"{leaf.entry_names[k]} = {at[0]:g}" if len(at) == 1 else f"{leaf.entry_names[k]} as held"
+                )
+        start += leaf.free_size
+    return _TestedEntries(kind, layout, tuple(tested), tuple(nuisance)), tuple(hypothesis)
+
+
+# Covariates that the null does not have.
+
+
+class Rows(NamedTuple):
+    """For each observation, times its weight: derivatives along an offset, of which those along a candidate are multiples."""
+
+    slope: Float[Array, " n"]
+    information: Float[Array, " n"]
+    cross: Float[Array, "n p"]  # of the information, with u
+    square: Float[Array, " n"]  # slope²
+    cross_square: Float[Array, "n p"]  # slope times the scores
+    counts: Array  # whether the weight is positive
+
+
+def _candidate_statistics(fit: Fit, candidates: Any, enters: Any, kind: str) -> tuple[Any, int]:
+    """The statistics (K,) of all candidates, with a leading axis for a batch, and their degrees of freedom."""
+    check_unmasked(candidates, lambda: "candidates", "Fill in what is missing, or leave the candidate out.")
+    columns = to_numpy(candidates, "candidates")
+    if columns.ndim not in (2, 3) or columns.dtype.kind not in "biuf" or not columns.size:
+        raise ValueError(
+            f"candidates has dtype {columns.dtype} and shape {columns.shape}; expected numbers (n, K), one "
+            "column for each candidate, or (n, K, m) for groups of m."
+        )
+    columns = columns[:, :, None] if columns.ndim == 2 else columns
+    n, count, degrees = columns.shape
+    model = origin_of(fit).model
+    if model.is_dependent:
+        raise ValueError(
+            "candidates need a log-density of one observation, and the terms of a dependent model may each "
+            "depend on all of a covariate. Put the covariate in the model with an effect held fixed at zero, and free it."
+        )
+    totals, rows, difference = with_data(fit, _Derivatives(_offset(model, enters), kind))
+    largest = np.nanmax(np.append(difference, 0.0))  # that of a fit that failed may be NaN
+    if largest > SAME_SCORES:
+        raise ValueError(
+            f"enters(…, offset=0.0) is not the log-density of the model: their scores differ by up to "
+            f"{largest:.2g} of their size. Write it as the model's log-density, with offset added to its linear predictor."
+        )
+    if rows.slope.shape[-1] != n:
+        raise ValueError(f"candidates has {n} rows, but the data have {rows.slope.shape[-1]}.")
+
+    def statistics(totals: Any, rows: Rows) -> np.ndarray:
+        parts = []
+        for numbers in blocks_of(count, n * degrees):
+            block = columns[:, np.minimum(numbers, count - 1)].astype(rows.slope.dtype)
+            parts.append(np.asarray(_statistics(totals, rows, block)))
+        return np.concatenate(parts)[:count]
+
+    if not fit.has_batch:
+        return jnp.asarray(statistics(totals, rows)), degrees
+    of_each = (jax.tree.map(lambda leaf, b=b: leaf[b], (totals, rows)) for b in range(len(fit)))
+    return np.stack([statistics(*one) for one in of_each]), degrees
+
+
+@jax.jit
+def _statistics(
+    totals: tuple[Array, Array, Array | None], rows: Rows, columns: Float[Array, "n K m"]
+) -> Float[Array, " K"]:
+    columns = jnp.where(rows.counts[:, None, None], columns, 0.0)  # NaN too where it does not count
+    product = functools.partial(jnp.einsum, precision="highest")
+
+    def blocks(nuisance: Array, cross: Array, tested: Array) -> Blocks:
+        of_columns = product("nkm,nkl,n->kml", columns, columns, tested)
+        return Blocks(nuisance, product("nkm,np->kmp", columns, cross), of_columns)
+
+    gradient, information, outer_product = totals
+    arguments = (
+        (gradient, product("nkm,n->km", columns, rows.slope)),
+        blocks(information, rows.cross, rows.information),
+        None if outer_product is None else blocks(outer_product, rows.cross_square, rows.square),
+    )
+    shared = Blocks(None, 0, 0)  # type: ignore[arg-type]  # all candidates have the same nuisance parameters
+    return jax.vmap(score_statistic, in_axes=((None, 0), shared, None if outer_product is None else shared))(*arguments)
+
+
+@dataclass(frozen=True)
+class _Derivatives:
+    """What all candidates share, of one fit and its data: the totals of the nuisance parameters, and the rows.
+
+    Also by how much the scores of the density with the offset differ from the model's, in units of each one's root mean square.
+    """
+
+    offset: Any
+    kind: str
+
+    def __call__(
+        self, fit: Fit, model: Model, dataset: Dataset
+    ) -> tuple[tuple[Array, Array, Array | None], Rows, Array]:
+        target = likelihood(model, fit.layout, fit.values, dataset)
+        weights = jnp.ones((target.num_terms,), fit.free.dtype) if target.weights is None else target.weights
+        given = () if dataset.given is None else (dataset.given,)
+        y, *z = target.rows if given else (target.rows,)
+
+        def shifted(free: Array, offset: Array, y: PyTree, *z: PyTree) -> Array:
+            value = self.offset(model, fit.layout.constrain(free, fit.values), offset, y, *z)
+            return jnp.asarray(value, free.dtype)
+
+        def derivatives(y: PyTree, *z: PyTree) -> tuple[Array, ...]:
+            zero = jnp.zeros((), fit.free.dtype)
+
+            def gradient(offset: Array) -> tuple[Array, Array]:
+                return jax.grad(shifted, argnums=(0, 1))(fit.free, offset, y, *z)
+
+            (score, slope), (cross, second) = jax.jvp(gradient, (zero,), (zero + 1.0,))
+            return score, slope, -cross, -second
+
+        at_zero, slope, cross, information = jax.vmap(derivatives)(y, *z)
+        scores, counts = scores_at(target, fit.free), weights > 0
+        counted = counts[:, None]
+        size = jnp.sqrt(jnp.mean(jnp.where(counted, scores, 0.0) ** 2, axis=0))
+        difference = jnp.max(jnp.where(counted, jnp.abs(at_zero - scores), 0.0), axis=0)
+        square, cross_square = slope**2, slope[:, None] * scores
+        if self.kind == "expected":
+            cross, information = self._expected(fit, model, given, target.num_terms)
+        elif self.kind == "empirical":
+            cross, information = cross_square, square
+        w = weights[:, None]
+        rows = Rows(weights * slope, weights * information, w * cross, weights * square, w * cross_square, counts)
+        rows = jax.tree.map(  # a weight of zero silences even NaN
+            lambda part: jnp.where(jnp.expand_dims(counts, range(1, part.ndim)), part, jnp.zeros_like(part)), rows
+        )
+        totals = _totals(
+            self.kind, target, fit.free, lambda: scoring_of(model, fit.layout, fit.values, dataset, target, fit.free)
+        )
+        return totals, rows, jnp.max(difference / jnp.where(size > 0, size, 1.0))
+
+    def _expected(self, fit: Fit, model: Any, given: tuple[PyTree, ...], n: int) -> tuple[Array, Array]:
+        """Second derivatives replaced by their expectations: those of the family, through the predictor."""
+        jacobian = fit.layout.jacobian(fit.free)
+
+        def of_row(*z: PyTree) -> tuple[Array, Array]:
+            along, inner = predicted(model, fit.layout, fit.values, z)
+            position, steepness = self.offset.steepness(model, fit.params, *z)
+            row = steepness * inner[position]
+            return linalg.product(linalg.product(row, along), jacobian), steepness * row[position]
+
+        if given:
+            return jax.vmap(of_row)(*given)
+        return jax.tree.map(lambda part: jnp.broadcast_to(part, (n, *part.shape)), of_row())
+
+
+def _offset(model: Model, enters: Any) -> Any:
+    """The log-density with an offset that adds where `enters` specifies."""
+    if callable(enters):
+        return _ByFunction(ById(enters))
+    if not isinstance(model, LinkedModel):
+        raise ValueError(
+            "how candidates enter this model is not known. Give enters=function(params, y, z, offset), its log-"
+            "density with offset added to the linear predictor; or write the model with fisher_jax.linked."
+        )
+    if enters is not None and not isinstance(enters, str):
+        raise TypeError(f"enters must be a parameter's name or a function, got {type(enters).__name__}.")
+    return _InFamily(enters)
+
+
+@dataclass(frozen=True)
+class _InFamily:
+    """The offset adds to one of the family's parameters, its only one if no name is given, on the scale of its constraint."""
+
+    name: str | None
+
+    def __call__(self, model: LinkedModel, params: PyTree, offset: Array, y: PyTree, *z: PyTree) -> Array:
+        family_params, _, leaf, value = self._parameter(model, params, z)
+        return model.family.log_density(family_params | {leaf.name: leaf.constraint.forward(value + offset)}, y)
+
+    def steepness(self, model: LinkedModel, params: PyTree, *z: PyTree) -> tuple[int, Array]:
+        """The parameter's place among the family's, and its derivative with respect to the offset."""
+        _, position, leaf, value = self._parameter(model, params, z)
+        return position, jax.grad(leaf.constraint.forward)(value)
+
+    def _parameter(self, model: LinkedModel, params: PyTree, z: tuple[PyTree, ...]) -> tuple[dict, int, Leaf, Array]:
+        """All parameters of the family, the place of the one that the offset adds to, and its leaf and unconstrained value."""
+        family_params = dict(model.log_density.predicted(params, *z))
+        layout = layout_of(family_params, model.family.constraint_table)[0]
+        leaves = {leaf.name: leaf for _, leaf in layout.free_leaves}
+        names, name = ", ".join(leaves), self.name
+        if name is None:
+            name = next(iter(leaves), None)
+            if len(leaves) > 1:
+                raise ValueError(
+                    f"the family has the parameters {names}. Say on which the candidates act, as in enters={name!r}."
+                )
+        if name not in leaves:
+            raise ValueError(f"enters={name!r} names none of the family's parameters, which are {names}.")
+        leaf = leaves[name]
+        if leaf.shape != () or not isinstance(leaf.constraint, Interval | Unconstrained):
+            raise ValueError(
+                f"`{name}` of shape {leaf.shape} is no number to which an effect adds; give `enters` as a function."
+            )
+        value = leaf.constraint.inverse(jnp.asarray(family_params[name]))
+        return family_params, layout.names.index(name), leaf, value
+
+
+@dataclass(frozen=True)
+class _ByFunction:
+    """A log-density with an offset that the user wrote."""
+
+    function: ById
+
+    def __call__(self, model: Model, params: PyTree, offset: Array, y: PyTree, *z: PyTree) -> Array:
+        names = ("params", "y", *(("z",) if z else ()), "offset")
+        check_arity(self.function.function, names, "enters")
+        return call_user(self.function.function, (params, y, *z, offset), "enters")

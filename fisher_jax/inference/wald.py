@@ -1,26 +1,30 @@
 """`wald_test`: are the estimates compatible with restrictions on them?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import entry_point, warn
 from fisher_jax.fitting import covariance as covariances
+from fisher_jax.fitting.covariance import CovarianceKind
 from fisher_jax.fitting.each import check_fit, of_each
-from fisher_jax.fitting.functions import OfParameters, linearised, outline
+from fisher_jax.fitting.functions import Entries, OfParameters, linearised, outline
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.hypothesis import free_positions, hypothesised
-from fisher_jax.inference.record import HypothesisTest, chi_squared_test
+from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
 from fisher_jax.models.model import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.reporting import in_fits
 
 
 @entry_point
-def wald_test(fit: Fit, restriction: Any, kind: str | None = None) -> HypothesisTest:
+def wald_test(
+    fit: Fit, restriction: Callable[[PyTree], PyTree] | PyTree, *, kind: CovarianceKind | None = None
+) -> HypothesisTest:
     """Test restrictions h(θ) = 0 from the estimate alone: W = h(θ̂)ᵀ (H V Hᵀ)⁻¹ h(θ̂), H = ∂h/∂θ.
 
     Parameters
@@ -37,8 +41,8 @@ def wald_test(fit: Fit, restriction: Any, kind: str | None = None) -> Hypothesis
     Returns
     -------
     HypothesisTest
-        Chi-squared with as many degrees of freedom as there are restrictions. NaN where the covariance is, or where H V Hᵀ
-        is not positive definite; a `FitWarning` says so.
+        Chi-squared with as many degrees of freedom as there are restrictions. NaN, with a `FitWarning`, where the covariance
+        is NaN or H V Hᵀ is not positive definite.
 
     Raises
     ------
@@ -50,8 +54,8 @@ def wald_test(fit: Fit, restriction: Any, kind: str | None = None) -> Hypothesis
     Sizes of a nominal 5 % test, one parameter of four families (`benchmarks/calibration.py`): 2.4 to 6.7 % at n = 25,
     4.6 to 6.2 at 50, 4.5 to 5.1 at 500.
 
-    Not the same in every parametrisation: shape = 1 and log shape = 0 give different W, unlike the likelihood-ratio test. It
-    does not hold where the null is on the boundary of the range (a variance of zero).
+    W depends on the parametrisation: shape = 1 and log shape = 0 give different W, unlike the likelihood-ratio test. It is not
+    chi-squared where the null is on the boundary of the range (a variance of zero).
 
     References
     ----------
@@ -70,31 +74,26 @@ def wald_test(fit: Fit, restriction: Any, kind: str | None = None) -> Hypothesis
     ('restriction = 0',)
     """
     check_fit(fit)
-    kind = fit._check(kind)
-    numbers: tuple[Any, ...] = ()
+    which = fit._check(kind)
+    values: tuple[np.ndarray, ...] = ()
     if callable(restriction):
-        output = outline(restriction, fit, "restriction")
-        names, words = output.names, tuple(f"{name} = 0" for name in output.names)
-        test = WaldStatistic(OfParameters(ById(restriction)))
+        names = outline(restriction, fit, "restriction").names
+        statements = tuple(f"{name} = 0" for name in names)
+        statistic_of = WaldStatistic(OfParameters(ById(restriction)))
     else:
-        hypothesis = hypothesised(fit.layout, restriction)
-        names, words = hypothesis.names, hypothesis.words
-        test, numbers = WaldStatistic(Entries(free_positions(fit.layout, hypothesis))), (hypothesis.values,)
-    statistic, slopes, spread = of_each(fit, test, kind, *numbers)
+        hypothesis = read_hypothesis(fit.layout, restriction)
+        names, statements, values = hypothesis.names, hypothesis.statements, (hypothesis.values,)
+        statistic_of = WaldStatistic(Entries(free_positions(fit.layout, hypothesis)))
+    statistic, slopes, variance = of_each(fit, statistic_of, which, *values)
     if not is_traced(fit):
         check_rank(np.asarray(slopes), names)
-        _warn_of_none(fit, np.asarray(statistic), np.asarray(spread))
-    return chi_squared_test(statistic, len(names), "Wald test", words, fit.describe(kind))
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Some entries of θ, as a function of u."""
-
-    positions: tuple[int, ...]
-
-    def __call__(self, fit: Fit, free: Float[Array, " p"]) -> Float[Array, " k"]:
-        return fit.layout.join(fit.layout.constrained_values(free, fit.values))[np.array(self.positions)]
+        indefinite = np.isnan(np.asarray(statistic)) & np.all(np.isfinite(np.asarray(variance)), axis=(-2, -1))
+        if np.any(indefinite):
+            warn(
+                f"the covariance of the restrictions is not positive definite{in_fits(indefinite)}, so there is no statistic. A "
+                "sandwich with fewer clusters than restrictions, or with two ways of clusters, can be so; test fewer at once."
+            )
+    return chi_squared_test(statistic, len(names), "Wald test", statements, fit.describe(which))
 
 
 @dataclass(frozen=True)
@@ -104,43 +103,32 @@ class WaldStatistic:
     restriction: Any
 
     def __call__(self, fit: Fit, kind: str, *values: Array) -> tuple[Array, Array, Array]:
-        found, slopes = linearised(self.restriction, fit)
+        estimate, slopes = linearised(self.restriction, fit)
         free = covariances.free_covariance(fit, kind)
-        away = found.astype(free.dtype) - (jnp.asarray(values[0], free.dtype) if values else 0.0)
+        away = estimate.astype(free.dtype) - (jnp.asarray(values[0], free.dtype) if values else 0.0)
         variance = covariances.carried(slopes, free)
         factor = linalg.factorise(variance)
         squared = jnp.sum(linalg.solve_lower(factor, away) ** 2)
+        # Slopes per standard error of u, so that their rank does not depend on units.
         scale = jnp.sqrt(jnp.abs(jnp.diagonal(free)))
         return jnp.where(factor.definite, squared, jnp.nan), slopes * scale.astype(slopes.dtype)[None, :], variance
 
 
 def check_rank(slopes: Float[np.ndarray, "*b k p"], names: tuple[str, ...]) -> None:
-    """Refuse restrictions of which one follows from the others, wherever that can be judged, in every fit."""
-    known = slopes.reshape((-1, *slopes.shape[-2:]))
-    known = known[np.all(np.isfinite(known), axis=(1, 2))]
-    if not len(known):
+    """Raise where one restriction follows from the others in every fit whose slopes are finite."""
+    slopes = slopes.reshape((-1, *slopes.shape[-2:]))
+    slopes = slopes[np.all(np.isfinite(slopes), axis=(1, 2))]
+    if not len(slopes):
         return
-    length = np.linalg.norm(known, axis=2, keepdims=True)
-    rows = known / np.where(length > 0, length, 1.0)
-    left, sizes, _ = np.linalg.svd(rows)
-    sizes = np.pad(sizes, ((0, 0), (0, len(names) - sizes.shape[1])))
-    dependent = sizes[:, -1] <= np.finfo(slopes.dtype).eps ** (2 / 3)
-    if not np.all(dependent):
+    lengths = np.linalg.norm(slopes, axis=2, keepdims=True)
+    lengths = np.where(lengths > 0, lengths, 1.0)
+    left, sizes, _ = np.linalg.svd(slopes / lengths)
+    sizes = np.pad(sizes, ((0, 0), (0, len(names) - sizes.shape[1])))  # more restrictions than parameters
+    # ε^(2/3) is far above the rounding of the slopes, and restrictions that agree to more digits are the same.
+    if np.any(sizes[:, -1] > np.finfo(slopes.dtype).eps ** (2 / 3)):
         return
-    direction = left[0][:, -1] / np.where(length[0, :, 0] > 0, length[0, :, 0], 1.0)
-    said = linalg.describe_direction(direction, names)
+    direction = linalg.describe_direction(left[0][:, -1] / lengths[0, :, 0], names)
     raise ValueError(
-        f"the restrictions are not independent at the estimate: the derivative of {said} is zero. "
+        f"the restrictions are not independent at the estimate: the derivative of {direction} is zero. "
         "Leave out what follows from the others, and what does not depend on an estimated parameter."
     )
-
-
-def _warn_of_none(fit: Any, statistic: np.ndarray, variance: np.ndarray) -> None:
-    """Say where a covariance that is there gives no statistic."""
-    none = np.isnan(statistic) & np.all(np.isfinite(variance), axis=(-2, -1))
-    if np.any(none):
-        many = f" in {int(np.sum(none))} of {none.size} fits" if none.ndim else ""
-        warn(
-            f"the covariance of the restrictions is not positive definite{many}, so there is no statistic. A "
-            "sandwich with fewer clusters than restrictions, or with two ways of clusters, can be so; test fewer at once."
-        )
