@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from fisher_jax.numerics.stages import in_stages
+from fisher_jax.numerics.fusion import in_stages
 
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 # Threads of ours do what Eigen's would: a core each. Vectors of 512 bits are worth 1.1 to 1.4 times where there are any. Sums that

@@ -10,7 +10,7 @@ import numpy as np
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, jit_with_model
-from fisher_jax.numerics.namespace import is_traced, on_host
+from fisher_jax.numerics.array_namespace import is_traced, on_host
 
 BLOCK = 4096  # fits that are worked on at once
 ENTRIES = 2**22  # entries of data times parameters that are worked on at once

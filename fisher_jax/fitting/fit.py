@@ -37,7 +37,7 @@ from fisher_jax.models.model import (
 )
 from fisher_jax.models.parameters import Layout, Values, typed
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
 

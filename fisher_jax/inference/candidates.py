@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.decoding import check_unmasked
 from fisher_jax.errors import call_user, to_numpy
 from fisher_jax.fitting.each import with_data
 from fisher_jax.fitting.problem import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.score_statistic import Nuisance, Tested, score_statistic
 from fisher_jax.information.closed_form import predicted
+from fisher_jax.input_arrays import check_unmasked
 from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at, scores_at

@@ -14,7 +14,7 @@ from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout
-from fisher_jax.numerics.namespace import on_host
+from fisher_jax.numerics.array_namespace import on_host
 
 
 def gained_over(fit: Any, null: Any) -> Any:

@@ -15,7 +15,7 @@ from fisher_jax.inference.identified import identified, identify
 from fisher_jax.inference.wald import Entries
 from fisher_jax.models.model import ById
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.reporting import Report, Reported, Table, number
 
 WEAK = 1e-3  # of an eigenvalue: standard errors along the direction are some thirty times what each parameter's would be alone

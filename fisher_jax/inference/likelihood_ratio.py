@@ -26,7 +26,7 @@ from fisher_jax.inference.under_restriction import fit_under
 from fisher_jax.inference.unidentified import unidentified, values_of_null, values_under
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.numerics.namespace import is_traced, namespace, on_host
+from fisher_jax.numerics.array_namespace import is_traced, namespace, on_host
 
 TEST = "Likelihood-ratio test"
 FEWEST = 19  # data sets by which a bootstrap's p-value can be 5 %

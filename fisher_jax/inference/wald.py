@@ -16,7 +16,7 @@ from fisher_jax.inference.hypothesis import free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.models.model import ById
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.numerics.array_namespace import is_traced
 
 
 @entry_point

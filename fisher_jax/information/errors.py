@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from fisher_jax.moments import Estimate
-from fisher_jax.numerics.namespace import AnyArray
+from fisher_jax.numerics.array_namespace import AnyArray
 
 __all__ = ["Estimate", "Pieces", "carried", "estimated", "spread"]
 

@@ -19,7 +19,7 @@ from fisher_jax.information.sampled import Sampled, by_draws
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.numerics.namespace import on_host
+from fisher_jax.numerics.array_namespace import on_host
 
 
 class InformationWarning(UserWarning):

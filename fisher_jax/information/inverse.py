@@ -12,7 +12,7 @@ from fisher_jax.errors import entry_point
 from fisher_jax.information.errors import Estimate, estimated, spread
 from fisher_jax.information.tables import as_frame, as_html, as_text
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import AnyArray
+from fisher_jax.numerics.array_namespace import AnyArray
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,7 @@ from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.tables import as_frame, as_html, as_text
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import AnyArray
+from fisher_jax.numerics.array_namespace import AnyArray
 
 
 @jax.tree_util.register_dataclass

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fisher_jax.errors import require
-from fisher_jax.numerics.namespace import AnyArray
+from fisher_jax.numerics.array_namespace import AnyArray
 
 MOST = 12  # rows and columns shown
 

@@ -19,8 +19,8 @@ from fisher_jax.errors import call_user, check_function, entry_point, kind_of, w
 from fisher_jax.models.fingerprint import PROGRAMS, content_of, unknown
 from fisher_jax.models.fingerprint import Table as Contents
 from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of
-from fisher_jax.numerics.modes import in_both_modes
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.numerics.array_namespace import is_traced
+from fisher_jax.numerics.autodiff_modes import in_both_modes
 
 UserFunction = Callable[..., Any]
 
@@ -374,7 +374,7 @@ def call_density(function: UserFunction, arguments: tuple[Any, ...], name: str) 
 
 
 def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name: str) -> Any:
-    """What a function of the user's returns, ready for either mode of differentiation; see `numerics.modes`.
+    """What a function of the user's returns, ready for either mode of differentiation; see `numerics.autodiff_modes`.
 
     What is found of its modes is kept with it, as its programs are.
     """

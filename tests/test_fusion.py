@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from fisher_jax.fitting import cpu
-from fisher_jax.numerics.stages import in_stages
+from fisher_jax.numerics.fusion import in_stages
 
 X = jnp.linspace(0.5, 2.0, 64)
 
