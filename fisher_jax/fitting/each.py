@@ -9,7 +9,8 @@ import numpy as np
 
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.array_namespace import is_traced, on_host
 
 BLOCK = 4096  # fits that are worked on at once

@@ -20,8 +20,9 @@ from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at, scores_at
 from fisher_jax.models.linked import LinkedModel
-from fisher_jax.models.model import ById, Model, check_arity
+from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Leaf, layout_of
+from fisher_jax.models.programs import ById
 
 ENTRIES = 2**24  # entries of candidates worked on at once
 

@@ -14,7 +14,7 @@ from fisher_jax.fitting import intervals
 from fisher_jax.fitting.each import check_fit, of_each
 from fisher_jax.fitting.functions import OfParameters, Output, linearised, outline
 from fisher_jax.fitting.result import Fit
-from fisher_jax.models.model import ById
+from fisher_jax.models.programs import ById
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.reporting import Report, Reported, Table, number
 

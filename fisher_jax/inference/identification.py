@@ -13,7 +13,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.identified import identified, identify
 from fisher_jax.inference.wald import Entries
-from fisher_jax.models.model import ById
+from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.reporting import Report, Reported, Table, number

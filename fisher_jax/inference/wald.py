@@ -14,7 +14,7 @@ from fisher_jax.fitting.functions import OfParameters, linearised, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.hypothesis import free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
-from fisher_jax.models.model import ById
+from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import is_traced
 

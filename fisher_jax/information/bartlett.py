@@ -16,8 +16,9 @@ from fisher_jax.information.errors import carried, spread
 from fisher_jax.information.expectations import MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information.expected import at_door, check_expectation, describe
 from fisher_jax.information.regularity import MASS_TOLERANCE, Regularity, in_errors
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.moments import covariance_of_moments
 from fisher_jax.numerics import linalg
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import check_pytrees, entry_point
 from fisher_jax.models.dataset import Dataset, check_dataset
 from fisher_jax.models.likelihood import Likelihood, derivatives_at, gradient_at, likelihood, scores_at, terms_at
-from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_with_model
+from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.differentiate import weigh
 
 

@@ -19,8 +19,9 @@ from fisher_jax.information.expectations import MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information.krylov import Solution
 from fisher_jax.models.dataset import Dataset, check_given
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_with_model
+from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 
 Kind = Literal["expected", "empirical", "observed"]
 _FROM_SPREAD = ", since the error is from their spread"

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_count, check_level, check_whole, entry_point
+from fisher_jax.errors import check_count, check_level, entry_point
 from fisher_jax.information.derivatives import at_door, hessian
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.plots.canvas import listed, pyplot
 
 FURTHER_OUT = (10.0, 30.0, 100.0, 300.0)  # nats below the estimate, drawn as contours beside those of the levels
@@ -100,7 +101,8 @@ def likelihood_surface(
     """
     figures = pyplot()
     check_level(level)
-    check_count(num_points, 2, "num_points", entries=check_whole(num_points, 2, "num_points"))
+    num_points = check_count(num_points, 2, "num_points")
+    check_count(num_points, 2, "num_points", entries=num_points)
     columns = _columns(fit, names)
     model, natural, values, dataset = at_door(model, fit.params, data, given, weights)
     centre = np.asarray(fit.layout.flatten(fit.params), float)[list(columns)]
