@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import fisher_jax as fj
-from fisher_jax.optimizers import natural_gradient
+from fisher_jax.optimizers.natural import natural_gradient
 
 ROWS, BATCH, NOISE = 2000, 500, 0.1
 GOALS = (1.0, 0.5, 0.2)  # nats above the noise

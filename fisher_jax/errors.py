@@ -23,12 +23,12 @@ import numpy as np
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PACKAGE = str(pathlib.Path(__file__).parent) + os.sep
-# What a line of the user's is looked for outside of.
+# The last line of a traceback outside these folders is the user's.
 _OTHERS = (PACKAGE, "<frozen", *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")})
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional module, or say which extra of fisher_jax brings it."""
+    """Import an optional module; the error names the extra of fisher_jax that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -36,7 +36,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 class FitWarning(UserWarning):
-    """A number was asked of a fit whose status does not support it, or is less sure than was asked for.
+    """A result is less certain than it looks: the status of the fit does not support it, or an approximation is poor.
 
     Examples
     --------
@@ -61,15 +61,16 @@ class FitError(RuntimeError):
     """
 
 
-# Names of the public functions under way in a thread, the one that the user called first.
+# The public functions that this thread is in, from the one that the user called to the innermost. Threads of one process may
+# call different functions at the same time, so each has a list of its own.
 _calls = threading.local()
 
 
 def entry_point(function: Function) -> Function:
-    """A public function or method. Errors in its arguments, and its warnings, begin with its name.
+    """Decorate a public function or method: errors in its arguments, and its warnings, begin with its name.
 
-    Only the function that the user called is named, not those that it calls in turn. A call that does not fit its signature gets
-    a hint.
+    Only the function that the user called is named, not those that it calls in turn. A call that does not match the signature
+    raises with the names of all arguments.
     """
     signature = inspect.signature(function)
     parameters = {name: p for name, p in signature.parameters.items() if name not in ("self", "cls")}
@@ -77,8 +78,8 @@ def entry_point(function: Function) -> Function:
     named = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     name = function.__qualname__.removesuffix(".__post_init__")
 
-    def misfit(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
-        """How a call does not fit the signature; empty where it does."""
+    def describe_mismatch(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+        """How a call does not match the signature; empty where it does."""
         try:
             signature.bind(*arguments, **keywords)
         except TypeError as error:
@@ -98,10 +99,10 @@ def entry_point(function: Function) -> Function:
         try:
             return function(*arguments, **keywords)
         except (TypeError, ValueError, ImportError, RuntimeError, OSError) as error:
-            if isinstance(error, TypeError) and (text := misfit(arguments, keywords)):
+            if isinstance(error, TypeError) and (text := describe_mismatch(arguments, keywords)):
                 raise TypeError(f"{name}: {text}") from None
             is_fit_error = isinstance(error, FitError)  # its message is that of the status
-            if len(names) == 1 and not is_fit_error and _is_ours(traceback.extract_tb(error.__traceback__)[-1]):
+            if len(names) == 1 and not is_fit_error and _is_ours(error):
                 error.args = (f"{name}: {error}",)
                 if isinstance(error, ImportError):
                     error.msg = error.args[0]  # its text, which is kept beside its arguments
@@ -112,13 +113,14 @@ def entry_point(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
-def _is_ours(line: traceback.FrameSummary) -> bool:
-    """Whether an error with this last line was raised by fisher_jax itself."""
+def _is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by a check of fisher_jax itself, whose message is complete; not by JAX or the user's code."""
+    line = traceback.extract_tb(error.__traceback__)[-1]
     return line.filename.startswith(PACKAGE) and (line.line or "").startswith("raise")
 
 
 def warn(text: str, category: type[Warning] = FitWarning) -> None:
-    """Warn, in the name of the public function that the user called, at the line that called it."""
+    """Warn with the name of the public function that the user called, at the line that called it."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
@@ -126,41 +128,32 @@ def warn(text: str, category: type[Warning] = FitWarning) -> None:
     warnings.warn(f"{names[0]}: {text}" if names else text, category, stacklevel=level)
 
 
-# Checks of arguments. Each raises an error with the argument's name, what came and what is expected.
-
-
-def check_whole(number: Any, least: int, name: str, which_is: str = "") -> int:
-    """A whole number from `least` on, in words what that is."""
-    try:
-        found = operator.index(number)
-    except TypeError:
-        found = least - 1
-    if found < least or isinstance(number, bool):
-        raise ValueError(f"{name}={shown(number)} must be a whole number, at least {least}{which_is}.")
-    return found
+# --- checks of arguments: each raises with the argument's name, what came and what is expected -----------------------
 
 
 def check_count(number: Any, least: int, name: str, which_is: str = "", *, entries: int = 1) -> int:
-    """How many of something there are to be, each held as so many numbers at least; raise where the memory cannot hold them.
+    """A whole number from `least` on (`which_is` says what that is) of things that take `entries` numbers of memory each.
 
-    What is needed besides is not counted: this stops counts that can never end, not those that merely take long.
+    Raises where they cannot fit the memory of this machine; with `entries` = 0 nothing is stored. What a computation needs besides
+    is not counted: this catches counts that can never end, not those that merely take long.
     """
-    whole = check_whole(number, least, name, which_is)
-    needed, present = 8 * entries * whole, _bytes_of_memory()  # in float32 half as much, with as much again for work
-    if needed > present:
-        raise ValueError(
-            f"{name}={whole} needs {needed / 1e9:.3g} GB at least, and this machine has {present / 1e9:.3g} GB of "
-            f"memory. Give {name} of at most {present // (8 * entries)}, and far fewer for a result in reasonable time."
-        )
-    return whole
-
-
-def _bytes_of_memory() -> int:
-    """All memory of this machine; where Python cannot tell (Windows), more than any has that is not a cluster."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 2**42
+        count = operator.index(number)
+    except TypeError:
+        count = least - 1
+    if count < least or isinstance(number, bool):
+        raise ValueError(f"{name}={shown(number)} must be a whole number, at least {least}{which_is}.")
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows; then more than any machine has that is not a cluster
+        memory = 2**42
+    needed = 8 * entries * count  # in float32 half as much, with as much again for intermediate results
+    if needed > memory:
+        raise ValueError(
+            f"{name}={count} needs {needed / 1e9:.3g} GB at least, and this machine has {memory / 1e9:.3g} GB of "
+            f"memory. Give {name} of at most {memory // (8 * entries)}, and far fewer for a result in reasonable time."
+        )
+    return count
 
 
 def check_level(level: Any) -> None:
@@ -185,8 +178,7 @@ def check_key(key: Any) -> None:
 def check_choice(value: Any, choices: Collection[str], name: str, hint: str = "") -> None:
     """One of several words."""
     if not isinstance(value, str) or value not in choices:
-        known = ", ".join(map(repr, choices))
-        raise ValueError(f"{name}={shown(value)} is unknown; choose from {known}.{hint}")
+        raise ValueError(f"{name}={shown(value)} is unknown; choose from {', '.join(map(repr, choices))}.{hint}")
 
 
 def check_flag(value: Any, name: str) -> None:
@@ -196,7 +188,7 @@ def check_flag(value: Any, name: str) -> None:
 
 
 def check_function(function: Any, name: str, of: str = "params") -> None:
-    """A function, in words what of."""
+    """A function, `of` what says the message."""
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"{name} must be a function of {of}, got {kind_of(function)}.")
 
@@ -210,7 +202,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
 
 
 def check_pytrees(**trees: Any) -> None:
-    """Pytrees of arrays, by the names of the arguments: none of our own records, which are pytrees too."""
+    """Pytrees of arrays, by the names of the arguments; results of this library are pytrees too, and raise."""
     for name, tree in trees.items():
         check_pytree(tree, name)
         if type(tree).__module__.startswith("fisher_jax.") and not jax.tree_util.all_leaves([tree]):
@@ -225,20 +217,19 @@ def check_pytree(tree: Any, name: str) -> None:
     try:
         jax.tree.flatten(tree)
     except (TypeError, ValueError) as error:
-        said = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].rstrip(".")
         raise TypeError(
-            f"{name} is no pytree that JAX can take apart ({said}). Give the keys of each dictionary one type, text say."
+            f"{name} is no pytree that JAX can flatten ({reason}). Give the keys of each dictionary one type, text say."
         ) from error
 
 
 def names_in(names: Any) -> list[str]:
-    """The names meant by one or by a sequence of them; none where anything else came."""
+    """The names in one name or a sequence of names; an empty list for anything else."""
     if isinstance(names, str):
         return [names]
-    listed = (
-        list(names) if isinstance(names, list | tuple | set) or (isinstance(names, np.ndarray) and names.ndim) else []
-    )
-    return listed if all(isinstance(name, str) for name in listed) else []
+    if isinstance(names, list | tuple | set) or (isinstance(names, np.ndarray) and names.ndim):
+        return list(names) if all(isinstance(name, str) for name in names) else []
+    return []
 
 
 def is_key(value: Any) -> bool:
@@ -247,17 +238,17 @@ def is_key(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is one real number that is known now; a truth is none."""
+    """Whether a value is one real number, neither traced nor a truth value."""
     if isinstance(value, bool | np.bool_ | jax.core.Tracer):
         return False
     if isinstance(value, int | float | np.integer | np.floating):
         return True
-    # A key of JAX's is an array whose dtype has no kind.
+    # The dtype of a key of JAX has no `kind`.
     return isinstance(value, np.ndarray | jax.Array) and value.ndim == 0 and getattr(value.dtype, "kind", "O") in "iuf"
 
 
 def kind_of(value: Any) -> str:
-    """What a value is; a class is not one of its objects."""
+    """The type of a value, for a message; a class is named as one, not as its metaclass."""
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
@@ -269,9 +260,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 and "\n" not in text else f"an object of type {type(value).__name__}"
 
 
-# Errors in functions of the user's.
+# --- errors in the user's functions ------------------------------------------------------------------------------------
 
-_UNKNOWN_YET = (
+_TRACER_ERRORS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -279,48 +270,44 @@ _UNKNOWN_YET = (
 )
 
 
-FRAME_HINT = (
-    " A data frame is handed on as a matrix, a row at a time. Give its columns by name: "
-    "given={name: frame[name].to_numpy() for name in frame.columns}."
-)
-
-
 def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str) -> Any:
-    """What a function of the user's returns. An error in it names its line, and what it was called with.
+    """Call a function of the user's. An error in it names its line, and the shapes of its arguments.
 
-    Where JAX traces the function, numbers are not known yet, and numpy, scipy and Python's `if` cannot do with that.
+    Where JAX traces the function its arguments have no values, which numpy, scipy and Python's `if` need: the error says so.
     """
     try:
         return function(*arguments)
-    except _UNKNOWN_YET as error:
+    except _TRACER_ERRORS as error:
         raise TypeError(
             f"{name} leaves jax.numpy{_line_of(error)}. JAX calls it with parameters and data whose numbers are not "
             "known yet, to differentiate and compile it. Write jax.numpy in place of numpy, math and float(), "
             "jax.scipy.stats in place of scipy.stats, and jnp.where in place of `if`."
         ) from None
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-        if _is_ours(traceback.extract_tb(error.__traceback__)[-1]) or isinstance(
-            error, jax.errors.UnexpectedTracerError
-        ):
+        if _is_ours(error) or isinstance(error, jax.errors.UnexpectedTracerError):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        said = (str(error).splitlines() or [""])[0].rstrip(".")
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        shapes = jax.tree.map(
+            lambda leaf: jnp.shape(leaf) if hasattr(leaf, "shape") else type(leaf).__name__, arguments
+        )
+        hint = ""
+        if "string indexing" in reason:
+            hint = (
+                " A data frame is handed on as a matrix, a row at a time. Give its columns by name: "
+                "given={name: frame[name].to_numpy() for name in frame.columns}."
+            )
         raise kind(
-            f"{name} raised {type(error).__name__}{_line_of(error)}: {said}. It was called with "
-            f"{', '.join(map(_outline, arguments))}.{FRAME_HINT if 'string indexing' in said else ''}"
+            f"{name} raised {type(error).__name__}{_line_of(error)}: {reason}. It was called with "
+            f"{', '.join(map(str, shapes))}.{hint}"
         ) from error
 
 
 def _line_of(error: BaseException) -> str:
-    """Where in the user's code an error came up: the last line that is not JAX's, ours or the library's."""
+    """Where in the user's code an error arose: the last line outside fisher_jax, JAX and the standard library."""
     lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_OTHERS)]
     if not lines:
         return ""
     text = (lines[-1].line or linecache.getline(lines[-1].filename, lines[-1].lineno or 0)).strip()
     text = text if len(text) <= 100 else f"{text[:99]}…"
     return f" at line {lines[-1].lineno} of {pathlib.Path(lines[-1].filename).name}" + (f", `{text}`" if text else "")
-
-
-def _outline(tree: Any) -> str:
-    """An argument's structure, with shapes in the place of arrays."""
-    return str(jax.tree.map(lambda leaf: jnp.shape(leaf) if hasattr(leaf, "shape") else type(leaf).__name__, tree))

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.decoding import LEAVE_OUT, as_unmasked_array, as_weights
 from fisher_jax.errors import entry_point
+from fisher_jax.input_arrays import LEAVE_OUT, as_unmasked_array, as_weights
 
 __all__ = [
     "Estimate",

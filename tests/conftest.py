@@ -29,7 +29,7 @@ with jaxtyping.install_import_hook("fisher_jax", "typechecking.check"):
     for public in fisher_jax.__all__:  # imported when first used, and checked only if that is here
         getattr(fisher_jax, public)
 
-from fisher_jax.models.model import Programs
+from fisher_jax.models.programs import Programs
 
 MAPS = pathlib.Path("/proc/self/maps")
 _count = itertools.count(1)

@@ -15,7 +15,8 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax.fitting import chunks, cpu, engine, workers
-from fisher_jax.models.model import as_model, programs_of
+from fisher_jax.models.model import as_model
+from fisher_jax.models.programs import programs_of
 
 RNG = np.random.default_rng(5)
 NORMAL_DATA = RNG.normal(2.0, 3.0, (5, 12))

@@ -13,7 +13,7 @@ from jax.scipy.special import gammaln
 
 from fisher_jax.numerics import expansion
 from fisher_jax.numerics.expansion import CannotExpand, expand, split
-from fisher_jax.numerics.factors import summed_by_rows, without_constant
+from fisher_jax.numerics.row_sums import summed_by_rows, without_constant
 
 LANES = 16
 

@@ -21,7 +21,8 @@ import fisher_jax as fj
 from fisher_jax import Status
 from fisher_jax.fitting import chunks, gpu, workers
 from fisher_jax.fitting.plan import Plan
-from fisher_jax.models.model import as_model, flatten_parameters, programs_of
+from fisher_jax.models.model import as_model, flatten_parameters
+from fisher_jax.models.programs import programs_of
 
 RNG = np.random.default_rng(8)
 NORMAL_START = {"loc": 0.0, "log_scale": 0.0}

@@ -15,7 +15,7 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax.models.fingerprint import LARGE, content_of
-from fisher_jax.models.model import MANY, NUM_KEPT, _last_used, programs_of
+from fisher_jax.models.programs import MANY, MAX_SHARED, _shared, programs_of
 
 Y = np.random.default_rng(1).normal(2.0, 1.5, 30)
 START = {"loc": 0.0, "log_scale": 0.0}
@@ -121,7 +121,7 @@ def test_fresh_closures_over_arrays_warn_once_and_name_the_cause():
             (warning,) = caught
             said = str(warning.message)
             assert f"made anew {MANY} times" in said
-            assert "they differ in closure z. Hand what differs to one function, by given=" in said
+            assert "they differ in closure z. Pass what differs to one function, by given=" in said
         else:
             assert caught == []  # said already of this place
 
@@ -228,7 +228,7 @@ def test_functions_that_differ_anywhere_are_never_taken_for_each_other(place):
 
 
 def test_what_is_kept_of_functions_that_are_gone_is_bounded():
-    for number in range(NUM_KEPT + 3):
+    for number in range(MAX_SHARED + 3):
         programs_of(fj.Model(shifted(float(number))))
-    assert len(_last_used) <= NUM_KEPT
+    assert len(_shared) <= MAX_SHARED
     assert content_of(shifted(np.zeros(LARGE)))[0] is None

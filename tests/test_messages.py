@@ -17,7 +17,7 @@ from registry import MODELS
 
 import fisher_jax as fj
 from fisher_jax.errors import check_count, require
-from fisher_jax.optimizers import natural_gradient
+from fisher_jax.optimizers.natural import natural_gradient
 
 Y = np.random.default_rng(0).normal(size=30)
 START = {"loc": 0.0, "scale": 1.0}
@@ -93,7 +93,7 @@ MISUSE = {
     "profile by name": (lambda: fj.profile_likelihood(fitted(), "loc"), TypeError, "profile_likelihood: function must be a function of params, got the text 'loc'. Parameters are named by parameters='loc'"),
     "hypothesis as text": (lambda: fj.wald_test(fitted(), "loc = 0"), TypeError, "wald_test: the hypothesis is 'loc = 0'. Write names and values as a dictionary, as {'loc': 0.0}"),
     "fit in place of params": (lambda: fj.fit(density, fitted(), Y), TypeError, "fit: params is Fit; expected arrays.*Did you mean its `params`"),
-    "keys of two types": (lambda: fj.fit(density, {"loc": 0.0, 1: 1.0}, Y), TypeError, "fit: params is no pytree that JAX can take apart.*keys of each dictionary one type"),
+    "keys of two types": (lambda: fj.fit(density, {"loc": 0.0, 1: 1.0}, Y), TypeError, "fit: params is no pytree that JAX can flatten.*keys of each dictionary one type"),
     "integer density": (lambda: fj.fit(lambda p, y: jnp.int32(1), 0.0, Y), TypeError, "floating number in nats.*int32"),
     "density that returns nothing": (lambda: fj.fit(lambda p, y: None, 0.0, Y), TypeError, "returned NoneType"),
     "density that wants covariates": (

@@ -12,7 +12,8 @@ from jax.scipy.stats import norm
 from registry import MODELS
 
 import fisher_jax as fj
-from fisher_jax.optimizers import Evaluation, natural_gradient
+from fisher_jax.optimizers import Evaluation
+from fisher_jax.optimizers.natural import natural_gradient
 
 RNG = np.random.default_rng(5)
 Y = RNG.gamma(2.5, 0.8, 60)

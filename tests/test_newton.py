@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fisher_jax.numerics import lanes
+from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.optimizers.newton import Evaluation, Newton, advance, begin, trial
 
 RNG = np.random.default_rng(3)

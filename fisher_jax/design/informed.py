@@ -16,8 +16,9 @@ from fisher_jax.information.expectations import Enumeration, MonteCarlo, QuasiMo
 from fisher_jax.information.expected import check_expectation, describe, expected_information
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import check_given
-from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
+from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 
 SIZES = (32, 256)  # rows at once that are compiled for, besides a whole grid
 AT_ONCE = 4096

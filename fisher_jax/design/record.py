@@ -10,7 +10,7 @@ from jaxtyping import Float, PyTree
 
 from fisher_jax.design.criteria import CRITERIA, SEEN, covariance_of, evaluated, gains, information_of
 from fisher_jax.design.informed import Informed, points_of
-from fisher_jax.errors import check_whole, entry_point
+from fisher_jax.errors import check_count, entry_point
 from fisher_jax.information import Covariance, Information
 from fisher_jax.models.parameters import path_name
 from fisher_jax.reporting import Report, Reported, Table, number
@@ -84,7 +84,7 @@ class Design(Reported):
         Covariance
             K (n M)⁻ Kᵀ, by `names`; NaN where the design does not tell them.
         """
-        num_observations = check_whole(num_observations, 1, "num_observations")
+        num_observations = check_count(num_observations, 1, "num_observations", entries=0)
         found, unseen = covariance_of(*self._whitened(self.points, self.weights))
         found = np.where(unseen[:, None, None] > SEEN, np.nan, found) / num_observations
         route = f"Cramér-Rao bound for {num_observations:g} observations from: {self.informed.route}"
@@ -154,7 +154,9 @@ class Design(Reported):
         """
         weights = np.asarray(self.weights, float)
         points = len(weights)
-        num_observations = check_whole(num_observations, points, "num_observations", ", the number of points")
+        num_observations = check_count(
+            num_observations, points, "num_observations", ", the number of points", entries=0
+        )
         counts = np.ceil((num_observations - 0.5 * len(weights)) * weights * (1 - 1e-12)).astype(int)
         counts = np.maximum(counts, 1)
         while counts.sum() < num_observations:

@@ -16,11 +16,11 @@ from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.information import total_expected
 from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of, terms_at_once
-from fisher_jax.numerics import lanes
-from fisher_jax.numerics.affine import linear_predictors
+from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.numerics.differentiate import second_order, upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand, expand
 from fisher_jax.numerics.jaxprs import flatten
+from fisher_jax.numerics.linear_predictors import linear_predictors
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Rows = Float[Array, "n L"]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from fisher_jax.errors import shown
 from fisher_jax.fitting.status import Status
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import AnyArray, namespace
+from fisher_jax.numerics.array_namespace import AnyArray, namespace
 
 CovarianceKind = Literal["observed", "expected", "empirical", "sandwich"]
 KINDS: tuple[str, ...] = get_args(CovarianceKind)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from fisher_jax.numerics.stages import in_stages
+from fisher_jax.numerics.fusion import evaluate_in_stages
 
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 # Threads of ours do what Eigen's would: a core each. Vectors of 512 bits are worth 1.1 to 1.4 times where there are any. Sums that
@@ -33,7 +33,7 @@ def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         # Traced outside the marked context, so that only the calls below are marked and what they call is inlined.
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        run = in_stages(closed, lambda values: hold(*values))
+        run = evaluate_in_stages(closed, lambda values: hold(*values))
         treedef = jax.tree.structure(shape)
 
         @jax.jit

@@ -9,8 +9,9 @@ import numpy as np
 
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.model import Model, jit_with_model
-from fisher_jax.numerics.namespace import is_traced, on_host
+from fisher_jax.models.model import Model
+from fisher_jax.models.programs import jit_with_model
+from fisher_jax.numerics.array_namespace import is_traced, on_host
 
 BLOCK = 4096  # fits in a block
 ENTRIES = 2**22  # entries of data times parameters in a block

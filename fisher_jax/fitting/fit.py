@@ -27,17 +27,11 @@ from fisher_jax.fitting.result import ARRAYS, Fit, Origin
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.dataset import Dataset, check_dataset
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
-from fisher_jax.models.model import (
-    Model,
-    as_model,
-    check_start,
-    flatten_parameters,
-    jit_with_model,
-    starting_parameters,
-)
+from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, typed
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import call_user, check_function, check_pytree, kind_of
 from fisher_jax.fitting.result import Fit
-from fisher_jax.models.model import ById, call_differentiable
 from fisher_jax.models.parameters import Values, path_name
+from fisher_jax.models.programs import ById, call_differentiable
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from fisher_jax.information import has_closed_form
 from fisher_jax.models.constraints import Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, outer_product_at
-from fisher_jax.models.model import Model, programs_of, quick
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Leaf, Values
-from fisher_jax.numerics import lanes
+from fisher_jax.models.programs import programs_of, quick
+from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begin, trial

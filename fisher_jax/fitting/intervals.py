@@ -10,7 +10,7 @@ from jaxtyping import Float
 from fisher_jax.errors import check_choice, check_level
 from fisher_jax.fitting.covariance import standard_errors
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.numerics.namespace import AnyArray, namespace
+from fisher_jax.numerics.array_namespace import AnyArray, namespace
 
 Scale = Literal["unconstrained", "natural"]
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from fisher_jax.fitting.plan import Leaves
 from fisher_jax.fitting.program import certify, handed_over_at, is_within
-from fisher_jax.numerics import lanes as algebra
+from fisher_jax.numerics import batched_linalg as algebra
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
 LEAST_LANES = (
@@ -177,7 +177,7 @@ def ended_of(
     restricted: tuple[bool, ...],
     handed_over: bool,
 ) -> Ended:
-    """What lanes that have ended came to, or where they go on; vectors and matrices as `numerics.lanes` has them."""
+    """What lanes that have ended came to, or where they go on; vectors and matrices as `numerics.batched_linalg` has them."""
     steps = jnp.maximum(state.count, 0)
     if handed_over:
         return Ended(handed_over_at(state, tolerance), None, None, None, None, steps, None)

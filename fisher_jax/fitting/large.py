@@ -17,8 +17,9 @@ from fisher_jax.fitting import rows as row_programs
 from fisher_jax.fitting.lanes import LEAST_LANES
 from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.model import Model, programs_of
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import programs_of
 from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.optimizers.newton import Evaluation, Kind

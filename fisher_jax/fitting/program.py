@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fisher_jax.fitting.problem import Problem
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.likelihood import derivatives_at, gradient_at, outer_product_at, terms_at
-from fisher_jax.numerics import lanes
+from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.numerics.linalg import singular_pivot
 from fisher_jax.optimizers.newton import (
     DRIFT_LIMIT,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.decoding import as_weights
+from fisher_jax.input_arrays import as_weights
 from fisher_jax.models.dataset import Dataset, as_arrays, check_dataset, check_labels, without_masks
 from fisher_jax.models.model import Model, starting_parameters
 

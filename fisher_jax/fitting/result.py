@@ -31,10 +31,11 @@ from fisher_jax.fitting.summary import (
 from fisher_jax.information import Information
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
+from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.numerics.differentiate import each_at
-from fisher_jax.numerics.namespace import AnyArray, is_traced, namespace, on_host
 
 NO_MAXIMUM = (
     "There are no standard errors, intervals and Wald tests of a point that is no certified maximum: they are NaN. "

@@ -23,8 +23,9 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import ATTEMPTS
 from fisher_jax.models.dataset import Dataset, at_hand
 from fisher_jax.models.likelihood import likelihood, outer_product_at
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, merge
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.optimizers.newton import Newton
 
 CAUTIOUS = 0.01  # times the first radius

@@ -23,10 +23,10 @@ from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout
-from fisher_jax.numerics.affine import Predictors, linear_predictors
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 from fisher_jax.numerics.expansion import Program, expand, split
-from fisher_jax.numerics.factors import summed_by_rows, without_constant
+from fisher_jax.numerics.linear_predictors import Predictors, linear_predictors
+from fisher_jax.numerics.row_sums import summed_by_rows, without_constant
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Scalars = list[Any]

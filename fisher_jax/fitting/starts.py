@@ -14,8 +14,9 @@ from fisher_jax.fitting.problem import checked_start
 from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset, axis_first, axis_of_each, common_size, first_of
 from fisher_jax.models.likelihood import term_of, terms_at_once
-from fisher_jax.models.model import Model, check_start, flatten_parameters, jit_with_model, starting_parameters
+from fisher_jax.models.model import Model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, merge, split_by, typed
+from fisher_jax.models.programs import jit_with_model
 
 Leaves = list[Any]
 BLOCK, BLOCK_ENTRIES = 4096, 2**22  # data sets whose starts are computed at once, and entries of theirs

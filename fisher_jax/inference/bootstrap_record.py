@@ -13,7 +13,7 @@ from fisher_jax.fitting.functions import OfParameters, Output, linearised, outli
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference import bootstrap_intervals
-from fisher_jax.models.model import ById
+from fisher_jax.models.programs import ById
 from fisher_jax.reporting import Report, Reported, Table, number
 
 INTERVALS = ("percentile", "basic", "bca")

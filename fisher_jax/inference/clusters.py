@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from fisher_jax.decoding import check_unmasked
 from fisher_jax.errors import to_numpy
+from fisher_jax.input_arrays import check_unmasked
 
 
 def cluster_codes(labels: Any) -> Int[np.ndarray, " n"]:

@@ -15,8 +15,8 @@ from fisher_jax.fitting.covariance import CovarianceKind
 from fisher_jax.fitting.each import check_fit, of_each
 from fisher_jax.fitting.functions import OfParameters, Output, linearised, outline
 from fisher_jax.fitting.result import Fit
-from fisher_jax.models.model import ById
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.models.programs import ById
+from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.reporting import Report, Reported, Table, listed, percent
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change

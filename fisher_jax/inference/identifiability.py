@@ -23,9 +23,9 @@ from fisher_jax.fitting.each import check_fit, of_each
 from fisher_jax.fitting.functions import Entries, OfParameters, linearised, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
-from fisher_jax.models.model import ById
+from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.reporting import Report, Reported, Table, number
 
 SINGULAR = 0.5  # power of ε under which an eigenvalue at unit diagonal is zero: a fit is no nearer to its maximum

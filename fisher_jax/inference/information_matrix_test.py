@@ -28,8 +28,9 @@ from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.replicates import given_of_draws, num_rows, refit_drawn
 from fisher_jax.models.drawing import draw_data_sets
 from fisher_jax.models.likelihood import terms_of
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import each_at, weigh
 from fisher_jax.reporting import Report, Reported, Table, number

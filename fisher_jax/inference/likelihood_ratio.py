@@ -34,7 +34,7 @@ from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.numerics.namespace import is_traced, namespace, on_host
+from fisher_jax.numerics.array_namespace import is_traced, namespace, on_host
 from fisher_jax.reporting import in_fits
 
 TEST = "Likelihood-ratio test"

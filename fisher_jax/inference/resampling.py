@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fisher_jax.models.model import quick_options
+from fisher_jax.models.programs import quick_options
 
 
 class Scheme(NamedTuple):

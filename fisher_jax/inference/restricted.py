@@ -12,8 +12,9 @@ from fisher_jax.fitting.fit import fit
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.models.constraints import Interval, Unconstrained, fixed
-from fisher_jax.models.model import ById, DependentModel, Model
+from fisher_jax.models.model import DependentModel, Model
 from fisher_jax.models.parameters import Layout
+from fisher_jax.models.programs import ById
 
 Parts = dict[str, list[Any]]
 

@@ -23,7 +23,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.blocks import blocks_of
-from fisher_jax.decoding import check_unmasked
 from fisher_jax.errors import call_user, check_choice, entry_point, names_in, shown, to_numpy, warn
 from fisher_jax.fitting.covariance import KINDS, CovarianceKind, precise
 from fisher_jax.fitting.each import check_fit, with_data
@@ -32,6 +31,7 @@ from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test
 from fisher_jax.information import Scoring, has_closed_form
 from fisher_jax.information.closed_form import predicted
+from fisher_jax.input_arrays import check_unmasked
 from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import (
@@ -43,8 +43,9 @@ from fisher_jax.models.likelihood import (
     scores_at,
 )
 from fisher_jax.models.linked import LinkedModel
-from fisher_jax.models.model import ById, Model, check_arity
+from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout, Leaf, layout_of
+from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
 
 # What is left of the variance of a score when the nuisance scores explain all of it is rounding: some thousand ε.

@@ -15,8 +15,9 @@ from fisher_jax.fitting.result import origin_of
 from fisher_jax.inference.restricted import fit_again
 from fisher_jax.inference.wald import WaldStatistic, check_rank
 from fisher_jax.models.constraints import fixed
-from fisher_jax.models.model import ById, DependentModel, Model
+from fisher_jax.models.model import DependentModel, Model
 from fisher_jax.models.parameters import Layout
+from fisher_jax.models.programs import ById
 
 _STIFFNESS = 100.0  # of the penalty, for restrictions in standard errors: a round leaves a hundredth or so
 _MOST_ROUNDS = 30

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, scores_at
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 
 

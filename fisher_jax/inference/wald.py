@@ -15,9 +15,9 @@ from fisher_jax.fitting.each import check_fit, of_each
 from fisher_jax.fitting.functions import Entries, OfParameters, linearised, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
-from fisher_jax.models.model import ById
+from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import is_traced
+from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.reporting import in_fits
 
 

@@ -21,8 +21,9 @@ from fisher_jax.information.expectations import Expectation, MonteCarlo, Quadrat
 from fisher_jax.information.expected import check_expectation, check_point, describe
 from fisher_jax.information.matrix import propagate, standard_errors_of_entries
 from fisher_jax.information.regularity import MASS_TOLERANCE, TAILS_TOO_HEAVY, Regularity, z_values
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.moments import covariance_of_moments
 from fisher_jax.numerics import linalg
 from fisher_jax.reporting import Report, Reported, Table, probability

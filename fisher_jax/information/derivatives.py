@@ -20,8 +20,9 @@ from fisher_jax.models.likelihood import (
     scores_at,
     terms_at,
 )
-from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_with_model
+from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.differentiate import weigh
 
 ROUTES = {

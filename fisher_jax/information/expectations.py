@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import check_choice, check_count, check_whole, entry_point, is_number, shown, to_numpy
+from fisher_jax.errors import check_choice, check_count, entry_point, is_number, shown, to_numpy
 from fisher_jax.models.dataset import as_unmasked_arrays
 
 ESTIMATORS = ("bartlett", "outer", "hessian")
@@ -111,7 +111,7 @@ class QuasiMonteCarlo:
     def __post_init__(self) -> None:
         _check_draws(self)
         if self.dimension is not None:
-            check_whole(self.dimension, 1, "dimension", ", or None")
+            check_count(self.dimension, 1, "dimension", ", or None", entries=0)
         if self.num_samples % SCRAMBLINGS:
             raise ValueError(
                 f"num_samples={self.num_samples} must be a multiple of {SCRAMBLINGS}, which is the number of "
@@ -217,7 +217,11 @@ Expectation = MonteCarlo | QuasiMonteCarlo | Quadrature | Enumeration
 
 def _check_draws(draws: MonteCarlo | QuasiMonteCarlo) -> None:
     """Check what draws and scrambled points have in common."""
-    number, estimator, fallback = check_whole(draws.num_samples, 2, "num_samples"), draws.estimator, draws.fallback
+    number, estimator, fallback = (
+        check_count(draws.num_samples, 2, "num_samples", entries=0),
+        draws.estimator,
+        draws.fallback,
+    )
     if number % 2:
         raise ValueError(f"num_samples={number} must be an even whole number: errors come from pairs of draws.")
     object.__setattr__(draws, "num_samples", check_count(number, 2, "num_samples"))

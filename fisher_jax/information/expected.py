@@ -18,9 +18,10 @@ from fisher_jax.information.matrix import Information
 from fisher_jax.information.regularity import Regularity
 from fisher_jax.information.sampled import by_draws
 from fisher_jax.models.dataset import check_given
-from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, jit_with_model
+from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.numerics.namespace import is_traced, on_host
+from fisher_jax.models.programs import jit_with_model
+from fisher_jax.numerics.array_namespace import is_traced, on_host
 
 FALLEN_BACK = ", since the Bartlett identities fail"
 _AVERAGES = {

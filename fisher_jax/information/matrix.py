@@ -19,7 +19,7 @@ from fisher_jax.information.regularity import Regularity
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.moments import Estimate
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import AnyArray
+from fisher_jax.numerics.array_namespace import AnyArray
 from fisher_jax.reporting import Report, Reported, matrix_table
 
 Pieces = Float[AnyArray, "..."] | None  # None where there is no error

@@ -28,8 +28,9 @@ from fisher_jax.information.sampled import PIECES
 from fisher_jax.models.constraints import fixed
 from fisher_jax.models.dataset import Dataset, check_given
 from fisher_jax.models.likelihood import likelihood, terms_of
-from fisher_jax.models.model import Model, as_model, flatten_parameters, jit_with_model
+from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Leaf, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.moments import Estimate
 from fisher_jax.numerics.differentiate import weigh
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fisher_jax.numerics.namespace import AnyArray, namespace, on_host
+from fisher_jax.numerics.array_namespace import AnyArray, namespace, on_host
 
 MASS_TOLERANCE = 1e-6  # by which probabilities may miss one
 

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fisher_jax.errors import call_user, entry_point, is_number, kind_of, shown
+from fisher_jax.numerics.array_namespace import AnyArray, namespace
 from fisher_jax.numerics.linalg import product
-from fisher_jax.numerics.namespace import AnyArray, namespace
 
 
 @runtime_checkable

@@ -9,10 +9,18 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.decoding import LEAVE_OUT, Labels, as_array, as_weights, check_same_labels, check_unmasked, labels_of
+from fisher_jax.input_arrays import (
+    LEAVE_OUT,
+    Labels,
+    as_array,
+    as_weights,
+    check_same_labels,
+    check_unmasked,
+    labels_of,
+)
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import path_name
-from fisher_jax.numerics.namespace import namespace
+from fisher_jax.numerics.array_namespace import namespace
 
 
 @functools.partial(

@@ -6,8 +6,9 @@ import jax
 from jaxtyping import Array, Int, PyTree
 
 from fisher_jax.errors import call_user
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 
 _DRAWS_AT_ONCE = 2**14  # a sampler that rejects waits for the slowest of them
 

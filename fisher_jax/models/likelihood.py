@@ -8,18 +8,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
+from fisher_jax.errors import kind_of
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.model import Model, call_density, check_floating, shapes_of
+from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import call_differentiable
 from fisher_jax.moments import sum_of_products
 from fisher_jax.numerics.differentiate import FORWARD_UP_TO, batched, by_entry, by_row, cotangent, each_score_at, weigh
 
 
 class Likelihood(NamedTuple):
-    """The log-likelihood as the inner rooms see it: a function of a flat vector and of rows that may be cut into chunks.
+    """The log-likelihood as a function of a flat vector and of rows, which may be taken in chunks where `separable`.
 
     `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term.
     """
@@ -43,11 +46,13 @@ def terms_of(
     model: Model, layout: Layout, values: Values, has_given: bool
 ) -> Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]:
     """The log-densities as a function of u in `layout` and of rows, which are y or (y, z). Checks what comes back."""
-    evaluate = terms_at_once if model.is_dependent else _terms_one_by_one
 
     def terms(free: Float[Array, " p"], rows: PyTree) -> Float[Array, " n"]:
         y, z = (rows[0], (rows[1],)) if has_given else (rows, ())
-        return evaluate(model, layout.constrain(free, values), y, z).astype(layout.dtype)
+        params = layout.constrain(free, values)
+        if model.is_dependent:
+            return terms_at_once(model, params, y, z).astype(layout.dtype)
+        return jax.vmap(lambda y, *z: term_of(model, params, y, z))(y, *z).astype(layout.dtype)
 
     return terms
 
@@ -65,51 +70,66 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
                 "Give one weight for each term."
             )
         weights = jnp.asarray(weights, layout.dtype)
-        weights = jnp.where(weights >= 0, weights, jnp.nan)  # negative ones known only at run time: not finite, so said
+        # Negative weights that are known only when compiled code runs become NaN, which the status reports.
+        weights = jnp.where(weights >= 0, weights, jnp.nan)
         if not model.is_dependent:
-            rows = _replace_unweighted(rows, weights)
+            # In reverse mode a NaN of a row of weight zero would still reach the derivatives (0 × NaN). So such rows become copies
+            # of the first row of positive weight; of ones, where there is none.
+            is_counted = weights > 0
+            source, none_counted = jnp.argmax(is_counted), ~jnp.any(is_counted)
+
+            def replace_uncounted(leaf: Array) -> Array:
+                mask = is_counted.reshape((-1,) + (1,) * (leaf.ndim - 1))
+                return jnp.where(mask, leaf, jnp.where(none_counted, jnp.ones((), leaf.dtype), leaf[source]))
+
+            rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
     return Likelihood(terms, rows, weights, shape[0], not model.is_dependent)
-
-
-def _replace_unweighted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
-    """Copy a counted row over the rows of weight zero: what those hold (NaN, say) must not reach a derivative.
-
-    Without any, ones.
-    """
-    source = jnp.argmax(weights > 0)
-    none_left = ~jnp.any(weights > 0)
-
-    def replace(leaf: Array) -> Array:
-        keep = (weights > 0).reshape((-1,) + (1,) * (leaf.ndim - 1))
-        return jnp.where(keep, leaf, jnp.where(none_left, jnp.ones((), leaf.dtype), leaf[source]))
-
-    return jax.tree.map(replace, jax.tree.map(jnp.asarray, rows))
 
 
 def term_of(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Float[Array, ""]:
     """The log-density of one observation, checked to be a floating scalar."""
-    value = call_density(model.log_density, (params, y, *z), "log_density")
+    value = _call_density(model, (params, y, *z), "log_density")
     if jnp.shape(value) != ():
         raise ValueError(
             f"log_density(params, {'y, z' if z else 'y'}) must return a scalar for ONE observation but "
-            f"returned shape {jnp.shape(value)} for y of shape {shapes_of(y)}. Did you pass a function of the whole "
+            f"returned shape {jnp.shape(value)} for y of shape {_shapes_of(y)}. Did you pass a function of the whole "
             "data set? See fisher_jax.dependent. If an observation is a vector, sum its log-densities."
         )
-    return check_floating(value, "log_density")
+    return _check_floating(value, "log_density")
 
 
-def _terms_one_by_one(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Array:
-    return jax.vmap(lambda y, *z: term_of(model, params, y, z))(y, *z)
-
-
-def terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Array:
-    value = call_density(model.log_density, (params, y, *z), "terms")
+def terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Float[Array, " n"]:
+    """The conditional log-densities of a dependent model, checked to be a floating vector."""
+    value = _call_density(model, (params, y, *z), "terms")
     if jnp.ndim(value) != 1:
         raise ValueError(
             f"terms(params, data) must return the conditional log-densities, one for each time, shape (n,), but "
-            f"returned shape {jnp.shape(value)} for data of shape {shapes_of(y)}. Do not sum them: their scores are needed."
+            f"returned shape {jnp.shape(value)} for data of shape {_shapes_of(y)}. Do not sum them: their scores are needed."
         )
-    return check_floating(value, "terms")
+    return _check_floating(value, "terms")
+
+
+def _call_density(model: Model, arguments: tuple[Any, ...], name: str) -> Any:
+    check_arity(model.log_density, ("params", "y", "z")[: len(arguments)], name)
+    value = call_differentiable(model.log_density, arguments, name)
+    if not isinstance(value, bool | int | float | complex | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"{name} must return an array but returned {kind_of(value)}.")
+    return value
+
+
+def _check_floating(value: Any, name: str) -> Array:
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must return a floating number in nats but returned dtype {value.dtype}. "
+            "Does it compare or round where it should compute?"
+        )
+    return value
+
+
+def _shapes_of(tree: PyTree) -> str:
+    shapes = [str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
+    return shapes[0] if len(shapes) == 1 else f"({', '.join(shapes)})"
 
 
 def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]:

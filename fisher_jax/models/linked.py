@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_function, entry_point
-from fisher_jax.models.model import Model, UserFunction, call_differentiable
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.programs import UserFunction, call_differentiable
 
 
 class LinkedModel(Model):

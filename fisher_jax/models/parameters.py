@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.decoding import as_unmasked_array
 from fisher_jax.errors import check_pytree, check_pytrees, is_number, shown
+from fisher_jax.input_arrays import as_unmasked_array
 from fisher_jax.models.constraints import Constraint, Fixed, Unconstrained, as_constraint
-from fisher_jax.numerics.namespace import AnyArray, namespace
+from fisher_jax.numerics.array_namespace import AnyArray, namespace
 
 Values = list[Any]  # the array leaves of params, in pytree order, fixed ones included
 Table = tuple[tuple[tuple[Any, ...], Constraint], ...]  # constraints by path

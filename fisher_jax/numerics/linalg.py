@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fisher_jax.numerics.namespace import AnyArray, namespace
+from fisher_jax.numerics.array_namespace import AnyArray, namespace
 
 UNROLLED = 8  # rows; in a batch of fits with 5 parameters six times faster than by blocks
 BLOCK = 4  # larger blocks compile longer and run no faster

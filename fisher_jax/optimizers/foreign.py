@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from fisher_jax.numerics import lanes
+from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.optimizers.newton import Evaluation, Newton, Objective, State, advance, begin, trial
 
 STRETCH = 25  # steps between two looks at the decrement, each of which costs a Hessian
@@ -66,7 +66,7 @@ def stretch(
     """The loop of optax for a while, then a look at the decrement.
 
     `value_of` is minus the log-likelihood, `objective` what `natural_gradient` and its kin ask for, `observed` the evaluation
-    that certifies, in the form of `numerics.lanes`.
+    that certifies, in the form of `numerics.batched_linalg`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
     # A line search keeps the value and gradient that it ended with.

@@ -11,7 +11,7 @@ Newton's iteration with safeguards, indefinite and singular J included (Moré & 
 4, 553, algorithm 3.14). A step is accepted for its gain, and the radius follows how well the gain was predicted. Within
 a tenth of a standard error of the maximum the step is Newton's whatever the radius, hence quadratic convergence.
 
-Everything is element-wise over the shape S of an entry (see `numerics.lanes`): () for one maximisation, (L,) for L
+Everything is element-wise over the shape S of an entry (see `numerics.batched_linalg`): () for one maximisation, (L,) for L
 lanes. A lane with `count` < 0 is fresh: only its point means anything, and what else its state holds is never used in
 arithmetic that reaches a result.
 """
@@ -25,8 +25,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 from fisher_jax.errors import entry_point
-from fisher_jax.numerics import lanes
-from fisher_jax.numerics.lanes import Entry, Matrix, Vector
+from fisher_jax.numerics import batched_linalg as lanes
+from fisher_jax.numerics.batched_linalg import Entry, Matrix, Vector
 
 Kind = Literal["observed", "expected", "empirical"]
 

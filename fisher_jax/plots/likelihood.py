@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from scipy.special import ndtri
 
-from fisher_jax.errors import check_choice, check_count, check_level, check_whole, entry_point
+from fisher_jax.errors import check_choice, check_count, check_level, entry_point
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.information.derivatives import hessian
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.plots.canvas import check_result, choose, ellipse, panels
 from fisher_jax.profile.record import Profile
 from fisher_jax.reporting import listed, percent
@@ -100,7 +101,7 @@ def likelihood_surface(
     check_result(fit, Fit, "fisher_jax.fit")
     fit._check_single()
     check_level(level)
-    check_count(num_points, 2, "num_points", entries=check_whole(num_points, 2, "num_points"))
+    check_count(num_points, 2, "num_points", entries=check_count(num_points, 2, "num_points", entries=0))
     pair = choose(fit.names, fit.names[:2] if names is None else names)
     if len(pair) != 2:
         raise ValueError(f"names={names!r}; expected two different ones out of {listed(fit.names)}.")

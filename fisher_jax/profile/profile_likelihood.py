@@ -14,7 +14,7 @@ from fisher_jax.fitting.fit import fit as fit_once
 from fisher_jax.fitting.functions import numbers_of, outline
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.fitting.status import Status
-from fisher_jax.models.model import ById
+from fisher_jax.models.programs import ById
 from fisher_jax.profile.path import End
 from fisher_jax.profile.record import Profile
 from fisher_jax.profile.sides import Sides, cut_of, profile_sides

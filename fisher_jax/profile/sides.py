@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int, PyTree
 from fisher_jax.blocks import CHUNK_ENTRIES
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import Likelihood, likelihood
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import AnyArray, on_host
+from fisher_jax.numerics.array_namespace import AnyArray, on_host
 from fisher_jax.profile.path import End, Path, follow
 
 SIDES = (-1.0, 1.0)

@@ -15,7 +15,7 @@ from fisher_jax.information.expectations import MonteCarlo
 from fisher_jax.information.expected import expected_information
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.namespace import on_host
+from fisher_jax.numerics.array_namespace import on_host
 from fisher_jax.simulation.bias import Expansion, expanded
 from fisher_jax.simulation.experiment import Experiment
 

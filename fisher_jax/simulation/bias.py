@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from fisher_jax.information.draws import are_few, drawing, num_pairs, unit_terms
 from fisher_jax.information.expectations import MonteCarlo
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.simulation.experiment import Experiment
 

@@ -13,8 +13,9 @@ from fisher_jax.errors import check_count, entry_point
 from fisher_jax.information import Information
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
-from fisher_jax.models.model import Model, jit_with_model
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.moments import Estimate
 from fisher_jax.reporting import Report, Table
 from fisher_jax.simulation.asymptotics import coordinates, information_of, not_invertible

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.decoding import labels_of
 from fisher_jax.errors import check_pytree, require
+from fisher_jax.input_arrays import labels_of
 from fisher_jax.models.parameters import path_name
 
 PARQUET_ROWS = 2**14  # read at once, whatever the row groups

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jax.extend import core
 from jaxtyping import Array, PyTree
+
+from fisher_jax.numerics.jaxprs import primitives_of
 
 Mode = Literal["both", "reverse", "reverse over reverse", "reverse once", "forward", "forward once", "neither"]
 
@@ -65,7 +66,7 @@ def in_both_modes(
 
 def _mode_of(function: Callable[..., tuple[Array, ...]], shapes: list[jax.ShapeDtypeStruct]) -> Mode:
     """Which derivatives by the floating arguments can be had, as far as tracing shows."""
-    if _primitives(jax.make_jaxpr(function)(*shapes)).isdisjoint(SUSPECTS):
+    if primitives_of(jax.make_jaxpr(function)(*shapes)).isdisjoint(SUSPECTS):
         return "both"
     moved = tuple(k for k, shape in enumerate(shapes) if jnp.issubdtype(shape.dtype, jnp.floating))
 
@@ -91,7 +92,7 @@ def _mode_of(function: Callable[..., tuple[Array, ...]], shapes: list[jax.ShapeD
 
     def works(of: Callable[..., Any]) -> bool:
         try:
-            return MARK_OF_FAILURE not in _primitives(jax.make_jaxpr(of)(*shapes))
+            return MARK_OF_FAILURE not in primitives_of(jax.make_jaxpr(of)(*shapes))
         except (TypeError, ValueError, NotImplementedError, AssertionError):  # JAX has many words for it
             return False
 
@@ -150,17 +151,3 @@ def _contracted(slope: Array, tangent: Array) -> Array:
 def _replaced(arrays: tuple[Array, ...], where: tuple[int, ...], some: tuple[Array, ...]) -> list[Array]:
     new = dict(zip(where, some, strict=True))
     return [new.get(k, array) for k, array in enumerate(arrays)]
-
-
-def _primitives(closed: Any) -> set[str]:
-    """The names of all operations of a jaxpr, those of inner functions included."""
-    names: set[str] = set()
-    for equation in getattr(closed, "jaxpr", closed).eqns:
-        names.add(equation.primitive.name)
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            names |= _primitives(value) if _is_jaxpr(value) else set()
-    return names
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)

@@ -8,7 +8,7 @@ import pytest
 from jax.scipy.special import gammaln
 from jax.scipy.stats import norm
 
-from fisher_jax.numerics.affine import linear_predictors
+from fisher_jax.numerics.linear_predictors import linear_predictors
 
 RNG = np.random.default_rng(3)
 U, Z = jnp.asarray(RNG.normal(size=5)), jnp.asarray(RNG.normal(size=5))

@@ -1,4 +1,4 @@
-"""Programs in stages: the same numbers, each computed once."""
+"""Programs in stages give the same numbers, each computed once."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from fisher_jax.fitting import cpu
-from fisher_jax.numerics.stages import in_stages
+from fisher_jax.numerics.fusion import evaluate_in_stages
 
 X = jnp.linspace(0.5, 2.0, 64)
 
@@ -42,7 +42,7 @@ def scanned_backwards(x, y):
 def staged(function, *arguments):
     """The results in stages, and how many values were held back at a time."""
     held = []
-    run = in_stages(jax.make_jaxpr(function)(*arguments), lambda values: held.append(len(values)) or values)
+    run = evaluate_in_stages(jax.make_jaxpr(function)(*arguments), lambda values: held.append(len(values)) or values)
     return run(*arguments), held
 
 

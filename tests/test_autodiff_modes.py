@@ -8,7 +8,7 @@ from jax.experimental.ode import odeint
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax.numerics.modes import in_both_modes
+from fisher_jax.numerics.autodiff_modes import in_both_modes
 
 
 @jax.custom_vjp

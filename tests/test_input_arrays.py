@@ -332,7 +332,7 @@ def test_a_density_that_takes_a_column_of_a_frame_by_its_name_is_told_how_to_giv
         return norm.logpdf(y, params[0] * z["one"] + params[1] * z["z"], 1.0)
 
     words = (
-        r"log_density raised TypeError at line \d+ of test_decoding.py.*string indexing.*'one'.*"
+        r"log_density raised TypeError at line \d+ of test_input_arrays.py.*string indexing.*'one'.*"
         r"given={name: frame\[name\].to_numpy\(\) for name in frame.columns}"
     )
     with pytest.raises(TypeError, match=words):

@@ -1,0 +1,200 @@
+"""Compiled programs of a model: where they are stored, when two functions share them, and how they are compiled.
+
+`jax.jit` stores its programs, with all static arguments, in caches that live as long as the process; a density that closes over a
+large array would stay with them. Here programs are stored with the user's function (in its `__dict__`), so that they are freed
+with it. Functions that are made anew with the same code and values (a lambda in a loop, a model that a worker unpickles) share the
+programs of the first, as far as `fingerprint.content_of` can identify them.
+"""
+
+import functools
+import inspect
+import threading
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from fisher_jax.errors import call_user, warn
+from fisher_jax.models.fingerprint import PROGRAMS, Table, content_of, unknown
+from fisher_jax.numerics.array_namespace import is_traced
+from fisher_jax.numerics.autodiff_modes import in_both_modes
+
+if TYPE_CHECKING:
+    from fisher_jax.models.model import Model
+
+UserFunction = Callable[..., Any]
+MAX_SHARED = 32  # functions whose programs outlive them; each some megabytes
+MANY = 4  # functions made at one place before a warning: two or three are models to compare
+
+
+class ById:
+    """A function compared by equality where it has one (two partials may be equal), else by identity."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        try:
+            self.hash = hash(function)
+        except TypeError:  # an Equinox module with arrays inside
+            self.hash = id(function)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ById, (self.function,)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ById) or self.hash != other.hash:
+            return False
+        return self.function is other.function or (self.hash != id(self.function) and self.function == other.function)
+
+
+class Programs(dict[Any, Any]):
+    """Compiled programs, which stay in this process when the object that stores them is copied or pickled."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
+
+
+_shared: OrderedDict[str, Programs] = OrderedDict()  # by content of the function, the last used at the end
+_last_made: dict[
+    tuple[str, int, str], tuple[int, Table]
+] = {}  # by place in the user's code: how many, and the last one's content
+_lock = threading.RLock()  # reentrant, since a warning may run code of the user's
+_traced = threading.local()  # a weak reference to the model of the program that is called
+
+
+def owner_of(function: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The user's function or object behind a function, with which programs are stored, and what else the function is made of.
+
+    For a bound method it is the object, for a wrapper of this library, which is made anew at each call, its `user_function`.
+    """
+    if inspect.ismethod(function):
+        return function.__self__, (function.__func__,)
+    if not hasattr(function, "user_function"):
+        return function, ()
+    owner, rest = owner_of(function.user_function)
+    return owner, (type(function), *function.made_with, *rest)
+
+
+def programs_of(model: "Model") -> dict[Any, Any]:
+    """The programs compiled for a density, stored with the user's function or object.
+
+    Models with the same density and information share them, whatever their constraints: the keys contain the layout. A callable
+    that takes no attributes stores nothing; its `Model` does. Neither keys nor programs may refer to the function or the model:
+    in a cycle of references all that the function closes over waits for a garbage collection, which may come late.
+    """
+    owner, _ = owner_of(model.log_density)
+    holder = owner if hasattr(owner, "__dict__") and not isinstance(owner, type) else model
+    # Keys with a function in them must not be in a table that other functions share: it would keep that function alive.
+    refers_to_functions = any(isinstance(key, ById) for key in model.function_keys)
+    name = f"{PROGRAMS}_alone" if refers_to_functions else PROGRAMS
+    with _lock:
+        programs: Programs | None = holder.__dict__.get(name)
+        if programs is None:  # or what a copy of it left here
+            programs = holder.__dict__[name] = Programs() if refers_to_functions else _shared_programs(owner)
+    return programs.setdefault((type(model), model.function_keys[0], model.function_keys[3]), {})
+
+
+def _shared_programs(function: Any) -> Programs:
+    """The programs of an earlier function with the same content, or new ones.
+
+    The last `MAX_SHARED` are stored here, by content, so that they outlive a function that is made anew at each turn of a loop.
+    Where functions of one place in the user's code differ at each turn, each compiles anew: one warning names what differs.
+    """
+    content, table = content_of(function)
+    if content is not None and content in _shared:
+        _shared.move_to_end(content)
+        return _shared[content]
+    programs = Programs()
+    if content is not None:
+        _shared[content] = programs
+        if len(_shared) > MAX_SHARED:
+            _shared.popitem(last=False)
+    if isinstance(function, types.FunctionType):
+        place = function.__code__.co_filename, function.__code__.co_firstlineno, function.__qualname__
+        number, last = _last_made.get(place, (0, {}))
+        _last_made[place] = number + 1, table
+        if number + 1 == MANY:
+            different = [row for row in table if table[row] != last.get(row) or row in unknown(table)]
+            names = dict.fromkeys(" ".join(row.split()[:2]).removesuffix(" methods") for row in different)
+            warn(
+                f"{function.__qualname__} ({place[0]}, line {place[1]}) has been made anew {MANY} times, and each "
+                f"of these functions is compiled anew: they differ in {', '.join(names) or 'their code'}. Pass what differs to "
+                "one function, by given= or as a fixed parameter; or make the function once and use it again.",
+                UserWarning,
+            )
+    return programs
+
+
+def quick(level: int) -> dict[str, Any]:
+    """Compiler options for a program that runs for less time than it compiles; a later JAX may not know them."""
+    return {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
+
+
+@functools.cache
+def quick_options(level: int) -> dict[str, Any] | None:
+    """The options of `quick`; None where this JAX or device does not know them.
+
+    Of a dozen programs that draw and differentiate, level 1 took 0.45 of the default's time to compile and as long to run, level 0
+    took 0.3 of it and four times as long to run.
+    """
+    options = quick(level)
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
+def jit_with_model(
+    function: Callable[..., Any], *, static_argnums: tuple[int, ...], level: int | None = None
+) -> Callable[..., Any]:
+    """`jax.jit` for a function one of whose static arguments is `model`, with which its programs are stored.
+
+    The static arguments are the key of a program in `programs_of(model)`. The program itself must not refer to the model (see
+    there), so it takes the model from its caller where it is traced. With a `level` it is compiled by the `quick_options` of that
+    level, unless it is a part of a larger program.
+    """
+    place = list(inspect.signature(function).parameters).index("model")
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        model = arguments[place]
+        static = {k: arguments[k] for k in static_argnums if k != place}
+        arrays = [array for k, array in enumerate(arguments) if k not in static_argnums]
+        quick = level is not None and not is_traced(arrays)
+        key = function, model.program_key, quick, *static.items()
+        programs = programs_of(model)
+        if key not in programs:
+
+            @functools.wraps(function)
+            def traced(*arrays: Any) -> Any:
+                fixed, rest = static | {place: _traced.model()}, iter(arrays)
+                return function(*(fixed[k] if k in fixed else next(rest) for k in range(len(fixed) + len(arrays))))
+
+            programs[key] = jax.jit(traced, compiler_options=quick_options(level) if quick else None)
+        _traced.model = weakref.ref(model)
+        return programs[key](*arrays)
+
+    return call
+
+
+def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name: str) -> Any:
+    """Call a function of the user's so that JAX can differentiate it in either mode; see `numerics.autodiff_modes`.
+
+    The modes that it has by itself are stored with it, as its programs are.
+    """
+    owner, rest = owner_of(function)
+    modes: dict[Any, Any] = {}
+    if hasattr(owner, "__dict__") and not isinstance(owner, type):
+        modes = owner.__dict__.setdefault(PROGRAMS, Programs()).setdefault(("modes", *rest), {})
+    return call_user(lambda *arguments: in_both_modes(function, arguments, modes)(*arguments), arguments, name)
