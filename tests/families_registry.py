@@ -1,14 +1,18 @@
-"""Every family with two points that no symmetry favours, scipy's distribution there, and where to integrate or what to list.
+"""Every family with two points that no symmetry favours, scipy's distribution, and where to integrate or what to list.
 
-`FAMILIES[name]` is a `Family`. Its `nodes(params)` is, by `kind`: for "continuous" ones (lower, upper) of the support, either
-of which may be infinite, with `cuts(params)` the points between where an integral should be cut (kinks, jumps, peaks); for
-"discrete" ones the values to list, which leave out less than 1e-15 of any second moment of the score; `None` for others.
+`FAMILIES[name]` is a `Family`. Its `scipy(params)` is what the family's own docstring says. Its `nodes(params)` is, by `kind`:
+for "continuous" ones (lower, upper) of the support, either of which may be infinite, with `cuts(params)` the points between where
+an integral should be cut (kinks, jumps, peaks); for "discrete" ones the values to list, which leave out less than 1e-15 of any
+second moment of the score; `None` for others.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special
+import scipy.stats
 import scipy.stats as st
 
 from fisher_jax import families
@@ -54,10 +58,6 @@ def gev_support(params):
     return (end, np.inf) if params["shape"] > 0 else (-np.inf, end)
 
 
-def _bernoulli(p):
-    return st.bernoulli(1 / (1 + np.exp(-p["logit"])))
-
-
 def _zero_inflated(p):
     counts = np.arange(200)
     chances = (1 - p["inflation"]) * st.poisson(p["rate"]).pmf(counts)
@@ -65,8 +65,17 @@ def _zero_inflated(p):
     return st.rv_discrete(values=(counts, chances / chances.sum()))
 
 
-def family(name, first, second, scipy, kind, support, nodes=None, cuts=lambda params: (), closed_form=True):
-    return name, Family(getattr(families, name), (first, second), scipy, kind, support, nodes, cuts, closed_form)
+def documented(name):
+    """scipy's distribution as the family's docstring states it, as a function of the parameters."""
+    (call,) = re.findall(r"In scipy: `(scipy\.stats\.\w+\(.*\))`", getattr(families, name).__doc__)
+    return lambda params: eval(call, {"scipy": scipy, "exp": np.exp, "expit": scipy.special.expit, **params})
+
+
+def family(
+    name, first, second, kind, support, nodes=None, cuts=lambda params: (), closed_form=True, *, scipy=documented
+):
+    distribution = documented(name) if scipy is documented else scipy
+    return name, Family(getattr(families, name), (first, second), distribution, kind, support, nodes, cuts, closed_form)
 
 
 FAMILIES: dict[str, Family] = dict(
@@ -75,7 +84,6 @@ FAMILIES: dict[str, Family] = dict(
             "normal",
             {"loc": 0.7, "scale": 1.3},
             {"loc": -31.0, "scale": 0.2},
-            lambda p: st.norm(p["loc"], p["scale"]),
             "continuous",
             "real",
             real,
@@ -85,7 +93,6 @@ FAMILIES: dict[str, Family] = dict(
             "skew_normal",
             {"loc": 0.7, "scale": 1.3, "shape": 2.1},
             {"loc": -3.0, "scale": 0.4, "shape": -4.0},
-            lambda p: st.skewnorm(p["shape"], p["loc"], p["scale"]),
             "continuous",
             "real",
             real,
@@ -96,7 +103,6 @@ FAMILIES: dict[str, Family] = dict(
             "logistic",
             {"loc": 0.7, "scale": 1.3},
             {"loc": -31.0, "scale": 0.2},
-            lambda p: st.logistic(p["loc"], p["scale"]),
             "continuous",
             "real",
             real,
@@ -106,7 +112,6 @@ FAMILIES: dict[str, Family] = dict(
             "laplace",
             {"loc": 0.7, "scale": 1.3},
             {"loc": -31.0, "scale": 0.2},
-            lambda p: st.laplace(p["loc"], p["scale"]),
             "continuous",
             "real",
             real,
@@ -116,7 +121,6 @@ FAMILIES: dict[str, Family] = dict(
             "cauchy",
             {"loc": 0.7, "scale": 1.3},
             {"loc": -31.0, "scale": 0.2},
-            lambda p: st.cauchy(p["loc"], p["scale"]),
             "continuous",
             "real",
             real,
@@ -126,7 +130,6 @@ FAMILIES: dict[str, Family] = dict(
             "student_t",
             {"df": 3.4, "loc": 0.7, "scale": 1.3},
             {"df": 21.0, "loc": -4.0, "scale": 0.2},
-            lambda p: st.t(p["df"], p["loc"], p["scale"]),
             "continuous",
             "real",
             real,
@@ -136,7 +139,6 @@ FAMILIES: dict[str, Family] = dict(
             "gumbel",
             {"loc": 0.7, "scale": 1.3},
             {"loc": -31.0, "scale": 0.2},
-            lambda p: st.gumbel_r(p["loc"], p["scale"]),
             "continuous",
             "real",
             real,
@@ -146,7 +148,6 @@ FAMILIES: dict[str, Family] = dict(
             "gev",
             {"loc": 0.7, "scale": 1.3, "shape": 0.23},
             {"loc": -3.0, "scale": 0.4, "shape": -0.31},
-            lambda p: st.genextreme(-p["shape"], p["loc"], p["scale"]),
             "continuous",
             "real with an end",
             gev_support,
@@ -156,7 +157,6 @@ FAMILIES: dict[str, Family] = dict(
             "generalized_pareto",
             {"scale": 1.3, "shape": 0.37},
             {"scale": 0.4, "shape": -0.28},
-            lambda p: st.genpareto(p["shape"], scale=p["scale"]),
             "continuous",
             "not negative",
             lambda p: (0.0, np.inf if p["shape"] > 0 else -p["scale"] / p["shape"]),
@@ -165,7 +165,6 @@ FAMILIES: dict[str, Family] = dict(
             "lognormal",
             {"loc": 0.7, "scale": 1.3},
             {"loc": -2.0, "scale": 0.2},
-            lambda p: st.lognorm(p["scale"], scale=np.exp(p["loc"])),
             "continuous",
             "positive",
             positive,
@@ -174,7 +173,6 @@ FAMILIES: dict[str, Family] = dict(
             "gamma",
             {"shape": 2.7, "rate": 1.4},
             {"shape": 0.6, "rate": 0.03},
-            lambda p: st.gamma(p["shape"], scale=1 / p["rate"]),
             "continuous",
             "positive",
             positive,
@@ -183,7 +181,6 @@ FAMILIES: dict[str, Family] = dict(
             "exponential",
             {"rate": 1.7},
             {"rate": 0.02},
-            lambda p: st.expon(scale=1 / p["rate"]),
             "continuous",
             "not negative",
             positive,
@@ -192,7 +189,6 @@ FAMILIES: dict[str, Family] = dict(
             "weibull",
             {"shape": 1.8, "scale": 2.3},
             {"shape": 0.7, "scale": 40.0},
-            lambda p: st.weibull_min(p["shape"], scale=p["scale"]),
             "continuous",
             "positive",
             positive,
@@ -201,7 +197,6 @@ FAMILIES: dict[str, Family] = dict(
             "rayleigh",
             {"scale": 1.7},
             {"scale": 0.02},
-            lambda p: st.rayleigh(scale=p["scale"]),
             "continuous",
             "positive",
             positive,
@@ -210,7 +205,6 @@ FAMILIES: dict[str, Family] = dict(
             "half_normal",
             {"scale": 1.7},
             {"scale": 0.02},
-            lambda p: st.halfnorm(scale=p["scale"]),
             "continuous",
             "not negative",
             positive,
@@ -219,7 +213,6 @@ FAMILIES: dict[str, Family] = dict(
             "pareto",
             {"shape": 1.7, "minimum": 0.6},
             {"shape": 4.5, "minimum": 30.0},
-            lambda p: st.pareto(p["shape"], scale=p["minimum"]),
             "continuous",
             "from minimum on",
             lambda p: (p["minimum"], np.inf),
@@ -228,7 +221,6 @@ FAMILIES: dict[str, Family] = dict(
             "inverse_gaussian",
             {"mean": 1.6, "shape": 2.9},
             {"mean": 0.7, "shape": 0.3},
-            lambda p: st.invgauss(p["mean"] / p["shape"], scale=p["shape"]),
             "continuous",
             "positive",
             positive,
@@ -237,7 +229,6 @@ FAMILIES: dict[str, Family] = dict(
             "beta",
             {"a": 2.6, "b": 1.4},
             {"a": 0.7, "b": 5.5},
-            lambda p: st.beta(p["a"], p["b"]),
             "continuous",
             "unit interval",
             unit,
@@ -246,18 +237,16 @@ FAMILIES: dict[str, Family] = dict(
             "von_mises",
             {"loc": 0.7, "concentration": 1.9},
             {"loc": -1.2, "concentration": 33.0},
-            lambda p: st.vonmises(p["concentration"], p["loc"]),
             "continuous",
             "angle",
             lambda p: (p["loc"] - np.pi, p["loc"] + np.pi),
             at_loc,
         ),
-        family("bernoulli", {"logit": 0.7}, {"logit": -2.9}, _bernoulli, "discrete", "0 or 1", lambda p: np.arange(2)),
+        family("bernoulli", {"logit": 0.7}, {"logit": -2.9}, "discrete", "0 or 1", lambda p: np.arange(2)),
         family(
             "binomial",
             {"logit": 0.7, "trials": 12.0},
             {"logit": -2.9, "trials": 47.0},
-            lambda p: st.binom(int(p["trials"]), 1 / (1 + np.exp(-p["logit"]))),
             "discrete",
             "0 to trials",
             up_to_trials,
@@ -266,9 +255,6 @@ FAMILIES: dict[str, Family] = dict(
             "beta_binomial",
             {"probability": 0.3, "concentration": 2.4, "trials": 12.0},
             {"probability": 0.85, "concentration": 30.0, "trials": 47.0},
-            lambda p: st.betabinom(
-                int(p["trials"]), p["probability"] * p["concentration"], (1 - p["probability"]) * p["concentration"]
-            ),
             "discrete",
             "0 to trials",
             up_to_trials,
@@ -278,7 +264,6 @@ FAMILIES: dict[str, Family] = dict(
             "geometric",
             {"probability": 0.3},
             {"probability": 0.85},
-            lambda p: st.geom(p["probability"]),
             "discrete",
             "counts from 1",
             lambda p: np.arange(1, 251),
@@ -287,7 +272,6 @@ FAMILIES: dict[str, Family] = dict(
             "poisson",
             {"rate": 3.7},
             {"rate": 31.0},
-            lambda p: st.poisson(p["rate"]),
             "discrete",
             "counts",
             listed(150),
@@ -296,16 +280,15 @@ FAMILIES: dict[str, Family] = dict(
             "zero_inflated_poisson",
             {"inflation": 0.3, "rate": 2.2},
             {"inflation": 0.1, "rate": 14.0},
-            _zero_inflated,
             "discrete",
             "counts",
             listed(150),
+            scipy=_zero_inflated,
         ),
         family(
             "negative_binomial",
             {"mean": 2.7, "size": 1.6},
             {"mean": 6.1, "size": 19.0},
-            lambda p: st.nbinom(p["size"], p["size"] / (p["size"] + p["mean"])),
             "discrete",
             "counts",
             listed(250),
@@ -314,16 +297,15 @@ FAMILIES: dict[str, Family] = dict(
             "categorical",
             {"logits": np.array([0.2, -0.7, 1.1])},
             {"logits": np.array([0.0, 3.0, -2.0])},
-            None,
             "discrete",
             "0 to K - 1",
             lambda p: np.arange(3),
+            scipy=None,
         ),
         family(
             "dirichlet",
             {"concentration": np.array([1.2, 3.4, 0.7])},
             {"concentration": np.array([9.0, 2.5, 20.0])},
-            lambda p: st.dirichlet(p["concentration"]),
             "multivariate",
             "simplex",
         ),
@@ -331,7 +313,6 @@ FAMILIES: dict[str, Family] = dict(
             "multivariate_normal",
             {"loc": np.array([0.7, -1.2]), "covariance": np.array([[1.3, 0.4], [0.4, 0.6]])},
             {"loc": np.array([-3.0, 8.0]), "covariance": np.array([[0.2, -0.5], [-0.5, 4.0]])},
-            lambda p: st.multivariate_normal(p["loc"], p["covariance"]),
             "multivariate",
             "vectors",
         ),
@@ -339,9 +320,9 @@ FAMILIES: dict[str, Family] = dict(
             "censored_exponential",
             {"rate": 1.7, "limit": 0.5},
             {"rate": 0.02, "limit": 90.0},
-            None,
             "multivariate",
             "time and event",
+            scipy=None,
         ),
     ]
 )

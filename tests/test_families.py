@@ -2,6 +2,9 @@
 
 import functools
 import itertools
+import pickle
+import pydoc
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import pytest
 import scipy.special as sp
 import scipy.stats as st
 from families_registry import FAMILIES
+from helpers import some_of
 
 import fisher_jax as fj
 from fisher_jax import families
@@ -144,7 +148,6 @@ def test_the_registry_holds_every_family():
     assert len(NAMES) >= 25
     for name in NAMES:
         assert f"| `{name}` |" in families.__doc__
-        assert FAMILIES[name].model.log_density.__doc__
         assert FAMILIES[name].closed_form == (FAMILIES[name].model.information is not None)
 
 
@@ -667,6 +670,171 @@ def test_von_mises_draws_at_small_and_large_concentration():
         assert st.kstest(np.asarray(y, float), reference.cdf).statistic < 1.95 / np.sqrt(2000), (kappa, dtype)
     for kappa in (np.nan, -1.0, 0.0):
         assert np.all(np.isnan(draw(keys, {"loc": jnp.asarray(0.0), "concentration": jnp.asarray(kappa)})))
+
+
+# What a family says of itself -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_shows_the_parameters_the_formula_the_information_and_scipys_name(name):
+    family = getattr(families, name)
+    shown = pydoc.render_doc(family, renderer=pydoc.plaintext)  # as help() prints it
+    assert family.__doc__.splitlines()[0] in shown
+    assert "log p(y) = " in shown
+    assert "Information" in shown
+    assert "In scipy: " in shown
+    assert ("Start: " in shown) == (family.initial is not None)
+    listed = [line.split("`")[1] for line in shown.splitlines() if line.strip().startswith("- `")]
+    assert tuple(listed) == family.parameters
+    assert set(listed) == set(FAMILIES[name].points[0])
+
+
+def test_a_family_prints_as_its_name_and_parameters():
+    assert repr(families.gev) == "families.gev(loc, scale, shape)"
+    assert [repr(getattr(families, name)).split("(")[0] for name in NAMES] == [f"families.{name}" for name in NAMES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_family_survives_pickling_with_all_that_it_has(name):
+    family = getattr(families, name)
+    again = pickle.loads(pickle.dumps(family))
+    assert again == family
+    assert repr(again) == repr(family)
+    assert again.__doc__ == family.__doc__
+    assert again.information == family.information
+
+
+# Starts ---------------------------------------------------------------------------------------------------------------
+
+STARTING = [name for name in NAMES if FAMILIES[name].model.initial]
+EXPLICIT = ["exponential", "half_normal", "inverse_gaussian", "lognormal", "normal", "pareto", "poisson", "rayleigh"]
+
+
+def test_families_without_a_start_are_those_with_a_constant_that_no_data_determine():
+    assert set(NAMES) - set(STARTING) == {"binomial", "beta_binomial", "categorical"}
+    with pytest.raises(ValueError, match="has no `initial`"):
+        fj.fit(families.binomial, None, np.array([1.0, 3.0]))
+
+
+@functools.cache
+def start_and_truth(name, k):
+    """The fits of 400 draws from the family's own start, and from the truth."""
+    model, params = FAMILIES[name].model, FAMILIES[name].points[k]
+    y = jax.tree.map(lambda leaf: leaf[:400], drawn(name)[k])
+    if name == "pareto":
+        params = {**params, "minimum": np.min(y)}
+    return fj.fit(model, None, y), fj.fit(model, params, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "k"), some_of(list(itertools.product(STARTING, range(2))), ("gev", 0), ("gev", 1), ("normal", 1))
+)
+def test_a_fit_from_the_start_of_the_family_ends_where_one_from_the_truth_does(name, k):
+    ours, true = start_and_truth(name, k)
+    np.testing.assert_allclose(ours.log_likelihood, true.log_likelihood, rtol=1e-9)
+    if name == "laplace":  # whose Hessian misses the point mass at the kink
+        return
+    assert ours.converged
+    assert true.converged
+    assert ours.num_steps <= true.num_steps + 4
+    if name in EXPLICIT:
+        assert ours.num_steps == 1
+
+
+@pytest.mark.parametrize("name", STARTING)
+def test_the_start_is_near_the_truth_where_the_sample_is_large(name):
+    """Within two standard errors of 25 observations, or 0.6 of the value where the information has no closed form."""
+    for k, params in enumerate(FAMILIES[name].points):
+        start = FAMILIES[name].model.initial(drawn(name)[k])
+        if FAMILIES[name].closed_form:
+            away = np.concatenate([np.ravel(start[key] - params[key]) for key in free(name)])
+            assert away @ closed_form(name, params) @ away < 4 / 25 * len(away)
+        else:
+            assert all(abs(start[key] - params[key]) < 0.6 * abs(params[key]) for key in free(name))
+
+
+@functools.cache
+def degenerate(name):
+    """Samples of six observations that determine little, or nothing, or are impossible."""
+    like = drawn(name)[0]
+    if name == "censored_exponential":
+        times = np.array([[0.0] * 6, [0.5] * 6, [1e-30] * 6, [0.0, 0.1, 0.2, 0.3, 0.4, 0.5], [np.nan] * 6])
+        return [{"time": t, "event": np.full(6, e)} for t, e in itertools.product(times, [0.0, 1.0])]
+    values = np.array(
+        [
+            *([value] * 6 for value in (0.0, 1.0, 0.3, -2.0, 7.0, 1e30, -1e30, 1e-30, 1e-44, np.nan, np.inf)),
+            [0.0, 0.0, 0.0, 0.0, 0.0, 1.0],
+            [0.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+            [0.3, 0.3, 0.3, 0.3, 0.3, 0.7],
+            [-1e30, 0.0, 0.0, 0.0, 0.0, 1e30],
+            [1e-30, 1.0, 1.0, 1.0, 1.0, 1e30],
+            [1.0, 2.0, np.nan, np.inf, -np.inf, 3.0],
+            [5.0, 5.0, 5.0, 5.0, 5.0, np.nextafter(5.0, 6.0)],
+            [0.2, 0.5, 0.9, 0.1, 0.4, 0.3],
+            [3.0, 1.0, 4.0, 1.0, 5.0, 9.0],
+        ]
+    )
+    width = np.shape(like)[1:]
+    return list(np.broadcast_to(values.reshape(*values.shape, *[1] * len(width)), (*values.shape, *width)))
+
+
+def assert_inside(name, start):
+    """Finite, of shape as in the registry and strictly inside the constraints."""
+    params = FAMILIES[name].points[0]
+    assert {key: np.shape(value) for key, value in start.items()} == {key: np.shape(params[key]) for key in params}
+    table = dict(FAMILIES[name].model.constraint_table)
+    for key, value in start.items():
+        assert np.all(np.isfinite(value)), (key, value)
+        if (key,) in table and key in free(name):
+            assert table[key,].contains(value), (key, value)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", STARTING)
+def test_degenerate_samples_give_finite_starts_inside_the_constraints(name, dtype):
+    with np.errstate(over="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for y in degenerate(name):
+            for few in (6, 1, 0):
+                sample = jax.tree.map(lambda leaf: leaf[:few].astype(dtype), y)  # noqa: B023
+                start = FAMILIES[name].model.initial(sample)
+                assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(start))
+                assert_inside(name, start)
+
+
+@pytest.mark.parametrize("name", STARTING)
+def test_starts_under_jit_and_vmap_are_those_of_numpy(name):
+    stack = jax.tree.map(lambda *leaves: np.stack(leaves), *degenerate(name))
+    good = jax.tree.map(lambda leaf: np.asarray(leaf[:12]).reshape(2, 6, *leaf.shape[1:]), drawn(name)[0])
+    stack = jax.tree.map(lambda *parts: np.concatenate(parts), good, stack)
+    traced = jax.jit(jax.vmap(FAMILIES[name].model.initial))(stack)
+    for k in range(len(jax.tree.leaves(stack)[0])):
+        known = FAMILIES[name].model.initial(jax.tree.map(lambda leaf: leaf[k], stack))  # noqa: B023
+        assert_inside(name, {key: np.asarray(value[k]) for key, value in traced.items()})
+        if k < 2:
+            for key, value in known.items():
+                np.testing.assert_allclose(traced[key][k], value, rtol=1e-10, atol=1e-12)
+
+
+def test_every_observation_is_inside_the_support_at_the_start_of_a_family_whose_support_has_an_end():
+    draws = np.random.default_rng(3).normal(size=(40, 12))
+    for y in (*draws, *-np.exp(draws), *np.exp(2 * draws)):
+        start = families.gev.initial(y)
+        assert np.all(1 + start["shape"] * (y - start["loc"]) / start["scale"] > 0.05)
+        start = families.generalized_pareto.initial(y**2)
+        assert np.all(1 + start["shape"] * y**2 / start["scale"] > 0.05)
+
+
+@pytest.mark.slow
+def test_batches_and_samples_of_several_sizes_start_from_what_the_family_makes_of_each():
+    y = np.asarray(drawn("gumbel")[0]).reshape(40, 100)
+    fits = fj.fit_batch(families.gumbel, None, y)
+    assert np.all(fits.converged)
+    given = fj.fit_batch(families.gumbel, FAMILIES["gumbel"].points[0], y)
+    np.testing.assert_allclose(fits.log_likelihood, given.log_likelihood, rtol=1e-9)
+    ragged = fj.fit_batch(families.gumbel, None, [y[0], y[1, :60], y[2, :80]])
+    assert np.all(ragged.converged)
+    np.testing.assert_allclose(ragged.log_likelihood[0], fits.log_likelihood[0], rtol=1e-9)
 
 
 # Fits -----------------------------------------------------------------------------------------------------------------

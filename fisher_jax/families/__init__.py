@@ -35,8 +35,16 @@
 
 `params` is a dictionary with these keys; `fixed` ones are known constants, never estimated, and have zeros in the information.
 Log-densities are normalised, take integers where y is one, and are −inf outside the support, with finite derivatives.
-The formula of each, the ranges of its parameters and its information stand with its log-density, `gamma_log_density` in
-`positive.py` and so on.
+
+``help(families.gev)`` prints what there is to know of a family: its formula, its parameters with their ranges and signs, its
+information, the same distribution in scipy, and where a fit starts. Names mean the same in every family: `loc` and `scale` are
+those of z = (y − loc) / scale (of log y for `lognormal`); a `rate` is the mean of a count, and of a duration one divided by its
+mean; a larger `shape` of an extreme-value family makes the upper tail heavier; a `logit` is log(p / (1 − p)) of a `probability`
+p; a `concentration` is large where observations vary little.
+
+A fit that is given no starting values, ``fit(families.gev, None, y)``, starts from those of the family, which need no iteration:
+moments, quantiles, or the maximum itself where it is explicit. `binomial`, `beta_binomial` and `categorical` have none, since
+the data do not determine the number of trials or categories.
 
 Examples
 --------
@@ -44,6 +52,11 @@ Examples
 >>> from fisher_jax import families
 >>> print(fj.fisher_information(families.poisson, {"rate": 4.0}).matrix)
 [[0.25]]
+>>> families.gev
+families.gev(loc, scale, shape)
+>>> fit = fj.fit(families.exponential, None, [0.5, 2.0, 3.5])
+>>> print(f"{fit.params['rate']:.2f}")
+0.50
 """
 
 from fisher_jax.families.binary import bernoulli, beta_binomial, binomial, categorical

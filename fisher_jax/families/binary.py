@@ -1,30 +1,31 @@
 """Families of choices: yes or no, how many of a known number, which of several."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
-from fisher_jax.families.common import (
-    Nested,
-    Params,
-    Scalar,
-    by_inversion,
-    floats,
-    not_a_count,
-    outside_support,
-    symmetric,
-    with_constant,
-)
+from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, not_a_count, outside_support, symmetric
 from fisher_jax.families.special import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
+from fisher_jax.families.starts import Sample, starting_values, zero_or_one
 from fisher_jax.models.constraints import fixed, positive, unit_interval
-from fisher_jax.models.model import Model
 
 # Bernoulli ------------------------------------------------------------------------------------------------------------
 
 
 def bernoulli_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-probability y · logit − log(1 + e^{logit}) of y = 0 or 1; `logit` = log(p / (1 − p)). Information p (1 − p)."""
+    """Bernoulli: y = 1 with probability p, else y = 0.
+
+    log p(y) = y · logit − log(1 + e^{logit}).
+
+    - `logit`: real, log(p / (1 − p)).
+
+    Information p (1 − p).
+    In scipy: `scipy.stats.bernoulli(expit(logit))`.
+    Start: the maximum, with half an observation added to each side: with ones only, or none, it lies at infinity.
+    """
     y, logit = floats(y, params["logit"])
     outside = (y < 0) | (y > 1) | ((y > 0) & (y < 1))
     sign = 2.0 * jnp.where(outside, 0.0, y) - 1.0
@@ -41,10 +42,18 @@ def bernoulli_information(params: Params) -> Nested:
     return symmetric(("logit",), jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit))
 
 
-bernoulli = Model(
+@starting_values
+def bernoulli_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, zero_or_one)
+    ones = s.mean() * s.size
+    return s.params(logit=s.xp.log(ones + 0.5) - s.xp.log(s.size - ones + 0.5))
+
+
+bernoulli = Family(
     bernoulli_log_density,
-    sample=by_inversion(bernoulli_quantile),
+    ("logit",),
     quantile=bernoulli_quantile,
+    initial=bernoulli_initial,
     information=bernoulli_information,
 )
 
@@ -62,9 +71,16 @@ def _ways_at_their_mode(y: Array, trials: Array) -> Scalar:
 
 
 def binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-probability log C(n, y) + y · logit − n log(1 + e^{logit}) of y successes, y = 0, …, n; `logit` = log(p / (1 − p)).
+    """Binomial: y = 0, …, n successes in n trials, each of probability p.
 
-    `trials` n is a known constant. Computed in saddle-point form. Information n p (1 − p).
+    log p(y) = log C(n, y) + y · logit − n log(1 + e^{logit}), computed in saddle-point form.
+
+    - `logit`: real, log(p / (1 − p)).
+    - `trials` n: a positive integer, a known constant that is not estimated.
+
+    Information n p (1 − p) of `logit`.
+    In scipy: `scipy.stats.binom(trials, expit(logit))`.
+    No `initial`: the data do not determine `trials`, so give params, as {"logit": 0.0, "trials": 12.0}.
     """
     y, logit, trials = floats(y, params["logit"], params["trials"])
     outside = not_a_count(y) | (y > trials)
@@ -86,11 +102,16 @@ def binomial_sample(key: Array, params: Params) -> Scalar:
 
 def binomial_information(params: Params) -> Nested:
     logit, trials = floats(params["logit"], params["trials"])
-    return with_constant(symmetric(("logit",), trials * jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit)), "trials")
+    entry = trials * jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit)
+    return symmetric(("logit",), entry, constants=("trials",))
 
 
-binomial = Model(
-    binomial_log_density, sample=binomial_sample, constraints={"trials": fixed}, information=binomial_information
+binomial = Family(
+    binomial_log_density,
+    ("logit", "trials"),
+    sample=binomial_sample,
+    constraints={"trials": fixed},
+    information=binomial_information,
 )
 
 
@@ -98,11 +119,18 @@ binomial = Model(
 
 
 def beta_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-probability of y successes in n trials whose probability is itself Beta(a, b), a = p c and b = (1 − p) c.
+    """Beta-binomial: y = 0, …, n successes in n trials whose probability is itself Beta(a, b), a = p c and b = (1 − p) c.
 
-    log C(n, y) + log B(a + y, b + n − y) − log B(a, b) with mean `probability` p in (0, 1), `concentration` c > 0 (variance
-    n p (1 − p) (c + n) / (c + 1)), and `trials` n a known constant. Computed in saddle-point form: exact in the binomial limit
-    c → ∞. No closed form of the information: enumerate 0, …, n.
+    log p(y) = log C(n, y) + log B(a + y, b + n − y) − log B(a, b), computed in saddle-point form: exact in the binomial limit
+    c → ∞. The variance is n p (1 − p) (c + n) / (c + 1).
+
+    - `probability` p: between 0 and 1, the mean of the trials' probability.
+    - `concentration` c: positive; a + b of the beta distribution.
+    - `trials` n: a positive integer, a known constant that is not estimated.
+
+    Information: no closed form; enumerate 0, …, n.
+    In scipy: `scipy.stats.betabinom(trials, probability * concentration, (1 - probability) * concentration)`.
+    No `initial`: the data do not determine `trials`, so give params.
     """
     y, p, c, trials = floats(y, params["probability"], params["concentration"], params["trials"])
     outside = not_a_count(y) | (y > trials)
@@ -124,8 +152,9 @@ def beta_binomial_sample(key: Array, params: Params) -> Scalar:
     return binomial_sample(for_count, {"logit": log_a - log_b, "trials": trials})
 
 
-beta_binomial = Model(
+beta_binomial = Family(
     beta_binomial_log_density,
+    ("probability", "concentration", "trials"),
     sample=beta_binomial_sample,
     constraints={"probability": unit_interval, "concentration": positive, "trials": fixed},
 )
@@ -135,10 +164,15 @@ beta_binomial = Model(
 
 
 def categorical_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-probability log softmax(logits)_y of the category y = 0, …, K − 1; `logits` (K,).
+    """Categorical: y = 0, …, K − 1 is one of K categories.
 
-    A number added to all logits changes nothing, so the information diag(p) − p pᵀ has rank K − 1: fit with one logit held, by
-    `linked` or a density of your own.
+    log p(y) = log softmax(logits)_y.
+
+    - `logits`: real, shape (K,), known up to a number added to all of them.
+
+    Information diag(p) − p pᵀ, of rank K − 1: fit with one logit held at a value, by `linked` or a density of your own.
+    In scipy: the component y of `scipy.special.log_softmax(logits)`.
+    No `initial`: the data do not determine K, so give params.
     """
     position, logits = floats(y, params["logits"])
     number = logits.shape[0]
@@ -163,8 +197,9 @@ def categorical_information(params: Params) -> Nested:
     return {"logits": {"logits": jnp.diag(p) - p[:, None] * p[None, :]}}
 
 
-categorical = Model(
+categorical = Family(
     categorical_log_density,
+    ("logits",),
     sample=categorical_sample,
     quantile=categorical_quantile,
     information=categorical_information,

@@ -1,23 +1,30 @@
 """A family of angles."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import Nested, Params, Scalar, floats, open_uniform, symmetric
+from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, open_uniform, symmetric
 from fisher_jax.families.special import bessel_ratio, log_i0e
+from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive
-from fisher_jax.models.model import Model
 
 
 def von_mises_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density κ cos(y − loc) − log(2π I₀(κ)) of an angle y in radians, `concentration` κ > 0.
+    """Von Mises: an angle y in radians, with a density over any one turn.
 
-    A density over any one turn: it has period 2π in y and in `loc`, so that `loc` is known up to whole turns. Information
-    diag(κ A(κ), A′(κ)) with A = I₁/I₀ and A′ = 1 − A/κ − A²; verified by quadrature in the tests.
+    log p(y) = κ cos(y − loc) − log(2π I₀(κ)).
+
+    - `loc`: real, the mean direction in radians; known up to whole turns.
+    - `concentration` κ: positive; 0 is the uniform distribution, and 1/κ the variance where κ is large.
+
+    Information diag(κ A(κ), A′(κ)) with A = I₁/I₀ and A′ = 1 − A/κ − A²; verified by quadrature in the tests.
+    In scipy: `scipy.stats.vonmises(kappa=concentration, loc=loc)`.
+    Start: the mean direction, and κ by the approximation of Banerjee et al. (2005), J. Mach. Learn. Res. 6, eq. (4.4).
     """
     y, loc, kappa = floats(y, params["loc"], params["concentration"])
     return -2.0 * kappa * jnp.sin(0.5 * (y - loc)) ** 2 - math.log(2.0 * math.pi) - log_i0e(kappa)
@@ -43,9 +50,8 @@ def von_mises_sample(key: Array, params: Params) -> Scalar:
         return key, proposed, jnp.log(c / open_uniform(for_test, kappa.dtype)) + 1.0 - c >= 0.0
 
     key, for_sign = jax.random.split(key)
-    never = ~(
-        (kappa > jnp.finfo(kappa.dtype).tiny) & jnp.isfinite(kappa)
-    )  # the angle is NaN then; a loop would not end
+    # For such a concentration the angle is NaN; the loop would not end.
+    never = ~((kappa > jnp.finfo(kappa.dtype).tiny) & jnp.isfinite(kappa))
     start = (key, jnp.full((), jnp.nan, kappa.dtype), never)
     one_minus_f = jax.lax.while_loop(lambda state: ~state[2], propose, start)[1]
     angle = 2.0 * jnp.arcsin(jnp.sqrt(jnp.minimum(0.5 * one_minus_f, 1.0)))
@@ -58,9 +64,23 @@ def von_mises_information(params: Params) -> Nested:
     return symmetric(("loc", "concentration"), kappa * bessel_ratio(kappa), 0.0, jax.grad(jax.grad(log_i0e))(kappa))
 
 
-von_mises = Model(
+@starting_values
+def von_mises_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y)
+    loc = s.xp.arctan2(s.mean(s.xp.sin(s.y)), s.mean(s.xp.cos(s.y)))
+    # 1 − R, R the length of the mean vector, in a form that does not cancel where all angles are close together
+    rest = s.mean(2.0 * s.xp.sin(0.5 * (s.y - loc)) ** 2)
+    rest = s.xp.where(rest > s.eps, rest, 0.5)
+    length = s.xp.clip(1.0 - rest, 0.0, 1.0)
+    kappa = length * (2.0 - length**2) / (rest * (1.0 + length))
+    return s.params(loc=loc, concentration=s.xp.maximum(kappa, 0.01))
+
+
+von_mises = Family(
     von_mises_log_density,
+    ("loc", "concentration"),
     sample=von_mises_sample,
     constraints={"concentration": positive},
+    initial=von_mises_initial,
     information=von_mises_information,
 )

@@ -1,7 +1,7 @@
-"""What every family needs around its mathematics: one floating dtype, the edge of the support, draws, nested information."""
+"""What every family needs around its mathematics: `Family`, one floating dtype, the edge of the support, nested information."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -9,9 +9,36 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from fisher_jax.models.model import Model
+
 Params = Mapping[str, Any]
 Scalar = Float[Array, ""]
 Nested = dict[str, dict[str, Array]]  # a matrix over parameters, as `jax.hessian` nests it
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Family(Model):
+    """A `Model` that knows the names of its parameters. Its docstring is that of its log-density, which `help` then shows.
+
+    Where it has a quantile function and no `sample`, it draws by inversion.
+    """
+
+    parameters: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.sample is None and self.quantile is not None:
+            object.__setattr__(self, "sample", by_inversion(self.quantile))
+        # pydoc and IPython show a docstring of the instance where it has one, and that of its class otherwise
+        object.__setattr__(self, "__doc__", self.log_density.__doc__)
+        super().__post_init__()
+
+    @property
+    def name(self) -> str:
+        """The name, as in `fisher_jax.families`."""
+        return str(self.log_density.__name__.removesuffix("_log_density"))
+
+    def __repr__(self) -> str:
+        return f"families.{self.name}({', '.join(self.parameters)})"
 
 
 def floats(*values: ArrayLike) -> tuple[Array, ...]:
@@ -50,17 +77,30 @@ class by_inversion:  # noqa: N801 - a function that can be pickled and compared
         return self.quantile(open_uniform(key, dtype_of(params)), params)
 
 
-def symmetric(names: tuple[str, ...], *upper: ArrayLike) -> Nested:
-    """A symmetric matrix of scalars from its upper triangle, row by row, as a dictionary of dictionaries."""
+def symmetric(names: tuple[str, ...], *upper: ArrayLike, constants: tuple[str, ...] = ()) -> Nested:
+    """A symmetric matrix of scalars from its upper triangle, row by row, as a dictionary of dictionaries.
+
+    It has a row and a column of zeros for each parameter that is a known constant: such a parameter has no score.
+    """
+    every = (*names, *constants)
+    result: Nested = {row: {column: jnp.zeros(()) for column in every} for row in every}
     entries = iter(floats(*upper))
-    result: Nested = {name: {} for name in names}
     for i, row in enumerate(names):
         for column in names[i:]:
             result[row][column] = result[column][row] = next(entries)
     return result
 
 
-def with_constant(information: Nested, *constants: str) -> Nested:
-    """The matrix with a row and column of zeros for each parameter that is a known constant: it has no score."""
-    names = (*information, *constants)
-    return {row: {column: information.get(row, {}).get(column, jnp.zeros(())) for column in names} for row in names}
+@dataclass(frozen=True)
+class over_square:  # noqa: N801 - a function that can be pickled and compared
+    """Information that is a matrix of constants divided by the square of the last of its parameters, a scale as a rule."""
+
+    names: tuple[str, ...]
+    upper: tuple[float, ...]
+    constants: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __call__(self, params: Params) -> Nested:
+        inverse_square = 1.0 / floats(params[self.names[-1]])[0] ** 2
+        # A literal zero for parameters without common information: of a scale that is not finite it would be NaN.
+        entries = (constant * inverse_square if constant else 0.0 for constant in self.upper)
+        return symmetric(self.names, *entries, constants=self.constants)

@@ -11,27 +11,26 @@ from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import (
-    Nested,
-    Params,
-    Scalar,
-    by_inversion,
-    floats,
-    not_a_count,
-    outside_support,
-    symmetric,
-)
+from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, not_a_count, outside_support, symmetric
 from fisher_jax.families.special import HALF_LOG_TWO_PI, horner, log_quotient, stirling_error
+from fisher_jax.families.starts import Sample, not_negative, starting_values
+from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import positive, unit_interval
-from fisher_jax.models.model import Model
 
 # Poisson --------------------------------------------------------------------------------------------------------------
 
 
 def poisson_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-probability y log rate − rate − log y! of y = 0, 1, 2, …; `rate` > 0. Information 1 / rate.
+    """Poisson: a count y = 0, 1, 2, ….
 
-    Computed in saddle-point form: right in float32 at counts of a million, and at y = 0 for a rate that underflows to zero.
+    log p(y) = y log rate − rate − log y!, computed in saddle-point form: right in float32 at counts of a million, and at y = 0
+    for a rate that underflows to zero.
+
+    - `rate`: positive, the mean and the variance.
+
+    Information 1 / rate.
+    In scipy: `scipy.stats.poisson(mu=rate)`.
+    Start: the maximum.
     """
     return _poisson(*floats(y, params["rate"]))
 
@@ -86,8 +85,25 @@ def poisson_information(params: Params) -> Nested:
     return symmetric(("rate",), 1.0 / floats(params["rate"])[0])
 
 
-poisson = Model(
-    poisson_log_density, sample=poisson_sample, constraints={"rate": positive}, information=poisson_information
+def _mean_of_counts(s: Sample) -> Any:
+    """The mean; half a count in all where there is none."""
+    mean = s.mean()
+    return s.xp.where(mean > 0, mean, 0.5 / s.size)
+
+
+@starting_values
+def poisson_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, not_negative)
+    return s.params(rate=s.positive(_mean_of_counts(s)))
+
+
+poisson = Family(
+    poisson_log_density,
+    ("rate",),
+    sample=poisson_sample,
+    constraints={"rate": positive},
+    initial=poisson_initial,
+    information=poisson_information,
 )
 
 
@@ -95,10 +111,17 @@ poisson = Model(
 
 
 def zero_inflated_poisson_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-probability of a Poisson count that is replaced by zero with probability `inflation` π in (0, 1); `rate` λ > 0.
+    """Zero-inflated Poisson: a Poisson count that is replaced by zero with probability π.
 
-    log P₀ with P₀ = π + (1 − π) e^{−λ} at y = 0, log(1 − π) + y log λ − λ − log y! at y = 1, 2, …. Information
-    ππ (1 − e^{−λ}) / ((1 − π) P₀), πλ −e^{−λ} / P₀, λλ (1 − π) (1/λ − π e^{−λ} / P₀); verified by enumeration in the tests.
+    log p(y) = log P₀ with P₀ = π + (1 − π) e^{−λ} at y = 0, and log(1 − π) + y log λ − λ − log y! at y = 1, 2, ….
+
+    - `inflation` π: between 0 and 1.
+    - `rate` λ: positive, the mean of the counts that are not replaced.
+
+    Information ππ (1 − e^{−λ}) / ((1 − π) P₀), πλ −e^{−λ} / P₀, λλ (1 − π) (1/λ − π e^{−λ} / P₀); verified by enumeration in
+    the tests.
+    In scipy: none; a mixture of zero and `scipy.stats.poisson(mu=rate)`.
+    Start: moments.
     """
     y, inflation, rate = floats(y, params["inflation"], params["rate"])
     outside = not_a_count(y)
@@ -118,19 +141,31 @@ def zero_inflated_poisson_sample(key: Array, params: Params) -> Scalar:
 
 def zero_inflated_poisson_information(params: Params) -> Nested:
     inflation, rate = floats(params["inflation"], params["rate"])
-    none, kept = jnp.exp(-rate), 1.0 - inflation
-    zero = inflation + kept * none
+    poisson_zero, rest = jnp.exp(-rate), 1.0 - inflation
+    zero = inflation + rest * poisson_zero
     return symmetric(
         ("inflation", "rate"),
-        *(-jnp.expm1(-rate) / (kept * zero), -none / zero),
-        kept * (1.0 / rate - inflation * none / zero),
+        *(-jnp.expm1(-rate) / (rest * zero), -poisson_zero / zero),
+        rest * (1.0 / rate - inflation * poisson_zero / zero),
     )
 
 
-zero_inflated_poisson = Model(
+@starting_values
+def zero_inflated_poisson_initial(y: ArrayLike) -> dict[str, Any]:
+    # mean = (1 − π) λ and variance / mean = 1 + π λ
+    s = Sample(y, not_negative)
+    mean, deviation = _mean_of_counts(s), s.moments(otherwise=0.0)[1]
+    excess = s.xp.maximum(deviation * (deviation / mean) - 1.0, 0.0)
+    inflation = s.xp.clip(excess / (mean + excess), 0.05, 0.95)
+    return s.params(inflation=inflation, rate=s.positive(mean / (1.0 - inflation)))
+
+
+zero_inflated_poisson = Family(
     zero_inflated_poisson_log_density,
+    ("inflation", "rate"),
     sample=zero_inflated_poisson_sample,
     constraints={"inflation": unit_interval, "rate": positive},
+    initial=zero_inflated_poisson_initial,
     information=zero_inflated_poisson_information,
 )
 
@@ -139,10 +174,17 @@ zero_inflated_poisson = Model(
 
 
 def negative_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-probability of a count with mean μ and variance μ + μ²/r, y = 0, 1, 2, …; `mean` μ and `size` r > 0.
+    """Negative binomial: a count y = 0, 1, 2, … with mean μ and variance μ + μ²/r.
 
-    log Γ(r + y) − log Γ(r) − log y! + r log(r / (r + μ)) + y log(μ / (r + μ)), computed in saddle-point form: exact in the
-    Poisson limit r → ∞, where differences of log-gamma functions have no digit left.
+    log p(y) = log Γ(r + y) − log Γ(r) − log y! + r log(r / (r + μ)) + y log(μ / (r + μ)), computed in saddle-point form: exact in
+    the Poisson limit r → ∞, where differences of log-gamma functions have no digit left.
+
+    - `mean` μ: positive.
+    - `size` r: positive; 1/r is often called the dispersion.
+
+    Information μμ r / (μ (μ + r)), μr 0, rr Σ_{k ≥ 0} P(Y > k) / (r + k)² − μ / (r (μ + r)); NaN below a size of 0.01.
+    In scipy: `scipy.stats.nbinom(n=size, p=size / (size + mean))`.
+    Start: moments.
     """
     y, mean, size = floats(y, params["mean"], params["size"])
     outside = not_a_count(y)
@@ -173,11 +215,11 @@ SMALLEST_SIZE, LARGEST_RATIO = 0.01, 1e9
 
 
 def negative_binomial_information(params: Params) -> Nested:
-    """μμ r / (μ (μ + r)), μr 0, rr Σ_{k ≥ 0} P(Y > k) / (r + k)² − μ / (r (μ + r)).
+    """As the docstring of the log-density states it.
 
-    The last is a difference that cancels like μ/r². It equals Σ_{j ≥ 2} Rʲ B(j, r) / j with R = μ / (μ + r), whose terms are
-    all positive, and that is ∫₀^∞ e^{−rv} [−log(1 − Rt) − Rt] / t dv with t = 1 − e^{−v}, here by a double-exponential rule of
-    300 nodes. Derived; relative error below 1e-9 in float64 for sizes from 0.01 and mean/size up to 1e9, NaN beyond.
+    The entry of `size` is a difference that cancels like μ/r². It equals Σ_{j ≥ 2} Rʲ B(j, r) / j with R = μ / (μ + r), whose
+    terms are all positive, and that is ∫₀^∞ e^{−rv} [−log(1 − Rt) − Rt] / t dv with t = 1 − e^{−v}, here by a double-exponential
+    rule of 300 nodes. Derived; relative error below 1e-9 in float64 for sizes from 0.01 and mean/size up to 1e9, NaN beyond.
     """
     mean, size = floats(params["mean"], params["size"])
     nodes, weights = jnp.asarray(_NODES, mean.dtype), jnp.asarray(_WEIGHTS, mean.dtype)
@@ -187,14 +229,25 @@ def negative_binomial_information(params: Params) -> Nested:
     near = z < 0.1
     log_term = jnp.where(near, horner(_LOG_SERIES, jnp.where(near, z, 0.0)), -jnp.log(rest) - z)
     of_size = jnp.sum(weights * log_term / t) / size
-    held = (size >= SMALLEST_SIZE) & (mean <= LARGEST_RATIO * size)
-    return symmetric(("mean", "size"), size / (mean * (mean + size)), 0.0, jnp.where(held, of_size, jnp.nan))
+    accurate = (size >= SMALLEST_SIZE) & (mean <= LARGEST_RATIO * size)
+    return symmetric(("mean", "size"), size / (mean * (mean + size)), 0.0, jnp.where(accurate, of_size, jnp.nan))
 
 
-negative_binomial = Model(
+@starting_values
+def negative_binomial_initial(y: ArrayLike) -> dict[str, Any]:
+    # variance / mean = 1 + mean / size; a variance that is hardly larger than the mean starts near the Poisson limit
+    s = Sample(y, not_negative)
+    mean, deviation = _mean_of_counts(s), s.moments(otherwise=0.0)[1]
+    excess = s.xp.maximum(deviation * (deviation / mean) - 1.0, 0.01)
+    return s.params(mean=s.positive(mean), size=s.xp.clip(mean / excess, 2.0 * SMALLEST_SIZE, s.huge))
+
+
+negative_binomial = Family(
     negative_binomial_log_density,
+    ("mean", "size"),
     sample=negative_binomial_sample,
     constraints={"mean": positive, "size": positive},
+    initial=negative_binomial_initial,
     information=negative_binomial_information,
 )
 
@@ -203,9 +256,15 @@ negative_binomial = Model(
 
 
 def geometric_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-probability log p + (y − 1) log(1 − p) of the first success at trial y = 1, 2, …; `probability` p in (0, 1).
+    """Geometric: the first success comes at trial y = 1, 2, ….
+
+    log p(y) = log p + (y − 1) log(1 − p).
+
+    - `probability` p: between 0 and 1, of success at each trial.
 
     Information 1 / (p² (1 − p)).
+    In scipy: `scipy.stats.geom(probability)`.
+    Start: the maximum, with half a failure added: with none it lies at p = 1.
     """
     y, p = floats(y, params["probability"])
     outside = not_a_count(y - 1.0)
@@ -225,10 +284,18 @@ def geometric_information(params: Params) -> Nested:
     return symmetric(("probability",), 1.0 / (p**2 * (1.0 - p)))
 
 
-geometric = Model(
+@starting_values
+def geometric_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, above_zero)
+    mean = s.xp.maximum(s.mean(), 1.0)
+    return s.params(probability=s.xp.clip(1.0 / (mean + 0.5 / s.size), s.tiny, 1.0 - s.eps))
+
+
+geometric = Family(
     geometric_log_density,
-    sample=by_inversion(geometric_quantile),
+    ("probability",),
     quantile=geometric_quantile,
     constraints={"probability": unit_interval},
+    initial=geometric_initial,
     information=geometric_information,
 )

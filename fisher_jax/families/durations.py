@@ -1,29 +1,31 @@
 """Families of durations: the time to an event, watched to its end or for a limited time."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fisher_jax.families.common import (
-    Nested,
-    Params,
-    Scalar,
-    by_inversion,
-    floats,
-    outside_support,
-    symmetric,
-    with_constant,
-)
-from fisher_jax.families.extremes import ONE_MINUS_EULER
+from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, over_square, symmetric
+from fisher_jax.families.extremes import EULER, GUMBEL_INFORMATION, ONE_MINUS_EULER
+from fisher_jax.families.starts import Sample, not_negative, starting_values, zero_or_one
+from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive
-from fisher_jax.models.model import Model
 
 # Exponential ----------------------------------------------------------------------------------------------------------
 
 
 def exponential_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density log rate − rate y, for y ≥ 0; `rate` > 0. Information 1 / rate²."""
+    """Exponential: a duration y ≥ 0 whose event comes at a constant rate.
+
+    log p(y) = log rate − rate y.
+
+    - `rate`: positive, one divided by the mean.
+
+    Information 1 / rate².
+    In scipy: `scipy.stats.expon(scale=1 / rate)`.
+    Start: the maximum.
+    """
     y, rate = floats(y, params["rate"])
     return outside_support(y < 0, jnp.log(rate) - rate * y)
 
@@ -32,16 +34,19 @@ def exponential_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return -jnp.log1p(-floats(uniform)[0]) / floats(params["rate"])[0]
 
 
-def exponential_information(params: Params) -> Nested:
-    return symmetric(("rate",), 1.0 / floats(params["rate"])[0] ** 2)
+@starting_values
+def exponential_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, not_negative)
+    return s.params(rate=s.positive(1.0 / s.spread(s.mean())))
 
 
-exponential = Model(
+exponential = Family(
     exponential_log_density,
-    sample=by_inversion(exponential_quantile),
+    ("rate",),
     quantile=exponential_quantile,
     constraints={"rate": positive},
-    information=exponential_information,
+    initial=exponential_initial,
+    information=over_square(("rate",), (1.0,)),
 )
 
 
@@ -49,11 +54,17 @@ exponential = Model(
 
 
 def censored_exponential_log_density(params: Params, y: dict[str, ArrayLike]) -> Scalar:
-    """Log-density event · log rate − rate · time of an exponential time watched until `limit` only; `rate` > 0.
+    """Censored exponential: an exponential duration that is watched until a limit only.
 
-    y is {"time": …, "event": …} with 0 ≤ time ≤ limit: event 1 where it ended at `time`, 0 where it was still going on then.
-    With respect to length along the times of events plus a point mass at `limit`. `limit` > 0 is a known constant.
-    Information of `rate` (1 − e^{−rate · limit}) / rate².
+    y is {"time": …, "event": …} with 0 ≤ time ≤ limit: event 1 where the duration ended at `time`, 0 where it had not ended then.
+    log p(y) = event · log rate − rate · time, with respect to length along the times of events plus a point mass at `limit`.
+
+    - `rate`: positive, one divided by the mean of the uncensored duration.
+    - `limit`: positive, a known constant that is not estimated.
+
+    Information (1 − e^{−rate · limit}) / rate² of `rate`.
+    In scipy: `scipy.stats.expon(scale=1 / rate)` of data that are a `scipy.stats.CensoredData`.
+    Start: the maximum, half an event where there is none; `limit` the longest time.
     """
     time, event, rate, limit = floats(y["time"], y["event"], params["rate"], params["limit"])
     return outside_support((time < 0) | (time > limit), event * jnp.log(rate) - rate * time)
@@ -66,14 +77,23 @@ def censored_exponential_quantile(uniform: ArrayLike, params: Params) -> dict[st
 
 def censored_exponential_information(params: Params) -> Nested:
     rate, limit = floats(params["rate"], params["limit"])
-    return with_constant(symmetric(("rate",), -jnp.expm1(-rate * limit) / rate**2), "limit")
+    return symmetric(("rate",), -jnp.expm1(-rate * limit) / rate**2, constants=("limit",))
 
 
-censored_exponential = Model(
+@starting_values
+def censored_exponential_initial(y: dict[str, ArrayLike]) -> dict[str, Any]:
+    s = Sample(y["time"], not_negative)
+    events = Sample(y["event"], zero_or_one).mean()
+    rate = s.xp.maximum(events, 0.5 / s.size) / s.spread(s.mean())
+    return s.params(rate=s.positive(rate), limit=s.spread(s.extremes()[1]))
+
+
+censored_exponential = Family(
     censored_exponential_log_density,
-    sample=by_inversion(censored_exponential_quantile),
+    ("rate", "limit"),
     quantile=censored_exponential_quantile,
     constraints={"rate": positive, "limit": fixed},
+    initial=censored_exponential_initial,
     information=censored_exponential_information,
 )
 
@@ -82,10 +102,17 @@ censored_exponential = Model(
 
 
 def weibull_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density log shape − log y + w − eʷ with w = shape · log(y / scale), for y > 0; `shape` and `scale` > 0.
+    """Weibull: a duration y > 0 whose rate grows or falls as a power of time.
+
+    log p(y) = log shape − log y + w − eʷ with w = shape · log(y / scale).
+
+    - `shape`: positive; below 1 the rate of events falls with time, above 1 it grows, and 1 is the exponential.
+    - `scale`: positive; a fraction 1/e of durations is longer.
 
     Information [[((1 − γ)² + π²/6) / shape², −(1 − γ) / scale], [·, shape² / scale²]], γ Euler's constant; verified by
     quadrature in the tests.
+    In scipy: `scipy.stats.weibull_min(c=shape, scale=scale)`.
+    Start: moments of log y.
     """
     y, shape, scale = floats(y, params["shape"], params["scale"])
     outside = y <= 0
@@ -101,17 +128,25 @@ def weibull_quantile(uniform: ArrayLike, params: Params) -> Scalar:
 
 def weibull_information(params: Params) -> Nested:
     shape, scale = floats(params["shape"], params["scale"])
-    return symmetric(
-        ("shape", "scale"),
-        *((ONE_MINUS_EULER**2 + math.pi**2 / 6.0) / shape**2, -ONE_MINUS_EULER / scale),
-        (shape / scale) ** 2,
-    )
+    of_shape = GUMBEL_INFORMATION[2] / shape**2
+    return symmetric(("shape", "scale"), of_shape, -ONE_MINUS_EULER / scale, (shape / scale) ** 2)
 
 
-weibull = Model(
+@starting_values
+def weibull_initial(y: ArrayLike) -> dict[str, Any]:
+    # −log y is Gumbel with scale 1 / shape
+    s = Sample(y, above_zero)
+    mean, deviation = s.of(s.xp.log(s.y)).moments(otherwise=1.0)
+    inverse = deviation * math.sqrt(6.0) / math.pi
+    scale = s.xp.minimum(s.xp.exp(mean + EULER * inverse), s.extremes()[1])
+    return s.params(shape=s.positive(1.0 / inverse), scale=s.positive(scale))
+
+
+weibull = Family(
     weibull_log_density,
-    sample=by_inversion(weibull_quantile),
+    ("shape", "scale"),
     quantile=weibull_quantile,
     constraints={"shape": positive, "scale": positive},
+    initial=weibull_initial,
     information=weibull_information,
 )

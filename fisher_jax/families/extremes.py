@@ -5,6 +5,7 @@ of Extreme Values; scipy's `genextreme` has c = −ξ. Log-densities and informa
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,22 +13,31 @@ from jax.scipy.special import digamma, gammaln
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import Nested, Params, Scalar, by_inversion, floats, outside_support, symmetric
+from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, over_square, symmetric
 from fisher_jax.families.location_scale import shifted, standardise
 from fisher_jax.families.special import expm1_over, horner, log1p_over
+from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.models.constraints import positive
-from fisher_jax.models.model import Model
+from fisher_jax.numerics.namespace import AnyArray
 
-ONE_MINUS_EULER = 1.0 - float(np.euler_gamma)
-
+EULER = float(np.euler_gamma)
+ONE_MINUS_EULER = 1.0 - EULER
+GUMBEL_INFORMATION = (1.0, -ONE_MINUS_EULER, ONE_MINUS_EULER**2 + math.pi**2 / 6.0)
 
 # Gumbel ---------------------------------------------------------------------------------------------------------------
 
 
 def gumbel_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density −z − e^{−z} − log scale of a maximum, z = (y − loc) / scale, with `scale` > 0.
+    """Gumbel: the largest of many values whose tail falls as an exponential does; y real.
+
+    log p(y) = −z − e^{−z} − log scale, z = (y − loc) / scale.
+
+    - `loc`: real, the mode.
+    - `scale`: positive.
 
     Information [[1, −(1 − γ)], [·, (1 − γ)² + π²/6]] / scale², γ Euler's constant; verified by quadrature in the tests.
+    In scipy: `scipy.stats.gumbel_r(loc=loc, scale=scale)`; minima are `gumbel_l`, here −y.
+    Start: moments.
     """
     z, scale = standardise(params, y)
     return -z - jnp.exp(-z) - jnp.log(scale)
@@ -37,21 +47,21 @@ def gumbel_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return shifted(params, -jnp.log(-jnp.log(floats(uniform)[0])))
 
 
-def gumbel_information(params: Params) -> Nested:
-    inverse_square = 1.0 / floats(params["scale"])[0] ** 2
-    return symmetric(
-        ("loc", "scale"),
-        *(inverse_square, -ONE_MINUS_EULER * inverse_square),
-        (ONE_MINUS_EULER**2 + math.pi**2 / 6.0) * inverse_square,
-    )
+@starting_values
+def gumbel_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y)
+    mean, deviation = s.moments()
+    scale = deviation * (math.sqrt(6.0) / math.pi)
+    return s.params(loc=mean - EULER * scale, scale=s.positive(scale))
 
 
-gumbel = Model(
+gumbel = Family(
     gumbel_log_density,
-    sample=by_inversion(gumbel_quantile),
+    ("loc", "scale"),
     quantile=gumbel_quantile,
     constraints={"scale": positive},
-    information=gumbel_information,
+    initial=gumbel_initial,
+    information=over_square(("loc", "scale"), GUMBEL_INFORMATION),
 )
 
 
@@ -66,10 +76,19 @@ def _reduced(z: Array, shape: Array) -> tuple[Array, Array]:
 
 
 def gev_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density −(1 + ξ) x − e^{−x} − log scale, x = log(1 + ξz) / ξ, z = (y − loc) / scale, for 1 + ξz > 0.
+    """Generalised extreme value: the largest of many values; y real, with an end at loc − scale/shape.
 
-    `shape` ξ is any real number, `scale` > 0. The information is finite for ξ > −½ (NaN elsewhere) and that of Prescott, P. and
-    Walden, A. T. (1980), Biometrika 67, 723-724, whose k is −ξ; verified by quadrature in the tests.
+    log p(y) = −(1 + ξ) x − e^{−x} − log scale, x = log(1 + ξz) / ξ, z = (y − loc) / scale, where 1 + ξz > 0.
+
+    - `loc`: real, exceeded with probability 1 − 1/e.
+    - `scale`: positive.
+    - `shape` ξ: real. Positive: a heavy upper tail and a lower end (Fréchet). Zero: Gumbel. Negative: an upper end (Weibull). The
+      sign is that of Coles (2001), the opposite of scipy's c.
+
+    Information finite for ξ > −½ (NaN elsewhere), that of Prescott, P. and Walden, A. T. (1980), Biometrika 67, 723-724, whose k is
+    −ξ; verified by quadrature in the tests. The likelihood has no maximum for ξ < −1, and is unbounded there.
+    In scipy: `scipy.stats.genextreme(c=-shape, loc=loc, scale=scale)`.
+    Start: three quantiles, which determine the parameters in closed form.
     """
     z, scale = standardise(params, y)
     shape = jnp.asarray(params["shape"], z.dtype)
@@ -158,11 +177,45 @@ def gev_information(params: Params) -> Nested:
     )
 
 
-gev = Model(
+def _growth(xp: Any, shape: AnyArray, x: AnyArray | float) -> AnyArray:
+    """(e^{ξx} − 1) / ξ, the standard quantile at x; for starts, by numpy or jax.numpy."""
+    zero = shape == 0
+    nonzero = xp.where(zero, 1.0, shape)
+    return xp.where(zero, x, xp.expm1(nonzero * x) / nonzero)
+
+
+def _shape_of_ratio(s: Sample, upper: AnyArray, lower: AnyArray, step: float) -> AnyArray:
+    """ξ from two neighbouring distances between quantiles that are `step` apart in x, whose ratio is e^{ξ step}.
+
+    Zero where one of them vanishes. Within the range in which moments of order one half and the information are finite, so that a
+    small sample does not start where the likelihood is unbounded (ξ < −1).
+    """
+    distinct = (upper > s.eps * s.unit) & (lower > s.eps * s.unit)
+    ratio = s.xp.where(distinct, upper, 1.0) / s.xp.where(distinct, lower, 1.0)
+    return s.xp.clip(s.xp.log(ratio) / step, -0.45, 2.0)
+
+
+@starting_values
+def gev_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y)
+    # x = −log(−log u) at equal distances of 1.4; the levels are 0.108, 0.578 and 0.873
+    first, middle, last = -0.8, 0.6, 2.0
+    low, median, high = s.quantiles(*(math.exp(-math.exp(-x)) for x in (first, middle, last)))
+    shape = _shape_of_ratio(s, high - median, median - low, middle - first)
+    scale = s.spread((high - low) / (_growth(s.xp, shape, last) - _growth(s.xp, shape, first)), s.moments()[1])
+    loc = median - scale * _growth(s.xp, shape, middle)
+    # Every observation must be inside the support that the start has: 1 + ξz ≥ 0.1.
+    below, above = ((end - loc) / scale for end in s.extremes())
+    shape = s.xp.clip(shape, -0.9 / s.positive(above), 0.9 / s.positive(-below))
+    return s.params(loc=loc, scale=scale, shape=shape)
+
+
+gev = Family(
     gev_log_density,
-    sample=by_inversion(gev_quantile),
+    ("loc", "scale", "shape"),
     quantile=gev_quantile,
     constraints={"scale": positive},
+    initial=gev_initial,
     information=gev_information,
 )
 
@@ -171,11 +224,18 @@ gev = Model(
 
 
 def generalized_pareto_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density −(1 + ξ) x − log scale, x = log(1 + ξ y / scale) / ξ, for y ≥ 0 and 1 + ξ y / scale > 0.
+    """Generalised Pareto: the excess y ≥ 0 over a high threshold; it has an end at −scale/shape where shape < 0.
 
-    `shape` ξ is any real number, `scale` > 0. Information, finite for ξ > −½ (NaN elsewhere):
+    log p(y) = −(1 + ξ) x − log scale, x = log(1 + ξ y / scale) / ξ, where 1 + ξ y / scale > 0.
+
+    - `scale`: positive.
+    - `shape` ξ: real. Positive: a heavy tail. Zero: exponential. Negative: an upper end. The same sign as scipy's c.
+
+    Information, finite for ξ > −½ (NaN elsewhere):
     scale, scale 1 / (scale² (1 + 2ξ)); scale, shape 1 / (scale (1 + ξ)(1 + 2ξ)); shape, shape 2 / ((1 + ξ)(1 + 2ξ)).
     Derived; verified by quadrature in the tests.
+    In scipy: `scipy.stats.genpareto(c=shape, scale=scale)`.
+    Start: two quantiles, which determine the parameters in closed form (Pickands, J. 1975, Ann. Statist. 3, 119-131).
     """
     y, scale, shape = floats(y, params["scale"], params["shape"])
     below = y < 0
@@ -195,10 +255,22 @@ def generalized_pareto_information(params: Params) -> Nested:
     return symmetric(("scale", "shape"), 1.0 / (scale**2 * twice), 1.0 / (scale * once * twice), 2.0 / (once * twice))
 
 
-generalized_pareto = Model(
+@starting_values
+def generalized_pareto_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, not_negative)
+    step = math.log(2.0)  # x = −log(1 − u) at the median and the upper quartile
+    median, quartile = s.quantiles(0.5, 0.75)
+    shape = _shape_of_ratio(s, quartile - median, median, step)
+    scale = s.spread(median / _growth(s.xp, shape, step), s.spread(s.mean()))
+    shape = s.xp.maximum(shape, -0.9 * (scale / s.positive(s.extremes()[1])))  # the largest is inside the support
+    return s.params(scale=scale, shape=shape)
+
+
+generalized_pareto = Family(
     generalized_pareto_log_density,
-    sample=by_inversion(generalized_pareto_quantile),
+    ("scale", "shape"),
     quantile=generalized_pareto_quantile,
     constraints={"scale": positive},
+    initial=generalized_pareto_initial,
     information=generalized_pareto_information,
 )

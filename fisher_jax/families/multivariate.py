@@ -1,25 +1,33 @@
 """The multivariate normal family."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from fisher_jax.families.common import Nested, Params, Scalar, floats
+from fisher_jax.families.common import Family, Nested, Params, Scalar, floats
 from fisher_jax.families.special import HALF_LOG_TWO_PI
+from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive_definite
-from fisher_jax.models.model import Model
 from fisher_jax.numerics.linalg import factorise, inverse, solve_lower
 
 
 def multivariate_normal_log_density(params: Params, y: Float[ArrayLike, " d"]) -> Scalar:
-    """Log-density −½ (y − loc)ᵀ Σ⁻¹ (y − loc) − ½ log det Σ − ½ d log 2π of a vector y (d,).
+    """Multivariate normal: a real vector y (d,).
 
-    `loc` (d,); `covariance` (d, d) positive definite, of which the symmetric part is taken as Σ, so that each of its d² entries
-    has a derivative; NaN where Σ is not positive definite. Information Σ⁻¹ for `loc`, ¼ (Pᵢₖ Pⱼₗ + Pᵢₗ Pⱼₖ) for covariance
-    entries ij and kl, P = Σ⁻¹, and none between: of rank d (d + 1)/2 over the d² entries. Derived; verified by autodiff and
-    draws in the tests.
+    log p(y) = −½ (y − loc)ᵀ Σ⁻¹ (y − loc) − ½ log det Σ − ½ d log 2π.
+
+    - `loc`: real, shape (d,), the mean.
+    - `covariance`: positive definite, shape (d, d), of which the symmetric part is taken as Σ, so that each of its d² entries has a
+      derivative; the log-density is NaN where Σ is not positive definite.
+
+    Information Σ⁻¹ for `loc`, ¼ (Pᵢₖ Pⱼₗ + Pᵢₗ Pⱼₖ) for covariance entries ij and kl, P = Σ⁻¹, and zero between: of rank
+    d (d + 1)/2 over the d² entries. Derived; verified by autodiff and draws in the tests.
+    In scipy: `scipy.stats.multivariate_normal(mean=loc, cov=covariance)`.
+    Start: moments, correlations shrunk by d / (n + d), so that the covariance is definite for n ≤ d too.
     """
     y, loc, covariance = floats(y, params["loc"], params["covariance"])
     factor = factorise(_symmetric_part(covariance))
@@ -65,10 +73,24 @@ def multivariate_normal_information(params: Params) -> Nested:
     }
 
 
-multivariate_normal = Model(
+@starting_values
+def multivariate_normal_initial(y: Float[ArrayLike, "n d"]) -> dict[str, Any]:
+    s = Sample(y)
+    mean, deviation = s.moments()
+    d = s.y.shape[1]
+    z = s.xp.where(s.inside[:, None], (s.y - mean) / deviation, 0.0)
+    weight = s.xp.maximum(d / (s.size + d), d * s.eps)
+    correlation = (1.0 - weight) * (z.T @ z) / s.size + weight * s.xp.eye(d, dtype=s.dtype)
+    deviation = s.xp.clip(deviation, 16.0 * s.tiny**0.5, 0.1 * s.huge**0.5)  # whose square is a number of the dtype too
+    return s.params(loc=mean, covariance=deviation[:, None] * correlation * deviation[None, :])
+
+
+multivariate_normal = Family(
     multivariate_normal_log_density,
+    ("loc", "covariance"),
     sample=multivariate_normal_sample,
     quantile=multivariate_normal_quantile,
     constraints={"covariance": positive_definite},
+    initial=multivariate_normal_initial,
     information=multivariate_normal_information,
 )

@@ -1,6 +1,7 @@
 """Families on the positive half-line: sizes, amounts, distances."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,26 +9,28 @@ from jax.scipy.special import erfinv, polygamma
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import (
-    Nested,
-    Params,
-    Scalar,
-    by_inversion,
-    floats,
-    outside_support,
-    symmetric,
-    with_constant,
-)
-from fisher_jax.families.location_scale import normal_information, normal_log_density, normal_quantile, normal_sample
+from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, over_square, symmetric
+from fisher_jax.families.location_scale import NORMAL_INFORMATION, normal_log_density, normal_quantile, normal_sample
 from fisher_jax.families.special import HALF_LOG_TWO_PI, log_ratio, stirling_error
+from fisher_jax.families.starts import Sample, not_negative, starting_values
+from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive
-from fisher_jax.models.model import Model
 
 # Lognormal ------------------------------------------------------------------------------------------------------------
 
 
 def lognormal_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density of y > 0 whose logarithm is N(loc, scale²): that of log y, less log y. Information as for `normal`."""
+    """Lognormal: y > 0 whose logarithm is N(loc, scale²).
+
+    log p(y) = −½ z² − log scale − ½ log 2π − log y, z = (log y − loc) / scale.
+
+    - `loc`: real, the mean of log y.
+    - `scale`: positive, the standard deviation of log y.
+
+    Information diag(1, 2) / scale².
+    In scipy: `scipy.stats.lognorm(s=scale, scale=exp(loc))`.
+    Start: the maximum.
+    """
     y = floats(y, *params.values())[0]
     outside = y <= 0
     log_y = jnp.log(jnp.where(outside, 1.0, y))
@@ -42,12 +45,21 @@ def lognormal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return jnp.exp(normal_quantile(uniform, params))
 
 
-lognormal = Model(
+@starting_values
+def lognormal_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, above_zero)
+    mean, deviation = s.of(s.xp.log(s.y)).moments(otherwise=1.0)
+    return s.params(loc=mean, scale=deviation)
+
+
+lognormal = Family(
     lognormal_log_density,
+    ("loc", "scale"),
     sample=lognormal_sample,
     quantile=lognormal_quantile,
     constraints={"scale": positive},
-    information=normal_information,
+    initial=lognormal_initial,
+    information=NORMAL_INFORMATION,
 )
 
 
@@ -55,10 +67,17 @@ lognormal = Model(
 
 
 def gamma_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density shape log rate − log Γ(shape) + (shape − 1) log y − rate y, for y > 0; `shape` and `rate` > 0.
+    """Gamma: y > 0, a sum of exponential durations where the shape is a whole number.
 
-    Computed in saddle-point form: right in float32 at a shape of a million.
+    log p(y) = shape log rate − log Γ(shape) + (shape − 1) log y − rate y, computed in saddle-point form: right in float32 at a
+    shape of a million.
+
+    - `shape`: positive; 1 is the exponential.
+    - `rate`: positive; the mean is shape / rate.
+
     Information [[ψ₁(shape), −1/rate], [·, shape/rate²]].
+    In scipy: `scipy.stats.gamma(a=shape, scale=1 / rate)`.
+    Start: within 1.5 % of the maximum (Choi, S. C. and Wette, R. 1969, Technometrics 11, 683-690).
     """
     y, shape, rate = floats(y, params["shape"], params["rate"])
     outside = y <= 0
@@ -79,10 +98,27 @@ def gamma_information(params: Params) -> Nested:
     return symmetric(("shape", "rate"), polygamma(1, shape), -1.0 / rate, shape / rate**2)
 
 
-gamma = Model(
+@starting_values
+def gamma_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, above_zero)
+    mean = s.positive(s.mean())
+    gap = _gap(s, -s.xp.log(s.y / mean))  # log of the mean less mean of the logarithms, which is about 1 / (2 shape)
+    shape = (3.0 - gap + s.xp.sqrt((gap - 3.0) ** 2 + 24.0 * gap)) / (12.0 * gap)
+    return s.params(shape=s.positive(shape), rate=s.positive(shape / mean))
+
+
+def _gap(s: Sample, values: Any) -> Any:
+    """The mean of values that are about zero where all observations are equal; ½ where it is no more than rounding error."""
+    gap = s.mean(values)
+    return s.xp.where(gap > s.eps, gap, 0.5)
+
+
+gamma = Family(
     gamma_log_density,
+    ("shape", "rate"),
     sample=gamma_sample,
     constraints={"shape": positive, "rate": positive},
+    initial=gamma_initial,
     information=gamma_information,
 )
 
@@ -91,7 +127,16 @@ gamma = Model(
 
 
 def rayleigh_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density log y − 2 log scale − ½ (y / scale)², for y > 0; `scale` > 0. Information 4 / scale²."""
+    """Rayleigh: the length y > 0 of a vector of two independent normal components.
+
+    log p(y) = log y − 2 log scale − ½ (y / scale)².
+
+    - `scale`: positive, the standard deviation of either component.
+
+    Information 4 / scale².
+    In scipy: `scipy.stats.rayleigh(scale=scale)`.
+    Start: the maximum.
+    """
     y, scale = floats(y, params["scale"])
     outside = y <= 0
     z = jnp.where(outside, 1.0, y) / scale
@@ -102,16 +147,23 @@ def rayleigh_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return floats(params["scale"])[0] * jnp.sqrt(-2.0 * jnp.log1p(-floats(uniform)[0]))
 
 
-def rayleigh_information(params: Params) -> Nested:
-    return symmetric(("scale",), 4.0 / floats(params["scale"])[0] ** 2)
+def _root_mean_square(s: Sample) -> Any:
+    return s.unit * s.xp.sqrt(s.mean((s.y / s.unit) ** 2))
 
 
-rayleigh = Model(
+@starting_values
+def rayleigh_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, above_zero)
+    return s.params(scale=s.spread(math.sqrt(0.5) * _root_mean_square(s)))
+
+
+rayleigh = Family(
     rayleigh_log_density,
-    sample=by_inversion(rayleigh_quantile),
+    ("scale",),
     quantile=rayleigh_quantile,
     constraints={"scale": positive},
-    information=rayleigh_information,
+    initial=rayleigh_initial,
+    information=over_square(("scale",), (4.0,)),
 )
 
 
@@ -119,7 +171,16 @@ rayleigh = Model(
 
 
 def half_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density ½ log(2/π) − log scale − ½ (y / scale)², for y ≥ 0; `scale` > 0. Information 2 / scale²."""
+    """Half-normal: the absolute value y ≥ 0 of a normal variable of mean zero.
+
+    log p(y) = ½ log(2/π) − log scale − ½ (y / scale)².
+
+    - `scale`: positive, the standard deviation of the normal variable.
+
+    Information 2 / scale².
+    In scipy: `scipy.stats.halfnorm(scale=scale)`.
+    Start: the maximum.
+    """
     y, scale = floats(y, params["scale"])
     z = y / scale
     return outside_support(y < 0, math.log(2.0) - HALF_LOG_TWO_PI - jnp.log(scale) - 0.5 * z * z)
@@ -129,16 +190,19 @@ def half_normal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return floats(params["scale"])[0] * math.sqrt(2.0) * erfinv(floats(uniform)[0])
 
 
-def half_normal_information(params: Params) -> Nested:
-    return symmetric(("scale",), 2.0 / floats(params["scale"])[0] ** 2)
+@starting_values
+def half_normal_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, not_negative)
+    return s.params(scale=s.spread(_root_mean_square(s)))
 
 
-half_normal = Model(
+half_normal = Family(
     half_normal_log_density,
-    sample=by_inversion(half_normal_quantile),
+    ("scale",),
     quantile=half_normal_quantile,
     constraints={"scale": positive},
-    information=half_normal_information,
+    initial=half_normal_initial,
+    information=over_square(("scale",), (2.0,)),
 )
 
 
@@ -146,10 +210,16 @@ half_normal = Model(
 
 
 def pareto_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density log shape − log y − shape · log(y / minimum), for y ≥ minimum; `shape` > 0.
+    """Pareto: y ≥ minimum, with a tail that falls as a power.
 
-    `minimum` > 0 is a known constant: where it is a parameter, the support moves with it and no information exists.
-    Information of `shape` 1 / shape².
+    log p(y) = log shape − log y − shape · log(y / minimum).
+
+    - `shape`: positive; P(Y > y) = (minimum / y)^shape.
+    - `minimum`: positive, a known constant that is not estimated: the support moves with it, so that it has no information.
+
+    Information 1 / shape² of `shape`.
+    In scipy: `scipy.stats.pareto(b=shape, scale=minimum)`.
+    Start: the maximum, which has `minimum` at the smallest observation; give params where it is known.
     """
     y, shape, minimum = floats(y, params["shape"], params["minimum"])
     outside = y < minimum
@@ -162,16 +232,21 @@ def pareto_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return minimum * jnp.exp(x / shape)
 
 
-def pareto_information(params: Params) -> Nested:
-    return with_constant(symmetric(("shape",), 1.0 / floats(params["shape"])[0] ** 2), "minimum")
+@starting_values
+def pareto_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, above_zero)
+    minimum = s.extremes()[0]
+    gap = _gap(s, s.xp.where(s.inside, s.xp.log(s.y / minimum), 0.0))
+    return s.params(shape=s.positive(1.0 / gap), minimum=minimum)
 
 
-pareto = Model(
+pareto = Family(
     pareto_log_density,
-    sample=by_inversion(pareto_quantile),
+    ("shape", "minimum"),
     quantile=pareto_quantile,
     constraints={"shape": positive, "minimum": fixed},
-    information=pareto_information,
+    initial=pareto_initial,
+    information=over_square(("shape",), (1.0,), constants=("minimum",)),
 )
 
 
@@ -179,9 +254,16 @@ pareto = Model(
 
 
 def inverse_gaussian_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density ½ log(shape / (2π y³)) − shape (y − mean)² / (2 mean² y), for y > 0; `mean` and `shape` > 0.
+    """Inverse Gaussian: the time y > 0 at which a Brownian motion with drift first reaches a level.
+
+    log p(y) = ½ log(shape / (2π y³)) − shape (y − mean)² / (2 mean² y).
+
+    - `mean`: positive.
+    - `shape`: positive; the variance is mean³ / shape.
 
     Information diag(shape / mean³, 1 / (2 shape²)).
+    In scipy: `scipy.stats.invgauss(mu=mean / shape, scale=shape)`.
+    Start: the maximum.
     """
     y, mean, shape = floats(y, params["mean"], params["shape"])
     outside = y <= 0
@@ -206,9 +288,19 @@ def inverse_gaussian_information(params: Params) -> Nested:
     return symmetric(("mean", "shape"), shape / mean**3, 0.0, 0.5 / shape**2)
 
 
-inverse_gaussian = Model(
+@starting_values
+def inverse_gaussian_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, above_zero)
+    mean = s.positive(s.mean())
+    gap = _gap(s, (s.y - mean) / s.y * ((s.y - mean) / mean))  # mean · mean of 1/y, less 1
+    return s.params(mean=mean, shape=s.positive(mean / gap))
+
+
+inverse_gaussian = Family(
     inverse_gaussian_log_density,
+    ("mean", "shape"),
     sample=inverse_gaussian_sample,
     constraints={"mean": positive, "shape": positive},
+    initial=inverse_gaussian_initial,
     information=inverse_gaussian_information,
 )

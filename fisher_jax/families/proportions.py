@@ -1,23 +1,32 @@
 """Families of proportions: one between zero and one, and several that sum to one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import polygamma
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from fisher_jax.families.common import Nested, Params, Scalar, floats, outside_support, symmetric
+from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, symmetric
 from fisher_jax.families.special import HALF_LOG_TWO_PI, log_ratio, stirling_error
+from fisher_jax.families.starts import Sample, between_zero_and_one, starting_values
 from fisher_jax.models.constraints import positive
-from fisher_jax.models.model import Model
 
 # Beta -----------------------------------------------------------------------------------------------------------------
 
 
 def beta_log_density(params: Params, y: ArrayLike) -> Scalar:
-    """Log-density (a − 1) log y + (b − 1) log(1 − y) + log Γ(a + b) − log Γ(a) − log Γ(b), for 0 < y < 1; `a` and `b` > 0.
+    """Beta: a proportion y between 0 and 1.
 
-    Computed in saddle-point form. Information [[ψ₁(a) − ψ₁(a + b), −ψ₁(a + b)], [·, ψ₁(b) − ψ₁(a + b)]].
+    log p(y) = (a − 1) log y + (b − 1) log(1 − y) + log Γ(a + b) − log Γ(a) − log Γ(b), computed in saddle-point form.
+
+    - `a`: positive; the mean is a / (a + b).
+    - `b`: positive; a + b is the concentration.
+
+    Information [[ψ₁(a) − ψ₁(a + b), −ψ₁(a + b)], [·, ψ₁(b) − ψ₁(a + b)]].
+    In scipy: `scipy.stats.beta(a=a, b=b)`.
+    Start: moments.
     """
     y, a, b = floats(y, params["a"], params["b"])
     outside = (y <= 0) | (y >= 1)
@@ -47,8 +56,22 @@ def beta_information(params: Params) -> Nested:
     return symmetric(("a", "b"), polygamma(1, a) - common, -common, polygamma(1, b) - common)
 
 
-beta = Model(
-    beta_log_density, sample=beta_sample, constraints={"a": positive, "b": positive}, information=beta_information
+@starting_values
+def beta_initial(y: ArrayLike) -> dict[str, Any]:
+    s = Sample(y, between_zero_and_one)
+    mean, deviation = s.moments(otherwise=0.25)
+    # The variance is mean (1 − mean) / (a + b + 1).
+    total = s.xp.maximum(mean / deviation * ((1.0 - mean) / deviation) - 1.0, 0.1)
+    return s.params(a=s.positive(mean * total), b=s.positive((1.0 - mean) * total))
+
+
+beta = Family(
+    beta_log_density,
+    ("a", "b"),
+    sample=beta_sample,
+    constraints={"a": positive, "b": positive},
+    initial=beta_initial,
+    information=beta_information,
 )
 
 
@@ -56,9 +79,15 @@ beta = Model(
 
 
 def dirichlet_log_density(params: Params, y: Float[ArrayLike, " k"]) -> Scalar:
-    """Log-density Σ (αᵢ − 1) log yᵢ + log Γ(Σα) − Σ log Γ(αᵢ), for y (K,) positive and summing to one, which is not checked.
+    """Dirichlet: proportions y (K,), positive and summing to one, which is not checked.
 
-    `concentration` α (K,) > 0; a density in any K − 1 of the K proportions. Information diag ψ₁(αᵢ) − ψ₁(Σα) 11ᵀ.
+    log p(y) = Σ (αᵢ − 1) log yᵢ + log Γ(Σα) − Σ log Γ(αᵢ), a density in any K − 1 of the K proportions.
+
+    - `concentration` α: positive, shape (K,); the mean is α / Σα.
+
+    Information diag ψ₁(αᵢ) − ψ₁(Σα) 11ᵀ.
+    In scipy: `scipy.stats.dirichlet(alpha=concentration)`.
+    Start: moments.
     """
     y, alpha = floats(y, params["concentration"])
     outside = jnp.any(y <= 0)
@@ -77,9 +106,20 @@ def dirichlet_information(params: Params) -> Nested:
     return {"concentration": {"concentration": matrix}}
 
 
-dirichlet = Model(
+@starting_values
+def dirichlet_initial(y: Float[ArrayLike, "n k"]) -> dict[str, Any]:
+    s = Sample(y, between_zero_and_one)
+    mean, deviation = s.moments(otherwise=0.25)
+    # The variances are mean (1 − mean) / (Σα + 1); their sums are compared, in which no component of zero spread counts much.
+    total = s.xp.maximum(s.xp.sum(mean * (1.0 - mean)) / s.xp.sum(deviation**2) - 1.0, 0.1)
+    return s.params(concentration=s.positive(mean * total))
+
+
+dirichlet = Family(
     dirichlet_log_density,
+    ("concentration",),
     sample=dirichlet_sample,
     constraints={"concentration": positive},
+    initial=dirichlet_initial,
     information=dirichlet_information,
 )
