@@ -40,10 +40,10 @@ def main():
     count = parser.parse_args().replicates
     model, key = fj.families.gamma, jax.random.key(0)
     settings = {"num_observations": N, "num_replicates": count}
-    experiment = simulated.experiment_of(model, TRUTH, None, N)
+    experiment = simulated.make_experiment(model, TRUTH, None, N)
     print(f"{count} data sets of {N}, {jax.local_device_count()} device(s)")
     print(f"{'seconds':<44}{'first':>8}{'warm':>8}{'CPU':>8}")
-    draws = report("drawing", lambda: list(simulated.data_sets_of(experiment, key, count)))
+    draws = report("drawing", lambda: list(simulated.draw_blocks(experiment, key, count)))
     data = np.concatenate(draws[2])
     report("fitting", lambda: fj.fit_batch(model, TRUTH, data, covariances=()))
     whole = report(

@@ -12,7 +12,7 @@ from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.information.derivatives import log_likelihood
 from fisher_jax.plots.canvas import number, pyplot, row_of_panels, wanted_names
 from fisher_jax.simulation.convergence_rate import ConvergenceRate
-from fisher_jax.simulation.coverage_record import Coverage
+from fisher_jax.simulation.coverage import Coverage
 
 _MARKERS = "os^Dv<>p"
 
@@ -21,7 +21,7 @@ _MARKERS = "os^Dv<>p"
 def convergence_curves(
     rate: Any, names: str | Sequence[str] | None = None, *, relative: bool = False, axes: Any = None
 ) -> Any:
-    """Draw standard deviations of estimates over n, with what theory promises and the exponent that was found.
+    """Draw standard deviations of estimates over n, with the asymptotic ones and the estimated exponent.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def convergence_curves(
     Returns
     -------
     matplotlib Axes
-        Bars are two Monte Carlo standard errors. Where nothing is promised, a dotted line has the exponent that was found.
+        Bars are two Monte Carlo standard errors. Without a bound, a dotted line has the estimated exponent.
 
     Raises
     ------
@@ -66,17 +66,17 @@ def convergence_curves(
     for j, (name, shift) in enumerate(zip(wanted, shifts, strict=True)):
         k = rate.names.index(name)
         value, error = rate.standard_deviation[:, k], rate.standard_deviation_error[:, k]
-        promised, color = rate.promised[:, k], f"C{j % 10}"
+        asymptotic, color = rate.asymptotic_standard_deviation[:, k], f"C{j % 10}"
         if relative:
-            if not np.any(np.isfinite(promised)):
+            if not np.any(np.isfinite(asymptotic)):
                 raise ValueError(f"there is no bound for `{name}` to be relative to; leave relative out.")
-            value, error = (value / promised) ** 2, 2 * value * error / promised**2
+            value, error = (value / asymptotic) ** 2, 2 * value * error / asymptotic**2
         label = name if relative else f"{name}: nᵃ, a = {number(rate.rate[k], rate.rate_error[k])}"
         axes.errorbar(
             n * shift, value, 2 * error, fmt=_MARKERS[j % 8], color=color, capsize=2, markersize=4, label=label
         )
-        if not relative and np.all(np.isfinite(promised)):
-            axes.plot(n, promised, color=color, linewidth=1.0)
+        if not relative and np.all(np.isfinite(asymptotic)):
+            axes.plot(n, asymptotic, color=color, linewidth=1.0)
         elif not relative and np.isfinite(rate.rate[k]):
             axes.plot(n, value[-1] * (n / n[-1]) ** rate.rate[k], color=color, linestyle=":", linewidth=1.0)
     axes.set_xscale("log")
@@ -86,8 +86,8 @@ def convergence_curves(
         axes.set(xlabel="observations n", ylabel="variance / Cramér-Rao bound")
     else:
         axes.set_yscale("log")
-        if np.any(np.isfinite(rate.promised)):
-            axes.plot([], [], color="black", linewidth=1.0, label="promised, a = −½")
+        if np.any(np.isfinite(rate.asymptotic_standard_deviation)):
+            axes.plot([], [], color="black", linewidth=1.0, label="asymptotic, a = −½")
         axes.set(xlabel="observations n", ylabel="standard deviation of the estimate")
     axes.legend(fontsize="x-small", frameon=False)
     return axes
@@ -138,7 +138,7 @@ def coverage_curves(coverage: Any, names: str | Sequence[str] | None = None, *, 
         j = coverage.names.index(name)
         panel.axhline(100 * coverage.level, color="black", linewidth=1.0)
         for k, (kind, shift) in enumerate(zip(coverage.kinds, shifts, strict=True)):
-            value, error = 100 * coverage.share[:, k, j], 200 * coverage.share_error[:, k, j]
+            value, error = 100 * coverage.probability[:, k, j], 200 * coverage.probability_error[:, k, j]
             style = f"{_MARKERS[k % 8]}-"
             panel.errorbar(n * shift, value, error, fmt=style, capsize=2, markersize=4, linewidth=0.8, label=kind)
         panel.set_xscale("log")

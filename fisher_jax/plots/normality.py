@@ -1,4 +1,4 @@
-"""Replicates beside the normal distribution that theory promises: histograms of each entry, and clouds of two."""
+"""Replicates beside their limiting normal distribution: histograms of each entry, and clouds of two."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 from fisher_jax.errors import entry_point
 from fisher_jax.plots.canvas import listed, number, pyplot, row_of_panels, wanted_names
 from fisher_jax.plots.region import CIRCLE
-from fisher_jax.simulation.normality import ComparedWithNormal
-from fisher_jax.simulation.sampling_record import SamplingDistribution
+from fisher_jax.simulation.normality import NormalComparison
+from fisher_jax.simulation.sampling_distribution import SamplingDistribution
 
 _MOST_DOTS = 3000
 
@@ -18,7 +18,7 @@ _MOST_DOTS = 3000
 def standardised_histograms(
     distribution: Any, names: str | Sequence[str] | None = None, *, axes: Any = None, color: str = "tab:blue"
 ) -> Any:
-    """Draw each entry of a sampling or score distribution, in promised standard deviations, with the standard normal curve.
+    """Draw each entry of a sampling or score distribution, in asymptotic standard deviations, with the standard normal curve.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ def standardised_histograms(
     Returns
     -------
     array of matplotlib Axes
-        One for each name. Densities, so that areas are one; the title holds the Kolmogorov-Smirnov distance. Without a
-        promised standard deviation the unit is the replicates' own, and no curve is drawn.
+        One for each name. Densities, so that areas are one; the title holds the Kolmogorov-Smirnov distance. Without an
+        asymptotic standard deviation the unit is that of the replicates, and no curve is drawn.
 
     Raises
     ------
@@ -57,16 +57,16 @@ def standardised_histograms(
     """
     wanted = _checked(distribution, names)
     panels = row_of_panels(axes, len(wanted), (3.6, 3.0))
-    promised = np.isfinite(np.diagonal(distribution.expected))
+    asymptotic = np.isfinite(np.diagonal(distribution.asymptotic_covariance))
     distances = np.asarray(distribution.marginal_normality.statistic)
     what = "estimate − truth" if isinstance(distribution, SamplingDistribution) else "score"
     for panel, name in zip(panels, wanted, strict=True):
         k = distribution.names.index(name)
-        values = distribution.standardised[:, k]
-        unit = "promised standard deviations" if promised[k] else "own standard deviations"
+        values = distribution.standardized[:, k]
+        unit = "asymptotic standard deviations" if asymptotic[k] else "standard deviations"
         bins = max(10, min(80, int(2 * len(values) ** (1 / 3))))
         panel.hist(values, bins=bins, density=True, color=color, alpha=0.5)
-        if promised[k]:
+        if asymptotic[k]:
             grid = np.linspace(min(values.min(), -3.5), max(values.max(), 3.5), 201)
             curve = np.exp(-0.5 * grid**2) / np.sqrt(2 * np.pi)
             panel.plot(grid, curve, color="black", linewidth=1.2, label="N(0, 1)")
@@ -74,7 +74,7 @@ def standardised_histograms(
         else:
             panel.set_title(f"n = {distribution.num_observations}", fontsize="small")
         panel.set(xlabel=f"{name}: {what}, in\n{unit}", ylabel="density")
-    if np.any(promised[[distribution.names.index(name) for name in wanted]]):
+    if np.any(asymptotic[[distribution.names.index(name) for name in wanted]]):
         panels[-1].legend(fontsize="x-small", frameon=False)
     return panels
 
@@ -83,7 +83,7 @@ def standardised_histograms(
 def joint_ellipses(
     distribution: Any, names: Sequence[str] | None = None, *, levels: Sequence[float] = (0.5, 0.95), axes: Any = None
 ) -> Any:
-    """Draw the replicates of two entries with the ellipses in which theory promises a given share of them.
+    """Draw the replicates of two entries with the ellipses that contain given fractions of the limiting distribution.
 
     Parameters
     ----------
@@ -92,20 +92,20 @@ def joint_ellipses(
     names : sequence of two str, optional
         Which entries, the horizontal one first; by default the first two.
     levels : sequence of float
-        Shares that the ellipses are to hold.
+        Probabilities of the ellipses.
     axes : matplotlib Axes, optional
         Where to draw; by default a new figure.
 
     Returns
     -------
     matplotlib Axes
-        The legend holds the share of the replicates in each ellipse, with its Monte Carlo error. Of many replicates the first
+        The legend gives the fraction of the replicates in each ellipse, with its Monte Carlo error. Of many replicates the first
         3000 are drawn; all are counted.
 
     Raises
     ------
     ValueError, TypeError
-        If this is no distribution, a name is unknown, there are not two, or theory promises no covariance or a singular one.
+        If this is no distribution, a name is unknown, there are not two, or the asymptotic covariance is missing or singular.
     ImportError
         If matplotlib is not installed.
 
@@ -119,15 +119,15 @@ def joint_ellipses(
     >>> joint_ellipses(found).get_xlabel()
     'rate: score'
     """
-    if names is None and isinstance(distribution, ComparedWithNormal):
+    if names is None and isinstance(distribution, NormalComparison):
         names = distribution.names[:2]
     wanted = _checked(distribution, names)
     if len(wanted) != 2:
         raise ValueError(f"an ellipse is of two entries, got {len(wanted)}. Name two of {listed(distribution.names)}.")
     pair = [distribution.names.index(name) for name in wanted]
-    covariance = distribution.expected[np.ix_(pair, pair)]
+    covariance = distribution.asymptotic_covariance[np.ix_(pair, pair)]
     if not np.all(np.isfinite(covariance)):
-        raise ValueError(f"theory promises no covariance of {listed(wanted)}, so that there are no ellipses.")
+        raise ValueError(f"there is no asymptotic covariance of {listed(wanted)}, so that there are no ellipses.")
     if np.linalg.det(covariance) <= 1e-6 * np.prod(np.diagonal(covariance)):
         raise ValueError(f"{listed(wanted)} determine each other, so that their ellipses have no area.")
     figures = pyplot()
@@ -152,7 +152,7 @@ def joint_ellipses(
     what = ["", ""] if of_estimates else [": score", ": score"]
     axes.set(xlabel=wanted[0] + what[0], ylabel=wanted[1] + what[1])
     axes.set_title(f"n = {distribution.num_observations}", fontsize="small")
-    axes.legend(fontsize="x-small", frameon=False, title="promised: found", title_fontsize="x-small")
+    axes.legend(fontsize="x-small", frameon=False, title="asymptotic: replicates", title_fontsize="x-small")
     return axes
 
 
@@ -162,7 +162,7 @@ def _percent(share: float, count: int) -> str:
 
 def _checked(distribution: Any, names: Any) -> list[str]:
     """The names wanted."""
-    if not isinstance(distribution, ComparedWithNormal):
+    if not isinstance(distribution, NormalComparison):
         raise TypeError(f"expected a SamplingDistribution or a ScoreDistribution, got {type(distribution).__name__}.")
     wanted = wanted_names(distribution.names, names)
     if len(distribution.vectors) < 2:
