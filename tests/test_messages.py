@@ -203,7 +203,7 @@ MISUSE = {
     "design for the same twice": (lambda: designed([0.0, 1.0], function=lambda p: {"a": p[0], "b": 2 * p[0]}), ValueError, "the determinant of the covariance of a, b is zero whatever the design"),
     "design for a constant": (lambda: designed([0.0, 1.0], criterion="c", function=lambda p: 0.0 * p[0]), ValueError, "the derivatives of function with respect to the parameters are zero or not finite"),
     "design without points": (lambda: designed(np.zeros(0)), ValueError, "optimal_design: candidates holds no points. Give the values of z"),
-    "design of too few points": (lambda: designed([1.0]), ValueError, r"no design of these points tells params\[.\]: all of them together hold no information along"),
+    "design of too few points": (lambda: designed([1.0]), ValueError, r"the points do not identify params\[.\]: all of them together hold no information along"),
     "design of points that are not finite": (lambda: designed([0.0, np.nan, 1.0]), ValueError, "information of one observation is not finite at 1 of 3 points, the first of them number 1"),
     "design over half a line": (lambda: designed(region=fj.positive), ValueError, "expected intervals with two finite ends"),
     "design over numbers": (lambda: designed(region=(0, 1)), ValueError, "region holds 0; expected intervals"),

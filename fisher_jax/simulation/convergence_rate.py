@@ -16,7 +16,7 @@ from fisher_jax.simulation.experiment import check_sizes, make_experiment
 from fisher_jax.simulation.sampling_distribution import (
     Estimator,
     SamplingDistribution,
-    check_estimator,
+    check_methods,
     simulate,
 )
 
@@ -145,7 +145,7 @@ def convergence_rate(
     if len(set(sizes)) < 2:
         raise ValueError(f"num_observations={num_observations} must be at least two different numbers.")
     count = check_count(num_replicates, 2, "num_replicates")
-    check_estimator(estimator)
+    check_methods(estimator, expectation)
     experiments = [make_experiment(model, params, given, n) for n in sizes]
     distributions = tuple(
         simulate(experiment, jax.random.fold_in(key, k), count, estimator, expectation)

@@ -1,7 +1,7 @@
 """Data sets drawn from a model at given parameters, a block at a time: the k-th is the same whatever the block."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +45,7 @@ class Experiment:
         return np.asarray(self.layout.join(self.values), float)
 
 
-def make_experiment(
-    model: Model | Callable[..., Any], params: PyTree, given: PyTree, num_observations: int | None
-) -> Experiment:
+def make_experiment(model: Any, params: PyTree, given: PyTree, num_observations: Any) -> Experiment:
     """Check the arguments; repeat the rows of `given` as whole copies up to the number of observations."""
     check_pytrees(params=params, given=given)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, given))):
@@ -78,7 +76,7 @@ def make_experiment(
     return Experiment(model, layout, values, repeated, given, n)
 
 
-def check_sizes(num_observations: int | Sequence[int] | None) -> tuple[int | None, ...]:
+def check_sizes(num_observations: Any) -> tuple[int | None, ...]:
     """One number of observations or several, as a tuple; None stands for the number of rows of `given`."""
     if num_observations is None:
         return (None,)
@@ -88,7 +86,7 @@ def check_sizes(num_observations: int | Sequence[int] | None) -> tuple[int | Non
     return tuple(check_count(size, 1, "num_observations") for size in sizes)
 
 
-def draw_blocks(experiment: Experiment, key: Array, num_replicates: int) -> Iterator[PyTree]:
+def draw_blocks(experiment: Experiment, key: Any, num_replicates: int) -> Iterator[PyTree]:
     """All data sets in blocks, each leaf (c, n, …) or for series (c, …), as numpy arrays."""
     check_key(key)
     rows = 0 if experiment.model.is_dependent else experiment.num_observations
@@ -102,6 +100,6 @@ def draw_blocks(experiment: Experiment, key: Array, num_replicates: int) -> Iter
         yield jax.tree.map(lambda leaf, remaining=remaining: np.asarray(leaf[:remaining]), draw(numbers))
 
 
-def separate_key(key: Array) -> Array:
+def separate_key(key: Any) -> Array:
     """A key for all other draws (of the information, of a bootstrap), which no data set has."""
     return jax.random.fold_in(key, 2**32 - 1)

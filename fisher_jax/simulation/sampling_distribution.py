@@ -16,6 +16,7 @@ from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.status import Status
 from fisher_jax.information import Covariance, Information
 from fisher_jax.information.expectations import Expectation
+from fisher_jax.information.expected import check_expectation
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.moments import Estimate
@@ -274,11 +275,14 @@ def sampling_distribution(
     experiment = make_experiment(model, params, given, num_observations)
     count = check_count(num_replicates, 2, "num_replicates")
     check_key(key)
-    check_estimator(estimator)
+    check_methods(estimator, expectation)
     return simulate(experiment, key, count, estimator, expectation)
 
 
-def check_estimator(estimator: Any) -> None:
+def check_methods(estimator: Any, expectation: Any) -> None:
+    """Check how to estimate and how to take expectations, where either is given."""
+    if expectation is not None:
+        check_expectation(expectation)
     if estimator is not None:
         check_function(estimator, "estimator", "a data set that returns parameters")
 

@@ -21,6 +21,7 @@ from fisher_jax.reporting import Report, Table, number, probability, with_error
 from fisher_jax.simulation.asymptotics import coordinates, describe_singular, information_of
 from fisher_jax.simulation.experiment import draw_blocks, make_experiment, separate_key
 from fisher_jax.simulation.normality import NormalComparison, standard_deviations
+from fisher_jax.simulation.sampling_distribution import check_methods
 
 OBSERVATIONS_AT_ONCE = 2**16
 
@@ -145,6 +146,7 @@ def score_distribution(
     """
     experiment = make_experiment(model, params, given, num_observations)
     count = check_count(num_replicates, 2, "num_replicates")
+    check_methods(None, expectation)
     layout = coordinates(experiment.layout)
     information, notes = information_of(experiment, layout, expectation, separate_key(key))
     if note := describe_singular(information):
