@@ -35,11 +35,11 @@ def main():
     count = parser.parse_args().replicates
     model, key = fj.families.gamma, jax.random.key(0)
     settings = {"num_observations": N, "num_replicates": count}
-    experiment = simulated.experiment_of(model, TRUTH, None, N)
-    draws = list(simulated.data_sets_of(experiment, key, count))
+    experiment = simulated.make_experiment(model, TRUTH, None, N)
+    draws = list(simulated.draw_blocks(experiment, key, count))
     data = np.concatenate(draws)
     calls = {
-        "drawing": lambda: list(simulated.data_sets_of(experiment, key, count)),
+        "drawing": lambda: list(simulated.draw_blocks(experiment, key, count)),
         "fitting": lambda: fj.fit_batch(model, TRUTH, data, covariances=()),
         "sampling_distribution, printed": lambda: str(fj.sampling_distribution(model, TRUTH, key, **settings)),
         "coverage, Wald, printed": lambda: str(fj.coverage(model, TRUTH, key, kinds="wald", **settings)),

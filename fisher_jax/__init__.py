@@ -57,12 +57,9 @@ if TYPE_CHECKING:
     from fisher_jax.profile.profile_likelihood import profile_likelihood
     from fisher_jax.profile.record import Profile
     from fisher_jax.simulation.convergence_rate import ConvergenceRate, convergence_rate
-    from fisher_jax.simulation.coverage import coverage
-    from fisher_jax.simulation.coverage_record import Coverage
-    from fisher_jax.simulation.sample_size import sample_size
-    from fisher_jax.simulation.sample_size_record import SampleSize
-    from fisher_jax.simulation.sampling_distribution import sampling_distribution
-    from fisher_jax.simulation.sampling_record import SamplingDistribution
+    from fisher_jax.simulation.coverage import Coverage, coverage
+    from fisher_jax.simulation.sample_size import SampleSize, sample_size
+    from fisher_jax.simulation.sampling_distribution import SamplingDistribution, sampling_distribution
     from fisher_jax.simulation.score_distribution import ScoreDistribution, score_distribution
     from fisher_jax.stream import StreamResult, fit_stream
 
@@ -136,9 +133,9 @@ _DEFINED_IN = {
     "fit_stream": "fisher_jax.stream",
     "Check": "fisher_jax.information.bartlett",
     "ConvergenceRate": "fisher_jax.simulation.convergence_rate",
-    "Coverage": "fisher_jax.simulation.coverage_record",
-    "SampleSize": "fisher_jax.simulation.sample_size_record",
-    "SamplingDistribution": "fisher_jax.simulation.sampling_record",
+    "Coverage": "fisher_jax.simulation.coverage",
+    "SampleSize": "fisher_jax.simulation.sample_size",
+    "SamplingDistribution": "fisher_jax.simulation.sampling_distribution",
     "ScoreDistribution": "fisher_jax.simulation.score_distribution",
     "check_information_equality": "fisher_jax.information.bartlett",
     "check_score_mean": "fisher_jax.information.bartlett",

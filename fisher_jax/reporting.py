@@ -161,8 +161,14 @@ def number(x: Any) -> str:
 
 
 def with_error(value: Any, error: Any = None) -> str:
-    """A number and its standard error, in two digits, where it has one."""
-    return number(value) if error is None else f"{number(value)} ± {float(error):.2g}"
+    """`0.4990 ± 0.0012`: the error to two digits and the value to the same decimals; without an error the number alone."""
+    error = 0.0 if error is None else float(error)
+    if math.isnan(float(value)) or not error > 0:
+        return number(value)
+    decimals = 1 - math.floor(math.log10(float(f"{error:.1e}"))) if math.isfinite(error) else -1
+    if not 0 <= decimals <= 7 or abs(float(value)) >= 1e6:
+        return f"{number(value)} ± {error:.2g}"
+    return f"{float(value):.{decimals}f} ± {error:.{decimals}f}"
 
 
 def probability(p: Any) -> str:

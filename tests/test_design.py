@@ -1,4 +1,4 @@
-"""Optimal designs: published ones, the equivalence theorem, and what is said where there is none."""
+"""Optimal designs: published ones, the equivalence theorem, and the messages where there is none."""
 
 import functools
 import warnings
@@ -316,7 +316,7 @@ def test_a_design_reads_so():
     )
 
 
-def test_a_design_that_tells_nothing_of_what_is_asked_has_no_efficiency():
+def test_a_design_that_does_not_identify_the_estimand_has_no_efficiency():
     assert dose_response().efficiency([3.0]) == 0.0
     assert dose_response("c").efficiency([3.0]) == pytest.approx(1.0, rel=1e-6)
     assert dose_response("c").efficiency([1.0]) == 0.0
@@ -326,8 +326,8 @@ def test_a_design_that_tells_nothing_of_what_is_asked_has_no_efficiency():
     assert single.efficiency_bound == pytest.approx(1.0)
 
 
-def test_what_was_not_reached_is_said():
-    with pytest.warns(fj.FitWarning, match=r"optimal_design: the efficiency is known to be at least .* only"):
+def test_an_efficiency_that_was_not_reached_is_reported():
+    with pytest.warns(fj.FitWarning, match=r"optimal_design: the efficiency is proved to be at least .* only"):
         design = fj.optimal_design(
             BY_LOGISTIC,
             {"middle": jnp.float32(3.0), "slope": jnp.float32(2.0)},

@@ -73,7 +73,7 @@ def test_ellipses_lie_at_their_mahalanobis_distance_and_hold_the_fraction_that_i
     for level, label in ((0.5, "50 %"), (0.95, "95 %")):
         drawn = line(axes, label)
         points = np.stack(drawn.get_data())
-        distances = np.sum(points * np.linalg.solve(scores().expected, points), axis=0)
+        distances = np.sum(points * np.linalg.solve(scores().asymptotic_covariance, points), axis=0)
         np.testing.assert_allclose(distances, -2 * np.log(1 - level))
         percentage = float(drawn.get_label().split(": ")[1].split(" ±")[0])
         assert percentage == pytest.approx(100 * np.mean(scores().mahalanobis < -2 * np.log(1 - level)), abs=0.06)
@@ -87,17 +87,19 @@ def test_ellipses_lie_at_their_mahalanobis_distance_and_hold_the_fraction_that_i
 def test_curves_over_n_show_spread_and_bound():
     axes = convergence_curves(rate())
     np.testing.assert_allclose(axes.lines[0].get_ydata(), rate().standard_deviation[:, 0])
-    promised = next(each for each in axes.lines if len(each.get_xdata()) == 2 and each.get_linestyle() == "-")
-    np.testing.assert_allclose(promised.get_ydata(), 2.0 / np.sqrt([10, 40]))
+    asymptotic = next(each for each in axes.lines if len(each.get_xdata()) == 2 and each.get_linestyle() == "-")
+    np.testing.assert_allclose(asymptotic.get_ydata(), 2.0 / np.sqrt([10, 40]))
     ratio = convergence_curves(rate(), "scale", relative=True).lines[0].get_ydata()
-    np.testing.assert_allclose(ratio, (rate().standard_deviation[:, 1] / rate().promised[:, 1]) ** 2)
+    np.testing.assert_allclose(
+        ratio, (rate().standard_deviation[:, 1] / rate().asymptotic_standard_deviation[:, 1]) ** 2
+    )
 
 
 def test_coverage_is_drawn_in_per_cent_beside_the_level():
     panels = coverage_curves(covered())
     for j, panel in enumerate(panels):
         assert panel.lines[0].get_ydata()[0] == 90.0
-        np.testing.assert_allclose(panel.lines[1].get_ydata(), 100 * covered().share[:, 0, j])
+        np.testing.assert_allclose(panel.lines[1].get_ydata(), 100 * covered().probability[:, 0, j])
     assert [text.get_text() for text in panels[1].get_legend().get_texts()] == ["wald", "profile"]
 
 

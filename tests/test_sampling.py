@@ -12,9 +12,8 @@ from helpers import compiled_programs, some_of
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax import families
+from fisher_jax import blocks, families
 from fisher_jax.fitting.status import Status
-from fisher_jax.inference import replicates
 from fisher_jax.simulation import normality
 
 KEY = jax.random.key(11)
@@ -66,7 +65,7 @@ TEN = [
 
 
 @pytest.mark.parametrize("name", some_of(TEN, "gumbel"))
-def test_a_thousand_observations_have_the_promised_covariance_and_distances(name):
+def test_a_thousand_observations_have_the_asymptotic_covariance_and_distances(name):
     family = FAMILIES[name]
     found = fj.sampling_distribution(
         family.model, family.points[0], jax.random.key(6), num_observations=1000, num_replicates=2000
@@ -112,11 +111,11 @@ def test_monte_carlo_errors_are_those_seen_when_all_is_repeated():
 
 def test_joint_tests_have_their_size_however_few_the_rows():
     draws = np.random.default_rng(0).normal(size=(1500, 25, 5))
-    tests = [normality.joint_test(rows, np.zeros((0, 5))) for rows in draws]
+    tests = [normality.hotelling(rows, np.zeros((0, 5))) for rows in draws]
     within(np.mean([test.p_value < 0.05 for test in tests]), np.sqrt(0.05 * 0.95 / 1500), 0.05)
-    doubled = normality.joint_test(draws[0][:, [0, 0]], np.zeros((0, 2)))
+    doubled = normality.hotelling(draws[0][:, [0, 0]], np.zeros((0, 2)))
     assert doubled.degrees_of_freedom == 1
-    assert normality.joint_test(np.zeros((9, 2)), np.zeros((0, 2))).p_value == 1.0
+    assert normality.hotelling(np.zeros((9, 2)), np.zeros((0, 2))).p_value == 1.0
 
 
 def test_a_first_sampling_distribution_compiles_few_programs():
@@ -137,7 +136,7 @@ def test_a_first_sampling_distribution_compiles_few_programs():
 def test_draws_do_not_depend_on_the_chunk_or_on_how_many_there_are(monkeypatch):
     run = functools.partial(fj.sampling_distribution, families.exponential, RATE, KEY, num_observations=7)
     whole = run(num_replicates=50)
-    monkeypatch.setattr(replicates, "_ENTRIES", 7 * 20)
+    monkeypatch.setattr(blocks, "HOST_ENTRIES", 7 * 20)
     np.testing.assert_array_equal(run(num_replicates=50).estimates, whole.estimates)
     np.testing.assert_array_equal(run(num_replicates=30).estimates, whole.estimates[:30])
     assert len(np.unique(whole.estimates)) == 50
@@ -163,15 +162,17 @@ def test_the_maximum_of_uniform_observations_has_no_bound_and_the_rate_of_one_ov
         uniform, {"upper": 3.0}, KEY, num_observations=(20, 80, 320), num_replicates=4000, estimator=maximum
     )
     for n, one in zip((20, 80, 320), found.distributions, strict=True):
-        assert np.isnan(one.expected).all()
+        assert np.isnan(one.asymptotic_covariance).all()
         assert "no Cramér-Rao bound" in str(one)
         within(one.bias.value, one.bias.standard_error, -3.0 / (n + 1))
         within(
             one.standard_deviation.value, one.standard_deviation.standard_error, 3 * np.sqrt(n / (n + 1) ** 2 / (n + 2))
         )
-        assert np.sqrt(np.var(one.standardised[:, 0], ddof=1)) == pytest.approx(1.0)
+        assert np.sqrt(np.var(one.standardized[:, 0], ddof=1)) == pytest.approx(1.0)
         assert np.isnan(one.joint_normality.p_value)
-        assert np.isnan(one.marginal_normality.p_value).all()  # its own standard deviation is no promise
+        assert np.isnan(
+            one.marginal_normality.p_value
+        ).all()  # against an estimated standard deviation it would be another
     exact = np.log(np.array([n / (n + 1) ** 2 / (n + 2) for n in (20, 80, 320)])) / 2
     within(found.rate[0], found.rate_error[0], np.polyfit(np.log([20, 80, 320]), exact, 1)[0])
     assert found.rate[0] < -0.9
@@ -199,7 +200,7 @@ def test_a_regular_model_has_the_rate_of_one_over_root_n():
     exact = [2 * n / (n - 1) / np.sqrt(n - 2) for n in (50, 800)]
     within(found.rate[0], found.rate_error[0], np.log(exact[1] / exact[0]) / np.log(16))
     within(found.standard_deviation[:, 0], found.standard_deviation_error[:, 0], exact)
-    np.testing.assert_allclose(found.promised[:, 0], [2 / np.sqrt(50), 2 / np.sqrt(800)])
+    np.testing.assert_allclose(found.asymptotic_standard_deviation[:, 0], [2 / np.sqrt(50), 2 / np.sqrt(800)])
 
 
 def test_the_laplace_locations_bound_is_that_of_the_scores():
@@ -208,7 +209,7 @@ def test_the_laplace_locations_bound_is_that_of_the_scores():
     )
     assert found.information.route == "expected: Monte Carlo, mean of s sᵀ, since the Bartlett identities fail"
     assert "curvature −H would give another" in " ".join(str(found).split())
-    within(found.expected, found.bound.entry_errors, 2.25 * np.eye(2))
+    within(found.asymptotic_covariance, found.bound.entry_errors, 2.25 * np.eye(2))
     exact = exact_variance_of_the_median(201)
     within(found.covariance[0, 0], found.covariance_error[0, 0], 201 * 2.25 * exact)
     assert found.efficiency.value[0] < 1
@@ -231,7 +232,7 @@ def test_on_a_simplex_estimates_are_unbiased_and_normal_in_two_directions():
     )
     found = fj.sampling_distribution(model, chances, KEY, num_observations=400, num_replicates=3000)
     multinomial = np.diag(chances) - np.outer(chances, chances)
-    np.testing.assert_allclose(found.expected, multinomial, atol=1e-10)
+    np.testing.assert_allclose(found.asymptotic_covariance, multinomial, atol=1e-10)
     within(found.covariance, found.covariance_error, multinomial)
     within(found.predicted_bias, found.predicted_bias_error, 0.0)  # the free coordinates' own are not zero
     assert (found.rank, found.whitened.shape[1]) == (2, 2)
@@ -287,7 +288,7 @@ def test_a_series_is_drawn_whole_and_its_bias_is_the_known_one():
     within(found.bias.value, found.bias.standard_error + found.predicted_bias_error, found.predicted_bias)
 
 
-def test_singular_information_is_named_and_promises_nothing():
+def test_singular_information_is_named_and_gives_no_bound():
     model = fj.Model(
         lambda p, y: norm.logpdf(y, p["a"] + p["b"], 1.0),
         sample=lambda key, p: p["a"] + p["b"] + jax.random.normal(key),
@@ -300,7 +301,7 @@ def test_singular_information_is_named_and_promises_nothing():
     assert np.isnan(scores.joint_normality.p_value)
     assert "singular along" in str(scores)
     assert "singular along" in str(found)
-    assert np.isnan(found.expected).all()
+    assert np.isnan(found.asymptotic_covariance).all()
     assert np.isnan(found.joint_efficiency.value)
     assert np.isfinite(found.covariance).all()
 
@@ -321,7 +322,7 @@ def test_parameters_held_fixed_are_left_out_and_float32_will_do():
         found = fj.sampling_distribution(families.binomial, truth, KEY, num_observations=100, num_replicates=1000)
     assert found.names == ("logit",)
     p = 1 / (1 + np.exp(-0.4))
-    np.testing.assert_allclose(found.expected, 1 / (12 * p * (1 - p)), rtol=1e-5)
+    np.testing.assert_allclose(found.asymptotic_covariance, 1 / (12 * p * (1 - p)), rtol=1e-5)
     assert found.covariance_test.p_value > 1e-3
     again = jax.tree.unflatten(*reversed(jax.tree.flatten(found)))
     np.testing.assert_array_equal(again.covariance, found.covariance)
@@ -374,13 +375,13 @@ def test_coverage_and_length_are_the_exact_ones():
     found = fj.coverage(families.exponential, RATE, KEY, num_observations=(5, 40), num_replicates=4000, kinds=kinds)
     for i, n in enumerate((5, 40)):
         for k, kind in enumerate(kinds):
-            within(found.share[i, k, 0], found.share_error[i, k, 0], exact_coverage(kind, n))
+            within(found.probability[i, k, 0], found.probability_error[i, k, 0], exact_coverage(kind, n))
         mean = 2.0 * n / (n - 1)
         within(found.length[i, 1, 0], found.length_error[i, 1, 0], 2 * Z / np.sqrt(n) * mean)
         within(found.length[i, 0, 0], found.length_error[i, 0, 0], 2 * np.sinh(Z / np.sqrt(n)) * mean)
     profile = fj.coverage(families.exponential, RATE, KEY, num_observations=5, num_replicates=4000, kinds="profile")
-    within(profile.share[0, 0, 0], profile.share_error[0, 0, 0], exact_coverage("profile", 5))
-    assert found.share_error[0, 0, 0] == pytest.approx(np.sqrt(0.05 * 0.95 / 4000), rel=0.5)
+    within(profile.probability[0, 0, 0], profile.probability_error[0, 0, 0], exact_coverage("profile", 5))
+    assert found.probability_error[0, 0, 0] == pytest.approx(np.sqrt(0.05 * 0.95 / 4000), rel=0.5)
     assert not found.num_without.any()
     assert found.to_frame().shape == (4, 7)
     assert "Coverage of nominal 95 % intervals" in str(found)
@@ -397,9 +398,9 @@ def test_data_sets_without_an_interval_are_counted_and_do_not_cover():
     p = 1 / (1 + np.exp(-1.0))
     chance = p**6 + (1 - p) ** 6
     within(found.num_without[0, 0, 0] / 2000, np.sqrt(chance * (1 - chance) / 2000), chance)
-    assert found.share[0, 0, 0] <= 1 - found.num_without[0, 0, 0] / 2000
+    assert found.probability[0, 0, 0] <= 1 - found.num_without[0, 0, 0] / 2000
     assert found.num_data_sets.tolist() == [[2000, 2]]
-    assert "counted as not holding the truth" in str(found)
+    assert "counted as not covering" in str(found)
 
 
 def test_sample_sizes_are_the_textbooks():

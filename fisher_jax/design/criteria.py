@@ -1,15 +1,21 @@
-"""The criteria of optimal design as functions of the weights: values, derivatives, and what each point adds.
+"""The criteria of optimal design as functions of the weights: values, derivatives, and the sensitivity of each point.
 
-With M the information of a design and K the derivatives of what is asked, N = K M⁻¹ Kᵀ is the covariance per observation.
-A criterion is the logarithm of a mean of the variances in N: D (log det N)/s, A and c log tr N, E log λ_max(N); with several
-parameter values the average of these. All of it is numpy on the host, in float64: (m, b, r, r) are the informations of m
-points at b parameter values, and (b, s, r) the K.
+With weights w, M = Σ w_i I_i is the information of a design, K the derivatives of the estimand, and N = K M⁻¹ Kᵀ its covariance
+per observation. A criterion is the logarithm of a mean of the variances in N: (log det N)/s for D, log tr N for A and c,
+log λ_max(N) for E; with several parameter values the average of these. Minus its derivative along I_i is tr(Γ I_i), where
+
+    Γ = M⁻¹Kᵀ N⁻¹ KM⁻¹/s  (D),    M⁻¹Kᵀ KM⁻¹/tr N  (A, c),    M⁻¹Kᵀ Z KM⁻¹ λ_max/tr(ZN)²  (E, with any density matrix Z).
+
+No design has a log-criterion below the value less log max tr(Γ I): the equivalence theorem. All of it is numpy on the host, in
+float64: (m, b, r, r) are the informations of m points at b parameter values, and (b, s, r) the K.
+
+Source: Pukelsheim, F. (1993), Optimal Design of Experiments, chapter 7.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+Matrices = Float[np.ndarray, "b _ _"]
 
 CRITERIA = {
     "D": "D-optimal: the determinant of the covariance",
@@ -17,22 +23,12 @@ CRITERIA = {
     "E": "E-optimal: the largest eigenvalue of the covariance",
     "c": "c-optimal: the variance of one function",
 }
-RANK = (
-    1e-11  # eigenvalues of an information, in coordinates where all points together have the identity, that are nothing
-)
-SEEN = 1e-6  # of what is asked, how much may lie outside what the information sees
+# In coordinates where all points together have the identity for their information:
+ZERO_EIGENVALUE = 1e-11  # eigenvalues below are taken for zero
+UNIDENTIFIED = 1e-6  # the relative length of K outside the range of M from which on the estimand is not identified
 
 
-class Derivatives(NamedTuple):
-    """Of the log-criterion with respect to the weights, and Γ: minus the derivative along I is tr(Γ I)."""
-
-    value: float
-    gradient: Float[np.ndarray, " m"]
-    hessian: Float[np.ndarray, "m m"]
-    dual: Float[np.ndarray, "b r r"]
-
-
-def information_of(weights: Float[np.ndarray, " m"], points: Float[np.ndarray, "m b r r"]) -> np.ndarray:
+def mix(weights: Float[np.ndarray, " m"], points: Float[np.ndarray, "m b r r"]) -> Matrices:
     """M (b, r, r)."""
     return np.einsum("i,ibxy->bxy", weights, points)
 
@@ -42,23 +38,23 @@ def gains(dual: Float[np.ndarray, "b r r"], points: Float[np.ndarray, "m b r r"]
     return np.einsum("bxy,ibxy->i", dual, points) / len(dual)
 
 
-def covariance_of(information: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """N = K M⁻ Kᵀ (b, s, s), and by parameter value how much of what is asked M does not see (b,).
+def covariance_of(information: Matrices, slopes: Matrices) -> tuple[Matrices, Float[np.ndarray, " b"]]:
+    """N = K M⁻ Kᵀ (b, s, s), and by parameter value the relative length of K outside the range of M.
 
-    Both in whitened coordinates. M⁻ is a generalised inverse: where M is singular, N is right for what M sees.
+    Both in whitened coordinates. With a generalised inverse N is right wherever M identifies the estimand, singular or not.
     """
-    found, unseen = [], []
+    covariances, outside = [], []
     for matrix, slope in zip(information, slopes, strict=True):
         values, vectors = np.linalg.eigh(matrix)
-        kept = values > RANK
+        positive = values > ZERO_EIGENVALUE
         along = slope @ vectors
-        found.append((along[:, kept] / values[kept]) @ along[:, kept].T)
-        total = np.linalg.norm(along)
-        unseen.append(np.linalg.norm(along[:, ~kept]) / total if total > 0 else 0.0)
-    return np.stack(found), np.asarray(unseen)
+        covariances.append((along[:, positive] / values[positive]) @ along[:, positive].T)
+        length = np.linalg.norm(along)
+        outside.append(np.linalg.norm(along[:, ~positive]) / length if length > 0 else 0.0)
+    return np.stack(covariances), np.asarray(outside)
 
 
-def log_value(criterion: str, covariance: np.ndarray) -> float:
+def log_criterion(criterion: str, covariance: Matrices) -> float:
     """The log-criterion of N, averaged over parameter values."""
     if criterion == "D":
         return float(np.mean(np.linalg.slogdet(covariance)[1])) / covariance.shape[-1]
@@ -67,13 +63,13 @@ def log_value(criterion: str, covariance: np.ndarray) -> float:
     return float(np.mean(np.log(np.trace(covariance, axis1=1, axis2=2))))
 
 
-def evaluated(criterion: str, information: np.ndarray, slopes: np.ndarray) -> float:
-    """The log-criterion of a design; infinite where it does not see all that is asked."""
-    covariance, unseen = covariance_of(information, slopes)
-    return np.inf if np.any(unseen > SEEN) else log_value(criterion, covariance)
+def evaluate(criterion: str, information: Matrices, slopes: Matrices) -> float:
+    """The log-criterion of a design; infinite where it does not identify the estimand."""
+    covariance, outside = covariance_of(information, slopes)
+    return np.inf if np.any(outside > UNIDENTIFIED) else log_criterion(criterion, covariance)
 
 
-def halves(information: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def solve(information: Matrices, slopes: Matrices) -> tuple[Matrices, Matrices, Matrices]:
     """M⁻¹, U = M⁻¹ Kᵀ and N = K U, of a regular M."""
     inverse = np.linalg.inv(information)
     half = inverse @ np.swapaxes(slopes, 1, 2)
@@ -81,39 +77,36 @@ def halves(information: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.
     return inverse, half, 0.5 * (covariance + np.swapaxes(covariance, 1, 2))
 
 
-def smooth(criterion: str, weights: np.ndarray, points: np.ndarray, slopes: np.ndarray) -> Derivatives:
-    """Value and derivatives for D, A and c.
-
-    Γ is M⁻¹KᵀN⁻¹KM⁻¹/s for D and M⁻¹KᵀKM⁻¹/tr N for A and c.
-    """
-    inverse, half, covariance = halves(information_of(weights, points), slopes)
-    s, b = covariance.shape[-1], len(covariance)
-    dual = _dual(criterion, half, covariance)
-    by_inverse, by_dual = points @ inverse, points @ dual
-    hessian = 2 * np.einsum("ibxy,jbyx->ij", by_inverse, by_dual, optimize=True) / b
+def dual_of(criterion: str, information: Matrices, slopes: Matrices, mixture: Matrices | None = None) -> Matrices:
+    """Γ (b, r, r) of a design; for E with Z = `mixture`, or by default with the eigenvector of the largest eigenvalue."""
+    _, half, covariance = solve(information, slopes)
+    transposed = np.swapaxes(half, 1, 2)
     if criterion == "D":
-        hessian -= s * np.einsum("ibxy,jbyx->ij", by_dual, by_dual, optimize=True) / b
+        return half @ np.linalg.solve(covariance, transposed) / covariance.shape[-1]
+    if criterion != "E":
+        return half @ transposed / np.trace(covariance, axis1=1, axis2=2)[:, None, None]
+    values, vectors = np.linalg.eigh(covariance)
+    if mixture is None:
+        mixture = vectors[:, :, -1:] * vectors[:, None, :, -1]
+    mixed = np.einsum("bxy,byx->b", mixture, covariance)
+    return half @ mixture @ transposed * (values[:, -1] / mixed**2)[:, None, None]
+
+
+def derivatives(
+    criterion: str, weights: np.ndarray, points: Float[np.ndarray, "m b r r"], slopes: Matrices
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m m"]]:
+    """Gradient and Hessian of the log-criterion in the weights, for D, A and c.
+
+    ∂ᵢⱼ = 2 tr(M⁻¹ I_i Γ I_j) less s tr(Γ I_i Γ I_j) for D and less tr(Γ I_i) tr(Γ I_j) for A, averaged over parameter values.
+    """
+    information = mix(weights, points)
+    dual = dual_of(criterion, information, slopes)
+    by_inverse, by_dual = points @ np.linalg.inv(information), points @ dual
+    hessian = 2 * np.einsum("ibxy,jbyx->ij", by_inverse, by_dual, optimize=True)
+    if criterion == "D":
+        hessian -= slopes.shape[1] * np.einsum("ibxy,jbyx->ij", by_dual, by_dual, optimize=True)
     else:
         each = np.einsum("ibxx->ib", by_dual)
-        hessian -= each @ each.T / b
-    gradient = -np.einsum("ibxx->i", by_dual) / b
-    return Derivatives(log_value(criterion, covariance), gradient, 0.5 * (hessian + hessian.T), dual)
-
-
-def smooth_dual(criterion: str, information: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """Γ of a design for D, A and c."""
-    return _dual(criterion, *halves(information, slopes)[1:])
-
-
-def _dual(criterion: str, half: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    if criterion == "D":
-        return half @ np.linalg.solve(covariance, np.swapaxes(half, 1, 2)) / covariance.shape[-1]
-    return half @ np.swapaxes(half, 1, 2) / np.trace(covariance, axis1=1, axis2=2)[:, None, None]
-
-
-def dual_of_eigenvalue(mixture: np.ndarray, information: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """Γ for E: λ_max M⁻¹KᵀZKM⁻¹ / tr(ZN)², a bound for every density matrix Z, and the best with the right one."""
-    _, half, covariance = halves(information, slopes)
-    largest = np.linalg.eigvalsh(covariance)[:, -1]
-    mixed = np.einsum("bxy,byx->b", mixture, covariance)
-    return half @ mixture @ np.swapaxes(half, 1, 2) * (largest / mixed**2)[:, None, None]
+        hessian -= each @ each.T
+    hessian /= len(slopes)
+    return -np.einsum("ibxx->i", by_dual) / len(slopes), 0.5 * (hessian + hessian.T)

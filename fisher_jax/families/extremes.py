@@ -18,7 +18,7 @@ from fisher_jax.families.location_scale import shifted, standardise
 from fisher_jax.families.special import expm1_over, horner, log1p_over
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.models.constraints import positive
-from fisher_jax.numerics.namespace import AnyArray
+from fisher_jax.numerics.array_namespace import AnyArray
 
 EULER = float(np.euler_gamma)
 ONE_MINUS_EULER = 1.0 - EULER

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.numerics.namespace import AnyArray, namespace, on_host
+from fisher_jax.numerics.array_namespace import AnyArray, namespace, on_host
 
 Initial = Callable[[PyTree], dict[str, Any]]
 ROUNDING = 16.0  # in units of the dtype's eps: a relative spread below is no spread

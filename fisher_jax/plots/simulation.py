@@ -9,8 +9,8 @@ from fisher_jax.errors import check_level, entry_point
 from fisher_jax.plots.canvas import MARKERS, check_result, choose, ellipse, panels
 from fisher_jax.reporting import listed, percent, with_error
 from fisher_jax.simulation.convergence_rate import ConvergenceRate
-from fisher_jax.simulation.coverage_record import Coverage
-from fisher_jax.simulation.sampling_record import SamplingDistribution
+from fisher_jax.simulation.coverage import Coverage
+from fisher_jax.simulation.sampling_distribution import SamplingDistribution
 from fisher_jax.simulation.score_distribution import ScoreDistribution
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def standardized_histograms(
     """
     entries = _choose(distribution, names)
     axes = panels(axes, len(entries), (3.6, 3.0))
-    has_theory = np.isfinite(np.diagonal(distribution.expected))
+    has_theory = np.isfinite(np.diagonal(distribution.asymptotic_covariance))
     distances = np.asarray(distribution.marginal_normality.statistic)
     deviation = "estimate − truth" if isinstance(distribution, SamplingDistribution) else "score"
     for panel, k in zip(axes, entries, strict=True):
-        values = distribution.standardised[:, k]
+        values = distribution.standardized[:, k]
         bins = max(10, min(80, int(2 * len(values) ** (1 / 3))))  # the rule of Rice
         panel.hist(values, bins=bins, density=True, color=color, alpha=0.5)
         title, unit = f"n = {distribution.num_observations}", "standard deviations of the replicates"
@@ -134,7 +134,7 @@ def joint_ellipses(
     for level in levels:
         check_level(level)
     names = [distribution.names[k] for k in pair]
-    covariance = distribution.expected[np.ix_(pair, pair)]
+    covariance = distribution.asymptotic_covariance[np.ix_(pair, pair)]
     if not np.all(np.isfinite(covariance)):
         raise ValueError(f"there is no asymptotic covariance of {listed(names)}, so that there are no ellipses.")
     if np.linalg.det(covariance) <= 1e-6 * np.prod(np.diagonal(covariance)):
@@ -214,10 +214,11 @@ def convergence_curves(
     entries = choose(rate.names, names)
     (panel,) = panels(axes, 1, (4.8, 3.4))
     n = np.array(rate.num_observations, float)
-    has_theory = np.all(np.isfinite(rate.promised), axis=0)
+    has_theory = np.all(np.isfinite(rate.asymptotic_standard_deviation), axis=0)
     for j, (k, shift) in enumerate(zip(entries, _shifts(len(entries), 0.03), strict=True)):
         value, error, theory = (
-            x[:, k] for x in (rate.standard_deviation, rate.standard_deviation_error, rate.promised)
+            x[:, k]
+            for x in (rate.standard_deviation, rate.standard_deviation_error, rate.asymptotic_standard_deviation)
         )
         color, label = f"C{j % 10}", rate.names[k]
         if relative:
@@ -238,7 +239,7 @@ def convergence_curves(
         panel.set_ylabel("variance / Cramér-Rao bound")
     else:
         panel.set(yscale="log", ylabel="standard deviation of the estimate")
-        if np.any(np.isfinite(rate.promised)):
+        if np.any(np.isfinite(rate.asymptotic_standard_deviation)):
             panel.plot([], [], color="black", linewidth=1.0, label="asymptotic, a = −½")
     panel.legend(fontsize="x-small", frameon=False)
     return panel
@@ -285,7 +286,7 @@ def coverage_curves(coverage: Coverage, names: str | Sequence[str] | None = None
     for panel, j in zip(axes, entries, strict=True):
         panel.axhline(100 * coverage.level, color="black", linewidth=1.0)
         for k, (kind, shift) in enumerate(zip(kinds, _shifts(len(kinds), 0.05), strict=True)):
-            value, error = 100 * coverage.share[:, k, j], 200 * coverage.share_error[:, k, j]
+            value, error = 100 * coverage.probability[:, k, j], 200 * coverage.probability_error[:, k, j]
             style = {"fmt": f"{MARKERS[k % len(MARKERS)]}-", "capsize": 2, "markersize": 4, "linewidth": 0.8}
             panel.errorbar(n * shift, value, error, label=kind, **style)
         _set_sizes(panel, n)

@@ -1,19 +1,24 @@
-"""`convergence_rate`: how fast an estimator's spread falls as data sets grow."""
+"""`convergence_rate`: how fast an estimator's standard deviation falls as data sets grow."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_count, check_key, entry_point, require, warn
-from fisher_jax.reporting import Report, Reported, Table
-from fisher_jax.simulation.asymptotics import promise_of
-from fisher_jax.simulation.experiment import check_numbers, experiment_of
-from fisher_jax.simulation.normality import with_error
-from fisher_jax.simulation.sampling_distribution import compared, estimated, key_apart
-from fisher_jax.simulation.sampling_record import SamplingDistribution
+from fisher_jax.information.expectations import Expectation
+from fisher_jax.models.model import Model
+from fisher_jax.reporting import Report, Reported, Table, with_error
+from fisher_jax.simulation.experiment import check_sizes, make_experiment
+from fisher_jax.simulation.sampling_distribution import (
+    Estimator,
+    SamplingDistribution,
+    check_methods,
+    simulate,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,53 +45,42 @@ class ConvergenceRate(Reported):
     @property
     def num_observations(self) -> tuple[int, ...]:
         """Each n."""
-        return tuple(found.num_observations for found in self.distributions)
+        return tuple(each.num_observations for each in self.distributions)
 
     @property
     def standard_deviation(self) -> Float[np.ndarray, "k q"]:
         """Of θ̂ at each n."""
-        return np.stack([found.standard_deviation.value for found in self.distributions])
+        return np.stack([each.standard_deviation.value for each in self.distributions])
 
     @property
     def standard_deviation_error(self) -> Float[np.ndarray, "k q"]:
         """Its Monte Carlo standard error."""
-        return np.stack([found.standard_deviation.standard_error for found in self.distributions])
+        return np.stack([each.standard_deviation.standard_error for each in self.distributions])
 
     @property
-    def promised(self) -> Float[np.ndarray, "k q"]:
-        """The standard deviation (I⁻¹/n)^½ that theory promises; NaN where it promises none."""
-        diagonals = [np.diagonal(found.expected) / found.num_observations for found in self.distributions]
-        return np.sqrt(np.stack(diagonals))
+    def asymptotic_standard_deviation(self) -> Float[np.ndarray, "k q"]:
+        """The standard deviation (I⁻¹/n)^½ by asymptotic theory; NaN where there is no bound."""
+        return np.stack([each.asymptotic_standard_deviation for each in self.distributions])
 
     @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each n and parameter (needs the extra `frames`)."""
         pd = require("pandas", "frames")
         index = pd.MultiIndex.from_product([self.num_observations, self.names], names=["num_observations", "name"])
-        columns = {
-            "standard_deviation": self.standard_deviation,
-            "standard_deviation_error": self.standard_deviation_error,
-            "promised": self.promised,
-        }
-        return pd.DataFrame({name: np.ravel(part) for name, part in columns.items()}, index=index)
+        columns = ("standard_deviation", "standard_deviation_error", "asymptotic_standard_deviation")
+        return pd.DataFrame({name: np.ravel(getattr(self, name)) for name in columns}, index=index)
 
     def summary(self) -> Report:
         first = self.distributions[0]
-        failed = ", ".join(f"{found.num_failed} at n = {found.num_observations}" for found in self.distributions)
+        failed = ", ".join(f"{each.num_failed} at n = {each.num_observations}" for each in self.distributions)
         facts = [("Estimator", first.estimator), ("Replicates", f"{first.num_replicates} at each n; failed: {failed}")]
-        rows = [
-            (
-                name,
-                *map(with_error, self.standard_deviation[:, k], self.standard_deviation_error[:, k]),
-                with_error(self.rate[k], self.rate_error[k]),
-            )
-            for k, name in enumerate(self.names)
-        ]
-        titles = ("parameter", *(f"sd, n = {n}" for n in self.num_observations), "exponent of n")
-        notes = dict.fromkeys(note for found in self.distributions for note in found.notes)
-        return Report(
-            "Rate of convergence", facts, [Table(titles, rows)], ["regular models have the exponent −½.", *notes]
-        )
+        values = np.vstack([self.standard_deviation, self.rate])
+        errors = np.vstack([self.standard_deviation_error, self.rate_error])
+        rows = [(name, *map(with_error, values[:, k], errors[:, k])) for k, name in enumerate(self.names)]
+        headings = ("parameter", *(f"sd, n = {n}" for n in self.num_observations), "exponent of n")
+        notes = ["regular models have the exponent −½."]
+        notes += dict.fromkeys(note for each in self.distributions for note in each.notes)
+        return Report("Rate of convergence", facts, [Table(headings, rows)], notes)
 
 
 jax.tree_util.register_dataclass(ConvergenceRate, [f.name for f in fields(ConvergenceRate)], [])
@@ -94,15 +88,15 @@ jax.tree_util.register_dataclass(ConvergenceRate, [f.name for f in fields(Conver
 
 @entry_point
 def convergence_rate(
-    model: Any,
+    model: Model | Callable[..., Any],
     params: PyTree,
-    key: Any,
+    key: Array,
     *,
-    num_observations: Any,
-    num_replicates: Any = 2000,
+    num_observations: Sequence[int],
+    num_replicates: int = 2000,
     given: PyTree = None,
-    estimator: Any = None,
-    expectation: Any = None,
+    estimator: Estimator | None = None,
+    expectation: Expectation | None = None,
 ) -> ConvergenceRate:
     """Sampling distributions at several n, and the exponent a with which the standard deviation falls, sd(θ̂) ∝ nᵃ.
 
@@ -111,7 +105,7 @@ def convergence_rate(
     num_observations : sequence of int
         At least two different n; with `given`, multiples of the number of its rows.
     model, params, key, num_replicates, given, estimator, expectation
-        As for `sampling_distribution`. Each n has data sets of its own.
+        As for `sampling_distribution`. The data sets of each n are drawn anew.
 
     Returns
     -------
@@ -140,43 +134,38 @@ def convergence_rate(
     ...     lambda p, y: jnp.where((y > 0) & (y < p["upper"]), -jnp.log(p["upper"]), -jnp.inf),
     ...     sample=lambda key, p: p["upper"] * jax.random.uniform(key),
     ... )
-    >>> found = fj.convergence_rate(
+    >>> rate = fj.convergence_rate(
     ...     uniform, {"upper": 1.0}, jax.random.key(0), num_observations=(50, 200), estimator=lambda y: {"upper": y.max()}
     ... )
-    >>> print(abs(found.rate[0] + 1) < 0.1)
+    >>> print(abs(rate.rate[0] + 1) < 0.1)
     True
     """
     check_key(key)
-    sizes = check_numbers(num_observations)
+    sizes = check_sizes(num_observations)
     if len(set(sizes)) < 2:
         raise ValueError(f"num_observations={num_observations} must be at least two different numbers.")
     count = check_count(num_replicates, 2, "num_replicates")
-    found = tuple(
-        _at(model, params, jax.random.fold_in(key, k), (n, count), given, estimator, expectation)
-        for k, n in enumerate(sizes)
+    check_methods(estimator, expectation)
+    experiments = [make_experiment(model, params, given, n) for n in sizes]
+    distributions = tuple(
+        simulate(experiment, jax.random.fold_in(key, k), count, estimator, expectation)
+        for k, experiment in enumerate(experiments)
     )
-    spread = np.stack([one.standard_deviation.value for one in found])
-    errors = np.stack([one.standard_deviation.standard_error for one in found])
-    slopes = [_slope(np.log(np.array(sizes, float)), spread[:, k], errors[:, k]) for k in range(spread.shape[1])]
-    if any(np.isnan(slope) for slope, _ in slopes):
+    deviations = np.stack([each.standard_deviation.value for each in distributions])
+    errors = np.stack([each.standard_deviation.standard_error for each in distributions])
+
+    # Weighted least squares of log sd on log n, for each parameter; the error of log sd is that of sd divided by sd.
+    rate, rate_error = np.full((2, deviations.shape[1]), np.nan)
+    for k in range(len(rate)):
+        usable = np.isfinite(deviations[:, k]) & np.isfinite(errors[:, k])
+        usable &= (deviations[:, k] > 0) & (errors[:, k] > 0)
+        log_n, sd = np.log(np.array(sizes, float))[usable], deviations[usable, k]
+        if len(set(log_n)) < 2:
+            continue
+        weight = (sd / errors[usable, k]) ** 2
+        x = log_n - np.average(log_n, weights=weight)
+        information = np.sum(weight * x**2)
+        rate[k], rate_error[k] = np.sum(weight * x * np.log(sd)) / information, 1 / np.sqrt(information)
+    if np.any(np.isnan(rate)):
         warn("the exponent is NaN where fewer than two n have a standard deviation; print the result to see why.")
-    rate, error = (np.array(part) for part in zip(*slopes, strict=True))
-    return ConvergenceRate(found, rate, error)
-
-
-def _at(model: Any, params: PyTree, key: Any, numbers: Any, given: PyTree, estimator: Any, expectation: Any) -> Any:
-    experiment = experiment_of(model, params, given, numbers[0])
-    estimates = estimated(experiment, key, numbers[1], estimator)
-    promise = promise_of(experiment, expectation, key_apart(key))
-    return compared(experiment, *estimates, estimator, promise)
-
-
-def _slope(log_n: np.ndarray, spread: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
-    """Of log spread on log n by weighted least squares, and its error."""
-    known = np.isfinite(spread) & np.isfinite(errors) & (spread > 0) & (errors > 0)
-    if len(set(log_n[known])) < 2:
-        return np.nan, np.nan
-    weight = (spread[known] / errors[known]) ** 2
-    x = log_n[known] - np.average(log_n[known], weights=weight)
-    information = np.sum(weight * x**2)
-    return float(np.sum(weight * x * np.log(spread[known])) / information), float(1 / np.sqrt(information))
+    return ConvergenceRate(distributions, rate, rate_error)

@@ -1,67 +1,133 @@
-"""`sample_size`: how many observations a wanted standard error or power takes, from the information alone."""
+"""`sample_size`: how many observations a target standard error or power takes, from the information alone."""
 
-import functools
 import math
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_count, check_pytree, entry_point, is_number, shown
+from fisher_jax.errors import FitWarning, check_count, check_pytree, entry_point, is_number, shown
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.functions import in_one_row, named_within
+from fisher_jax.fitting.result import Fit
+from fisher_jax.inference.wald import wald_test
 from fisher_jax.information import Covariance
 from fisher_jax.information.bound import cramer_rao_bound
-from fisher_jax.models.model import as_model, flatten_parameters
-from fisher_jax.models.parameters import Layout
+from fisher_jax.information.expectations import Expectation
+from fisher_jax.models.model import Model, as_model, flatten_parameters
+from fisher_jax.models.parameters import Values
 from fisher_jax.moments import Estimate
 from fisher_jax.numerics import linalg
-from fisher_jax.simulation.experiment import data_sets_of, experiment_of
-from fisher_jax.simulation.sample_size_aims import Aim, Power, Precision
-from fisher_jax.simulation.sample_size_record import SampleSize
+from fisher_jax.numerics.array_namespace import AnyArray
+from fisher_jax.reporting import Report, Reported, Table, number, with_error
+from fisher_jax.simulation.experiment import draw_blocks, make_experiment
+from fisher_jax.simulation.normality import moments, standard_deviations
 
-_MOST = 1e12  # observations
+MAX_OBSERVATIONS = 1e12
+
+
+@dataclass(frozen=True, repr=False)
+class SampleSize(Reported):
+    """The number of observations at which a standard error or power reaches its target. It prints as a report.
+
+    Attributes
+    ----------
+    num_observations : int
+        n, rounded up; with `given`, to whole repetitions of its rows.
+    exact, exact_error : float
+        n before it was rounded, and its error where the information is sampled.
+    names : tuple of str
+        The entries whose standard error has a target, or that are tested.
+    standard_error : array (k,)
+        Their asymptotic standard errors at n.
+    power : float or None
+        The asymptotic power of Wald's test at n; None where the target is a standard error.
+    simulated : Estimate or None
+        The same from data sets drawn and fitted: the standard deviations (k,), or the fraction of tests that reject, with
+        Monte Carlo error.
+    num_replicates, num_failed : int
+        The number of these data sets, and of those whose fit failed: left out of standard deviations, and counted as not
+        rejecting.
+    target : str
+    route : str
+        How the information was computed.
+    """
+
+    num_observations: int
+    exact: float
+    exact_error: float
+    names: tuple[str, ...]
+    standard_error: Any
+    power: float | None
+    simulated: Estimate | None
+    num_replicates: int
+    num_failed: int
+    target: str
+    route: str
+
+    def summary(self) -> Report:
+        facts = [
+            ("Target", self.target),
+            ("Observations", f"{self.num_observations}, from {with_error(self.exact, self.exact_error)}"),
+            ("Information", self.route),
+        ]
+        headings = ["name", "standard error"]
+        rows = [[name, number(error)] for name, error in zip(self.names, self.standard_error, strict=True)]
+        if self.power is not None:
+            facts.append(("Power", number(self.power)))
+        if self.simulated is not None:
+            if self.power is not None:
+                facts.append(("Power, simulated", with_error(*self.simulated)))
+            else:
+                headings.append("simulated")
+                rows = [[*row, with_error(*pair)] for row, *pair in zip(rows, *self.simulated, strict=True)]
+            failed = f", of which {self.num_failed} failed" if self.num_failed else ""
+            facts.append(("Data sets drawn", f"{self.num_replicates}{failed}"))
+        return Report("Sample size", facts, [Table(tuple(headings), [tuple(row) for row in rows])])
 
 
 @entry_point
 def sample_size(
-    model: Any,
+    model: Model | Callable[..., Any],
     params: PyTree,
     *,
-    standard_error: Any = None,
-    power: Any = None,
+    standard_error: PyTree = None,
+    power: float | None = None,
     hypothesis: PyTree = None,
-    level: Any = 0.05,
-    function: Any = None,
+    level: float = 0.05,
+    function: Callable[[PyTree], PyTree] | None = None,
     given: PyTree = None,
-    expectation: Any = None,
-    key: Any = None,
-    num_replicates: Any = 2000,
+    expectation: Expectation | None = None,
+    key: Array | None = None,
+    num_replicates: int = 2000,
 ) -> SampleSize:
-    """The number of observations at which a standard error, or the power of Wald's test, is what is wanted.
+    """The number of observations at which a standard error, or the power of Wald's test, reaches a target.
 
     Parameters
     ----------
     model, params, given, expectation
         As for `fisher_information`; params are those that are believed true.
     standard_error : number or pytree
-        The largest standard errors that are wanted, of the parameters or of what `function` returns: one number for all, or
-        a pytree of numbers, in which what is absent, `None` or NaN is free. Or give `power`.
+        The largest admissible standard errors, of the parameters or of what `function` returns: one number for all, or a
+        pytree of numbers, in which entries that are absent, `None` or NaN have no limit. Or give `power`.
     power : float
-        The wanted probability that Wald's test rejects `hypothesis` if params are true.
+        The target: the probability that Wald's test rejects `hypothesis` if params are true.
     hypothesis : pytree
         The values that are tested, of parameters or of what `function` returns, as in ``{"shape": 1.0}``; several are tested
-        together. As in `wald_test` `None`, NaN and what is absent are not tested.
+        together. As in `wald_test`, entries that are `None`, NaN or absent are not tested.
     level : float
         Size of the test.
     function : callable, optional
         ``function(params)`` returns a number, an array or a pytree of them.
     key : jax.random.key, optional
-        Check the answer: draw data sets of that n, fit them, and see. Needs a sampler.
+        Check the answer by drawing data sets of that n and fitting them. Needs a sampler.
     num_replicates : int
-        How many data sets for that.
+        The number of these data sets.
 
     Returns
     -------
@@ -71,13 +137,14 @@ def sample_size(
     Raises
     ------
     ValueError, TypeError
-        If not exactly one of `standard_error` and `power` is asked for, a name is unknown, what is tested is true, entries
-        that are tested follow from each other (all of a simplex, say), or the information is singular.
+        If not exactly one of `standard_error` and `power` is given, a name is unknown, the hypothesis is true at params, one
+        tested entry is determined by the others (all of a simplex, say), or the information is singular.
 
     Notes
     -----
     Standard errors fall as 1/√n, n = Σ_jj / se² with Σ = I⁻¹; under the alternative Wald's statistic is noncentral χ² with
-    noncentrality n δᵀ Σ⁻¹ δ, δ = θ less the hypothesised values. Both are limits: where n comes out small, give a key.
+    noncentrality n δᵀ Σ⁻¹ δ, δ = θ less the hypothesised values. Both hold in the limit
+    of large n: where n comes out small, give a key.
 
     References
     ----------
@@ -86,8 +153,8 @@ def sample_size(
     Examples
     --------
     >>> import fisher_jax as fj, jax
-    >>> found = fj.sample_size(fj.families.exponential, {"rate": 2.0}, standard_error=0.1)
-    >>> found.num_observations
+    >>> size = fj.sample_size(fj.families.exponential, {"rate": 2.0}, standard_error=0.1)
+    >>> size.num_observations
     400
     >>> print(fj.sample_size(fj.families.exponential, {"rate": 2.0}, power=0.8, hypothesis={"rate": 1.5}).num_observations)
     126
@@ -95,123 +162,185 @@ def sample_size(
     if (standard_error is None) == (power is None) or (power is None) != (hypothesis is None):
         raise ValueError("give either standard_error, or power together with the hypothesis that is tested.")
     bound = cramer_rao_bound(model, params, expectation, num_observations=1, function=function, given=given)
-    values = _values(model, params, function)
-    if standard_error is not None:
-        aim: Aim = Precision(*_entries(standard_error, bound.names, "standard_error"))
+    layout, values = flatten_parameters(as_model(model), params)
+
+    def estimand(values: Values) -> AnyArray:
+        return layout.join(values) if function is None else in_one_row(function(layout.assemble(values)))
+
+    target: _Precision | _Power
+    if power is None:
+        target = _Precision(*_entries(standard_error, bound.names, "standard_error"))
     else:
         if not (is_number(power) and is_number(level) and 0 < level < power < 1):
             raise ValueError(f"power={shown(power)} and level={shown(level)} must obey 0 < level < power < 1.")
-        where, wanted = _entries(hypothesis, bound.names, "hypothesis")
-        aim = Power(where, wanted, float(power), float(level), values[list(where)] - wanted)
+        where, tested = _entries(hypothesis, bound.names, "hypothesis")
         _check_independent(bound, where)
-    matrix = np.asarray(bound.matrix, float)
-    exact = aim.needed(matrix)
-    if not exact < _MOST:
+        difference = np.asarray(estimand(values), float)[where] - tested
+        target = _Power(where, tested, difference, float(power), float(level), function)
+    covariance = np.asarray(bound.matrix, float)
+    exact = target.required(covariance)
+    if not exact < MAX_OBSERVATIONS:
         raise ValueError(
-            f"no n below {_MOST:g} is enough ({exact:.3g}): is what is tested true at params, or the standard error "
-            "zero?"
+            f"no n below {MAX_OBSERVATIONS:g} is enough ({exact:.3g}): is the hypothesis true at params, or the standard "
+            "error zero?"
         )
-    rows = 1 if given is None else _num_rows(model, params, given)
+    # To first order, by how much each independent error of the covariance changes n.
+    errors = np.asarray([] if bound.errors is None else bound.errors, float)
+    changes = [target.required(covariance + error) - exact for error in errors]
+    rows = 1 if given is None or as_model(model).is_dependent else jax.tree.leaves(given)[0].shape[0]
     n = max(1, math.ceil(exact * (1 - 1e-6) / rows)) * rows  # float32 may come out a little above a whole number
-    result = functools.partial(
-        SampleSize,
+
+    simulated, count, failed = None, 0, 0
+    if key is not None:
+        count = check_count(num_replicates, 2, "num_replicates")
+        check_count(n, 1, "num_observations")  # of what is simulated; the answer itself may be any number
+        experiment, observed = make_experiment(model, params, given, n), []
+        for data in draw_blocks(experiment, key, count):
+            fits = fit_batch(
+                experiment.model, experiment.params, data, given=experiment.given, covariances=("observed",)
+            )
+            observed.append(target.observe(fits, np.asarray(jax.vmap(estimand)(fits.values), float)))
+            failed += int(np.sum(~fits.converged))
+        simulated = target.summarize(np.concatenate(observed), count)
+    return SampleSize(
         num_observations=n,
         exact=exact,
-        exact_error=_error(aim, matrix, bound),
-        names=tuple(bound.names[k] for k in aim.where),
-        standard_error=np.sqrt(np.diagonal(matrix)[list(aim.where)] / n),
-        power=aim.power_at(n, matrix),
-        aim=aim.words(bound.names),
+        exact_error=float(np.sqrt(np.sum(np.square(changes)))),
+        names=tuple(bound.names[k] for k in target.where),
+        standard_error=np.sqrt(np.diagonal(covariance)[target.where] / n),
+        power=target.power_at(n, covariance) if isinstance(target, _Power) else None,
+        simulated=simulated,
+        num_replicates=count,
+        num_failed=failed,
+        target=target.describe(bound.names),
         route=bound.route.partition("from: ")[2],
     )
-    if key is None:
-        return result(simulated=None, num_replicates=0, num_failed=0)
-    count = check_count(num_replicates, 2, "num_replicates")
-    check_count(n, 1, "num_observations")  # of what is simulated; the answer itself may be any number
-    simulated, failed = _simulated(aim, model, params, function, given, n, key, count)
-    return result(simulated=simulated, num_replicates=count, num_failed=failed)
 
 
-def _simulated(
-    aim: Aim, model: Any, params: PyTree, function: Any, given: PyTree, n: int, key: Any, count: int
-) -> tuple[Estimate, int]:
-    """What was aimed at, from data sets of n observations, and of how many the fit failed."""
-    experiment = experiment_of(model, params, given, n)
-    rows, failed = [], 0
-    for data in data_sets_of(experiment, key, count):
-        fits = fit_batch(experiment.model, experiment.params, data, given=experiment.given, covariances=("observed",))
-        values = np.asarray(jax.vmap(_evaluated(experiment.layout, function))(fits.values), float)
-        rows.append(aim.seen(fits, values, function))
-        failed += int(np.sum(~fits.converged))
-    return aim.judged(np.concatenate(rows), count), failed
+@dataclass(frozen=True)
+class _Precision:
+    """Largest admissible standard errors of the entries `where`."""
+
+    where: list[int]
+    errors: Float[np.ndarray, " k"]
+
+    def required(self, covariance: Float[np.ndarray, "q q"]) -> float:
+        """The number of observations, given the covariance for one: n = max Σ_jj / se_j²."""
+        with np.errstate(divide="ignore"):  # the square of a tiny target is zero
+            return float(np.max(np.diagonal(covariance)[self.where] / self.errors**2))
+
+    def describe(self, names: tuple[str, ...]) -> str:
+        entries = [f"{names[k]} ± {value:g}" for k, value in zip(self.where, self.errors, strict=True)]
+        return f"standard error of {', '.join(entries)}"
+
+    def observe(self, fits: Fit, values: Float[np.ndarray, "c q"]) -> np.ndarray:
+        """The estimates of the fits that converged."""
+        return values[:, self.where][fits.converged]
+
+    def summarize(self, rows: np.ndarray, count: int) -> Estimate:
+        """Their standard deviations."""
+        return standard_deviations(moments(rows)[1])
 
 
-def _evaluated(layout: Layout, function: Any) -> Callable[[Any], Any]:
-    return layout.join if function is None else lambda values: in_one_row(function(layout.assemble(values)))
+@dataclass(frozen=True)
+class _Power:
+    """Power of Wald's test that the entries `where` have the values `tested`, from which they differ by `difference`."""
+
+    where: list[int]
+    tested: Float[np.ndarray, " k"]
+    difference: Float[np.ndarray, " k"]
+    power: float
+    level: float
+    function: Callable[[PyTree], PyTree] | None
+
+    def required(self, covariance: Float[np.ndarray, "q q"]) -> float:
+        """The number of observations, given the covariance for one, at which the power is reached."""
+        from scipy.optimize import brentq
+
+        each = self._noncentrality(covariance)
+        if not each > 0:
+            return math.inf
+        high = 10.0
+        while self._rejection(high) < self.power:
+            high *= 2
+        return float(brentq(lambda x: self._rejection(x) - self.power, 0.0, high, xtol=1e-10)) / each
+
+    def power_at(self, n: int, covariance: Float[np.ndarray, "q q"]) -> float:
+        return self._rejection(n * self._noncentrality(covariance))
+
+    def _noncentrality(self, covariance: Float[np.ndarray, "q q"]) -> float:
+        """δᵀ Σ⁻¹ δ, of one observation."""
+        block = covariance[np.ix_(self.where, self.where)]
+        return float(self.difference @ np.linalg.solve(block, self.difference))
+
+    def _rejection(self, noncentrality: float) -> float:
+        """The probability that a noncentral χ² exceeds the quantile of the central one."""
+        from scipy.stats import chi2, ncx2
+
+        df = len(self.where)
+        return float(ncx2.sf(chi2.isf(self.level, df), df, noncentrality)) if noncentrality > 0 else self.level
+
+    def describe(self, names: tuple[str, ...]) -> str:
+        entries = ", ".join(f"{names[k]} = {value:g}" for k, value in zip(self.where, self.tested, strict=True))
+        return f"power {self.power:g} of Wald's test of {entries} at level {self.level:g}"
+
+    def observe(self, fits: Fit, values: Float[np.ndarray, "c q"]) -> np.ndarray:
+        """Which tests reject."""
+        restriction: Any = {fits.names[k]: value for k, value in zip(self.where, self.tested, strict=True)}
+        if self.function is not None:
+            function = self.function
+            restriction = lambda params: in_one_row(function(params))[np.array(self.where)] - jnp.asarray(self.tested)  # noqa: E731
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FitWarning)  # failed fits are counted
+            p_values = np.asarray(wald_test(fits, restriction).p_value)
+        return (p_values < self.level) & fits.converged
+
+    def summarize(self, rows: np.ndarray, count: int) -> Estimate:
+        """The fraction of tests that reject; its error is not zero even where all of them do."""
+        smoothed = (np.sum(rows) + 1) / (count + 2)
+        return Estimate(float(np.mean(rows)), float(np.sqrt(smoothed * (1 - smoothed) / count)))
 
 
-def _values(model: Any, params: PyTree, function: Any) -> np.ndarray:
-    """θ, or g(θ)."""
-    layout, values = flatten_parameters(as_model(model), params)
-    return np.asarray(_evaluated(layout, function)(values), float)
-
-
-def _num_rows(model: Any, params: PyTree, given: PyTree) -> int:
-    return 1 if as_model(model).is_dependent else jax.tree.leaves(given)[0].shape[0]
-
-
-def _error(aim: Aim, matrix: np.ndarray, bound: Covariance) -> float:
-    """Of n, to first order, by what each piece of the bound's error changes it by."""
-    if bound.errors is None:
-        return 0.0
-    base = aim.needed(matrix)
-    moved = [aim.needed(matrix + piece) - base for piece in np.asarray(bound.errors, float)]
-    return float(np.sqrt(np.sum(np.square(moved))))
-
-
-def _entries(wanted: PyTree, names: tuple[str, ...], what: str) -> tuple[tuple[int, ...], np.ndarray]:
-    """Which entries a user's number or pytree of numbers is about, and the numbers."""
-    check_pytree(wanted, what)
-    if is_number(wanted):
-        found = dict.fromkeys(range(len(names)), float(wanted))
+def _entries(target: PyTree, names: tuple[str, ...], argument: str) -> tuple[list[int], Float[np.ndarray, " k"]]:
+    """Which entries a user's number or pytree of numbers refers to, and the numbers."""
+    check_pytree(target, argument)
+    if is_number(target):
+        values = dict.fromkeys(range(len(names)), float(target))
     else:
-        found = {}
-        for path, leaf in jax.tree_util.tree_flatten_with_path(wanted)[0]:
-            found |= _of_leaf(path, leaf, names, what)
-    found = {k: value for k, value in found.items() if not np.isnan(value)}
-    if unknown := [names[k] for k, value in found.items() if np.isinf(value)]:
-        raise ValueError(f"{what} of {', '.join(unknown)} is infinite. Leave it out, or write None or NaN.")
-    if not found:
-        raise ValueError(f"{what} names nothing; there are {', '.join(names)}.")
-    if what == "standard_error" and min(found.values()) <= 0:
-        raise ValueError(f"standard_error must be positive, got {min(found.values()):g}.")
-    where = tuple(sorted(found))
-    return where, np.array([found[k] for k in where])
+        values = {}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(target)[0]:
+            numbers = np.ravel(np.asarray(leaf))
+            for root in ("params", "function"):
+                name = named_within(root, path)
+                where = [k for k, each in enumerate(names) if each == name or each.startswith((f"{name}[", f"{name}."))]
+                if where and len(numbers) in (1, len(where)) and numbers.dtype.kind in "iuf":
+                    values |= zip(where, np.broadcast_to(numbers.astype(float), len(where)).tolist(), strict=True)
+                    break
+            else:
+                raise ValueError(
+                    f"{argument} names `{named_within('params', path)}` with {np.size(leaf)} numbers; there are "
+                    f"{', '.join(names)}. Name these, with a number each."
+                )
+    values = {k: value for k, value in sorted(values.items()) if not np.isnan(value)}
+    if infinite := [names[k] for k, value in values.items() if np.isinf(value)]:
+        raise ValueError(f"{argument} of {', '.join(infinite)} is infinite. Leave it out, or write None or NaN.")
+    if not values:
+        raise ValueError(f"{argument} names no entry; there are {', '.join(names)}.")
+    if argument == "standard_error" and min(values.values()) <= 0:
+        raise ValueError(f"standard_error must be positive, got {min(values.values()):g}.")
+    return list(values), np.array(list(values.values()))
 
 
-def _check_independent(bound: Covariance, where: tuple[int, ...]) -> None:
-    """Refuse to test what follows from the rest: it would be a degree of freedom too many."""
+def _check_independent(bound: Covariance, where: list[int]) -> None:
+    """Raise where one tested entry is determined by the others, which would be a degree of freedom too many."""
     block = np.asarray(bound.matrix)[np.ix_(where, where)]
-    spread = np.sqrt(np.diagonal(block))
-    scale = np.where(spread > 0, spread, 1.0)
+    deviation = np.sqrt(np.diagonal(block))
+    scale = np.where(deviation > 0, deviation, 1.0)
     values, directions = np.linalg.eigh(block / scale[:, None] / scale[None, :])
     if not values[0] > np.finfo(block.dtype).eps ** (2 / 3):
         names = tuple(bound.names[k] for k in where)
-        said = linalg.describe_direction(directions[:, 0] / scale, names, 1 / scale)
+        direction = linalg.describe_direction(directions[:, 0] / scale, names, 1 / scale)
         raise ValueError(
-            f"what is tested is not independent: {said} is known without any data. Leave out of the hypothesis "
-            "what follows from the rest."
+            f"the tested entries are not independent: {direction} is determined without any data. Leave out of the "
+            "hypothesis what follows from the rest."
         )
-
-
-def _of_leaf(path: Any, leaf: Any, names: tuple[str, ...], what: str) -> dict[int, float]:
-    for root in ("params", "function"):
-        name = named_within(root, path)
-        here = [k for k, own in enumerate(names) if own == name or own.startswith((f"{name}[", f"{name}."))]
-        numbers = np.ravel(np.asarray(leaf))
-        if here and len(numbers) in (1, len(here)) and numbers.dtype.kind in "iuf":
-            return dict(zip(here, np.broadcast_to(numbers.astype(float), len(here)).tolist(), strict=True))
-    raise ValueError(
-        f"{what} names `{named_within('params', path)}` with {np.size(leaf)} numbers; there are {', '.join(names)}. "
-        "Name these, with a number each."
-    )

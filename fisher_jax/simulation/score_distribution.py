@@ -1,53 +1,53 @@
 """`score_distribution`: the multivariate central limit theorem for the score, on the user's own model."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.errors import check_count, entry_point
 from fisher_jax.information import Information
+from fisher_jax.information.expectations import Expectation
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.models.programs import jit_with_model
-from fisher_jax.moments import Estimate
-from fisher_jax.reporting import Report, Table
-from fisher_jax.simulation.asymptotics import coordinates, information_of, not_invertible
-from fisher_jax.simulation.experiment import data_sets_of, experiment_of
-from fisher_jax.simulation.normality import ComparedWithNormal, probability, with_error
-from fisher_jax.simulation.sampling_distribution import key_apart
+from fisher_jax.reporting import Report, Table, number, probability, with_error
+from fisher_jax.simulation.asymptotics import coordinates, describe_singular, information_of
+from fisher_jax.simulation.experiment import draw_blocks, make_experiment, separate_key
+from fisher_jax.simulation.normality import NormalComparison, standard_deviations
+from fisher_jax.simulation.sampling_distribution import check_methods
 
-_AT_ONCE = 2**16  # observations
+OBSERVATIONS_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True, repr=False)
-class ScoreDistribution(ComparedWithNormal):
+class ScoreDistribution(NormalComparison):
     """Scores n^(−1/2) Σ sᵢ of many data sets at the truth, beside N(0, I). It prints as a table.
 
     Attributes
     ----------
     scores : array (R, q)
-        One row for each data set, those that are not finite included; see `kept`.
+        One row for each data set, those that are not finite included; see `valid`.
     information : Information
-        Per observation, whose matrix is the covariance that theory promises.
+        Per observation, whose matrix is the covariance of the limit.
     num_observations : int
         n.
     names : tuple of str
-        The parameters; their free coordinates where constraints tie entries together.
+        The parameters; their unconstrained coordinates where constraints tie entries together.
     rank : int
-        How many there are.
+        Their number.
     notes : tuple of str
-        What speaks against the theory here.
+        Which conditions of the theory fail here.
 
     Notes
     -----
-    `mean`, `covariance`, their errors and what is measured by them are named as in `SamplingDistribution`.
+    `mean`, `covariance`, their errors and the tests are named as in `SamplingDistribution`.
     """
 
     scores: Any
@@ -58,49 +58,37 @@ class ScoreDistribution(ComparedWithNormal):
     notes: tuple[str, ...]
 
     @property
-    def kept(self) -> np.ndarray:
-        """Which data sets have a finite score (R,); only these enter any figure."""
+    def valid(self) -> Bool[np.ndarray, " r"]:
+        """Which data sets have a finite score; only these enter any figure."""
         return np.all(np.isfinite(np.asarray(self.scores)), axis=1)
-
-    @property
-    def num_failed(self) -> int:
-        """How many data sets are left out."""
-        return int(np.sum(~self.kept))
 
     @functools.cached_property
     def vectors(self) -> Float[np.ndarray, "k q"]:
         """The finite scores."""
-        return np.asarray(self.scores)[self.kept]
+        return np.asarray(self.scores)[self.valid]
 
     @property
-    def expected(self) -> Float[np.ndarray, "q q"]:
-        """I."""
-        return np.asarray(self.information.matrix, float)
-
-    @property
-    def expected_pieces(self) -> Float[np.ndarray, "k q q"]:
-        """Independent errors of it; none where it is exact."""
-        errors = self.information.errors
-        return np.zeros((0, *self.expected.shape)) if errors is None else np.asarray(errors, float)
+    def _limit(self) -> Information:
+        return self.information
 
     def summary(self) -> Report:
-        promised = np.sqrt(np.diagonal(self.expected))
-        variance, error = np.diagonal(self.covariance), np.diagonal(self.covariance_error)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            spread = Estimate(np.sqrt(variance), 0.5 * error / np.sqrt(variance))
-        distance, rows = self.marginal_normality, []
-        for k, name in enumerate(self.names):
-            pairs = [Estimate(self.mean, self.mean_error), spread, Estimate(promised, 0 * promised), self.skewness]
-            cells = [with_error(pair.value[k], pair.standard_error[k]) for pair in pairs]
-            rows.append((name, *cells, f"{distance.statistic[k]:.3g}", probability(distance.p_value[k])))
-        titles = ("parameter", "mean", "std. dev.", "promised", "skewness", "distance", "p")
+        deviation, distance = standard_deviations(self._moments[1]), self.marginal_normality
+        rows = [
+            (
+                name,
+                with_error(self.mean[k], self.mean_error[k]),
+                with_error(deviation.value[k], deviation.standard_error[k]),
+                number(np.sqrt(self.asymptotic_covariance[k, k])),
+                with_error(self.skewness.value[k], self.skewness.standard_error[k]),
+                f"{distance.statistic[k]:.3g}",
+                probability(distance.p_value[k]),
+            )
+            for k, name in enumerate(self.names)
+        ]
+        headings = ("parameter", "mean", "std. dev.", "asymptotic", "skewness", "distance", "p")
         title = f"Scores n^(−1/2) Σ sᵢ at the truth, {self.num_observations} observations"
-        return Report(title, self._facts(), [Table(titles, rows)], list(self.notes))
-
-    def _facts(self) -> list[tuple[str, str]]:
-        lost = f", of which {self.num_failed} have no finite score and are left out" if self.num_failed else ""
-        facts = [("Replicates", f"{len(self.kept)}{lost}"), ("Information", self.information.route)]
-        return facts + self.agreement("zero", "the information")
+        facts = self._facts(f"{self.num_failed} have no finite score", "zero", "the information")
+        return Report(title, facts, [Table(headings, rows)], list(self.notes))
 
 
 _STATIC = ("num_observations", "names", "rank", "notes")
@@ -111,16 +99,16 @@ jax.tree_util.register_dataclass(
 
 @entry_point
 def score_distribution(
-    model: Any,
+    model: Model | Callable[..., Any],
     params: PyTree,
-    key: Any,
+    key: Array,
     *,
-    num_observations: Any = None,
-    num_replicates: Any = 10_000,
+    num_observations: int | None = None,
+    num_replicates: int = 10_000,
     given: PyTree = None,
-    expectation: Any = None,
+    expectation: Expectation | None = None,
 ) -> ScoreDistribution:
-    """The central limit theorem for the score: n^(−1/2) Σ sᵢ over many data sets, compared with N(0, I).
+    """The central limit theorem for the score: n^(−1/2) Σ sᵢ over many data sets, beside its limit N(0, I).
 
     Parameters
     ----------
@@ -139,8 +127,8 @@ def score_distribution(
 
     Notes
     -----
-    Nothing is fitted: that sums of scores are normal is the reason why estimates are, whose error is to first order
-    I⁻¹ times the mean score. Where the mean of the score is not zero, the sum grows as √n and the printed mean shows it.
+    No model is fitted: estimates are normal because sums of scores are, since their error is to first order I⁻¹ times the
+    mean score. Where the mean of the score is not zero, the sum grows as √n and the printed mean shows it.
 
     References
     ----------
@@ -149,24 +137,28 @@ def score_distribution(
     Examples
     --------
     >>> import fisher_jax as fj, jax
-    >>> found = fj.score_distribution(
+    >>> scores = fj.score_distribution(
     ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=50, num_replicates=2000
     ... )
-    >>> print(found.expected, abs(found.covariance[0, 0] - 0.25) < 4 * found.covariance_error[0, 0])
+    >>> near = abs(scores.covariance[0, 0] - 0.25) < 4 * scores.covariance_error[0, 0]
+    >>> print(scores.asymptotic_covariance, near)
     [[0.25]] True
     """
-    experiment = experiment_of(model, params, given, num_observations)
+    experiment = make_experiment(model, params, given, num_observations)
     count = check_count(num_replicates, 2, "num_replicates")
+    check_methods(None, expectation)
     layout = coordinates(experiment.layout)
-    found, notes = information_of(experiment, layout, expectation, key_apart(key))
-    if note := not_invertible(found):
+    information, notes = information_of(experiment, layout, expectation, separate_key(key))
+    if note := describe_singular(information):
         notes = (note, *notes)
-    parts = [
+    totals = [
         np.asarray(_scores(experiment.model, layout, experiment.values, data, experiment.given), float)
-        for data in data_sets_of(experiment, key, count)
+        for data in draw_blocks(experiment, key, count)
     ]
-    rows = np.concatenate(parts) / np.sqrt(experiment.num_observations)
-    return ScoreDistribution(rows, found, experiment.num_observations, found.names, layout.num_free, notes)
+    n = experiment.num_observations
+    return ScoreDistribution(
+        np.concatenate(totals) / np.sqrt(n), information, n, information.names, layout.num_free, notes
+    )
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1))
@@ -174,10 +166,10 @@ def _scores(model: Model, layout: Layout, values: Values, data: PyTree, given: P
     """Total scores of several data sets."""
     free = layout.unconstrain(values)
     leaf = jax.tree.leaves(data)[0]
-    at_once = max(1, _AT_ONCE // max(1, leaf[0].size))
+    at_once = max(1, OBSERVATIONS_AT_ONCE // max(1, leaf[0].size))
 
-    def one(data: PyTree) -> Array:
+    def score(data: PyTree) -> Array:
         target = likelihood(model, layout, values, Dataset(data, given))
         return jax.jacfwd(lambda u: jnp.sum(target.terms(u, target.rows)))(free)
 
-    return jax.lax.map(one, data, batch_size=min(at_once, leaf.shape[0]))
+    return jax.lax.map(score, data, batch_size=min(at_once, leaf.shape[0]))
