@@ -17,6 +17,7 @@ from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.reporting import Report, Table, number, probability, with_error
 from fisher_jax.simulation.asymptotics import coordinates, describe_singular, information_of
 from fisher_jax.simulation.experiment import draw_blocks, make_experiment, separate_key
