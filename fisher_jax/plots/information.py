@@ -168,7 +168,7 @@ def information_ellipses(
     An ellipse reaches SE · √(−2 log(1 − level)) either way along each axis, 2.45 SE at 95 %, since it holds two parameters
     at once; an interval for one reaches 1.96 SE. Around the ellipse of a sampled information lies a light band of ±2
     standard errors of its radius in each direction, to first order as everywhere in the record. If it reaches inwards to
-    the centre, there were too few draws to conclude anything. The densities are drawn with the same height.
+    the center, there were too few draws to conclude anything. The densities are drawn with the same height.
 
     The picture holds for the Fisher information at the truth, or for consistent estimates of it at the maximum. For the
     empirical information under a wrong model it shows no sampling distribution.
@@ -214,7 +214,7 @@ def information_ellipses(
     chosen = choose(information.names, names)
     middle = np.zeros(q) if center is None else _center(center, information.names)
     layers = [
-        _layer(record, label, f"C{k}", information.names, float(num_observations))
+        _layer(float(num_observations) * record, label, f"C{k}", information.names)
         for k, (record, label) in enumerate(zip(records, labels, strict=True))
     ]
 
@@ -274,17 +274,17 @@ class _Layer(NamedTuple):
         return value, np.sqrt(np.sum(pieces**2, axis=0))
 
 
-def _layer(record: Information, label: str, color: str, names: tuple[str, ...], n: float) -> _Layer:
+def _layer(record: Information, label: str, color: str, names: tuple[str, ...]) -> _Layer:
     try:
         inverse = record.inverse()
     except ValueError as error:
         raise ValueError(f"there are no ellipses of {label!r}. {error}") from error
     order = [record.names.index(name) for name in names]
-    matrix, errors, covariance, covariance_errors = (
-        np.zeros((0, len(names), len(names))) if part is None else np.asarray(part, float)[..., order, :][..., order]
-        for part in (record.matrix, record.errors, inverse.matrix, inverse.errors)
+    none = np.zeros((0, len(names), len(names)))
+    parts = (record.matrix, record.errors, inverse.matrix, inverse.errors)
+    return _Layer(
+        label, color, *(none if part is None else np.asarray(part, float)[..., order, :][..., order] for part in parts)
     )
-    return _Layer(label, color, n * matrix, n * errors, covariance / n, covariance_errors / n)
 
 
 def _draw_ellipses(axes: Any, layer: _Layer, middle: Any, pair: list[int], level: float) -> None:
@@ -296,13 +296,10 @@ def _draw_ellipses(axes: Any, layer: _Layer, middle: Any, pair: list[int], level
     for covariance, errors, style in cases if len(layer.information) > 2 else cases[:1]:
         points = ellipse(covariance, level)
         if len(errors):
-            # With Σ = L Lᵀ, a change E of Σ moves the point r L e(φ) outwards by ½ e(φ)ᵀ L⁻¹ E L⁻ᵀ e(φ) of its distance from
-            # the center, to first order. Its direction e(φ) is L⁻¹ of the point, at unit length.
-            lower = np.linalg.cholesky(covariance)
-            direction = np.linalg.solve(lower, points)
-            direction /= np.linalg.norm(direction, axis=0)
-            whitened = np.linalg.solve(lower, np.swapaxes(np.linalg.solve(lower, errors), 1, 2))
-            change = 0.5 * np.einsum("ia,kij,ja->ka", direction, whitened, direction)
+            # A change E of Σ moves a point d of {d : dᵀ Σ⁻¹ d = r²} outwards by the fraction ½ dᵀ Σ⁻¹ E Σ⁻¹ d / dᵀ Σ⁻¹ d of its
+            # distance from the center, to first order.
+            dual = np.linalg.solve(covariance, points)
+            change = 0.5 * np.einsum("ia,kij,ja->ka", dual, errors, dual) / np.sum(points * dual, axis=0)
             relative = BAND * np.sqrt(np.sum(change**2, axis=0))
             inner, outer = np.maximum(1 - relative, 0) * points, (1 + relative) * points
             ring = middle[:, None] + np.concatenate([outer, inner[:, ::-1]], axis=1)

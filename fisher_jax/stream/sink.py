@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -11,23 +11,6 @@ from fisher_jax.stream.ledger import PARTIAL, Ledger, reach_disk
 from fisher_jax.stream.source import Parquet
 
 Columns = dict[str, np.ndarray]
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Takes blocks of columns, each of which is on the disk when `write` returns."""
-
-    path: Path
-    ledger: Ledger
-
-    def write(self, number: int, start: int, size: int, columns: Columns) -> None:
-        """Write the rows from `start` on, a block of at most `size`."""
-
-    def open(self) -> Any:
-        """The results, to be read by the format's own library."""
-
-    def read(self) -> Columns:
-        """All columns, in memory."""
 
 
 class ZarrSink:
@@ -40,6 +23,7 @@ class ZarrSink:
         self.ledger = Ledger(path, path / "status" / "_fisher_jax")
 
     def write(self, number: int, start: int, size: int, columns: Columns) -> None:
+        """Write the rows from `start` on, a block of at most `size`, and wait until they are on the disk."""
         group = self.zarr.open_group(str(self.path), mode="a")
         written = [self.path, self.path / "zarr.json"]
         for name, column in columns.items():
@@ -71,6 +55,7 @@ class ParquetSink:
         self.ledger = Ledger(path, path / "_fisher_jax")  # what begins with an underscore is not read as data
 
     def write(self, number: int, start: int, size: int, columns: Columns) -> None:
+        """As for `ZarrSink`."""
         arrays = {}
         for name, column in columns.items():
             arrays[name] = self.arrow.array(np.ascontiguousarray(column).reshape(-1))
@@ -89,6 +74,9 @@ class ParquetSink:
     def read(self) -> Columns:
         source = Parquet(self.path, {name: name for name in self.open().schema.names}, ragged=False)
         return next(source.blocks(0, source.length or 0))
+
+
+Sink = ZarrSink | ParquetSink
 
 
 def sink_at(path: Any, form: Any) -> Sink:
