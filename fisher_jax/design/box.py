@@ -148,11 +148,11 @@ def search_box(criterion: str, sensitivity: Sensitivity) -> WeightedPoints:
     start = drop_light(criterion, slopes, on_grid)
     if not start.is_regular:  # exchanges need a regular information
         start = on_grid
-    found = exchange(criterion, slopes, sensitivity.grid[start.where], start.points, sensitivity.peaks)
-    best = drop_light(criterion, slopes, found)
+    solution = exchange(criterion, slopes, sensitivity.grid[start.where], start.points, sensitivity.peaks)
+    best = drop_light(criterion, slopes, solution)
     for distance in MERGED:
-        merged = _merge(criterion, sensitivity, found, distance)
-        if merged.value <= max(best.value, found.lower) + NEGLIGIBLE and len(merged.weights) <= len(best.weights):
+        merged = _merge(criterion, sensitivity, solution, distance)
+        if merged.value <= max(best.value, solution.lower) + NEGLIGIBLE and len(merged.weights) <= len(best.weights):
             best = merged
             break
     if not best.is_regular:

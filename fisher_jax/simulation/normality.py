@@ -19,7 +19,7 @@ from fisher_jax.information import Covariance, Information
 from fisher_jax.moments import Estimate, covariance_of_sums
 from fisher_jax.reporting import Reported, probability
 
-MIN_REPLICATES = 5  # below, fourth moments tell nothing of a covariance's error
+MIN_REPLICATES = 5  # below, fourth moments do not determine the error of a covariance
 
 
 class HotellingTest(NamedTuple):
