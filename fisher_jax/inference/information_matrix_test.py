@@ -10,9 +10,8 @@ from jaxtyping import Float
 from fisher_jax.errors import check_count, check_key, entry_point, warn
 from fisher_jax.fitting.each import check_fit
 from fisher_jax.fitting.result import Fit, origin_of
-from fisher_jax.inference.bootstrap_record import failures
 from fisher_jax.inference.indicators import indicators, spreads
-from fisher_jax.inference.replicates import refit_drawn
+from fisher_jax.inference.replicates import failures, refit_drawn
 from fisher_jax.reporting import Report, Reported, Table, number
 
 _FEWEST = 19  # replicates by which a p-value could be 5 %

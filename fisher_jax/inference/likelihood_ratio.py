@@ -20,9 +20,8 @@ from fisher_jax.inference.gained import gained_over, gained_over_point
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test
 from fisher_jax.inference.replicates import drawn_data
-from fisher_jax.inference.restricted import refit
+from fisher_jax.inference.restricted import fit_under, refit
 from fisher_jax.inference.samples import same_data
-from fisher_jax.inference.under_restriction import fit_under
 from fisher_jax.inference.unidentified import unidentified, values_of_null, values_under
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.parameters import Layout, Values

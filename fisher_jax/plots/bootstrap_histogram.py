@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.errors import entry_point
-from fisher_jax.inference.bootstrap_record import Bootstrap
+from fisher_jax.inference.bootstrap import Bootstrap
 from fisher_jax.plots.canvas import row_of_panels, wanted_names
 
 

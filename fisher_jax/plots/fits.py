@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.errors import check_level, entry_point
-from fisher_jax.inference.influential import FAR, Influence
+from fisher_jax.inference.influence import FAR, Influence
 from fisher_jax.inference.samples import named_fits
 from fisher_jax.plots.canvas import listed, pyplot
 

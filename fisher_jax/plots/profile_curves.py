@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from fisher_jax.errors import entry_point
 from fisher_jax.plots.canvas import pyplot, wanted_names
-from fisher_jax.profile.record import Profile
+from fisher_jax.profile.profile_likelihood import Profile
 from fisher_jax.profile.sides import cut_of
 
 _WIDE = 50.0  # positive values that differ by such a factor are drawn on a logarithmic axis
