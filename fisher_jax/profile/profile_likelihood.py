@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.errors import check_level, entry_point, names_in, shown, warn
 from fisher_jax.fitting.each import check_fit
 from fisher_jax.fitting.fit import fit as fit_once
-from fisher_jax.fitting.functions import outline
+from fisher_jax.fitting.functions import numbers_of, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.model import ById
@@ -124,6 +124,16 @@ _STATIC = ("names", "level", "num_restarts", "notes")
 jax.tree_util.register_dataclass(Profile, [f.name for f in fields(Profile) if f.name not in _STATIC], list(_STATIC))
 
 
+@dataclass(frozen=True)
+class _Numbers:
+    """A user's function with its numbers in one row, hashable."""
+
+    function: ById
+
+    def __call__(self, params: PyTree) -> Float[Array, " k"]:
+        return numbers_of(self.function.function, params)
+
+
 @entry_point
 def profile_likelihood(
     fit: Fit,
@@ -201,7 +211,7 @@ def profile_likelihood(
     fit._check("observed")
     fit._warn()
     if function is None:
-        by_id, columns = None, _columns(fit, parameters)
+        numbers, columns = None, _columns(fit, parameters)
         names = tuple(fit.names[k] for k in columns)
     elif parameters is not None:
         raise ValueError("give a function or the names of parameters, not both.")
@@ -212,7 +222,7 @@ def profile_likelihood(
         )
     else:
         names = outline(function, fit, "function").names
-        by_id, columns = ById(function), np.arange(len(names))
+        numbers, columns = _Numbers(ById(function)), np.arange(len(names))
 
     def refit(best: Fit, values: Values) -> Fit | None:
         """A fit from these parameters, if it ends higher."""
@@ -229,7 +239,7 @@ def profile_likelihood(
         if better is not None:
             best, restarts = better, restarts + 1
         maximum = best.values, best.free, jnp.asarray(best.curvature)
-        sides = profile_sides(model, dataset, best.layout, maximum, by_id, columns, level)
+        sides = profile_sides(model, dataset, best.layout, maximum, numbers, columns, level)
         falls = np.where(sides.codes == End.BETTER_FOUND, sides.fallen, np.inf)
         if restarts == _MOST_RESTARTS or not np.any(np.isfinite(falls)):
             break

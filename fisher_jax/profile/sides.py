@@ -1,18 +1,18 @@
 """Both sides of the profiles of many functions of the parameters at once, from the model and its data."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES
-from fisher_jax.fitting.functions import numbers_of
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
-from fisher_jax.models.model import ById, Model, jit_with_model
+from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import on_host
@@ -24,6 +24,8 @@ _ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
 _FEW_ENTRIES = 2**15  # observations times parameters up to which a profile takes milliseconds, however it is compiled
 _BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
 
+# Of params, the numbers in one row; hashable, since it is compiled once for each.
+Function = Callable[[PyTree], Float[Array, " k"]]
 Maximum = tuple[Values, Any, Any]  # values, u and curvature of a fit, or of each of many
 
 
@@ -58,7 +60,7 @@ def profile_sides(
     dataset: Dataset,
     layout: Layout,
     maximum: Maximum,
-    function: ById | None,
+    function: Function | None,
     columns: Int[np.ndarray, " m"],
     level: Any,
 ) -> Sides:
@@ -111,7 +113,7 @@ def _ends_of_each(
 
 
 def _follow_sides(
-    model: Model, layout: Layout, function: ById | None, dataset: Dataset, maximum: Maximum, columns: Any, cut: Any
+    model: Model, layout: Layout, function: Function | None, dataset: Dataset, maximum: Maximum, columns: Any, cut: Any
 ) -> Sides:
     """The profiles of one data set, a lane for every side of every function. `ends` are those at the cut-off, where reached."""
     values, free, curvature = maximum
@@ -125,7 +127,7 @@ def _follow_sides(
 
     def number(column: Array, u: Float[Array, " p"]) -> Float[Array, ""]:
         if function is not None:
-            return numbers_of(function.function, layout.constrain(u, values)).astype(layout.dtype)[column]
+            return function(layout.constrain(u, values)).astype(layout.dtype)[column]
         return layout.join(layout.constrained_values(u, values))[column]
 
     def of_column(column: Array) -> Sides:
