@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     from fisher_jax.fitting.fit import fit
     from fisher_jax.fitting.result import Fit
     from fisher_jax.fitting.status import Status
-    from fisher_jax.inference.bootstrap import bootstrap
-    from fisher_jax.inference.bootstrap_record import Bootstrap
+    from fisher_jax.inference.bootstrap import Bootstrap, bootstrap
     from fisher_jax.inference.comparison import CoefficientTable, Comparison, coefficient_table, compare
     from fisher_jax.inference.delta import DeltaEstimate, delta_method
     from fisher_jax.inference.hypothesis import HypothesisTest
     from fisher_jax.inference.identifiability import Identifiability, identifiability
-    from fisher_jax.inference.influential import Influence, influence
+    from fisher_jax.inference.influence import Influence, influence
     from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
     from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
     from fisher_jax.inference.robust import robust
@@ -54,8 +53,7 @@ if TYPE_CHECKING:
     )
     from fisher_jax.models.linked import linked
     from fisher_jax.models.model import Model, dependent
-    from fisher_jax.profile.profile_likelihood import profile_likelihood
-    from fisher_jax.profile.record import Profile
+    from fisher_jax.profile.profile_likelihood import Profile, profile_likelihood
     from fisher_jax.simulation.convergence_rate import ConvergenceRate, convergence_rate
     from fisher_jax.simulation.coverage import Coverage, coverage
     from fisher_jax.simulation.sample_size import SampleSize, sample_size
@@ -83,7 +81,7 @@ _DEFINED_IN = {
     "Fit": "fisher_jax.fitting.result",
     "Status": "fisher_jax.fitting.status",
     "bootstrap": "fisher_jax.inference.bootstrap",
-    "Bootstrap": "fisher_jax.inference.bootstrap_record",
+    "Bootstrap": "fisher_jax.inference.bootstrap",
     "CoefficientTable": "fisher_jax.inference.comparison",
     "coefficient_table": "fisher_jax.inference.comparison",
     "Comparison": "fisher_jax.inference.comparison",
@@ -92,13 +90,13 @@ _DEFINED_IN = {
     "delta_method": "fisher_jax.inference.delta",
     "Identifiability": "fisher_jax.inference.identifiability",
     "identifiability": "fisher_jax.inference.identifiability",
-    "Influence": "fisher_jax.inference.influential",
-    "influence": "fisher_jax.inference.influential",
+    "Influence": "fisher_jax.inference.influence",
+    "influence": "fisher_jax.inference.influence",
     "InformationMatrixTest": "fisher_jax.inference.information_matrix_test",
     "information_matrix_test": "fisher_jax.inference.information_matrix_test",
     "likelihood_ratio_test": "fisher_jax.inference.likelihood_ratio",
     "profile_likelihood": "fisher_jax.profile.profile_likelihood",
-    "Profile": "fisher_jax.profile.record",
+    "Profile": "fisher_jax.profile.profile_likelihood",
     "HypothesisTest": "fisher_jax.inference.hypothesis",
     "robust": "fisher_jax.inference.robust",
     "score_test": "fisher_jax.inference.score",

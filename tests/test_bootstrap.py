@@ -12,8 +12,8 @@ import scipy.stats
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax.inference import bootstrap_intervals
-from fisher_jax.inference.resampling import of_blocks, of_units, resampled_counts
+from fisher_jax.inference.bootstrap import bca_intervals
+from fisher_jax.inference.replicates import Scheme, resampled_counts
 from fisher_jax.plots import bootstrap_histogram
 
 KEY = jax.random.key(5)
@@ -52,7 +52,7 @@ def within(received, expected, count, errors=4.0):
 def test_counts_are_those_of_explicit_resampling():
     """Weights and rows drawn anew are the same samples: the estimate is one over the mean of either."""
     found = nonparametric()
-    counts = np.asarray(resampled_counts(of_units(np.arange(40), None), KEY, np.arange(2000)))
+    counts = np.asarray(resampled_counts(Scheme(np.arange(40)), KEY, np.arange(2000)))
     assert np.all(counts.sum(axis=1) == 40)
     resamples = np.stack([np.repeat(WAITS, row.astype(int)) for row in counts])
     np.testing.assert_allclose(found.params, 1 / resamples.mean(axis=1), rtol=1e-7)
@@ -124,7 +124,7 @@ def test_the_infinitesimal_jackknife_has_nearly_the_same_acceleration():
 
 def test_clusters_are_drawn_whole():
     found = fj.bootstrap(fitted(), KEY, 2000, clusters=[f"c{k}" for k in CLUSTERS])
-    scheme = of_units(CLUSTERS, None)
+    scheme = Scheme(CLUSTERS)
     weights = np.asarray(resampled_counts(scheme, KEY, np.arange(2000)))[:, CLUSTERS]
     np.testing.assert_allclose(found.params, weights.sum(axis=1) / (weights @ WAITS), rtol=1e-7)
     assert "nonparametric, 8 clusters" in str(found)
@@ -134,13 +134,13 @@ def test_clusters_are_drawn_whole():
 
 
 def test_blocks_are_consecutive_and_of_their_length():
-    moving = np.asarray(resampled_counts(of_blocks(12, 4, circular=False), KEY, np.arange(3000)))
-    circular = np.asarray(resampled_counts(of_blocks(12, 4, circular=True), KEY, np.arange(3000)))
+    moving = np.asarray(resampled_counts(Scheme(np.arange(12), length=4), KEY, np.arange(3000)))
+    circular = np.asarray(resampled_counts(Scheme(np.arange(12), length=4, circular=True), KEY, np.arange(3000)))
     assert np.all(moving.sum(axis=1) == 12)
     # three blocks begin at one of nine places, and the third term lies in those that begin at the first three
     np.testing.assert_allclose(moving.mean(axis=0)[[0, 2, 5]], [3 / 9, 9 / 9, 12 / 9], atol=0.06)
     np.testing.assert_allclose(circular.mean(axis=0), 1.0, atol=0.06)
-    one = np.asarray(resampled_counts(of_blocks(12, 11, circular=False), KEY, np.arange(50)))
+    one = np.asarray(resampled_counts(Scheme(np.arange(12), length=11), KEY, np.arange(50)))
     assert set(one.sum(axis=1)) == {12.0}
 
 
@@ -178,7 +178,7 @@ def test_failed_replicates_are_counted_said_and_left_out():
     fit = fj.fit(model, 0.5, np.array([1.0, 1.0, 0.0]))
     with pytest.warns(fj.FitWarning, match=r"replicates' fits failed: \d+ boundary of 200"):
         found = fj.bootstrap(fit, KEY, 200)
-    counts = np.asarray(resampled_counts(of_units(np.arange(3), None), KEY, np.arange(200)))
+    counts = np.asarray(resampled_counts(Scheme(np.arange(3)), KEY, np.arange(200)))
     alike = (counts[:, 2] == 0) | (counts[:, 2] == 3)
     assert found.num_failed == alike.sum() > 20
     assert found.fits.status[alike].tolist() == [fj.Status.BOUNDARY] * int(alike.sum())
@@ -212,7 +212,7 @@ def test_of_too_few_replicates_nothing_is_said():
 
 def test_a_bca_interval_that_would_run_backwards_does_not_exist():
     drawn = np.random.default_rng(0).normal(size=(200, 2))
-    found = bootstrap_intervals.bca(drawn, np.zeros(2), np.array([0.1, 0.6]), 0.95)
+    found = bca_intervals(drawn, np.zeros(2), np.array([0.1, 0.6]), 0.95)
     assert found[0, 0] < found[0, 1]
     assert np.isnan(found[1]).all()
 

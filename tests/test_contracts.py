@@ -225,7 +225,7 @@ def test_a_fit_knows_what_it_was_made_from_until_a_transformation():
 
 
 def test_inference_lowers_for_cuda_without_host_callbacks():
-    from fisher_jax.inference.influential import _influence_of
+    from fisher_jax.inference.influence import influence_at
     from fisher_jax.profile.sides import _profiles
 
     model, start, data, given = MODELS["gamma"]
@@ -233,10 +233,10 @@ def test_inference_lowers_for_cuda_without_host_callbacks():
     sample, columns = fit.origin.dataset, np.arange(2)
 
     def profiles(free):
-        return _profiles(model, fit.layout, None, fit.values, sample, free, fit.curvature, columns, 1.92)
+        return _profiles(model, fit.layout, None, sample, (fit.values, free, fit.curvature), columns, 1.92)
 
     def influence(free):
-        return _influence_of(dataclasses.replace(fit, free=free), model, sample)
+        return influence_at(dataclasses.replace(fit, free=free), model, sample)
 
     def tests(data):
         fit = fj.fit(model, start, data)

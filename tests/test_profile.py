@@ -284,20 +284,6 @@ def test_profile_intervals_of_a_batch_without_fits_and_of_failed_fits():
     assert any("confidence_intervals: 1 of 2 fits did not converge" in str(warning.message) for warning in said)
 
 
-def test_profiles_lower_for_a_gpu():
-    from fisher_jax.profile import sides as profile_sides
-
-    fit = fitted("gamma")
-    model, sample = fit.origin
-    arguments = (fit.values, sample, fit.free, fit.curvature, np.arange(2), CUT)
-
-    def profiles(*arguments):
-        return profile_sides._profiles(model, fit.layout, None, *arguments)
-
-    exported = jax.export.export(jax.jit(profiles), platforms=["cuda"])(*arguments)
-    assert "cuda" in exported.platforms
-
-
 @pytest.mark.exhaustive
 def test_profile_intervals_cover_as_often_as_they_say():
     """2000 gamma samples of 50: the share within three Monte Carlo standard errors and a point and a half of 95 %."""

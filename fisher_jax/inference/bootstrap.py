@@ -1,32 +1,242 @@
-"""`bootstrap`: how an estimate varies from sample to sample, seen by fitting replicates of the data."""
+"""`bootstrap`: how an estimate varies from sample to sample, shown by fits of replicates of the data.
 
+The nonparametric bootstrap replaces the unknown distribution by the observed one, the parametric bootstrap by the model at the
+estimate; blocks of consecutive observations keep the dependence of a series (Künsch 1989). Intervals from replicates θ*_b are, with
+quantiles q at (1 ∓ level)/2 (Efron and Tibshirani 1993, sections 13 and 14):
+
+- percentile: q of θ*;
+- basic: 2θ̂ − q, the percentile interval reflected about the estimate;
+- BCa: quantiles at Φ(z₀ + (z₀ + z)/(1 − a(z₀ + z))), with z₀ = Φ⁻¹ of the fraction of replicates below the estimate, which corrects
+  the median, and the acceleration a = Σ L³ / (6 (Σ L²)^{3/2}) of the influences L, which corrects the skewness.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.errors import check_choice, check_count, check_flag, check_key, entry_point, shown, warn
+from fisher_jax.errors import check_choice, check_count, check_flag, check_key, check_level, entry_point, require, warn
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.each import check_fit
-from fisher_jax.fitting.result import Fit, Origin, origin_of
-from fisher_jax.inference.bootstrap_record import Bootstrap
-from fisher_jax.inference.clusters import cluster_codes
-from fisher_jax.inference.replicates import each_left_out, refit_drawn, refit_weighted, resampled_weights, whole_weights
-from fisher_jax.inference.resampling import Scheme, of_blocks, of_units
-from fisher_jax.inference.unit_influence import unit_influence
+from fisher_jax.fitting.functions import OfParameters, Output, linearised, outline
+from fisher_jax.fitting.intervals import as_leaves
+from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.inference.influence import influence_of_units
+from fisher_jax.inference.replicates import failures, refit_drawn, refit_left_out, refit_resampled, scheme_of
+from fisher_jax.models.programs import ById
+from fisher_jax.reporting import Report, Reported, Table, percent
 
 METHODS = ("nonparametric", "parametric", "block", "circular block")
 ACCELERATIONS = ("infinitesimal", "jackknife")
+INTERVALS = ("percentile", "basic", "bca")
+
+Function = Callable[[PyTree], PyTree] | None  # of params; None stands for all parameters
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, repr=False)
+class Bootstrap(Reported):
+    """Replicates of an estimate. It prints as a table.
+
+    Attributes
+    ----------
+    fit : Fit
+        The fit whose data were replicated.
+    fits : Fit
+        The fits of the replicates, those that failed included.
+    influence : array (g, p) or None
+        Derivative of the unconstrained estimate with respect to the weight of each observation or cluster.
+    copies : array (g,) or None
+        How many equal observations each stands for.
+    left_out : Fit or None
+        The fits with each of these left out, of the jackknife's acceleration.
+    description : str
+        How the replicates were drawn.
+    """
+
+    fit: Fit
+    fits: Fit
+    influence: Any
+    copies: Any
+    left_out: Fit | None
+    description: str
+
+    @property
+    def params(self) -> PyTree:
+        """The replicates' estimates, a pytree like the fit's whose leaves have a leading axis B; see `kept`."""
+        return self.fits.params
+
+    @property
+    def kept(self) -> Bool[np.ndarray, " b"]:
+        """Which replicates converged; only these enter any number."""
+        return self.fits.converged
+
+    @property
+    def num_failed(self) -> int:
+        """How many replicates are left out."""
+        return int(np.sum(~self.kept))
+
+    @property
+    def notes(self) -> list[str]:
+        """How many fits failed, by status, and what they are left out of; empty where none did."""
+        groups = [(self.fits, "the replicates' fits", "every figure")]
+        if self.left_out is not None:
+            groups.append((self.left_out, "the fits with one left out", "the acceleration"))
+        return [
+            f"of {name} failed: {failures(fits)} of {len(fits)}. They are left out of {result}."
+            for fits, name, result in groups
+            if failures(fits)
+        ]
+
+    @entry_point
+    def replicates(self, function: Function = None) -> Float[np.ndarray, "r k"]:
+        """The parameters, or the numbers of a function of them, at every replicate that converged, in one row each."""
+        self._output(function)  # raises for what is no function of params
+        return np.asarray(_evaluate(_of_fit(function), self.fits))[self.kept]
+
+    @entry_point
+    def standard_errors(self, function: Function = None) -> PyTree:
+        """Standard deviation over the replicates: a pytree like `params`, or as the function returns it."""
+        return self._arrange(self._moments(function)[1], function)
+
+    @entry_point
+    def bias(self, function: Function = None) -> PyTree:
+        """Mean of the replicates less the estimate, as for `standard_errors`."""
+        return self._arrange(self._moments(function)[0], function)
+
+    @entry_point
+    def covariance(self, function: Function = None) -> Float[np.ndarray, "k k"]:
+        """Covariance matrix over the replicates, in the order of `fit.names` or of the function's numbers."""
+        rows = self.replicates(function)
+        if len(rows) < 2:
+            return np.full((rows.shape[1],) * 2, np.nan)
+        deviations = rows - np.mean(rows, axis=0)
+        return deviations.T @ deviations / (len(rows) - 1)
+
+    def _moments(self, function: Function) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+        """Bias and standard errors; NaN of fewer than two replicates."""
+        rows, estimate = self.replicates(function), self._estimate(function)
+        if len(rows) < 2:
+            return np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
+        return np.mean(rows, axis=0) - estimate, np.std(rows, axis=0, ddof=1)
+
+    @entry_point
+    def confidence_intervals(
+        self, level: float = 0.95, method: str = "percentile", function: Function = None
+    ) -> PyTree:
+        """Intervals: leaves like those of `params`, or of what the function returns, with a last axis of two.
+
+        Parameters
+        ----------
+        level : float
+            Coverage aimed at.
+        method : {"percentile", "basic", "bca"}
+            Quantiles of the replicates; these reflected about the estimate; or quantiles corrected for bias and skewness.
+        function : callable, optional
+            ``function(params)`` returns a number, an array or a pytree of them.
+
+        Returns
+        -------
+        pytree
+            NaN of fewer than two replicates; and, with a `FitWarning`, where all replicates lie on one side of the estimate,
+            or the acceleration is so large that the interval would run backwards: BCa does not exist there.
+        """
+        check_level(level)
+        check_choice(method, INTERVALS, "method")
+        return self._arrange(self.flat_intervals(level, method, function), function)
+
+    @entry_point
+    def flat_intervals(
+        self, level: float = 0.95, method: str = "percentile", function: Function = None
+    ) -> Float[np.ndarray, "k 2"]:
+        """The intervals in one column, in the order of `fit.names` or of the function's numbers."""
+        rows, estimate = self.replicates(function), self._estimate(function)
+        if len(rows) < 2:
+            return np.full((len(estimate), 2), np.nan)
+        if method == "bca":
+            ends = bca_intervals(rows, estimate, self._acceleration(function), float(level))
+            if np.any(np.isnan(ends)):
+                warn(
+                    "BCa does not exist where all replicates lie on one side of the estimate, or a few "
+                    "observations have nearly all the influence."
+                )
+            return ends
+        tail = 0.5 * (1.0 - float(level))
+        ends = np.quantile(rows, [tail, 1.0 - tail], axis=0).T
+        return ends if method == "percentile" else 2.0 * estimate[:, None] - ends[:, ::-1]
+
+    def _acceleration(self, function: Function) -> Float[np.ndarray, " k"]:
+        """Σ L³ / (6 (Σ L²)^{3/2}), each influence counted as often as it has copies; zero where none has any."""
+        copies = self.copies
+        if self.left_out is not None:  # the jackknife: the mean of the estimates with one left out, less each
+            converged = self.left_out.converged
+            estimates = np.asarray(_evaluate(_of_fit(function), self.left_out))[converged]
+            copies = None if copies is None else copies[converged]
+            influence = np.average(estimates, axis=0, weights=copies) - estimates
+        elif self.influence is None:
+            raise ValueError(
+                'method="bca" needs the influence of observations by themselves, which blocks do not have. '
+                'Use "percentile" or "basic".'
+            )
+        else:
+            influence = np.asarray(self.influence) @ np.asarray(_differentiate(_of_fit(function), self.fit)).T
+        copies = np.ones(len(influence)) if copies is None else copies
+        squares, cubes = copies @ influence**2, copies @ influence**3
+        return np.where(squares > 0, cubes / (6.0 * np.where(squares > 0, squares, 1.0) ** 1.5), 0.0)
+
+    def _estimate(self, function: Function) -> Float[np.ndarray, " k"]:
+        return np.asarray(_evaluate(_of_fit(function), self.fit))
+
+    def _output(self, function: Any) -> Output | None:
+        return None if function is None else outline(function, self.fit, "function")
+
+    def _arrange(self, flat: Float[np.ndarray, "k *ends"], function: Function) -> PyTree:
+        """Numbers, or intervals, in one column laid out as the parameters or as the function returns them."""
+        output, layout = self._output(function), self.fit.layout
+        if output is not None:
+            return output.arranged(flat, trailing=flat.ndim - 1)
+        if flat.ndim == 1:  # of a fixed parameter bias and standard error are zero, and both ends its value
+            return layout.assemble(layout.split(flat, 0.0))
+        return layout.assemble(as_leaves(layout, [np.asarray(value) for value in self.fit.values], flat))
+
+    @entry_point
+    def summary(self, level: float = 0.95, method: str = "percentile", function: Function = None) -> Report:
+        """A table of estimate, bias, standard error and interval."""
+        check_level(level)
+        output = self._output(function)
+        names = self.fit.names if output is None else output.names
+        ends = self.flat_intervals(level, method, function)
+        numbers = np.column_stack([self._estimate(function), *self._moments(function), ends])
+        titles = (
+            "parameter",
+            "estimate",
+            "bias",
+            "std. error",
+            *(f"{end} {percent(float(level))}" for end in ("lower", "upper")),
+        )
+        facts = [("Replicates", f"{len(self.fits)}, {self.description}"), ("Intervals", method)]
+        rows = [(name, *row) for name, row in zip(names, numbers, strict=True)]
+        return Report("Bootstrap", facts, [Table(titles, rows)], self.notes)
+
+    @entry_point
+    def to_frame(self) -> Any:
+        """The replicates that converged as a pandas DataFrame, a column for each parameter (needs the extra `frames`)."""
+        return require("pandas", "frames").DataFrame(self.replicates(), columns=list(self.fit.names))
 
 
 @entry_point
 def bootstrap(
-    fit: Any,
-    key: Any,
-    num_replicates: Any = 2000,
+    fit: Fit,
+    key: Array,
+    num_replicates: int = 2000,
     *,
     method: str = "nonparametric",
     clusters: Any = None,
-    block_length: Any = None,
+    block_length: int | None = None,
     acceleration: str = "infinitesimal",
     devices: Any = None,
     progress: bool = False,
@@ -59,21 +269,21 @@ def bootstrap(
     -------
     Bootstrap
         The replicates, with standard errors, bias, covariance and intervals of parameters and of functions of them.
-        Replicates whose fit failed are counted, said, and left out of these.
+        Replicates whose fit failed are counted, reported with a `FitWarning`, and left out of these.
 
     Raises
     ------
     ValueError, TypeError
-        If the fit did not converge or has lost its data, or the arguments do not fit together.
+        If the fit did not converge or was made without its data, or the arguments do not fit together.
 
     Notes
     -----
     All but "parametric" keep the data as they are and draw how often each observation counts, so that only weights (B, n)
-    are held, a chunk at a time. Frequency weights of the fit are taken as so many equal observations, and must be whole
+    are in memory, a chunk at a time. Frequency weights of the fit are taken as so many equal observations, and must be whole
     numbers.
 
-    The nonparametric bootstrap is for independent observations or clusters, and is refused for a `dependent` model. The
-    parametric one needs `sample`; that of a dependent model must draw the whole series, ``sample(key, params)``. No bootstrap
+    The nonparametric bootstrap is for independent observations or clusters, not for a `dependent` model. The parametric one
+    needs `sample`; that of a dependent model must draw the whole series, ``sample(key, params)``. No bootstrap
     is right where the estimate lies on the boundary of its range.
 
     References
@@ -97,78 +307,92 @@ def bootstrap(
     origin = origin_of(fit)
     check_key(key)
     check_flag(progress, "progress")
-    _check(fit, num_replicates, method, block_length, acceleration)
-    count, settings = int(num_replicates), {"covariances": (), "devices": devices, "progress": progress}
-    scheme, weights = _scheme(fit, origin, method, clusters, block_length)
-
-    def refits() -> Fit:
-        if method == "parametric":
-            return refit_drawn(fit, origin, key, count, **settings)
-        return refit_weighted(fit, origin, resampled_weights(scheme, weights, key, count), **settings)
-
-    def influence_of_units() -> np.ndarray | None:
-        if "block" in method or (origin.model.is_dependent and origin.dataset.weights is not None):
-            return None
-        known = (origin.model, fit.layout, fit.values, origin.dataset, fit.free, fit.curvature)
-        return np.asarray(unit_influence(*known, scheme.unit_of, scheme.num_units, weights))
-
-    fits, influence = workers.side_by_side(refits, influence_of_units)
-    left_out = None
-    if acceleration == "jackknife":
-        units = each_left_out(scheme.num_units, scheme.unit_of, origin.dataset.weights, scheme.copies is not None)
-        left_out = refit_weighted(fit, origin, units, **settings)
-    found = Bootstrap(fit, fits, influence, scheme.copies, left_out, _described(method, clusters, block_length, scheme))
-    if found.notes:
-        warn(f"{' '.join(found.notes)}")
-    return found
-
-
-def _check(fit: Fit, num_replicates: Any, method: str, block_length: Any, acceleration: str) -> None:
     check_choice(method, METHODS, "method")
     check_choice(acceleration, ACCELERATIONS, "acceleration")
-    check_count(num_replicates, 2, "num_replicates", entries=fit.num_parameters)
+    count = check_count(num_replicates, 2, "num_replicates", entries=fit.num_parameters)
     if not fit.converged:
         raise ValueError(f"needs a fit that converged, for it starts each replicate there. {fit.diagnosis()}")
     fit._check("observed")
     if ("block" in method) != (block_length is not None):
         raise ValueError(
-            f'block_length={shown(block_length)} with method={method!r}; give a length with "block" or "circular block", '
+            f'block_length={block_length!r} with method={method!r}; give a length with "block" or "circular block", '
             "and with no other."
         )
     if "block" in method and acceleration == "jackknife":
         raise ValueError('acceleration="jackknife" leaves out observations one by one, which blocks do not allow.')
+    scheme = scheme_of(fit, origin, method, clusters, block_length)
+    settings = {"covariances": (), "devices": devices, "progress": progress}
 
+    def refits() -> Fit:
+        if method == "parametric":
+            return refit_drawn(fit, origin, key, count, **settings)
+        return refit_resampled(fit, origin, scheme, key, count, **settings)
 
-def _scheme(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: Any) -> tuple[Scheme, Any]:
-    """What is drawn, and the weights that multiply it."""
-    model, dataset = origin
-    num_terms = int(fit.num_observations) if dataset.weights is None else len(dataset.weights)
+    def influence() -> Float[np.ndarray, "g p"] | None:
+        # Blocks are not drawn term by term, and the weight of a term of a series is no number of copies.
+        if "block" in method or (origin.model.is_dependent and origin.dataset.weights is not None):
+            return None
+        units = scheme.num_units, fit, origin.dataset, scheme.unit_of, scheme.weights
+        return np.asarray(influence_of_units(origin.model, *units))
+
+    # One compiles its program while the other runs.
+    fits, influences = workers.side_by_side(refits, influence)
+    left_out = None
+    if acceleration == "jackknife":
+        left_out = refit_left_out(fit, origin, scheme, **settings)
+    description = method if block_length is None else f"{method}s of {block_length}"
     if clusters is not None:
-        if method != "nonparametric":
-            raise ValueError(f'clusters are drawn by method="nonparametric", not {method!r}.')
-        if np.shape(clusters) != (num_terms,):
-            raise ValueError(
-                f"clusters has shape {np.shape(clusters)}, expected ({num_terms},), one label for each observation."
-            )
-        return of_units(cluster_codes(clusters), None), dataset.weights
-    if "block" in method:
-        whole = isinstance(block_length, int | np.integer) and not isinstance(block_length, bool)
-        if not whole or not 1 <= block_length < num_terms:
-            raise ValueError(
-                f"block_length={shown(block_length)} must be a whole number from 1 to {num_terms - 1}, less than the "
-                "number of observations."
-            )
-        return of_blocks(num_terms, int(block_length), circular="circular" in method), dataset.weights
-    if model.is_dependent and method == "nonparametric":
-        raise ValueError(
-            'the terms of a dependent model cannot be drawn one by one. Use method="block" with block_length, or '
-            '"parametric" if the model can draw a series.'
-        )
-    copies = None if dataset.weights is None else whole_weights(dataset.weights)
-    return of_units(np.arange(num_terms), copies), None
+        description = f"nonparametric, {scheme.num_units} clusters"
+    replicates = Bootstrap(fit, fits, influences, scheme.copies, left_out, description)
+    if replicates.notes:
+        warn(" ".join(replicates.notes))
+    return replicates
 
 
-def _described(method: str, clusters: Any, block_length: Any, scheme: Scheme) -> str:
-    if clusters is not None:
-        return f"nonparametric, {scheme.num_units} clusters"
-    return method if block_length is None else f"{method}s of {block_length}"
+def bca_intervals(
+    replicates: Float[np.ndarray, "r k"],
+    estimate: Float[np.ndarray, " k"],
+    acceleration: Float[np.ndarray, " k"],
+    level: float,
+) -> Float[np.ndarray, "k 2"]:
+    """Bias-corrected and accelerated intervals of each column.
+
+    NaN where z₀ is infinite, or where 1 − a(z₀ + z) is not positive, past which the quantiles run backwards.
+    """
+    from scipy.special import ndtr, ndtri  # takes as long to import as half of JAX
+
+    z = ndtri(0.5 * (1.0 + np.array([-1.0, 1.0]) * float(level)))
+    ends = np.full((len(estimate), 2), np.nan)
+    for k, value in enumerate(estimate):
+        column = replicates[:, k]
+        # Replicates equal to the estimate count half: of discrete data many are.
+        bias = ndtri(0.5 * (np.mean(column < value) + np.mean(column <= value)))
+        shifted = bias + z
+        if np.isfinite(bias) and np.all(acceleration[k] * shifted < 1.0):
+            ends[k] = np.quantile(column, ndtr(bias + shifted / (1.0 - acceleration[k] * shifted)))
+    return ends
+
+
+OfFit = Callable[[Fit, Float[Array, " p"]], Float[Array, " k"]]
+
+
+def _all_parameters(fit: Fit, free: Float[Array, " p"]) -> Float[Array, " q"]:
+    return fit.layout.join(fit.layout.constrained_values(free, fit.values))
+
+
+def _of_fit(function: Function) -> OfFit:
+    """The numbers of a function of params, as a function of a fit and u that is hashable: it is compiled once."""
+    return _all_parameters if function is None else OfParameters(ById(function))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(function: OfFit, fit: Fit) -> Float[Array, "*b k"]:
+    """Of one fit or of many."""
+    if fit.has_batch:
+        return jax.vmap(lambda fit: function(fit, fit.free))(fit)
+    return function(fit, fit.free)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _differentiate(function: OfFit, fit: Fit) -> Float[Array, "k p"]:
+    return linearised(function, fit)[1]

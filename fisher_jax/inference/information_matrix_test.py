@@ -24,8 +24,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import check_count, check_key, entry_point, warn
 from fisher_jax.fitting.each import check_fit
 from fisher_jax.fitting.result import Fit, Origin, origin_of
-from fisher_jax.inference.bootstrap_record import failures
-from fisher_jax.inference.replicates import given_of_draws, num_rows, refit_drawn
+from fisher_jax.inference.replicates import failures, given_of_draws, num_rows, refit_drawn
 from fisher_jax.models.drawing import draw_data_sets
 from fisher_jax.models.likelihood import terms_of
 from fisher_jax.models.model import Model

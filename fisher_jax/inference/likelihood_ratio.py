@@ -26,8 +26,7 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.inference.comparison import same_data
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
 from fisher_jax.inference.replicates import drawn_data
-from fisher_jax.inference.restricted import refit
-from fisher_jax.inference.under_restriction import fit_under
+from fisher_jax.inference.restricted import fit_under, refit
 from fisher_jax.inference.unidentified import find_unidentified, values_of_null, values_under
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import Dataset

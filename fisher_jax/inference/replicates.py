@@ -1,71 +1,163 @@
-"""Fits of many replicates of one fit's data: drawn from the model, or the same data weighted anew. A chunk at a time."""
+"""Replicates of a fit's data, and their fits: drawn from the model, or the same data under other weights. A chunk at a time.
 
-from collections.abc import Iterator
-from typing import Any
+To draw terms with replacement is to weight each by how often it comes: the data stay as they are, and only weights (R, n) of a
+chunk of replicates are in memory. A replicate depends on the key and on its own number, not on the chunk that it is in.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import blocks_of
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
-from fisher_jax.inference.resampling import Scheme, resampled_counts
+from fisher_jax.fitting.status import Status
+from fisher_jax.inference.robust import cluster_codes
 from fisher_jax.models.drawing import check_sampler, draw_data_sets
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import quick_options
 
 
-def refit_weighted(fit: Fit, origin: Origin, weights_of: Iterator[np.ndarray], **settings: Any) -> Fit:
-    """Fits of the same data under chunks of weights (R, n), from the estimate."""
-    dataset = origin.dataset
-    parts = [
-        fit_batch(
-            origin.model, fit.params, dataset.data, given=dataset.given, weights=weights, data_axis=None, **settings
+class Scheme(NamedTuple):
+    """What is drawn with replacement: units, or runs of `length` consecutive ones, until there are as many as in the data.
+
+    `unit_of` is the unit (from 0) of each term: an observation, or a cluster of them. `copies` is how many equal ones each unit
+    stands for, one where it is None. `weights` multiply how often each term was drawn. Runs may go on from the last unit to the
+    first if `circular`.
+    """
+
+    unit_of: Int[np.ndarray, " n"]
+    copies: Int[np.ndarray, " g"] | None = None
+    weights: Float[np.ndarray, " n"] | None = None
+    length: int = 1
+    circular: bool = False
+
+    @property
+    def num_units(self) -> int:
+        return int(self.unit_of.max()) + 1 if len(self.unit_of) else 0
+
+    @property
+    def total(self) -> int:
+        """How many units a replicate has."""
+        return self.num_units if self.copies is None else int(self.copies.sum())
+
+
+def resampled_counts(scheme: Scheme, key: Array, numbers: Int[np.ndarray, " r"]) -> Float[Array, "r g"]:
+    """How often each unit comes in the replicates of these numbers."""
+    num_starts = scheme.total if scheme.circular else scheme.total - scheme.length + 1
+    return _counter(scheme.num_units, num_starts, scheme.length, scheme.total)(scheme.copies, key, numbers)
+
+
+@functools.cache  # compiled when called, not when imported, since the options ask JAX for its device
+def _counter(num_units: int, num_starts: int, length: int, total: int) -> Callable[..., Float[Array, "r g"]]:
+    def count(copies: Any, key: Array, number: Array) -> Float[Array, " g"]:
+        starts = jax.random.randint(jax.random.fold_in(key, number), (-(-total // length),), 0, num_starts)
+        if copies is not None:  # from the number of a copy to that of its unit
+            starts = jnp.searchsorted(jnp.cumsum(copies), starts, side="right")
+        # The last run is cut, so that each replicate has as many units as the data.
+        runs = (starts[:, None] + jnp.arange(length)[None, :]).reshape(-1)[:total] % num_units
+        return jnp.zeros((num_units,), int).at[runs].add(1).astype(float)
+
+    return jax.jit(jax.vmap(count, in_axes=(None, None, 0)), compiler_options=quick_options(1))
+
+
+def scheme_of(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: Any) -> Scheme:
+    """The scheme of a method of `bootstrap`."""
+    model = origin.model
+    weights = None if origin.dataset.weights is None else np.asarray(origin.dataset.weights)
+    num_terms = int(fit.num_observations) if weights is None else len(weights)
+    if clusters is not None:
+        if method != "nonparametric":
+            raise ValueError(f'clusters are drawn by method="nonparametric", not {method!r}.')
+        if np.shape(clusters) != (num_terms,):
+            raise ValueError(
+                f"clusters has shape {np.shape(clusters)}, expected ({num_terms},), one label for each observation."
+            )
+        return Scheme(cluster_codes(clusters), weights=weights)
+    if block_length is not None:
+        is_whole = isinstance(block_length, int | np.integer) and not isinstance(block_length, bool)
+        if not is_whole or not 1 <= block_length < num_terms:
+            raise ValueError(
+                f"block_length={block_length!r} must be a whole number from 1 to {num_terms - 1}, less than the "
+                "number of observations."
+            )
+        circular = method == "circular block"
+        return Scheme(np.arange(num_terms), weights=weights, length=int(block_length), circular=circular)
+    if model.is_dependent and method == "nonparametric":
+        raise ValueError(
+            'the terms of a dependent model cannot be drawn one by one. Use method="block" with block_length, or '
+            '"parametric" if the model can draw a series.'
         )
-        for weights in weights_of
+    # A frequency weight stands for as many equal observations, each of which may be drawn: it multiplies nothing.
+    return Scheme(np.arange(num_terms), copies=None if weights is None else whole_weights(weights))
+
+
+def refit_resampled(fit: Fit, origin: Origin, scheme: Scheme, key: Array, count: int, **settings: Any) -> Fit:
+    """Fits of the same data, each term weighted by how often it was drawn, from the estimate."""
+
+    def chunks() -> Iterator[Float[np.ndarray, "r n"]]:
+        for numbers in blocks_of(count, len(scheme.unit_of)):
+            counts = np.asarray(resampled_counts(scheme, key, numbers))[: count - int(numbers[0]), scheme.unit_of]
+            yield counts if scheme.weights is None else counts * scheme.weights[None, :]
+
+    return _refit_weighted(fit, origin, chunks(), settings)
+
+
+def refit_left_out(fit: Fit, origin: Origin, scheme: Scheme, **settings: Any) -> Fit:
+    """Fits of the same data with one unit after the other left out, or one copy of it, from the estimate."""
+    weights = origin.dataset.weights
+    full = np.ones(len(scheme.unit_of)) if weights is None else np.asarray(weights, float)
+    without = 0.0 if scheme.copies is None else np.maximum(full - 1.0, 0.0)
+
+    def chunks() -> Iterator[Float[np.ndarray, "r n"]]:
+        for numbers in blocks_of(scheme.num_units, len(full)):
+            yield np.where(scheme.unit_of[None, :] == numbers[numbers < scheme.num_units][:, None], without, full)
+
+    return _refit_weighted(fit, origin, chunks(), settings)
+
+
+def _refit_weighted(fit: Fit, origin: Origin, chunks: Iterator[np.ndarray], settings: dict[str, Any]) -> Fit:
+    data, given, _ = origin.dataset.parts
+    parts = [
+        fit_batch(origin.model, fit.params, data, given=given, weights=weights, data_axis=None, **settings)
+        for weights in chunks
     ]
-    return _joined(parts)
+    return joined_fits(parts, np.arange(sum(map(len, parts))))
 
 
-def refit_drawn(fit: Fit, origin: Origin, key: Any, count: int, **settings: Any) -> Fit:
+def refit_drawn(fit: Fit, origin: Origin, key: Array, count: int, **settings: Any) -> Fit:
     """Fits of data drawn from the model at the estimate, from the estimate."""
     parts = [
         fit_batch(origin.model, fit.params, **drawn, weights_axis=None, **settings)
         for drawn in drawn_data(origin, fit.layout, fit.values, key, count)
     ]
-    return _cut(_joined(parts), count)
+    return joined_fits(parts, np.arange(count))  # the last chunk went past the count
 
 
-def drawn_data(origin: Origin, layout: Any, values: Any, key: Any, count: int) -> Iterator[dict[str, Any]]:
+def drawn_data(origin: Origin, layout: Layout, values: Values, key: Array, count: int) -> Iterator[dict[str, Any]]:
     """Data sets (R, n, …) drawn from the model at some parameters, a chunk at a time, with covariates and weights for all.
 
     As the arguments of `fit_batch`; the last chunk goes on past the count.
     """
+    model, data = origin.model, origin.dataset.data
     given, weights = given_of_draws(origin)
     rows = num_rows(origin, given)
-    for numbers in blocks_of(count, _entries(origin.dataset.data)):
-        drawn = draw_data_sets(origin.model, layout, values, given, rows, key, numbers)
-        _check_drawn(drawn, origin, rows)
+    structure: Any = jax.tree.structure(data)
+    expected = [leaf.shape if model.is_dependent else (rows, *leaf.shape[1:]) for leaf in jax.tree.leaves(data)]
+    for numbers in blocks_of(count, sum(int(np.size(leaf)) for leaf in jax.tree.leaves(data))):
+        drawn = draw_data_sets(model, layout, values, given, rows, key, numbers)
+        shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(drawn)]
+        if jax.tree.structure(drawn) != structure or shapes != expected:
+            raise ValueError(
+                f"what the model's sampler draws has leaves of shape {shapes}, the data {expected}. "
+                "`sample` must return data like those fitted: one observation, or for a dependent model the whole series."
+            )
         yield {"data": jax.device_get(drawn), "given": given, "weights": weights}
-
-
-def resampled_weights(scheme: Scheme, weights: Any, key: Any, count: int) -> Iterator[np.ndarray]:
-    """Weights (R, n) of all replicates in chunks; `weights` are those of the fit where they multiply what is drawn."""
-    for numbers in blocks_of(count, len(scheme.unit_of)):
-        drawn = np.asarray(resampled_counts(scheme, key, numbers))[:, scheme.unit_of]
-        drawn = drawn[: max(0, count - int(numbers[0]))]
-        yield drawn if weights is None else drawn * np.asarray(weights)[None, :]
-
-
-def _joined(parts: list[Fit]) -> Fit:
-    return joined_fits(parts, np.arange(sum(map(len, parts))))
-
-
-def _cut(fits: Fit, count: int) -> Fit:
-    return fits if len(fits) == count else fits[:count]
-
-
-def _entries(data: PyTree) -> int:
-    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(data))
 
 
 def given_of_draws(origin: Origin) -> tuple[PyTree, Any]:
@@ -75,13 +167,21 @@ def given_of_draws(origin: Origin) -> tuple[PyTree, Any]:
     if dataset.weights is None or model.is_dependent:
         return dataset.given, dataset.weights
     times = whole_weights(dataset.weights)
-    if dataset.given is None:
-        return None, None
     return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), times, axis=0), dataset.given), None
 
 
-def whole_weights(weights: Any) -> np.ndarray:
-    """Weights as whole numbers; others are refused, since they say nothing of how many observations there are."""
+def num_rows(origin: Origin, given: PyTree) -> int:
+    """How many observations a data set to be drawn has; zero of a dependent model, whose sampler draws the whole series."""
+    model, dataset = origin
+    if model.is_dependent:
+        return 0
+    if given is None and dataset.weights is not None:
+        return int(np.sum(np.asarray(dataset.weights)))
+    return jax.tree.leaves(dataset.data if given is None else given)[0].shape[0]
+
+
+def whole_weights(weights: Any) -> Int[np.ndarray, " n"]:
+    """Weights as whole numbers; raise for others, which do not tell how many observations there are."""
     host = np.asarray(weights)
     if np.any(host != np.round(host)):
         raise ValueError(
@@ -91,38 +191,7 @@ def whole_weights(weights: Any) -> np.ndarray:
     return host.astype(int)
 
 
-def num_rows(origin: Origin, given: PyTree) -> int:
-    model, dataset = origin
-    if model.is_dependent:
-        return 0
-    if given is not None:
-        return jax.tree.leaves(given)[0].shape[0]
-    return (
-        jax.tree.leaves(dataset.data)[0].shape[0]
-        if dataset.weights is None
-        else int(np.sum(np.asarray(dataset.weights)))
-    )
-
-
-def _check_drawn(drawn: PyTree, origin: Origin, rows: int) -> None:
-    """Refuse a sampler whose draws are not shaped like the data."""
-
-    def shape(leaf: Any) -> tuple[int, ...]:
-        return tuple(leaf.shape) if origin.model.is_dependent else (rows, *leaf.shape[1:])
-
-    expected = [shape(leaf) for leaf in jax.tree.leaves(origin.dataset.data)]
-    got = [tuple(leaf.shape[1:]) for leaf in jax.tree.leaves(drawn)]
-    structures: list[Any] = [jax.tree.structure(tree) for tree in (drawn, origin.dataset.data)]
-    if structures[0] != structures[1] or got != expected:
-        raise ValueError(
-            f"what the model's sampler draws has leaves of shape {got}, the data {expected}. "
-            "`sample` must return data like those fitted: one observation, or for a dependent model the whole series."
-        )
-
-
-def each_left_out(units: int, unit_of: np.ndarray, weights: Any, one_copy: bool) -> Iterator[np.ndarray]:
-    """Weights (R, n) with one unit after the other left out, or one copy of it."""
-    base = np.ones(len(unit_of)) if weights is None else np.asarray(weights, float)
-    for numbers in blocks_of(units, len(unit_of)):
-        taken = unit_of[None, :] == numbers[numbers < units][:, None]
-        yield np.where(taken, np.maximum(base - 1.0, 0.0) if one_copy else 0.0, base)
+def failures(fits: Fit) -> str:
+    """How many fits failed, by status, in words; empty where none did."""
+    codes, counts = np.unique(fits.status[~fits.converged], return_counts=True)
+    return ", ".join(f"{count} {Status(int(code)).label}" for code, count in zip(codes, counts, strict=True))

@@ -1,122 +1,210 @@
-"""A model with some entries of its parameters held, as a model of the others; and its fit to the data of a fit."""
+"""Fits under a restriction: entries of the parameters at given values, or functions of the parameters equal to zero.
 
+Given values leave a model of the other entries, which is fitted as any model. A restriction h(θ) = 0 is met by the method of
+multipliers (Nocedal and Wright 2006, Numerical Optimization, 2nd ed., framework 17.3): each round is a fit of
+
+    ℓ(θ) + λᵀh(θ) − ½ρ|h(θ)|²,
+
+after which λ ← λ − ρ h, eq. (17.39), takes over what the penalty exerted, and ρ grows where h did not shrink enough. h is divided
+by its standard errors at the estimate, so that one ρ suits every restriction: the penalty is then ρ times as stiff as the
+likelihood.
+"""
+
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.each import of_each
 from fisher_jax.fitting.fit import fit
+from fisher_jax.fitting.functions import OfParameters, numbers_of, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
+from fisher_jax.inference.wald import WaldStatistic, check_rank
 from fisher_jax.models.constraints import Interval, Unconstrained, fixed
 from fisher_jax.models.model import DependentModel, Model
 from fisher_jax.models.parameters import Layout
 from fisher_jax.models.programs import ById
 
-Parts = dict[str, list[Any]]
+_STIFFNESS = 100.0  # ρ at first: a round then leaves about a hundredth of h
+_MOST_ROUNDS = 30
 
 
-@dataclass(frozen=True)
-class _Restricted:
-    """A model's log-density, its parameters in two parts: those estimated and those held, by leaf."""
-
-    function: ById
-    layout: Layout
-    held: tuple[tuple[int, ...], ...]  # of each leaf, the entries held, in order
-
-    @property
-    def user_function(self) -> Any:
-        """What its programs are kept with, since it is made anew for each test."""
-        return self.function.function
-
-    @property
-    def made_with(self) -> tuple[Any, ...]:
-        """What it is beside the user's function."""
-        return self.layout, self.held
-
-    def __call__(self, parts: Parts, *arguments: PyTree) -> Array:
-        leaves = zip(self.layout.leaves, self.held, parts["estimated"], parts["held"], strict=True)
-        values = [_joined(leaf.shape, held, a, b) for leaf, held, a, b in leaves]
-        return self.function.function(self.layout.assemble(values), *arguments)
-
-
-def _joined(shape: tuple[int, ...], held: tuple[int, ...], estimated: Any, values: Any) -> Array:
-    """A leaf from its two parts, of which one may be absent."""
-    if estimated is None or values is None:
-        return jnp.reshape(values if estimated is None else estimated, shape)
-    others = [k for k in range(int(np.prod(shape))) if k not in held]
-    order = np.argsort([*others, *held])
-    return jnp.concatenate([estimated, values.astype(estimated.dtype)])[order].reshape(shape)
-
-
-def refit(full: Any, hypothesis: Hypothesis) -> Any:
-    """The fit, or the fits of a batch, with the hypothesised values held; starting from the estimates of the others."""
-    model, layout = origin_of(full).model, full.layout
-    held = tuple(tuple(hypothesis.entries_of(i)) for i in range(len(layout.leaves)))
-    _refuse_tied(layout, held)
-    under = _Restricted(ById(model.log_density), layout, held)
-    parts, constraints = _split(full, hypothesis, held)
-    kind = DependentModel if model.is_dependent else Model
-    restricted = kind(under, constraints=constraints)
-    if not full.has_batch:
-        _check_inside(full, held)
-    return fit_again(full, restricted, parts)
-
-
-def fit_again(full: Any, model: Model, params: PyTree) -> Any:
+def fit_again(full: Fit, model: Model, params: PyTree) -> Fit:
     """Another model fitted to the data of a fit, or to those of a batch with starts for each."""
     dataset = origin_of(full).dataset
     data, given, weights = dataset.parts
     if not full.has_batch:
         return fit(model, params, data, given=given, weights=weights)
-    data_axis, given_axis, weights_axis = dataset.axes
-    return fit_batch(
-        model, params, data, given=given, weights=weights, params_axis=0, data_axis=data_axis, given_axis=given_axis,
-        weights_axis=weights_axis, covariances=(),
-    )  # fmt: skip
+    axes = dict(zip(("data_axis", "given_axis", "weights_axis"), dataset.axes, strict=True))
+    return fit_batch(model, params, data, given=given, weights=weights, params_axis=0, covariances=(), **axes)
 
 
-def _check_inside(full: Fit, held: tuple[tuple[int, ...], ...]) -> None:
-    """Refuse to start from an estimate that ran to the very edge of its range."""
-    for (i, leaf), inside in zip(full.layout.free_leaves, full.layout.contains(full.values), strict=True):
-        if not held[i] and not inside:
-            raise ValueError(
-                f"the estimate of `{leaf.name}`, {np.asarray(full.values[i])}, is not inside its range, so the "
-                "restricted model has no start. Write the model under the hypothesis, fit it, and give that fit."
-            )
+# Entries at given values.
 
 
-def _refuse_tied(layout: Layout, held: tuple[tuple[int, ...], ...]) -> None:
-    for leaf, entries in zip(layout.leaves, held, strict=True):
+@dataclass(frozen=True)
+class _WithValues:
+    """A model's log-density with its parameters in two parts, those estimated and those at given values, by leaf."""
+
+    function: ById
+    layout: Layout
+    entries: tuple[tuple[int, ...], ...]  # of each leaf, those at given values, in order
+
+    @property
+    def user_function(self) -> Any:
+        """With this its programs are kept, since this record is made anew for each test."""
+        return self.function.function
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What distinguishes it from others of the same user's function."""
+        return self.layout, self.entries
+
+    def __call__(self, parts: dict[str, list[Any]], *arguments: PyTree) -> Array:
+        values = []
+        for leaf, entries, free, given in zip(
+            self.layout.leaves, self.entries, parts["estimated"], parts["given"], strict=True
+        ):
+            if free is None or given is None:  # the leaf is in one part
+                values.append(jnp.reshape(given if free is None else free, leaf.shape))
+            else:
+                order = np.argsort([*(k for k in range(leaf.size) if k not in entries), *entries])
+                values.append(jnp.concatenate([free, given.astype(free.dtype)])[order].reshape(leaf.shape))
+        return self.function.function(self.layout.assemble(values), *arguments)
+
+
+def refit(full: Fit, hypothesis: Hypothesis) -> Fit:
+    """The fit, or the fits of a batch, with entries at their hypothesised values; from the estimates of the others."""
+    model, layout, batched = origin_of(full).model, full.layout, full.has_batch
+    inside = dict(zip((i for i, _ in layout.free_leaves), layout.contains(full.values), strict=True))
+    parts: dict[str, list[Any]] = {"estimated": [], "given": []}
+    constraints: dict[str, list[Any]] = {"estimated": [], "given": []}
+    all_entries = []
+    for i, leaf in enumerate(layout.leaves):
+        value, entries = np.asarray(full.values[i]), hypothesis.entries_of(i)
+        all_entries.append(tuple(entries))
         if 0 < len(entries) < leaf.size and not isinstance(leaf.constraint, Interval | Unconstrained):
             raise ValueError(
                 f"`{leaf.name}` is {leaf.constraint.description}, so some of its entries cannot be held while the "
                 "others move. Write the model under the hypothesis, fit it, and give that fit."
             )
-
-
-def _split(full: Any, hypothesis: Hypothesis, held: tuple[tuple[int, ...], ...]) -> tuple[Parts, Parts]:
-    """The two parts of the starting parameters, and the constraints of each."""
-    batched, layout = full.has_batch, full.layout
-    values = full.values
-    parts: Parts = {"estimated": [], "held": []}
-    constraints: Parts = {"estimated": [], "held": []}
-    for i, (leaf, entries) in enumerate(zip(layout.leaves, held, strict=True)):
-        value = np.asarray(values[i])
-        fill = np.array(list(hypothesis.entries_of(i).values()), layout.dtype)
-        fill = np.broadcast_to(fill, (len(value), len(fill))) if batched else fill
+        if not batched and not entries and i in inside and not inside[i]:
+            raise ValueError(
+                f"the estimate of `{leaf.name}`, {value}, is not inside its range, so the restricted model has no start. "
+                "Write the model under the hypothesis, fit it, and give that fit."
+            )
+        numbers = np.array(list(entries.values()), layout.dtype)
+        numbers = np.broadcast_to(numbers, (len(value), len(numbers))) if batched else numbers
+        free: np.ndarray | None = value
+        given: np.ndarray | None = None
         if leaf.is_fixed or len(entries) == leaf.size:
-            estimated, kept = None, value if leaf.is_fixed else fill.reshape(value.shape)
-        elif not entries:
-            estimated, kept = value, None
-        else:
+            free, given = None, value if leaf.is_fixed else numbers.reshape(value.shape)
+        elif entries:
             flat = value.reshape((*value.shape[: int(batched)], -1))
-            estimated, kept = np.delete(flat, entries, axis=-1), fill
-        parts["estimated"].append(estimated)
-        parts["held"].append(kept)
-        constraints["estimated"].append(leaf.constraint if estimated is not None else None)
-        constraints["held"].append(fixed if kept is not None else None)
-    return parts, constraints
+            free, given = np.delete(flat, list(entries), axis=-1), numbers
+        parts["estimated"].append(free)
+        parts["given"].append(given)
+        constraints["estimated"].append(None if free is None else leaf.constraint)
+        constraints["given"].append(None if given is None else fixed)
+    kind = DependentModel if model.is_dependent else Model
+    function = _WithValues(ById(model.log_density), layout, tuple(all_entries))
+    return fit_again(full, kind(function, constraints=constraints), parts)
+
+
+# Functions of the parameters equal to zero.
+
+
+class UnderRestriction(NamedTuple):
+    """The fit under the restrictions, their length there in standard errors for each fit, and their names."""
+
+    fit: Fit
+    away: Float[np.ndarray, "*b"]
+    names: tuple[str, ...]
+
+    @property
+    def holds(self) -> Bool[np.ndarray, "*b"]:
+        """Whether the restrictions hold at the end, up to rounding."""
+        return np.asarray(self.away <= 100 * _tolerance(self.fit.layout))
+
+
+def _tolerance(layout: Layout) -> float:
+    """Standard errors within which a restriction holds: half the digits, for h is squared in the penalty."""
+    return float(jnp.finfo(layout.dtype).eps ** 0.5)
+
+
+@dataclass(frozen=True)
+class _Penalised:
+    """A model's log-density and the penalty λᵀh − ½ρ|h|² divided by the number of observations, so that it adds up to one."""
+
+    function: ById
+    restriction: ById
+    layout: Layout
+
+    def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Array:
+        away = _standardized(self.restriction, self.layout, parts)
+        penalty = jnp.sum(parts["multiplier"] * away) - 0.5 * parts["stiffness"] * jnp.sum(away**2)
+        return self.function.function(self.layout.assemble(parts["params"]), *arguments) + penalty / parts["total"]
+
+
+def _standardized(restriction: ById, layout: Layout, parts: dict[str, Any]) -> Float[Array, " k"]:
+    """The restrictions in standard errors, L⁻¹ h with L Lᵀ their covariance at the estimate."""
+    numbers = numbers_of(restriction.function, layout.assemble(parts["params"]))
+    return jnp.matmul(parts["scale"], numbers, precision="highest")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _standardized_of_each(
+    restriction: ById, layout: Layout, parts: dict[str, Any], batched: bool
+) -> Float[Array, "*b k"]:
+    function = functools.partial(_standardized, restriction, layout)
+    return (jax.vmap(function) if batched else function)(parts)
+
+
+def fit_under(full: Fit, restriction: Any) -> UnderRestriction:
+    """Fit again where `restriction(params)` is zero, from the estimates without it, by the method of multipliers."""
+    names = outline(restriction, full, "restriction").names
+    model, layout, by_id = origin_of(full).model, full.layout, ById(restriction)
+    _, slopes, variance = of_each(full, WaldStatistic(OfParameters(by_id)), "observed")
+    check_rank(np.asarray(slopes), names)
+
+    # L⁻¹ of variance = L Lᵀ; NaN where that is not positive definite, so that this fit fails and the others go on.
+    identity, variance = np.eye(len(names)), np.asarray(variance)
+    finite = np.all(np.isfinite(variance), axis=(-2, -1))[..., None, None]
+    variance = np.where(finite, variance, identity)
+    definite = np.linalg.eigvalsh(variance)[..., :1, None] > 0
+    root = np.linalg.cholesky(np.where(definite, variance, identity))
+    scale = np.where(finite & definite, np.linalg.inv(root), np.nan)
+
+    batch, dtype = scale.shape[:-2], layout.dtype
+    parts: dict[str, Any] = {
+        "params": [np.asarray(value) for value in full.values],
+        "multiplier": np.zeros(scale.shape[:-1], dtype),
+        "scale": scale.astype(dtype),
+        "stiffness": np.full(batch, _STIFFNESS, dtype),
+        "total": np.broadcast_to(np.asarray(full.num_observations, dtype), batch),
+    }
+    # λ, ρ and the rest are fixed parameters, not constants of the density: one program serves every round.
+    constraints = dict.fromkeys(parts, fixed) | {"params": [leaf.constraint for leaf in layout.leaves]}
+    kind = DependentModel if model.is_dependent else Model
+    penalized = kind(_Penalised(ById(model.log_density), by_id, layout), constraints=constraints)
+    last: Any = np.inf
+    for _ in range(_MOST_ROUNDS):
+        under = fit_again(full, penalized, parts)
+        parts = under.params
+        away = np.asarray(_standardized_of_each(by_id, layout, parts, full.has_batch))
+        length = np.linalg.norm(away, axis=-1)
+        if not np.any((length > _tolerance(layout)) & np.isfinite(length)):
+            break
+        stiffness, multiplier = np.asarray(parts["stiffness"]), np.asarray(parts["multiplier"])
+        parts = parts | {
+            "multiplier": (multiplier - stiffness[..., None] * away).astype(dtype),
+            "stiffness": np.where(length > 0.25 * last, 10 * stiffness, stiffness).astype(dtype),
+        }
+        last = length
+    return UnderRestriction(under, length, names)

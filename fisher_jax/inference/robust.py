@@ -1,36 +1,64 @@
-"""`robust`: a fit whose sandwich has another middle, for data that are clustered, serial or sampled."""
+"""`robust`: a fit whose sandwich J⁻¹ K J⁻¹ has another middle K, for data that are clustered, serial or sampled.
 
+K estimates the variance of the total score Σ wᵢ sᵢ, from the scores at the estimate (totals, not divided by n):
+
+- independent observations: Σ w s sᵀ for frequency weights, Σ w² s sᵀ for sampling weights (White 1982; Wooldridge 2010, Econometric
+  Analysis, 2nd ed., eq. (19.12));
+- clusters: Σ_g S_g S_gᵀ with S_g = Σ w s over cluster g (Liang and Zeger 1986, theorem 2); for two ways of clusters that of the one
+  plus that of the other less that of both together (Cameron, Gelbach and Miller 2011, eq. (2.11));
+- time: Γ₀ + Σ_l (1 − l/(L+1)) (Γ_l + Γ_lᵀ) over lags l up to L, with Γ_l the autocovariances of w s (Newey and West 1987, eq. (5)).
+
+Each is multiplied by a factor for small samples.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
-from fisher_jax.errors import entry_point, warn
+from fisher_jax.errors import check_choice, check_count, entry_point, to_numpy, warn
 from fisher_jax.fitting.covariance import precise
 from fisher_jax.fitting.each import check_fit, with_data
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference import meat
-from fisher_jax.inference.clusters import cluster_codes
+from fisher_jax.input_arrays import check_unmasked
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import Likelihood, likelihood, scores_at
+from fisher_jax.models.likelihood import likelihood, scores_at
 from fisher_jax.models.model import Model
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.differentiate import weigh
 
-CORRECTIONS = {
-    "none": "no small-sample factor",
-    "n/(n-1)": "factor n/(n − 1)",
-    "n/(n-p)": "factor n/(n − p)",
-    "G/(G-1)": "factor G/(G − 1)",
-    "G/(G-1) (n-1)/(n-p)": "factor G/(G − 1) × (n − 1)/(n − p)",
+
+def _ratio(a: Array, b: Any, c: Any) -> Array:
+    """a / (b − c); NaN where this is not positive, and no factor exists."""
+    return a / jnp.where(b > c, b - c, jnp.nan)
+
+
+# Of each factor, its words in reports and its value for n observations, p parameters and g clusters.
+CORRECTIONS: dict[str, tuple[str, Callable[[Array, int, Array], Array]]] = {
+    "none": ("no small-sample factor", lambda n, p, g: jnp.ones_like(n)),
+    "n/(n-1)": ("factor n/(n − 1)", lambda n, p, g: n / (n - 1.0)),
+    "n/(n-p)": ("factor n/(n − p)", lambda n, p, g: _ratio(n, n, p)),
+    "G/(G-1)": ("factor G/(G − 1)", lambda n, p, g: _ratio(g, g, 1.0)),
+    "G/(G-1) (n-1)/(n-p)": (
+        "factor G/(G − 1) × (n − 1)/(n − p)",
+        lambda n, p, g: _ratio(_ratio(g, g, 1.0) * (n - 1.0), n, p),
+    ),
 }
 
 
 @entry_point
 def robust(
-    fit: Any, *, clusters: Any = None, lags: Any = None, weights: Any = "frequency", correction: Any = None
-) -> Any:
+    fit: Fit,
+    *,
+    clusters: Any = None,
+    lags: int | None = None,
+    weights: str = "frequency",
+    correction: str | None = None,
+) -> Fit:
     """The same fit whose covariance of kind "sandwich" is J⁻¹ K J⁻¹ with another estimate K of the score's variance.
 
     Nothing is refitted: estimates, likelihood and the other kinds of covariance stay as they are, and whatever takes
@@ -51,19 +79,19 @@ def robust(
         sampling weight that one observation stands for so many in the population, K = Σ w² s sᵀ.
     correction : {"none", "n/(n-1)", "n/(n-p)", "G/(G-1)", "G/(G-1) (n-1)/(n-p)"}, optional
         The factor on the covariance, G being the number of clusters and p that of free parameters. Default "G/(G-1)" with
-        clusters, each way of clusters with its own, and "none" otherwise.
+        clusters, with the G of each way of clusters, and "none" otherwise.
 
     Returns
     -------
     Fit
-        Where the covariance is not positive semi-definite, as two ways of clusters may have it, that is said by a `FitWarning`
-        and in reports, and nothing is mended: a negative variance has a standard error NaN. So it has, with a `FitWarning`,
-        where the small-sample factor does not exist.
+        Where the covariance is not positive semi-definite, which happens with two ways of clusters, a `FitWarning` and the
+        reports say so, and the matrix stays as it is: a negative variance has a standard error NaN. Where the small-sample
+        factor does not exist, the covariance is NaN, with a `FitWarning`.
 
     Raises
     ------
     ValueError, TypeError
-        If labels do not fit the data, all are the same, clusters and lags come together, or the fit does not know its data.
+        If labels do not fit the data, all are the same, clusters and lags come together, or the fit was made without its data.
 
     Notes
     -----
@@ -96,136 +124,133 @@ def robust(
     check_fit(fit)
     if fit.curvature is None:
         raise ValueError("the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',)).")
-    how, labels = _checked(fit, clusters, lags, weights, correction)
-    middle, plain, indefinite = with_data(fit, how, shared=labels)
-    said = how.describe()
-    lost = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
-    if np.any(lost):
-        share = f" in {int(np.sum(lost))} of {np.size(lost)} fits" if np.ndim(lost) else ""
+    if clusters is not None and lags is not None:
+        raise ValueError("clusters and lags are two answers to one question; give one of them.")
+    check_choice(weights, ("frequency", "sampling"), "weights", " They are what the weights given to `fit` mean.")
+    correction = correction if correction is not None else "none" if clusters is None else "G/(G-1)"
+    choices = [name for name in CORRECTIONS if clusters is not None or "G" not in name]
+    check_choice(correction, choices, "correction", "" if clusters is not None else " G needs clusters.")
+    if lags is not None:
+        lags = check_count(lags, 0, "lags", entries=0)
+        frequencies = fit.origin and fit.origin.dataset.weights
+        # A time is observed once: an observation counted twice would be correlated with itself at lag zero only.
+        if weights == "frequency" and frequencies is not None and not np.isin(np.asarray(frequencies), (0, 1)).all():
+            raise ValueError(
+                "observations in the order of time have frequency weights 0 or 1, for none is there twice. "
+                'Give weights="sampling" if that is what they are.'
+            )
+    codes = _codes_of_ways(clusters)
+    groups = tuple(int(code.max()) + 1 for code in codes)
+    meat = _Meat(groups, lags, weights == "sampling", correction)
+    labels = tuple(jnp.asarray(code, jnp.int32) for code in codes)
+    middle, outer_product, indefinite = with_data(fit, meat, shared=labels)
+
+    description = meat.description
+    undefined = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
+    if np.any(undefined):
         warn(
-            f"there is no such covariance{share}, and its entries are NaN: {how.describe()}, needs more than one "
+            f"there is no such covariance{_in_how_many(undefined)}, and its entries are NaN: {description}, needs more than one "
             "cluster that counts, and more observations than parameters where p is in it."
         )
     if np.any(indefinite):
-        share = f" in {int(np.sum(indefinite))} of {np.size(indefinite)} fits" if np.ndim(indefinite) else ""
-        said += f"; not positive semi-definite{share}"
+        which = _in_how_many(indefinite)
+        description += f"; not positive semi-definite{which}"
         warn(
-            f"the covariance is not positive semi-definite{share}: differences of estimates by cluster can be so, "
+            f"the covariance is not positive semi-definite{which}: differences of estimates by cluster can be so, "
             "most with few clusters. Some combinations of parameters have a negative variance; the larger of the one-way "
             "covariances is a safe choice."
         )
     if "sandwich" in fit.kinds:
-        return replace(fit, meat=middle, robust=said)
-    return replace(fit, meat=middle, outer_product=plain, robust=said, kinds=(*fit.kinds, "sandwich"))
+        return replace(fit, meat=middle, robust=description)
+    # The outer product is what TIC and the kind "empirical" take.
+    return replace(fit, meat=middle, outer_product=outer_product, robust=description, kinds=(*fit.kinds, "sandwich"))
+
+
+def _in_how_many(flags: Any) -> str:
+    return f" in {int(np.sum(flags))} of {np.size(flags)} fits" if np.ndim(flags) else ""
 
 
 @dataclass(frozen=True)
-class _Middle:
-    """How the middle is made; called with one fit, its model and its data, compiled once for each."""
+class _Meat:
+    """Which K to estimate; called with one fit, its model and its data, and compiled once for each that is not equal.
+
+    `groups` is the number of clusters of each way, and with two ways that of both together.
+    """
 
     groups: tuple[int, ...]
     lags: int | None
     sampling: bool
     correction: str
 
-    def describe(self) -> str:
-        """In words."""
-        factor = CORRECTIONS[self.correction]
-        kind = "Σ w² s sᵀ of sampling weights" if self.sampling else "outer product of scores"
+    @property
+    def description(self) -> str:
+        """K in words."""
+        factor = CORRECTIONS[self.correction][0]
         if self.lags is not None:
             return f"Newey-West sandwich, Bartlett's kernel with {self.lags} lags, {factor}"
         if len(self.groups) == 1:
             return f"sandwich by {self.groups[0]} clusters, {factor}"
         if self.groups:
             return f"sandwich by two ways of clusters ({self.groups[0]} and {self.groups[1]}), {factor} of each"
+        kind = "Σ w² s sᵀ of sampling weights" if self.sampling else "outer product of scores"
         return f"sandwich H⁻¹ ({kind}) H⁻¹, {factor}"
 
-    def __call__(self, fit: Fit, model: Model, dataset: Dataset, *labels: Array) -> tuple[Array, Array, Array]:
+    def __call__(
+        self, fit: Fit, model: Model, dataset: Dataset, *labels: Int[Array, " n"]
+    ) -> tuple[Float[Array, "p p"], Float[Array, "p p"], Bool[Array, ""]]:
+        """K, the plain outer product of the scores, and whether K is indefinite by more than rounding."""
         target = likelihood(model, fit.layout, fit.values, dataset)
-        for given in labels:
-            if given.shape != (target.num_terms,):
+        weights, num_terms = target.weights, target.num_terms
+        for way in labels:
+            if way.shape != (num_terms,):
                 raise ValueError(
-                    f"clusters has {given.shape[0]} labels, but the likelihood has {target.num_terms} terms. "
-                    "Give one label for each."
+                    f"clusters has {len(way)} labels, but the likelihood has {num_terms} terms. Give one label for each."
                 )
+        if self.lags is not None and self.lags >= num_terms:
+            raise ValueError(f"lags={self.lags} must be below the number of terms, {num_terms}.")
         scores = scores_at(target, fit.free)
-        middle = self._middle(fit, target, scores, labels)
-        plain = meat.by_observation(scores, target.weights, sampling=False)
-        return middle, plain, _is_indefinite(middle, scores.dtype) if len(labels) > 1 else jnp.array(False)
+        # Products and sums in float64 where it is enabled: with float32 scores their errors would add up.
+        weighted = precise(weigh(scores, weights))
+        outer_product = _product(weighted, weighted if weights is None else precise(weigh(scores, jnp.sign(weights))))
 
-    def _middle(self, fit: Fit, target: Likelihood, scores: Array, labels: tuple[Array, ...]) -> Array:
-        counted = jnp.ones((target.num_terms,), bool) if target.weights is None else target.weights > 0
+        counted = jnp.ones((num_terms,), bool) if weights is None else weights > 0
         n = jnp.sum(counted) if self.sampling else fit.num_observations
-        n, p = n.astype(fit.free.dtype), fit.layout.num_free
+        n, p = precise(n.astype(fit.free.dtype)), fit.layout.num_free
+        factor = CORRECTIONS[self.correction][1]
         if self.lags is not None:
-            if self.lags >= target.num_terms:
-                raise ValueError(f"lags={self.lags} must be below the number of terms, {target.num_terms}.")
-            return self._factor(n, p) * meat.by_time(scores, target.weights, self.lags)
-        if not self.groups:
-            return self._factor(n, p) * meat.by_observation(scores, target.weights, sampling=self.sampling)
-        parts = []
-        for given, num in zip(labels, self.groups, strict=True):
-            counts = meat.num_clusters(counted, given, num)
-            parts.append(self._factor(n, p, counts) * meat.by_cluster(scores, target.weights, given, num))
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1] - parts[2]
-
-    def _factor(self, n: Array, p: int, clusters: Any = None) -> Array:
-        n = precise(n)
-        by_cluster = n if clusters is None else clusters / jnp.where(clusters > 1, clusters - 1.0, jnp.nan)
-        factors: dict[str, Array] = {
-            "none": jnp.ones_like(n),
-            "n/(n-1)": n / (n - 1.0),
-            "n/(n-p)": n / jnp.where(n > p, n - p, jnp.nan),
-            "G/(G-1)": by_cluster,
-            "G/(G-1) (n-1)/(n-p)": by_cluster * (n - 1.0) / jnp.where(n > p, n - p, jnp.nan),
-        }
-        return factors[self.correction]
-
-
-def _is_indefinite(middle: Array, dtype: Any) -> Array:
-    """Whether a negative eigenvalue is more than rounding of scores of this precision."""
-    scaled, _ = linalg.to_unit_diagonal(middle)
-    known = jnp.all(jnp.isfinite(scaled))
-    values = jnp.linalg.eigvalsh(jnp.where(known, scaled, jnp.eye(len(scaled), dtype=scaled.dtype)))
-    return values[0] < -100.0 * len(scaled) * jnp.finfo(dtype).eps
+            # Bartlett's kernel is the mean over L + 1 shifts of windows of L + 1 terms of the outer products of their sums. In
+            # this form K cannot become indefinite by rounding.
+            window = self.lags + 1
+            padded = jnp.pad(weighted, ((self.lags, self.lags), (0, 0)))
+            sums = jax.lax.reduce_window(padded, jnp.zeros((), padded.dtype), jax.lax.add, (window, 1), (1, 1), "valid")
+            middle = factor(n, p, n) * (_product(sums, sums) / window)
+        elif self.groups:
+            parts = []
+            for way, num in zip(labels, self.groups, strict=True):
+                totals = jax.ops.segment_sum(weighted, way, num_segments=num)
+                # A cluster of which all weights are zero is not there.
+                present = jnp.sum(jax.ops.segment_max(counted.astype(jnp.int32), way, num_segments=num) > 0)
+                parts.append(factor(n, p, present) * _product(totals, totals))
+            middle = parts[0] if len(parts) == 1 else parts[0] + parts[1] - parts[2]
+        else:
+            middle = factor(n, p, n) * (_product(weighted, weighted) if self.sampling else outer_product)
+        if len(labels) < 2:
+            return middle, outer_product, jnp.array(False)
+        scaled, _ = linalg.to_unit_diagonal(middle)
+        scaled = jnp.where(jnp.all(jnp.isfinite(scaled)), scaled, jnp.eye(p, dtype=scaled.dtype))
+        rounding = 100.0 * p * jnp.finfo(scores.dtype).eps  # that of the scores, whatever they are added up in
+        return middle, outer_product, jnp.linalg.eigvalsh(scaled)[0] < -rounding
 
 
-def _checked(fit: Any, clusters: Any, lags: Any, weights: Any, correction: Any) -> tuple[_Middle, tuple[Array, ...]]:
-    """How the middle is to be made, and the codes of the clusters."""
-    if clusters is not None and lags is not None:
-        raise ValueError("clusters and lags are two answers to one question; give one of them.")
-    if not isinstance(weights, str) or weights not in ("frequency", "sampling"):
-        raise ValueError(
-            f'weights={_short(weights)} must be "frequency" or "sampling": what the weights given to `fit` mean.'
-        )
-    if correction is None:
-        correction = "none" if clusters is None else "G/(G-1)"
-    if not isinstance(correction, str) or correction not in CORRECTIONS or (clusters is None and "G" in correction):
-        known = ", ".join(repr(name) for name in CORRECTIONS if clusters is not None or "G" not in name)
-        raise ValueError(f"correction={_short(correction)} is none of {known}.")
-    if lags is not None:
-        whole = isinstance(lags, int | np.integer) and not isinstance(lags, bool)
-        if not whole or lags < 0:
-            raise ValueError(f"lags={_short(lags)} must be a whole number, at least 0.")
-        _check_times(fit, weights)
-    codes, groups = _codes(clusters)
-    return _Middle(groups, None if lags is None else int(lags), weights == "sampling", correction), codes
+def _product(left: Float[Array, "m p"], right: Float[Array, "m p"]) -> Float[Array, "p p"]:
+    product = jnp.einsum("mp,mq->pq", left, right, precision="highest")
+    return 0.5 * (product + product.T)
 
 
-def _check_times(fit: Any, weights: str) -> None:
-    """A time cannot be there twice."""
-    given = fit.origin and fit.origin.dataset.weights
-    if weights == "frequency" and given is not None and not np.all(np.isin(np.asarray(given), (0.0, 1.0))):
-        raise ValueError(
-            "observations in the order of time have frequency weights 0 or 1, for none is there twice. "
-            'Give weights="sampling" if that is what they are.'
-        )
-
-
-def _codes(clusters: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
-    """For each way of clusters, and for both together, labels from 0 on and how many there are."""
+def _codes_of_ways(clusters: Any) -> list[Int[np.ndarray, " n"]]:
+    """The codes of each way of clusters, and with two ways those of both together."""
     if clusters is None:
-        return (), ()
+        return []
     ways = clusters if isinstance(clusters, tuple) else (clusters,)
     if not 1 <= len(ways) <= 2:
         raise ValueError(f"clusters is a tuple of {len(ways)}; give an array of labels, or a tuple of two arrays.")
@@ -234,8 +259,35 @@ def _codes(clusters: Any) -> tuple[tuple[Array, ...], tuple[int, ...]]:
         if codes[0].shape != codes[1].shape:
             raise ValueError(f"the two arrays of clusters have lengths {len(codes[0])} and {len(codes[1])}.")
         codes.append(cluster_codes(codes[0] * (codes[1].max() + 1) + codes[1]))
-    return tuple(jnp.asarray(code, jnp.int32) for code in codes), tuple(int(code.max()) + 1 for code in codes)
+    return codes
 
 
-def _short(given: Any) -> str:
-    return repr(given) if np.ndim(given) == 0 else f"an array of shape {np.shape(given)}"
+def cluster_codes(labels: Any) -> Int[np.ndarray, " n"]:
+    """Labels, numbers or text, as codes from 0 on; raise where one is missing or all are the same."""
+    check_unmasked(labels, lambda: "clusters", "Give every observation a label.")
+    labels = to_numpy(labels, "clusters")
+    if labels.ndim != 1 or labels.size == 0:
+        raise ValueError(f"clusters has shape {labels.shape}; expected (n,), one label for each observation.")
+
+    def is_missing(label: Any) -> bool:
+        try:
+            return label is None or bool(label != label)
+        except (TypeError, ValueError):  # the truth of pandas' NA is undefined
+            return True
+
+    # NaN and NaT are not equal to themselves.
+    missing = np.array([is_missing(x) for x in labels]) if labels.dtype == object else labels != labels
+    if np.any(missing):
+        first = int(np.argmax(missing))
+        text = "NaN" if isinstance(labels[first], float | np.floating) else str(labels[first])
+        raise ValueError(f"clusters[{first}] is {text}. Give every observation a label.")
+    try:
+        codes = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in labels})
+        raise TypeError(
+            f"clusters has labels of the types {', '.join(kinds)}, which have no order. Give all of one type."
+        ) from error
+    if codes.max() == 0:
+        raise ValueError("all observations are in one cluster, so the variance between clusters cannot be estimated.")
+    return codes

@@ -7,9 +7,9 @@ import numpy as np
 
 from fisher_jax.errors import check_level, entry_point
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.bootstrap_record import Bootstrap
+from fisher_jax.inference.bootstrap import Bootstrap
 from fisher_jax.inference.comparison import named_fits
-from fisher_jax.inference.influential import FAR, Influence
+from fisher_jax.inference.influence import FAR, Influence
 from fisher_jax.plots.canvas import check_result, choose, panels
 from fisher_jax.reporting import percent
 

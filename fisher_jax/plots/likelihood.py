@@ -24,7 +24,7 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.plots.canvas import check_result, choose, ellipse, panels
-from fisher_jax.profile.record import Profile
+from fisher_jax.profile.profile_likelihood import Profile
 from fisher_jax.reporting import listed, percent
 
 if TYPE_CHECKING:

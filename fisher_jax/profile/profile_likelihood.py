@@ -1,31 +1,132 @@
 """`profile_likelihood`: how the likelihood falls as one parameter, or one function of them, is moved and the rest follow."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.errors import check_level, entry_point, names_in, shown, warn
 from fisher_jax.fitting.each import check_fit
 from fisher_jax.fitting.fit import fit as fit_once
 from fisher_jax.fitting.functions import numbers_of, outline
-from fisher_jax.fitting.result import Fit, Origin, origin_of
+from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
+from fisher_jax.models.parameters import Values
 from fisher_jax.models.programs import ById
 from fisher_jax.profile.path import End
-from fisher_jax.profile.record import Profile
 from fisher_jax.profile.sides import Sides, cut_of, profile_sides
-from fisher_jax.reporting import number
+from fisher_jax.reporting import Report, Reported, Table, number, percent
 
 _MOST_RESTARTS = 5
 
 
+@dataclass(frozen=True, repr=False)
+class Profile(Reported):
+    """Profile likelihoods of parameters or of functions of them, with the intervals that they give.
+
+    Attributes
+    ----------
+    estimate, standard_error : arrays (m,)
+        At the maximum; the standard error is Wald's, from the observed information, in the same unit.
+    lower, upper : arrays (m,)
+        Ends of the interval {c : ℓ̂ − ℓ_p(c) ≤ ½ χ²₁(level)}. Where the profile never falls so far, the edge of the parameter's
+        range or ±inf; NaN where the end was not reached. `lower_end` and `upper_end` say in words which.
+    end_codes : integer array (m, 2)
+        The same as codes.
+    value, signed_root : arrays (m, k)
+        The curve: c in increasing order, and r = sign(c − ĉ) √(2(ℓ̂ − ℓ_p(c))), which is a straight line for a quadratic
+        likelihood; NaN in unused places at the end.
+    free : array (m, k, p)
+        The unconstrained parameters along the curve; `params` gives the parameters themselves.
+    reached, fallen : arrays (m, 2)
+        The last point of each side, and by how many nats the profile had fallen there.
+    names : tuple of str
+    level : float
+        The coverage aimed at.
+    fit : Fit
+        The fit that was profiled: the one given, or one restarted from a better point that the path met.
+    num_restarts : int
+        How often that happened.
+    notes : tuple of str
+        What limits the result.
+    """
+
+    estimate: Any
+    standard_error: Any
+    lower: Any
+    upper: Any
+    end_codes: Any
+    value: Any
+    signed_root: Any
+    free: Any
+    reached: Any
+    fallen: Any
+    fit: Fit
+    names: tuple[str, ...]
+    level: float
+    num_restarts: int
+    notes: tuple[str, ...]
+
+    @property
+    def lower_end(self) -> tuple[str, ...]:
+        """What each lower end is, in words."""
+        return tuple(End(int(code)).words for code in self.end_codes[:, 0])
+
+    @property
+    def upper_end(self) -> tuple[str, ...]:
+        """What each upper end is, in words."""
+        return tuple(End(int(code)).words for code in self.end_codes[:, 1])
+
+    @property
+    def interval(self) -> Float[np.ndarray, "m 2"]:
+        """Lower and upper ends."""
+        return np.stack([self.lower, self.upper], axis=-1)
+
+    @property
+    def log_likelihood(self) -> Float[np.ndarray, "m k"]:
+        """ℓ_p along the curve less its maximum, in nats."""
+        return -0.5 * self.signed_root**2
+
+    @property
+    def skewness(self) -> Float[np.ndarray, "m 2"]:
+        """Each half of the interval divided by Wald's, z standard errors: 1 where the likelihood is quadratic."""
+        wald = np.sqrt(2 * cut_of(self.level)) * self.standard_error
+        return np.stack([self.estimate - self.lower, self.upper - self.estimate], axis=-1) / wald[:, None]
+
+    @property
+    def params(self) -> PyTree:
+        """The parameters along the curve: a pytree like the fit's, each leaf with axes (m, k) in front."""
+        layout, values = self.fit.layout, self.fit.values
+        return jax.vmap(jax.vmap(lambda free: layout.constrain(free, values)))(jnp.asarray(self.free))
+
+    def summary(self) -> Report:
+        """A table of estimates, ends, and each half of the interval divided by Wald's."""
+        level = percent(self.level)
+        titles = ("parameter", "estimate", f"lower {level}", f"upper {level}", "lower / Wald", "upper / Wald")
+        numbers = np.column_stack([self.estimate, self.lower, self.upper, self.skewness])
+        rows = [(name, *row) for name, row in zip(self.names, numbers, strict=True)]
+        keys = ("estimate", "lower", "upper", "lower_over_wald", "upper_over_wald")
+        facts = [("Cut-off", f"{cut_of(self.level):.4f} nats below the maximum, ½ χ² with one degree of freedom")]
+        return Report("Profile likelihood", facts, [Table(titles, rows, keys=keys)], self.notes)
+
+    @entry_point
+    def to_frame(self) -> Any:
+        """The table as a pandas DataFrame by name, with both ends in words (needs the extra `frames`)."""
+        frame = self.summary().to_frame().rename_axis("name")
+        return frame.assign(lower_end=self.lower_end, upper_end=self.upper_end)
+
+
+_STATIC = ("names", "level", "num_restarts", "notes")
+jax.tree_util.register_dataclass(Profile, [f.name for f in fields(Profile) if f.name not in _STATIC], list(_STATIC))
+
+
 @dataclass(frozen=True)
 class _Numbers:
-    """A user's function, hashable, with its numbers in one row."""
+    """A user's function with its numbers in one row, hashable."""
 
     function: ById
 
@@ -35,7 +136,11 @@ class _Numbers:
 
 @entry_point
 def profile_likelihood(
-    fit: Any, function: Any = None, *, level: Any = 0.95, parameters: str | Sequence[str] | None = None
+    fit: Fit,
+    function: Callable[..., Any] | None = None,
+    *,
+    level: float = 0.95,
+    parameters: str | Sequence[str] | None = None,
 ) -> Profile:
     """Profile likelihoods ℓ_p(c) = max {ℓ(θ) : g(θ) = c} of parameters or of functions g of them, and their intervals.
 
@@ -43,7 +148,7 @@ def profile_likelihood(
     ----------
     fit : Fit
         As `fit` returned it. One that ended at a boundary or with singular information can be profiled too: the ends that
-        exist are found, and the others said.
+        exist are found, and the report says why the others do not.
     function : callable, optional
         ``function(params)`` returns a number, or an array or pytree of them, each profiled by itself. By default every
         estimated entry of the parameters is.
@@ -55,12 +160,12 @@ def profile_likelihood(
     Returns
     -------
     Profile
-        Prints as a table. The curves are kept, for `fisher_jax.plots.profile_curves`.
+        Prints as a table. `fisher_jax.plots.profile_curves` draws its curves.
 
     Raises
     ------
     ValueError, TypeError
-        If an argument is none of those described, or the fit has lost its data.
+        If an argument is none of those described, or the fit was made without its data.
 
     Notes
     -----
@@ -71,7 +176,7 @@ def profile_likelihood(
 
     If a point better than the estimate is met, the fit is made again from there, and `num_restarts`, `fit` and the printed
     table say so. A likelihood with several peaks is left at the first crossing of the cut-off on either side; a path on
-    which the other parameters would have to leap cannot be followed beyond, and is said to be stuck. Near the edge of the
+    which the other parameters would have to leap cannot be followed beyond, and is reported as such. Near the edge of the
     parameter space the χ² distribution does not hold; what is returned then is the set of values within the cut-off.
     Coverage of nominal 95 % intervals of four families' parameters, 4000 data sets (`benchmarks/calibration.txt`): 92.3
     to 94.1 % at n = 20, 94.2 to 95.3 at 50, 94.8 to 95.5 at 200; from other seeds a GEV's location at 50 had 93.3 ± 0.4.
@@ -102,123 +207,106 @@ def profile_likelihood(
             f"takes one fit, for each has curves of its own. Take one, fits[3], or use fits.confidence_intervals("
             f'{level}, "profile") for the intervals of all.'
         )
-    origin = origin_of(fit)
+    model, dataset = origin_of(fit)
     fit._check("observed")
     fit._warn()
-    names, numbers, columns = _wanted(fit, function, parameters)
-    best, restarts = _finished(fit, origin)
-    while True:
-        sides = profile_sides(
-            origin.model,
-            best.layout,
-            numbers,
-            best.values,
-            origin.dataset,
-            best.free,
-            jnp.asarray(best.curvature),
-            columns,
-            level,
+    if function is None:
+        numbers, columns = None, _columns(fit, parameters)
+        names = tuple(fit.names[k] for k in columns)
+    elif parameters is not None:
+        raise ValueError("give a function or the names of parameters, not both.")
+    elif isinstance(function, str):
+        raise TypeError(
+            f"function must be a function of params, got the text {function!r}. Parameters are named by "
+            f"parameters={function!r}."
         )
-        better = _better(best, origin, sides) if restarts < _MOST_RESTARTS else None
+    else:
+        names = outline(function, fit, "function").names
+        numbers, columns = _Numbers(ById(function)), np.arange(len(names))
+
+    def refit(best: Fit, values: Values) -> Fit | None:
+        """A fit from these parameters, if it ends higher."""
+        if not all(map(bool, best.layout.contains(values))):
+            return None
+        start = best.layout.assemble([np.asarray(value) for value in values])
+        other = fit_once(model, start, dataset.data, given=dataset.given, weights=dataset.weights)
+        return other if float(other.log_likelihood) > float(best.log_likelihood) else None
+
+    best, restarts = fit, 0
+    # A fit that stopped too early goes on from where it did.
+    better = refit(fit, fit.values) if fit.status in (Status.STEP_LIMIT, Status.STALLED) else None
+    while True:
+        if better is not None:
+            best, restarts = better, restarts + 1
+        maximum = best.values, best.free, jnp.asarray(best.curvature)
+        sides = profile_sides(model, dataset, best.layout, maximum, numbers, columns, level)
+        falls = np.where(sides.codes == End.BETTER_FOUND, sides.fallen, np.inf)
+        if restarts == _MOST_RESTARTS or not np.any(np.isfinite(falls)):
+            break
+        # From the highest of the points that lie above the maximum.
+        row, side = np.unravel_index(np.argmin(falls), falls.shape)
+        last = int(np.sum(np.isfinite(sides.drops[row, side]))) - 1
+        better = refit(best, best.layout.constrained_values(jnp.asarray(sides.frees[row, side, last]), best.values))
         if better is None:
-            return _record(best, sides, names, float(level), restarts, float(best.log_likelihood - fit.log_likelihood))
-        best, restarts = better, restarts + 1
+            break
 
-
-def _wanted(
-    fit: Fit, function: Any, parameters: str | Sequence[str] | None
-) -> tuple[tuple[str, ...], _Numbers | None, np.ndarray]:
-    """Names, the function if there is one, and which of its numbers, or of the entries of θ, are meant."""
-    if function is not None:
-        if parameters is not None:
-            raise ValueError("give a function or the names of parameters, not both.")
-        if isinstance(function, str):
-            raise TypeError(
-                f"function must be a function of params, got the text {function!r}. Parameters are named by "
-                f"parameters={function!r}."
-            )
-        output = outline(function, fit, "function")
-        return output.names, _Numbers(ById(function)), np.arange(len(output.names))
-    if parameters is None:
-        return fit.names, None, np.arange(len(fit.names))
-    chosen: list[int] = []
-    if not (names := names_in(parameters)) and not isinstance(parameters, list | tuple):
-        raise TypeError(f"parameters={shown(parameters)} must be a parameter's name or several of them.")
-    for name in names:
-        found = [k for k, entry in enumerate(fit.names) if name in (entry, entry.partition("[")[0])]
-        if not found:
-            listed = ", ".join(f"`{entry}`" for entry in fit.names)
-            raise ValueError(f"parameters names {name!r}, which is not estimated; there are {listed}.")
-        chosen += found
-    if not chosen:
-        raise ValueError("parameters is empty. Leave it out to profile all.")
-    return tuple(fit.names[k] for k in chosen), None, np.array(chosen)
-
-
-def _finished(fit: Fit, origin: Origin) -> tuple[Fit, int]:
-    """The fit, or where it stopped too early the one that goes on from there."""
-    if fit.status not in (Status.STEP_LIMIT, Status.STALLED):
-        return fit, 0
-    further = _refitted(fit, origin, fit.values)
-    return (fit, 0) if further is None else (further, 1)
-
-
-def _refitted(fit: Fit, origin: Origin, values: Any) -> Fit | None:
-    """A fit from other parameters, if it ends higher."""
-    if not all(map(bool, fit.layout.contains(values))):
-        return None
-    dataset = origin.dataset
-    start = fit.layout.assemble([np.asarray(value) for value in values])
-    found = fit_once(origin.model, start, dataset.data, given=dataset.given, weights=dataset.weights)
-    return found if float(found.log_likelihood) > float(fit.log_likelihood) else None
-
-
-def _better(fit: Fit, origin: Origin, sides: Sides) -> Fit | None:
-    """A fit from the best point that was met, if there is a better one than this."""
-    fallen = np.where(sides.codes == End.BETTER_FOUND, sides.fallen, np.inf)
-    if not np.any(np.isfinite(fallen)):
-        return None
-    row, side = np.unravel_index(np.argmin(fallen), fallen.shape)
-    last = int(np.sum(np.isfinite(sides.drops[row, side]))) - 1
-    values = fit.layout.constrained_values(jnp.asarray(sides.frees[row, side, last]), fit.values)
-    return _refitted(fit, origin, values)
-
-
-def _record(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restarts: int, gained: float) -> Profile:
-    roots = np.sqrt(2 * np.maximum(sides.drops, 0.0)) * np.array([-1.0, 1.0])[:, None]
-    below, above = (slice(None), 0, slice(None, 0, -1)), (slice(None), 1)
-    joined = [np.concatenate([a[below], a[above]], axis=1) for a in (sides.values, roots, sides.frees)]
-    used = np.isfinite(joined[1])
-    order = np.argsort(np.where(used, joined[0], np.inf), axis=1, kind="stable")
-    value, root = (np.take_along_axis(a, order, axis=1) for a in joined[:2])
-    free = np.take_along_axis(joined[2], order[..., None], axis=1)
-    kept = slice(0, max(int(np.max(np.sum(used, axis=1))), 1))
-    notes = tuple(_notes(fit, sides, names, level, restarts, gained))
-    failed = [
-        n for k, n in enumerate(names) if np.any(np.isin(sides.codes[k], (End.STUCK, End.RUNNING, End.BETTER_FOUND)))
-    ]
-    if failed:
-        warn(f"an end is NaN for {', '.join(failed)}; print the profile to see why.")
+    unreached = np.any(np.isin(sides.codes, (End.STUCK, End.RUNNING, End.BETTER_FOUND)), axis=1)
+    if np.any(unreached):
+        failed = ", ".join(names[k] for k in np.flatnonzero(unreached))
+        warn(f"an end is NaN for {failed}; print the profile to see why.")
+    value, root, free = _curves(sides)
     return Profile(
         estimate=sides.estimates,
-        standard_error=np.where(fit.converged, sides.errors, np.nan),
+        standard_error=np.where(best.converged, sides.errors, np.nan),
         lower=sides.ends[:, 0],
         upper=sides.ends[:, 1],
         end_codes=sides.codes,
-        value=value[:, kept],
-        signed_root=root[:, kept],
-        free=free[:, kept],
+        value=value,
+        signed_root=root,
+        free=free,
         reached=sides.reached,
         fallen=sides.fallen,
-        fit=fit,
+        fit=best,
         names=names,
-        level=level,
+        level=float(level),
         num_restarts=restarts,
-        notes=notes,
+        notes=_notes(best, sides, names, float(level), restarts, float(best.log_likelihood - fit.log_likelihood)),
     )
 
 
-def _notes(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restarts: int, gained: float) -> list[str]:
+def _columns(fit: Fit, parameters: Any) -> Int[np.ndarray, " m"]:
+    """The entries of θ with these names, or of leaves with these names."""
+    if parameters is None:
+        return np.arange(len(fit.names))
+    columns: list[int] = []
+    if not (names := names_in(parameters)) and not isinstance(parameters, list | tuple):
+        raise TypeError(f"parameters={shown(parameters)} must be a parameter's name or several of them.")
+    for name in names:
+        matches = [k for k, entry in enumerate(fit.names) if name in (entry, entry.partition("[")[0])]
+        if not matches:
+            entries = ", ".join(f"`{entry}`" for entry in fit.names)
+            raise ValueError(f"parameters names {name!r}, which is not estimated; there are {entries}.")
+        columns += matches
+    if not columns:
+        raise ValueError("parameters is empty. Leave it out to profile all.")
+    return np.array(columns)
+
+
+def _curves(sides: Sides) -> tuple[Float[np.ndarray, "m k"], Float[np.ndarray, "m k"], Float[np.ndarray, "m k p"]]:
+    """Values, signed roots and u along both sides, in the order of the values; NaN after the last."""
+    roots = np.sqrt(2 * np.maximum(sides.drops, 0.0)) * np.array([-1.0, 1.0])[:, None]
+    # The lower side backwards, without its first point: both sides begin at the estimate.
+    value, root, free = (np.concatenate([a[:, 0, :0:-1], a[:, 1]], axis=1) for a in (sides.values, roots, sides.frees))
+    used = np.isfinite(root)
+    most = max(int(np.max(np.sum(used, axis=1))), 1)
+    order = np.argsort(np.where(used, value, np.inf), axis=1, kind="stable")[:, :most]
+    value, root = np.take_along_axis(value, order, axis=1), np.take_along_axis(root, order, axis=1)
+    return value, root, np.take_along_axis(free, order[..., None], axis=1)
+
+
+def _notes(
+    fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restarts: int, gained: float
+) -> tuple[str, ...]:
     notes = []
     if restarts:
         notes.append(
@@ -227,15 +315,12 @@ def _notes(fit: Fit, sides: Sides, names: tuple[str, ...], level: float, restart
         )
     if not fit.converged:
         notes.append(f"the fit did not converge: {fit.diagnosis()}")
-    for k, name in enumerate(names):
-        for side, word in enumerate(("lower", "upper")):
-            code = End(int(sides.codes[k, side]))
-            if code != End.CUT_OFF:
-                notes.append(
-                    f"{name}, {word} end: {code.words}; at {number(sides.reached[k, side])} the profile has fallen by "
-                    f"{max(sides.fallen[k, side], 0.0):.4g} of {cut_of(level):.4g} nats."
-                )
-    singular = [name for k, name in enumerate(names) if np.any(sides.singular[k])]
-    if singular:
+    for (k, side), code in np.ndenumerate(sides.codes):
+        if code != End.CUT_OFF:
+            notes.append(
+                f"{names[k]}, {('lower', 'upper')[side]} end: {End(int(code)).words}; at {number(sides.reached[k, side])} the "
+                f"profile has fallen by {max(sides.fallen[k, side], 0.0):.4g} of {cut_of(level):.4g} nats."
+            )
+    if singular := [name for name, flags in zip(names, sides.singular, strict=True) if np.any(flags)]:
         notes.append(f"on the profile of {', '.join(singular)} some of the other parameters cannot be told apart.")
-    return notes
+    return tuple(notes)

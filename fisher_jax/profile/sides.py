@@ -11,38 +11,42 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import Likelihood, likelihood
+from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.array_namespace import AnyArray, on_host
+from fisher_jax.numerics.array_namespace import on_host
 from fisher_jax.profile.path import End, Path, follow
+from fisher_jax.profile.restricted import look
 
-SIDES = (-1.0, 1.0)
 _SPAN = 3.0  # on a logarithmic or logistic scale
-_ENTRIES_AT_ONCE = 2**24  # of the scores that all lanes hold together
+_ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
 _FEW_ENTRIES = 2**15  # observations times parameters up to which a profile takes milliseconds, however it is compiled
 _BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
 
+# Of params, the numbers in one row; hashable, since it is compiled once for each.
+Function = Callable[[PyTree], Float[Array, " k"]]
+Maximum = tuple[Values, Any, Any]  # values, u and curvature of a fit, or of each of many
+
 
 class Sides(NamedTuple):
-    """Profiles of m functions, below and above, as `profile.Path` holds them with axes (m, 2) in front.
+    """Profiles of m functions, below and above the estimate.
 
-    `values` and `ends` are in the function's own unit; `codes` are those of `End`; `reached` is where an end that is no
-    cut-off was left, and `fallen` by how much the profile had fallen there.
+    `values` and `ends` are in the unit of the function; `codes` are those of `End`; `reached` is the last point of a side, and
+    `fallen` by how much the profile had fallen there. `drops` and `frees` are those of `Path`.
     """
 
-    estimates: Float[np.ndarray, " m"]
-    errors: Float[np.ndarray, " m"]
-    ends: Float[np.ndarray, "m 2"]
-    codes: Int[np.ndarray, "m 2"]
-    reached: Float[np.ndarray, "m 2"]
-    fallen: Float[np.ndarray, "m 2"]
+    estimates: Float[Any, " m"]
+    errors: Float[Any, " m"]
+    ends: Float[Any, "m 2"]
+    codes: Int[Any, "m 2"]
+    reached: Float[Any, "m 2"]
+    fallen: Float[Any, "m 2"]
     singular: Any
-    values: Float[np.ndarray, "m 2 k"]
-    drops: Float[np.ndarray, "m 2 k"]
-    frees: Float[np.ndarray, "m 2 k p"]
+    values: Float[Any, "m 2 k"]
+    drops: Float[Any, "m 2 k"]
+    frees: Float[Any, "m 2 k p"]
 
 
 def cut_of(level: Any) -> float:
@@ -54,154 +58,109 @@ def cut_of(level: Any) -> float:
 
 def profile_sides(
     model: Model,
-    layout: Layout,
-    function: Callable[[PyTree], Array] | None,
-    values: Values,
     dataset: Dataset,
-    free: Float[AnyArray, " p"],
-    curvature: Float[AnyArray, "p p"],
-    columns: np.ndarray,
+    layout: Layout,
+    maximum: Maximum,
+    function: Function | None,
+    columns: Int[np.ndarray, " m"],
     level: Any,
 ) -> Sides:
-    """The profiles, from the estimate u, of the numbers in `columns` of a function of params, or of θ where it is None.
-
-    The function returns an array (k,), and is hashable, as it is compiled once for each.
-    """
+    """The profiles, from the estimate, of the numbers in `columns` of a function of params, or of θ where it is None."""
     rows = jax.tree.leaves(dataset.data)[0].shape[0]
     at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
     profiles = _profiles_of_few if rows * layout.num_free <= _FEW_ENTRIES else _profiles
-    parts = [
-        jax.device_get(
-            profiles(
-                model,
-                layout,
-                function,
-                values,
-                dataset,
-                free,
-                curvature,
-                columns[k : k + at_once],
-                cut_of(level),
-            )
-        )
-        for k in range(0, len(columns), at_once)
-    ]
-    found, estimates, errors, ends, points = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    edges = layout.edges()[columns] if function is None else np.array(SIDES) * np.full((len(columns), 2), np.inf)
-    return _sides(found, estimates, errors, ends, points, edges)
+    parts = []
+    for k in range(0, len(columns), at_once):
+        some = columns[k : k + at_once]
+        parts.append(jax.device_get(profiles(model, layout, function, dataset, maximum, some, cut_of(level))))
+    sides = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    edges = layout.edges()[columns] if function is None else np.array([-np.inf, np.inf]) + np.zeros((len(columns), 2))
+    known = [sides.codes == code for code in (End.CUT_OFF, End.NEVER_FALLS, End.EDGE)]
+    ends = np.select(known, [sides.ends, edges, sides.reached], np.nan).astype(sides.ends.dtype)
+    return sides._replace(ends=ends)
 
 
 def profile_ends(
-    model: Model, dataset: Dataset, layout: Layout, fit: tuple[Values, Any, Any], level: Any
+    model: Model, dataset: Dataset, layout: Layout, maximum: Maximum, level: Any
 ) -> Float[np.ndarray, "*b q 2"]:
-    """Ends of the profile intervals of all entries of θ, of one fit or of many in blocks. `fit` is values, u and curvature."""
-    if dataset.size is None:
-        columns = np.arange(len(layout.names))
-        return profile_sides(model, layout, None, fit[0], dataset, fit[1], fit[2], columns, level).ends
+    """Ends of the profile intervals of all entries of θ, of one fit or of many in blocks."""
     edges, count = layout.edges(), dataset.size
-    leaves = zip(jax.tree.leaves(dataset.parts), dataset.differs, strict=True)
-    rows = max((int(np.prod(np.shape(leaf)[1:2])) for leaf, own in leaves if own), default=1)
-    size = min(count, max(1, _BATCH_ENTRIES // (2 * len(edges) * rows)))
+    if count is None:
+        return profile_sides(model, dataset, layout, maximum, None, np.arange(len(edges)), level).ends
     if count == 0:
         return np.zeros((0, *edges.shape))
-    parts, host = [], on_host(fit)
+    leaves = zip(jax.tree.leaves(dataset.parts), dataset.differs, strict=True)
+    rows = max((int(np.prod(np.shape(leaf)[1:2])) for leaf, differs in leaves if differs), default=1)
+    size = min(count, max(1, _BATCH_ENTRIES // (2 * len(edges) * rows)))
+    parts, host = [], on_host(maximum)
     for start in range(0, count, size):
-        block = np.minimum(np.arange(start, start + size), count - 1)
-        fits = jax.tree.map(lambda leaf, block=block: leaf[block], host)
-        parts.append(jax.device_get(_ends_of_each(model, layout, dataset.take(block), fits, cut_of(level))))
+        block = np.minimum(np.arange(start, start + size), count - 1)  # of one size: filled up with the last
+        maxima = jax.tree.map(lambda leaf, block=block: leaf[block], host)
+        parts.append(jax.device_get(_ends_of_each(model, layout, dataset.take(block), maxima, cut_of(level))))
     codes, ends = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
     return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1))
 def _ends_of_each(
-    model: Model, layout: Layout, datasets: Dataset, fits: tuple[Values, Array, Array], cut: Any
+    model: Model, layout: Layout, datasets: Dataset, maxima: Maximum, cut: Any
 ) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
-    def one(parts: tuple[Any, Any, Any], fit: tuple[Values, Array, Array]) -> tuple[Array, Array]:
-        values, free, curvature = fit
-        target = likelihood(model, layout, values, Dataset(*parts))
-        path, _, _, ends, _ = lanes(target, layout, None, values, free, curvature, np.arange(len(layout.names)), cut)
-        return path.end, ends
+    def of_one(parts: tuple[Any, Any, Any], maximum: Maximum) -> tuple[Array, Array]:
+        columns = np.arange(len(layout.names))
+        sides = _follow_sides(model, layout, None, Dataset(*parts), maximum, columns, cut)
+        return sides.codes, sides.ends
 
-    return jax.vmap(one, in_axes=(datasets.axes, 0))(datasets.parts, fits)
+    return jax.vmap(of_one, in_axes=(datasets.axes, 0))(datasets.parts, maxima)
 
 
-def _sides(
-    found: Any, estimates: np.ndarray, errors: np.ndarray, ends: np.ndarray, points: np.ndarray, edges: np.ndarray
+def _follow_sides(
+    model: Model, layout: Layout, function: Function | None, dataset: Dataset, maximum: Maximum, columns: Any, cut: Any
 ) -> Sides:
-    last = np.maximum(np.sum(np.isfinite(found.drops), axis=-1) - 1, 0)[..., None]
-    reached = np.take_along_axis(points, last, -1)[..., 0]
-    known = [found.end == End.CUT_OFF, found.end == End.NEVER_FALLS, found.end == End.EDGE]
-    return Sides(
-        estimates=estimates,
-        errors=errors,
-        ends=np.select(known, [ends, edges, reached], np.nan).astype(ends.dtype),
-        codes=found.end,
-        reached=reached,
-        fallen=np.take_along_axis(found.drops, last, -1)[..., 0],
-        singular=found.singular,
-        values=points,
-        drops=found.drops,
-        frees=found.frees,
-    )
-
-
-def _at_estimate(
-    model: Model,
-    layout: Layout,
-    function: Callable[[PyTree], Array] | None,
-    values: Values,
-    dataset: Dataset,
-    free: Float[AnyArray, " p"],
-    curvature: Float[AnyArray, "p p"],
-    columns: Any,
-    cut: Any,
-) -> tuple[Path, Array, Array, Array, Array]:
-    """Paths (m, 2), estimates and standard errors (m,), ends (m, 2) and the function at every point (m, 2, k)."""
+    """The profiles of one data set, a lane for every side of every function. `ends` are those at the cut-off, where reached."""
+    values, free, curvature = maximum
     target = likelihood(model, layout, values, dataset)
-    return lanes(target, layout, function, values, free, curvature, columns, cut)
-
-
-_profiles_of_few = jit_with_model(_at_estimate, static_argnums=(0, 1, 2), level=0)
-_profiles = jit_with_model(_at_estimate, static_argnums=(0, 1, 2), level=1)
-
-
-def lanes(
-    target: Likelihood,
-    layout: Layout,
-    function: Callable[[PyTree], Array] | None,
-    values: Values,
-    free: Float[AnyArray, " p"],
-    curvature: Float[AnyArray, "p p"],
-    columns: Any,
-    cut: Any,
-) -> tuple[Path, Array, Array, Array, Array]:
-    """The profiles of one data set, every side of every function a lane of its own."""
+    best = terms_at(target, free)
+    # Units of u: the standard errors that its entries have if the others do not move.
     diagonal = jnp.abs(jnp.diagonal(curvature))
     units = 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
     inverse, constrained = linalg.inverse(curvature), jnp.array(layout.restricted)
+    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), _SPAN, jnp.inf)
 
-    def natural(column: Array, u: Array) -> Array:
+    def number(column: Array, u: Float[Array, " p"]) -> Float[Array, ""]:
         if function is not None:
             return function(layout.constrain(u, values)).astype(layout.dtype)[column]
         return layout.join(layout.constrained_values(u, values))[column]
 
-    def followed(column: Array, u: Array) -> Array:
-        return natural(column, u) if function is not None else layout.coordinates(u)[column]
+    def of_column(column: Array) -> Sides:
+        def restriction(u: Float[Array, " p"]) -> Float[Array, ""]:
+            # A parameter is followed on the scale of its constraint, on which it has no edge.
+            return number(column, u) if function is not None else layout.coordinates(u)[column]
 
-    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), _SPAN, jnp.inf)
+        evaluate = functools.partial(look, target, restriction, best, units, constrained)
 
-    def one(column: Array) -> tuple[Path, Array, Array, Array, Array]:
-        span = spans[column] if function is None else jnp.nan
+        def of_side(sign: Array) -> Path:
+            return follow(evaluate, free, sign, cut, spans[column] if function is None else jnp.nan)
 
-        def side(sign: Array) -> Path:
-            return follow(target, lambda u: followed(column, u), span, constrained, free, units, sign, cut)
+        paths = jax.vmap(of_side)(jnp.array([-1.0, 1.0], layout.dtype))
+        estimate, slopes = jax.value_and_grad(lambda u: number(column, u))(free)
+        points = jax.vmap(jax.vmap(lambda u: number(column, u)))(paths.frees)
+        at_end = jax.vmap(lambda u: number(column, u))(paths.end_free)
+        last = jnp.maximum(jnp.sum(jnp.isfinite(paths.drops), axis=-1) - 1, 0)[:, None]
+        return Sides(
+            estimates=estimate,
+            errors=jnp.sqrt(jnp.sum(slopes * jnp.sum(inverse * slopes[None, :], axis=1))),
+            ends=at_end if function is None else paths.end_value,
+            codes=paths.end,
+            reached=jnp.take_along_axis(points, last, axis=-1)[:, 0],
+            fallen=jnp.take_along_axis(paths.drops, last, axis=-1)[:, 0],
+            singular=paths.singular,
+            values=points,
+            drops=paths.drops,
+            frees=paths.frees,
+        )
 
-        path = jax.vmap(side)(jnp.array(SIDES, layout.dtype))
-        estimate, slopes = jax.value_and_grad(lambda u: natural(column, u))(free)
-        error = jnp.sqrt(jnp.sum(slopes * jnp.sum(inverse * slopes[None, :], axis=1)))
-        ends = path.end_value if function is not None else jax.vmap(lambda u: natural(column, u))(path.end_free)
-        points = jax.vmap(jax.vmap(lambda u: natural(column, u)))(path.frees)
-        return path, estimate, error, ends, points
+    return jax.vmap(of_column)(jnp.asarray(columns))
 
-    return jax.vmap(one)(jnp.asarray(columns))
+
+_profiles_of_few = jit_with_model(_follow_sides, static_argnums=(0, 1, 2), level=0)
+_profiles = jit_with_model(_follow_sides, static_argnums=(0, 1, 2), level=1)
