@@ -17,6 +17,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from fisher_jax.numerics.stages import in_stages
 
+# Below that LLVM contracts other products, and results differ in their last bits; above, data leave the cache.
+LEAST_LANES = 64
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 # Threads of ours do what Eigen's would: a core each. Vectors of 512 bits are worth 1.1 to 1.4 times where there are any. Sums that
 # XLA hands to a library (YNNPACK, from JAX 0.11 on by default) cannot be part of a kernel.

@@ -7,6 +7,7 @@ The user's density is only traced here, once: what runs is the program made of i
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.fitting import arrays, chunks, cpu, workers
+from fisher_jax.fitting import arrays, cpu, workers
 from fisher_jax.fitting import rows as row_programs
+from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.lanes import Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
-from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.program import HAND_OVER
+from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.models.model import programs_of
 from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
@@ -27,6 +29,16 @@ from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 
 ENGINES = ("kernel", "arrays")
+# Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave a CPU's cache: what is made of
+# the data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes
+# rare. On a GPU a call costs as much as the fits of some thousand data sets.
+CAPACITIES = {"cpu": (512, 8192), "gpu": (1024, 8192, 2**17)}
+MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does not need more
+MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
+OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
+COPIES = 3  # of its data that a chunk needs there
+MANY_BYTES = 2**20  # of results; the limit was not tuned
+TABLE = 128  # numbers at most that the state of a fit needs there
 Programs = list[tuple[Any, Callable[..., Any]]]  # a device, and the program compiled for it
 
 
@@ -101,7 +113,7 @@ def fit_all(
     """
     count, p = starts.shape
     ways = _ways(plan, own, shared, engine)
-    pieces, capacity = chunks.pieces_of(plan, count, own, devices, ways[0].rows)
+    pieces, capacity = pieces_of(plan, count, own, devices, ways[0].rows)
     fits, way, capacity = _compiled_fit(plan, ways, capacity, own, shared, engine, devices[: len(pieces)])
     dtype = plan.layout.dtype
     ended = Ended(
@@ -116,14 +128,14 @@ def fit_all(
 
     def work(number: int) -> None:
         piece, (device, fit) = pieces[number], fits[number % len(fits)]
-        padded = lambda leaf: chunks.padded(leaf, piece, capacity, plan.num_lanes, device)  # noqa: E731
-        observed = padded(num_observed) if num_observed.ndim else num_observed
+        pad = lambda leaf: pad_chunk(leaf, piece, capacity, plan.num_lanes, device)  # noqa: E731
+        observed = pad(num_observed) if num_observed.ndim else num_observed
         sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
-        found = fit([padded(leaf) for leaf in own], shared, padded(starts), observed, sizes, settings)
+        found = fit([pad(leaf) for leaf in own], shared, pad(starts), observed, sizes, settings)
         if isinstance(found, Ended):
             found = found._replace(information=symmetric(np.asarray(found.information), p))
         else:
-            found = unpacked(chunks.at_host(found))
+            found = unpacked(to_host(found))
         for to, part in zip(ended, found, strict=True):
             to[piece] = np.asarray(part)[: sizes[0]]
         if watch is not None:
@@ -151,7 +163,7 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    pieces, capacity = chunks.pieces_of(plan, count, own, devices, choose(plan, kind, own, shared, engine)[1])
+    pieces, capacity = pieces_of(plan, count, own, devices, choose(plan, kind, own, shared, engine)[1])
     evaluations, capacity = _compiled_matrix(plan, kind, capacity, own, shared, engine, devices[: len(pieces)])
     out = np.empty((count, p, p), plan.layout.dtype)
 
@@ -159,7 +171,7 @@ def information_of_each(
         piece, (device, evaluate) = pieces[number], evaluations[number % len(evaluations)]
         size = piece.stop - piece.start
         data, points = (
-            [chunks.padded(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (own, [u])
+            [pad_chunk(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (own, [u])
         )
         found = evaluate(data, shared, *points, np.int32(size))
         out[piece] = symmetric(np.asarray(found)[:size], p)
@@ -323,7 +335,7 @@ def _compiled(
     that are not data.
     """
     programs = programs_of(plan.model)
-    each = chunks.bytes_of_each(own)
+    each = bytes_of_each(own)
 
     def key_of(capacity: int, device: Any) -> tuple[Any, ...]:
         return (*what, workers.platform(), device, _key(plan), capacity, _shapes(own, 1), _shapes(shared, 0))
@@ -358,8 +370,8 @@ def _compiled(
 
     different = list(dict.fromkeys(devices))
     if key_of(capacity, different[0]) not in programs:
-        others_there = (size for size in chunks.CAPACITIES.get(workers.platform(), ()) if size > capacity)
-        small = (size for size in others_there if size * each <= chunks.MOST_BYTES)
+        others_there = (size for size in CAPACITIES.get(workers.platform(), ()) if size > capacity)
+        small = (size for size in others_there if size * each <= MOST_BYTES)
         capacity = next((size for size in small if key_of(size, different[0]) in programs), capacity)
     for device in different:
         if key_of(capacity, device) not in programs:
@@ -381,3 +393,92 @@ def _key(plan: Plan) -> tuple[Any, ...]:
 
 def _shapes(leaves: Leaves, drop: int) -> tuple[Any, ...]:
     return tuple((leaf.shape[drop:], str(leaf.dtype)) for leaf in leaves)
+
+
+def lanes_of_arrays(num_terms: int, num_free: int) -> int:
+    """How many fits are under way at once by default; on a GPU as many as its memory has room for the derivatives of."""
+    if workers.platform() == "cpu":
+        return LEAST_LANES
+    most = max(MOST_NUMBERS // max(num_terms * num_free, 1), 1)
+    return int(np.clip(1 << most.bit_length() - 1, LEAST_LANES, MOST_LANES))
+
+
+def bytes_of_each(own: Leaves) -> int:
+    """How many bytes one data set has that are its own."""
+    return sum(leaf.nbytes // max(len(leaf), 1) for leaf in own)
+
+
+def pieces_of(
+    plan: Plan, count: int, own: Leaves, devices: workers.Devices, rows: Any = None
+) -> tuple[list[slice], int]:
+    """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to.
+
+    `rows` is the row program, if there is one: what it makes of the data alone needs memory as well.
+    """
+    sent = bytes_of_each(own)
+    if workers.platform() == "cpu":
+        share = -(-count // len(devices))
+        most = MOST_BYTES // max(sent, 1)
+        sizes = [size for size in CAPACITIES["cpu"] if size <= most] or CAPACITIES["cpu"][:1]
+        capacity = next((size for size in sizes if size >= share), sizes[-1])
+        size, capacity = min(share, capacity), max(capacity, plan.num_lanes)
+    else:
+        share = -(-count // len(set(devices)))
+        # The terms of `constant` are there until they are summed.
+        made = 0 if rows is None else plan.num_terms * (len(rows.own.outputs) + (rows.constant is not None))
+        each = COPIES * sent + 2 * plan.layout.dtype.itemsize * (made + TABLE)
+        largest = max([TABLE, made, *(leaf.size // max(count, 1) for leaf in own)])
+        most = min(_free_bytes(devices) // each, (2**31 - 1) // largest)  # Triton counts entries in 32 bits
+        size, capacity = _on_device(share, sent, max(most, LEAST_LANES))
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
+
+
+def _on_device(share: int, sent: int, most: int) -> tuple[int, int]:
+    """How many data sets of so many bytes a chunk takes, and the size that it is filled up to, at most `most`."""
+    sizes = [size for size in CAPACITIES["gpu"] if size <= most]
+    just = max(LEAST_LANES, 1 << (share - 1).bit_length())
+    if not sizes:
+        capacity = min(just, 1 << most.bit_length() - 1)
+    else:
+        capacity = next((size for size in sizes if size >= share), sizes[-1])
+        if share < capacity // 2:  # what fills a chunk up is sent as well
+            smaller = [size for size in sizes if size <= share]
+            capacity = smaller[-1] if smaller else just if capacity * sent > MOST_BYTES else capacity
+    return min(share, capacity), capacity
+
+
+def _free_bytes(devices: workers.Devices) -> int:
+    """What the chunk of each worker may take of a device's memory."""
+    shares = []
+    for device in dict.fromkeys(devices):
+        known = (device or workers.default_device()).memory_stats() or {}
+        free = known.get("bytes_limit", sys.maxsize) - known.get("bytes_in_use", 0)
+        shares.append(int(OF_FREE_MEMORY * free / devices.count(device)))
+    return min(shares)
+
+
+def pad_chunk(leaf: Any, piece: slice, capacity: int, num_lanes: int, device: Any) -> Any:
+    """The data sets of one piece, filled up. Lanes without one step through the first, which is known to be a data set."""
+    size = piece.stop - piece.start
+    if isinstance(leaf, jax.Array):  # in the memory of another device, where it stays, or goes on to the next
+        taken = _taken(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
+        return jax.device_put(taken, device or workers.default_device())
+    if size == capacity:
+        return leaf[piece]
+    whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
+    whole[:size] = leaf[piece]
+    whole[size : size + num_lanes] = leaf[piece.start]
+    return whole
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The numbers of an array on a device. Many of them go through memory that the device can write to by itself."""
+    (device,) = array.devices()
+    if array.nbytes >= MANY_BYTES and "pinned_host" in {memory.kind for memory in device.addressable_memories()}:
+        array = jax.device_put(array, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))
+    return np.asarray(array)
+
+
+@jax.jit
+def _taken(leaf: jax.Array, rows: jax.Array) -> jax.Array:
+    return leaf[rows]

@@ -24,8 +24,7 @@ from jaxtyping import Array, Float
 
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.lanes import Chunk, Settings, ended_of, is_through
-from fisher_jax.fitting.plan import Leaves, Plan
-from fisher_jax.fitting.rows import RowProgram, columns_of_chunk, evaluate_columns
+from fisher_jax.fitting.rows import Leaves, Plan, RowProgram, columns_of_chunk, evaluate_columns
 from fisher_jax.numerics import lanes as algebra
 from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, while_loop
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial

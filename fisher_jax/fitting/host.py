@@ -4,7 +4,7 @@ What a person waits for at first is compiling. A loop with its step and certific
 for a few tenths, and the dozen steps of a fit cost numpy some milliseconds. So the loop is compiled only when steps on the host
 have cost as much as compiling it would. Data are padded to a few sizes by rows of weight zero, and derivatives by fixed parameters
 are taken and ignored, so that removing an observation or fixing a parameter compiles nothing. With many rows the evaluation is
-that of `large`.
+that of `many_rows`.
 """
 
 import functools
@@ -19,7 +19,7 @@ import numpy as np
 
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.large import Rows
+from fisher_jax.fitting.many_rows import Rows
 from fisher_jax.fitting.problem import num_observations, num_observed, problem_of, total_information, unsound_at
 from fisher_jax.fitting.program import HAND_OVER, certify, evaluate, handed_over_at, is_within
 from fisher_jax.fitting.ragged import class_size
@@ -36,7 +36,7 @@ from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begin, trial
 
-MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`large`)
+MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`many_rows`)
 LARGE_TABLE = 2**16  # entries of an array that a density closes over, above which it is not compiled in
 ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
 

@@ -12,7 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fisher_jax.fitting.problem import Problem
 from fisher_jax.fitting.status import Status
-from fisher_jax.models.likelihood import derivatives_at, gradient_at, outer_product_at, terms_at
+from fisher_jax.models.likelihood import (
+    derivatives_at,
+    gradient_at,
+    outer_product_at,
+    sum_with_rounding,
+    terms_at,
+)
 from fisher_jax.numerics import lanes
 from fisher_jax.numerics.linalg import singular_pivot
 from fisher_jax.optimizers.newton import (
@@ -94,24 +100,8 @@ def evaluate(problem: Problem, kind: Kind, point: Float[Array, " p"]) -> Evaluat
         raise ValueError(NO_EXPECTED)
     else:
         terms, gradient, information = problem.expected(point)
-    value, rounding = summed(terms)
+    value, rounding = sum_with_rounding(terms)
     return Evaluation(value, gradient, information, rounding)
-
-
-def summed(terms: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Σ terms as a pair: what a sum of rounded terms gives exactly, and the sum of what was rounded off.
-
-    Adding and subtracting a number n times as large as any term leaves of each what has no more than its unit of rounding, so
-    that their sum is exact (Rump, Ogita and Oishi 2008, SIAM J. Sci. Comput. 31, 189, algorithm 3.2).
-    """
-    n = max(terms.shape[0], 1)
-    largest = jnp.max(jnp.abs(terms), initial=jnp.finfo(terms.dtype).tiny)
-    _, exponent = jnp.frexp(largest)
-    big = jnp.ldexp(jnp.ones((), terms.dtype), exponent + (n + 1).bit_length())
-    high = (terms + big) - big
-    exact = jnp.isfinite(big) & jnp.isfinite(largest)
-    high = jnp.where(exact, high, terms)
-    return jnp.sum(high), jnp.sum(jnp.where(exact, terms - high, 0.0))
 
 
 def _in_lanes(problem: Problem, kind: Kind, point: Float[Array, " p"]) -> Evaluation:

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from fisher_jax.errors import require
-from fisher_jax.fitting import chunks, engine, workers
+from fisher_jax.fitting import engine, workers
 from fisher_jax.fitting.fit import default_steps
 from fisher_jax.fitting.lanes import Ended, Settings
-from fisher_jax.fitting.plan import Leaves, Plan
 from fisher_jax.fitting.problem import problem_of, unsound_at
 from fisher_jax.fitting.program import default_tolerance, maximise
 from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.fitting.starts import Starts, finite_rows, initial_starts
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import ATTEMPTS
@@ -88,7 +88,7 @@ def _plan_of(how: How, starts: Starts) -> tuple[Plan, Leaves, Leaves]:
     leaves = [starts.values[i] for i in fixed] + rows
     differs = tuple(starts.values_differ[i] for i in fixed) + starts.dataset.differs
     num_terms = _num_terms(how.model, starts)
-    lanes = how.num_lanes or chunks.lanes_of_arrays(num_terms, layout.num_free)
+    lanes = how.num_lanes or engine.lanes_of_arrays(num_terms, layout.num_free)
     plan = Plan(how.model, layout, how.optimizer, treedef, len(fixed), differs, num_terms, lanes)
     own = [at_hand(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
     return plan, own, [np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if not mine]

@@ -16,13 +16,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import call_user
-from fisher_jax.fitting.plan import Leaves, Plan
-from fisher_jax.fitting.program import summed
 from fisher_jax.information import as_matrix
 from fisher_jax.information.scoring import row_of_scoring
-from fisher_jax.models.likelihood import term_of
+from fisher_jax.models.likelihood import sum_with_rounding, term_of
 from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import Layout
+from fisher_jax.models.parameters import Layout, merge
 from fisher_jax.numerics.affine import Predictors, linear_predictors
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 from fisher_jax.numerics.expansion import Program, expand, split
@@ -30,9 +28,51 @@ from fisher_jax.numerics.factors import summed_by_rows, without_constant
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Scalars = list[Any]
-
-
+Leaves = list[Any]
 PREDICTORS_FROM = 4  # parameters; below, to differentiate in a linear predictor and carry it through saves nothing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model, its parameters, its optimiser, and how fixed parameters and data lie in one flat list. Hashable.
+
+    The list holds the `num_fixed` fixed leaves of the parameters, then those of (data, given, weights), which `treedef` puts
+    together; `differs` says of each whether it has an axis over the data sets, or is what all share. `num_terms` is the number of
+    log-densities of a data set, `num_lanes` how many are fitted side by side.
+    """
+
+    model: Model
+    layout: Layout
+    optimizer: Any
+    treedef: Any
+    num_fixed: int
+    differs: tuple[bool, ...]
+    num_terms: int
+    num_lanes: int = 64
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights, by which the terms that count may differ among the data sets."""
+        return jax.tree.unflatten(self.treedef, [True] * self.treedef.num_leaves)[2] is not None
+
+    def split(self, leaves: Leaves, *, own: bool) -> tuple[Leaves, Leaves]:
+        """Of the leaves that differ (`own`), or of those that are shared: the fixed parameters, and the data."""
+        numbers = [i for i, differs in enumerate(self.differs) if differs == own]
+        cut = sum(i < self.num_fixed for i in numbers)
+        return leaves[:cut], leaves[cut:]
+
+    def fixed(self, own: Leaves, shared: Leaves) -> Leaves:
+        """All fixed parameters in order."""
+        return merge(self.differs[: self.num_fixed], own, shared)
+
+    def values(self, fixed: Leaves) -> Leaves:
+        """The parameters' leaves: the fixed ones as given, None for those that follow from u."""
+        given = iter(fixed)
+        return [next(given) if leaf.is_fixed else None for leaf in self.layout.leaves]
+
+    def observations(self, own: Leaves, shared: Leaves) -> tuple[PyTree, PyTree, Any]:
+        """Data, covariates and weights."""
+        return jax.tree.unflatten(self.treedef, merge(self.differs[self.num_fixed :], own, shared))
 
 
 def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Predictors | None) -> Callable[..., Any]:
@@ -273,7 +313,7 @@ def columns_of_chunk(
     if rows.constant is not None:
         shared_entries = [x[:, None] if lanes_last else x for x in _along(flat_shared, 1)]
         (constant,) = rows.constant(_along(flat_own, axis), shared_entries)
-        constants = list(jax.vmap(summed, 1 if lanes_last else 0)(jnp.broadcast_to(constant, shape)))
+        constants = list(jax.vmap(sum_with_rounding, 1 if lanes_last else 0)(jnp.broadcast_to(constant, shape)))
     # One array: each costs when a lane is refilled, and in compiling kernels.
     if len({part.dtype for part in own_parts}) == 1:
         own_parts = [jnp.concatenate(own_parts, axis)]

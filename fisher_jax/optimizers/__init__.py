@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from fisher_jax.optimizers.newton import Evaluation, bhhh, fisher_scoring, newton
 
 if TYPE_CHECKING:
-    from fisher_jax.optimizers.natural import natural_gradient
-    from fisher_jax.optimizers.natural_step import NaturalGradientState
+    from fisher_jax.optimizers.natural import NaturalGradientState, natural_gradient
     from fisher_jax.optimizers.scaled import scale_by_information
 
 # These need optax, which takes as long to import as the rest of fisher_jax.
-_DEFINED_IN = {"NaturalGradientState": "natural_step", "natural_gradient": "natural", "scale_by_information": "scaled"}
+_DEFINED_IN = {"NaturalGradientState": "natural", "natural_gradient": "natural", "scale_by_information": "scaled"}
 
 __all__ = [
     "Evaluation",

@@ -1,8 +1,8 @@
 """Any optax transformation as the optimiser of a likelihood: the one adapter between optax's loop and this library's.
 
-optax's transformations minimise and do not say when to stop. So they are given minus the log-likelihood, and every `STRETCH`
-steps the decrement is looked at, which does say it; where they end is certified by the observed information, as it is for
-every other method.
+optax's transformations minimise and have no criterion for stopping. So they are given minus the log-likelihood, and every
+`STRETCH` steps the decrement is computed, which is one; where they end is certified by the observed information, as it is
+for every other method.
 """
 
 from collections.abc import Callable
@@ -69,15 +69,15 @@ def stretch(
     that certifies, in the form of `numerics.lanes`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
-    # A line search keeps the value and gradient that it ended with.
-    kept = [optax.tree.get_all_with_path(run.inner, name) for name in ("value", "grad")]
-    searches = all(len(found) == 1 and found[0][1] is not None for found in kept)
+    # A line search keeps the value and gradient that it ended with, which need not be computed again.
+    entries = [optax.tree.get_all_with_path(run.inner, name) for name in ("value", "grad")]
+    searches = all(len(entry) == 1 and entry[0][1] is not None for entry in entries)
     by_state, plain = optax.value_and_grad_from_state(value_of), jax.value_and_grad(value_of)
 
     def update(point: Array, inner: Any, value: Array, grad: Array, **extra: Any) -> tuple[Array, Any]:
         return optimizer.update(grad, inner, point, value=value, grad=grad, value_fn=value_of, **extra)
 
-    # Whether it asks for `objective` shows only when it is called; optax's line searches refuse what they have not asked for.
+    # Whether it asks for `objective` shows only when it is called; optax's line searches raise for keywords that they do not use.
     extra: dict[str, Any] = {}
     try:
         jax.eval_shape(update, run.point, run.inner, jnp.zeros((), run.point.dtype), run.point)
@@ -96,18 +96,18 @@ def stretch(
 
     until = run.num_steps + STRETCH
     run = jax.lax.while_loop(lambda now: unfinished(now, max_steps) & (now.num_steps < until), step, run)
-    found = observed(run.point)
-    factor = lanes.factorise(found.information)
-    half = lanes.solve_lower(factor, found.gradient)
+    at = observed(run.point)
+    factor = lanes.factorise(at.information)
+    half = lanes.solve_lower(factor, at.gradient)
     squared = lanes.dot(half, half)
-    near = (squared < tolerance**2) | (0.5 * squared <= _rounding(found))
+    near = (squared < tolerance**2) | (0.5 * squared <= _rounding(at))
     return run._replace(arrived=factor.definite & near)
 
 
 def certify_by(observed: Callable[[Array], Evaluation], point: Float[Array, " p"]) -> State:
-    """What Newton's method finds at a point that another optimiser reached, without moving from it.
+    """Newton's state at a point that another optimiser reached, without moving from it.
 
-    One evaluation there, one at the end of the step that it would take.
+    One evaluation there, and one at the end of Newton's step, which shows how the information changes.
     """
     optimizer = Newton()
 
@@ -122,6 +122,6 @@ def certify_by(observed: Callable[[Array], Evaluation], point: Float[Array, " p"
     return here._replace(drift=beyond.drift, lengthening=beyond.lengthening, at_floor=at_floor)
 
 
-def _rounding(found: Evaluation) -> Array:
-    """Below this, a gain is not to be told from the rounding of the log-likelihood."""
-    return Newton().rounding_units * jnp.finfo(found.value.dtype).eps * jnp.abs(found.value)
+def _rounding(at: Evaluation) -> Array:
+    """A gain below this cannot be distinguished from the rounding of the log-likelihood."""
+    return Newton().rounding_units * jnp.finfo(at.value.dtype).eps * jnp.abs(at.value)

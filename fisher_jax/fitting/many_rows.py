@@ -14,8 +14,8 @@ from jaxtyping import Array
 
 from fisher_jax.fitting import cpu, workers
 from fisher_jax.fitting import rows as row_programs
-from fisher_jax.fitting.lanes import LEAST_LANES
-from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.fitting.cpu import LEAST_LANES
+from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, programs_of
 from fisher_jax.models.parameters import Layout, Values
