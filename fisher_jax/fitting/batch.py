@@ -15,7 +15,7 @@ from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.fit import check_optimizer, check_stopping
-from fisher_jax.fitting.program import NO_EXPECTED
+from fisher_jax.fitting.maximization import NO_EXPECTED
 from fisher_jax.fitting.ragged import check_list, each_initial, is_ragged, size_classes
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.fitting.retries import How, fit_all, has_float64

@@ -20,7 +20,7 @@ from fisher_jax.fitting import arrays, cpu, workers
 from fisher_jax.fitting import rows as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.lanes import Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
-from fisher_jax.fitting.program import HAND_OVER
+from fisher_jax.fitting.maximization import HAND_OVER
 from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.models.model import programs_of
 from fisher_jax.numerics.differentiate import upper_triangle

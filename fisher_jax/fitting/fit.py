@@ -1,42 +1,23 @@
 """The front door: `fit`."""
 
-import functools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import check_pytrees, entry_point, is_number, shown
-from fisher_jax.fitting import host
-from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.problem import (
-    Problem,
-    checked_start,
-    num_observations,
-    problem_of,
-    total_information,
-    unsound_at,
-)
-from fisher_jax.fitting.program import Solution, default_tolerance, maximise
-from fisher_jax.fitting.result import ARRAYS, Fit, Origin
-from fisher_jax.fitting.status import Status
-from fisher_jax.models.dataset import Dataset, check_dataset
-from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
+from fisher_jax.fitting.loop import fit_by_loop, fit_function
+from fisher_jax.fitting.maximization import ClosesOverTraced, default_steps, default_tolerance, fit_on_host
+from fisher_jax.fitting.result import Fit, Origin
+from fisher_jax.models.dataset import check_dataset
 from fisher_jax.models.model import (
-    Model,
     as_model,
     check_start,
     flatten_parameters,
-    jit_with_model,
     starting_parameters,
 )
-from fisher_jax.models.parameters import Layout, Values, typed
-from fisher_jax.numerics import linalg
+from fisher_jax.models.parameters import typed
 from fisher_jax.numerics.namespace import is_traced
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
@@ -154,52 +135,15 @@ def fit(
     found: Fit | None = None
     if isinstance(optimizer, Newton) and not traced:
         try:
-            found = host.fit(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
-        except host.ClosesOverTraced:
+            found = fit_on_host(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
+        except ClosesOverTraced:
             traced = True
     if traced:
         found = fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
         return replace(found, num_masked=dataset.num_masked)
     if found is None:
-        packed = _loop(model, layout, optimizer, values, dataset, tolerance, max_steps)
-        found = replace(packed.unpack(), engine="loop")
+        found = fit_by_loop(model, layout, optimizer, values, dataset, tolerance, max_steps)
     return replace(found, origin=Origin(model, dataset), num_masked=dataset.num_masked)
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["treedef", "places"])
-@dataclass(frozen=True)
-class _Packed:
-    """A pytree of small arrays as one vector for each dtype: on its way to the host each array takes as long as a small fit."""
-
-    vectors: dict[str, Any]
-    treedef: Any
-    places: tuple[tuple[str, int, tuple[int, ...]], ...]  # dtype, first entry and shape of each leaf
-
-    @classmethod
-    def of(cls, tree: PyTree) -> "_Packed":
-        leaves, treedef = jax.tree.flatten(tree)
-        parts: dict[str, list[Array]] = {}
-        places = []
-        for leaf in map(jnp.asarray, leaves):
-            part = parts.setdefault(str(leaf.dtype), [])
-            places.append((str(leaf.dtype), sum(other.size for other in part), leaf.shape))
-            part.append(leaf.reshape(-1))
-        return cls({dtype: jnp.concatenate(part) for dtype, part in parts.items()}, treedef, tuple(places))
-
-    def unpack(self) -> PyTree:
-        """The pytree, with arrays of numpy."""
-        vectors = {dtype: np.asarray(vector) for dtype, vector in self.vectors.items()}
-        leaves = [vectors[d][at : at + math.prod(shape)].reshape(shape) for d, at, shape in self.places]
-        return jax.tree.unflatten(self.treedef, leaves)
-
-
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=1)
-def _loop(
-    model: Model, layout: Layout, optimizer: Any, values: Values, dataset: Dataset, tolerance: Any, max_steps: Any
-) -> _Packed:
-    return _Packed.of(
-        fit_function(model, layout, optimizer, differentiable=False)(values, dataset, tolerance, max_steps)
-    )
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -222,107 +166,3 @@ def check_stopping(tolerance: Any, max_steps: Any) -> None:
         return
     if not is_number(max_steps) or not 0 <= max_steps < 2**31 or int(max_steps) != max_steps:
         raise ValueError(f"max_steps={shown(max_steps)} must be a whole number from 0 to 2**31 - 1.")
-
-
-def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable: bool = True) -> Callable[..., Fit]:
-    """A fit as a function of (values, dataset, tolerance, max_steps), to be jitted, mapped and differentiated.
-
-    Its derivatives are those of the maximum, by the implicit function theorem: at ∇ℓ(u; x) = 0 with J = −∇²ℓ the estimate moves
-    with the data and fixed parameters x as du = J⁻¹ (∂∇ℓ/∂x) dx, and everything else of a fit as a function of (u, x). They are
-    NaN where the fit is not certified. JAX's caches would keep a rule for them, and the model with it, for as long as the process
-    lives, so what is only ever called with numbers is made without (`differentiable`).
-    """
-
-    def run(values: Values, dataset: Dataset, tolerance: Any, max_steps: Any) -> dict[str, Any]:
-        problem = problem_of(model, layout, values, dataset, checked_start(layout, values))
-        found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
-        fit = record(model, layout, values, dataset, problem, found, KINDS)
-        return {name: getattr(fit, name) for name in ARRAYS}
-
-    if not differentiable:
-        return lambda *arguments: Fit(**run(*arguments), layout=layout, kinds=KINDS)
-    run = jax.custom_jvp(run)
-
-    @run.defjvp
-    def derivative(primals: Any, tangents: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        values, dataset, *_ = primals
-        arrays = run(*primals)
-        fit = Fit(**arrays, layout=layout, kinds=KINDS)
-        along = tangents[:2]
-
-        def gradient(values: Values, dataset: Dataset) -> Array:
-            return gradient_at(likelihood(model, layout, values, dataset), fit.free)[1]
-
-        def described(u: Array, values: Values, dataset: Dataset) -> dict[str, Any]:
-            target = likelihood(model, layout, values, dataset)
-            terms, _, curvature = derivatives_at(target, u)
-            estimate = layout.constrained_values(u, values)
-            return {
-                "values": [x for x, leaf in zip(estimate, layout.leaves, strict=True) if not leaf.is_fixed],
-                "log_likelihood": jnp.sum(terms),
-                "num_observations": num_observations(target, layout),
-                "free": u,
-                "curvature": curvature,
-                "outer_product": outer_product_at(target, u)[1],
-                "expected": total_information(model, layout, estimate, dataset, target),
-            }
-
-        _, cross = jax.jvp(gradient, (values, dataset), along)
-        certified = jnp.where(fit.status_code <= Status.CONVERGED_TO_ROUNDING, 1.0, jnp.nan).astype(cross.dtype)
-        step = certified * linalg.solve(linalg.factorise(fit.curvature), cross)
-        _, found = jax.jvp(described, (fit.free, values, dataset), (step, *along))
-        estimated = iter(found.pop("values"))
-        zero = jax.tree.map(_no_tangent, arrays)
-        values = [old if leaf.is_fixed else next(estimated) for old, leaf in zip(along[0], layout.leaves, strict=True)]
-        return arrays, {**zero, "values": values, **found}
-
-    return lambda *arguments: Fit(**run(*arguments), layout=layout, kinds=KINDS)
-
-
-def _no_tangent(leaf: Any) -> Any:
-    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return jnp.zeros_like(leaf) if floating else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
-
-
-def record(
-    model: Model,
-    layout: Layout,
-    values: Values,
-    dataset: Dataset,
-    problem: Problem,
-    found: Solution,
-    kinds: tuple[str, ...],
-) -> Fit:
-    """What is kept of a solution: what the covariances of these kinds need, so that they need no data.
-
-    The first observation whose score is not finite is searched for only where the scores are taken for a covariance.
-    """
-    target, started = problem.likelihood, jnp.all(jnp.isfinite(problem.start))
-    reached = layout.constrained_values(found.free, values)
-    estimate = [jnp.where(started, new, old) for new, old in zip(reached, values, strict=True)]
-    suspect, outer_product = jnp.int32(-1), None
-    if {"empirical", "sandwich"} & set(kinds):
-        finite_scores, outer_product = outer_product_at(target, found.free)
-        suspect = unsound_at(target, found.free, finite_scores)
-    return Fit(
-        values=estimate,
-        log_likelihood=found.log_likelihood,
-        status_code=found.status,
-        num_steps=found.num_steps,
-        decrement=found.decrement,
-        num_observations=num_observations(target, layout),
-        free=found.free,
-        curvature=found.curvature if {"observed", "sandwich"} & set(kinds) else None,
-        outer_product=outer_product,
-        expected=total_information(model, layout, estimate, dataset, target) if "expected" in kinds else None,
-        suspect=suspect,
-        last_step=found.last_step,
-        attempt=jnp.zeros((), jnp.int8),
-        layout=layout,
-        kinds=tuple(kind for kind in KINDS if kind in kinds),
-    )
-
-
-def default_steps(optimizer: Any) -> int:
-    """How many steps an optimiser may take where the user does not say."""
-    return NEWTON_STEPS if isinstance(optimizer, Newton) else FOREIGN_STEPS

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fisher_jax.fitting.program import certify, handed_over_at, is_within
+from fisher_jax.fitting.maximization import certify, handed_over_at, is_within
 from fisher_jax.fitting.rows import Leaves
 from fisher_jax.numerics import lanes as algebra
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from fisher_jax.fitting import cpu, workers
 from fisher_jax.fitting import rows as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
+from fisher_jax.fitting.ragged import pad_dataset
 from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, programs_of
@@ -39,14 +40,9 @@ class Rows:
         each = (-(-each >> coarse)) << coarse
         total = self.num_workers * LEAST_LANES * each
 
-        def dealt(leaf: Any, fill: Any = None) -> np.ndarray:
-            leaf = np.asarray(leaf)
-            added = np.repeat(leaf[-1:] if fill is None else np.full_like(leaf[-1:], fill), total - rows, axis=0)
-            return np.concatenate([leaf, added]).reshape(self.num_workers, LEAST_LANES, each, *leaf.shape[1:])
-
-        weights = np.ones(rows, layout.dtype) if dataset.weights is None else np.asarray(dataset.weights, layout.dtype)
-        leaves, treedef = jax.tree.flatten((dataset.data, dataset.given, weights))
-        parts = [dealt(leaf) for leaf in leaves[:-1]] + [dealt(leaves[-1], 0)]
+        padded = pad_dataset(dataset, total, layout.dtype)
+        leaves, treedef = jax.tree.flatten(padded.parts)
+        parts = [leaf.reshape(self.num_workers, LEAST_LANES, each, *leaf.shape[1:]) for leaf in leaves]
         differs = (False,) * len(fixed) + (True,) * len(parts)
         self.plan = Plan(model, layout, None, treedef, len(fixed), differs, each)
         self.shared: Leaves = fixed

@@ -78,9 +78,9 @@ def size_classes(model: Model, params: PyTree, datasets: DataSets) -> Iterator[t
     sizes = _merged(np.array([class_size(int(n)) for n in lengths]))
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes == size)
-        stack = _stacked([_filled(entries[k], int(size), int(lengths[k])) for k in rows])
+        stack = _stacked([pad(entries[k], int(lengths[k]), int(size)) for k in rows])
         if givens is not None:
-            given = _stacked([_filled(givens[k], int(size), int(lengths[k])) for k in rows])
+            given = _stacked([pad(givens[k], int(lengths[k]), int(size)) for k in rows])
         one_given = given if givens is None else jax.tree.map(lambda leaf: leaf[0], given)
         terms = _num_terms(model, params, jax.tree.map(lambda leaf: leaf[0], stack), one_given, int(size))
         counted = [_weights(weights[k], terms - int(size) + int(lengths[k]), terms, int(k)) for k in rows]
@@ -141,17 +141,29 @@ def _merged(sizes: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def _filled(tree: PyTree, size: int, length: int) -> PyTree:
-    """The last row again and again, ones where there is none; what has no row for each observation as it is."""
+def pad(tree: PyTree, length: int, size: int) -> PyTree:
+    """Each array of `length` rows with copies of its last row added up to `size`, ones where there is none.
 
-    def fill(leaf: np.ndarray) -> np.ndarray:
+    What is added has weight zero; a copy of a row is inside the support of the density, so that its derivatives are finite.
+    Arrays that do not have a row for each observation stay as they are.
+    """
+
+    def pad_leaf(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
-        if leaf.ndim == 0 or len(leaf) != length:
+        if leaf.ndim == 0 or len(leaf) != length or length == size:
             return leaf
-        last = leaf[-1:] if len(leaf) else np.ones((1, *leaf.shape[1:]), leaf.dtype)
-        return np.concatenate([leaf, np.repeat(last, size - len(leaf), axis=0)])
+        last = leaf[-1:] if length else np.ones((1, *leaf.shape[1:]), leaf.dtype)
+        return np.concatenate([leaf, np.repeat(last, size - length, axis=0)])
 
-    return jax.tree.map(fill, tree)
+    return jax.tree.map(pad_leaf, tree)
+
+
+def pad_dataset(dataset: Dataset, size: int, dtype: Any) -> Dataset:
+    """A data set of independent observations with rows of weight zero added up to `size`."""
+    length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    weights = np.ones(length, dtype) if dataset.weights is None else np.asarray(dataset.weights, dtype)
+    weights = np.concatenate([weights, np.zeros(size - length, dtype)])
+    return Dataset(pad(dataset.data, length, size), pad(dataset.given, length, size), weights)
 
 
 def _stacked(trees: list[PyTree]) -> PyTree:

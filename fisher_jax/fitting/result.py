@@ -15,8 +15,7 @@ from fisher_jax.errors import FitError, check_choice, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import intervals
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.program import EDGE_INFORMATION
-from fisher_jax.fitting.status import Status
+from fisher_jax.fitting.status import EDGE_INFORMATION, Status
 from fisher_jax.fitting.summary import (
     ATTEMPTS,
     BatchSummary,

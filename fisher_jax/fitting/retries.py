@@ -12,10 +12,9 @@ import numpy as np
 
 from fisher_jax.errors import require
 from fisher_jax.fitting import engine, workers
-from fisher_jax.fitting.fit import default_steps
 from fisher_jax.fitting.lanes import Ended, Settings
-from fisher_jax.fitting.problem import problem_of, unsound_at
-from fisher_jax.fitting.program import default_tolerance, maximise
+from fisher_jax.fitting.loop import maximise
+from fisher_jax.fitting.maximization import default_steps, default_tolerance, first_not_finite, make_problem
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.fitting.starts import Starts, finite_rows, initial_starts
@@ -210,7 +209,7 @@ def _maxima(
 ) -> Ended:
     def one(start: Any, own: Leaves) -> Ended:
         values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
-        problem = problem_of(model, layout, values, Dataset(*parts), start)
+        problem = make_problem(model, layout, values, Dataset(*parts), start)
         found = maximise(problem, optimizer, tolerance, max_steps)
         return Ended(
             found.free,
@@ -344,6 +343,6 @@ def _suspects(
     def one(free: Any, own: Leaves) -> Any:
         values, *parts = jax.tree.unflatten(treedef, merge(mapped, own, shared))
         target = likelihood(model, layout, values, Dataset(*parts))
-        return unsound_at(target, free, outer_product_at(target, free)[0])
+        return first_not_finite(target, free, outer_product_at(target, free)[0])
 
     return jax.vmap(one)(frees, own)

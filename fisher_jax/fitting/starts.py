@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitting.problem import checked_start
+from fisher_jax.fitting.maximization import start_at
 from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset, axis_first, axis_of_each, common_size, first_of
 from fisher_jax.models.likelihood import term_of, terms_at_once
@@ -181,7 +181,7 @@ def _of_initial(model: Model, layout: Layout, dataset: Dataset) -> tuple[Values,
         params = starting_parameters(model, None, data, given)
         values = [np.asarray(value) for value in layout.blocks(params)]
         repeated = lambda x: np.broadcast_to(x, (dataset.size, *np.shape(x)))  # noqa: E731
-        return [repeated(value) for value in values], repeated(np.asarray(checked_start(layout, values)))
+        return [repeated(value) for value in values], repeated(np.asarray(start_at(layout, values)))
     return _by_block(lambda own: _initial(model, layout, treedef, dataset.differs, own, shared), own, dataset.size)
 
 
@@ -197,14 +197,14 @@ def _initial(
         free = {i for i, _ in layout.free_leaves}
         blocks = enumerate(layout.blocks(params))
         values = [jnp.asarray(value, layout.dtype if i in free else None) for i, value in blocks]
-        return values, checked_start(layout, values)
+        return values, start_at(layout, values)
 
     return jax.vmap(one)(own)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _unconstrained(layout: Layout, mapped: tuple[bool, ...], own: Leaves, shared: Leaves) -> Float[Array, "R p"]:
-    return jax.vmap(lambda own: checked_start(layout, merge(mapped, own, shared)))(own)
+    return jax.vmap(lambda own: start_at(layout, merge(mapped, own, shared)))(own)
 
 
 def _by_block(function: Callable[[Leaves], Any], own: Leaves, size: int) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.decoding import check_unmasked
 from fisher_jax.errors import call_user, to_numpy
 from fisher_jax.fitting.each import with_data
-from fisher_jax.fitting.problem import scoring_of
+from fisher_jax.fitting.maximization import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.score_statistic import Nuisance, Tested, score_statistic
 from fisher_jax.information.closed_form import predicted

@@ -13,9 +13,8 @@ from fisher_jax.errors import FitWarning, check_count, check_key, entry_point, w
 from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.each import check_fit, with_data
 from fisher_jax.fitting.optima import stacked_starts
-from fisher_jax.fitting.program import ROUNDING_LIMIT
 from fisher_jax.fitting.result import Fit, joined_fits, origin_of
-from fisher_jax.fitting.status import Status
+from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
 from fisher_jax.inference.gained import gained_over, gained_over_point
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test

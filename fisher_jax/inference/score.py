@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from fisher_jax.errors import check_choice, entry_point, names_in, shown, warn
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.each import check_fit, with_data
-from fisher_jax.fitting.problem import scoring_of
+from fisher_jax.fitting.maximization import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.candidates import candidate_statistics
 from fisher_jax.inference.record import HypothesisTest, chi_squared_test

@@ -1,44 +1,251 @@
-"""The first fits of a density: steps in numpy on the host around one small compiled evaluation.
+"""One maximisation: the problem, its evaluation, the first fits of a density, and the certificate.
 
-What a person waits for at first is compiling. A loop with its step and certificate compiles for seconds, the evaluation alone
-for a few tenths, and the dozen steps of a fit cost numpy some milliseconds. So the loop is compiled only when steps on the host
-have cost as much as compiling it would. Data are padded to a few sizes by rows of weight zero, and derivatives by fixed parameters
-are taken and ignored, so that removing an observation or fixing a parameter compiles nothing. With many rows the evaluation is
-that of `many_rows`.
+A fit maximises ℓ over the unconstrained vector u. Whatever steps (Newton's method in a trust region of `optimizers.newton`, or an
+optax transformation), what is reported comes from `certify`, by the observed information where the steps ended.
+
+The first fits of a density step in numpy on the host around one small compiled evaluation (`fit_on_host`). What a person waits for
+at first is compiling: a loop with its step and certificate compiles for seconds, the evaluation alone for a few tenths, and the
+dozen steps of a fit cost numpy some milliseconds. So the loop (`loop.py`) is compiled only when steps on the host have cost as much
+as compiling it would. Data are padded to a few sizes by rows of weight zero, and derivatives by fixed parameters are taken and
+ignored, so that removing an observation or fixing a parameter compiles nothing.
 """
 
 import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.many_rows import Rows
-from fisher_jax.fitting.problem import num_observations, num_observed, problem_of, total_information, unsound_at
-from fisher_jax.fitting.program import HAND_OVER, certify, evaluate, handed_over_at, is_within
-from fisher_jax.fitting.ragged import class_size
+from fisher_jax.fitting.ragged import class_size, pad_dataset
 from fisher_jax.fitting.result import Fit
-from fisher_jax.fitting.status import Status
-from fisher_jax.information import has_closed_form
+from fisher_jax.fitting.status import (
+    EDGE_DISTANCE,
+    EDGE_INFORMATION,
+    FAR_AWAY,
+    ROUNDING_LIMIT,
+    Status,
+)
+from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
 from fisher_jax.models.constraints import Unconstrained
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import likelihood, outer_product_at
+from fisher_jax.models.likelihood import (
+    Likelihood,
+    derivatives_at,
+    gradient_at,
+    likelihood,
+    outer_product_at,
+    sum_with_rounding,
+    terms_at,
+)
 from fisher_jax.models.model import Model, programs_of, quick
 from fisher_jax.models.parameters import Layout, Leaf, Values
 from fisher_jax.numerics import lanes
 from fisher_jax.numerics.expansion import CannotExpand
-from fisher_jax.numerics.linalg import UNROLLED
-from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begin, trial
+from fisher_jax.numerics.linalg import UNROLLED, singular_pivot
+from fisher_jax.optimizers.newton import (
+    DRIFT_LIMIT,
+    LENGTHENING,
+    Evaluation,
+    Kind,
+    Newton,
+    State,
+    advance,
+    begin,
+    trial,
+)
 
+NO_EXPECTED = (
+    "optimizer: fisher_scoring and natural_gradient need the expected information, and the model has none. Give "
+    "Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or "
+    'natural_gradient(kind="empirical").'
+)
+HAND_OVER = 0.3  # standard errors: so near, scoring's linear convergence is left for Newton's steps
+NEWTON_STEPS = 1000  # a curved valley takes hundreds (NIST: Bennett5, MGH17)
+FOREIGN_STEPS = 10_000
 MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`many_rows`)
 LARGE_TABLE = 2**16  # entries of an array that a density closes over, above which it is not compiled in
 ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
+
+Expected = Callable[[Float[Array, " p"]], tuple[Float[Array, " n"], Float[Array, " p"], Float[Array, "p p"]]]
+
+
+class Problem(NamedTuple):
+    """What is maximised: a likelihood of a flat vector, and where to start.
+
+    `restricted` is true for the entries of u that a constraint made. `expected` gives the terms, their gradient and the
+    expected information at once, where there is a closed form.
+    """
+
+    likelihood: Likelihood
+    start: Float[Array, " p"]
+    restricted: tuple[bool, ...]
+    num_observed: Int[Array, ""]
+    expected: Expected | None
+
+
+def make_problem(model: Model, layout: Layout, values: Values, dataset: Dataset, start: Float[Array, " p"]) -> Problem:
+    """The problem in u. A start that is NaN lies outside its constraint."""
+    target = likelihood(model, layout, values, dataset)
+    scoring = functools.partial(scoring_of, model, layout, values, dataset, target)
+    return Problem(
+        target,
+        start,
+        tuple(bool(r) for r in layout.restricted),
+        num_observed(target),
+        scoring if has_closed_form(model) else None,
+    )
+
+
+def start_at(layout: Layout, values: Values) -> Float[Array, " p"]:
+    """u at the start; NaN where a start known only at run time lies outside its constraint."""
+    inside = jnp.all(jnp.stack([jnp.asarray(test) for test in layout.contains(values)]))
+    return jnp.where(inside, layout.unconstrain(values), jnp.nan)
+
+
+def num_observations(target: Likelihood, layout: Layout) -> Array:
+    """n: the number of terms, or the sum of their weights."""
+    if target.weights is None:
+        return jnp.asarray(target.num_terms, layout.dtype)
+    return jnp.sum(target.weights)
+
+
+def num_observed(target: Likelihood) -> Array:
+    """The number of observations of nonzero weight; those of an invalid one, NaN by now, count."""
+    if target.weights is None:
+        return jnp.asarray(target.num_terms)
+    return jnp.sum(target.weights != 0)
+
+
+def total_information(
+    model: Model, layout: Layout, values: Values, dataset: Dataset, target: Likelihood
+) -> Array | None:
+    """n I(θ) by the model's closed form, where it has one."""
+    if not has_closed_form(model):
+        return None
+    return total_expected(model, layout, values, dataset.given, num_observations(target, layout), target.weights)
+
+
+def scoring_of(
+    model: Model, layout: Layout, values: Values, dataset: Dataset, target: Likelihood, free: Float[Array, " p"]
+) -> Scoring:
+    """Terms, gradient and expected information at u: of a linked model in one pass, of another by Dᵀ n I(θ) D, D = ∂θ/∂u."""
+    if model.information is None:
+        return scoring_at(model, layout, values, target, dataset.given is not None, free)  # type: ignore[arg-type]
+    terms, gradient = gradient_at(target, free)
+    expected = total_information(model, layout, layout.constrained_values(free, values), dataset, target)
+    jacobian = layout.jacobian(free)
+    with jax.default_matmul_precision("highest"):
+        return Scoring(terms, gradient, jacobian.T @ expected @ jacobian)
+
+
+def first_not_finite(target: Likelihood, free: Float[Array, " p"], finite_scores: Bool[Array, " n"]) -> Int[Array, ""]:
+    """Index of the first observation whose log-density or score is not finite; −1 where there is none, or no start."""
+    finite = finite_scores & jnp.isfinite(terms_at(target, free))
+    started = jnp.all(jnp.isfinite(free))
+    return jnp.where(jnp.all(finite) | ~started, -1, jnp.argmin(finite)).astype(jnp.int32)
+
+
+def default_tolerance(dtype: Any) -> float:
+    """√ε standard errors: 1.5e-8 in float64, 3.5e-4 in float32."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def default_steps(optimizer: Any) -> int:
+    """How many steps an optimiser may take where the user does not say."""
+    return NEWTON_STEPS if isinstance(optimizer, Newton) else FOREIGN_STEPS
+
+
+def evaluate(problem: Problem, kind: Kind, point: Float[Array, " p"]) -> Evaluation:
+    """The log-likelihood with the kind of information asked for, as arrays (p,) and (p, p)."""
+    target = problem.likelihood
+    if kind == "observed":
+        terms, gradient, information = derivatives_at(target, point)
+    elif kind == "empirical":
+        terms, gradient = gradient_at(target, point)
+        information = outer_product_at(target, point)[1]
+    elif problem.expected is None:
+        raise ValueError(NO_EXPECTED)
+    else:
+        terms, gradient, information = problem.expected(point)
+    value, rounding = sum_with_rounding(terms)
+    return Evaluation(value, gradient, information, rounding)
+
+
+def is_within(state: State, tolerance: Any) -> Any:
+    """Whether the maximum is nearer than the tolerance, certified or not."""
+    return state.definite & (state.decrement < tolerance)
+
+
+def handed_over_at(state: State, tolerance: Any) -> lanes.Vector:
+    """Where Newton's steps go on from scoring's: where its next step would lead, or where it is if it came no nearer."""
+    return lanes.select(is_within(state, tolerance), trial(state), state.point)
+
+
+def certify(
+    state: State,
+    begun: lanes.Vector,
+    num_observed: Any,
+    tolerance: Any,
+    max_steps: Any,
+    restricted: tuple[bool, ...],
+    *,
+    num_steps: Any = None,
+    broken: Any = False,
+) -> Any:
+    """The status of a maximisation that ended in this state, from the certificate alone: the first condition that holds.
+
+    Element-wise over the lanes. `begun` is where it began, `restricted` says of each entry of u whether it is a logarithm or logit,
+    `broken` that the optimiser stepped to where nothing is finite.
+    """
+    xp = lanes.namespace(state.decrement)
+    p, dtype = len(state.point), state.decrement.dtype
+    num_steps = state.count if num_steps is None else num_steps
+    regular = state.drift < DRIFT_LIMIT
+    near = state.definite & (state.decrement < tolerance)
+    # The information's own diagonal, without the other parameters: weakness shared by several is not an edge.
+    diagonal = lanes.diagonal(state.at.information)
+    escaped, ran_out = xp.zeros_like(state.definite), xp.asarray(num_steps >= max_steps)
+    for i in (i for i, limited in enumerate(restricted) if limited):
+        faint, moved = xp.abs(diagonal[i]) < EDGE_INFORMATION, xp.abs(state.point[i] - begun[i])
+        outward = xp.abs(state.point[i]) > xp.abs(begun[i])
+        # Where only the steps ran out, a long way is no sign that it goes on without end; faint information is.
+        escaped = escaped | (faint & (moved > EDGE_DISTANCE)) | (outward & (moved > FAR_AWAY) & ~ran_out)
+    nearly = min(ROUNDING_LIMIT, 100 * default_tolerance(dtype))
+    near_enough = xp.where(state.at_floor, ROUNDING_LIMIT, xp.where(state.stuck, nearly, 0.0))
+    at_floor = state.definite & (state.decrement < near_enough)
+    slope = xp.sqrt(state.flatness)
+    stationary = ~state.definite & (slope < tolerance)
+    fading = (near | at_floor | stationary) & ~regular & xp.isfinite(state.drift)
+    # What is left of the slope leaves its mark on the information too, on a ridge that is curved.
+    singular = xp.abs(state.pivot) <= xp.maximum(singular_pivot(p, dtype), slope)
+    unmoved = lanes.every(lanes.each(lambda u, b: (u == b) | ~xp.isfinite(b), state.point, begun))
+    conditions = [
+        # First, for without an observation the rest says what lies under weights of zero.
+        (num_observed == 0, Status.TOO_FEW_OBSERVATIONS),
+        (~xp.isfinite(state.at.value) & unmoved, Status.BAD_START),
+        (broken | ~state.finite, Status.NOT_FINITE),
+        (near & regular, Status.CONVERGED),
+        (at_floor & regular, Status.CONVERGED_TO_ROUNDING),
+        (num_observed < p, Status.TOO_FEW_OBSERVATIONS),
+        (escaped, Status.BOUNDARY),
+        (state.running_away | fading & (state.lengthening > LENGTHENING), Status.BOUNDARY),
+        (fading & near, Status.SINGULAR_INFORMATION),
+        (stationary & singular, Status.SINGULAR_INFORMATION),
+        (stationary, Status.INDEFINITE),
+        (ran_out, Status.STEP_LIMIT),
+    ]
+    status = xp.full_like(state.count, int(Status.STALLED))
+    for condition, code in reversed(conditions):
+        status = xp.where(condition, int(code), status)
+    return status.astype("int32")
 
 
 class ClosesOverTraced(Exception):  # noqa: N818  # no fault of the user's
@@ -53,7 +260,7 @@ class _Evaluation:
     seconds: float = 0.0
 
 
-def fit(
+def fit_on_host(
     model: Model,
     layout: Layout,
     optimizer: Newton,
@@ -89,7 +296,7 @@ def fit(
         except CannotExpand:
             return None
     else:
-        dataset = dataset if model.is_dependent else _filled(dataset, num_rows, layout.dtype)
+        dataset = dataset if model.is_dependent else pad_dataset(dataset, size, layout.dtype)
         evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
         programs[like] = evaluations[-1]  # found without a look at the data, when their fits have become many
         if evaluations[-1].seconds > ENOUGH_SECONDS:
@@ -133,7 +340,7 @@ def fit(
         )
         reached_values = layout.constrained_values(point, values)
     if whole is not layout and int(status) > Status.CONVERGED_TO_ROUNDING:
-        return fit(model, layout, optimizer, values, given, tolerance, max_steps, free_all=False)
+        return fit_on_host(model, layout, optimizer, values, given, tolerance, max_steps, free_all=False)
     blamed = int(status) in (Status.BAD_START, Status.NOT_FINITE)
     expected = found["expected"]
     fitted = Fit(
@@ -201,19 +408,6 @@ def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
     return np.array(places, int)
 
 
-def _filled(dataset: Dataset, rows: int, dtype: Any) -> Dataset:
-    """The data set with rows added up to the next of a few sizes, copies of the last with weight zero."""
-    size = class_size(rows)
-
-    def fill(leaf: Any) -> np.ndarray:
-        leaf = np.asarray(leaf)
-        return np.concatenate([leaf, np.repeat(leaf[-1:], size - rows, axis=0)]) if size > rows else leaf
-
-    weights = np.ones(rows, dtype) if dataset.weights is None else np.asarray(dataset.weights, dtype)
-    weights = np.concatenate([weights, np.zeros(size - rows, dtype)])
-    return Dataset(jax.tree.map(fill, dataset.data), jax.tree.map(fill, dataset.given), weights)
-
-
 def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Dataset) -> Callable[..., dict[str, Any]]:
     """An evaluation by rows in lanes, and with `whole` what else the compiled one of few rows returns."""
 
@@ -228,7 +422,7 @@ def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Data
         suspect = np.array(-1, np.int32)
         if not np.isfinite(at.value + np.sum(at.gradient) + np.sum(at.information)):
             point = jnp.asarray(u)
-            suspect = np.asarray(unsound_at(target, point, outer_product_at(target, point)[0]))
+            suspect = np.asarray(first_not_finite(target, point, outer_product_at(target, point)[0]))
         expected = None
         if has_closed_form(model):
             estimate = layout.constrained_values(u, values)
@@ -254,7 +448,7 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
     if key not in programs:
 
         def call(u: Any, values: Values, dataset: Dataset) -> dict[str, Any]:
-            problem = problem_of(model, layout, values, dataset, u)
+            problem = make_problem(model, layout, values, dataset, u)
             target = problem.likelihood
             at = evaluate(problem, kind, u)
             finite, outer_product = outer_product_at(target, u)
@@ -266,7 +460,7 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
                 "information": at.information,
                 "outer_product": outer_product,
                 "expected": total_information(model, layout, estimate, dataset, target),
-                "suspect": unsound_at(target, u, finite),
+                "suspect": first_not_finite(target, u, finite),
                 "num_observations": num_observations(target, layout),
                 "num_observed": num_observed(target),
             }
