@@ -339,7 +339,7 @@ def test_several_devices_each_take_chunks():
         workers.platform = lambda: "gpu"
         engine.CAPACITIES["gpu"] = (64,)
         used = set()
-        workers.devices_of = lambda asked, caller: tuple(jax.devices())
+        workers.devices_of = lambda asked: tuple(jax.devices())
         real = engine._compiled
 
         def compiled(*arguments):
@@ -363,8 +363,6 @@ def test_several_devices_each_take_chunks():
 
         from fisher_jax.models import dataset
         dataset.on_device = lambda leaf: isinstance(leaf, jax.Array)
-        import fisher_jax.fitting.retries as retries
-        retries.on_device = dataset.on_device
         there = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, jax.device_put(data, jax.devices()[1]), covariances=())
         print(np.array_equal(one.free, there.free))
     """

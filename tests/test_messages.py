@@ -258,7 +258,7 @@ MISUSE = {
     "batch of no data sets": (lambda: fj.fit_batch(density, START, np.ones((0, 5))), ValueError, r"no data sets \(an axis of length 0\)"),
     "batch with starts for others": (lambda: fj.fit_batch(density, {"loc": np.zeros(3), "scale": 1.0}, np.ones((4, 5)), params_axis={"loc": 0, "scale": None}), ValueError, "starts for 3 data sets, but there are 4"),
     "batch start outside": (lambda: fj.fit_batch(bound(scale=fj.positive), {"loc": 0.0, "scale": -2.0}, np.ones((4, 5))), ValueError, "fit_batch: parameter `scale` starts at -2.0"),
-    "batch of unknown covariances": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), covariances=("robust",)), ValueError, "covariances names 'robust'; choose from 'observed'"),
+    "batch of unknown covariances": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), covariances=("robust",)), ValueError, "covariances='robust' is unknown; choose from 'observed'"),
     "batch without closed form": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), covariances="expected"), ValueError, "no closed form of its information"),
     "batch without lanes": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), num_lanes=0), ValueError, "num_lanes=0 must be a multiple of 16"),
     "batch under jit": (lambda: jax.jit(lambda y: fj.fit_batch(density, START, y).params)(np.ones((4, 5))), TypeError, "runs on the host and cannot be called under jit"),

@@ -15,7 +15,7 @@ from fisher_jax.numerics import linalg
 from fisher_jax.numerics.namespace import AnyArray, namespace
 
 CovarianceKind = Literal["observed", "expected", "empirical", "sandwich"]
-KINDS: tuple[str, ...] = get_args(CovarianceKind)
+KINDS: tuple[CovarianceKind, ...] = get_args(CovarianceKind)
 
 DESCRIPTIONS = {
     "observed": "inverse observed information, (minus Hessian)⁻¹",

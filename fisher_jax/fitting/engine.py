@@ -19,8 +19,8 @@ import numpy as np
 from fisher_jax.fitting import arrays, cpu, workers
 from fisher_jax.fitting import rows as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
-from fisher_jax.fitting.lanes import Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
-from fisher_jax.fitting.maximization import HAND_OVER
+from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, informations
+from fisher_jax.fitting.maximization import HAND_OVER, Solution
 from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.models.model import programs_of
 from fisher_jax.numerics.differentiate import upper_triangle
@@ -103,7 +103,7 @@ def fit_all(
     engine: str | None = None,
     devices: workers.Devices = (None,),
     watch: Callable[[np.ndarray], None] | None = None,
-) -> tuple[Ended, str]:
+) -> tuple[Solution, str]:
     """Fit every data set: where each ended, as numpy arrays with matrices (B, p, p), and which way was taken.
 
     `own` are the fixed parameters and data that differ, with a leading axis over the data sets; `shared` those that do not.
@@ -116,7 +116,7 @@ def fit_all(
     pieces, capacity = pieces_of(plan, count, own, devices, ways[0].rows)
     fits, way, capacity = _compiled_fit(plan, ways, capacity, own, shared, engine, devices[: len(pieces)])
     dtype = plan.layout.dtype
-    ended = Ended(
+    ended = Solution(
         np.empty((count, p), dtype),
         np.empty(count, dtype),
         np.empty((count, p, p), dtype),
@@ -132,8 +132,8 @@ def fit_all(
         observed = pad(num_observed) if num_observed.ndim else num_observed
         sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
         found = fit([pad(leaf) for leaf in own], shared, pad(starts), observed, sizes, settings)
-        if isinstance(found, Ended):
-            found = found._replace(information=symmetric(np.asarray(found.information), p))
+        if isinstance(found, Solution):
+            found = found._replace(curvature=symmetric(np.asarray(found.curvature), p))
         else:
             found = unpacked(to_host(found))
         for to, part in zip(ended, found, strict=True):
@@ -141,11 +141,11 @@ def fit_all(
         if watch is not None:
             watch(ended.status[piece])
 
-    def unpacked(numbers: np.ndarray) -> Ended:
+    def unpacked(numbers: np.ndarray) -> Solution:
         """The results of a chunk that came as one array."""
         widths = [part[0].size for part in ended]
         parts = np.split(numbers, np.cumsum([capacity * width for width in widths])[:-1])
-        return Ended(*(part.reshape(capacity, *to.shape[1:]) for part, to in zip(parts, ended, strict=True)))
+        return Solution(*(part.reshape(capacity, *to.shape[1:]) for part, to in zip(parts, ended, strict=True)))
 
     workers.run(work, range(len(pieces)), len(devices))
     return ended, way
@@ -220,10 +220,10 @@ def _compiled_fit(
                 last = way is ways[-1]
                 fit = _fit_of_chunk(plan, way, own, shared, marked, handed_over=not last)
                 found = fit(chunk, settings if last else loose)
-                if not isinstance(found, Ended):  # a kernel's, in one piece, since each transfer costs by itself
+                if not isinstance(found, Solution):  # a kernel's, in one piece, since each transfer costs by itself
                     return found if way is ways[0] else found.at[-2 * len(starts) : -len(starts)].add(steps)
                 steps = steps + found.num_steps
-                chunk = chunk._replace(starts=found.u, max_steps=chunk.max_steps - found.num_steps)
+                chunk = chunk._replace(starts=found.free, max_steps=chunk.max_steps - found.num_steps)
             return found._replace(num_steps=steps)
 
         return call
@@ -245,7 +245,7 @@ def _compiled_fit(
 
 def _fit_of_chunk(
     plan: Plan, way: Way, own: Leaves, shared: Leaves, marked: Marker, *, handed_over: bool
-) -> Callable[[Chunk, Settings], Ended]:
+) -> Callable[[Chunk, Settings], Solution]:
     """The fit of a chunk by one kind of information: all of it a kernel where it can be, else its step."""
     evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of the arrays that all data sets share
     (optimizer, name, rows), kernels = way, gpu_kernels()
@@ -260,7 +260,7 @@ def _fit_of_chunk(
     is_kernel = name == "kernel" or (workers.platform() == "cpu" and arrays.is_recursion(plan, own, shared))
     of_all, of_step = (marked, as_it_is) if is_kernel else (as_it_is, marked)
 
-    def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
+    def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Solution:
         restricted, evaluate = plan.layout.restricted, evaluation(common)
         return fit_lanes(
             optimizer,

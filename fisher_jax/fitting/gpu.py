@@ -146,7 +146,7 @@ def fit_lanes(
     *,
     handed_over: bool,
 ) -> Any:
-    """Fit the data sets of a chunk as `lanes.fit_lanes` does; if not `handed_over`, `Ended` comes as one array."""
+    """Fit the data sets of a chunk as `lanes.fit_lanes` does; if not `handed_over`, `Solution` comes as one array."""
     capacity, p = chunk.starts.shape
     restricted, dtype = plan.layout.restricted, plan.layout.dtype
     states, arrays = _States(p, dtype), _Arrays(*columns_of_chunk(plan, rows, own, shared, lanes_last=True))
@@ -211,22 +211,22 @@ def fit_lanes(
         begun = [chunk.origins[:, i] for i in range(p)]
         rules: dict[str, Any] = {"tolerance": settings.tolerance, "restricted": restricted, "handed_over": True}
         found = ended_of(state, begun, chunk.num_observed, limit, **rules)
-        return found._replace(u=jnp.stack(found.u, axis=1)[:capacity], num_steps=found.num_steps[:capacity])
+        return found._replace(free=jnp.stack(found.free, axis=1)[:capacity], num_steps=found.num_steps[:capacity])
     return _results(states, table, chunk, settings, restricted)
 
 
 def _results(
     states: _States, table: Float[Array, "c k"], chunk: Chunk, settings: Settings, restricted: tuple[bool, ...]
 ) -> Float[Array, " r"]:
-    """`Ended` as one array, field after field, with both triangles of the information: as the host needs it."""
+    """`Solution` as one array, field after field, with both triangles of the information: as the host needs it."""
     capacity, p = chunk.starts.shape
 
     def columns_of(
         state: State, begun: list[Array], observed: Array, limit: Array, tolerance: Array
     ) -> list[list[Array]]:
         found = ended_of(state, begun, observed, limit, tolerance=tolerance, restricted=restricted, handed_over=False)
-        whole = [found.information[min(i, j), max(i, j)] for i in range(p) for j in range(p)]
-        parts = [x if isinstance(x, list) else [x] for x in found._replace(information=whole)]
+        whole = [found.curvature[min(i, j), max(i, j)] for i in range(p) for j in range(p)]
+        parts = [x if isinstance(x, list) else [x] for x in found._replace(curvature=whole)]
         return [[x.astype(states.dtype) for x in columns] for columns in parts]
 
     def kernel(tolerance: Any, before: Any, origins: Any, num_observed: Any, to: Any) -> None:
@@ -257,7 +257,7 @@ def _results(
 def informations(
     plan: Plan, rows: RowProgram, own: Leaves, shared: Leaves, u: Float[Array, "b p"]
 ) -> Float[Array, "b t"]:
-    """The information of each data set at its own u, as `Ended` holds it."""
+    """The information of each data set at its own u, as `Solution` holds it."""
     capacity, p = u.shape
     arrays = _Arrays(*columns_of_chunk(plan, rows, own, shared, lanes_last=True))
 

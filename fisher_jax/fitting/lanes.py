@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fisher_jax.fitting.maximization import certify, handed_over_at, is_within
+from fisher_jax.fitting.maximization import Solution, certify, handed_over_at, is_within
 from fisher_jax.fitting.rows import Leaves
 from fisher_jax.numerics import lanes as algebra
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
@@ -25,18 +25,6 @@ class Settings(NamedTuple):
 
     tolerance: Any
     radius_factor: Any  # times the first radius of the optimiser
-
-
-class Ended(NamedTuple):
-    """Where b maximisations ended, JAX's arrays or numpy's; totals over the data, on the unconstrained scale."""
-
-    u: Any  # (b, p)
-    log_likelihood: Any  # (b,)
-    information: Any  # (b, p (p + 1) / 2), the upper triangle, or (b, p²) above `UNROLLED` parameters
-    last_step: Any  # (b, p)
-    decrement: Any  # (b,)
-    num_steps: Any  # (b,)
-    status: Any  # (b,)
 
 
 class Chunk(NamedTuple):
@@ -72,7 +60,7 @@ def fit_lanes(
     handed_over: bool = False,
     one_by_one: bool = True,
     marked: Marker = as_it_is,
-) -> Ended:
+) -> Solution:
     """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last.
 
     If `handed_over`, a second stage with another kind of information follows: this one stops within the tolerance without a
@@ -103,7 +91,7 @@ def fit_lanes(
         row, one = row_of[lane], jax.tree.map(lambda leaf: leaf[..., lane], state)
         found = of_ended(one, algebra.vector(chunk.origins[row]), chunk.num_observed[row], chunk.max_steps[row])
         rows = [None if x is None else jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(x)]) for x in found]
-        out = Ended(*(to if x is None else put(to, row, x) for to, x in zip(out, rows, strict=True)))
+        out = Solution(*(to if x is None else put(to, row, x) for to, x in zip(out, rows, strict=True)))
         more, row = following < chunk.size, jnp.minimum(following, chunk.size - 1)
         columns = [replace_column(leaf, column, lane, row) for leaf, column in zip(chunk.data, columns, strict=True)]
         state = refilled(state, lane, chunk.starts[row])
@@ -118,7 +106,7 @@ def fit_lanes(
         found = of_ended(state, algebra.vector(chunk.origins[rows].T), chunk.num_observed[rows], limit)
         to = jnp.where(ended, row_of, capacity)  # out of range, which is dropped
         flat = [None if x is None else _by_lane(x, num_lanes) for x in found]
-        out = Ended(
+        out = Solution(
             *(
                 old if x is None else old.at[to].set(x.reshape(num_lanes, *old.shape[1:]), mode="drop")
                 for old, x in zip(out, flat, strict=True)
@@ -172,13 +160,13 @@ def ended_of(
     tolerance: Any,
     restricted: tuple[bool, ...],
     handed_over: bool,
-) -> Ended:
+) -> Solution:
     """What lanes that have ended came to, or where they go on; vectors and matrices as `numerics.lanes` has them."""
     steps = jnp.maximum(state.count, 0)
     if handed_over:
-        return Ended(handed_over_at(state, tolerance), None, None, None, None, steps, None)
+        return Solution(handed_over_at(state, tolerance), None, None, None, None, steps, None)
     value, rounding = state.at.value, state.at.rounding
-    return Ended(
+    return Solution(
         state.point,
         jnp.where(jnp.isfinite(rounding), value + rounding, value),
         state.at.information,
@@ -198,13 +186,13 @@ def refilled(state: State, lane: Array, start: Float[Array, " p"]) -> State:
     return state._replace(point=point, count=state.count.at[lane].set(-1))
 
 
-def _room(capacity: int, state: State) -> Ended:
+def _room(capacity: int, state: State) -> Solution:
     """Arrays for the results of a chunk."""
     p, dtype = len(state.point), state.point[0].dtype
     entries = p * (p + 1) // 2 if isinstance(state.point, list) else p * p
     vectors, numbers = jnp.zeros((capacity, p), dtype), jnp.zeros((capacity,), dtype)
     whole = jnp.zeros((capacity,), jnp.int32)
-    return Ended(vectors, numbers, jnp.zeros((capacity, entries), dtype), vectors, numbers, whole, whole)
+    return Solution(vectors, numbers, jnp.zeros((capacity, entries), dtype), vectors, numbers, whole, whole)
 
 
 def informations(
@@ -214,7 +202,7 @@ def informations(
     size: Int[Array, ""],
     num_lanes: int,
 ) -> Float[Array, "b t"]:
-    """The information of each of the first `size` data sets at its own u, as `Ended` holds it."""
+    """The information of each of the first `size` data sets at its own u, as `Solution` holds it."""
 
     def block(k: Array, out: Array) -> Array:
         at = k * num_lanes

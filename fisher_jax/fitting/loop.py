@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.maximization import (
     HAND_OVER,
     Problem,
+    Solution,
     certify,
     evaluate,
     first_not_finite,
@@ -36,18 +37,6 @@ from fisher_jax.models.model import Model, jit_with_model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics import lanes, linalg
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begin, trial
-
-
-class Solution(NamedTuple):
-    """Where a maximisation ended. `curvature` is minus the Hessian there; all are totals over the data."""
-
-    free: Float[Array, " p"]
-    log_likelihood: Float[Array, ""]
-    curvature: Float[Array, "p p"]
-    last_step: Float[Array, " p"]
-    decrement: Float[Array, ""]
-    num_steps: Int[Array, ""]
-    status: Int[Array, ""]
 
 
 def maximise(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_steps: Int[Array, ""]) -> Solution:

@@ -91,6 +91,18 @@ class Problem(NamedTuple):
     expected: Expected | None
 
 
+class Solution(NamedTuple):
+    """Where a maximisation ended, or b of them; totals over the data, on the unconstrained scale, of JAX or of numpy."""
+
+    free: Any  # (p,) or (b, p)
+    log_likelihood: Any  # () or (b,)
+    curvature: Any  # −∇²ℓ (p, p); of many the upper triangle (b, p (p + 1) / 2), or (b, p²) above `UNROLLED` parameters
+    last_step: Any  # (p,) or (b, p)
+    decrement: Any  # () or (b,)
+    num_steps: Any  # () or (b,)
+    status: Any  # () or (b,)
+
+
 def make_problem(model: Model, layout: Layout, values: Values, dataset: Dataset, start: Float[Array, " p"]) -> Problem:
     """The problem in u. A start that is NaN lies outside its constraint."""
     target = likelihood(model, layout, values, dataset)

@@ -1,7 +1,7 @@
 """Data sets of different lengths: sorted into a few sizes, filled up, and what fills them given weight zero."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +82,10 @@ def size_classes(model: Model, params: PyTree, datasets: DataSets) -> Iterator[t
         if givens is not None:
             given = _stacked([pad(givens[k], int(lengths[k]), int(size)) for k in rows])
         one_given = given if givens is None else jax.tree.map(lambda leaf: leaf[0], given)
-        terms = _num_terms(model, params, jax.tree.map(lambda leaf: leaf[0], stack), one_given, int(size))
+        one_data = jax.tree.map(lambda leaf: leaf[0], stack)
+        if not model.is_dependent:
+            check_dataset(model, one_data, one_given, None)
+        terms = count_terms(model, lambda: params, one_data, one_given)
         counted = [_weights(weights[k], terms - int(size) + int(lengths[k]), terms, int(k)) for k in rows]
         own = [True] * len(jax.tree.leaves(stack)) + [givens is not None] * len(jax.tree.leaves(given)) + [True]
         masked = None if num_masked is None else num_masked[rows]
@@ -176,14 +179,12 @@ def _stacked(trees: list[PyTree]) -> PyTree:
         ) from error
 
 
-def _num_terms(model: Model, params: PyTree, data: PyTree, given: PyTree, size: int) -> int:
-    """How many log-densities a data set of this size has: one for each row, but of a series what its function returns."""
+def count_terms(model: Model, make_params: Callable[[], PyTree], data: PyTree, given: PyTree) -> int:
+    """The number of log-densities of a data set: one for each row, but of a `dependent` model the length of what it returns."""
     if not model.is_dependent:
-        check_dataset(model, data, given, None)
-        return size
-    params = starting_parameters(model, params, data, given)
-    arguments = (params, data) if given is None else (params, data, given)
-    return jax.eval_shape(model.log_density, *arguments).shape[0]
+        return int(np.shape(jax.tree.leaves(data)[0])[0])
+    arguments = (make_params(), data) if given is None else (make_params(), data, given)
+    return int(jax.eval_shape(model.log_density, *arguments).shape[0])
 
 
 def _weights(weights: Any, count: int, terms: int, number: int) -> np.ndarray:

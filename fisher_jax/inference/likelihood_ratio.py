@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array
 
 from fisher_jax.errors import FitWarning, check_count, check_key, entry_point, warn
-from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.each import check_fit, with_data
-from fisher_jax.fitting.optima import stacked_starts
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit, joined_fits, origin_of
+from fisher_jax.fitting.starts import stacked_starts
 from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
 from fisher_jax.inference.gained import gained_over, gained_over_point
 from fisher_jax.inference.hypothesis import Hypothesis, free_positions, hypothesised

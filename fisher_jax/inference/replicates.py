@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.blocks import blocks_of
-from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.inference.resampling import Scheme, resampled_counts
 from fisher_jax.models.drawing import check_sampler, draw_data_sets

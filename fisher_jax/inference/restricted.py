@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.fitting.batch import fit_batch
-from fisher_jax.fitting.fit import fit
+from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.models.constraints import Interval, Unconstrained, fixed

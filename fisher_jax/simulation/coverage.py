@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from fisher_jax.errors import FitWarning, check_count, check_key, check_level, entry_point
-from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.information import has_closed_form

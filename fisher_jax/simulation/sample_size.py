@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.errors import check_count, check_pytree, entry_point, is_number, shown
-from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.functions import in_one_row, named_within
 from fisher_jax.information import Covariance
 from fisher_jax.information.bound import bound_of

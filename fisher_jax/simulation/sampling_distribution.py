@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from fisher_jax.errors import call_user, check_count, check_function, check_key, entry_point, warn
 from fisher_jax.fitting import workers
-from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.simulation.asymptotics import Promise, promise_of

@@ -8,7 +8,7 @@ import numpy as np
 
 from fisher_jax.errors import require
 from fisher_jax.fitting import covariance as covariances
-from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.model import Model

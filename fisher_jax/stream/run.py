@@ -7,8 +7,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from fisher_jax.errors import check_count, check_flag, entry_point
-from fisher_jax.fitting.batch import checked_kinds
-from fisher_jax.fitting.fit import check_optimizer, check_stopping
+from fisher_jax.fitting.fit import check_kinds, check_optimizer, check_stopping
 from fisher_jax.fitting.workers import devices_of
 from fisher_jax.models.model import as_model
 from fisher_jax.stream.inputs import default_block, inputs_of
@@ -130,7 +129,7 @@ def fit_stream(
     with sole_writer(target.path):
         check_place(target, overwrite=overwrite)
         inputs = inputs_of(arguments, axes)
-        kinds = checked_kinds(covariances, model)
+        kinds = check_kinds(covariances, model)
         size = default_block(model, inputs, len(kinds)) if block is None else check_count(block, 1, "block")
         settings: dict[str, Any] = {
             "optimizer": optimizer,
