@@ -1,6 +1,7 @@
 """Fits in files without pickle: their arrays, and as JSON what says how they belong together, in one .npz."""
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ _NAMED: dict[str, Constraint] = {
 }
 
 
-def save(fit: Fit, path: Any) -> None:
+def save(fit: Fit, path: str | os.PathLike[str]) -> None:
     """Write a fit, or many, to a file; see `Fit.save`."""
     layout = fit.layout
     header = {
@@ -51,7 +52,7 @@ def save(fit: Fit, path: Any) -> None:
 
 
 @entry_point
-def load(path: Any, *, like: PyTree = None) -> Fit:
+def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Fit:
     """Read a fit, or many, that `Fit.save` wrote.
 
     Parameters

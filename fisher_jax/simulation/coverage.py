@@ -191,7 +191,7 @@ def _ends(fits: Fit, kind: str, level: Any) -> Float[np.ndarray, "b q 2"]:
         if bare == "profile":
             found = fits.confidence_intervals(level=level, method="profile")
         else:
-            found = fits.confidence_intervals(_covariance(kind), level=level, scale=scale)
+            found = fits.confidence_intervals(_covariance(kind), level=level, scale=scale)  # type: ignore[arg-type]
     ends = np.asarray(jax.vmap(jax.vmap(layout.flatten, -1, -1))(found), float)
     has_one = fits.converged | (bare == "profile")  # a profile can be followed from where the others have no curvature
     return np.where(has_one[:, None, None], ends, np.nan)
