@@ -50,7 +50,7 @@ FINISHED = (Status.CONVERGED, Status.CONVERGED_TO_ROUNDING, Status.STEP_LIMIT, S
 class Starts:
     """The starts u (B, p) of many fits, the array leaves of their parameters, and their data sets.
 
-    `values_differ` says which leaves have an axis over the fits. Those of estimated parameters repeat u.
+    `values_differ` is true for the leaves that have an axis over the fits. Those of estimated parameters repeat u.
     """
 
     layout: Layout
@@ -63,7 +63,7 @@ class Starts:
         return len(self.free)
 
     @property
-    def own(self) -> Leaves:
+    def varying(self) -> Leaves:
         """The starts, and then every array that differs among the fits."""
         return [self.free, *map(np.asarray, split_by(self.mapped, self._leaves)[0])]
 
@@ -86,15 +86,11 @@ class Starts:
     def _leaves(self) -> Leaves:
         return jax.tree.leaves((self.values, *self.dataset.parts))
 
-    @property
-    def entries(self) -> int:
-        """The number of entries of the largest array that is one fit's own."""
-        own, _ = split_by(self.values_differ, self.values)
-        return max([self.dataset.entries, self.layout.num_free, *(int(np.prod(np.shape(leaf)[1:])) for leaf in own)])
-
     def take(self, rows: Any) -> "Starts":
         """Some of the fits."""
-        values = [leaf[rows] if own else leaf for leaf, own in zip(self.values, self.values_differ, strict=True)]
+        values = [
+            leaf[rows] if varying else leaf for leaf, varying in zip(self.values, self.values_differ, strict=True)
+        ]
         return replace(self, free=self.free[rows], values=values, dataset=self.dataset.take(rows))
 
     def started_at(self, free: np.ndarray) -> "Starts":
@@ -149,10 +145,10 @@ def check_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset, coun
     each = [hasattr(leaf, "dtype") and np.ndim(leaf) > 0 and np.shape(leaf)[0] == count for leaf in leaves]
     if size or not any(each) or _accepts(model, params, dataset):
         return
-    first = [leaf[0] if own else leaf for leaf, own in zip(leaves, each, strict=True)]
+    first = [leaf[0] if varying else leaf for leaf, varying in zip(leaves, each, strict=True)]
     if _accepts(model, jax.tree.unflatten(treedef, first), dataset):
-        axes = 0 if all(each) else jax.tree.unflatten(treedef, [0 if own else None for own in each])
-        shapes = ", ".join(str(np.shape(leaf)) for leaf, own in zip(leaves, each, strict=True) if own)
+        axes = 0 if all(each) else jax.tree.unflatten(treedef, [0 if varying else None for varying in each])
+        shapes = ", ".join(str(np.shape(leaf)) for leaf, varying in zip(leaves, each, strict=True) if varying)
         raise ValueError(
             f"params holds arrays of shape {shapes}, and there are {count} data sets. As one start for all, which "
             "params_axis=None means, the density does not accept it; as one start for each it does. "
@@ -192,39 +188,39 @@ def _check_something_free(layout: Layout) -> None:
 def initial_starts(model: Model, layout: Layout, dataset: Dataset) -> tuple[Values, np.ndarray]:
     """Parameters by the model's `initial` for each data set, and their u (B, p); NaN where they lie outside a constraint."""
     leaves, treedef = jax.tree.flatten(dataset.parts)
-    own, shared = split_by(dataset.differs, leaves)
+    varying, shared = split_by(dataset.differs, leaves)
     assert dataset.size is not None
-    if not own:  # one data set for all
+    if not varying:  # one data set for all
         data, given, _ = dataset.parts
         params = starting_parameters(model, None, data, given)
         values = [np.asarray(value) for value in layout.blocks(params)]
         repeated = lambda x: np.broadcast_to(x, (dataset.size, *np.shape(x)))  # noqa: E731
         return [repeated(value) for value in values], repeated(np.asarray(start_at(layout, values)))
-    block = _starts_at_once(own, dataset.size)
+    block = _starts_at_once(varying, dataset.size)
     initial = functools.partial(_initial, model, layout, treedef, dataset.differs)
-    return map_blocks(lambda own: initial(own, shared), own, dataset.size, block)
+    return map_blocks(lambda varying: initial(varying, shared), varying, dataset.size, block)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
 def _initial(
-    model: Model, layout: Layout, treedef: Any, differs: tuple[bool, ...], own: Leaves, shared: Leaves
+    model: Model, layout: Layout, treedef: Any, differs: tuple[bool, ...], varying: Leaves, shared: Leaves
 ) -> tuple[Values, Float[Array, "R p"]]:
     """The leaves of what the model's `initial` makes of each data set, and their u."""
 
-    def one(own: Leaves) -> tuple[Values, Array]:
-        data, given, _ = jax.tree.unflatten(treedef, merge(differs, own, shared))
+    def one(varying: Leaves) -> tuple[Values, Array]:
+        data, given, _ = jax.tree.unflatten(treedef, merge(differs, varying, shared))
         params = starting_parameters(model, None, data, given)
         free = {i for i, _ in layout.free_leaves}
         blocks = enumerate(layout.blocks(params))
         values = [jnp.asarray(value, layout.dtype if i in free else None) for i, value in blocks]
         return values, start_at(layout, values)
 
-    return jax.vmap(one)(own)
+    return jax.vmap(one)(varying)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _unconstrained(layout: Layout, mapped: tuple[bool, ...], own: Leaves, shared: Leaves) -> Float[Array, "R p"]:
-    return jax.vmap(lambda own: start_at(layout, merge(mapped, own, shared)))(own)
+def _unconstrained(layout: Layout, mapped: tuple[bool, ...], varying: Leaves, shared: Leaves) -> Float[Array, "R p"]:
+    return jax.vmap(lambda varying: start_at(layout, merge(mapped, varying, shared)))(varying)
 
 
 def map_blocks(function: Callable[[Leaves], Any], leaves: Leaves, size: int, block: int) -> Any:
@@ -236,9 +232,9 @@ def map_blocks(function: Callable[[Leaves], Any], leaves: Leaves, size: int, blo
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *parts)
 
 
-def _starts_at_once(own: Leaves, size: int) -> int:
+def _starts_at_once(varying: Leaves, size: int) -> int:
     """How many data sets a block of `map_blocks` takes where starts are computed."""
-    entries = max(int(np.prod(leaf.shape[1:])) for leaf in own)
+    entries = max(int(np.prod(leaf.shape[1:])) for leaf in varying)
     return min(STARTS_AT_ONCE, 1 << (size - 1).bit_length(), max(1, ENTRIES_AT_ONCE // max(entries, 1)))
 
 
@@ -250,9 +246,9 @@ def finite_rows(rows: np.ndarray) -> np.ndarray:
 
 def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int) -> np.ndarray:
     """u at the start of each fit (B, p); NaN where it lies outside its constraint."""
-    own, shared = split_by(mapped, values)
-    if own and all(isinstance(leaf.constraint, Interval | Unconstrained) for _, leaf in layout.free_leaves):
-        # What lies outside such a range has no logarithm, so that numpy can tell by itself, and nothing is compiled.
+    varying, shared = split_by(mapped, values)
+    if varying and all(isinstance(leaf.constraint, Interval | Unconstrained) for _, leaf in layout.free_leaves):
+        # Outside such a range the logarithm is NaN: numpy shows it, and no program is compiled.
         whole = [
             np.asarray(value) if differs else np.broadcast_to(np.asarray(value), (size, *np.shape(value)))
             for value, differs in zip(values, mapped, strict=True)
@@ -260,9 +256,12 @@ def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int)
         free = np.asarray(layout.unconstrain(whole))
         whole_rows = finite_rows(free)
         return free if whole_rows.all() else np.where(whole_rows[:, None], free, np.nan)
-    if own:
+    if varying:
         return map_blocks(
-            lambda own: _unconstrained(layout, mapped, own, shared), own, size, _starts_at_once(own, size)
+            lambda varying: _unconstrained(layout, mapped, varying, shared),
+            varying,
+            size,
+            _starts_at_once(varying, size),
         )
     check_start(layout, values)
     return np.broadcast_to(np.asarray(layout.unconstrain(values)), (size, layout.num_free))
@@ -283,7 +282,7 @@ class Options(NamedTuple):
 
 
 def fit_all(options: Options, starts: Starts, *, retry: bool, float64_finish: bool) -> Fit:
-    """Fit them, retry what failed, and finish in float64 if asked for."""
+    """Fit them, retry what failed, and finish in float64 where `float64_finish`."""
     with _progress(options.progress, len(starts)) as watch:
         at_first = STEPS_AT_FIRST if retry and isinstance(options.optimizer, Newton) else None
         fits = _run(options, starts, 1.0, watch, most_steps=at_first)
@@ -300,11 +299,11 @@ def fit_all(options: Options, starts: Starts, *, retry: bool, float64_finish: bo
         fits, attempt = _finish(options, starts, fits, attempt)
     rows = np.flatnonzero(np.isin(fits.status_code, (Status.BAD_START, Status.NOT_FINITE)))
     if len(rows):  # which observation is to blame
-        _, *own = starts.own
-        leaves = [np.asarray(fits.free)[rows], *(leaf[rows] for leaf in own)]
+        _, *varying = starts.varying
+        leaves = [np.asarray(fits.free)[rows], *(leaf[rows] for leaf in varying)]
         suspects = functools.partial(_suspects, options.model, starts.layout, starts.treedef, starts.mapped)
         suspect = np.array(fits.suspect)
-        suspect[rows] = map_blocks(lambda own: suspects(own, starts.shared), leaves, len(rows), BLOCK)
+        suspect[rows] = map_blocks(lambda varying: suspects(varying, starts.shared), leaves, len(rows), BLOCK)
         fits = replace(fits, suspect=suspect)
     if not {"observed", "sandwich"} & set(options.kinds):
         fits = replace(fits, curvature=None)
@@ -329,11 +328,13 @@ def _run(
     leaves = [starts.values[i] for i in fixed] + rows
     differs = tuple(starts.values_differ[i] for i in fixed) + starts.dataset.differs
     first, (first_data, first_given, _) = starts.free[0], starts.dataset.one(0).parts
-    first_values = [leaf[0] if own else leaf for leaf, own in zip(starts.values, starts.values_differ, strict=True)]
+    first_values = [
+        leaf[0] if varying else leaf for leaf, varying in zip(starts.values, starts.values_differ, strict=True)
+    ]
     num_terms = count_terms(options.model, lambda: layout.constrain(first, first_values), first_data, first_given)
     lanes = options.num_lanes or engine.lanes_of_arrays(num_terms, layout.num_free)
     plan = Plan(options.model, layout, options.optimizer, treedef, len(fixed), differs, num_terms, lanes)
-    own = [at_hand(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
+    varying = [at_hand(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
     shared = [np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if not mine]
 
     # n of each data set, its terms or the sum of their weights; and how many terms count at all, of each or of all.
@@ -348,13 +349,13 @@ def _run(
     if by_newton:
         settings = Settings(tolerance, np.asarray(radius_factor, dtype))
         solution, ran = engine.fit_all(
-            plan, own, shared, starts.free, num_observed, settings, max_steps, watch=watch, **where
+            plan, varying, shared, starts.free, num_observed, settings, max_steps, watch=watch, **where
         )
     else:
         function = functools.partial(_maxima, options.model, layout, options.optimizer, starts.treedef, starts.mapped)
         stops = tolerance, np.int32(max_steps)
         solution, ran = (
-            map_blocks(lambda own: function(own, starts.shared, *stops), starts.own, size, BLOCK),
+            map_blocks(lambda varying: function(varying, starts.shared, *stops), starts.varying, size, BLOCK),
             "lock-step",
         )
         if watch is not None:
@@ -370,10 +371,10 @@ def _run(
         values.append(value)
     outer_product = expected = None
     if {"empirical", "sandwich"} & set(options.kinds):
-        outer_product = engine.information_of_each(plan, own, shared, solution.free, "empirical", **where)
+        outer_product = engine.information_of_each(plan, varying, shared, solution.free, "empirical", **where)
     if "expected" in options.kinds:
         natural, theta = replace(plan, layout=layout.natural()), np.asarray(layout.join(values))
-        expected = engine.information_of_each(natural, own, shared, theta, "expected", **where)
+        expected = engine.information_of_each(natural, varying, shared, theta, "expected", **where)
     return Fit(
         values=values,
         log_likelihood=solution.log_likelihood,
@@ -382,7 +383,7 @@ def _run(
         decrement=solution.decrement,
         num_observations=num_observations,
         free=solution.free,
-        curvature=solution.curvature,  # retries look at it; dropped at the end where it was not asked for
+        curvature=solution.curvature,  # retries look at it; dropped at the end where `kinds` do not need it
         outer_product=outer_product,
         expected=expected,
         suspect=np.full(size, -1, np.int32),
@@ -401,30 +402,34 @@ def _maxima(
     optimizer: Any,
     treedef: Any,
     mapped: tuple[bool, ...],
-    own: Leaves,
+    varying: Leaves,
     shared: Leaves,
     tolerance: Any,
     max_steps: Any,
 ) -> Solution:
-    """Fits by an optax transformation in lock-step; `own` begins with their starts."""
+    """Fits by an optax transformation in lock-step; `varying` begins with their starts."""
 
-    def one(own: Leaves) -> Solution:
-        values, *parts = jax.tree.unflatten(treedef, merge(mapped, own[1:], shared))
-        return maximise(make_problem(model, layout, values, Dataset(*parts), own[0]), optimizer, tolerance, max_steps)
+    def one(varying: Leaves) -> Solution:
+        values, *parts = jax.tree.unflatten(treedef, merge(mapped, varying[1:], shared))
+        return maximise(
+            make_problem(model, layout, values, Dataset(*parts), varying[0]), optimizer, tolerance, max_steps
+        )
 
-    return jax.vmap(one)(own)
+    return jax.vmap(one)(varying)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
-def _suspects(model: Model, layout: Layout, treedef: Any, mapped: tuple[bool, ...], own: Leaves, shared: Leaves) -> Any:
-    """The first observation of each data set whose log-density or score is not finite; `own` begins with the u."""
+def _suspects(
+    model: Model, layout: Layout, treedef: Any, mapped: tuple[bool, ...], varying: Leaves, shared: Leaves
+) -> Any:
+    """The first observation of each data set whose log-density or score is not finite; `varying` begins with the u."""
 
-    def one(own: Leaves) -> Any:
-        values, *parts = jax.tree.unflatten(treedef, merge(mapped, own[1:], shared))
+    def one(varying: Leaves) -> Any:
+        values, *parts = jax.tree.unflatten(treedef, merge(mapped, varying[1:], shared))
         target = likelihood(model, layout, values, Dataset(*parts))
-        return first_not_finite(target, own[0], outer_product_at(target, own[0])[0])
+        return first_not_finite(target, varying[0], outer_product_at(target, varying[0])[0])
 
-    return jax.vmap(one)(own)
+    return jax.vmap(one)(varying)
 
 
 @contextmanager
@@ -511,5 +516,5 @@ def _replace_rows(fits: Fit, rows: np.ndarray, by: Fit) -> Fit:
 
 
 def has_float64() -> bool:
-    """Whether JAX was told to compute in float64."""
+    """Whether JAX computes in float64 (jax_enable_x64)."""
     return bool(jax.dtypes.canonicalize_dtype(np.float64) == np.float64)

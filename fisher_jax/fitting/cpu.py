@@ -2,8 +2,8 @@
 
 XLA's CPU runtime starts a kernel of its own for each fusion, copy and reduction; a step of 64 lanes would start hundreds, each
 on an array of half a kilobyte. A call with the attributes below is compiled into one function instead, loops included. They
-are undocumented names of XLA: where it ignores them the results are the same to rounding, only slower, and
-`tests/test_engine.py` says so for each JAX that is supported.
+are undocumented names of XLA: where it ignores them the results are the same to rounding, only slower;
+`tests/test_engine.py` fails then, for each JAX that is supported.
 """
 
 import functools

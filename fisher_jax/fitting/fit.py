@@ -66,7 +66,7 @@ def fit(
     data : pytree
         The observations, each leaf with a leading axis of length n. Rows are taken in their order: what comes from pandas must
         have the same index in `data`, `given` and `weights`. A row with an entry that is masked (`numpy.ma`), here or in `given`,
-        gets weight zero; `summary` says how many these are.
+        gets weight zero; `summary` counts them.
     given : pytree, optional
         Covariates with the same leading axis. A data frame counts as a matrix, its columns side by side.
     weights : array (n,), optional
@@ -90,7 +90,7 @@ def fit(
     Returns
     -------
     Fit
-        Whatever happened; `status` says what. The status comes from the decrement and the definiteness of the observed
+        However the fit ended: see its `status`, which comes from the decrement and the definiteness of the observed
         curvature at the end, whichever optimiser was used.
 
     Raises
@@ -195,7 +195,7 @@ def fit_batch(
         zero: a term of a `dependent` model must not look ahead. A row with a masked entry gets weight zero in its data set, as
         for `fit`.
     given : pytree, optional
-        Covariates, one set for all data sets unless `given_axis` says otherwise.
+        Covariates, one set for all data sets unless `given_axis` is given.
     weights : array, optional
         Frequency weights (B, n), or (n,) with ``weights_axis=None``. A weight of zero leaves an observation out.
     params_axis, data_axis, given_axis, weights_axis : int, None, or pytree of them
@@ -208,10 +208,10 @@ def fit_batch(
         Take up again what ended at the step limit, stalled, at a saddle, not finite or with a bad start: first with a thousand
         times the damping; then from another start (the model's `initial` if it has one and that was not the start, else two
         conditional standard errors off where it ended); then in float64, if it was not and x64 is enabled. The first success
-        counts, and `attempt` tells which it was; without any, the first attempt's end stands.
+        counts, and `attempt` is its number; without any, the first attempt's end stands.
     float64_finish : bool
         Take up fits made in float32 again in float64 from where they ended (needs x64): those that converged, whose status is
-        then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` says so). Results
+        then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` is then 3). Results
         are float64, and `num_steps` counts both.
     engine : {"kernel", "arrays"}, optional
         How the fits are run: whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters; or in arrays of
@@ -230,7 +230,7 @@ def fit_batch(
     Returns
     -------
     Fit
-        With a batch axis: one fate for each data set; numerical trouble in one is its own status and touches no other.
+        With a batch axis: one status for each data set; a fit that fails does not affect the others.
 
     Raises
     ------

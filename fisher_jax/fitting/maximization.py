@@ -176,7 +176,7 @@ def default_steps(optimizer: Any) -> int:
 
 
 def evaluate(problem: Problem, kind: Kind, point: Float[Array, " p"]) -> Evaluation:
-    """The log-likelihood with the kind of information asked for, as arrays (p,) and (p, p)."""
+    """The log-likelihood with information of this kind, as arrays (p,) and (p, p)."""
     target = problem.likelihood
     if kind == "observed":
         terms, gradient, information = derivatives_at(target, point)
@@ -214,8 +214,8 @@ def certify(
 ) -> Any:
     """The status of a maximisation that ended in this state, from the certificate alone: the first condition that holds.
 
-    Element-wise over the lanes. `begun` is where it began, `restricted` says of each entry of u whether it is a logarithm or logit,
-    `broken` that the optimiser stepped to where nothing is finite.
+    Element-wise over the lanes. `begun` is where it began, `restricted` is true for the entries of u that are logarithms or logits,
+    `broken` where the optimiser stepped to where nothing is finite.
     """
     xp = lanes.namespace(state.decrement)
     p, dtype = len(state.point), state.decrement.dtype
@@ -240,7 +240,7 @@ def certify(
     singular = xp.abs(state.pivot) <= xp.maximum(singular_pivot(p, dtype), slope)
     unmoved = lanes.every(lanes.each(lambda u, b: (u == b) | ~xp.isfinite(b), state.point, begun))
     conditions = [
-        # First, for without an observation the rest says what lies under weights of zero.
+        # First: without an observation the other conditions would judge the values under weights of zero.
         (num_observed == 0, Status.TOO_FEW_OBSERVATIONS),
         (~xp.isfinite(state.at.value) & unmoved, Status.BAD_START),
         (broken | ~state.finite, Status.NOT_FINITE),
@@ -260,7 +260,7 @@ def certify(
     return status.astype("int32")
 
 
-class ClosesOverTraced(Exception):  # noqa: N818  # no fault of the user's
+class ClosesOverTraced(Exception):  # noqa: N818  # no error: the compiled loop takes over
     """The density closes over what another transformation traces, which no program can keep."""
 
 
@@ -297,9 +297,9 @@ def fit_on_host(
         return None
     values = [np.asarray(value) for value in values]
     # A closed form of the information is of the free parameters only.
-    whole = _with_fixed_ones(model, layout, values) if free_all and model.information is None else layout
-    given = dataset
+    whole = _layout_with_fixed(model, layout, values) if free_all and model.information is None else layout
     optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
+    padded = dataset
     if num_rows > MOST_ROWS:
         try:
             rows = Rows(model, whole, values, dataset)
@@ -308,65 +308,62 @@ def fit_on_host(
         except CannotExpand:
             return None
     else:
-        dataset = dataset if model.is_dependent else pad_dataset(dataset, size, layout.dtype)
-        evaluations = [_evaluation(model, whole, step.kind, values, dataset) for step in optimizers]
-        programs[like] = evaluations[-1]  # found without a look at the data, when their fits have become many
+        padded = dataset if model.is_dependent else pad_dataset(dataset, size, layout.dtype)
+        evaluations = [_evaluation(model, whole, step.kind, values, padded) for step in optimizers]
+        # By this key the next fit need not look at the data to see that a compiled loop is due.
+        programs[like] = evaluations[-1]
         if evaluations[-1].seconds > ENOUGH_SECONDS:
             return None
     begun = time.perf_counter()
 
-    def typed(x: Any) -> Any:
-        """In the precision of the fit: numpy widens float32 scalars that meet float64 ones."""
-        return layout.dtype.type(x) if x.dtype.kind == "f" else x
-
-    with np.errstate(all="ignore"):
-        places, theta_places = _places(layout, whole, "free_size"), _places(layout, whole, "size")
-        square = np.ix_(places, places)
-        everything = np.asarray(whole.unconstrain(values))
-        start = everything[places]
-        point, steps = start, 0
+    # Where the free entries of the layout are among those of the whole one: in u, and in θ.
+    in_u, in_theta = (_places(layout, whole, size) for size in ("free_size", "size"))
+    steps = 0
+    with np.errstate(all="ignore"):  # NaN and infinities are what a status explains
+        u = np.asarray(whole.unconstrain(values))
+        start = point = u[in_u]
         for step, evaluation in zip(optimizers, evaluations, strict=True):
             hands_over = step is not optimizers[-1]
             aim = np.asarray(HAND_OVER if hands_over else tolerance, layout.dtype)[()]
             state, ended = begin(lanes.vector(point)), False
             while not ended:
-                everything[places] = lanes.to_array(trial(state))
-                found = jax.device_get(evaluation.call(everything, values, dataset))
+                u[in_u] = lanes.to_array(trial(state))
+                at = jax.device_get(evaluation.call(u, values, padded))
                 reached = Evaluation(
-                    found["value"][()],
-                    lanes.vector(found["gradient"][places]),
-                    lanes.matrix(found["information"][square]),
-                    found["rounding"][()],
+                    at["value"][()],
+                    lanes.vector(at["gradient"][in_u]),
+                    lanes.matrix(at["information"][np.ix_(in_u, in_u)]),
+                    at["rounding"][()],
                 )
                 state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.restricted)
-                state = jax.tree.map(typed, state)
-                ended = (
-                    bool(done) or steps + int(state.count) >= max_steps or (hands_over and bool(is_within(state, aim)))
-                )
+                # In the precision of the fit: numpy widens float32 scalars that meet float64 ones.
+                state = jax.tree.map(lambda x: layout.dtype.type(x) if x.dtype.kind == "f" else x, state)
+                ended = bool(done) or steps + int(state.count) >= max_steps
+                ended = ended or (hands_over and bool(is_within(state, aim)))
             point = np.asarray(lanes.to_array(handed_over_at(state, aim) if hands_over else state.point))
             steps += int(state.count)
-        everything[places] = point
-        found = jax.device_get(evaluations[-1].call(everything, values, dataset, whole=True))
+        u[in_u] = point
+        at = jax.device_get(evaluations[-1].call(u, values, padded, whole=True))
         status = certify(
-            state, lanes.vector(start), found["num_observed"], tolerance, max_steps, layout.restricted, num_steps=steps
+            state, lanes.vector(start), at["num_observed"], tolerance, max_steps, layout.restricted, num_steps=steps
         )
-        reached_values = layout.constrained_values(point, values)
+        estimate = layout.constrained_values(point, values)
     if whole is not layout and int(status) > Status.CONVERGED_TO_ROUNDING:
-        return fit_on_host(model, layout, optimizer, values, given, tolerance, max_steps, free_all=False)
-    blamed = int(status) in (Status.BAD_START, Status.NOT_FINITE)
-    expected = found["expected"]
-    fitted = Fit(
-        values=[np.asarray(value) for value in reached_values],
+        return fit_on_host(model, layout, optimizer, values, dataset, tolerance, max_steps, free_all=False)
+    is_not_finite = int(status) in (Status.BAD_START, Status.NOT_FINITE)
+    expected = at["expected"]
+    fit = Fit(
+        values=[np.asarray(value) for value in estimate],
         log_likelihood=np.asarray(state.at.value + state.at.rounding),
         status_code=np.asarray(status, np.int32),
         num_steps=np.asarray(steps, np.int32),
         decrement=np.asarray(state.decrement),
-        num_observations=found["num_observations"],
+        num_observations=at["num_observations"],
         free=point,
         curvature=np.asarray(lanes.matrix_to_array(state.at.information)),
-        outer_product=found["outer_product"][square],
-        expected=None if expected is None else expected[np.ix_(theta_places, theta_places)],
-        suspect=np.asarray(found["suspect"] if blamed else -1, np.int32),
+        outer_product=at["outer_product"][np.ix_(in_u, in_u)],
+        expected=None if expected is None else expected[np.ix_(in_theta, in_theta)],
+        suspect=np.asarray(at["suspect"] if is_not_finite else -1, np.int32),
         last_step=np.asarray(lanes.to_array(state.step)) if np.isfinite(state.drift) else np.zeros_like(point),
         attempt=np.zeros((), np.int8),
         layout=layout,
@@ -374,13 +371,14 @@ def fit_on_host(
         engine="host" if num_rows <= MOST_ROWS else "rows",
     )
     evaluations[-1].seconds += time.perf_counter() - begun
-    return fitted
+    return fit
 
 
-def _with_fixed_ones(model: Model, layout: Layout, values: Values) -> Layout:
+def _layout_with_fixed(model: Model, layout: Layout, values: Values) -> Layout:
     """A layout with floating fixed parameters among the free ones, so that fixing one changes no program.
 
-    What was compiled for a model that estimates them serves, where the fixed values lie inside its constraints.
+    What was compiled for a model that estimates them serves, where the fixed values lie inside its constraints and come back from
+    the unconstrained scale as they were.
     """
 
     def free(leaf: Leaf, value: np.ndarray) -> Leaf:
@@ -390,23 +388,21 @@ def _with_fixed_ones(model: Model, layout: Layout, values: Values) -> Layout:
     whole = replace(layout, leaves=tuple(free(leaf, value) for leaf, value in zip(layout.leaves, values, strict=True)))
     if whole == layout or whole.num_free > UNROLLED:
         return layout
-    compiled = [key[2] for key in programs_of(model) if key[0] == "evaluation"]
-    return next((other for other in compiled if _frees(other, whole, layout, values)), whole)
 
-
-def _frees(other: Layout, whole: Layout, layout: Layout, values: Values) -> bool:
-    """Whether another layout is this one with fixed parameters free, by constraints that bring their values back as they were."""
-    if len(other.leaves) != len(layout.leaves) or replace(other, leaves=layout.leaves) != layout:
-        return False
-    for one, free, leaf in zip(other.leaves, whole.leaves, layout.leaves, strict=True):
-        freed = leaf.is_fixed and not free.is_fixed and not one.is_fixed
-        if one != free and not (freed and (one.name, one.shape) == (free.name, free.shape)):
+    def serves(other: Layout) -> bool:
+        if len(other.leaves) != len(layout.leaves) or replace(other, leaves=layout.leaves) != layout:
             return False
-    if not all(other.contains(values)):
-        return False
-    again = other.constrained_values(other.unconstrain(values), values)
-    precision = 8 * np.finfo(layout.dtype).eps
-    return all(np.allclose(new, old, rtol=precision, atol=0) for new, old in zip(again, values, strict=True))
+        for theirs, freed, leaf in zip(other.leaves, whole.leaves, layout.leaves, strict=True):
+            was_freed = leaf.is_fixed and not freed.is_fixed and not theirs.is_fixed
+            if theirs != freed and not (was_freed and (theirs.name, theirs.shape) == (freed.name, freed.shape)):
+                return False
+        if not all(other.contains(values)):
+            return False
+        again = other.constrained_values(other.unconstrain(values), values)
+        precision = 8 * np.finfo(layout.dtype).eps
+        return all(np.allclose(new, old, rtol=precision, atol=0) for new, old in zip(again, values, strict=True))
+
+    return next((key[2] for key in programs_of(model) if key[0] == "evaluation" and serves(key[2])), whole)
 
 
 def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
@@ -421,13 +417,13 @@ def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
 
 
 def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Dataset) -> Callable[..., dict[str, Any]]:
-    """An evaluation by rows in lanes, and with `whole` what else the compiled one of few rows returns."""
+    """An evaluation by rows in lanes; with `whole` also the other entries that the compiled one of few rows returns."""
 
     def call(u: np.ndarray, values: Values, _: Any, *, whole: bool = False) -> dict[str, Any]:
         at = rows.evaluate(u, kind)
-        found = {"value": at.value, "rounding": at.rounding, "gradient": at.gradient, "information": at.information}
+        result = {"value": at.value, "rounding": at.rounding, "gradient": at.gradient, "information": at.information}
         if not whole:
-            return found
+            return result
         weights = None if dataset.weights is None else np.asarray(dataset.weights)
         count = np.shape(jax.tree.leaves(dataset.data)[0])[0]
         target = likelihood(model, layout, values, dataset)
@@ -439,7 +435,7 @@ def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Data
         if has_closed_form(model):
             estimate = layout.constrained_values(u, values)
             expected = np.asarray(jax.jit(lambda e: total_information(model, layout, e, dataset, target))(estimate))
-        return found | {
+        return result | {
             "outer_product": rows.evaluate(u, "empirical").information,
             "expected": expected,
             "suspect": suspect,
@@ -485,8 +481,8 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
                 raise ClosesOverTraced from error
             raise
         programs[key] = _Evaluation(lambda u, values, dataset, whole=False: compiled(u, values, dataset))
-    found: _Evaluation = programs[key]
-    return found
+    evaluation: _Evaluation = programs[key]
+    return evaluation
 
 
 def _compile(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
@@ -515,7 +511,10 @@ def _compile(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[.
 
 
 def _compile_fast(lowered: Any) -> Any:
-    """What runs a few dozen times. To try the options first, as `quick_options` does, would be one more program to wait for."""
+    """Compile, fast, what runs a few dozen times.
+
+    To try the options first, as `quick_options` does, would be one more program to wait for.
+    """
     try:
         return lowered.compile(compiler_options=quick(0))
     except jax.errors.JaxRuntimeError as error:

@@ -46,7 +46,7 @@ BLOCK = 2**14  # fits that a method works on at once, so that what it holds mean
 
 
 class Origin(NamedTuple):
-    """What fits were made from, for what cannot do without the data: profiles, clusters, influence, the bootstrap."""
+    """The model and the data of fits, for what needs them: profiles, clusters, influence, the bootstrap."""
 
     model: Model
     dataset: Dataset
@@ -86,7 +86,7 @@ class Fit:
         n: the number of log-density terms, or the sum of the weights.
     free : array (*b, p)
         The estimate on the unconstrained scale, u.
-    curvature, outer_product : arrays (*b, p, p), or None where they were not kept
+    curvature, outer_product : arrays (*b, p, p), or None where no kind in `kinds` needs them
         −∇²ℓ and Σ wᵢ sᵢ sᵢᵀ with respect to u, totals.
     expected : array (*b, q, q) or None
         n I(θ) in the user's parametrisation where the model has a closed form.
@@ -97,7 +97,7 @@ class Fit:
     attempt : integer array (*b)
         Which attempt of `fit_batch` gave the result: 0 as asked, 1 stronger damping, 2 another start, 3 float64.
     kinds : tuple of str
-        The kinds of covariance that were kept.
+        The kinds of covariance that can be computed from it.
     engine : str
         How the fit was run: "host" and "rows" (steps on the host), "loop", "kernel", "arrays", "lock-step"; empty after a
         transformation.
@@ -105,7 +105,7 @@ class Fit:
         The model and the data. No part of the pytree: None once the fit has passed through a transformation; and None where the
         data sets came as a list.
     optima : tuple of Optimum
-        Of a fit from several starts: every certified maximum that was found, the highest first. No part of the pytree.
+        Of a fit from several starts: every certified maximum that was reached, the highest first. No part of the pytree.
     num_masked : integer array (*b), or None where nothing is masked
         How many rows have weight zero because an entry of theirs is masked.
     meat, robust : array (*b, p, p) or None, and str
@@ -229,7 +229,7 @@ class Fit:
         kind : {"observed", "expected", "empirical", "sandwich"}, optional
             Inverse of minus the Hessian; of n times the Fisher information; of the summed outer products of scores; or
             White's robust H⁻¹ (Σ s sᵀ) H⁻¹, without a small-sample factor; see `robust` for other middles. By default what the
-            fit was asked for: "sandwich" if it was made by `robust`, else the first kind that was kept, "observed" for `fit`.
+            fit was asked for: "sandwich" if it was made by `robust`, else the first of `kinds`, "observed" for `fit`.
         require_maximum : bool
             Give NaN where the fit did not converge, since an inverse information is a covariance at a maximum only. False
             gives it wherever the fit ended.
@@ -249,7 +249,7 @@ class Fit:
         Raises
         ------
         ValueError
-            If the kind is unknown or was not kept, or "expected" is asked of a model without a route to it.
+            If the kind is unknown or not in `kinds`, or is "expected" and the model has no closed form of its information.
         """
         kind = self._check(kind)
         matrix = self._computed(covariances.covariance, kind, require_maximum)
@@ -258,7 +258,7 @@ class Fit:
 
     @entry_point
     def standard_errors(self, kind: CovarianceKind | None = None, *, require_maximum: bool = True) -> PyTree:
-        """Standard errors, a pytree like `params`; zero for parameters held `fixed`. Arguments as for `covariance`."""
+        """Standard errors, a pytree like `params`; zero for `fixed` parameters. Arguments as for `covariance`."""
         kind = self._check(kind)
         errors = self._computed(covariances.standard_errors, kind, require_maximum)
         self._warn(kind, errors)
@@ -304,7 +304,7 @@ class Fit:
         Returns
         -------
         pytree
-            Parameters held `fixed` have both ends at their value.
+            `fixed` parameters have both ends at their value.
 
         Raises
         ------
@@ -325,7 +325,7 @@ class Fit:
         """The information per observation at the estimate, in the user's parametrisation, as an `Information`.
 
         `kind` is one of "observed", "expected" and "empirical"; the sandwich is a covariance and no information. By default the
-        first of these that was kept. Of many fits the matrix is (B, q, q): `jax.vmap` the methods of the result over it.
+        first of these in `kinds`. Of many fits the matrix is (B, q, q): `jax.vmap` the methods of the result over it.
 
         Raises
         ------
@@ -393,7 +393,7 @@ class Fit:
 
     @entry_point
     def diagnosis(self) -> str:
-        """The status in full: what is known, which observation or direction is to blame, likely causes, what to try."""
+        """The status in full: its meaning, which observation or direction is to blame, likely causes, what to try."""
         self._check_single()
         status, culprit = self.status, self._culprit()
         text = f"{status.label.capitalize()}: {status.meaning}"
@@ -509,7 +509,7 @@ class Fit:
         return self.summary()._repr_html_()
 
     def _computed(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(fit, *arguments)`, by numpy where all is known, and of many fits a block at a time."""
+        """`function(fit, *arguments)`, by numpy where no number is traced, and of many fits a block at a time."""
         leaves = jax.tree.leaves((self, arguments))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return function(self, *arguments)
@@ -523,7 +523,7 @@ class Fit:
     def _errors_and_doubts(self, kind: str | None) -> tuple[str, np.ndarray | None, tuple[str, ...]]:
         """Of many fits the kind meant, the standard errors (B, q), and what is in doubt about those of converged fits.
 
-        The kind is empty where none was kept nor asked for. There is no warning: the status stands beside the numbers.
+        The kind is empty where `kinds` is and none is given. There is no warning: the status stands beside the numbers.
         """
         if kind is None and not self.kinds:
             return "", None, ()
@@ -583,7 +583,7 @@ class Fit:
         return ""
 
     def _check(self, kind: str | None) -> CovarianceKind:
-        """The kind of covariance meant; raise where it does not exist or was not kept."""
+        """The kind of covariance meant; raise where it does not exist or is not in `kinds`."""
         if kind is None:
             kind = "sandwich" if self.robust else (*self.kinds, "observed")[0]
         if isinstance(kind, str) and kind in KINDS and kind not in self.kinds:
@@ -602,7 +602,7 @@ class Fit:
             )
 
     def _doubts(self, kind: str, errors: Any = None) -> tuple[str, ...]:
-        """Why there is no covariance of a kind, or no theory behind it, in sentences; empty where nothing is wrong with it."""
+        """Why there is no covariance of a kind, or no theory behind it, in sentences; empty where there is no doubt."""
         converged = np.atleast_1d(self.converged)
         doubts = (*(() if np.all(converged) else (NO_MAXIMUM,)), *self._irregularity())
         errors = self._computed(covariances.standard_errors, kind) if errors is None else errors
@@ -634,7 +634,7 @@ class Fit:
         return (f"In {int(np.sum(irregular))} of {irregular.size} fits: {IRREGULAR}" if self.has_batch else IRREGULAR,)
 
     def _warn(self, kind: str | None = None, errors: Any = None) -> None:
-        """A `FitWarning` where a fit whose numbers are known failed, or where its covariance of a kind is in doubt.
+        """Warn where a fit whose numbers are not traced failed, or where its covariance of a kind is in doubt.
 
         `errors` are NaN where standard errors of that kind are, where these have been computed already.
         """
@@ -662,13 +662,13 @@ def _curvature_not_finite(model: Model, layout: Layout, values: Values, dataset:
 
 
 _META = ("layout", "kinds", "robust")
-_DROPPED = ("origin", "optima", "engine")  # what a fit loses on its way through a transformation
+_DROPPED = ("origin", "optima", "engine")  # what a fit no longer has after a transformation
 ARRAYS = tuple(field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED))
 jax.tree_util.register_dataclass(Fit, data_fields=list(ARRAYS), meta_fields=list(_META), drop_fields=list(_DROPPED))
 
 
 def origin_of(fit: Fit) -> Origin:
-    """What the fit was made from; raise where it is not known."""
+    """The model and the data of a fit; raise where it does not have them."""
     if fit.origin is None and fit.has_batch:
         raise ValueError(
             "needs the data, which this batch does not have: it was made from a list of data sets, or went through "
@@ -676,7 +676,7 @@ def origin_of(fit: Fit) -> Origin:
         )
     if fit.origin is None:
         raise ValueError(
-            "needs the data, which this fit has lost on its way through a transformation (jit, vmap, tree.map) or "
+            "needs the data, which this fit no longer has after a transformation (jit, vmap, tree.map) or "
             "into a file. Use a fit as `fit` returned it."
         )
     return fit.origin

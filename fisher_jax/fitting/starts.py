@@ -1,4 +1,4 @@
-"""One data set fitted from several starts at once, as lanes, and the optima that were found."""
+"""One data set fitted from several starts at once, as lanes, and its optima."""
 
 from dataclasses import replace
 from typing import Any
@@ -53,8 +53,8 @@ def fit_from_starts(
             optima.append([int(row)])
     likelihoods = np.where(np.isfinite(fits.log_likelihood), fits.log_likelihood, -np.inf)
     best = fits[int(order[0]) if len(order) else int(np.argmax(likelihoods))]
-    found = tuple(Optimum(fits[g[0]].params, float(fits.log_likelihood[g[0]]), len(g)) for g in optima)
-    return replace(best, optima=found)
+    reached = tuple(Optimum(fits[g[0]].params, float(fits.log_likelihood[g[0]]), len(g)) for g in optima)
+    return replace(best, optima=reached)
 
 
 def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray:
@@ -75,7 +75,7 @@ def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray
 
 
 def stacked_starts(layout: Layout, values: Values, starts: PyTree) -> Values:
-    """The leaves of starting parameters with a leading axis, once they are known to be that."""
+    """Check starting parameters with a leading axis over the starts, and return their leaves."""
     check_pytree(starts, "starts")
     starts = as_parameters(starts)
     try:

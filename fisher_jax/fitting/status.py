@@ -55,7 +55,7 @@ class Status(enum.IntEnum):
 
     @property
     def meaning(self) -> str:
-        """What is known when a fit ends so."""
+        """What this status means."""
         return _TABLE[self].meaning
 
     @property
@@ -65,7 +65,7 @@ class Status(enum.IntEnum):
 
     @property
     def remedy(self) -> str:
-        """What to try next; empty where nothing need be done."""
+        """What to try next; empty for a success."""
         return _TABLE[self].remedy
 
 

@@ -50,7 +50,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
 
 
 def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[str, ...]) -> Report:
-    """The report on many fits, with the standard errors (B, q) where they are known.
+    """The report on many fits, with the standard errors (B, q) where there are any.
 
     It counts statuses and attempts. Its table holds quantiles over the fits, those of estimates over the converged ones; its notes
     name the first fit that failed with each status.

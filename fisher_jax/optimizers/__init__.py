@@ -1,7 +1,7 @@
 """Information-scaled steps as optax transformations.
 
 optax minimises: what it calls a loss is minus the log-likelihood. What these need beyond optax's own loop is one
-keyword-only extra argument: `objective`, a function from the parameters (and the kind of curvature wanted) to an
+keyword-only extra argument: `objective`, a function from the parameters (and the kind of curvature) to an
 `Evaluation`, which `fisher_jax.fit` supplies. For more parameters than a matrix can hold `natural_gradient` takes
 `information` in its place, an operator.
 """

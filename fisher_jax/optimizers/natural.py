@@ -120,7 +120,7 @@ def natural_gradient(
         Its update takes the gradient of the loss to be minimised, and one keyword for the information:
         ``objective(params, kind) -> Evaluation``, which `fisher_jax.fit` supplies, for a matrix that is factorised; or
         ``information=``, an `InformationOperator` made at the parameters and the batch at hand, for a solve by conjugate
-        gradients. For `adaptive`, also ``value_fn(params)``, the same loss, and ``value=`` if it is known.
+        gradients. For `adaptive`, also ``value_fn(params)``, the same loss, and optionally its ``value=``.
 
     Raises
     ------
