@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from fisher_jax import families, moments, optimizers, plots, stream
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
-    from fisher_jax.fitting.batch import fit_batch
     from fisher_jax.fitting.files import load
-    from fisher_jax.fitting.fit import fit
+    from fisher_jax.fitting.fit import fit, fit_batch
     from fisher_jax.fitting.result import Fit
     from fisher_jax.fitting.status import Status
     from fisher_jax.inference.bootstrap import Bootstrap, bootstrap
@@ -75,7 +74,7 @@ _DEFINED_IN = {
     "MonteCarlo": "fisher_jax.information.expectations",
     "Quadrature": "fisher_jax.information.expectations",
     "QuasiMonteCarlo": "fisher_jax.information.expectations",
-    "fit_batch": "fisher_jax.fitting.batch",
+    "fit_batch": "fisher_jax.fitting.fit",
     "load": "fisher_jax.fitting.files",
     "fit": "fisher_jax.fitting.fit",
     "Fit": "fisher_jax.fitting.result",

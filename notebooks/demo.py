@@ -80,10 +80,9 @@ def regression() -> None:
     model = fj.Model(visits, constraints={"size": fj.positive})
     start = {"beta": dict.fromkeys(given, 0.0), "const": np.log(y.mean()), "size": 1.0}
     fit = fj.fit(model, start, y, given=given)
-    robust = fit.summary("sandwich")
-    print(robust)
+    print(fit.summary("sandwich"))
     model_based = fit.layout.flatten(fit.standard_errors())
-    ratios = np.array([row.standard_error for row in robust.rows]) / model_based
+    ratios = fit.layout.flatten(fit.standard_errors("sandwich")) / model_based
     print(f"\n  These robust standard errors are {ratios.min():.2f} to {ratios.max():.2f} times those of the inverse")
     print("  observed information, which takes the model at its word.")
 

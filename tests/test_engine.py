@@ -14,7 +14,7 @@ from jax.scipy.special import betainc
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax.fitting import chunks, cpu, engine, workers
+from fisher_jax.fitting import cpu, engine, workers
 from fisher_jax.models.model import as_model
 from fisher_jax.models.programs import programs_of
 
@@ -323,7 +323,7 @@ def test_what_one_worker_raises_reaches_the_caller_and_stops_the_others():
 
 
 def test_an_error_in_one_chunk_of_a_batch_is_raised(monkeypatch):
-    monkeypatch.setattr(chunks, "padded", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    monkeypatch.setattr(engine, "pad_chunk", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
     with pytest.raises(MemoryError, match="no room"):
         fj.fit_batch(normal, START, NORMAL_DATA, devices=2)
 

@@ -12,7 +12,7 @@ from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
 from fisher_jax import Status
-from fisher_jax.fitting import host as host_path
+from fisher_jax.fitting import maximization
 from fisher_jax.models.fingerprint import LARGE
 
 RNG = np.random.default_rng(12)
@@ -168,7 +168,7 @@ def assert_same(host, loop):
 
 @pytest.mark.parametrize("status", SAMPLES)
 def test_steps_on_the_host_end_as_those_of_the_compiled_loop(status, monkeypatch):
-    monkeypatch.setattr(host_path, "ENOUGH_SECONDS", np.inf)
+    monkeypatch.setattr(maximization, "ENOUGH_SECONDS", np.inf)
     y = SAMPLES[status]
     host, loop = fj.fit(POSITIVE, {"loc": 0.0, "scale": 1.0}, y), loop_of_normal(y)
     assert host.status == status
@@ -188,7 +188,7 @@ def test_what_enters_as_a_sum_is_singular_on_the_host_as_in_the_loop():
 
 
 def test_a_density_that_is_fitted_often_gets_its_loop(monkeypatch):
-    monkeypatch.setattr(host_path, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(maximization, "ENOUGH_SECONDS", 0.0)
     density, _ = counted(normal)
     model = fj.Model(density, constraints={"scale": fj.positive})
     first, second = (fj.fit(model, {"loc": 0.0, "scale": 1.0}, Y) for _ in range(2))
@@ -204,7 +204,7 @@ def test_a_density_that_is_fitted_often_gets_its_loop(monkeypatch):
     "way", ["host", "kernel", *(pytest.param(way, marks=pytest.mark.exhaustive) for way in ("loop", "arrays"))]
 )
 def test_models_that_are_dropped_are_let_go_of_with_their_data(way, monkeypatch):
-    monkeypatch.setattr(host_path, "ENOUGH_SECONDS", np.inf if way == "host" else -1.0)
+    monkeypatch.setattr(maximization, "ENOUGH_SECONDS", np.inf if way == "host" else -1.0)
 
     def references_of_one_fit(number):
         table = np.full(LARGE, float(number))
@@ -245,7 +245,7 @@ def test_a_dropped_model_needs_no_garbage_collection_to_go():
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_a_large_table_is_held_once(kind):
-    size = 2 * host_path.LARGE_TABLE + 17  # a size that no other test has
+    size = 2 * maximization.LARGE_TABLE + 17  # a size that no other test has
     table = kind(np.arange(float(size)))
 
     def log_density(params, row):

@@ -19,8 +19,8 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax import Status
-from fisher_jax.fitting import chunks, gpu, workers
-from fisher_jax.fitting.plan import Plan
+from fisher_jax.fitting import engine, gpu, workers
+from fisher_jax.fitting.rows import Plan
 from fisher_jax.models.model import as_model, flatten_parameters
 from fisher_jax.models.programs import programs_of
 
@@ -264,7 +264,7 @@ def test_a_poisoned_data_set_changes_no_other_fit():
 
 
 def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_many(monkeypatch):
-    monkeypatch.setitem(chunks.CAPACITIES, "gpu", (64, 128))
+    monkeypatch.setitem(engine.CAPACITIES, "gpu", (64, 128))
     data, model = RNG.normal(2.0, 3.0, (200, 13)), new_normal()
     many = fit_on_gpu(model, NORMAL_START, data)
     few = fit_on_gpu(model, NORMAL_START, data[150:170])
@@ -273,11 +273,11 @@ def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_m
 
 
 def test_few_fits_are_not_filled_up_to_a_larger_program_where_there_is_a_smaller(monkeypatch):
-    monkeypatch.setitem(chunks.CAPACITIES, "gpu", (64, 128))
-    data, model, sizes, padded = RNG.normal(2.0, 3.0, (200, 13)), new_normal(), [], chunks.padded
+    monkeypatch.setitem(engine.CAPACITIES, "gpu", (64, 128))
+    data, model, sizes, padded = RNG.normal(2.0, 3.0, (200, 13)), new_normal(), [], engine.pad_chunk
     fit_on_gpu(model, NORMAL_START, data[:20])
     fit_on_gpu(model, NORMAL_START, data)
-    monkeypatch.setattr(chunks, "padded", lambda *arguments: sizes.append(arguments[2]) or padded(*arguments))
+    monkeypatch.setattr(engine, "pad_chunk", lambda *arguments: sizes.append(arguments[2]) or padded(*arguments))
     fit_on_gpu(model, NORMAL_START, data[:20])
     assert set(sizes) == {64}
 
@@ -290,7 +290,7 @@ def pieces_of(monkeypatch, count, leaf_shape, dtype, *, limit=None, devices=2):
     layout, _ = flatten_parameters(model, NORMAL_START)
     plan = Plan(model, layout, None, jax.tree.structure((0, None, None)), 0, (True,), leaf_shape[0])
     monkeypatch.setattr(workers, "platform", lambda: "gpu")
-    pieces, capacity = chunks.pieces_of(plan, count, [leaf], (device,) * devices)
+    pieces, capacity = engine.pieces_of(plan, count, [leaf], (device,) * devices)
     assert pieces[0].start == 0
     assert pieces[-1].stop == count
     assert all(before.stop == after.start for before, after in itertools.pairwise(pieces))
@@ -300,8 +300,8 @@ def pieces_of(monkeypatch, count, leaf_shape, dtype, *, limit=None, devices=2):
 
 def test_chunks_are_no_larger_than_what_is_free(monkeypatch):
     _, capacity = pieces_of(monkeypatch, 10_000, (1000,), np.float32, limit=2**26)
-    assert capacity < chunks.CAPACITIES["gpu"][0]
-    assert capacity * 4000 * chunks.COPIES <= chunks.OF_FREE_MEMORY * 2**25 / 2
+    assert capacity < engine.CAPACITIES["gpu"][0]
+    assert capacity * 4000 * engine.COPIES <= engine.OF_FREE_MEMORY * 2**25 / 2
 
 
 def test_few_data_sets_are_not_filled_up_to_what_costs_more_to_send(monkeypatch):
@@ -318,8 +318,8 @@ def test_a_chunk_has_no_more_entries_than_the_kernel_can_count(monkeypatch):
 
 def test_rows_that_many_parameters_multiply_leave_lanes(monkeypatch):
     monkeypatch.setattr(workers, "platform", lambda: "gpu")
-    assert chunks.lanes_of_arrays(2**30, 12) == 64
-    assert chunks.lanes_of_arrays(10, 1) == chunks.MOST_LANES
+    assert engine.lanes_of_arrays(2**30, 12) == 64
+    assert engine.lanes_of_arrays(10, 1) == engine.MOST_LANES
 
 
 def test_the_device_that_jax_was_told_is_taken():
@@ -335,10 +335,10 @@ def test_several_devices_each_take_chunks():
     script = """
         import jax, numpy as np
         import fisher_jax as fj
-        from fisher_jax.fitting import chunks, engine, workers
+        from fisher_jax.fitting import engine, workers
 
         workers.platform = lambda: "gpu"
-        chunks.CAPACITIES["gpu"] = (64,)
+        engine.CAPACITIES["gpu"] = (64,)
         used = set()
         workers.devices_of = lambda asked: tuple(jax.devices())
         real = engine._compiled
@@ -364,8 +364,6 @@ def test_several_devices_each_take_chunks():
 
         from fisher_jax.models import dataset
         dataset.on_device = lambda leaf: isinstance(leaf, jax.Array)
-        import fisher_jax.fitting.retries as retries
-        retries.on_device = dataset.on_device
         there = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, jax.device_put(data, jax.devices()[1]), covariances=())
         print(np.array_equal(one.free, there.free))
     """

@@ -13,7 +13,7 @@ from helpers import some_of
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax.fitting.starts import check_starts
+from fisher_jax.fitting.batch import check_starts
 from fisher_jax.models.dataset import Dataset, check_dataset, check_datasets
 from fisher_jax.models.model import flatten_parameters
 

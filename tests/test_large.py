@@ -6,7 +6,7 @@ import pytest
 
 import fisher_jax as fj
 from fisher_jax import Status, families
-from fisher_jax.fitting.host import MOST_ROWS
+from fisher_jax.fitting.maximization import MOST_ROWS
 
 ROWS = MOST_ROWS + 37
 RNG = np.random.default_rng(11)

@@ -257,7 +257,7 @@ MISUSE = {
     "batch of no data sets": (lambda: fj.fit_batch(density, START, np.ones((0, 5))), ValueError, r"no data sets \(an axis of length 0\)"),
     "batch with starts for others": (lambda: fj.fit_batch(density, {"loc": np.zeros(3), "scale": 1.0}, np.ones((4, 5)), params_axis={"loc": 0, "scale": None}), ValueError, "starts for 3 data sets, but there are 4"),
     "batch start outside": (lambda: fj.fit_batch(bound(scale=fj.positive), {"loc": 0.0, "scale": -2.0}, np.ones((4, 5))), ValueError, "fit_batch: parameter `scale` starts at -2.0"),
-    "batch of unknown covariances": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), covariances=("robust",)), ValueError, "covariances names 'robust'; choose from 'observed'"),
+    "batch of unknown covariances": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), covariances=("robust",)), ValueError, "covariances='robust' is unknown; choose from 'observed'"),
     "batch without closed form": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), covariances="expected"), ValueError, "no closed form of its information"),
     "batch without lanes": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), num_lanes=0), ValueError, "num_lanes=0 must be a multiple of 16"),
     "batch under jit": (lambda: jax.jit(lambda y: fj.fit_batch(density, START, y).params)(np.ones((4, 5))), TypeError, "runs on the host and cannot be called under jit"),
@@ -598,9 +598,9 @@ def test_the_report_reads_so():
     ]
     assert lines[5] == "  Covariance               inverse observed information, (minus Hessian)⁻¹"
     assert lines[7:] == [
-        "  parameter      estimate    std. error    lower 95 %    upper 95 %",
-        "  loc                   3      0.935414       1.16662       4.83338",
-        "  scale           1.87083      0.661438      0.935597       3.74093",
+        "  parameter  estimate  std. error  lower 95 %  upper 95 %",
+        "  loc               3    0.935414     1.16662     4.83338",
+        "  scale       1.87083    0.661438    0.935597     3.74093",
     ]
 
 
@@ -608,7 +608,7 @@ def test_the_report_of_a_failed_fit_warns_and_says_what_to_try():
     text = str(fj.fit(bound(scale=fj.positive), START, Y, max_steps=1).summary("sandwich"))
     assert "NOT TO BE RELIED ON. Step limit" in text
     assert "sandwich" in text
-    assert "<b>NOT TO BE RELIED ON" in fj.fit(bound(scale=fj.positive), START, Y, max_steps=1)._repr_html_()
+    assert "<p>NOT TO BE RELIED ON" in fj.fit(bound(scale=fj.positive), START, Y, max_steps=1)._repr_html_()
 
 
 def test_the_report_shows_in_a_notebook_and_as_a_frame():

@@ -177,5 +177,5 @@ def test_scale_by_information_is_a_newton_step_on_a_quadratic():
 
 
 def test_a_first_radius_that_is_not_positive_is_refused():
-    with pytest.raises(ValueError, match=r"newton: first_radius=0.0 must be a positive number"):
+    with pytest.raises(ValueError, match=r"newton: first_radius=0\.0 must be a positive number"):
         fj.optimizers.newton(first_radius=0.0)

@@ -258,8 +258,8 @@ def test_a_boundary_has_no_robust_standard_error_either():
 def test_a_robust_fit_prints_its_robust_errors_unless_told_otherwise():
     fit, ship, _ = poisson()
     by_ship = fj.robust(fit, clusters=ship)
-    errors = [row.standard_error for row in by_ship.summary().rows]
+    errors = by_ship.summary().to_frame()["standard_error"]
     np.testing.assert_allclose(errors, np.sqrt(np.diagonal(sandwich(fit, clusters=ship))), rtol=1e-10)
     assert "sandwich by 5 clusters" in str(by_ship)
-    plain = [row.standard_error for row in by_ship.summary("observed").rows]
+    plain = by_ship.summary("observed").to_frame()["standard_error"]
     np.testing.assert_allclose(plain, np.sqrt(np.diagonal(fit.covariance("observed"))), rtol=1e-10)

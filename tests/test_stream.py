@@ -317,7 +317,7 @@ INVALID = {
     "block": ({"block": 0}, "block=0 must be a whole number"),
     "word": ({"block": "all"}, "block='all' must be a whole number"),
     "no sink": ({"sink": None}, "sink must be a path that ends in .zarr or .parquet, got NoneType"),
-    "kind": ({"covariances": ("exact",)}, "covariances names 'exact'"),
+    "kind": ({"covariances": ("exact",)}, "covariances='exact' is unknown"),
     "chunks": ({"source": [np.ones((20, ROWS)), np.ones((2, 4))]}, "the chunks of source differ"),
     "unheard": ({"source": "no_such.npy"}, "does not exist"),
 }

@@ -24,7 +24,7 @@ import regressions
 import spots
 
 import fisher_jax as fj
-from fisher_jax.fitting import engine, retries
+from fisher_jax.fitting import engine
 
 KNOWN = 2000  # data sets with a reference
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
@@ -106,10 +106,10 @@ def program_of_a_chunk(problem, size, way):
         caught.extend((arguments, devices))
         raise Captured
 
-    fit_all, retries.engine.fit_all = retries.engine.fit_all, catch
+    fit_all, engine.fit_all = engine.fit_all, catch
     with contextlib.suppress(Captured):
         problem.fit()
-    retries.engine.fit_all = fit_all
+    engine.fit_all = fit_all
     (plan, own, shared, starts, observed, settings, most), devices = caught
     ((_, fit),), _, size = engine._compiled_fit(
         plan, engine._ways(plan, own, shared, way), size, own, shared, way, devices[:1]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.information import total_expected
 from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of, terms_at_once
@@ -41,79 +41,87 @@ LIBRARY_CALLS = {
 LIBRARY_CALLS |= {"custom_call", "ffi_call", "fft", "sort"}
 
 
-def columns_of_chunk(plan: Plan, own: Leaves) -> Leaves:
+def columns_of_chunk(plan: Plan, varying: Leaves) -> Leaves:
     """The arrays of a chunk that the lanes hold in columns."""
-    own_fixed, own_rows = plan.split(own, own=True)
-    return [*own_fixed, *own_rows]
+    varying_fixed, varying_rows = plan.split(varying, varying=True)
+    return [*varying_fixed, *varying_rows]
 
 
-def evaluation(plan: Plan, kind: Kind, own: Leaves, shared: Leaves) -> Callable[[lanes.Vector, Leaves], Evaluation]:
-    """The evaluation of L columns; of `own` only shapes matter."""
-    own_fixed, own_rows = plan.split(own, own=True)
-    shared_leaves, count = plan.split(shared, own=False), len(own_fixed)
+def evaluation(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves) -> Callable[[lanes.Vector, Leaves], Evaluation]:
+    """The evaluation of L columns; of `varying` only shapes matter."""
+    varying_fixed, varying_rows = plan.split(varying, varying=True)
+    shared_leaves, count = plan.split(shared, varying=False), len(varying_fixed)
     if kind == "observed" and plan.layout.num_free > lanes.UNROLLED and not plan.model.is_dependent:
-        by_products = _by_products(plan, (own_fixed, own_rows), shared_leaves)
+        by_products = _by_products(plan, (varying_fixed, varying_rows), shared_leaves)
         if by_products is not None:
             return lambda u, columns: by_products(u, columns[:count], columns[count:])
 
     return lambda u, columns: evaluate_lanes(plan, kind, u, (columns[:count], columns[count:]), shared_leaves)
 
 
-def is_recursion(plan: Plan, own: Leaves, shared: Leaves) -> bool:
+def is_recursion(plan: Plan, varying: Leaves, shared: Leaves) -> bool:
     """Whether a model of few parameters is dependent by a loop over rows, and nothing hinders that it runs in one kernel."""
     if not plan.model.is_dependent or plan.layout.num_free > lanes.UNROLLED:
         return False
     u = jax.ShapeDtypeStruct((plan.layout.num_free, plan.num_lanes), plan.layout.dtype)
-    lanes_of = [jax.ShapeDtypeStruct((*leaf.shape[1:], plan.num_lanes), leaf.dtype) for leaf in own]
+    lanes_of = [jax.ShapeDtypeStruct((*leaf.shape[1:], plan.num_lanes), leaf.dtype) for leaf in varying]
 
-    def terms(u: Array, own: Leaves, shared: Leaves) -> Rows:
-        return _terms(plan, plan.split(own, own=True), plan.split(shared, own=False), None)(u)
+    def terms(u: Array, varying: Leaves, shared: Leaves) -> Rows:
+        return _terms(plan, plan.split(varying, varying=True), plan.split(shared, varying=False), None)(u)
 
     used = flatten(jax.make_jaxpr(terms)(u, lanes_of, shared)).primitives()
     return not used.isdisjoint({"scan", "while"}) and used.isdisjoint(LIBRARY_CALLS)
 
 
 def _by_products(
-    plan: Plan, own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
+    plan: Plan, varying: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
 ) -> Callable[[Array, Leaves, Leaves], Evaluation] | None:
     """An evaluation of many parameters that enter through few linear predictors; None where they do not.
 
     With x = x₀ + C u the gradient is Cᵀ s and the information Cᵀ W C, with s and W the derivatives in x of each row. Where C is
     made of what all data sets share, all three are products of matrices, and the products of C's columns are made once.
     """
-    layout, (own_fixed, own_rows), (shared_fixed, shared_rows) = plan.layout, own, shared
+    layout, (varying_fixed, varying_rows), (shared_fixed, shared_rows) = plan.layout, varying, shared
     like = lambda leaf, drop: jax.ShapeDtypeStruct(leaf.shape[drop:], leaf.dtype)  # noqa: E731
-    shapes = [[like(x, 1) for x in own_fixed], [like(x, 2) for x in own_rows], [like(x, 0) for x in shared_fixed]]
+    shapes = [
+        [like(x, 1) for x in varying_fixed],
+        [like(x, 2) for x in varying_rows],
+        [like(x, 0) for x in shared_fixed],
+    ]
     shapes.append([like(x, 1) for x in shared_rows])
     leaves, treedef = jax.tree.flatten(tuple(shapes))
 
     def term(u: Array, *data: Any) -> Array:
-        own_fixed, own_row, shared_fixed, shared_row = jax.tree.unflatten(treedef, data)
-        y, z, _ = plan.observations(own_row, shared_row)
-        params = layout.constrain(u, plan.values(plan.fixed(own_fixed, shared_fixed)))
+        varying_fixed, varying_row, shared_fixed, shared_row = jax.tree.unflatten(treedef, data)
+        y, z, _ = plan.observations(varying_row, shared_row)
+        params = layout.constrain(u, plan.values(plan.fixed(varying_fixed, shared_fixed)))
         return term_of(plan.model, params, y, () if z is None else (z,)).astype(layout.dtype)
 
     p, dtype = layout.num_free, layout.dtype
-    num_own = len(own_fixed) + len(own_rows)
-    shape, of_shared = jax.ShapeDtypeStruct((p,), dtype), [k >= num_own for k in range(len(leaves))]
-    found = linear_predictors(term, shape, leaves, of_shared)
-    common = found is not None
-    found = found or linear_predictors(term, shape, leaves)
-    if found is None or found.count > lanes.UNROLLED:
+    num_varying = len(varying_fixed) + len(varying_rows)
+    shape, of_shared = jax.ShapeDtypeStruct((p,), dtype), [k >= num_varying for k in range(len(leaves))]
+    predictors = linear_predictors(term, shape, leaves, of_shared)
+    common = predictors is not None
+    predictors = predictors or linear_predictors(term, shape, leaves)
+    if predictors is None or predictors.count > lanes.UNROLLED:
         return None
-    m = found.count
+    m = predictors.count
     # The few derivatives of a row in elementary operations, where they have such a form.
     try:
         scalars = [jax.ShapeDtypeStruct((), dtype)] * m
-        program = expand(lambda x, data: second_order(lambda x: found.outer(jnp.stack(x), *data), x), scalars, leaves)
+        program = expand(
+            lambda x, data: second_order(lambda x: predictors.outer(jnp.stack(x), *data), x), scalars, leaves
+        )
     except CannotExpand:
         program = None
     zero, (rows, columns) = jnp.zeros((p,), dtype), np.triu_indices(p)
     pairs = upper_triangle(m)
     if common:
-        any_own = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(shapes[:2])]
-        over_rows = lambda f: jax.vmap(lambda row: f(zero, *any_own, *shared_fixed, *row))(shared_rows)  # noqa: E731
-        slopes, offsets = (over_rows(f).astype(dtype) for f in (found.coefficients, found.inner))  # (n, m, p), (n, m)
+        any_varying = [jnp.zeros(x.shape, x.dtype) for x in jax.tree.leaves(shapes[:2])]
+        over_rows = lambda f: jax.vmap(lambda row: f(zero, *any_varying, *shared_fixed, *row))(shared_rows)  # noqa: E731
+        slopes, offsets = (
+            over_rows(f).astype(dtype) for f in (predictors.coefficients, predictors.inner)
+        )  # (n, m, p), (n, m)
         # A row that is not finite must not reach the products, where zero times NaN is NaN: its predictors tell of it instead,
         # and a weight of zero silences those.
         finite = jnp.all(jnp.isfinite(slopes), axis=(1, 2)) & jnp.all(jnp.isfinite(offsets), axis=1)
@@ -124,14 +132,14 @@ def _by_products(
         products = jnp.concatenate([pair(k, j) + (pair(j, k) if j != k else 0) for k, j in pairs]).T
         all_slopes = jnp.concatenate([slopes[:, k] for k in range(m)]).T  # (p, n m)
 
-    def evaluate(u: Array, own_fixed: Leaves, own_rows: Leaves) -> Evaluation:
+    def evaluate(u: Array, varying_fixed: Leaves, varying_rows: Leaves) -> Evaluation:
         def of_each(f: Callable[..., Array], first: Array, axis: int | None) -> Array:
             """f(first, *data) for every row and lane; the result ends in (…, L) after the axis of rows."""
             one = lambda x, of, o, s: f(x, *of, *o, *shared_fixed, *s)  # noqa: E731
             over_lanes = jax.vmap(one, in_axes=(-1, -1, -1, None), out_axes=-1)
-            return jax.vmap(over_lanes, in_axes=(axis, None, 0, 0))(first, own_fixed, own_rows, shared_rows)
+            return jax.vmap(over_lanes, in_axes=(axis, None, 0, 0))(first, varying_fixed, varying_rows, shared_rows)
 
-        weights = plan.observations(own_rows, shared_rows)[2]
+        weights = plan.observations(varying_rows, shared_rows)[2]
         if weights is not None:
             weights = jnp.where(weights >= 0, weights, jnp.nan).astype(dtype)
             weights = weights if plan.differs[-1] else weights[:, None]
@@ -139,14 +147,14 @@ def _by_products(
         x = (
             jnp.tensordot(slopes, u, 1, precision="highest") + offsets[:, :, None]
             if common
-            else of_each(found.inner, u, None).astype(dtype)
+            else of_each(predictors.inner, u, None).astype(dtype)
         )
         if program is None:
-            outer = lambda x: of_each(found.outer, jnp.stack(x, axis=1), 0)  # noqa: E731
+            outer = lambda x: of_each(predictors.outer, jnp.stack(x, axis=1), 0)  # noqa: E731
             value, score, curvature = second_order(outer, [x[:, k] for k in range(m)])
         else:
-            per_lane = [_entries(leaf, leaf.ndim - 1, 0) for leaf in own_fixed]
-            per_lane += [_entries(leaf, leaf.ndim - 2, 1) for leaf in own_rows]
+            per_lane = [_entries(leaf, leaf.ndim - 1, 0) for leaf in varying_fixed]
+            per_lane += [_entries(leaf, leaf.ndim - 2, 1) for leaf in varying_rows]
             per_lane += [_entries(leaf, leaf.ndim, 0) for leaf in shared_fixed]
             per_lane += [_entries(leaf[..., None], leaf.ndim - 1, 1) for leaf in shared_rows]
             entries = program([x[:, k] for k in range(m)], [e for leaf in per_lane for e in leaf])
@@ -164,8 +172,8 @@ def _by_products(
 
             def add_row(r: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
                 row = lambda leaves: [leaf[r] for leaf in leaves]  # noqa: E731
-                one = lambda of, o: found.coefficients(zero, *of, *o, *shared_fixed, *row(shared_rows))  # noqa: E731
-                c = jax.vmap(one, in_axes=-1, out_axes=-1)(own_fixed, row(own_rows)).astype(dtype)  # (m, p, L)
+                one = lambda of, o: predictors.coefficients(zero, *of, *o, *shared_fixed, *row(shared_rows))  # noqa: E731
+                c = jax.vmap(one, in_axes=-1, out_axes=-1)(varying_fixed, row(varying_rows)).astype(dtype)  # (m, p, L)
                 if weights is not None:  # zero times NaN is NaN
                     c = jnp.where(weights[r][None, None] == 0, 0, c)
                 gradient, matrix = sums
@@ -193,22 +201,22 @@ def _entries(leaf: Array, count: int, start: int) -> list[Array]:
 
 
 def evaluate_lanes(
-    plan: Plan, kind: Kind, u: lanes.Vector, own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
+    plan: Plan, kind: Kind, u: lanes.Vector, varying: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
 ) -> Evaluation:
     """Log-likelihood, gradient and information of L data sets.
 
-    `own` and `shared` are (fixed parameters, data); arrays of `own` end in the axis of lanes.
+    `varying` and `shared` are (fixed parameters, data); arrays of `varying` end in the axis of lanes.
     """
-    weights = plan.observations(own[1], shared[1])[2]
+    weights = plan.observations(varying[1], shared[1])[2]
     if weights is not None:
         weights = jnp.where(weights >= 0, weights, jnp.nan).astype(plan.layout.dtype)
         weights = weights if plan.differs[-1] else weights[:, None]
-    terms = _terms(plan, own, shared, weights)
+    terms = _terms(plan, varying, shared, weights)
     array = lanes.to_array(u)
     if kind == "observed":
         value, gradient, information = (_by_entry if isinstance(u, list) else _by_column)(terms, u, weights, plan)
     elif kind == "expected" and plan.model.information is None:
-        value, gradient, matrix = _scoring(plan, array, own, shared, weights)
+        value, gradient, matrix = _scoring(plan, array, varying, shared, weights)
         gradient, information = lanes.vector(gradient), lanes.matrix(matrix)
     else:
         axes = jnp.eye(len(array), dtype=array.dtype)[:, :, None] * jnp.ones_like(array)[None]
@@ -221,7 +229,7 @@ def evaluate_lanes(
         if kind == "empirical":
             matrix = jax.lax.map(lambda column: jnp.sum(column[None] * slopes, axis=1), weighted)
         else:
-            matrix = _closed_form(plan, array, own, shared)
+            matrix = _closed_form(plan, array, varying, shared)
         value = value if plan.model.is_dependent else weigh_rows(value, weights)
         information = lanes.matrix(matrix)
     value = jnp.sum(value, axis=0)
@@ -234,28 +242,28 @@ def weigh_rows(rows: Rows, weights: Array | None) -> Rows:
 
 
 def _terms(
-    plan: Plan, own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves], weights: Array | None
+    plan: Plan, varying: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves], weights: Array | None
 ) -> Callable[[Array], Rows]:
     """The log-densities (n, L) as a function of u, (p, L) or with an entry for each row (p, n, L).
 
     Those of a dependent model are weighted: its rows have no parameters of their own.
     """
 
-    def params_of(u: Array, own_fixed: Leaves) -> PyTree:
-        return plan.layout.constrain(u, plan.values(plan.fixed(own_fixed, shared[0])))
+    def params_of(u: Array, varying_fixed: Leaves) -> PyTree:
+        return plan.layout.constrain(u, plan.values(plan.fixed(varying_fixed, shared[0])))
 
-    def some(u: Array, own_fixed: Leaves, own_rows: Leaves, shared_rows: Leaves) -> Array:
-        y, z, _ = plan.observations(own_rows, shared_rows)
+    def some(u: Array, varying_fixed: Leaves, varying_rows: Leaves, shared_rows: Leaves) -> Array:
+        y, z, _ = plan.observations(varying_rows, shared_rows)
         evaluate = terms_at_once if plan.model.is_dependent else term_of
         z = () if z is None else (z,)
-        return evaluate(plan.model, params_of(u, own_fixed), y, z).astype(plan.layout.dtype)
+        return evaluate(plan.model, params_of(u, varying_fixed), y, z).astype(plan.layout.dtype)
 
     over_lanes = jax.vmap(some, in_axes=(-1, -1, -1, None), out_axes=-1)
     if plan.model.is_dependent:
-        return lambda u: weigh_rows(over_lanes(u, *own, shared[1]), weights)
+        return lambda u: weigh_rows(over_lanes(u, *varying, shared[1]), weights)
     by_row = jax.vmap(over_lanes, in_axes=(1, None, 0, 0))
     alike = jax.vmap(over_lanes, in_axes=(None, None, 0, 0))
-    return lambda u: (by_row if u.ndim == 3 else alike)(u, *own, shared[1])
+    return lambda u: (by_row if u.ndim == 3 else alike)(u, *varying, shared[1])
 
 
 def _by_entry(
@@ -309,38 +317,42 @@ def _by_column(
 
 
 def _scoring(
-    plan: Plan, u: Float[Array, "p L"], own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves], weights: Array | None
+    plan: Plan,
+    u: Float[Array, "p L"],
+    varying: tuple[Leaves, Leaves],
+    shared: tuple[Leaves, Leaves],
+    weights: Array | None,
 ) -> tuple[Rows, Float[Array, "p L"], Float[Array, "p p L"]]:
     """Terms, gradient and expected information of a linked model."""
 
-    def row(u: Array, own_fixed: Leaves, own_row: Leaves, shared_row: Leaves) -> Any:
-        y, z, _ = plan.observations(own_row, shared_row)
-        values = plan.values(plan.fixed(own_fixed, shared[0]))
+    def row(u: Array, varying_fixed: Leaves, varying_row: Leaves, shared_row: Leaves) -> Any:
+        y, z, _ = plan.observations(varying_row, shared_row)
+        values = plan.values(plan.fixed(varying_fixed, shared[0]))
         return row_of_scoring(plan.model, plan.layout, values, u, y, () if z is None else (z,))
 
     over_lanes = jax.vmap(row, in_axes=(-1, -1, -1, None), out_axes=-1)
-    found = jax.vmap(over_lanes, in_axes=(None, None, 0, 0))(u, *own, shared[1])
+    rows = jax.vmap(over_lanes, in_axes=(None, None, 0, 0))(u, *varying, shared[1])
 
     def total(x: Array) -> Array:
         if weights is not None:
-            own_weights = weights.reshape(weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
-            x = jnp.where(own_weights == 0, 0, own_weights * x)
+            row_weights = weights.reshape(weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
+            x = jnp.where(row_weights == 0, 0, row_weights * x)
         return jnp.sum(x, axis=0)
 
-    return weigh_rows(found[0], weights), total(found[1]), total(found[2])
+    return weigh_rows(rows[0], weights), total(rows[1]), total(rows[2])
 
 
 def _closed_form(
-    plan: Plan, u: Float[Array, "p L"], own: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
+    plan: Plan, u: Float[Array, "p L"], varying: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]
 ) -> Float[Array, "p p L"]:
     """Dᵀ n I(θ) D by the model's own closed form."""
 
-    def one(u: Array, own_fixed: Leaves, own_rows: Leaves) -> Array:
-        layout, values = plan.layout, plan.values(plan.fixed(own_fixed, shared[0]))
-        _, given, weights = plan.observations(own_rows, shared[1])
+    def one(u: Array, varying_fixed: Leaves, varying_rows: Leaves) -> Array:
+        layout, values = plan.layout, plan.values(plan.fixed(varying_fixed, shared[0]))
+        _, given, weights = plan.observations(varying_rows, shared[1])
         count = plan.num_terms if weights is None else jnp.sum(weights)
         expected = total_expected(plan.model, layout, layout.constrained_values(u, values), given, count, weights)
         jacobian = layout.jacobian(u)
         return jnp.matmul(jnp.matmul(jacobian.T, expected, precision="highest"), jacobian, precision="highest")
 
-    return jax.vmap(one, in_axes=-1, out_axes=-1)(u, *own)
+    return jax.vmap(one, in_axes=-1, out_axes=-1)(u, *varying)

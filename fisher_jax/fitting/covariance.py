@@ -15,7 +15,7 @@ from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import AnyArray, namespace
 
 CovarianceKind = Literal["observed", "expected", "empirical", "sandwich"]
-KINDS: tuple[str, ...] = get_args(CovarianceKind)
+KINDS: tuple[CovarianceKind, ...] = get_args(CovarianceKind)
 
 DESCRIPTIONS = {
     "observed": "inverse observed information, (minus Hessian)⁻¹",
@@ -51,10 +51,10 @@ def free_information(fit: Any, kind: str) -> Float[AnyArray, "*b p p"]:
 
 
 def free_covariance(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b p p"]:
-    """Covariance of û. Only those matrices that the kind needs are looked at.
+    """Covariance of û. Only the matrices that the kind needs are used.
 
-    All NaN where the matrix to be inverted is not positive definite, and unless that is waived, where no maximum was certified:
-    curvature elsewhere says nothing of how an estimate varies.
+    NaN where the matrix to be inverted is not positive definite; and, if `require_maximum`, where no maximum was certified, since
+    the asymptotic covariance is that of a maximum.
 
     References
     ----------

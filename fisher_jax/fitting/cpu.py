@@ -2,8 +2,8 @@
 
 XLA's CPU runtime starts a kernel of its own for each fusion, copy and reduction; a step of 64 lanes would start hundreds, each
 on an array of half a kilobyte. A call with the attributes below is compiled into one function instead, loops included. They
-are undocumented names of XLA: where it ignores them the results are the same to rounding, only slower, and
-`tests/test_engine.py` says so for each JAX that is supported.
+are undocumented names of XLA: where it ignores them the results are the same to rounding, only slower;
+`tests/test_engine.py` fails then, for each JAX that is supported.
 """
 
 import functools
@@ -17,6 +17,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from fisher_jax.numerics.fusion import evaluate_in_stages
 
+# Below that LLVM contracts other products, and results differ in their last bits; above, data leave the cache.
+LEAST_LANES = 64
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 # Threads of ours do what Eigen's would: a core each. Vectors of 512 bits are worth 1.1 to 1.4 times where there are any. Sums that
 # XLA hands to a library (YNNPACK, from JAX 0.11 on by default) cannot be part of a kernel.

@@ -1,12 +1,15 @@
-"""Which way a batch of fits is run, and running it: chunks of data sets through compiled programs in several hands.
+"""The choice of how many fits are run, and running them: chunks of data sets through compiled programs on several workers.
 
-The user's density is only traced here, once: what runs is the program made of it. The ways give the same results to rounding.
-"kernel" is the row program in one kernel (`rows`, with `cpu` or `gpu`); "arrays" are
-(n, L) arrays by XLA (`arrays`).
+The user's density is traced once; what runs is the program made of it. Two ways agree to rounding: "kernel", the row program
+(`rows.py`) in one kernel of a CPU (`cpu.py`, with the loop of `lanes.py`) or of a GPU (`gpu.py`); and "arrays", (n, L) arrays by
+XLA (`arrays.py`, with the loop of `lanes.py`).
+
+A chunk is what one call of a program takes. Chunks have few sizes, so that few programs are compiled, and are padded up to these.
 """
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,11 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fisher_jax.fitting import arrays, chunks, cpu, workers
+from fisher_jax.fitting import arrays, cpu, workers
 from fisher_jax.fitting import rows as row_programs
-from fisher_jax.fitting.lanes import Chunk, Ended, Marker, Settings, as_it_is, fit_lanes, informations
-from fisher_jax.fitting.plan import Leaves, Plan
-from fisher_jax.fitting.program import HAND_OVER
+from fisher_jax.fitting.cpu import LEAST_LANES
+from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, informations
+from fisher_jax.fitting.maximization import HAND_OVER, Solution
+from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.models.programs import programs_of
 from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
@@ -27,6 +31,16 @@ from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 
 ENGINES = ("kernel", "arrays")
+# Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave a CPU's cache: what is made of
+# the data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes
+# rare. On a GPU a call costs as much as the fits of some thousand data sets.
+CAPACITIES = {"cpu": (512, 8192), "gpu": (1024, 8192, 2**17)}
+MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does not need more
+MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
+OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
+COPIES = 3  # of its data that a chunk needs there
+MANY_BYTES = 2**20  # of results; the limit was not tuned
+TABLE = 128  # numbers at most that the state of a fit needs there
 Programs = list[tuple[Any, Callable[..., Any]]]  # a device, and the program compiled for it
 
 
@@ -44,44 +58,44 @@ class NoKernel(Exception):  # noqa: N818  # no failure: arrays take over
     """A fit has no kernel on this device, for the reason given."""
 
 
-def choose(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, asked: str | None) -> tuple[str, Any]:
+def choose(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves, engine: str | None) -> tuple[str, Any]:
     """The way to run a batch, and its row program where it has one.
 
     Raises
     ------
     ValueError
-        If a way was asked for that this model cannot go.
+        If `engine` names a way that this model cannot be run by.
     """
     programs = programs_of(plan.model)
-    if asked == "arrays" or plan.layout.num_free > UNROLLED or plan.model.is_dependent:
-        if asked == "kernel":
+    if engine == "arrays" or plan.layout.num_free > UNROLLED or plan.model.is_dependent:
+        if engine == "kernel":
             reason = "a dependent model" if plan.model.is_dependent else f"more than {UNROLLED} parameters"
             raise ValueError(f'engine="kernel" is for models without {reason}. Leave it out, or use engine="arrays".')
         return "arrays", None
-    key = _rows_key(plan, kind, own, shared)
+    key = _rows_key(plan, kind, varying, shared)
     if key not in programs:
         try:
             if workers.platform() != "cpu" and gpu_kernels() is None:
                 programs[key] = NoKernel(f"this JAX has no kernels for a {workers.platform()}")
             else:
-                programs[key] = row_programs.rows_of(plan, kind, own, shared, portable=workers.platform() == "gpu")
+                programs[key] = row_programs.rows_of(plan, kind, varying, shared, portable=workers.platform() == "gpu")
         except CannotExpand as error:
             programs[key] = error.again()
-    found = programs[key]
-    if isinstance(found, CannotExpand | NoKernel):
-        if asked == "kernel":
-            raise ValueError(f'engine="kernel": {found}. Leave it out, or use engine="arrays".') from found
+    program = programs[key]
+    if isinstance(program, CannotExpand | NoKernel):
+        if engine == "kernel":
+            raise ValueError(f'engine="kernel": {program}. Leave it out, or use engine="arrays".') from program
         return "arrays", None
-    return "kernel", found
+    return "kernel", program
 
 
-def _rows_key(plan: Plan, kind: Kind, own: Leaves, shared: Leaves) -> tuple[Any, ...]:
-    return "rows", _key(plan), kind, workers.platform(), _shapes(own, 2), _shapes(shared, 1), plan.num_terms
+def _rows_key(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves) -> tuple[Any, ...]:
+    return "rows", _key(plan), kind, workers.platform(), _shapes(varying, 2), _shapes(shared, 1), plan.num_terms
 
 
 def fit_all(
     plan: Plan,
-    own: Leaves,
+    varying: Leaves,
     shared: Leaves,
     starts: np.ndarray,
     num_observed: np.ndarray,
@@ -91,20 +105,20 @@ def fit_all(
     engine: str | None = None,
     devices: workers.Devices = (None,),
     watch: Callable[[np.ndarray], None] | None = None,
-) -> tuple[Ended, str]:
+) -> tuple[Solution, str]:
     """Fit every data set: where each ended, as numpy arrays with matrices (B, p, p), and which way was taken.
 
-    `own` are the fixed parameters and data that differ, with a leading axis over the data sets; `shared` those that do not.
+    `varying` are the fixed parameters and data that differ, with a leading axis over the data sets; `shared` those that do not.
     Steps by expected or empirical information are followed by Newton's from `HAND_OVER` on, so that each fit is certified by its
-    observed information. `num_observed` is how many terms of each count, or of all. `watch` is told the statuses of each chunk that
-    is done.
+    observed information. `num_observed` is how many terms of each count, or of all. `watch` is called with the statuses of each
+    chunk that is done.
     """
     count, p = starts.shape
-    ways = _ways(plan, own, shared, engine)
-    pieces, capacity = chunks.pieces_of(plan, count, own, devices, ways[0].rows)
-    fits, way, capacity = _compiled_fit(plan, ways, capacity, own, shared, engine, devices[: len(pieces)])
+    ways = _ways(plan, varying, shared, engine)
+    pieces, capacity = pieces_of(plan, count, varying, devices, ways[0].rows)
+    fits, way, capacity = _compiled_fit(plan, ways, capacity, varying, shared, engine, devices[: len(pieces)])
     dtype = plan.layout.dtype
-    ended = Ended(
+    solutions = Solution(
         np.empty((count, p), dtype),
         np.empty(count, dtype),
         np.empty((count, p, p), dtype),
@@ -116,32 +130,32 @@ def fit_all(
 
     def work(number: int) -> None:
         piece, (device, fit) = pieces[number], fits[number % len(fits)]
-        padded = lambda leaf: chunks.padded(leaf, piece, capacity, plan.num_lanes, device)  # noqa: E731
-        observed = padded(num_observed) if num_observed.ndim else num_observed
+        pad = lambda leaf: pad_chunk(leaf, piece, capacity, plan.num_lanes, device)  # noqa: E731
+        observed = pad(num_observed) if num_observed.ndim else num_observed
         sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
-        found = fit([padded(leaf) for leaf in own], shared, padded(starts), observed, sizes, settings)
-        if isinstance(found, Ended):
-            found = found._replace(information=symmetric(np.asarray(found.information), p))
+        solution = fit([pad(leaf) for leaf in varying], shared, pad(starts), observed, sizes, settings)
+        if isinstance(solution, Solution):
+            solution = solution._replace(curvature=symmetric(np.asarray(solution.curvature), p))
         else:
-            found = unpacked(chunks.at_host(found))
-        for to, part in zip(ended, found, strict=True):
+            solution = unpacked(to_host(solution))
+        for to, part in zip(solutions, solution, strict=True):
             to[piece] = np.asarray(part)[: sizes[0]]
         if watch is not None:
-            watch(ended.status[piece])
+            watch(solutions.status[piece])
 
-    def unpacked(numbers: np.ndarray) -> Ended:
+    def unpacked(numbers: np.ndarray) -> Solution:
         """The results of a chunk that came as one array."""
-        widths = [part[0].size for part in ended]
+        widths = [part[0].size for part in solutions]
         parts = np.split(numbers, np.cumsum([capacity * width for width in widths])[:-1])
-        return Ended(*(part.reshape(capacity, *to.shape[1:]) for part, to in zip(parts, ended, strict=True)))
+        return Solution(*(part.reshape(capacity, *to.shape[1:]) for part, to in zip(parts, solutions, strict=True)))
 
     workers.run(work, range(len(pieces)), len(devices))
-    return ended, way
+    return solutions, way
 
 
 def information_of_each(
     plan: Plan,
-    own: Leaves,
+    varying: Leaves,
     shared: Leaves,
     u: np.ndarray,
     kind: Kind,
@@ -151,18 +165,18 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    pieces, capacity = chunks.pieces_of(plan, count, own, devices, choose(plan, kind, own, shared, engine)[1])
-    evaluations, capacity = _compiled_matrix(plan, kind, capacity, own, shared, engine, devices[: len(pieces)])
+    pieces, capacity = pieces_of(plan, count, varying, devices, choose(plan, kind, varying, shared, engine)[1])
+    evaluations, capacity = _compiled_matrix(plan, kind, capacity, varying, shared, engine, devices[: len(pieces)])
     out = np.empty((count, p, p), plan.layout.dtype)
 
     def work(number: int) -> None:
         piece, (device, evaluate) = pieces[number], evaluations[number % len(evaluations)]
         size = piece.stop - piece.start
         data, points = (
-            [chunks.padded(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (own, [u])
+            [pad_chunk(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (varying, [u])
         )
-        found = evaluate(data, shared, *points, np.int32(size))
-        out[piece] = symmetric(np.asarray(found)[:size], p)
+        triangles = evaluate(data, shared, *points, np.int32(size))
+        out[piece] = symmetric(np.asarray(triangles)[:size], p)
 
     workers.run(work, range(len(pieces)), len(devices))
     return out
@@ -186,33 +200,33 @@ class Way(NamedTuple):
     rows: Any
 
 
-def _ways(plan: Plan, own: Leaves, shared: Leaves, asked: Any) -> list[Way]:
-    """A fit is by the optimiser's information, and then by the observed one."""
+def _ways(plan: Plan, varying: Leaves, shared: Leaves, engine: Any) -> list[Way]:
+    """The stages of a fit: by the optimiser's information, then by the observed one, which certifies."""
     newton = replace(plan.optimizer, kind="observed")
     optimizers = [newton] if plan.optimizer == newton else [plan.optimizer, newton]
-    return [Way(optimizer, *choose(plan, optimizer.kind, own, shared, asked)) for optimizer in optimizers]
+    return [Way(optimizer, *choose(plan, optimizer.kind, varying, shared, engine)) for optimizer in optimizers]
 
 
 def _compiled_fit(
-    plan: Plan, ways: list[Way], capacity: int, own: Leaves, shared: Leaves, asked: Any, devices: workers.Devices
+    plan: Plan, ways: list[Way], capacity: int, varying: Leaves, shared: Leaves, engine: Any, devices: workers.Devices
 ) -> tuple[Programs, str, int]:
     """Programs that fit a chunk, one for each device, the way they run at last, and the size of their chunks."""
 
     def build(marked: Marker) -> Callable[..., Any]:
-        def call(own: Leaves, shared: Leaves, starts: Any, observed: Any, sizes: Any, settings: Settings) -> Any:
+        def call(varying: Leaves, shared: Leaves, starts: Any, observed: Any, sizes: Any, settings: Settings) -> Any:
             size, most = sizes
             observed, limit = (jnp.broadcast_to(x, (len(starts),)) for x in (observed, most))
             chunk = Chunk([], starts, starts, observed, limit, size)
             steps, loose = 0, settings._replace(tolerance=jnp.full_like(settings.tolerance, HAND_OVER))
             for way in ways:
                 last = way is ways[-1]
-                fit = _fit_of_chunk(plan, way, own, shared, marked, handed_over=not last)
-                found = fit(chunk, settings if last else loose)
-                if not isinstance(found, Ended):  # a kernel's, in one piece, since each transfer costs by itself
-                    return found if way is ways[0] else found.at[-2 * len(starts) : -len(starts)].add(steps)
-                steps = steps + found.num_steps
-                chunk = chunk._replace(starts=found.u, max_steps=chunk.max_steps - found.num_steps)
-            return found._replace(num_steps=steps)
+                fit = _fit_of_chunk(plan, way, varying, shared, marked, handed_over=not last)
+                solution = fit(chunk, settings if last else loose)
+                if not isinstance(solution, Solution):  # a kernel's, in one piece, since each transfer costs by itself
+                    return solution if way is ways[0] else solution.at[-2 * len(starts) : -len(starts)].add(steps)
+                steps = steps + solution.num_steps
+                chunk = chunk._replace(starts=solution.free, max_steps=chunk.max_steps - solution.num_steps)
+            return solution._replace(num_steps=steps)
 
         return call
 
@@ -224,31 +238,31 @@ def _compiled_fit(
 
     key = ("fit", tuple(way.name for way in ways), plan.optimizer)
     try:
-        fits, capacity = _compiled(plan, key, capacity, own, shared, build, others, devices)
+        fits, capacity = _compiled(plan, key, capacity, varying, shared, build, others, devices)
     except NoKernel as error:
-        _leave_kernels(plan, [way.optimizer.kind for way in ways], own, shared, error)
-        return _compiled_fit(plan, _ways(plan, own, shared, asked), capacity, own, shared, asked, devices)
+        _leave_kernels(plan, [way.optimizer.kind for way in ways], varying, shared, error)
+        return _compiled_fit(plan, _ways(plan, varying, shared, engine), capacity, varying, shared, engine, devices)
     return fits, ways[-1].name, capacity
 
 
 def _fit_of_chunk(
-    plan: Plan, way: Way, own: Leaves, shared: Leaves, marked: Marker, *, handed_over: bool
-) -> Callable[[Chunk, Settings], Ended]:
+    plan: Plan, way: Way, varying: Leaves, shared: Leaves, marked: Marker, *, handed_over: bool
+) -> Callable[[Chunk, Settings], Solution]:
     """The fit of a chunk by one kind of information: all of it a kernel where it can be, else its step."""
     evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of the arrays that all data sets share
     (optimizer, name, rows), kernels = way, gpu_kernels()
     if name == "kernel" and kernels is not None:
-        return functools.partial(kernels.fit_lanes, plan, optimizer, rows, own, shared, handed_over=handed_over)
+        return functools.partial(kernels.fit_lanes, plan, optimizer, rows, varying, shared, handed_over=handed_over)
     if name == "kernel":
-        data, common = row_programs.columns_of_chunk(plan, rows, own, shared)
+        data, common = row_programs.columns_of_chunk(plan, rows, varying, shared)
         evaluation = lambda common: functools.partial(row_programs.evaluate_columns, plan, rows, common)  # noqa: E731
     else:
-        data, common = arrays.columns_of_chunk(plan, own), shared
-        evaluation = lambda common: arrays.evaluation(plan, optimizer.kind, own, common)  # noqa: E731
-    is_kernel = name == "kernel" or (workers.platform() == "cpu" and arrays.is_recursion(plan, own, shared))
+        data, common = arrays.columns_of_chunk(plan, varying), shared
+        evaluation = lambda common: arrays.evaluation(plan, optimizer.kind, varying, common)  # noqa: E731
+    is_kernel = name == "kernel" or (workers.platform() == "cpu" and arrays.is_recursion(plan, varying, shared))
     of_all, of_step = (marked, as_it_is) if is_kernel else (as_it_is, marked)
 
-    def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Ended:
+    def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Solution:
         restricted, evaluate = plan.layout.restricted, evaluation(common)
         return fit_lanes(
             optimizer,
@@ -266,20 +280,20 @@ def _fit_of_chunk(
 
 
 def _compiled_matrix(
-    plan: Plan, kind: Kind, capacity: int, own: Leaves, shared: Leaves, asked: Any, devices: workers.Devices
+    plan: Plan, kind: Kind, capacity: int, varying: Leaves, shared: Leaves, engine: Any, devices: workers.Devices
 ) -> tuple[Programs, int]:
     """Programs for the information of each data set of a chunk, one for each device, and the size of their chunks."""
-    way, rows = choose(plan, kind, own, shared, asked)
+    way, rows = choose(plan, kind, varying, shared, engine)
 
     def build(marked: Marker) -> Callable[..., Any]:
-        def call(own: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
+        def call(varying: Leaves, shared: Leaves, u: Any, size: Any) -> Any:
             kernels, lanes = gpu_kernels(), min(plan.num_lanes, len(u))
             if way == "arrays":
-                columns = arrays.columns_of_chunk(plan, own)
-                return informations(arrays.evaluation(plan, kind, own, shared), columns, u, size, lanes)
+                columns = arrays.columns_of_chunk(plan, varying)
+                return informations(arrays.evaluation(plan, kind, varying, shared), columns, u, size, lanes)
             if kernels is not None:
-                return kernels.informations(plan, rows, own, shared, u)
-            data, common = row_programs.columns_of_chunk(plan, rows, own, shared)
+                return kernels.informations(plan, rows, varying, shared, u)
+            data, common = row_programs.columns_of_chunk(plan, rows, varying, shared)
 
             def in_kernel(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
                 evaluate = functools.partial(row_programs.evaluate_columns, plan, rows, common)
@@ -294,23 +308,25 @@ def _compiled_matrix(
         return vectors, jax.ShapeDtypeStruct((), np.int32)
 
     try:
-        return _compiled(plan, ("information", way, kind), capacity, own, shared, build, others, devices)
+        return _compiled(plan, ("information", way, kind), capacity, varying, shared, build, others, devices)
     except NoKernel as error:
-        _leave_kernels(plan, [kind], own, shared, error)
-        return _compiled_matrix(plan, kind, capacity, own, shared, asked, devices)
+        _leave_kernels(plan, [kind], varying, shared, error)
+        return _compiled_matrix(plan, kind, capacity, varying, shared, engine, devices)
 
 
-def _leave_kernels(plan: Plan, kinds: list[Kind], own: Leaves, shared: Leaves, why: NoKernel) -> None:
+def _leave_kernels(plan: Plan, kinds: list[Kind], varying: Leaves, shared: Leaves, why: NoKernel) -> None:
     """Have `choose` answer from now on that there is no kernel."""
     for kind in kinds:
-        programs_of(plan.model)[_rows_key(plan, kind, own, shared)] = NoKernel(str(why))  # without the frames of `why`
+        programs_of(plan.model)[_rows_key(plan, kind, varying, shared)] = NoKernel(
+            str(why)
+        )  # without the frames of `why`
 
 
 def _compiled(
     plan: Plan,
     what: tuple[Any, ...],
     capacity: int,
-    own: Leaves,
+    varying: Leaves,
     shared: Leaves,
     build: Callable[[Marker], Callable[..., Any]],
     others: Callable[[int], tuple[Any, ...]],
@@ -323,10 +339,10 @@ def _compiled(
     that are not data.
     """
     programs = programs_of(plan.model)
-    each = chunks.bytes_of_each(own)
+    each = bytes_of_each(varying)
 
     def key_of(capacity: int, device: Any) -> tuple[Any, ...]:
-        return (*what, workers.platform(), device, _key(plan), capacity, _shapes(own, 1), _shapes(shared, 0))
+        return (*what, workers.platform(), device, _key(plan), capacity, _shapes(varying, 1), _shapes(shared, 0))
 
     def compiled(capacity: int, device: Any) -> Any:
         sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
@@ -334,7 +350,7 @@ def _compiled(
         def like(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=sharding)
 
-        data = [like(leaf, (capacity, *leaf.shape[1:])) for leaf in own]
+        data = [like(leaf, (capacity, *leaf.shape[1:])) for leaf in varying]
         arguments = data, [like(leaf, leaf.shape) for leaf in shared]
         more = jax.tree.map(lambda leaf: like(leaf, leaf.shape), others(capacity))
         kernels = gpu_kernels()
@@ -342,10 +358,10 @@ def _compiled(
             try:
                 return kernels.compiled(build(jax.jit), *arguments, *more)
             except Exception as error:  # Pallas, Triton and XLA raise errors of many kinds for what they cannot do
-                said = (str(error).splitlines() or [""])[0]
-                if "RESOURCE_EXHAUSTED" in said and "hared memory" not in said:
+                reason = (str(error).splitlines() or [""])[0]
+                if "RESOURCE_EXHAUSTED" in reason and "hared memory" not in reason:
                     raise  # memory that is short now is no reason to do without for good
-                raise NoKernel(f"the kernel does not compile ({type(error).__name__}: {said})") from error
+                raise NoKernel(f"the kernel does not compile ({type(error).__name__}: {reason})") from error
         if workers.platform() == "cpu":
             # XLA may refuse to compile a marked call, or not know an option. Without them the program is only slower.
             for marked in (cpu.one_kernel, jax.jit):
@@ -358,8 +374,8 @@ def _compiled(
 
     different = list(dict.fromkeys(devices))
     if key_of(capacity, different[0]) not in programs:
-        others_there = (size for size in chunks.CAPACITIES.get(workers.platform(), ()) if size > capacity)
-        small = (size for size in others_there if size * each <= chunks.MOST_BYTES)
+        others_there = (size for size in CAPACITIES.get(workers.platform(), ()) if size > capacity)
+        small = (size for size in others_there if size * each <= MOST_BYTES)
         capacity = next((size for size in small if key_of(size, different[0]) in programs), capacity)
     for device in different:
         if key_of(capacity, device) not in programs:
@@ -381,3 +397,82 @@ def _key(plan: Plan) -> tuple[Any, ...]:
 
 def _shapes(leaves: Leaves, drop: int) -> tuple[Any, ...]:
     return tuple((leaf.shape[drop:], str(leaf.dtype)) for leaf in leaves)
+
+
+def lanes_of_arrays(num_terms: int, num_free: int) -> int:
+    """How many fits are under way at once by default; on a GPU as many as its memory has room for the derivatives of."""
+    if workers.platform() == "cpu":
+        return LEAST_LANES
+    most = max(MOST_NUMBERS // max(num_terms * num_free, 1), 1)
+    return int(np.clip(1 << most.bit_length() - 1, LEAST_LANES, MOST_LANES))
+
+
+def bytes_of_each(varying: Leaves) -> int:
+    """How many bytes the varying arrays of one data set have."""
+    return sum(leaf.nbytes // max(len(leaf), 1) for leaf in varying)
+
+
+def pieces_of(
+    plan: Plan, count: int, varying: Leaves, devices: workers.Devices, rows: Any = None
+) -> tuple[list[slice], int]:
+    """The batch in chunks, an equal share for each worker where that fits, and the size that they are filled up to.
+
+    `rows` is the row program, if there is one: what it makes of the data alone needs memory as well.
+    """
+    sent = bytes_of_each(varying)
+    if workers.platform() == "cpu":
+        share = -(-count // len(devices))
+        most = MOST_BYTES // max(sent, 1)
+        sizes = [size for size in CAPACITIES["cpu"] if size <= most] or CAPACITIES["cpu"][:1]
+        capacity = next((size for size in sizes if size >= share), sizes[-1])
+        size, capacity = min(share, capacity), max(capacity, plan.num_lanes)
+    else:
+        share = -(-count // len(set(devices)))
+        # The terms of `constant` are there until they are summed.
+        made = 0 if rows is None else plan.num_terms * (len(rows.varying.outputs) + (rows.constant is not None))
+        each = COPIES * sent + 2 * plan.layout.dtype.itemsize * (made + TABLE)
+        largest = max([TABLE, made, *(leaf.size // max(count, 1) for leaf in varying)])
+        free = []  # what the chunk of each worker may take of a device's memory
+        for device in dict.fromkeys(devices):
+            memory = (device or workers.default_device()).memory_stats() or {}
+            left = memory.get("bytes_limit", sys.maxsize) - memory.get("bytes_in_use", 0)
+            free.append(int(OF_FREE_MEMORY * left / devices.count(device)))
+        most = max(min(min(free) // each, (2**31 - 1) // largest), LEAST_LANES)  # Triton counts entries in 32 bits
+        sizes = [size for size in CAPACITIES["gpu"] if size <= most]
+        just = max(LEAST_LANES, 1 << (share - 1).bit_length())
+        if not sizes:
+            capacity = min(just, 1 << most.bit_length() - 1)
+        else:
+            capacity = next((size for size in sizes if size >= share), sizes[-1])
+            if share < capacity // 2:  # what fills a chunk up is sent as well
+                smaller = [size for size in sizes if size <= share]
+                capacity = smaller[-1] if smaller else just if capacity * sent > MOST_BYTES else capacity
+        size = min(share, capacity)
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)], capacity
+
+
+def pad_chunk(leaf: Any, piece: slice, capacity: int, num_lanes: int, device: Any) -> Any:
+    """The data sets of one piece, padded up to `capacity`. Lanes without one step through a copy of its first."""
+    size = piece.stop - piece.start
+    if isinstance(leaf, jax.Array):  # in the memory of another device, where it stays, or goes on to the next
+        taken = _taken(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
+        return jax.device_put(taken, device or workers.default_device())
+    if size == capacity:
+        return leaf[piece]
+    whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)
+    whole[:size] = leaf[piece]
+    whole[size : size + num_lanes] = leaf[piece.start]
+    return whole
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The numbers of an array on a device. Many of them go through memory that the device can write to by itself."""
+    (device,) = array.devices()
+    if array.nbytes >= MANY_BYTES and "pinned_host" in {memory.kind for memory in device.addressable_memories()}:
+        array = jax.device_put(array, jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host"))
+    return np.asarray(array)
+
+
+@jax.jit
+def _taken(leaf: jax.Array, rows: jax.Array) -> jax.Array:
+    return leaf[rows]

@@ -1,6 +1,7 @@
 """Fits in files without pickle: their arrays, and as JSON what says how they belong together, in one .npz."""
 
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ _NAMED: dict[str, Constraint] = {
 }
 
 
-def save(fit: Fit, path: Any) -> None:
+def save(fit: Fit, path: str | os.PathLike[str]) -> None:
     """Write a fit, or many, to a file; see `Fit.save`."""
     layout = fit.layout
     header = {
@@ -51,7 +52,7 @@ def save(fit: Fit, path: Any) -> None:
 
 
 @entry_point
-def load(path: Any, *, like: PyTree = None) -> Fit:
+def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Fit:
     """Read a fit, or many, that `Fit.save` wrote.
 
     Parameters
@@ -88,7 +89,12 @@ def load(path: Any, *, like: PyTree = None) -> Fit:
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} holds no fit that this version of fisher_jax can read; Fit.save writes one.")
     leaves = tuple(
-        Leaf(name, tuple(shape), tuple(free_shape), _constraint_from_json(given))
+        Leaf(
+            name,
+            tuple(shape),
+            tuple(free_shape),
+            _NAMED[given] if isinstance(given, str) else constraints.Interval(float(given[0]), float(given[1])),
+        )
         for name, shape, free_shape, given in header["leaves"]
     )
     if like is None:
@@ -103,10 +109,10 @@ def load(path: Any, *, like: PyTree = None) -> Fit:
         tree = jax.tree.unflatten(jax.tree.structure(like), marks)
     statics, treedef = jax.tree.flatten(tree)
     layout = Layout(leaves, np.dtype(header["dtype"]), treedef, tuple(statics))
-    kept: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
+    optional: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
     return Fit(
         values=[arrays[f"values {k}"] for k in range(len(leaves))],
-        **kept,
+        **optional,
         layout=layout,
         kinds=tuple(header["kinds"]),
         engine=header["engine"],
@@ -146,14 +152,10 @@ def _tree_from_json(given: Any) -> Any:
 def _constraint_as_json(constraint: Constraint) -> Any:
     if isinstance(constraint, constraints.Interval):
         return [repr(constraint.low), repr(constraint.high)]  # JSON has no infinity
-    for name, known in _NAMED.items():
-        if constraint == known:
+    for name, named in _NAMED.items():
+        if constraint == named:
             return name
     raise ValueError(
         f"the constraint {constraint!r} is not one of fisher_jax's, and a file without pickle cannot hold it. Keep "
         "`params` and `covariance()`, or use pickle."
     )
-
-
-def _constraint_from_json(given: Any) -> Constraint:
-    return _NAMED[given] if isinstance(given, str) else constraints.Interval(float(given[0]), float(given[1]))

@@ -1,58 +1,58 @@
-"""The front door: `fit`."""
+"""Maximum-likelihood fits: `fit`, of one data set, and `fit_batch`, of many."""
 
 import functools
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import check_pytrees, entry_point, is_number, shown
-from fisher_jax.fitting import host
+from fisher_jax.errors import check_choice, check_count, check_flag, check_pytrees, entry_point, is_number, shown
+from fisher_jax.fitting import workers
+from fisher_jax.fitting.batch import Options, check_starts, fit_all, has_float64, make_starts, num_starts, take_starts
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.problem import (
-    Problem,
-    checked_start,
-    num_observations,
-    problem_of,
-    total_information,
-    unsound_at,
+from fisher_jax.fitting.cpu import LEAST_LANES
+from fisher_jax.fitting.engine import ENGINES
+from fisher_jax.fitting.loop import fit_by_loop, fit_function
+from fisher_jax.fitting.maximization import (
+    NO_EXPECTED,
+    ClosesOverTraced,
+    default_steps,
+    default_tolerance,
+    fit_on_host,
 )
-from fisher_jax.fitting.program import Solution, default_tolerance, maximise
-from fisher_jax.fitting.result import ARRAYS, Fit, Origin
-from fisher_jax.fitting.status import Status
-from fisher_jax.models.dataset import Dataset, check_dataset
-from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at
+from fisher_jax.fitting.ragged import check_list, each_initial, is_ragged, size_classes
+from fisher_jax.fitting.result import Fit, Origin, joined_fits
+from fisher_jax.fitting.starts import fit_from_starts
+from fisher_jax.information import has_closed_form
+from fisher_jax.models.dataset import check_dataset, check_datasets
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
-from fisher_jax.models.parameters import Layout, Values, typed
-from fisher_jax.models.programs import jit_with_model
-from fisher_jax.numerics import linalg
+from fisher_jax.models.parameters import as_parameters, typed
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
 
-NEWTON_STEPS = 1000  # a curved valley takes hundreds (NIST: Bennett5, MGH17)
-FOREIGN_STEPS = 10_000
+if TYPE_CHECKING:
+    import optax  # not at run time, since it takes as long to import as the rest
+
 LARGEST_TOLERANCE = Newton().near_below  # a maximum is certified by a near step
 
 
 @entry_point
 def fit(
-    model: Any,
+    model: Model | Callable[..., Any],
     params: PyTree,
     data: PyTree,
     *,
     given: PyTree = None,
-    weights: Any = None,
-    optimizer: Any = None,
+    weights: PyTree = None,
+    optimizer: "optax.GradientTransformation | Newton | None" = None,
     tolerance: float | Array | None = None,
     max_steps: float | int | Array | None = None,
-    starts: Any = None,
-    key: Any = None,
+    starts: int | PyTree = None,
+    key: Array | None = None,
 ) -> Fit:
     """Fit a model by maximum likelihood: maximise ℓ(θ) = Σ wᵢ log p(yᵢ; θ) over the constrained parameters.
 
@@ -66,7 +66,7 @@ def fit(
     data : pytree
         The observations, each leaf with a leading axis of length n. Rows are taken in their order: what comes from pandas must
         have the same index in `data`, `given` and `weights`. A row with an entry that is masked (`numpy.ma`), here or in `given`,
-        gets weight zero; `summary` says how many these are.
+        gets weight zero; `summary` counts them.
     given : pytree, optional
         Covariates with the same leading axis. A data frame counts as a matrix, its columns side by side.
     weights : array (n,), optional
@@ -90,7 +90,7 @@ def fit(
     Returns
     -------
     Fit
-        Whatever happened; `status` says what. The status comes from the decrement and the definiteness of the observed
+        However the fit ended: see its `status`, which comes from the decrement and the definiteness of the observed
         curvature at the end, whichever optimiser was used.
 
     Raises
@@ -140,60 +140,177 @@ def fit(
             raise TypeError(
                 "several starts are compared on the host, so not under jit, vmap or grad. Map fit over them."
             )
-        from fisher_jax.fitting.optima import fit_from_starts
-
         best = fit_from_starts(model, layout, values, dataset, optimizer, tolerance, int(max_steps), starts, key)
         return replace(best, origin=Origin(model, dataset), num_masked=dataset.num_masked)
     traced = is_traced(values, dataset, tolerance, max_steps)
-    found: Fit | None = None
+    result: Fit | None = None
     if isinstance(optimizer, Newton) and not traced:
         try:
-            found = host.fit(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
-        except host.ClosesOverTraced:
+            result = fit_on_host(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
+        except ClosesOverTraced:
             traced = True
     if traced:
-        found = fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
-        return replace(found, num_masked=dataset.num_masked)
-    if found is None:
-        packed = _loop(model, layout, optimizer, values, dataset, tolerance, max_steps)
-        found = replace(packed.unpack(), engine="loop")
-    return replace(found, origin=Origin(model, dataset), num_masked=dataset.num_masked)
+        result = fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
+        return replace(result, num_masked=dataset.num_masked)
+    if result is None:
+        result = fit_by_loop(model, layout, optimizer, values, dataset, tolerance, max_steps)
+    return replace(result, origin=Origin(model, dataset), num_masked=dataset.num_masked)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["vectors"], meta_fields=["treedef", "places"])
-@dataclass(frozen=True)
-class _Packed:
-    """A pytree of small arrays as one vector for each dtype: on its way to the host each array takes as long as a small fit."""
+@entry_point
+def fit_batch(
+    model: Model | Callable[..., Any],
+    params: PyTree,
+    data: PyTree,
+    *,
+    given: PyTree = None,
+    weights: PyTree = None,
+    params_axis: PyTree = None,
+    data_axis: PyTree = 0,
+    given_axis: PyTree = None,
+    weights_axis: int | None = 0,
+    optimizer: "optax.GradientTransformation | Newton | None" = None,
+    tolerance: float | None = None,
+    max_steps: int | None = None,
+    covariances: str | Sequence[str] = ("observed",),
+    retry: bool = True,
+    float64_finish: bool = False,
+    engine: Literal["kernel", "arrays"] | None = None,
+    devices: int | Sequence[jax.Device] | None = None,
+    num_lanes: int | None = None,
+    progress: bool = False,
+) -> Fit:
+    """Fit a model to many data sets at once, each as `fit` would, none waiting for another.
 
-    vectors: dict[str, Any]
-    treedef: Any
-    places: tuple[tuple[str, int, tuple[int, ...]], ...]  # dtype, first entry and shape of each leaf
+    Parameters
+    ----------
+    model : Model or callable
+        As for `fit`.
+    params : pytree, or None
+        Starting values, one for all; one for each with `params_axis`; or `None` for what the model's `initial` makes of each.
+    data : pytree, or list
+        The observations of all data sets, each leaf with an axis over the data sets: (B, n, …) by default. Data sets of
+        different lengths come as a list, one entry for each, and so do `given` and `weights` if they differ; several arrays of
+        one data set are therefore a tuple or a dictionary. They are filled up to a few sizes by their last row, with weight
+        zero: a term of a `dependent` model must not look ahead. A row with a masked entry gets weight zero in its data set, as
+        for `fit`.
+    given : pytree, optional
+        Covariates, one set for all data sets unless `given_axis` is given.
+    weights : array, optional
+        Frequency weights (B, n), or (n,) with ``weights_axis=None``. A weight of zero leaves an observation out.
+    params_axis, data_axis, given_axis, weights_axis : int, None, or pytree of them
+        The axis over data sets in each, as in `jax.vmap`: a pytree prefix; `None` for what all share.
+    optimizer, tolerance, max_steps
+        As for `fit`.
+    covariances : tuple of {"observed", "expected", "empirical", "sandwich"}
+        The kinds of covariance to be had from the result; each keeps a p × p matrix or two for every fit. ``()`` keeps none.
+    retry : bool
+        Take up again what ended at the step limit, stalled, at a saddle, not finite or with a bad start: first with a thousand
+        times the damping; then from another start (the model's `initial` if it has one and that was not the start, else two
+        conditional standard errors off where it ended); then in float64, if it was not and x64 is enabled. The first success
+        counts, and `attempt` is its number; without any, the first attempt's end stands.
+    float64_finish : bool
+        Take up fits made in float32 again in float64 from where they ended (needs x64): those that converged, whose status is
+        then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` is then 3). Results
+        are float64, and `num_steps` counts both.
+    engine : {"kernel", "arrays"}, optional
+        How the fits are run: whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters; or in arrays of
+        rows × fits. By default the first where the density allows it. The results agree to rounding, and `Fit.engine` says
+        which was taken.
+    devices : int, or sequence of jax.Device, optional
+        How many threads share the work on a CPU, by default one for each core that the process may use; CPU devices count as
+        threads. Elsewhere on which devices the work is done, or on how many: by default on all, or on `jax.default_device`
+        where it is set.
+    num_lanes : int, optional
+        How many fits each worker has under way at once: a multiple of 16, at least 64, which is the default and the fastest on a
+        CPU. On a GPU it matters to arrays only, and the default goes with the size of a data set.
+    progress : bool
+        Show a bar with the rate and the count of each status (needs the extra `progress`).
 
-    @classmethod
-    def of(cls, tree: PyTree) -> "_Packed":
-        leaves, treedef = jax.tree.flatten(tree)
-        parts: dict[str, list[Array]] = {}
-        places = []
-        for leaf in map(jnp.asarray, leaves):
-            part = parts.setdefault(str(leaf.dtype), [])
-            places.append((str(leaf.dtype), sum(other.size for other in part), leaf.shape))
-            part.append(leaf.reshape(-1))
-        return cls({dtype: jnp.concatenate(part) for dtype, part in parts.items()}, treedef, tuple(places))
+    Returns
+    -------
+    Fit
+        With a batch axis: one status for each data set; a fit that fails does not affect the others.
 
-    def unpack(self) -> PyTree:
-        """The pytree, with arrays of numpy."""
-        vectors = {dtype: np.asarray(vector) for dtype, vector in self.vectors.items()}
-        leaves = [vectors[d][at : at + math.prod(shape)].reshape(shape) for d, at, shape in self.places]
-        return jax.tree.unflatten(self.treedef, leaves)
+    Raises
+    ------
+    ValueError, TypeError
+        If the arguments do not fit together, or a start for all lies outside its constraint.
 
+    Notes
+    -----
+    The step is that of `fit`. Sums over rows are taken in another order, which changes the last digits. In float32 these decide
+    the status of a fit at the limit of what that precision tells apart: one near the edge of its model (a negative binomial of
+    Poisson data), or with hardly any information about a parameter, may have another status than by itself.
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=1)
-def _loop(
-    model: Model, layout: Layout, optimizer: Any, values: Values, dataset: Dataset, tolerance: Any, max_steps: Any
-) -> _Packed:
-    return _Packed.of(
-        fit_function(model, layout, optimizer, differentiable=False)(values, dataset, tolerance, max_steps)
+    A fit that has ended makes room for the next, so that none waits for another, and no result depends on the number of threads
+    or lanes, or on the other data sets. Compiled once for each density, optimiser, number of observations and of lanes; the
+    number of data sets is free. Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in lock-step.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax
+    >>> draw = lambda key: fj.families.gamma.sample(key, {"shape": 4.0, "rate": 2.0})
+    >>> data = jax.vmap(draw)(jax.random.split(jax.random.key(1), 500 * 80)).reshape(500, 80)
+    >>> fits = fj.fit_batch(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, data)
+    >>> print(fits.converged.all(), fits.params["shape"].shape, fits.standard_errors()["shape"].shape)
+    True (500,) (500,)
+    """
+    model = as_model(model)
+    check_pytrees(params=params, data=data, given=given, weights=weights)
+    if any(
+        isinstance(leaf, jax.core.Tracer)
+        for leaf in jax.tree.leaves((params, data, given, weights, tolerance, max_steps))
+    ):
+        raise TypeError(
+            "runs on the host and cannot be called under jit, vmap or grad. Call it outside, or use jax.vmap of fit."
+        )
+    optimizer = newton() if optimizer is None else optimizer
+    check_optimizer(optimizer)
+    if isinstance(optimizer, Newton) and optimizer.kind == "expected" and not has_closed_form(model):
+        raise ValueError(NO_EXPECTED)
+    check_stopping(tolerance, max_steps)
+    kinds = check_kinds(covariances, model)
+    for name, flag in (("retry", retry), ("float64_finish", float64_finish), ("progress", progress)):
+        check_flag(flag, name)
+    if float64_finish and not has_float64():
+        raise ValueError("float64_finish needs float64: switch JAX's option jax_enable_x64 on at the start.")
+    whole = isinstance(num_lanes, int | np.integer) and not isinstance(num_lanes, bool)
+    if num_lanes is not None:
+        if not whole or num_lanes < LEAST_LANES or num_lanes % 16:
+            raise ValueError(f"num_lanes={shown(num_lanes)} must be a multiple of 16, at least {LEAST_LANES}.")
+        num_lanes = check_count(num_lanes, LEAST_LANES, "num_lanes")
+    if engine is not None:
+        check_choice(engine, ENGINES, "engine", " Leave it out for the one that suits the model.")
+    options = Options(
+        model, optimizer, tolerance, max_steps, kinds, num_lanes, engine, workers.devices_of(devices), progress
     )
+    params = as_parameters(params)
+    finish = functools.partial(fit_all, options, retry=retry, float64_finish=float64_finish)
+    if not is_ragged(data):
+        axes = (data_axis, given_axis, weights_axis)
+        dataset = check_datasets(model, data, given, weights, axes, num_starts(params, params_axis))
+        check_starts(model, params, params_axis, dataset.one(0), dataset.size or 0)
+        fits = finish(make_starts(model, params, params_axis, dataset))
+        return replace(fits, origin=Origin(model, dataset), num_masked=dataset.num_masked)
+    if data_axis != 0 or weights_axis != 0 or (given_axis is not None and not (given_axis == 0 and is_ragged(given))):
+        raise ValueError(
+            "a list of data sets has no axes over them: leave data_axis, given_axis and weights_axis out. "
+            "What differs among them is a list too."
+        )
+    if not data:
+        raise ValueError("data is an empty list; there are no data sets.")
+    datasets = check_list(model, data, given, weights)
+    if params is None:
+        params, params_axis = each_initial(model, datasets), 0
+    check_starts(model, params, params_axis, datasets.one(0), len(data))
+    # Each class of sizes by itself, and the fits in the order of the data sets.
+    parts, order = [], []
+    for rows, dataset in size_classes(model, take_starts(params, params_axis, 0), datasets):
+        fits = finish(make_starts(model, take_starts(params, params_axis, rows), params_axis, dataset))
+        parts.append(replace(fits, num_masked=dataset.num_masked))
+        order.append(rows)
+    return joined_fits(parts, np.argsort(np.concatenate(order)))
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -218,105 +335,16 @@ def check_stopping(tolerance: Any, max_steps: Any) -> None:
         raise ValueError(f"max_steps={shown(max_steps)} must be a whole number from 0 to 2**31 - 1.")
 
 
-def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable: bool = True) -> Callable[..., Fit]:
-    """A fit as a function of (values, dataset, tolerance, max_steps), to be jitted, mapped and differentiated.
-
-    Its derivatives are those of the maximum, by the implicit function theorem: at ∇ℓ(u; x) = 0 with J = −∇²ℓ the estimate moves
-    with the data and fixed parameters x as du = J⁻¹ (∂∇ℓ/∂x) dx, and everything else of a fit as a function of (u, x). They are
-    NaN where the fit is not certified. JAX's caches would keep a rule for them, and the model with it, for as long as the process
-    lives, so what is only ever called with numbers is made without (`differentiable`).
-    """
-
-    def run(values: Values, dataset: Dataset, tolerance: Any, max_steps: Any) -> dict[str, Any]:
-        problem = problem_of(model, layout, values, dataset, checked_start(layout, values))
-        found = maximise(problem, optimizer, jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32))
-        fit = record(model, layout, values, dataset, problem, found, KINDS)
-        return {name: getattr(fit, name) for name in ARRAYS}
-
-    if not differentiable:
-        return lambda *arguments: Fit(**run(*arguments), layout=layout, kinds=KINDS)
-    run = jax.custom_jvp(run)
-
-    @run.defjvp
-    def derivative(primals: Any, tangents: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        values, dataset, *_ = primals
-        arrays = run(*primals)
-        fit = Fit(**arrays, layout=layout, kinds=KINDS)
-        along = tangents[:2]
-
-        def gradient(values: Values, dataset: Dataset) -> Array:
-            return gradient_at(likelihood(model, layout, values, dataset), fit.free)[1]
-
-        def described(u: Array, values: Values, dataset: Dataset) -> dict[str, Any]:
-            target = likelihood(model, layout, values, dataset)
-            terms, _, curvature = derivatives_at(target, u)
-            estimate = layout.constrained_values(u, values)
-            return {
-                "values": [x for x, leaf in zip(estimate, layout.leaves, strict=True) if not leaf.is_fixed],
-                "log_likelihood": jnp.sum(terms),
-                "num_observations": num_observations(target, layout),
-                "free": u,
-                "curvature": curvature,
-                "outer_product": outer_product_at(target, u)[1],
-                "expected": total_information(model, layout, estimate, dataset, target),
-            }
-
-        _, cross = jax.jvp(gradient, (values, dataset), along)
-        certified = jnp.where(fit.status_code <= Status.CONVERGED_TO_ROUNDING, 1.0, jnp.nan).astype(cross.dtype)
-        step = certified * linalg.solve(linalg.factorise(fit.curvature), cross)
-        _, found = jax.jvp(described, (fit.free, values, dataset), (step, *along))
-        estimated = iter(found.pop("values"))
-        zero = jax.tree.map(_no_tangent, arrays)
-        values = [old if leaf.is_fixed else next(estimated) for old, leaf in zip(along[0], layout.leaves, strict=True)]
-        return arrays, {**zero, "values": values, **found}
-
-    return lambda *arguments: Fit(**run(*arguments), layout=layout, kinds=KINDS)
-
-
-def _no_tangent(leaf: Any) -> Any:
-    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return jnp.zeros_like(leaf) if floating else np.zeros(jnp.shape(leaf), jax.dtypes.float0)
-
-
-def record(
-    model: Model,
-    layout: Layout,
-    values: Values,
-    dataset: Dataset,
-    problem: Problem,
-    found: Solution,
-    kinds: tuple[str, ...],
-) -> Fit:
-    """What is kept of a solution: what the covariances of these kinds need, so that they need no data.
-
-    The first observation whose score is not finite is searched for only where the scores are taken for a covariance.
-    """
-    target, started = problem.likelihood, jnp.all(jnp.isfinite(problem.start))
-    reached = layout.constrained_values(found.free, values)
-    estimate = [jnp.where(started, new, old) for new, old in zip(reached, values, strict=True)]
-    suspect, outer_product = jnp.int32(-1), None
-    if {"empirical", "sandwich"} & set(kinds):
-        finite_scores, outer_product = outer_product_at(target, found.free)
-        suspect = unsound_at(target, found.free, finite_scores)
-    return Fit(
-        values=estimate,
-        log_likelihood=found.log_likelihood,
-        status_code=found.status,
-        num_steps=found.num_steps,
-        decrement=found.decrement,
-        num_observations=num_observations(target, layout),
-        free=found.free,
-        curvature=found.curvature if {"observed", "sandwich"} & set(kinds) else None,
-        outer_product=outer_product,
-        expected=total_information(model, layout, estimate, dataset, target) if "expected" in kinds else None,
-        suspect=suspect,
-        last_step=found.last_step,
-        attempt=jnp.zeros((), jnp.int8),
-        layout=layout,
-        kinds=tuple(kind for kind in KINDS if kind in kinds),
-    )
-
-
-def default_steps(optimizer: Any) -> int:
-    """How many steps an optimiser may take where the user does not say."""
-    return NEWTON_STEPS if isinstance(optimizer, Newton) else FOREIGN_STEPS
+def check_kinds(kinds: Any, model: Model) -> tuple[str, ...]:
+    """The kinds of covariance to be computed; raise for an unknown one."""
+    if not isinstance(kinds, str | tuple | list):
+        raise TypeError(f"covariances={shown(kinds)} must be a tuple of kinds, as in ('observed', 'sandwich').")
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for kind in kinds:
+        check_choice(kind, KINDS, "covariances")
+    if "expected" in kinds and not has_closed_form(model):
+        raise ValueError(
+            'covariances="expected" needs the Fisher information, but the model has no closed form of it. '
+            "Give Model(…, information=…), or choose another kind."
+        )
+    return kinds

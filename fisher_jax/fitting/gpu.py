@@ -4,7 +4,7 @@ The kernel takes each lane a few steps further: it loads the lane's state, evalu
 runs until the slowest of its lanes is through, so passes are short, and between them the lanes that have not ended are
 gathered into full blocks. A lane's state goes through memory unchanged, so that neither blocks nor passes change a result.
 
-The way into the kernel is Pallas' lowering to Triton, which JAX means to drop: nothing outside this file knows of it.
+The way into the kernel is Pallas' lowering to Triton, which JAX intends to remove: it is used in this file only.
 """
 
 import contextlib
@@ -24,8 +24,7 @@ from jaxtyping import Array, Float
 
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.lanes import Chunk, Settings, ended_of, is_through
-from fisher_jax.fitting.plan import Leaves, Plan
-from fisher_jax.fitting.rows import RowProgram, columns_of_chunk, evaluate_columns
+from fisher_jax.fitting.rows import Leaves, Plan, RowProgram, columns_of_chunk, evaluate_columns
 from fisher_jax.numerics import batched_linalg as algebra
 from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, while_loop
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
@@ -91,18 +90,20 @@ def _joined(columns: list[Array]) -> Array:
 class _Arrays:
     """The arrays of a chunk, their lanes last, and those that all share, laid out for the kernel."""
 
-    def __init__(self, own: Leaves, shared: Leaves) -> None:
-        self.own, self.shared = ([jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves] for leaves in (own, shared))
-        flat = [leaf.reshape(math.prod(leaf.shape[:-1]), leaf.shape[-1]) for leaf in own]
+    def __init__(self, varying: Leaves, shared: Leaves) -> None:
+        self.varying, self.shared = (
+            [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves] for leaves in (varying, shared)
+        )
+        flat = [leaf.reshape(math.prod(leaf.shape[:-1]), leaf.shape[-1]) for leaf in varying]
         flat += [leaf.reshape(-1) for leaf in shared]
         flat = [leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf for leaf in flat]
         self.operands = [leaf if leaf.size else jnp.zeros((1,) * leaf.ndim, leaf.dtype) for leaf in flat]  # never read
 
     def read(self, refs: Sequence[Any], lanes: Array) -> tuple[Leaves, Leaves]:
         """The same as the row program reads them."""
-        count = len(self.own)
-        own = [_Memory(ref, like, lanes) for ref, like in zip(refs[:count], self.own, strict=True)]
-        return own, [_Memory(ref, like, None) for ref, like in zip(refs[count:], self.shared, strict=True)]
+        count = len(self.varying)
+        varying = [_Memory(ref, like, lanes) for ref, like in zip(refs[:count], self.varying, strict=True)]
+        return varying, [_Memory(ref, like, None) for ref, like in zip(refs[count:], self.shared, strict=True)]
 
 
 class _States:
@@ -119,7 +120,7 @@ class _States:
         self.dtype, self.size = dtype, 1 << (len(self.like) - 1).bit_length()
 
     def begun(self, starts: Float[Array, "b p"], ended: Array, limit: Array) -> Float[Array, "b c"]:
-        """The table of fresh lanes: what the state holds beside point and count is not looked at."""
+        """The table of fresh lanes: of their states only point and count are used."""
         (b, p), used = starts.shape, len(self.like)
         zeros = lambda count: jnp.zeros((b, count), self.dtype)  # noqa: E731
         columns = [x.astype(self.dtype)[:, None] for x in (jnp.full_like(limit, -1), ended, limit)]
@@ -127,8 +128,8 @@ class _States:
 
     def unpack(self, columns: Sequence[Array]) -> tuple[State, Array, Array]:
         """The state, whether it has ended, and the limit."""
-        kept = zip(columns[: len(self.like)], self.like, strict=True)
-        return jax.tree.unflatten(self.treedef, [x != 0 if to.dtype == bool else x.astype(to.dtype) for x, to in kept])
+        pairs = zip(columns[: len(self.like)], self.like, strict=True)
+        return jax.tree.unflatten(self.treedef, [x != 0 if to.dtype == bool else x.astype(to.dtype) for x, to in pairs])
 
     def pack(self, state: State, ended: Array, limit: Array) -> list[Array]:
         """The columns of the table."""
@@ -140,17 +141,17 @@ def fit_lanes(
     plan: Plan,
     optimizer: Newton,
     rows: RowProgram,
-    own: Leaves,
+    varying: Leaves,
     shared: Leaves,
     chunk: Chunk,
     settings: Settings,
     *,
     handed_over: bool,
 ) -> Any:
-    """Fit the data sets of a chunk as `lanes.fit_lanes` does; if not `handed_over`, `Ended` comes as one array."""
+    """Fit the data sets of a chunk as `lanes.fit_lanes` does; if not `handed_over`, `Solution` comes as one array."""
     capacity, p = chunk.starts.shape
     restricted, dtype = plan.layout.restricted, plan.layout.dtype
-    states, arrays = _States(p, dtype), _Arrays(*columns_of_chunk(plan, rows, own, shared, lanes_last=True))
+    states, arrays = _States(p, dtype), _Arrays(*columns_of_chunk(plan, rows, varying, shared, lanes_last=True))
     rows_at_once = ROWS * (2 if dtype == np.float32 and rows.rest.num_equations <= FEW_EQUATIONS else 1)
 
     def step(state: State, ended: Array, reached: Evaluation, limit: Array, settings: Settings) -> tuple[State, Array]:
@@ -161,15 +162,21 @@ def fit_lanes(
     def kernel(*refs: Any) -> None:
         waiting, steps, settings, before, *data, after = refs
         lane = waiting[pl.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)]
-        own, shared = arrays.read(data, jnp.minimum(lane, capacity - 1))
-        asked = Settings(settings[0], settings[1])
+        varying, shared = arrays.read(data, jnp.minimum(lane, capacity - 1))
+        limits = Settings(settings[0], settings[1])
 
         def trip(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             number, ended, state = carry
             reached = evaluate_columns(
-                plan, rows, shared, trial(state), own, read=_Memory.rows, rows_at_once=min(rows_at_once, plan.num_terms)
+                plan,
+                rows,
+                shared,
+                trial(state),
+                varying,
+                read=_Memory.rows,
+                rows_at_once=min(rows_at_once, plan.num_terms),
             )
-            state, ended = _for_triton(step)(state, ended, reached, limit, asked)
+            state, ended = _for_triton(step)(state, ended, reached, limit, limits)
             return number + 1, ended, state
 
         goes_on = lambda carry: (carry[0] < steps[0]) & (jnp.min(carry[1].astype(jnp.int32)) == 0)  # noqa: E731
@@ -190,7 +197,7 @@ def fit_lanes(
         input_output_aliases={3: 0},
         **_how(),
     )
-    asked = jnp.stack([settings.tolerance, settings.radius_factor]).astype(dtype)
+    limits = jnp.stack([settings.tolerance, settings.radius_factor]).astype(dtype)
 
     def waiting(table: Array) -> Array:
         """Whether each lane goes on."""
@@ -201,7 +208,7 @@ def fit_lanes(
         steps = jnp.where(passes == 0, FIRST_STEPS, STEPS << jnp.clip(passes - DOUBLED_AFTER, 0, 20))
         # The numbers of the lanes that go on, each at its place among them; after the last, that of no lane.
         lane = jnp.minimum(jnp.searchsorted(ahead, number[1:], method="scan_unrolled"), capacity)
-        table = call(lane.astype(jnp.int32), steps[None].astype(jnp.int32), asked, table, *arrays.operands)
+        table = call(lane.astype(jnp.int32), steps[None].astype(jnp.int32), limits, table, *arrays.operands)
         return passes + 1, jnp.cumsum(waiting(table), dtype=jnp.int32), table
 
     ahead = jnp.minimum(number + 1, chunk.size)  # how many of the lanes so far go on
@@ -211,23 +218,27 @@ def fit_lanes(
         state, _, limit = states.unpack([table[:, k] for k in range(states.size)])
         begun = [chunk.origins[:, i] for i in range(p)]
         rules: dict[str, Any] = {"tolerance": settings.tolerance, "restricted": restricted, "handed_over": True}
-        found = ended_of(state, begun, chunk.num_observed, limit, **rules)
-        return found._replace(u=jnp.stack(found.u, axis=1)[:capacity], num_steps=found.num_steps[:capacity])
+        solution = ended_of(state, begun, chunk.num_observed, limit, **rules)
+        return solution._replace(
+            free=jnp.stack(solution.free, axis=1)[:capacity], num_steps=solution.num_steps[:capacity]
+        )
     return _results(states, table, chunk, settings, restricted)
 
 
 def _results(
     states: _States, table: Float[Array, "c k"], chunk: Chunk, settings: Settings, restricted: tuple[bool, ...]
 ) -> Float[Array, " r"]:
-    """`Ended` as one array, field after field, with both triangles of the information: as the host needs it."""
+    """`Solution` as one array, field after field, with both triangles of the information: as the host needs it."""
     capacity, p = chunk.starts.shape
 
     def columns_of(
         state: State, begun: list[Array], observed: Array, limit: Array, tolerance: Array
     ) -> list[list[Array]]:
-        found = ended_of(state, begun, observed, limit, tolerance=tolerance, restricted=restricted, handed_over=False)
-        whole = [found.information[min(i, j), max(i, j)] for i in range(p) for j in range(p)]
-        parts = [x if isinstance(x, list) else [x] for x in found._replace(information=whole)]
+        solution = ended_of(
+            state, begun, observed, limit, tolerance=tolerance, restricted=restricted, handed_over=False
+        )
+        whole = [solution.curvature[min(i, j), max(i, j)] for i in range(p) for j in range(p)]
+        parts = [x if isinstance(x, list) else [x] for x in solution._replace(curvature=whole)]
         return [[x.astype(states.dtype) for x in columns] for columns in parts]
 
     def kernel(tolerance: Any, before: Any, origins: Any, num_observed: Any, to: Any) -> None:
@@ -256,18 +267,18 @@ def _results(
 
 
 def informations(
-    plan: Plan, rows: RowProgram, own: Leaves, shared: Leaves, u: Float[Array, "b p"]
+    plan: Plan, rows: RowProgram, varying: Leaves, shared: Leaves, u: Float[Array, "b p"]
 ) -> Float[Array, "b t"]:
-    """The information of each data set at its own u, as `Ended` holds it."""
+    """The information of each data set at its own u, as `Solution` holds it."""
     capacity, p = u.shape
-    arrays = _Arrays(*columns_of_chunk(plan, rows, own, shared, lanes_last=True))
+    arrays = _Arrays(*columns_of_chunk(plan, rows, varying, shared, lanes_last=True))
 
     def kernel(points: Any, *refs: Any) -> None:
         *data, to = refs
         lane = pl.program_id(0) * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
-        own, shared = arrays.read(data, lane)
-        found = evaluate_columns(plan, rows, shared, [points[i, lane] for i in range(p)], own)
-        for k, entry in enumerate(found.information.values()):
+        varying, shared = arrays.read(data, lane)
+        at = evaluate_columns(plan, rows, shared, [points[i, lane] for i in range(p)], varying)
+        for k, entry in enumerate(at.information.values()):
             to[k, lane] = entry
 
     out = jax.ShapeDtypeStruct((p * (p + 1) // 2, capacity), u.dtype)
@@ -285,7 +296,7 @@ _ONE_AT_A_TIME = threading.Lock()  # the filters of warnings are the process's
 
 @contextlib.contextmanager
 def without_deprecation() -> Iterator[None]:
-    """JAX means to drop the way into the kernel, which is no matter of the user's: arrays will take over."""
+    """JAX intends to remove the way into the kernel, which does not concern the user: arrays will take over."""
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
         yield
@@ -312,15 +323,15 @@ def _evaluate(flat: Flat, arguments: Sequence[Any]) -> list[Any]:
     values: dict[Any, Any] = dict(zip(flat.inputs, arguments, strict=True))
     read = lambda o: values[o] if type(o) is int else o  # noqa: E731
     for step in flat.steps:
-        found = _RULES.get(step.name, bind)(step, [read(o) for o in step.operands])
-        values.update(zip(step.results, found, strict=True))
+        results = _RULES.get(step.name, bind)(step, [read(o) for o in step.operands])
+        values.update(zip(step.results, results, strict=True))
     return [read(o) for o in flat.outputs]
 
 
 def _with_nan(step: Step, operands: list[Any]) -> Sequence[Any]:
     x, y = jnp.broadcast_arrays(*operands)
-    (found,) = bind(step, [x, y])
-    return [jnp.where(x != x, x, jnp.where(y != y, y, found))]
+    (result,) = bind(step, [x, y])
+    return [jnp.where(x != x, x, jnp.where(y != y, y, result))]
 
 
 def _any(step: Step, operands: list[Any]) -> Sequence[Any]:

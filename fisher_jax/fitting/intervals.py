@@ -13,6 +13,7 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.numerics.array_namespace import AnyArray, namespace
 
 Scale = Literal["unconstrained", "natural"]
+IntervalMethod = Literal["wald", "profile"]
 
 
 def check_interval(level: Any, method: str) -> None:

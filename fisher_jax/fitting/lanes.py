@@ -14,14 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fisher_jax.fitting.plan import Leaves
-from fisher_jax.fitting.program import certify, handed_over_at, is_within
+from fisher_jax.fitting.maximization import Solution, certify, handed_over_at, is_within
+from fisher_jax.fitting.rows import Leaves
 from fisher_jax.numerics import batched_linalg as algebra
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
-
-LEAST_LANES = (
-    64  # below that LLVM contracts other products, and results differ in their last bits; above, data leave the cache
-)
 
 
 class Settings(NamedTuple):
@@ -31,22 +27,10 @@ class Settings(NamedTuple):
     radius_factor: Any  # times the first radius of the optimiser
 
 
-class Ended(NamedTuple):
-    """Where b maximisations ended, JAX's arrays or numpy's; totals over the data, on the unconstrained scale."""
-
-    u: Any  # (b, p)
-    log_likelihood: Any  # (b,)
-    information: Any  # (b, p (p + 1) / 2), the upper triangle, or (b, p²) above `UNROLLED` parameters
-    last_step: Any  # (b, p)
-    decrement: Any  # (b,)
-    num_steps: Any  # (b,)
-    status: Any  # (b,)
-
-
 class Chunk(NamedTuple):
     """Data sets to be fitted, each array with a leading axis over them; `size` of them count.
 
-    `starts` are where to begin, `origins` where the fit began at first, which the status looks back to.
+    `starts` are where to begin, `origins` where the fit began at first, to which the status compares its end.
     """
 
     data: Leaves
@@ -57,11 +41,11 @@ class Chunk(NamedTuple):
     size: Any
 
 
-Marker = Callable[[Callable[..., Any]], Callable[..., Any]]  # of a function a program of its own
+Marker = Callable[[Callable[..., Any]], Callable[..., Any]]  # makes a separate program of a function
 
 
 def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function itself, where another would be a program of its own."""
+    """The function itself: the `Marker` that makes no separate program."""
     return function
 
 
@@ -76,12 +60,12 @@ def fit_lanes(
     handed_over: bool = False,
     one_by_one: bool = True,
     marked: Marker = as_it_is,
-) -> Ended:
+) -> Solution:
     """Fit the data sets of a chunk; `evaluate(u, columns)` takes those of the lanes, with the axis over them last.
 
     If `handed_over`, a second stage with another kind of information follows: this one stops within the tolerance without a
     certificate, and returns only the u where that stage starts and the number of steps. Lanes that have ended are refilled
-    `one_by_one`, which costs least where a loop costs nothing; or all at once. `marked` makes a program of its own of the step.
+    `one_by_one`, which costs least where a loop costs nothing; or all at once. `marked` makes a separate program of the step.
     """
     capacity, _ = chunk.starts.shape
     number = jnp.arange(num_lanes, dtype=jnp.int32)
@@ -105,12 +89,18 @@ def fit_lanes(
         lane, todo, following, row_of, limit, ended, state, columns, out = carry
         lane = jax.lax.while_loop(lambda k: ~ended[k], lambda k: k + 1, lane)
         row, one = row_of[lane], jax.tree.map(lambda leaf: leaf[..., lane], state)
-        found = of_ended(one, algebra.vector(chunk.origins[row]), chunk.num_observed[row], chunk.max_steps[row])
-        rows = [None if x is None else jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(x)]) for x in found]
-        out = Ended(*(to if x is None else put(to, row, x) for to, x in zip(out, rows, strict=True)))
+        solution = of_ended(one, algebra.vector(chunk.origins[row]), chunk.num_observed[row], chunk.max_steps[row])
+        rows = [None if x is None else jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(x)]) for x in solution]
+        out = Solution(*(to if x is None else put(to, row, x) for to, x in zip(out, rows, strict=True)))
         more, row = following < chunk.size, jnp.minimum(following, chunk.size - 1)
         columns = [replace_column(leaf, column, lane, row) for leaf, column in zip(chunk.data, columns, strict=True)]
-        state = refilled(state, lane, chunk.starts[row])
+        start = chunk.starts[row]
+        if isinstance(state.point, list):
+            point: algebra.Vector = [x.at[lane].set(start[i]) for i, x in enumerate(state.point)]
+        else:
+            point = state.point.at[:, lane].set(start)
+        # A count of −1 marks a fresh lane: what else its state holds is not used.
+        state = state._replace(point=point, count=state.count.at[lane].set(-1))
         ended, row_of = ended.at[lane].set(~more), row_of.at[lane].set(following)
         limit = limit.at[lane].set(chunk.max_steps[row])
         return lane + 1, todo - 1, following + more, row_of, limit, ended, state, columns, out
@@ -119,10 +109,14 @@ def fit_lanes(
         """The same for all lanes that have ended."""
         _, todo, following, row_of, limit, ended, state, columns, out = carry
         rows = jnp.minimum(row_of, capacity - 1)
-        found = of_ended(state, algebra.vector(chunk.origins[rows].T), chunk.num_observed[rows], limit)
+        solution = of_ended(state, algebra.vector(chunk.origins[rows].T), chunk.num_observed[rows], limit)
         to = jnp.where(ended, row_of, capacity)  # out of range, which is dropped
-        flat = [None if x is None else _by_lane(x, num_lanes) for x in found]
-        out = Ended(
+        # A vector, a matrix or a number of each lane as an array with the lanes first.
+        flat = [
+            None if x is None else jnp.concatenate([jnp.reshape(y, (-1, num_lanes)) for y in jax.tree.leaves(x)]).T
+            for x in solution
+        ]
+        out = Solution(
             *(
                 old if x is None else old.at[to].set(x.reshape(num_lanes, *old.shape[1:]), mode="drop")
                 for old, x in zip(out, flat, strict=True)
@@ -152,18 +146,20 @@ def fit_lanes(
     first = jnp.minimum(number, capacity - 1)
     columns = [jnp.moveaxis(leaf[first], 0, -1) for leaf in chunk.data]
     state = begin(algebra.vector(chunk.starts[first].T))
-    out = _room(capacity, state)
+    p, dtype = len(state.point), state.point[0].dtype
+    entries = p * (p + 1) // 2 if isinstance(state.point, list) else p * p
+    vectors, numbers, whole = (
+        jnp.zeros((capacity, p), dtype),
+        jnp.zeros((capacity,), dtype),
+        jnp.zeros((capacity,), jnp.int32),
+    )
+    out = Solution(vectors, numbers, jnp.zeros((capacity, entries), dtype), vectors, numbers, whole, whole)
     carry = (jnp.int32(num_lanes), number, chunk.max_steps[first], number >= chunk.size, state, columns, out)
     return jax.lax.while_loop(lambda c: ~jnp.all(c[3]), trip, carry)[-1]
 
 
-def _by_lane(found: Any, num_lanes: int) -> Array:
-    """A vector, a matrix or a number of each lane as an array with the lanes first."""
-    return jnp.concatenate([jnp.reshape(x, (-1, num_lanes)) for x in jax.tree.leaves(found)]).T
-
-
 def is_through(state: State, done: Any, limit: Any, tolerance: Any, *, handed_over: bool) -> Any:
-    """Whether a lane makes no more steps: because `advance` says so, at its limit, or near enough to be handed over."""
+    """Whether a lane makes no more steps: by `advance`, at its limit, or near enough to be handed over."""
     return done | (state.count >= limit) | (is_within(state, tolerance) & handed_over)
 
 
@@ -176,13 +172,13 @@ def ended_of(
     tolerance: Any,
     restricted: tuple[bool, ...],
     handed_over: bool,
-) -> Ended:
-    """What lanes that have ended came to, or where they go on; vectors and matrices as `numerics.batched_linalg` has them."""
+) -> Solution:
+    """The solutions of lanes that have ended, or where they go on; vectors and matrices as `numerics.lanes` has them."""
     steps = jnp.maximum(state.count, 0)
     if handed_over:
-        return Ended(handed_over_at(state, tolerance), None, None, None, None, steps, None)
+        return Solution(handed_over_at(state, tolerance), None, None, None, None, steps, None)
     value, rounding = state.at.value, state.at.rounding
-    return Ended(
+    return Solution(
         state.point,
         jnp.where(jnp.isfinite(rounding), value + rounding, value),
         state.at.information,
@@ -193,24 +189,6 @@ def ended_of(
     )
 
 
-def refilled(state: State, lane: Array, start: Float[Array, " p"]) -> State:
-    """The state with a lane begun afresh: what else it holds there is not looked at."""
-    if isinstance(state.point, list):
-        point: algebra.Vector = [x.at[lane].set(start[i]) for i, x in enumerate(state.point)]
-    else:
-        point = state.point.at[:, lane].set(start)
-    return state._replace(point=point, count=state.count.at[lane].set(-1))
-
-
-def _room(capacity: int, state: State) -> Ended:
-    """Arrays for the results of a chunk."""
-    p, dtype = len(state.point), state.point[0].dtype
-    entries = p * (p + 1) // 2 if isinstance(state.point, list) else p * p
-    vectors, numbers = jnp.zeros((capacity, p), dtype), jnp.zeros((capacity,), dtype)
-    whole = jnp.zeros((capacity,), jnp.int32)
-    return Ended(vectors, numbers, jnp.zeros((capacity, entries), dtype), vectors, numbers, whole, whole)
-
-
 def informations(
     evaluate: Callable[[algebra.Vector, Leaves], Evaluation],
     data: Leaves,
@@ -218,13 +196,13 @@ def informations(
     size: Int[Array, ""],
     num_lanes: int,
 ) -> Float[Array, "b t"]:
-    """The information of each of the first `size` data sets at its own u, as `Ended` holds it."""
+    """The information of each of the first `size` data sets at its own u, as `Solution` holds it."""
 
     def block(k: Array, out: Array) -> Array:
         at = k * num_lanes
         cut = lambda leaf: jnp.moveaxis(jax.lax.dynamic_slice_in_dim(leaf, at, num_lanes, 0), 0, -1)  # noqa: E731
-        found = evaluate(algebra.vector(cut(u)), [cut(leaf) for leaf in data]).information
-        rows = jnp.concatenate([x.reshape(-1, num_lanes) for x in jax.tree.leaves(found)])
+        information = evaluate(algebra.vector(cut(u)), [cut(leaf) for leaf in data]).information
+        rows = jnp.concatenate([x.reshape(-1, num_lanes) for x in jax.tree.leaves(information)])
         return jax.lax.dynamic_update_slice_in_dim(out, rows.T, at, 0)
 
     capacity, p = u.shape

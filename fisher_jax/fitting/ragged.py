@@ -1,7 +1,7 @@
-"""Data sets of different lengths: sorted into a few sizes, filled up, and what fills them given weight zero."""
+"""Ragged data: data sets of different lengths, sorted into a few sizes and padded up to these by rows of weight zero."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -46,13 +46,24 @@ def check_list(model: Model, data: list[Any], given: PyTree, weights: Any) -> Da
     givens = [given] * count if shared or given is None else _same_number(given, count, "given")
     each_weights = [None] * count if weights is None else _same_number(weights, count, "weights")
     parts = []
-    for k, (entry, own, weight) in enumerate(zip(data, givens, each_weights, strict=True)):
+    for k, (entry, given_k, weight) in enumerate(zip(data, givens, each_weights, strict=True)):
         name, given_name = f"data[{k}]", "given" if shared else f"given[{k}]"
-        arrays = as_arrays(entry, name), as_arrays(own, given_name)
-        check_labels({name: entry, given_name: own, f"weights[{k}]": weight}, (None, None, None))
-        lengths.append(_length(k, arrays[0]))
-        if own is not None and not model.is_dependent:
-            _check_given(k, arrays[1], lengths[k])
+        arrays = as_arrays(entry, name), as_arrays(given_k, given_name)
+        check_labels({name: entry, given_name: given_k, f"weights[{k}]": weight}, (None, None, None))
+        lengths_of_leaves = {np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(arrays[0])}
+        length = lengths_of_leaves.pop() if len(lengths_of_leaves) == 1 else -1
+        if length == -1:
+            raise ValueError(
+                f"data[{k}] holds arrays of shapes {[np.shape(leaf) for leaf in jax.tree.leaves(arrays[0])]}; "
+                "those of one data set need the same leading axis, one row for each observation."
+            )
+        lengths.append(length)
+        if given_k is not None and not model.is_dependent:
+            rows = [np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(arrays[1])]
+            if any(count != length for count in rows):
+                raise ValueError(
+                    f"given[{k}] has {rows[0]} rows, but data[{k}] has {length}; one row for each observation."
+                )
         weight = None if weight is None else as_weights(weight, f"weights[{k}]")
         parts.append(without_masks(model, Dataset(*arrays, weight)))
     num_masked = None
@@ -68,25 +79,41 @@ def check_list(model: Model, data: list[Any], given: PyTree, weights: Any) -> Da
 
 
 def size_classes(model: Model, params: PyTree, datasets: DataSets) -> Iterator[tuple[np.ndarray, Dataset]]:
-    """The data sets in classes of sizes 2, 3, 4, 6, 8, 12, …, as few as pay: which they are, and their arrays filled up.
+    """The data sets in classes of sizes 2, 3, 4, 6, 8, 12, …, as few as pay: their numbers, and their arrays padded.
 
     `params` are those of one data set.
     """
     lengths, entries, given, _, num_masked = datasets
     givens = given if is_ragged(given) else None
     weights = datasets.weights or [None] * len(entries)
-    sizes = _merged(np.array([class_size(int(n)) for n in lengths]))
+    sizes = np.array([class_size(int(n)) for n in lengths])
+    # Each class joins the next larger one if padding it up costs less than to compile for it.
+    for size, larger in itertools.pairwise(np.unique(sizes)):
+        members = sizes == size
+        if members.sum() * (larger - size) <= FILLING:
+            sizes[members] = larger
     for size in np.unique(sizes):
         rows = np.flatnonzero(sizes == size)
-        stack = _stacked([_filled(entries[k], int(size), int(lengths[k])) for k in rows])
+        stack = _stacked([pad(entries[k], int(lengths[k]), int(size)) for k in rows])
         if givens is not None:
-            given = _stacked([_filled(givens[k], int(size), int(lengths[k])) for k in rows])
+            given = _stacked([pad(givens[k], int(lengths[k]), int(size)) for k in rows])
         one_given = given if givens is None else jax.tree.map(lambda leaf: leaf[0], given)
-        terms = _num_terms(model, params, jax.tree.map(lambda leaf: leaf[0], stack), one_given, int(size))
-        counted = [_weights(weights[k], terms - int(size) + int(lengths[k]), terms, int(k)) for k in rows]
-        own = [True] * len(jax.tree.leaves(stack)) + [givens is not None] * len(jax.tree.leaves(given)) + [True]
+        one_data = jax.tree.map(lambda leaf: leaf[0], stack)
+        if not model.is_dependent:
+            check_dataset(model, one_data, one_given, None)
+        terms = count_terms(model, lambda: params, one_data, one_given)
+        padded_weights = np.zeros((len(rows), terms))
+        for row, k in enumerate(rows):
+            count = max(terms - int(size) + int(lengths[k]), 0)
+            each = np.ones(count) if weights[k] is None else np.asarray(weights[k], float)
+            if each.shape != (count,):
+                raise ValueError(
+                    f"weights[{k}] has shape {each.shape}, expected ({count},), one weight per observation."
+                )
+            padded_weights[row, :count] = each
+        differs = [True] * len(jax.tree.leaves(stack)) + [givens is not None] * len(jax.tree.leaves(given)) + [True]
         masked = None if num_masked is None else num_masked[rows]
-        yield rows, Dataset(stack, given, np.stack(counted), size=len(rows), differs=tuple(own), num_masked=masked)
+        yield rows, Dataset(stack, given, padded_weights, size=len(rows), differs=tuple(differs), num_masked=masked)
 
 
 def _same_number(trees: Any, count: int, name: str) -> list[Any]:
@@ -100,29 +127,11 @@ def _same_number(trees: Any, count: int, name: str) -> list[Any]:
     return trees
 
 
-def _check_given(number: int, given: PyTree, length: int) -> None:
-    rows = [np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(given)]
-    if any(count != length for count in rows):
-        raise ValueError(
-            f"given[{number}] has {rows[0]} rows, but data[{number}] has {length}; one row for each observation."
-        )
-
-
 def each_initial(model: Model, datasets: DataSets) -> PyTree:
     """What the model's `initial` makes of each data set as it is, with a leading axis."""
     each = map(datasets.one, range(len(datasets.data)))
     starts = [starting_parameters(model, None, one.data, one.given) for one in each]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
-
-
-def _length(number: int, entry: PyTree) -> int:
-    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(entry)}
-    if len(lengths) != 1 or -1 in lengths:
-        raise ValueError(
-            f"data[{number}] holds arrays of shapes {[np.shape(leaf) for leaf in jax.tree.leaves(entry)]}; "
-            "those of one data set need the same leading axis, one row for each observation."
-        )
-    return lengths.pop()
 
 
 def class_size(length: int) -> int:
@@ -131,27 +140,29 @@ def class_size(length: int) -> int:
     return 3 * power // 4 if length <= 3 * power // 4 else power
 
 
-def _merged(sizes: np.ndarray) -> np.ndarray:
-    """Each class joins the next larger one if to fill it up costs less than to compile for it: `FILLING` rows."""
-    sizes, classes = sizes.copy(), np.unique(sizes)
-    for size, larger in itertools.pairwise(classes):
-        mine = sizes == size
-        if mine.sum() * (larger - size) <= FILLING:
-            sizes[mine] = larger
-    return sizes
+def pad(tree: PyTree, length: int, size: int) -> PyTree:
+    """Each array of `length` rows with copies of its last row added up to `size`, ones where there is none.
 
+    What is added has weight zero; a copy of a row is inside the support of the density, so that its derivatives are finite.
+    Arrays that do not have a row for each observation stay as they are.
+    """
 
-def _filled(tree: PyTree, size: int, length: int) -> PyTree:
-    """The last row again and again, ones where there is none; what has no row for each observation as it is."""
-
-    def fill(leaf: np.ndarray) -> np.ndarray:
+    def pad_leaf(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
-        if leaf.ndim == 0 or len(leaf) != length:
+        if leaf.ndim == 0 or len(leaf) != length or length == size:
             return leaf
-        last = leaf[-1:] if len(leaf) else np.ones((1, *leaf.shape[1:]), leaf.dtype)
-        return np.concatenate([leaf, np.repeat(last, size - len(leaf), axis=0)])
+        last = leaf[-1:] if length else np.ones((1, *leaf.shape[1:]), leaf.dtype)
+        return np.concatenate([leaf, np.repeat(last, size - length, axis=0)])
 
-    return jax.tree.map(fill, tree)
+    return jax.tree.map(pad_leaf, tree)
+
+
+def pad_dataset(dataset: Dataset, size: int, dtype: Any) -> Dataset:
+    """A data set of independent observations with rows of weight zero added up to `size`."""
+    length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    weights = np.ones(length, dtype) if dataset.weights is None else np.asarray(dataset.weights, dtype)
+    weights = np.concatenate([weights, np.zeros(size - length, dtype)])
+    return Dataset(pad(dataset.data, length, size), pad(dataset.given, length, size), weights)
 
 
 def _stacked(trees: list[PyTree]) -> PyTree:
@@ -164,19 +175,9 @@ def _stacked(trees: list[PyTree]) -> PyTree:
         ) from error
 
 
-def _num_terms(model: Model, params: PyTree, data: PyTree, given: PyTree, size: int) -> int:
-    """How many log-densities a data set of this size has: one for each row, but of a series what its function returns."""
+def count_terms(model: Model, make_params: Callable[[], PyTree], data: PyTree, given: PyTree) -> int:
+    """The number of log-densities of a data set: one for each row, but of a `dependent` model the length of what it returns."""
     if not model.is_dependent:
-        check_dataset(model, data, given, None)
-        return size
-    params = starting_parameters(model, params, data, given)
-    arguments = (params, data) if given is None else (params, data, given)
-    return jax.eval_shape(model.log_density, *arguments).shape[0]
-
-
-def _weights(weights: Any, count: int, terms: int, number: int) -> np.ndarray:
-    """The weights of a data set's own terms, and zeros for the rest."""
-    own = np.ones(max(count, 0)) if weights is None else np.asarray(weights, float)
-    if own.shape != (max(count, 0),):
-        raise ValueError(f"weights[{number}] has shape {own.shape}, expected ({count},), one weight per observation.")
-    return np.concatenate([own, np.zeros(terms - len(own))])
+        return int(np.shape(jax.tree.leaves(data)[0])[0])
+    arguments = (make_params(), data) if given is None else (make_params(), data, given)
+    return int(jax.eval_shape(model.log_density, *arguments).shape[0])

@@ -1,33 +1,24 @@
-"""`Fit`: the result of one fit or of many, and all that is said of it without the data."""
+"""`Fit`: the result of one fit or of many, and what follows from it without the data."""
 
 import functools
 import operator
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.errors import FitError, check_choice, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import intervals
-from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.program import EDGE_INFORMATION
+from fisher_jax.fitting.covariance import KINDS, CovarianceKind
+from fisher_jax.fitting.intervals import IntervalMethod, Scale
 from fisher_jax.fitting.status import Status
-from fisher_jax.fitting.summary import (
-    ATTEMPTS,
-    BatchSummary,
-    Row,
-    Summary,
-    batch_summary,
-    diagnose,
-    escaping,
-    weakest,
-    with_fixed,
-)
+from fisher_jax.fitting.summary import ATTEMPTS, Row, batch_report, escaping, fit_report, weakest
 from fisher_jax.information import Information
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood
@@ -36,6 +27,11 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.numerics.differentiate import each_at
+from fisher_jax.optimizers.newton import Kind
+from fisher_jax.reporting import Report
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_MAXIMUM = (
     "There are no standard errors, intervals and Wald tests of a point that is no certified maximum: they are NaN. "
@@ -51,7 +47,7 @@ BLOCK = 2**14  # fits that a method works on at once, so that what it holds mean
 
 
 class Origin(NamedTuple):
-    """What fits were made from, for what cannot do without the data: profiles, clusters, influence, the bootstrap."""
+    """The model and the data of fits, for what needs them: profiles, clusters, influence, the bootstrap."""
 
     model: Model
     dataset: Dataset
@@ -91,7 +87,7 @@ class Fit:
         n: the number of log-density terms, or the sum of the weights.
     free : array (*b, p)
         The estimate on the unconstrained scale, u.
-    curvature, outer_product : arrays (*b, p, p), or None where they were not kept
+    curvature, outer_product : arrays (*b, p, p), or None where no kind in `kinds` needs them
         −∇²ℓ and Σ wᵢ sᵢ sᵢᵀ with respect to u, totals.
     expected : array (*b, q, q) or None
         n I(θ) in the user's parametrisation where the model has a closed form.
@@ -102,7 +98,7 @@ class Fit:
     attempt : integer array (*b)
         Which attempt of `fit_batch` gave the result: 0 as asked, 1 stronger damping, 2 another start, 3 float64.
     kinds : tuple of str
-        The kinds of covariance that were kept.
+        The kinds of covariance that can be computed from it.
     engine : str
         How the fit was run: "host" and "rows" (steps on the host), "loop", "kernel", "arrays", "lock-step"; empty after a
         transformation.
@@ -110,7 +106,7 @@ class Fit:
         The model and the data. No part of the pytree: None once the fit has passed through a transformation; and None where the
         data sets came as a list.
     optima : tuple of Optimum
-        Of a fit from several starts: every certified maximum that was found, the highest first. No part of the pytree.
+        Of a fit from several starts: every certified maximum that was reached, the highest first. No part of the pytree.
     num_masked : integer array (*b), or None where nothing is masked
         How many rows have weight zero because an entry of theirs is masked.
     meat, robust : array (*b, p, p) or None, and str
@@ -224,7 +220,9 @@ class Fit:
         return self.layout.num_free
 
     @entry_point
-    def covariance(self, kind: str | None = None, *, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
+    def covariance(
+        self, kind: CovarianceKind | None = None, *, require_maximum: bool = True
+    ) -> Float[AnyArray, "*b q q"]:
         """Covariance matrix of the estimate, in the user's own parametrisation.
 
         Parameters
@@ -232,7 +230,7 @@ class Fit:
         kind : {"observed", "expected", "empirical", "sandwich"}, optional
             Inverse of minus the Hessian; of n times the Fisher information; of the summed outer products of scores; or
             White's robust H⁻¹ (Σ s sᵀ) H⁻¹, without a small-sample factor; see `robust` for other middles. By default what the
-            fit was asked for: "sandwich" if it was made by `robust`, else the first kind that was kept, "observed" for `fit`.
+            fit was asked for: "sandwich" if it was made by `robust`, else the first of `kinds`, "observed" for `fit`.
         require_maximum : bool
             Give NaN where the fit did not converge, since an inverse information is a covariance at a maximum only. False
             gives it wherever the fit ended.
@@ -252,37 +250,39 @@ class Fit:
         Raises
         ------
         ValueError
-            If the kind is unknown or was not kept, or "expected" is asked of a model without a route to it.
+            If the kind is unknown or not in `kinds`, or is "expected" and the model has no closed form of its information.
         """
         kind = self._check(kind)
-        found = self._computed(covariances.covariance, kind, require_maximum)
-        self._warn(kind, found.diagonal(axis1=-2, axis2=-1))
-        return found
+        matrix = self._computed(covariances.covariance, kind, require_maximum)
+        self._warn(kind, matrix.diagonal(axis1=-2, axis2=-1))
+        return matrix
 
     @entry_point
-    def standard_errors(self, kind: str | None = None, *, require_maximum: bool = True) -> PyTree:
-        """Standard errors, a pytree like `params`; zero for parameters held `fixed`. Arguments as for `covariance`."""
+    def standard_errors(self, kind: CovarianceKind | None = None, *, require_maximum: bool = True) -> PyTree:
+        """Standard errors, a pytree like `params`; zero for `fixed` parameters. Arguments as for `covariance`."""
         kind = self._check(kind)
         errors = self._computed(covariances.standard_errors, kind, require_maximum)
         self._warn(kind, errors)
         return self.layout.assemble(self.layout.split(errors, 0.0))
 
     @entry_point
-    def correlation(self, kind: str | None = None, *, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
+    def correlation(
+        self, kind: CovarianceKind | None = None, *, require_maximum: bool = True
+    ) -> Float[AnyArray, "*b q q"]:
         """Correlation matrix of the estimate, in the order of `names`. Arguments as for `covariance`."""
         kind = self._check(kind)
-        found = self._computed(covariances.correlation, kind, require_maximum)
-        self._warn(kind, found.diagonal(axis1=-2, axis2=-1))
-        return found
+        matrix = self._computed(covariances.correlation, kind, require_maximum)
+        self._warn(kind, matrix.diagonal(axis1=-2, axis2=-1))
+        return matrix
 
     @entry_point
     def confidence_intervals(
         self,
-        kind: str | None = None,
+        kind: CovarianceKind | None = None,
         *,
-        level: Any = 0.95,
-        method: str = "wald",
-        scale: str = "unconstrained",
+        level: float | Array = 0.95,
+        method: IntervalMethod = "wald",
+        scale: Scale = "unconstrained",
         require_maximum: bool = True,
     ) -> PyTree:
         """Confidence intervals: a pytree like `params` whose leaves gain a last axis of two, lower and upper.
@@ -305,7 +305,7 @@ class Fit:
         Returns
         -------
         pytree
-            Parameters held `fixed` have both ends at their value.
+            `fixed` parameters have both ends at their value.
 
         Raises
         ------
@@ -322,11 +322,11 @@ class Fit:
         return self.layout.assemble(intervals.as_leaves(self.layout, on_host(self.values), ends))
 
     @entry_point
-    def information(self, kind: str | None = None) -> Information:
+    def information(self, kind: Kind | None = None) -> Information:
         """The information per observation at the estimate, in the user's parametrisation, as an `Information`.
 
         `kind` is one of "observed", "expected" and "empirical"; the sandwich is a covariance and no information. By default the
-        first of these that was kept. Of many fits the matrix is (B, q, q): `jax.vmap` the methods of the result over it.
+        first of these in `kinds`. Of many fits the matrix is (B, q, q): `jax.vmap` the methods of the result over it.
 
         Raises
         ------
@@ -337,9 +337,8 @@ class Fit:
             raise ValueError(
                 'information: kind="sandwich" is a covariance, not an information. Use covariance("sandwich").'
             )
-        if kind is None:
-            kind = next((kept for kept in self.kinds if kept != "sandwich"), "observed")
-        kind = self._check(kind)
+        default = next((other for other in self.kinds if other != "sandwich"), "observed")
+        checked = self._check(default if kind is None else kind)
         if len(self.names) != self.num_parameters:
             raise ValueError(
                 f"a constraint leaves {self.num_parameters} free parameters among {len(self.names)} entries, so "
@@ -347,8 +346,8 @@ class Fit:
             )
         if self.has_batch:
             self._warn()
-        route = f"{kind}: from the fit, divided by the number of observations"
-        return Information(self._computed(covariances.information, kind), self.names, route)
+        route = f"{checked}: from the fit, divided by the number of observations"
+        return Information(self._computed(covariances.information, checked), self.names, route)
 
     @entry_point
     def aic(self) -> Float[AnyArray, "*b"]:
@@ -395,9 +394,13 @@ class Fit:
 
     @entry_point
     def diagnosis(self) -> str:
-        """The status in full: what is known, which observation or direction is to blame, likely causes, what to try."""
+        """The status in full: its meaning, which observation or direction is to blame, likely causes, what to try."""
         self._check_single()
-        return diagnose(self.status, self._culprit())
+        status, culprit = self.status, self._culprit()
+        text = f"{status.label.capitalize()}: {status.meaning}"
+        text += f" ({culprit})." if culprit else "."
+        text += f" Likely causes: {status.causes}." if status.causes else ""
+        return text + (f" Try: {status.remedy}." if status.remedy else "")
 
     @entry_point
     def raise_if_failed(self) -> "Fit":
@@ -416,7 +419,9 @@ class Fit:
         return self
 
     @entry_point
-    def summary(self, kind: str | None = None, *, level: Any = 0.95, method: str = "wald") -> Summary | BatchSummary:
+    def summary(
+        self, kind: CovarianceKind | None = None, *, level: float = 0.95, method: IntervalMethod = "wald"
+    ) -> Report:
         """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
 
         In a notebook it shows as a table. `kind`, that of the standard errors, `level` and `method` as for
@@ -425,49 +430,35 @@ class Fit:
         """
         intervals.check_interval(level, method)
         if self.has_batch:
-            kind, errors = self._errors_if_kept(kind)
-            return batch_summary(on_host(self), kind, errors, self._doubts_of_converged(kind))
+            return batch_report(on_host(self), *self._errors_and_doubts(kind))
         self._check_single()
         kind = self._check(kind)
-        return Summary(
-            rows=self._rows(kind, level, method),
-            status=self.status,
-            culprit=self._culprit(),
-            log_likelihood=float(self.log_likelihood),
-            num_observations=float(self.num_observations),
-            num_parameters=self.num_parameters,
-            num_steps=int(self.num_steps),
-            decrement=float(self.decrement),
-            precision=str(self.free.dtype),
-            covariance=self.describe(kind),
-            level=level,
-            intervals="" if method == "wald" else "by profile likelihood",
-            doubts=self._doubts(kind),
-            num_masked=0 if self.num_masked is None else int(self.num_masked),
-        )
+        return fit_report(self, kind, self._rows(kind, level, method), level, method, self._doubts(kind))
 
     @entry_point
-    def to_columns(self, kind: str | None = None) -> dict[str, np.ndarray]:
+    def to_columns(self, kind: CovarianceKind | Literal[""] | None = None) -> dict[str, np.ndarray]:
         """Of many fits, one array (B,) for each estimate, each standard error (`name standard error`) and each fact.
 
         The facts are log_likelihood, decrement, num_steps, num_observations, status and attempt. A parameter that has the name
         of one is called `parameter name`. With ``kind=""`` there are no standard errors.
         """
         if not self.has_batch:
-            raise ValueError("this is one fit. Use to_frame, or summary().rows.")
+            raise ValueError("this is one fit. Use to_frame.")
         theta = np.asarray(self.layout.join(on_host(self.values)))
         labels = [f"parameter {name}" if name in FACTS else name for name in self.names]
         columns = {label: theta[:, k] for k, label in enumerate(labels)}
         if kind != "":
-            kind, errors = self._errors_if_kept(kind)
-            if doubts := self._doubts_of_converged(kind):
-                warn(f"{' '.join(doubts)}")
+            _, errors, doubts = self._errors_and_doubts(kind)
+            if doubts:
+                warn(" ".join(doubts))
             if errors is not None:
                 columns |= {f"{label} standard error": errors[:, k] for k, label in enumerate(labels)}
         return columns | {fact: np.asarray(getattr(self, fact)) for fact in FACTS}
 
     @entry_point
-    def to_frame(self, kind: str | None = None, *, level: Any = 0.95, method: str = "wald") -> Any:
+    def to_frame(
+        self, kind: CovarianceKind | None = None, *, level: float = 0.95, method: IntervalMethod = "wald"
+    ) -> "pd.DataFrame":
         """Estimates, standard errors and intervals as a pandas DataFrame (needs the extra `frames`).
 
         Of one fit a row for each name; of many a row for each fit, with the columns of `to_columns`, the status in words, and
@@ -479,8 +470,7 @@ class Fit:
             self._check_single()
             kind = self._check(kind)
             self._warn(kind)
-            rows = self._rows(kind, level, method)
-            return pd.DataFrame(rows, columns=list(Row._fields)).set_index("name")
+            return pd.DataFrame(self._rows(kind, level, method), columns=list(Row._fields)).set_index("name")
         columns = self.to_columns(kind)
         if self.kinds:
             kind = self._check(kind)
@@ -495,13 +485,13 @@ class Fit:
         )
 
     @entry_point
-    def to_parquet(self, path: Any, kind: str | None = None) -> None:
+    def to_parquet(self, path: str | os.PathLike[str], kind: CovarianceKind | Literal[""] | None = None) -> None:
         """Write the columns of `to_columns` to a Parquet file (needs the extra `stream`)."""
         pa, parquet = require("pyarrow", "stream"), require("pyarrow.parquet", "stream")
         parquet.write_table(pa.table(self.to_columns(kind)), path)
 
     @entry_point
-    def save(self, path: Any) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit to a file without pickle, arrays and JSON in one .npz; `fisher_jax.load` reads it.
 
         The model and the data are not saved, so that what needs them (profiles, `robust`, the bootstrap) cannot be asked of the
@@ -520,7 +510,7 @@ class Fit:
         return self.summary()._repr_html_()
 
     def _computed(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(fit, *arguments)`, by numpy where all is known, and of many fits a block at a time."""
+        """`function(fit, *arguments)`, by numpy where no number is traced, and of many fits a block at a time."""
         leaves = jax.tree.leaves((self, arguments))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return function(self, *arguments)
@@ -531,20 +521,28 @@ class Fit:
             parts = [function(fit[start : start + BLOCK], *arguments) for start in range(0, len(self), BLOCK)]
         return np.concatenate(parts)
 
-    def _errors_if_kept(self, kind: str | None) -> tuple[str, np.ndarray | None]:
-        """The kind meant and the standard errors (B, q), without a warning; neither where no kind was kept nor asked for."""
+    def _errors_and_doubts(self, kind: str | None) -> tuple[str, np.ndarray | None, tuple[str, ...]]:
+        """Of many fits the kind meant, the standard errors (B, q), and what is in doubt about those of converged fits.
+
+        The kind is empty where `kinds` is and none is given. There is no warning: the status stands beside the numbers.
+        """
         if kind is None and not self.kinds:
-            return "", None
+            return "", None, ()
         kind = self._check(kind)
-        return kind, self._computed(covariances.standard_errors, kind)
+        doubts = tuple(doubt for doubt in self._doubts(kind) if doubt is not NO_MAXIMUM)
+        return kind, self._computed(covariances.standard_errors, kind), doubts
 
     def _rows(self, kind: str, level: Any, method: str = "wald") -> list[Row]:
         errors = self._computed(covariances.standard_errors, kind)
         ends = self._ends(kind, level, method, "unconstrained")
-        theta = self.layout.join(on_host(self.values))
-        numbers = np.concatenate([theta[:, None], errors[:, None], ends], axis=1)
-        free = [Row(name, *map(float, row)) for name, row in zip(self.names, numbers, strict=True)]
-        return with_fixed(free, self.layout, on_host(self.values))
+        values = on_host(self.values)
+        numbers = iter(np.concatenate([self.layout.join(values)[:, None], errors[:, None], ends], axis=1))
+        rows = []
+        for leaf, value in zip(self.layout.leaves, values, strict=True):
+            for name, x in zip(leaf.entry_names, np.ravel(value), strict=True):
+                fixed = Row(f"{name} (fixed)", float(x), np.nan, np.nan, np.nan)
+                rows.append(fixed if leaf.is_fixed else Row(name, *map(float, next(numbers))))
+        return rows
 
     def _ends(
         self, kind: str, level: Any, method: str, scale: str, require_maximum: bool = True
@@ -555,12 +553,13 @@ class Fit:
 
         model, dataset = origin_of(self)
         ends = profile_ends(model, dataset, self.layout, (self.values, self.free, self.curvature), level)
-        lost = np.any(np.isnan(ends), axis=-1)
-        if np.any(lost):
-            where = f"in {int(np.sum(np.any(lost, axis=-1)))} of {len(self)} fits" if self.has_batch else ""
-            where = where or f"for {', '.join(self.names[k] for k in np.flatnonzero(lost))}"
-            one = "fits[k]" if self.has_batch else "fit"
-            warn(f"an end is NaN {where}; print fisher_jax.profile_likelihood({one}) to see why.")
+        missing = np.any(np.isnan(ends), axis=-1)
+        if np.any(missing):
+            if self.has_batch:
+                where, which = f"in {int(np.sum(np.any(missing, axis=-1)))} of {len(self)} fits", "fits[k]"
+            else:
+                where, which = f"for {', '.join(self.names[k] for k in np.flatnonzero(missing))}", "fit"
+            warn(f"an end is NaN {where}; print fisher_jax.profile_likelihood({which}) to see why.")
         return ends
 
     def _culprit(self) -> str:
@@ -569,38 +568,32 @@ class Fit:
         if status in (Status.BAD_START, Status.NOT_FINITE):
             if int(self.suspect) >= 0:
                 return f"first at observation {int(self.suspect)}"
-            return self._rows_without_curvature()
+            if self.origin is None or self.origin.model.is_dependent:
+                return ""
+            # Value and slope are finite, so it must be the second derivative of some log-density.
+            model, dataset = self.origin
+            bad = np.flatnonzero(_curvature_not_finite(model, self.layout, self.values, dataset, self.free))
+            words = f"the second derivatives are not finite at {len(bad)} observations, the first of them number "
+            return f"{words}{bad[0]}" if len(bad) else ""
         if status == Status.BOUNDARY:
-            found = escaping(self.curvature, self.free, self.last_step, self.layout, EDGE_INFORMATION)
-            return f"direction: {found}"
+            return f"direction: {escaping(self.curvature, self.free, self.last_step, self.layout)}"
         if status in (Status.SINGULAR_INFORMATION, Status.INDEFINITE):
             return f"direction: {weakest(self.curvature, self.free, self.layout)}"
         if status == Status.TOO_FEW_OBSERVATIONS:
             return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
         return ""
 
-    def _rows_without_curvature(self) -> str:
-        """Which log-densities have no finite second derivative where the fit ended, though value and slope are finite."""
-        if self.origin is None or self.origin.model.is_dependent:
-            return ""
-        bad = np.flatnonzero(
-            np.asarray(_rough(self.origin.model, self.layout, self.values, self.origin.dataset, self.free))
-        )
-        if not len(bad):
-            return ""
-        return f"the second derivatives are not finite at {len(bad)} observations, the first of them number {bad[0]}"
-
-    def _check(self, kind: str | None) -> str:
-        """The kind of covariance meant; raise where it does not exist or was not kept."""
+    def _check(self, kind: str | None) -> CovarianceKind:
+        """The kind of covariance meant; raise where it does not exist or is not in `kinds`."""
         if kind is None:
             kind = "sandwich" if self.robust else (*self.kinds, "observed")[0]
         if isinstance(kind, str) and kind in KINDS and kind not in self.kinds:
-            kept = ", ".join(map(repr, self.kinds)) or "none"
+            kinds = ", ".join(map(repr, self.kinds)) or "none"
             raise ValueError(
-                f"kind={kind!r} was not kept ({kept} was). Fit again with fit_batch(…, covariances=({kind!r},))."
+                f"kind={kind!r} was not kept ({kinds} was). Fit again with fit_batch(…, covariances=({kind!r},))."
             )
         covariances.check_kind(kind, has_expected=self.expected is not None)
-        return kind
+        return cast(CovarianceKind, kind)
 
     def _check_single(self) -> None:
         if not isinstance(self.status, Status):
@@ -610,16 +603,27 @@ class Fit:
             )
 
     def _doubts(self, kind: str, errors: Any = None) -> tuple[str, ...]:
-        """Why there is no covariance of a kind, or no theory behind it, in sentences; empty where nothing is wrong with it."""
+        """Why there is no covariance of a kind, or no theory behind it, in sentences; empty where there is no doubt."""
         converged = np.atleast_1d(self.converged)
         doubts = (*(() if np.all(converged) else (NO_MAXIMUM,)), *self._irregularity())
         errors = self._computed(covariances.standard_errors, kind) if errors is None else errors
-        lost = np.any(np.isnan(np.atleast_2d(errors)), axis=-1) & converged
-        if np.any(lost):
-            share = f" in {int(np.sum(lost))} of {lost.size} fits" if self.has_batch else ""
-            one = self[int(np.argmax(lost))] if self.has_batch else self
-            doubts += (f"There are no standard errors by kind={kind!r}{share}: {one._missing(kind)}.",)
-        return doubts
+        missing = np.any(np.isnan(np.atleast_2d(errors)), axis=-1) & converged
+        if not np.any(missing):
+            return doubts
+        where = f" in {int(np.sum(missing))} of {missing.size} fits" if self.has_batch else ""
+        fit = self[int(np.argmax(missing))] if self.has_batch else self
+        if kind == "sandwich":
+            reason = (
+                "a variance is negative or not finite, as differences of estimates by two ways of clusters may be, or a "
+                "small-sample factor does not exist"
+            )
+        else:
+            matrix = covariances.free_information(on_host(fit), kind)
+            reason = f"the {kind} information is not finite at the estimate"
+            if np.all(np.isfinite(matrix)):
+                direction = weakest(matrix, fit.free, fit.layout)
+                reason = f"the {kind} information is singular (direction: {direction})"
+        return (*doubts, f"There are no standard errors by kind={kind!r}{where}: {reason}.")
 
     def _irregularity(self) -> tuple[str, ...]:
         """That the model is not regular at the estimate, in a sentence; empty where it is, or its information is not there."""
@@ -630,24 +634,8 @@ class Fit:
             return ()
         return (f"In {int(np.sum(irregular))} of {irregular.size} fits: {IRREGULAR}" if self.has_batch else IRREGULAR,)
 
-    def _doubts_of_converged(self, kind: str) -> tuple[str, ...]:
-        """The same, where the status stands beside the standard errors; none where no kind was kept."""
-        return tuple(doubt for doubt in self._doubts(kind) if doubt is not NO_MAXIMUM) if kind else ()
-
-    def _missing(self, kind: str) -> str:
-        """Why a fit that converged has no covariance of a kind, in words."""
-        if kind == "sandwich":
-            return (
-                "a variance is negative or not finite, as differences of estimates by two ways of clusters may be, or a "
-                "small-sample factor does not exist"
-            )
-        matrix = covariances.free_information(on_host(self), kind)
-        if not np.all(np.isfinite(matrix)):
-            return f"the {kind} information is not finite at the estimate"
-        return f"the {kind} information is singular (direction: {weakest(matrix, self.free, self.layout)})"
-
     def _warn(self, kind: str | None = None, errors: Any = None) -> None:
-        """A `FitWarning` where a fit whose numbers are known failed, or where its covariance of a kind is in doubt.
+        """Warn where a fit whose numbers are not traced failed, or where its covariance of a kind is in doubt.
 
         `errors` are NaN where standard errors of that kind are, where these have been computed already.
         """
@@ -666,8 +654,8 @@ class Fit:
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
-def _rough(model: Model, layout: Layout, values: Values, dataset: Dataset, free: Any) -> Any:
-    """Whether the Hessian of each term that counts holds what is not finite."""
+def _curvature_not_finite(model: Model, layout: Layout, values: Values, dataset: Dataset, free: Any) -> Any:
+    """For each term of nonzero weight, whether its Hessian is not finite."""
     target = likelihood(model, layout, values, dataset)
     hessians = each_at(target.terms, free, target.rows)[1]
     finite = jnp.all(jnp.isfinite(hessians), axis=(1, 2))
@@ -675,13 +663,13 @@ def _rough(model: Model, layout: Layout, values: Values, dataset: Dataset, free:
 
 
 _META = ("layout", "kinds", "robust")
-_DROPPED = ("origin", "optima", "engine")  # what a fit loses on its way through a transformation
+_DROPPED = ("origin", "optima", "engine")  # what a fit no longer has after a transformation
 ARRAYS = tuple(field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED))
 jax.tree_util.register_dataclass(Fit, data_fields=list(ARRAYS), meta_fields=list(_META), drop_fields=list(_DROPPED))
 
 
 def origin_of(fit: Fit) -> Origin:
-    """What the fit was made from; raise where it is not known."""
+    """The model and the data of a fit; raise where it does not have them."""
     if fit.origin is None and fit.has_batch:
         raise ValueError(
             "needs the data, which this batch does not have: it was made from a list of data sets, or went through "
@@ -689,7 +677,7 @@ def origin_of(fit: Fit) -> Origin:
         )
     if fit.origin is None:
         raise ValueError(
-            "needs the data, which this fit has lost on its way through a transformation (jit, vmap, tree.map) or "
+            "needs the data, which this fit no longer has after a transformation (jit, vmap, tree.map) or "
             "into a file. Use a fit as `fit` returned it."
         )
     return fit.origin

@@ -16,13 +16,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import call_user
-from fisher_jax.fitting.plan import Leaves, Plan
-from fisher_jax.fitting.program import summed
 from fisher_jax.information import as_matrix
 from fisher_jax.information.scoring import row_of_scoring
-from fisher_jax.models.likelihood import term_of
+from fisher_jax.models.likelihood import sum_with_rounding, term_of
 from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import Layout
+from fisher_jax.models.parameters import Layout, merge
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 from fisher_jax.numerics.expansion import Program, expand, split
 from fisher_jax.numerics.linear_predictors import Predictors, linear_predictors
@@ -30,9 +28,51 @@ from fisher_jax.numerics.row_sums import summed_by_rows, without_constant
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Scalars = list[Any]
-
-
+Leaves = list[Any]
 PREDICTORS_FROM = 4  # parameters; below, to differentiate in a linear predictor and carry it through saves nothing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model, its parameters, its optimiser, and how fixed parameters and data lie in one flat list. Hashable.
+
+    The list holds the `num_fixed` fixed leaves of the parameters, then those of (data, given, weights), which `treedef` puts
+    together; `differs` says of each whether it has an axis over the data sets, or is what all share. `num_terms` is the number of
+    log-densities of a data set, `num_lanes` how many are fitted side by side.
+    """
+
+    model: Model
+    layout: Layout
+    optimizer: Any
+    treedef: Any
+    num_fixed: int
+    differs: tuple[bool, ...]
+    num_terms: int
+    num_lanes: int = 64
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights, by which the terms that count may differ among the data sets."""
+        return jax.tree.unflatten(self.treedef, [True] * self.treedef.num_leaves)[2] is not None
+
+    def split(self, leaves: Leaves, *, varying: bool) -> tuple[Leaves, Leaves]:
+        """Of the leaves that differ (`varying`), or of those that are shared: the fixed parameters, and the data."""
+        numbers = [i for i, differs in enumerate(self.differs) if differs == varying]
+        cut = sum(i < self.num_fixed for i in numbers)
+        return leaves[:cut], leaves[cut:]
+
+    def fixed(self, varying: Leaves, shared: Leaves) -> Leaves:
+        """All fixed parameters in order."""
+        return merge(self.differs[: self.num_fixed], varying, shared)
+
+    def values(self, fixed: Leaves) -> Leaves:
+        """The parameters' leaves: the fixed ones as given, None for those that follow from u."""
+        given = iter(fixed)
+        return [next(given) if leaf.is_fixed else None for leaf in self.layout.leaves]
+
+    def observations(self, varying: Leaves, shared: Leaves) -> tuple[PyTree, PyTree, Any]:
+        """Data, covariates and weights."""
+        return jax.tree.unflatten(self.treedef, merge(self.differs[self.num_fixed :], varying, shared))
 
 
 def derivatives_of_row(model: Model, layout: Layout, kind: Kind, predictors: Predictors | None) -> Callable[..., Any]:
@@ -98,14 +138,14 @@ def _scores_only(terms: Callable[[Scalars], Array], u: Scalars) -> tuple[Array, 
 class RowProgram:
     """The expanded row, in four parts by what they depend on.
 
-    `once` takes (u, fixed values); `own` and `shared` take the entries of a row that belong to one data set and to all of
+    `once` takes (u, fixed values); `varying` and `shared` take the entries of a row that belong to one data set and to all of
     them; `rest` takes all of these and what the three parts return. Its outputs are summed over rows. Term, gradient and
     information are sums of those times `coefficients`, which take (u, fixed values): `pairs` has the numbers of both. The
-    terms lack what the parameters do not enter, `constant`, where that is costly: it takes own and shared entries.
+    terms lack what the parameters do not enter, `constant`, where that is costly: it takes varying and shared entries.
     """
 
     once: Program
-    own: Program
+    varying: Program
     shared: Program
     rest: Program
     coefficients: Program
@@ -127,17 +167,17 @@ class RowProgram:
 
         `constant` is the sum over their rows of what the terms lack, as a sum and what rounding took from it.
 
-        `rows_at(r, count)` returns the entries of `count` rows from r on: (own, shared, what `own` made of them, what `shared`
-        made of them); behind the last row those of any row. Rows taken several at once are added in the same order, and while
-        one waits for its data another is worked on.
+        `rows_at(r, count)` returns, for each of `count` rows from r on, its varying and shared entries and what the programs
+        `varying` and `shared` made of them; behind the last row those of any row. Rows taken several at once are added in the same
+        order, and while one waits for its data another is worked on.
         """
         p, zero = self.num_parameters, jnp.zeros_like(u[0])
         parameters = [*u, *fixed]
         once = [jnp.asarray(value) for value in self.once(parameters)]
 
         def add_row(sums: tuple[Any, ...], row: tuple[Scalars, ...]) -> tuple[Any, ...]:
-            own, shared, own_parts, shared_parts = row
-            term, *derivatives = self.rest(parameters, own, shared, once, own_parts, shared_parts)
+            varying, shared, varying_parts, shared_parts = row
+            term, *derivatives = self.rest(parameters, varying, shared, once, varying_parts, shared_parts)
             # Two-sum (Knuth 1997, The Art of Computer Programming 2, section 4.2.2, theorem B): `low` keeps what rounding
             # takes from the sum, without which float32 cannot tell two points near the maximum apart.
             high, low, *others = sums
@@ -179,27 +219,27 @@ def row_program(
     layout: Layout,
     kind: Kind,
     fixed: list[Any],
-    own: Any,
+    varying: Any,
     shared: Any,
     row_from: Callable[[Any, Any], tuple[PyTree, PyTree, Any]],
     values_from: Callable[[list[Any]], list[Any]],
     *,
     portable: bool,
 ) -> RowProgram:
-    """Differentiate, expand and split one row. `fixed`, `own` and `shared` are shapes of the fixed values and of one row.
+    """Differentiate, expand and split one row. `fixed`, `varying` and `shared` are shapes of the fixed values and of one row.
 
-    `row_from` puts (y, z, weight) together from own and shared entries, `values_from` the parameters' leaves from the fixed ones.
+    `row_from` makes (y, z, weight) of varying and shared entries, `values_from` the leaves of the parameters of the fixed ones.
 
     Raises
     ------
     CannotExpand
         Where the density uses what has no form on single numbers.
     """
-    leaves, treedef = jax.tree.flatten((fixed, own, shared))
+    leaves, treedef = jax.tree.flatten((fixed, varying, shared))
 
     def value(u: Array, *data: Any) -> Array:
-        fixed, own, shared = jax.tree.unflatten(treedef, data)
-        y, z, _ = row_from(own, shared)
+        fixed, varying, shared = jax.tree.unflatten(treedef, data)
+        y, z, _ = row_from(varying, shared)
         params = layout.constrain(u, values_from(fixed))
         return term_of(model, params, y, () if z is None else (z,)).astype(layout.dtype)
 
@@ -208,25 +248,25 @@ def row_program(
         predictors = linear_predictors(value, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), leaves)
     row = derivatives_of_row(model, layout, kind, predictors)
 
-    def flat_row(parameters: tuple[Scalars, list[Any]], own: Any, shared: Any) -> Any:
+    def flat_row(parameters: tuple[Scalars, list[Any]], varying: Any, shared: Any) -> Any:
         u, fixed = parameters
-        return row(u, values_from(fixed), *row_from(own, shared), jax.tree.leaves((fixed, own, shared)))
+        return row(u, values_from(fixed), *row_from(varying, shared), jax.tree.leaves((fixed, varying, shared)))
 
     u = [jax.ShapeDtypeStruct((), layout.dtype)] * layout.num_free
-    whole = expand(flat_row, (u, fixed), own, shared, portable=portable)
+    whole = expand(flat_row, (u, fixed), varying, shared, portable=portable)
     whole, constant = without_constant(whole)
     # Scores' outer products cancel where scores do: cut, they would lose digits.
     uncut = len(whole.outputs) if kind == "empirical" else 1 + layout.num_free
     whole, coefficients, pairs = summed_by_rows(whole, 0, 1, uncut, layout.dtype)
     once, whole = split(whole, 0, products=True)
-    own_parts, whole = split(whole, 1)
+    varying_parts, whole = split(whole, 1)
     shared_parts, whole = split(whole, 2)
     return RowProgram(
-        once, own_parts, shared_parts, whole, coefficients, pairs, constant, layout.num_free, np.dtype(layout.dtype)
+        once, varying_parts, shared_parts, whole, coefficients, pairs, constant, layout.num_free, np.dtype(layout.dtype)
     )
 
 
-def rows_of(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, *, portable: bool = False) -> RowProgram:
+def rows_of(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves, *, portable: bool = False) -> RowProgram:
     """The row program of a plan for data sets with arrays of these shapes, `portable` as `expand` has it.
 
     Raises
@@ -238,46 +278,50 @@ def rows_of(plan: Plan, kind: Kind, own: Leaves, shared: Leaves, *, portable: bo
     def like(leaf: Any, drop: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(np.shape(leaf)[drop:], jax.dtypes.canonicalize_dtype(leaf.dtype))
 
-    own_fixed, own_rows = plan.split(own, own=True)
-    shared_fixed, shared_rows = plan.split(shared, own=False)
-    fixed = plan.fixed([like(leaf, 1) for leaf in own_fixed], [like(leaf, 0) for leaf in shared_fixed])
-    rows = [like(leaf, 2) for leaf in own_rows], [like(leaf, 1) for leaf in shared_rows]
+    varying_fixed, varying_rows = plan.split(varying, varying=True)
+    shared_fixed, shared_rows = plan.split(shared, varying=False)
+    fixed = plan.fixed([like(leaf, 1) for leaf in varying_fixed], [like(leaf, 0) for leaf in shared_fixed])
+    rows = [like(leaf, 2) for leaf in varying_rows], [like(leaf, 1) for leaf in shared_rows]
     return row_program(plan.model, plan.layout, kind, fixed, *rows, plan.observations, plan.values, portable=portable)
 
 
-def _entries_of_rows(leaf: Any, r: Any, count: int) -> list[Scalars]:
-    """The entries of `count` rows of an array (n, entries, L), or without the axis of lanes."""
+def read_entries(leaf: Any, r: Any, count: int) -> list[Scalars]:
+    """The entries of `count` rows from r on of an array (n, entries, L), or without the axis of lanes."""
     return [[leaf[r + k, j] for j in range(leaf.shape[1])] for k in range(count)]
 
 
 def columns_of_chunk(
-    plan: Plan, rows: RowProgram, own: Leaves, shared: Leaves, *, lanes_last: bool = False
+    plan: Plan, rows: RowProgram, varying: Leaves, shared: Leaves, *, lanes_last: bool = False
 ) -> tuple[Leaves, Leaves]:
     """The arrays of a chunk that the lanes hold in columns, and those that all share, as `evaluate_columns` takes them.
 
     What depends on the data alone is computed here, for the whole chunk, where XLA works on large arrays. The axis over data sets
     comes first, from where a lane takes the next; or last.
     """
-    own_fixed, own_rows = plan.split(own, own=True)
-    shared_fixed, shared_rows = plan.split(shared, own=False)
-    flat_own = [leaf.reshape(*leaf.shape[:2], -1) for leaf in own_rows]
+    varying_fixed, varying_rows = plan.split(varying, varying=True)
+    shared_fixed, shared_rows = plan.split(shared, varying=False)
+    flat_varying = [leaf.reshape(*leaf.shape[:2], -1) for leaf in varying_rows]
     if lanes_last:
-        flat_own, own_fixed = ([jnp.moveaxis(leaf, 0, -1) for leaf in leaves] for leaves in (flat_own, own_fixed))
+        flat_varying, varying_fixed = (
+            [jnp.moveaxis(leaf, 0, -1) for leaf in leaves] for leaves in (flat_varying, varying_fixed)
+        )
     axis = 1 if lanes_last else 2
     flat_shared = [leaf.reshape(leaf.shape[0], -1) for leaf in shared_rows]
-    size = [leaf.shape[-1] if lanes_last else leaf.shape[0] for leaf in (*flat_own, *own_fixed)][:1] or [1]
+    size = [leaf.shape[-1] if lanes_last else leaf.shape[0] for leaf in (*flat_varying, *varying_fixed)][:1] or [1]
     shape = (plan.num_terms, *size) if lanes_last else (*size, plan.num_terms)
-    own_parts = [jnp.expand_dims(jnp.broadcast_to(x, shape), axis) for x in rows.own(_along(flat_own, axis))]
+    varying_parts = [
+        jnp.expand_dims(jnp.broadcast_to(x, shape), axis) for x in rows.varying(_along(flat_varying, axis))
+    ]
     shared_parts = [jnp.broadcast_to(x, (plan.num_terms,))[:, None] for x in rows.shared(_along(flat_shared, 1))]
     constants: Leaves = []
     if rows.constant is not None:
         shared_entries = [x[:, None] if lanes_last else x for x in _along(flat_shared, 1)]
-        (constant,) = rows.constant(_along(flat_own, axis), shared_entries)
-        constants = list(jax.vmap(summed, 1 if lanes_last else 0)(jnp.broadcast_to(constant, shape)))
+        (constant,) = rows.constant(_along(flat_varying, axis), shared_entries)
+        constants = list(jax.vmap(sum_with_rounding, 1 if lanes_last else 0)(jnp.broadcast_to(constant, shape)))
     # One array: each costs when a lane is refilled, and in compiling kernels.
-    if len({part.dtype for part in own_parts}) == 1:
-        own_parts = [jnp.concatenate(own_parts, axis)]
-    return [*flat_own, *own_parts, *constants, *own_fixed], [*flat_shared, *shared_parts, *shared_fixed]
+    if len({part.dtype for part in varying_parts}) == 1:
+        varying_parts = [jnp.concatenate(varying_parts, axis)]
+    return [*flat_varying, *varying_parts, *constants, *varying_fixed], [*flat_shared, *shared_parts, *shared_fixed]
 
 
 def evaluate_columns(
@@ -287,7 +331,7 @@ def evaluate_columns(
     u: Scalars,
     columns: Leaves,
     *,
-    read: Callable[[Any, Any, int], list[Scalars]] = _entries_of_rows,
+    read: Callable[[Any, Any, int], list[Scalars]] = read_entries,
     rows_at_once: int = 1,
 ) -> Evaluation:
     """Log-likelihood, gradient and information of the data sets in the columns, whose last axis is that of lanes.
@@ -296,18 +340,19 @@ def evaluate_columns(
     """
     of_data = plan.differs[plan.num_fixed :]
     of_fixed = plan.differs[: plan.num_fixed]
-    own_rows, own_parts, own_fixed = _cut(columns, sum(of_data), sum(of_fixed))
-    constant = None if rows.constant is None else (own_parts[-2][()], own_parts[-1][()])
-    own_parts = own_parts if constant is None else own_parts[:-2]
+    varying_rows, varying_parts, varying_fixed = _cut(columns, sum(of_data), sum(of_fixed))
+    constant = None if rows.constant is None else (varying_parts[-2][()], varying_parts[-1][()])
+    varying_parts = varying_parts if constant is None else varying_parts[:-2]
     shared_rows, shared_parts, shared_fixed = _cut(common, of_data.count(False), of_fixed.count(False))
     fixed = plan.fixed(
-        [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in own_fixed],
+        [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in varying_fixed],
         [[leaf[index] for index in np.ndindex(leaf.shape)] for leaf in shared_fixed],
     )
 
     def rows_at(r: Any, count: int) -> list[tuple[Scalars, ...]]:
         groups = [
-            [read(leaf, r, count) for leaf in leaves] for leaves in (own_rows, shared_rows, own_parts, shared_parts)
+            [read(leaf, r, count) for leaf in leaves]
+            for leaves in (varying_rows, shared_rows, varying_parts, shared_parts)
         ]
         return [tuple([x for leaf in group for x in leaf[k]] for group in groups) for k in range(count)]
 

@@ -1,10 +1,15 @@
-"""The fate of a maximisation: one code, what it means, its likely causes and what to try next.
+"""How a maximisation ended: one code, what it means, its likely causes and what to try next.
 
-`program.certify` decides it.
+`certify` in `maximization.py` chooses it by the thresholds here.
 """
 
 import enum
 from typing import NamedTuple
+
+ROUNDING_LIMIT = 0.01  # standard errors: a rounding floor further out than this is no success
+EDGE_INFORMATION = 1e-2  # information on a constrained parameter's own scale below which nothing is left to estimate
+EDGE_DISTANCE = 3.0  # how far it must have moved on that scale to count as running away
+FAR_AWAY = 20.0  # and how far outward counts as running away in any case, unless it converges there
 
 
 class Status(enum.IntEnum):
@@ -50,7 +55,7 @@ class Status(enum.IntEnum):
 
     @property
     def meaning(self) -> str:
-        """What is known when a fit ends so."""
+        """What this status means."""
         return _TABLE[self].meaning
 
     @property
@@ -60,7 +65,7 @@ class Status(enum.IntEnum):
 
     @property
     def remedy(self) -> str:
-        """What to try next; empty where nothing need be done."""
+        """What to try next; empty for a success."""
         return _TABLE[self].remedy
 
 

@@ -1,4 +1,4 @@
-"""Chunks of data sets in the hands of several workers: a thread for each core that the process may use, or some for each device."""
+"""Several workers: a thread for each core that the process may use, or some threads for each device."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ def num_cores() -> int:
 
 
 def default_device() -> Any:
-    """The device that JAX computes on where nothing says otherwise."""
+    """The device that JAX computes on by default."""
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
     return chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]
 
@@ -81,10 +81,10 @@ def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> 
 
 def side_by_side(*works: Callable[[], Any]) -> list[Any]:
     """What each returns. One compiles, or runs on one core, while another computes."""
-    found: list[Any] = [None] * len(works)
+    results: list[Any] = [None] * len(works)
 
     def work(number: int) -> None:
-        found[number] = works[number]()
+        results[number] = works[number]()
 
     run(work, range(len(works)), len(works))
-    return found
+    return results

@@ -17,12 +17,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import FitWarning, check_count, check_key, entry_point, warn
-from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.each import BLOCK, check_fit, with_data
-from fisher_jax.fitting.optima import stacked_starts
-from fisher_jax.fitting.program import ROUNDING_LIMIT
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit, joined_fits, origin_of
-from fisher_jax.fitting.status import Status
+from fisher_jax.fitting.starts import stacked_starts
+from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
 from fisher_jax.inference.comparison import same_data
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
 from fisher_jax.inference.replicates import drawn_data

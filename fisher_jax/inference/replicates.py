@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import blocks_of
-from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, joined_fits
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.robust import cluster_codes

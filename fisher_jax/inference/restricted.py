@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.each import of_each
-from fisher_jax.fitting.fit import fit
+from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.functions import OfParameters, numbers_of, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis

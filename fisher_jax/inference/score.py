@@ -26,7 +26,7 @@ from fisher_jax.blocks import blocks_of
 from fisher_jax.errors import call_user, check_choice, entry_point, names_in, shown, to_numpy, warn
 from fisher_jax.fitting.covariance import KINDS, CovarianceKind, precise
 from fisher_jax.fitting.each import check_fit, with_data
-from fisher_jax.fitting.problem import scoring_of
+from fisher_jax.fitting.maximization import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test
 from fisher_jax.information import Scoring, has_closed_form

@@ -190,3 +190,19 @@ def _in_chunks(
         return of_chunk(target.rows, target.weights)
     at_once = max(256, CHUNK_ENTRIES // max(flat.shape[0], 1))
     return in_chunks(target.rows, target.weights, at_once, of_chunk, flat.dtype)
+
+
+def sum_with_rounding(terms: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Σ terms as a pair: what a sum of rounded terms gives exactly, and the sum of what was rounded off.
+
+    Adding and subtracting a number n times as large as any term leaves of each what has no more than its unit of rounding, so
+    that their sum is exact (Rump, Ogita and Oishi 2008, SIAM J. Sci. Comput. 31, 189, algorithm 3.2).
+    """
+    n = max(terms.shape[0], 1)
+    largest = jnp.max(jnp.abs(terms), initial=jnp.finfo(terms.dtype).tiny)
+    _, exponent = jnp.frexp(largest)
+    big = jnp.ldexp(jnp.ones((), terms.dtype), exponent + (n + 1).bit_length())
+    high = (terms + big) - big
+    exact = jnp.isfinite(big) & jnp.isfinite(largest)
+    high = jnp.where(exact, high, terms)
+    return jnp.sum(high), jnp.sum(jnp.where(exact, terms - high, 0.0))

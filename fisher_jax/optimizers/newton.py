@@ -86,7 +86,7 @@ class State(NamedTuple):
     step's length as a multiple of its own; both are infinite after a step that was not near. `runaway` counts such
     steps in a row along which the information faded and that did not shorten. `irregular` counts those within the
     tolerance along which the information changed. `rejections` counts rejected steps in a row. `at_floor`: the last
-    step promised less than rounding and did not come nearer either; `stuck`: it was rejected although too short to
+    step was predicted to gain less than rounding and did not come nearer either; `stuck`: it was rejected although too short to
     matter.
 
     `count` is the number of steps, −1 before the start has been evaluated.
@@ -157,7 +157,7 @@ class Newton:
         return (gain > self.accept_above * predicted) | closer
 
     def resize(
-        self, radius: Entry, length: Entry, gain: Entry, predicted: Entry, taken: Entry, rejections: Entry
+        self, radius: Entry, length: Entry, gain: Entry, predicted: Entry, accepted: Entry, rejections: Entry
     ) -> Entry:
         """The next radius after a step of that length. A point that is not finite counts as a gain of −∞.
 
@@ -168,15 +168,17 @@ class Newton:
         surprise = xp.abs(gain - predicted)
         growth = xp.where(surprise < self.trusted_within * predicted, self.fast_growth, self.growth)
         good = xp.where(gain > self.grow_above * predicted, growth * length, length)
-        kept = xp.where(gain < self.shrink_below * predicted, self.cut * length, xp.maximum(radius, good))
-        return xp.where(taken, kept, length * self.cut * 0.5 ** xp.minimum(rejections, 40).astype(gain.dtype))
+        after_acceptance = xp.where(gain < self.shrink_below * predicted, self.cut * length, xp.maximum(radius, good))
+        return xp.where(
+            accepted, after_acceptance, length * self.cut * 0.5 ** xp.minimum(rejections, 40).astype(gain.dtype)
+        )
 
     def propose(
-        self, at: Evaluation, scale: Vector, radius: Entry, shift: Entry, step: Vector, wanted: Entry
+        self, at: Evaluation, scale: Vector, radius: Entry, shift: Entry, step: Vector, needed: Entry
     ) -> tuple[Vector, Entry]:
-        """The step to the edge of the trust region and its λ where it is `wanted`; elsewhere what was given.
+        """The step to the edge of the trust region and its λ where it is `needed`; elsewhere the step and λ passed in.
 
-        `scale` is D², `shift` a first guess of λ (not positive where nothing is known).
+        `scale` is D², `shift` a first guess of λ (not positive where there is none).
         """
         xp = lanes.namespace(radius)
         gradient = at.gradient
@@ -189,19 +191,19 @@ class Newton:
         smallest = lanes.largest(lanes.each(lambda d: -d, lanes.diagonal(scaled)))
         low = xp.maximum(xp.maximum(smallest, pull - highest), 0.0)
         high = xp.maximum(pull - lowest, low)
-        known = (shift > low) & (shift < high)
-        guess = xp.where(known, shift, xp.maximum(xp.sqrt(low * high), low + 0.1 * (high - low)))
-        steepest = lanes.each(lambda g, d: xp.where(wanted, g / d / pull, 0.0), gradient, scale)
-        first = lanes.select(wanted, steepest, step)
+        usable = (shift > low) & (shift < high)
+        guess = xp.where(usable, shift, xp.maximum(xp.sqrt(low * high), low + 0.1 * (high - low)))
+        steepest = lanes.each(lambda g, d: xp.where(needed, g / d / pull, 0.0), gradient, scale)
+        first = lanes.select(needed, steepest, step)
 
         def iterate(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             low, high, guess, step, shift, pending, k = carry
             shifted = lanes.add_to_diagonal(at.information, lanes.each(lambda d: guess * d, scale))
             factor = lanes.factorise(shifted)
             half = lanes.solve_lower(factor, gradient)
-            found = lanes.solve_upper(factor, half)
-            stretched = lanes.each(lambda d, s: d * s, scale, found)
-            squared = lanes.dot(found, stretched)
+            shifted_step = lanes.solve_upper(factor, half)
+            stretched = lanes.each(lambda d, s: d * s, scale, shifted_step)
+            squared = lanes.dot(shifted_step, stretched)
             length = xp.sqrt(squared)
             across = lanes.solve_lower(factor, stretched)
             newton = guess + squared / lanes.dot(across, across) * (length - radius) / radius
@@ -224,7 +226,10 @@ class Newton:
             shrink = xp.minimum(1.0, radius / length)
             use = pending & definite
             step = lanes.each(
-                lambda old, s, z: xp.where(use, xp.where(hard, s + reach * z, shrink * s), old), step, found, weak
+                lambda old, s, z: xp.where(use, xp.where(hard, s + reach * z, shrink * s), old),
+                step,
+                shifted_step,
+                weak,
             )
             shift = xp.where(use, guess, shift)
             inside = short & (guess <= 0.0)
@@ -235,12 +240,12 @@ class Newton:
             pending = pending & ~on_edge & ~hard & ~inside
             return low, high, guess, step, shift, pending, k + 1
 
-        carry = (low, high, guess, first, xp.where(wanted, guess, shift), wanted, 0)
-        found = lanes.repeat_while(xp, lambda c: xp.any(c[5]) & (c[6] < SECULAR_ITERATIONS), iterate, carry)
-        return found[3], found[4]
+        carry = (low, high, guess, first, xp.where(needed, guess, shift), needed, 0)
+        shifted_step = lanes.repeat_while(xp, lambda c: xp.any(c[5]) & (c[6] < SECULAR_ITERATIONS), iterate, carry)
+        return shifted_step[3], shifted_step[4]
 
     def init(self, params: PyTree) -> State:
-        """A state that has seen nothing."""
+        """The state before the first evaluation."""
         flat, _ = ravel_pytree(params)
         return begin(lanes.vector(flat))
 
@@ -250,12 +255,12 @@ class Newton:
         """Evaluate once, at the start or at the trial point, and move there or stay. `updates` is not used."""
         flat, restore = ravel_pytree(params)
         state = state._replace(point=lanes.vector(flat))
-        found = objective(restore(lanes.to_array(trial(state))), self.kind)
+        at = objective(restore(lanes.to_array(trial(state))), self.kind)
         reached = Evaluation(
-            jnp.asarray(found.value, flat.dtype),
-            lanes.vector(found.gradient),
-            lanes.matrix(found.information),
-            jnp.asarray(found.rounding, flat.dtype),
+            jnp.asarray(at.value, flat.dtype),
+            lanes.vector(at.gradient),
+            lanes.matrix(at.information),
+            jnp.asarray(at.rounding, flat.dtype),
         )
         state, _ = advance(self, state, reached, jnp.zeros((), flat.dtype))
         return restore(lanes.to_array(state.point) - flat), state
@@ -316,7 +321,7 @@ def advance(
     radius_factor: Entry = 1.0,
     restricted: tuple[bool, ...] = (),
 ) -> tuple[State, Entry]:
-    """Accept or reject the trial point, propose the next step, and tell whether another can gain anything.
+    """Accept or reject the trial point, propose the next step, and decide whether another can gain anything.
 
     Parameters
     ----------

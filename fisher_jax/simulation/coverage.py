@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import FitWarning, check_count, check_key, check_level, entry_point, require
-from fisher_jax.fitting.batch import fit_batch
 from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.information import has_closed_form
@@ -272,7 +272,7 @@ def _ends(fits: Fit, kind: str, level: float) -> Float[np.ndarray, "c q 2"]:
         intervals = fits.confidence_intervals(level=level, method="profile")
     else:
         scale = "natural" if kind.endswith(NATURAL) else "unconstrained"
-        intervals = fits.confidence_intervals(_covariance(kind), level=level, scale=scale)
+        intervals = fits.confidence_intervals(_covariance(kind), level=level, scale=scale)  # type: ignore[arg-type]
     ends = np.asarray(jax.vmap(jax.vmap(fits.layout.flatten, -1, -1))(intervals), float)
     # A profile needs no curvature at the estimate, so that one may exist where the fit has not converged.
     return ends if kind == "profile" else np.where(fits.converged[:, None, None], ends, np.nan)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import FitWarning, check_count, check_pytree, entry_point, is_number, shown
-from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.functions import in_one_row, named_within
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.wald import wald_test

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.errors import call_user, check_count, check_function, check_key, entry_point, require, warn
 from fisher_jax.fitting import workers
-from fisher_jax.fitting.batch import fit_batch
+from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.status import Status
 from fisher_jax.information import Covariance, Information
 from fisher_jax.information.expectations import Expectation

@@ -15,8 +15,7 @@ from jaxtyping import PyTree
 
 from fisher_jax.errors import check_count, check_flag, entry_point, require
 from fisher_jax.fitting import covariance as covariance_kinds
-from fisher_jax.fitting.batch import checked_kinds, fit_batch
-from fisher_jax.fitting.fit import check_optimizer, check_stopping
+from fisher_jax.fitting.fit import check_kinds, check_optimizer, check_stopping, fit_batch
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.workers import devices_of
@@ -199,7 +198,7 @@ def fit_stream(
     with sole_writer(target.path):
         target.ledger.check_place(overwrite=overwrite)
         inputs = inputs_of(arguments, axes)
-        kinds = checked_kinds(covariances, model)
+        kinds = check_kinds(covariances, model)
         size = default_block(model, inputs, len(kinds)) if block is None else check_count(block, 1, "block")
         settings: dict[str, Any] = {
             "optimizer": optimizer,

@@ -14,8 +14,9 @@ from jaxtyping import Array
 
 from fisher_jax.fitting import cpu, workers
 from fisher_jax.fitting import rows as row_programs
-from fisher_jax.fitting.lanes import LEAST_LANES
-from fisher_jax.fitting.plan import Leaves, Plan
+from fisher_jax.fitting.cpu import LEAST_LANES
+from fisher_jax.fitting.ragged import pad_dataset
+from fisher_jax.fitting.rows import Leaves, Plan
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -24,7 +25,7 @@ from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
-SIXTEENTHS = 4  # bits that are kept of a number of rows, so that one more of them seldom compiles anew
+SIXTEENTHS = 4  # bits to which a number of rows is rounded up, so that one more of them seldom compiles anew
 
 
 class Rows:
@@ -40,18 +41,13 @@ class Rows:
         each = (-(-each >> coarse)) << coarse
         total = self.num_workers * LEAST_LANES * each
 
-        def dealt(leaf: Any, fill: Any = None) -> np.ndarray:
-            leaf = np.asarray(leaf)
-            added = np.repeat(leaf[-1:] if fill is None else np.full_like(leaf[-1:], fill), total - rows, axis=0)
-            return np.concatenate([leaf, added]).reshape(self.num_workers, LEAST_LANES, each, *leaf.shape[1:])
-
-        weights = np.ones(rows, layout.dtype) if dataset.weights is None else np.asarray(dataset.weights, layout.dtype)
-        leaves, treedef = jax.tree.flatten((dataset.data, dataset.given, weights))
-        parts = [dealt(leaf) for leaf in leaves[:-1]] + [dealt(leaves[-1], 0)]
+        padded = pad_dataset(dataset, total, layout.dtype)
+        leaves, treedef = jax.tree.flatten(padded.parts)
+        parts = [leaf.reshape(self.num_workers, LEAST_LANES, each, *leaf.shape[1:]) for leaf in leaves]
         differs = (False,) * len(fixed) + (True,) * len(parts)
         self.plan = Plan(model, layout, None, treedef, len(fixed), differs, each)
         self.shared: Leaves = fixed
-        self.own = [[part[k] for part in parts] for k in range(self.num_workers)]
+        self.varying = [[part[k] for part in parts] for k in range(self.num_workers)]
         self.columns: dict[Kind, list[Any]] = {}
 
     def evaluate(self, u: np.ndarray, kind: Kind) -> Evaluation:
@@ -64,14 +60,14 @@ class Rows:
         """
         prepare, evaluate = self._programs(kind)
         if kind not in self.columns:
-            self.columns[kind] = [prepare(own, self.shared) for own in self.own]
-        found: list[Any] = [None] * self.num_workers
+            self.columns[kind] = [prepare(varying, self.shared) for varying in self.varying]
+        parts: list[Any] = [None] * self.num_workers
 
         def work(k: int) -> None:
-            found[k] = jax.device_get(evaluate(u, *self.columns[kind][k]))
+            parts[k] = jax.device_get(evaluate(u, *self.columns[kind][k]))
 
         workers.run(work, range(self.num_workers), self.num_workers)
-        value, rounding, gradient, triangle = (np.concatenate(part, axis=-1) for part in zip(*found, strict=True))
+        value, rounding, gradient, triangle = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
         total = math.fsum(value) if np.all(np.isfinite(value)) else float(np.sum(value))
         dtype, p = self.layout.dtype, len(u)
         high = dtype.type(total)
@@ -83,9 +79,9 @@ class Rows:
         return Evaluation(high, gradient.sum(axis=-1), matrix, low)
 
     def _programs(self, kind: Kind) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """What brings the data into columns, and the evaluation of one worker's rows."""
-        plan, own, shared = self.plan, self.own[0], self.shared
-        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in [*own, *shared])
+        """The programs that bring the data into columns, and that evaluate one worker's rows."""
+        plan, varying, shared = self.plan, self.varying[0], self.shared
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in [*varying, *shared])
         key = ("large", jax.config.read("jax_enable_x64"), plan.layout, plan.treedef, kind, shapes)
         programs = programs_of(self.model)
         if key in programs:
@@ -93,14 +89,14 @@ class Rows:
                 raise programs[key].again()
             return programs[key]
         try:
-            rows = row_programs.rows_of(plan, kind, own, shared)
+            rows = row_programs.rows_of(plan, kind, varying, shared)
         except CannotExpand as error:
             programs[key] = error.again()
             raise
         like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
 
-        def prepare(own: Leaves, shared: Leaves) -> tuple[Leaves, Leaves]:
-            data, common = row_programs.columns_of_chunk(plan, rows, own, shared)
+        def prepare(varying: Leaves, shared: Leaves) -> tuple[Leaves, Leaves]:
+            data, common = row_programs.columns_of_chunk(plan, rows, varying, shared)
             return common, [jnp.moveaxis(leaf, 0, -1) for leaf in data]
 
         def evaluate(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
@@ -111,7 +107,7 @@ class Rows:
 
             return cpu.one_kernel(run)(u, common, columns)
 
-        arguments = [like(leaf) for leaf in own], [like(leaf) for leaf in shared]
+        arguments = [like(leaf) for leaf in varying], [like(leaf) for leaf in shared]
         u = jax.ShapeDtypeStruct((self.layout.num_free,), self.layout.dtype)
         options = cpu.COMPILER_OPTIONS
         first = jax.jit(prepare, compiler_options=options)

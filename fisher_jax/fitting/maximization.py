@@ -1,0 +1,524 @@
+"""One maximisation: the problem, its evaluation, the first fits of a density, and the certificate.
+
+A fit maximises ℓ over the unconstrained vector u. Whatever steps (Newton's method in a trust region of `optimizers.newton`, or an
+optax transformation), what is reported comes from `certify`, by the observed information where the steps ended.
+
+The first fits of a density step in numpy on the host around one small compiled evaluation (`fit_on_host`). What a person waits for
+at first is compiling: a loop with its step and certificate compiles for seconds, the evaluation alone for a few tenths, and the
+dozen steps of a fit cost numpy some milliseconds. So the loop (`loop.py`) is compiled only when steps on the host have cost as much
+as compiling it would. Data are padded to a few sizes by rows of weight zero, and derivatives by fixed parameters are taken and
+ignored, so that removing an observation or fixing a parameter compiles nothing.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from fisher_jax.fitting import workers
+from fisher_jax.fitting.covariance import KINDS
+from fisher_jax.fitting.many_rows import Rows
+from fisher_jax.fitting.ragged import class_size, pad_dataset
+from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.status import (
+    EDGE_DISTANCE,
+    EDGE_INFORMATION,
+    FAR_AWAY,
+    ROUNDING_LIMIT,
+    Status,
+)
+from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
+from fisher_jax.models.constraints import Unconstrained
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.likelihood import (
+    Likelihood,
+    derivatives_at,
+    gradient_at,
+    likelihood,
+    outer_product_at,
+    sum_with_rounding,
+    terms_at,
+)
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Leaf, Values
+from fisher_jax.models.programs import programs_of, quick
+from fisher_jax.numerics import batched_linalg as lanes
+from fisher_jax.numerics.expansion import CannotExpand
+from fisher_jax.numerics.linalg import UNROLLED, singular_pivot
+from fisher_jax.optimizers.newton import (
+    DRIFT_LIMIT,
+    LENGTHENING,
+    Evaluation,
+    Kind,
+    Newton,
+    State,
+    advance,
+    begin,
+    trial,
+)
+
+NO_EXPECTED = (
+    "optimizer: fisher_scoring and natural_gradient need the expected information, and the model has none. Give "
+    "Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or "
+    'natural_gradient(kind="empirical").'
+)
+HAND_OVER = 0.3  # standard errors: so near, scoring's linear convergence is left for Newton's steps
+NEWTON_STEPS = 1000  # a curved valley takes hundreds (NIST: Bennett5, MGH17)
+FOREIGN_STEPS = 10_000
+MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`many_rows`)
+LARGE_TABLE = 2**16  # entries of an array that a density closes over, above which it is not compiled in
+ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
+
+Expected = Callable[[Float[Array, " p"]], tuple[Float[Array, " n"], Float[Array, " p"], Float[Array, "p p"]]]
+
+
+class Problem(NamedTuple):
+    """What is maximised: a likelihood of a flat vector, and where to start.
+
+    `restricted` is true for the entries of u that a constraint made. `expected` gives the terms, their gradient and the
+    expected information at once, where there is a closed form.
+    """
+
+    likelihood: Likelihood
+    start: Float[Array, " p"]
+    restricted: tuple[bool, ...]
+    num_observed: Int[Array, ""]
+    expected: Expected | None
+
+
+class Solution(NamedTuple):
+    """Where a maximisation ended, or b of them; totals over the data, on the unconstrained scale, of JAX or of numpy."""
+
+    free: Any  # (p,) or (b, p)
+    log_likelihood: Any  # () or (b,)
+    curvature: Any  # −∇²ℓ (p, p); of many the upper triangle (b, p (p + 1) / 2), or (b, p²) above `UNROLLED` parameters
+    last_step: Any  # (p,) or (b, p)
+    decrement: Any  # () or (b,)
+    num_steps: Any  # () or (b,)
+    status: Any  # () or (b,)
+
+
+def make_problem(model: Model, layout: Layout, values: Values, dataset: Dataset, start: Float[Array, " p"]) -> Problem:
+    """The problem in u. A start that is NaN lies outside its constraint."""
+    target = likelihood(model, layout, values, dataset)
+    scoring = functools.partial(scoring_of, model, layout, values, dataset, target)
+    return Problem(
+        target,
+        start,
+        tuple(bool(r) for r in layout.restricted),
+        num_observed(target),
+        scoring if has_closed_form(model) else None,
+    )
+
+
+def start_at(layout: Layout, values: Values) -> Float[Array, " p"]:
+    """u at the start; NaN where a start known only at run time lies outside its constraint."""
+    inside = jnp.all(jnp.stack([jnp.asarray(test) for test in layout.contains(values)]))
+    return jnp.where(inside, layout.unconstrain(values), jnp.nan)
+
+
+def num_observations(target: Likelihood, layout: Layout) -> Array:
+    """n: the number of terms, or the sum of their weights."""
+    if target.weights is None:
+        return jnp.asarray(target.num_terms, layout.dtype)
+    return jnp.sum(target.weights)
+
+
+def num_observed(target: Likelihood) -> Array:
+    """The number of observations of nonzero weight; those of an invalid one, NaN by now, count."""
+    if target.weights is None:
+        return jnp.asarray(target.num_terms)
+    return jnp.sum(target.weights != 0)
+
+
+def total_information(
+    model: Model, layout: Layout, values: Values, dataset: Dataset, target: Likelihood
+) -> Array | None:
+    """n I(θ) by the model's closed form, where it has one."""
+    if not has_closed_form(model):
+        return None
+    return total_expected(model, layout, values, dataset.given, num_observations(target, layout), target.weights)
+
+
+def scoring_of(
+    model: Model, layout: Layout, values: Values, dataset: Dataset, target: Likelihood, free: Float[Array, " p"]
+) -> Scoring:
+    """Terms, gradient and expected information at u: of a linked model in one pass, of another by Dᵀ n I(θ) D, D = ∂θ/∂u."""
+    if model.information is None:
+        return scoring_at(model, layout, values, target, dataset.given is not None, free)  # type: ignore[arg-type]
+    terms, gradient = gradient_at(target, free)
+    expected = total_information(model, layout, layout.constrained_values(free, values), dataset, target)
+    jacobian = layout.jacobian(free)
+    with jax.default_matmul_precision("highest"):
+        return Scoring(terms, gradient, jacobian.T @ expected @ jacobian)
+
+
+def first_not_finite(target: Likelihood, free: Float[Array, " p"], finite_scores: Bool[Array, " n"]) -> Int[Array, ""]:
+    """Index of the first observation whose log-density or score is not finite; −1 where there is none, or no start."""
+    finite = finite_scores & jnp.isfinite(terms_at(target, free))
+    started = jnp.all(jnp.isfinite(free))
+    return jnp.where(jnp.all(finite) | ~started, -1, jnp.argmin(finite)).astype(jnp.int32)
+
+
+def default_tolerance(dtype: Any) -> float:
+    """√ε standard errors: 1.5e-8 in float64, 3.5e-4 in float32."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def default_steps(optimizer: Any) -> int:
+    """How many steps an optimiser may take where the user does not say."""
+    return NEWTON_STEPS if isinstance(optimizer, Newton) else FOREIGN_STEPS
+
+
+def evaluate(problem: Problem, kind: Kind, point: Float[Array, " p"]) -> Evaluation:
+    """The log-likelihood with information of this kind, as arrays (p,) and (p, p)."""
+    target = problem.likelihood
+    if kind == "observed":
+        terms, gradient, information = derivatives_at(target, point)
+    elif kind == "empirical":
+        terms, gradient = gradient_at(target, point)
+        information = outer_product_at(target, point)[1]
+    elif problem.expected is None:
+        raise ValueError(NO_EXPECTED)
+    else:
+        terms, gradient, information = problem.expected(point)
+    value, rounding = sum_with_rounding(terms)
+    return Evaluation(value, gradient, information, rounding)
+
+
+def is_within(state: State, tolerance: Any) -> Any:
+    """Whether the maximum is nearer than the tolerance, certified or not."""
+    return state.definite & (state.decrement < tolerance)
+
+
+def handed_over_at(state: State, tolerance: Any) -> lanes.Vector:
+    """Where Newton's steps go on from scoring's: where its next step would lead, or where it is if it came no nearer."""
+    return lanes.select(is_within(state, tolerance), trial(state), state.point)
+
+
+def certify(
+    state: State,
+    begun: lanes.Vector,
+    num_observed: Any,
+    tolerance: Any,
+    max_steps: Any,
+    restricted: tuple[bool, ...],
+    *,
+    num_steps: Any = None,
+    broken: Any = False,
+) -> Any:
+    """The status of a maximisation that ended in this state, from the certificate alone: the first condition that holds.
+
+    Element-wise over the lanes. `begun` is where it began, `restricted` is true for the entries of u that are logarithms or logits,
+    `broken` where the optimiser stepped to where nothing is finite.
+    """
+    xp = lanes.namespace(state.decrement)
+    p, dtype = len(state.point), state.decrement.dtype
+    num_steps = state.count if num_steps is None else num_steps
+    regular = state.drift < DRIFT_LIMIT
+    near = state.definite & (state.decrement < tolerance)
+    # The information's own diagonal, without the other parameters: weakness shared by several is not an edge.
+    diagonal = lanes.diagonal(state.at.information)
+    escaped, ran_out = xp.zeros_like(state.definite), xp.asarray(num_steps >= max_steps)
+    for i in (i for i, limited in enumerate(restricted) if limited):
+        faint, moved = xp.abs(diagonal[i]) < EDGE_INFORMATION, xp.abs(state.point[i] - begun[i])
+        outward = xp.abs(state.point[i]) > xp.abs(begun[i])
+        # Where only the steps ran out, a long way is no sign that it goes on without end; faint information is.
+        escaped = escaped | (faint & (moved > EDGE_DISTANCE)) | (outward & (moved > FAR_AWAY) & ~ran_out)
+    nearly = min(ROUNDING_LIMIT, 100 * default_tolerance(dtype))
+    near_enough = xp.where(state.at_floor, ROUNDING_LIMIT, xp.where(state.stuck, nearly, 0.0))
+    at_floor = state.definite & (state.decrement < near_enough)
+    slope = xp.sqrt(state.flatness)
+    stationary = ~state.definite & (slope < tolerance)
+    fading = (near | at_floor | stationary) & ~regular & xp.isfinite(state.drift)
+    # What is left of the slope leaves its mark on the information too, on a ridge that is curved.
+    singular = xp.abs(state.pivot) <= xp.maximum(singular_pivot(p, dtype), slope)
+    unmoved = lanes.every(lanes.each(lambda u, b: (u == b) | ~xp.isfinite(b), state.point, begun))
+    conditions = [
+        # First: without an observation the other conditions would judge the values under weights of zero.
+        (num_observed == 0, Status.TOO_FEW_OBSERVATIONS),
+        (~xp.isfinite(state.at.value) & unmoved, Status.BAD_START),
+        (broken | ~state.finite, Status.NOT_FINITE),
+        (near & regular, Status.CONVERGED),
+        (at_floor & regular, Status.CONVERGED_TO_ROUNDING),
+        (num_observed < p, Status.TOO_FEW_OBSERVATIONS),
+        (escaped, Status.BOUNDARY),
+        (state.running_away | fading & (state.lengthening > LENGTHENING), Status.BOUNDARY),
+        (fading & near, Status.SINGULAR_INFORMATION),
+        (stationary & singular, Status.SINGULAR_INFORMATION),
+        (stationary, Status.INDEFINITE),
+        (ran_out, Status.STEP_LIMIT),
+    ]
+    status = xp.full_like(state.count, int(Status.STALLED))
+    for condition, code in reversed(conditions):
+        status = xp.where(condition, int(code), status)
+    return status.astype("int32")
+
+
+class ClosesOverTraced(Exception):  # noqa: N818  # no error: the compiled loop takes over
+    """The density closes over what another transformation traces, which no program can keep."""
+
+
+@dataclass
+class _Evaluation:
+    """A compiled evaluation, and the seconds that fits by it have taken."""
+
+    call: Any
+    seconds: float = 0.0
+
+
+def fit_on_host(
+    model: Model,
+    layout: Layout,
+    optimizer: Newton,
+    values: Values,
+    dataset: Dataset,
+    tolerance: Any,
+    max_steps: int,
+    *,
+    free_all: bool = True,
+) -> Fit | None:
+    """The fit, in arrays of numpy; None where a compiled loop is the better way.
+
+    With `free_all` the derivatives by fixed parameters are taken as well and ignored. Where they are not finite they can spoil the
+    others, so a fit that fails is repeated without them.
+    """
+    length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    num_rows, size = (0, length) if model.is_dependent else (length, class_size(length))
+    if workers.platform() != "cpu" or layout.num_free > UNROLLED:
+        return None
+    programs, like = programs_of(model), ("fits like this", layout, optimizer, size)
+    if like in programs and programs[like].seconds > ENOUGH_SECONDS:
+        return None
+    values = [np.asarray(value) for value in values]
+    # A closed form of the information is of the free parameters only.
+    whole = _layout_with_fixed(model, layout, values) if free_all and model.information is None else layout
+    optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
+    padded = dataset
+    if num_rows > MOST_ROWS:
+        try:
+            rows = Rows(model, whole, values, dataset)
+            evaluations = [_Evaluation(_of_rows(rows, step.kind, model, whole, dataset)) for step in optimizers]
+            evaluations[0].call(np.asarray(whole.unconstrain(values)), values, dataset)
+        except CannotExpand:
+            return None
+    else:
+        padded = dataset if model.is_dependent else pad_dataset(dataset, size, layout.dtype)
+        evaluations = [_evaluation(model, whole, step.kind, values, padded) for step in optimizers]
+        # By this key the next fit need not look at the data to see that a compiled loop is due.
+        programs[like] = evaluations[-1]
+        if evaluations[-1].seconds > ENOUGH_SECONDS:
+            return None
+    begun = time.perf_counter()
+
+    # Where the free entries of the layout are among those of the whole one: in u, and in θ.
+    in_u, in_theta = (_places(layout, whole, size) for size in ("free_size", "size"))
+    steps = 0
+    with np.errstate(all="ignore"):  # NaN and infinities are what a status explains
+        u = np.asarray(whole.unconstrain(values))
+        start = point = u[in_u]
+        for step, evaluation in zip(optimizers, evaluations, strict=True):
+            hands_over = step is not optimizers[-1]
+            aim = np.asarray(HAND_OVER if hands_over else tolerance, layout.dtype)[()]
+            state, ended = begin(lanes.vector(point)), False
+            while not ended:
+                u[in_u] = lanes.to_array(trial(state))
+                at = jax.device_get(evaluation.call(u, values, padded))
+                reached = Evaluation(
+                    at["value"][()],
+                    lanes.vector(at["gradient"][in_u]),
+                    lanes.matrix(at["information"][np.ix_(in_u, in_u)]),
+                    at["rounding"][()],
+                )
+                state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.restricted)
+                # In the precision of the fit: numpy widens float32 scalars that meet float64 ones.
+                state = jax.tree.map(lambda x: layout.dtype.type(x) if x.dtype.kind == "f" else x, state)
+                ended = bool(done) or steps + int(state.count) >= max_steps
+                ended = ended or (hands_over and bool(is_within(state, aim)))
+            point = np.asarray(lanes.to_array(handed_over_at(state, aim) if hands_over else state.point))
+            steps += int(state.count)
+        u[in_u] = point
+        at = jax.device_get(evaluations[-1].call(u, values, padded, whole=True))
+        status = certify(
+            state, lanes.vector(start), at["num_observed"], tolerance, max_steps, layout.restricted, num_steps=steps
+        )
+        estimate = layout.constrained_values(point, values)
+    if whole is not layout and int(status) > Status.CONVERGED_TO_ROUNDING:
+        return fit_on_host(model, layout, optimizer, values, dataset, tolerance, max_steps, free_all=False)
+    is_not_finite = int(status) in (Status.BAD_START, Status.NOT_FINITE)
+    expected = at["expected"]
+    fit = Fit(
+        values=[np.asarray(value) for value in estimate],
+        log_likelihood=np.asarray(state.at.value + state.at.rounding),
+        status_code=np.asarray(status, np.int32),
+        num_steps=np.asarray(steps, np.int32),
+        decrement=np.asarray(state.decrement),
+        num_observations=at["num_observations"],
+        free=point,
+        curvature=np.asarray(lanes.matrix_to_array(state.at.information)),
+        outer_product=at["outer_product"][np.ix_(in_u, in_u)],
+        expected=None if expected is None else expected[np.ix_(in_theta, in_theta)],
+        suspect=np.asarray(at["suspect"] if is_not_finite else -1, np.int32),
+        last_step=np.asarray(lanes.to_array(state.step)) if np.isfinite(state.drift) else np.zeros_like(point),
+        attempt=np.zeros((), np.int8),
+        layout=layout,
+        kinds=KINDS,
+        engine="host" if num_rows <= MOST_ROWS else "rows",
+    )
+    evaluations[-1].seconds += time.perf_counter() - begun
+    return fit
+
+
+def _layout_with_fixed(model: Model, layout: Layout, values: Values) -> Layout:
+    """A layout with floating fixed parameters among the free ones, so that fixing one changes no program.
+
+    What was compiled for a model that estimates them serves, where the fixed values lie inside its constraints and come back from
+    the unconstrained scale as they were.
+    """
+
+    def free(leaf: Leaf, value: np.ndarray) -> Leaf:
+        moves = leaf.is_fixed and value.dtype == layout.dtype
+        return replace(leaf, free_shape=leaf.shape, constraint=Unconstrained()) if moves else leaf
+
+    whole = replace(layout, leaves=tuple(free(leaf, value) for leaf, value in zip(layout.leaves, values, strict=True)))
+    if whole == layout or whole.num_free > UNROLLED:
+        return layout
+
+    def serves(other: Layout) -> bool:
+        if len(other.leaves) != len(layout.leaves) or replace(other, leaves=layout.leaves) != layout:
+            return False
+        for theirs, freed, leaf in zip(other.leaves, whole.leaves, layout.leaves, strict=True):
+            was_freed = leaf.is_fixed and not freed.is_fixed and not theirs.is_fixed
+            if theirs != freed and not (was_freed and (theirs.name, theirs.shape) == (freed.name, freed.shape)):
+                return False
+        if not all(other.contains(values)):
+            return False
+        again = other.constrained_values(other.unconstrain(values), values)
+        precision = 8 * np.finfo(layout.dtype).eps
+        return all(np.allclose(new, old, rtol=precision, atol=0) for new, old in zip(again, values, strict=True))
+
+    return next((key[2] for key in programs_of(model) if key[0] == "evaluation" and serves(key[2])), whole)
+
+
+def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
+    """Where the free entries of a layout are among those of the whole; `size` names their number in a leaf."""
+    places: list[int] = []
+    start = 0
+    for leaf, other in zip(layout.leaves, whole.leaves, strict=True):
+        count = 0 if other.is_fixed else getattr(other, size)
+        places += [] if leaf.is_fixed else range(start, start + count)
+        start += count
+    return np.array(places, int)
+
+
+def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Dataset) -> Callable[..., dict[str, Any]]:
+    """An evaluation by rows in lanes; with `whole` also the other entries that the compiled one of few rows returns."""
+
+    def call(u: np.ndarray, values: Values, _: Any, *, whole: bool = False) -> dict[str, Any]:
+        at = rows.evaluate(u, kind)
+        result = {"value": at.value, "rounding": at.rounding, "gradient": at.gradient, "information": at.information}
+        if not whole:
+            return result
+        weights = None if dataset.weights is None else np.asarray(dataset.weights)
+        count = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+        target = likelihood(model, layout, values, dataset)
+        suspect = np.array(-1, np.int32)
+        if not np.isfinite(at.value + np.sum(at.gradient) + np.sum(at.information)):
+            point = jnp.asarray(u)
+            suspect = np.asarray(first_not_finite(target, point, outer_product_at(target, point)[0]))
+        expected = None
+        if has_closed_form(model):
+            estimate = layout.constrained_values(u, values)
+            expected = np.asarray(jax.jit(lambda e: total_information(model, layout, e, dataset, target))(estimate))
+        return result | {
+            "outer_product": rows.evaluate(u, "empirical").information,
+            "expected": expected,
+            "suspect": suspect,
+            "num_observations": np.asarray(count if weights is None else np.sum(weights), layout.dtype),
+            "num_observed": count if weights is None else int(np.sum(weights != 0)),
+        }
+
+    return call
+
+
+def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset: Dataset) -> _Evaluation:
+    """The compiled evaluation for arrays of these shapes."""
+    leaves, treedef = jax.tree.flatten((values, dataset))
+    shapes = [jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    x64 = jax.config.read("jax_enable_x64")
+    key = ("evaluation", x64, layout, kind, treedef, *((x.shape, x.dtype) for x in shapes))
+    programs = programs_of(model)
+    if key not in programs:
+
+        def call(u: Any, values: Values, dataset: Dataset) -> dict[str, Any]:
+            problem = make_problem(model, layout, values, dataset, u)
+            target = problem.likelihood
+            at = evaluate(problem, kind, u)
+            finite, outer_product = outer_product_at(target, u)
+            estimate = layout.constrained_values(u, values)
+            return {
+                "value": at.value,
+                "rounding": at.rounding,
+                "gradient": at.gradient,
+                "information": at.information,
+                "outer_product": outer_product,
+                "expected": total_information(model, layout, estimate, dataset, target),
+                "suspect": first_not_finite(target, u, finite),
+                "num_observations": num_observations(target, layout),
+                "num_observed": num_observed(target),
+            }
+
+        u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
+        try:
+            compiled = _compile(call, (u, *jax.tree.unflatten(treedef, shapes)))
+        except TypeError as error:
+            if "constant handler" in str(error):
+                raise ClosesOverTraced from error
+            raise
+        programs[key] = _Evaluation(lambda u, values, dataset, whole=False: compiled(u, values, dataset))
+    evaluation: _Evaluation = programs[key]
+    return evaluation
+
+
+def _compile(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    """Compiled as fast as can be; large arrays that the density closes over are arguments, not copied into the program."""
+    traced = jax.jit(call).trace(*arguments)
+    tables, num_leaves = traced.jaxpr.consts, len(jax.tree.leaves(arguments))
+    if any(isinstance(table, jax.core.Tracer) for table in tables):
+        raise ClosesOverTraced
+    if any(np.size(table) > LARGE_TABLE for table in tables):
+        tables = [table if isinstance(table, jax.Array) else jnp.array(table) for table in tables]  # numpy's may change
+        jaxpr, result = traced.jaxpr.jaxpr, jax.tree.structure(traced.out_info)
+
+        def with_tables(tables: list[Any], *arguments: Any) -> Any:
+            return jax.tree.unflatten(result, jax.core.eval_jaxpr(jaxpr, tables, *jax.tree.leaves(arguments)))
+
+        compiled = _compile_fast(jax.jit(with_tables).lower(tables, *arguments))
+        return functools.partial(compiled, tables)
+    compiled = _compile_fast(traced.lower())
+    try:
+        closes_over_traced = len(jax.tree.leaves(compiled.in_avals)) != num_leaves
+    except ValueError:  # JAX's own check of the same
+        closes_over_traced = True
+    if closes_over_traced:
+        raise ClosesOverTraced
+    return compiled
+
+
+def _compile_fast(lowered: Any) -> Any:
+    """Compile, fast, what runs a few dozen times.
+
+    To try the options first, as `quick_options` does, would be one more program to wait for.
+    """
+    try:
+        return lowered.compile(compiler_options=quick(0))
+    except jax.errors.JaxRuntimeError as error:
+        if "option" not in str(error).lower() and "flag" not in str(error).lower():
+            raise
+        return lowered.compile()
