@@ -1,4 +1,4 @@
-"""The information matrices, expected and at the data, and the record that carries them."""
+"""Information matrices, expected and at the data; derivatives, the Cramér-Rao bound and Bartlett's identities."""
 
 from fisher_jax.information.closed_form import as_matrix, has_closed_form, total_expected
 from fisher_jax.information.derivatives import empirical_fisher, observed_information

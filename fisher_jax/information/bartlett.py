@@ -300,6 +300,8 @@ def _by_draws(
         skewness = sampled.control_skewness(sums, pairs)
         z = z + skewness * z**2 / 3.0 + skewness**2 * z**3 / 27.0 + skewness / 6.0
     z = sampled.adjust_large(z, error, sums, pairs)
+    # Squares over all pairs are known of the controls themselves; scrambled points, and what a function of means has for an
+    # error, have that of the pieces only, and so t with as many degrees of freedom.
     num_pieces = min(pairs, sums.pieces.shape[0])
     degrees_of_freedom = num_pieces if quasi or not of_score else pairs
     if not of_score:

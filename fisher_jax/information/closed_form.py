@@ -1,4 +1,4 @@
-"""Information without an expectation to take: a model's own closed form, and Jᵀ I_η J of a linked one."""
+"""Information in closed form: that of a model's `information`, and Jᵀ I_η J of a linked model, η its family's parameters."""
 
 from collections.abc import Callable
 from typing import Any

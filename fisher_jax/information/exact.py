@@ -27,7 +27,7 @@ ZERO_MEAN = 1e-6  # times the parameters' scale: how far from zero an exact mean
 
 
 class Averages(NamedTuple):
-    """Expectations of one observation: 1, s, s sᵀ, H, and s sᵀ by half of the nodes; and nodes that are not finite."""
+    """Expectations of one observation: 1, s, s sᵀ, H, and s sᵀ by every second node; and the count of nodes not finite."""
 
     mass: Float[Array, ""]
     score: Float[Array, " q"]

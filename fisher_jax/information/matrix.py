@@ -140,7 +140,7 @@ class Information(NamedMatrix):
     num_samples : int
         Draws behind a sampled expectation, over all rows of `given`; 0 where none were drawn.
     regularity : Regularity or None
-        What was found when the zero means of the score and of s sᵀ + H were tested on the way; `None` where they were not.
+        Tests of the zero means of the score and of s sᵀ + H by the same draws or nodes; `None` where there were none.
 
     Notes
     -----
@@ -205,6 +205,7 @@ class Information(NamedMatrix):
         check_invertible(self.matrix, matrix, self.names)
         route = f"inverse of: {self.route}"
         if bias_correction and self.errors is not None:
+            # Σ I⁻¹ E_k I⁻¹ E_k I⁻¹ over the pieces E_k estimates I⁻¹ E[Δ I⁻¹ Δ] I⁻¹.
             halves = jnp.einsum("ij,kjl->kil", matrix, self.errors)
             matrix = matrix - jnp.einsum("kij,kjl,lm->im", halves, halves, matrix)
             route += "; first-order bias of the inverse taken out"
@@ -308,6 +309,7 @@ class Information(NamedMatrix):
                 "Both must be about the same parameters: use fix, marginal or reparametrize first, or zeros."
             )
         other = other._select(np.array([other.names.index(name) for name in self.names]), other.route)
+        # Pieces from different keys are independent, so that they stand side by side.
         errors = [part for part in (self.errors, other.errors) if part is not None]
         return replace(
             self,

@@ -79,7 +79,7 @@ class InformationOperator:
 
     @property
     def _parts(self) -> tuple[Any, ...]:
-        """What the matrix is made of, as arguments of compiled code: JAX's caches would hold the model of a pytree with it."""
+        """The operator as arguments of compiled code: JAX's caches would hold the model of a pytree with it."""
         return self.model, self.layout, self.kind, (self.values, self.dataset, self.expectation)
 
     @property

@@ -169,7 +169,7 @@ def _accumulate(
     *,
     one_row: bool,
 ) -> Sums:
-    """The sums over one chunk; pairs that are not valid count for nothing."""
+    """The sums over one chunk; pairs that are not valid are left out."""
     r, targets = draws.controls.shape[1], draws.targets
     if start is not None:
         targets = targets - jnp.matmul(draws.controls, start, precision="highest")
@@ -205,7 +205,7 @@ def _choose_basis(
 ) -> tuple[Float[Array, "r r"], Float[Array, "r m"] | None]:
     """A basis in which the controls are about uncorrelated and of unit variance, and first coefficients of the targets.
 
-    From some pairs spread over all rows. A control is left out that is nothing but rounding, as s² + H of a parameter that
+    From some pairs spread over all rows. A control is left out that is rounding only, as s² + H of a parameter that
     is linear in the density, or that those before it explain: scores come first, whose tails are lighter. So a rare value of
     y that the pilot has not seen moves no coefficient (a Poisson variable of rate 0.01, whose s² + H is a multiple of s up to
     y = 1). The first coefficients keep full exponential families exact to rounding under whatever weights follow. Any basis
@@ -230,7 +230,7 @@ def _choose_basis(
 
 
 def _orthonormal_combinations(gram: Float[Array, "r r"], least: Float[Array, " r"]) -> Float[Array, "r r"]:
-    """Combinations, one a row, that are orthonormal in the inner product `gram`; zero where a row adds nothing to those above.
+    """Combinations, one a row, that are orthonormal in the inner product `gram`; zero where a row is dependent on those above.
 
     Gram and Schmidt's, each done twice, which is enough.
     """
