@@ -1,4 +1,4 @@
-"""Loops in blocks of one size, over rows on the device and over data sets on the host, so that memory does not grow with them."""
+"""Loops in blocks of one size: over rows on the device, over data sets on the host. Memory does not grow with their number."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-CHUNK_ENTRIES = 2**19  # rows × parameters held at once
-HOST_ENTRIES = 2**23  # numbers held at once by a loop over data sets
+CHUNK_ENTRIES = 2**19  # rows × parameters in memory at once
+HOST_ENTRIES = 2**23  # numbers in memory at once in a loop over data sets
 
 
 def in_chunks(
@@ -21,8 +21,8 @@ def in_chunks(
 ) -> tuple[Array, Any]:
     """Apply `of_chunk(rows, weights) -> (by_row, totals)` to all rows: by_row is joined, totals are added up.
 
-    The rows are read where they lie; the last chunk goes back over rows already counted, with weight zero. `dtype` is that
-    of weights where there are none.
+    The last chunk reaches back over rows that are counted already, with weight zero, so that all have one size and the rows need
+    not be padded, which would copy them. `dtype` is that of weights where there are none.
     """
     n = jax.tree.leaves(rows)[0].shape[0]
     count = -(-n // max(at_once, 1))
@@ -57,7 +57,10 @@ def in_chunks(
 
 
 def blocks_of(count: int, entries: int) -> Iterator[np.ndarray]:
-    """The numbers 0, 1, … of `count` data sets of so many entries, in blocks of one size; the last runs past the count."""
+    """The numbers 0, 1, … of `count` data sets of so many entries, in blocks of one size; the last exceeds the count.
+
+    One size, so that one compiled program serves all blocks.
+    """
     size = max(1, min(count, HOST_ENTRIES // max(entries, 1)))
     for start in range(0, count, size):
         yield np.arange(start, start + size)

@@ -253,7 +253,7 @@ def kind_of(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: an array by its shape, what is long by its type."""
+    """A value in a message: an array by its shape, a value with a long text by its type."""
     if isinstance(value, np.ndarray | jax.Array) and value.ndim:
         return f"an array of shape {value.shape}"
     text = repr(value)
@@ -294,7 +294,7 @@ def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str)
         hint = ""
         if "string indexing" in reason:
             hint = (
-                " A data frame is handed on as a matrix, a row at a time. Give its columns by name: "
+                " A data frame is passed on as a matrix, a row at a time. Give its columns by name: "
                 "given={name: frame[name].to_numpy() for name in frame.columns}."
             )
         raise kind(

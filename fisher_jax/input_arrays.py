@@ -1,41 +1,40 @@
-"""What users hand over as arrays of numbers: other byte orders, masks, data frames; and what is none of that, by its name.
+"""Arrays that users pass: other byte orders, masks and data frames become arrays of numbers; anything else raises by its name.
 
-Everything that takes arrays of a user's passes through `as_array`, once. A plain array of numpy or JAX passes as it is.
+Every function that takes arrays of a user's calls `as_array` once. A plain array of numpy or JAX is returned as it is.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-Name = Callable[[], str]  # of an argument or of a part of it, as an error calls it
+Name = Callable[[], str]  # of an argument or of a part of it, for an error: made only when one is raised
 LEAVE_OUT = "Leave these rows out."
 
 
 def as_array(leaf: Any, name: Name) -> Any:
     """An array of numbers as JAX will hold it without loss, of JAX or numpy.
 
-    It is a masked array only where entries are masked: what that means is for the caller to know, who must not drop the mask.
+    It is a masked array only where entries are masked; the caller decides what a mask means and must not drop it.
 
     Raises
     ------
     TypeError, ValueError
-        For text and other things that are no numbers, missing ones included, and for integers that JAX would cut off.
+        For text and other values that are not numbers, missing ones included, and for integers that JAX would truncate.
     """
-    known = isinstance(leaf, jax.Array)
-    array = leaf if known or type(leaf) is np.ndarray else _from_another(leaf, name)
+    array = leaf if isinstance(leaf, jax.Array) or type(leaf) is np.ndarray else _from_other(leaf, name)
     dtype = array.dtype
-    if dtype.kind == "c":  # whatever is real of it would be taken, and the rest lost
+    if dtype.kind == "c":  # JAX would drop the imaginary parts
         raise TypeError(
             f"{name()}: complex numbers ({dtype}), where real ones are expected. Give their real and imaginary parts, as in "
             '{"real": y.real, "imag": y.imag}.'
         )
-    if known:
+    if isinstance(leaf, jax.Array):
         return leaf
     if not _is_number(dtype):
-        raise TypeError(_no_numbers(leaf, array, name()))
+        raise TypeError(_describe_other(leaf, array, name()))
     if not dtype.isnative:  # FITS, GRIB and netCDF files hold the other byte order, which JAX does not know
         array = array.astype(dtype.newbyteorder("="))
     if dtype.kind == "f" and dtype.itemsize > 8:  # numpy's longdouble, of which JAX has none
@@ -61,7 +60,7 @@ def check_unmasked(array: Any, name: Name, remedy: str) -> None:
 
 
 def as_unmasked_array(leaf: Any, name: Name, remedy: str) -> Any:
-    """An array of numbers where a mask can mean nothing."""
+    """An array of numbers for an argument in which a mask has no meaning."""
     array = as_array(leaf, name)
     check_unmasked(array, name, remedy)
     return array
@@ -72,37 +71,33 @@ def as_weights(weights: Any, name: str) -> Any:
     return as_unmasked_array(weights, lambda: name, "Give an observation that is to be left out weight zero.")
 
 
-def _from_another(leaf: Any, name: Name) -> Any:
-    """The array of what is no plain array: a masked one, a scalar, a frame or a column of one, a subclass of numpy's."""
+def _from_other(leaf: Any, name: Name) -> Any:
+    """The array in a masked array, a scalar, a data frame or a column of one, or a subclass of numpy's."""
     if isinstance(leaf, np.ma.MaskedArray):
         return leaf if np.ma.is_masked(leaf) else np.asarray(leaf)  # readers mask entries also where none is missing
     array = np.asarray(leaf)
-    if not _is_number(array.dtype) and (columns := _columns(leaf)) is not None:
+    columns = getattr(leaf, "column_names", getattr(leaf, "columns", None))  # of Arrow; of pandas and polars
+    if not _is_number(array.dtype) and columns is not None:
         arrays = []
-        for label in columns:
+        for label in list(columns):
             column = np.asarray(leaf[label])
             if not _is_number(column.dtype):
-                raise TypeError(_no_numbers(leaf[label], column, f"{name()}, column {label!r}"))
+                raise TypeError(_describe_other(leaf[label], column, f"{name()}, column {label!r}"))
             if column.ndim != 1:
                 raise ValueError(f"{name()}: there are several columns {label!r}. Give each a name of its own.")
             arrays.append(column.astype(float))
-        return np.stack(arrays, axis=1)  # of numbers and of truths, say, which have no common type
+        return np.stack(arrays, axis=1)  # columns of numbers and of truth values, say, have no common dtype
     return array
 
 
-def _columns(leaf: Any) -> Iterable[Any] | None:
-    """The names of the columns of a frame, pandas', polars' or Arrow's; None for anything else."""
-    names = getattr(leaf, "column_names", getattr(leaf, "columns", None))
-    return None if names is None else list(names)
-
-
 def _is_number(dtype: Any) -> bool:
-    """Whether JAX has such numbers: numpy's own kinds, or the short floating ones, which numpy calls void."""
+    """Whether JAX has numbers of this dtype: numpy's, or the short floating ones (bfloat16, …), whose kind numpy calls void."""
     short = dtype.kind == "V" and dtype.names is None and jax.dtypes.issubdtype(dtype, np.number)
     return dtype.kind in "biuf" or short
 
 
-def _no_numbers(given: Any, array: Any, name: str) -> str:
+def _describe_other(given: Any, array: Any, name: str) -> str:
+    """The message for an array that is not of numbers."""
     if array.dtype.names is not None:
         first = array.dtype.names[0]
         return (
@@ -118,9 +113,9 @@ def _no_numbers(given: Any, array: Any, name: str) -> str:
 
 
 class Labels(NamedTuple):
-    """The labels that pandas gives to one axis of an array: whose they are, what they stand for, and themselves."""
+    """The labels that pandas gives to one axis of an array."""
 
-    name: str
+    name: str  # of the argument
     role: tuple[str, str]  # the labels of what; and whether they are an index or columns
     index: Any
 
@@ -147,7 +142,10 @@ def check_same_labels(labels: list[Labels]) -> None:
         first = firsts.setdefault(each.role, each)
         if len(each.index) != len(first.index) or each.index.equals(first.index):
             continue
-        same, different = 0, len(each.index)  # so long a beginning is the same, and so long a one is not
+        same, different = (
+            0,
+            len(each.index),
+        )  # bisection: the first `same` labels are equal, the first `different` are not
         while different - same > 1:
             middle = (same + different) // 2
             if each.index[:middle].equals(first.index[:middle]):

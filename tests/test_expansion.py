@@ -13,7 +13,7 @@ from jax.scipy.special import gammaln
 
 from fisher_jax.numerics import expansion
 from fisher_jax.numerics.expansion import CannotExpand, expand, split
-from fisher_jax.numerics.row_sums import summed_by_rows, without_constant
+from fisher_jax.numerics.row_sums import split_off_constant, sum_over_rows
 
 LANES = 16
 
@@ -129,7 +129,7 @@ def compare(case, dtype, tolerance):
     fine = entries(params)
     theta = [jnp.concatenate([fine[0][:3], jnp.asarray([np.nan, np.inf], dtype), fine[0][5:]]), *fine[1:]]
     program = expand(row, [jax.ShapeDtypeStruct((), dtype)] * p, one_lane(y), one_lane(z))
-    results = as_sums(summed_by_rows(program, 0, 1, 1 + p, dtype), theta, entries(y), entries(z))
+    results = as_sums(sum_over_rows(program, 0, 1, 1 + p, dtype), theta, entries(y), entries(z))
     results = np.stack([np.broadcast_to(r, LANES) for r in results])
     expected = np.stack(jax.tree.leaves(jax.jit(jax.vmap(row))(theta, y, z)))
     np.testing.assert_array_equal(np.isnan(results[0]), np.isnan(expected[0]))
@@ -196,7 +196,7 @@ def test_what_depends_on_data_only_leaves_the_rows():
 
 def sums_of(function, p=2, whole=1):
     """As sums of rows that hold three numbers."""
-    return summed_by_rows(expand(function, [scalar()] * p, [scalar()] * 3), 0, 1, whole, np.float64)
+    return sum_over_rows(expand(function, [scalar()] * p, [scalar()] * 3), 0, 1, whole, np.float64)
 
 
 def names(program):
@@ -247,7 +247,7 @@ def test_a_constant_is_not_taken_for_the_value_with_its_number():
 def value_and_constant(function, theta, x):
     """Of the first output: what is left of it, the constant, and all of it."""
     program = expand(function, [scalar()] * 2, [scalar()] * 3)
-    left, constant = without_constant(program)
+    left, constant = split_off_constant(program)
     theta, x = ([jnp.float64(v) for v in values] for values in (theta, x))
     return float(left(theta, x)[0]), float(constant(x)[0]), float(program(theta, x)[0])
 
@@ -276,12 +276,12 @@ def test_a_value_that_is_not_finite_stays_so_without_its_constant():
     # Chosen by the parameters as well: the logarithm may be NaN where it is not taken.
     support = lambda t, x: (jnp.where((x[0] > 0) & (t[0] > 0), t[0] * x[0] - jnp.log(x[0]), -jnp.inf),)  # noqa: E731
     program = expand(support, [scalar()] * 2, [scalar()] * 3)
-    assert without_constant(program) == (program, None)
+    assert split_off_constant(program) == (program, None)
 
 
 def test_a_difference_from_a_parameter_loses_nothing_to_the_constant():
     program = expand(lambda t, x: (-(x[0] - t[0]) - gammaln(x[1]),), [scalar()] * 2, [scalar()] * 3)
-    left, constant = without_constant(program)
+    left, constant = split_off_constant(program)
     assert constant is not None
     one = jnp.float64(1e16)
     np.testing.assert_array_equal(left([one, one], [one] * 3)[0], 0.0)
@@ -298,7 +298,7 @@ def test_in_float32_the_scale_of_the_data_changes_no_information(scale):
     y, like = np.linspace(-2.0, 4.0, LANES), {"m": np.float32(0), "s": np.float32(0)}
     row, p = row_derivatives(student, like)
     program = expand(row, [scalar(np.float32)] * p, scalar(np.float32), scalar(np.float32))
-    sums = summed_by_rows(program, 0, 1, 1 + p, np.float32)
+    sums = sum_over_rows(program, 0, 1, 1 + p, np.float32)
 
     def information(scale):
         theta = [np.float32(0.3 * scale), np.float32(np.log(scale))]
@@ -312,7 +312,7 @@ def test_in_float32_the_scale_of_the_data_changes_no_information(scale):
 
 def test_a_constant_that_costs_nothing_stays_where_it_is():
     program = expand(lambda t, x: (t[0] * x[0] - x[1],), [scalar()], [scalar()] * 2)
-    assert without_constant(program) == (program, None)
+    assert split_off_constant(program) == (program, None)
 
 
 def test_the_hessian_of_a_row_of_a_spot_takes_few_operations():
@@ -321,7 +321,7 @@ def test_the_hessian_of_a_row_of_a_spot_takes_few_operations():
     row, p = row_derivatives(log_density, one_lane(params))
     data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, np.float32), (one_lane(y), one_lane(z)))
     program = expand(row, [scalar(np.float32)] * p, *data)
-    rows = split(summed_by_rows(program, 0, 1, 1 + p, np.float32).rows, 0, products=True)[1]
+    rows = split(sum_over_rows(program, 0, 1, 1 + p, np.float32).rows, 0, products=True)[1]
     assert program.num_equations > 100
     assert rows.num_equations < 60
 

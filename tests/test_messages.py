@@ -248,7 +248,7 @@ MISUSE = {
     "information-matrix test of a batch": (lambda: fj.information_matrix_test(fj.fit_batch(bound(scale=fj.positive), START, np.stack([Y, 2 * Y])), KEY), TypeError, "takes one fit, which it makes a batch of"),
     "information-matrix test without sampler": (lambda: fj.information_matrix_test(fitted(), KEY), ValueError, "information_matrix_test: draws from the model, which has no sampler"),
     "Fisher information without a route": (lambda: fj.fisher_information(density, START), ValueError, r"no route to the expectation.*Model\(…, information="),
-    "closed form without covariates": (lambda: fj.fisher_information(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, given=Y), TypeError, r"information takes .* but is called as information\(params, z\). given= hands it the covariates"),
+    "closed form without covariates": (lambda: fj.fisher_information(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, given=Y), TypeError, r"information takes .* but is called as information\(params, z\). given= passes it the covariates"),
     "predictor that wants covariates": (lambda: fj.fisher_information(fj.linked(fj.families.poisson, lambda p, z: {"rate": p}), 1.0), TypeError, r"predictor takes \(p, z\), but is called as predictor\(params\). Pass its covariates as given="),
     "batch of two sizes": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), weights=np.ones((3, 5))), ValueError, r"number of data sets differs \(data: 4, weights: 3\)"),
     "batch that is none": (lambda: fj.fit_batch(density, START, Y, data_axis=None), ValueError, "every axis is None, so there is one data set only. Use fit"),

@@ -24,7 +24,7 @@ from fisher_jax.models.parameters import Layout, merge
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 from fisher_jax.numerics.expansion import Program, expand, split
 from fisher_jax.numerics.linear_predictors import Predictors, linear_predictors
-from fisher_jax.numerics.row_sums import summed_by_rows, without_constant
+from fisher_jax.numerics.row_sums import split_off_constant, sum_over_rows
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 Scalars = list[Any]
@@ -254,10 +254,10 @@ def row_program(
 
     u = [jax.ShapeDtypeStruct((), layout.dtype)] * layout.num_free
     whole = expand(flat_row, (u, fixed), varying, shared, portable=portable)
-    whole, constant = without_constant(whole)
+    whole, constant = split_off_constant(whole)
     # Scores' outer products cancel where scores do: cut, they would lose digits.
     uncut = len(whole.outputs) if kind == "empirical" else 1 + layout.num_free
-    whole, coefficients, pairs = summed_by_rows(whole, 0, 1, uncut, layout.dtype)
+    whole, coefficients, pairs = sum_over_rows(whole, 0, 1, uncut, layout.dtype)
     once, whole = split(whole, 0, products=True)
     varying_parts, whole = split(whole, 1)
     shared_parts, whole = split(whole, 2)

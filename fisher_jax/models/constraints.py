@@ -1,9 +1,9 @@
-"""Bijections between a constrained parameter and the unconstrained numbers that the optimiser moves.
+"""Constraints: bijections between a constrained parameter and the unconstrained numbers that the optimiser moves.
 
 A constraint applies to one leaf of `params`. It is a frozen record with five methods: `forward` (unconstrained to
 constrained), `inverse` (back), `jacobian` (the derivative of `forward` in closed form), `contains` (is this value strictly
-inside?) and `bounds` (an interval about a value that stays inside). Values may have leading axes, those of many fits, but for
-`contains`; what comes as an array of numpy goes as one. A foreign bijector needs only `forward` and `inverse`; see
+inside?) and `bounds` (an interval about a value that stays inside). Values may have leading axes, those of many fits, except in
+`contains`; for an array of numpy they return one of numpy. A foreign bijector needs only `forward` and `inverse`; see
 `as_constraint`.
 """
 
@@ -23,7 +23,7 @@ from fisher_jax.numerics.linalg import product
 
 @runtime_checkable
 class Bijector(Protocol):
-    """What a foreign bijector must offer; distrax and TensorFlow Probability do."""
+    """The methods that a foreign bijector needs; those of distrax and TensorFlow Probability have them."""
 
     def forward(self, free: Any, /) -> Any: ...
 
@@ -31,7 +31,7 @@ class Bijector(Protocol):
 
 
 class Constraint:
-    """Base of the constraints: the methods' meaning, and what is true of an unconstrained parameter."""
+    """Base class of the constraints: what the methods mean, as they are for an unconstrained parameter."""
 
     description = "finite"
     restricts = True
@@ -41,7 +41,7 @@ class Constraint:
         return shape
 
     def unitless(self, free_shape: tuple[int, ...]) -> np.ndarray:
-        """Which unconstrained numbers are logarithms or logits, without the parameter's unit; three of them are a long way."""
+        """Which unconstrained numbers are logarithms or logits, which have no unit: a distance of three is large in all of them."""
         return np.full(free_shape, self.restricts)
 
     def forward(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
@@ -61,7 +61,7 @@ class Constraint:
         return namespace(value).all(namespace(value).isfinite(value))
 
     def bounds(self, value: Float[AnyArray, "..."], half_width: Float[AnyArray, "..."]) -> tuple[AnyArray, AnyArray]:
-        """Ends of an interval of natural half-width `half_width`, made on a scale on which it cannot leave the range."""
+        """Ends of an interval with this half-width on the natural scale, transformed so that it cannot leave the range."""
         return value - half_width, value + half_width
 
     def coordinate(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
@@ -69,13 +69,13 @@ class Constraint:
         return self.forward(free)
 
     def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """What each entry of a value of this shape cannot pass, below and above."""
+        """The ends of the range of each entry of a value of this shape, below and above."""
         return np.full(shape, -np.inf), np.full(shape, np.inf)
 
 
 @dataclass(frozen=True)
 class Unconstrained(Constraint):
-    """The whole real line: what `None`, or no mention, means."""
+    """The whole real line: for `None`, or where a parameter is not mentioned."""
 
     restricts = False
 
@@ -166,8 +166,8 @@ class Ordered(Constraint):
     def jacobian(self, free: Float[AnyArray, "*b k"], ndim: int) -> Float[AnyArray, "*b q p"]:
         xp, k = namespace(free), free.shape[-1]
         slopes = xp.concatenate([xp.ones_like(free[..., :1]), xp.exp(free[..., 1:])], axis=-1)
-        one = xp.broadcast_to(slopes[..., None, :], (*free.shape, k))
-        return _block_diagonal(xp.where(np.broadcast_to(np.tri(k, dtype=bool), one.shape), one, 0.0), ndim - 1)
+        block = xp.broadcast_to(slopes[..., None, :], (*free.shape, k))
+        return _block_diagonal(xp.where(np.broadcast_to(np.tri(k, dtype=bool), block.shape), block, 0.0), ndim - 1)
 
     def inverse(self, value: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
         xp = namespace(value)
@@ -180,7 +180,7 @@ class Ordered(Constraint):
 
 @dataclass(frozen=True)
 class Simplex(Constraint):
-    """Positive along the last axis and summing to one: K entries, K − 1 free.
+    """Positive along the last axis with sum one: K entries, of which K − 1 are free.
 
     The isometric log-ratio (Egozcue et al. 2003, Math. Geol. 35, 279-300), in which no entry is singled out. Intervals
     of an entry are made on its logit.
@@ -201,9 +201,9 @@ class Simplex(Constraint):
 
     def jacobian(self, free: Float[AnyArray, "*b j"], ndim: int) -> Float[AnyArray, "*b q p"]:
         # ∂ softmax(z)ᵢ / ∂zₖ = sᵢ (δᵢₖ − sₖ), and the logits z are linear in u.
-        slopes, shares = _contrasts(free.shape[-1] + 1).T.astype(free.dtype), self.forward(free)
-        centred = slopes.reshape((1,) * (free.ndim - 1) + slopes.shape) - _times(shares, slopes)[..., None, :]
-        return _block_diagonal(shares[..., :, None] * centred, ndim - 1)
+        slopes, value = _contrasts(free.shape[-1] + 1).T.astype(free.dtype), self.forward(free)
+        centred = slopes.reshape((1,) * (free.ndim - 1) + slopes.shape) - _times(value, slopes)[..., None, :]
+        return _block_diagonal(value[..., :, None] * centred, ndim - 1)
 
     def inverse(self, value: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b j"]:
         return _times(namespace(value).log(value), _contrasts(value.shape[-1]).T)
@@ -299,14 +299,14 @@ class PositiveDefinite(Constraint):
 
 @dataclass(frozen=True)
 class Fixed(Constraint):
-    """Held at its starting value: not estimated, not counted, absent from every matrix."""
+    """Fixed at its starting value: not estimated, not counted, absent from every matrix."""
 
     description = "fixed"
 
 
 @dataclass(frozen=True, eq=False)
 class Foreign(Constraint):
-    """Somebody else's bijector. Intervals are symmetric on the natural scale, for want of knowing its range."""
+    """A bijector of another library. Intervals are symmetric on the natural scale, since its range is unknown."""
 
     bijector: Bijector
     description = "in the range of the given bijector"
@@ -317,12 +317,12 @@ class Foreign(Constraint):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Foreign) and other.bijector is self.bijector
 
-    def _called(self, direction: str, value: Any) -> Array:
+    def _call(self, direction: str, value: Any) -> Array:
         name = f"{direction} of the bijector {type(self.bijector).__name__}"
-        found = call_user(getattr(self.bijector, direction), (jnp.asarray(value),), name)
-        if not isinstance(found, jax.Array | np.ndarray):
-            raise TypeError(f"constraints: {name} must return an array but returned {kind_of(found)}.")
-        return jnp.asarray(found)
+        result = call_user(getattr(self.bijector, direction), (jnp.asarray(value),), name)
+        if not isinstance(result, jax.Array | np.ndarray):
+            raise TypeError(f"constraints: {name} must return an array but returned {kind_of(result)}.")
+        return jnp.asarray(result)
 
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return jax.eval_shape(
@@ -330,20 +330,20 @@ class Foreign(Constraint):
         ).shape
 
     def forward(self, free: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
-        return namespace(free).asarray(self._called("forward", free))
+        return namespace(free).asarray(self._call("forward", free))
 
     def jacobian(self, free: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b q p"]:
         leading, shape = free.shape[: free.ndim - ndim], free.shape[free.ndim - ndim :]
 
-        def one(flat: Array) -> Array:
-            return jnp.ravel(self._called("forward", flat.reshape(shape)))
+        def raveled(flat: Array) -> Array:
+            return jnp.ravel(self._call("forward", flat.reshape(shape)))
 
         flat = jnp.asarray(free).reshape((math.prod(leading), math.prod(shape)))
-        slopes = jax.vmap(jax.jacfwd(one))(flat)
+        slopes = jax.vmap(jax.jacfwd(raveled))(flat)
         return namespace(free).asarray(slopes.reshape((*leading, *slopes.shape[1:])))
 
     def inverse(self, value: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
-        return namespace(value).asarray(self._called("inverse", value))
+        return namespace(value).asarray(self._call("inverse", value))
 
     def contains(self, value: Any) -> Any:
         value = jnp.asarray(value)
@@ -354,7 +354,7 @@ class Foreign(Constraint):
 
 
 def as_constraint(given: Any) -> Constraint | None:
-    """The constraint meant by a user's object; `None` where the object is a container to look into.
+    """The constraint that a user's object stands for; `None` where the object is a container of constraints.
 
     `None` means unconstrained. Anything with callable `forward` and `inverse` is taken as a bijector from the
     unconstrained to the constrained value.
@@ -421,14 +421,14 @@ def _times(vectors: Float[AnyArray, "*b j"], matrix: Float[np.ndarray, "j k"]) -
 
 
 def _diagonal(slopes: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b p p"]:
-    """The Jacobian of what is done entry by entry."""
+    """The Jacobian of a transformation entry by entry."""
     leading, size = slopes.shape[: slopes.ndim - ndim], math.prod(slopes.shape[slopes.ndim - ndim :])
-    one = slopes.reshape((*leading, size, 1))
-    return namespace(slopes).where(np.broadcast_to(np.eye(size, dtype=bool), (*leading, size, size)), one, 0.0)
+    column = slopes.reshape((*leading, size, 1))
+    return namespace(slopes).where(np.broadcast_to(np.eye(size, dtype=bool), (*leading, size, size)), column, 0.0)
 
 
 def _block_diagonal(blocks: Float[AnyArray, "..."], ndim: int) -> Float[AnyArray, "*b q p"]:
-    """The Jacobian of what is done row by row, from those (…, k, j) of the rows, which fill `ndim` axes."""
+    """The Jacobian of a transformation row by row, from those (…, k, j) of the rows, which fill `ndim` axes."""
     leading, (k, j) = blocks.shape[: blocks.ndim - 2 - ndim], blocks.shape[-2:]
     m = math.prod(blocks.shape[blocks.ndim - 2 - ndim : -2])
     same = np.eye(m, dtype=bool)[:, None, :, None]

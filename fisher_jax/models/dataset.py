@@ -1,4 +1,4 @@
-"""The data of a fit, or of many: observations, covariates and weights, checked where they come in."""
+"""The data of a fit, or of many: observations, covariates and weights, checked once when an entry point receives them."""
 
 import functools
 import math
@@ -44,7 +44,7 @@ class Dataset:
         Of many data sets: for each array, in the order of `jax.tree.leaves`, whether it has an axis over the data sets, or is
         what all share.
     num_masked : integer array, () or (B,), or None
-        How many rows were left out, by weight zero, because an entry of theirs is masked; None where nothing is. No part of the
+        How many rows were left out, by weight zero, because an entry of theirs is masked; None where none is. No part of the
         pytree.
     """
 
@@ -68,14 +68,15 @@ class Dataset:
 
     @functools.cached_property
     def entries(self) -> int:
-        """The number of entries of the largest array that is one data set's own, or of its observations if more."""
-        leaves, differs = jax.tree.leaves(self.parts), self.differs or (False,) * len(jax.tree.leaves(self.parts))
-        shapes = [np.shape(leaf)[own:] for leaf, own in zip(leaves, differs, strict=True)]
+        """The number of entries of the largest array in which data sets differ, for one of them, or of its rows if more."""
+        leaves = jax.tree.leaves(self.parts)
+        differs = self.differs or (False,) * len(leaves)
+        shapes = [np.shape(leaf)[differ:] for leaf, differ in zip(leaves, differs, strict=True)]
         rows = [shape[0] for shape in shapes if shape]
-        return max([1, *rows, *(math.prod(shape) for shape, own in zip(shapes, differs, strict=True) if own)])
+        return max([1, *rows, *(math.prod(shape) for shape, differ in zip(shapes, differs, strict=True) if differ)])
 
     def take(self, rows: Any) -> "Dataset":
-        """Some of many data sets: a slice, or an array of numbers or of truths."""
+        """Some of many data sets, by a slice or an array of indices or truth values."""
         return replace(self._indexed(rows), size=len(np.arange(self.size or 0)[rows]), differs=self.differs)
 
     def one(self, row: int) -> "Dataset":
@@ -84,24 +85,36 @@ class Dataset:
 
     def _indexed(self, rows: Any) -> "Dataset":
         leaves, treedef = jax.tree.flatten(self.parts)
-        own = [leaf[rows] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
-        return Dataset(*jax.tree.unflatten(treedef, own))
+        taken = [leaf[rows] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
+        return Dataset(*jax.tree.unflatten(treedef, taken))
 
 
 def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any) -> Dataset:
     """One data set; raise where leaves disagree about n or weights do not fit. Python lists become arrays.
 
-    Rows with a masked entry have weight zero, and what lies under the mask is gone.
+    Rows with a masked entry get weight zero, and other values in place of the masked ones.
     """
     parts = {"data": data, "given": given, "weights": weights}
     data, given, weights = _as_arrays_of_parts(data, given, weights)
     if not jax.tree.leaves(data):
         raise ValueError("data holds no array. Give the observations, with a leading axis of length n.")
     if not model.is_dependent:
-        _common_length({"data": data, "given": given})
+        _check_common_length({"data": data, "given": given})
     check_labels(parts, (None, None, None))
     if weights is not None:
-        _check_weights(weights, model, data)
+        n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]
+        if weights.ndim != 1 or (n is not None and weights.shape[0] != n):
+            expected = f"({n},)" if n is not None else "(number of terms,)"
+            raise ValueError(f"weights has shape {weights.shape}, expected {expected}, one weight per observation.")
+        if not isinstance(weights, jax.core.Tracer):
+            host = np.asarray(weights)
+            is_valid = np.isfinite(host) & (host >= 0)
+            if not np.all(is_valid):
+                first = int(np.argmin(is_valid))
+                raise ValueError(
+                    f"weights must be finite and not negative; weights[{first}] is {host[first]}. "
+                    "A weight of zero leaves an observation out."
+                )
     return without_masks(model, Dataset(data, given, weights))
 
 
@@ -113,21 +126,26 @@ def check_datasets(
     named = dict(zip(parts, _as_arrays_of_parts(data, given, weights), strict=True))
     marks = [axis_of_each(tree, axis, name) for (name, tree), axis in zip(named.items(), axes, strict=True)]
     moved = [axis_first(tree, mark) for tree, mark in zip(named.values(), marks, strict=True)]
-    _check_not_flat(model, moved[0], marks[0])
+    for leaf, mark in zip(jax.tree.leaves(moved[0]), jax.tree.leaves(marks[0]), strict=True):
+        if mark.number is not None and np.ndim(leaf) == 1 and not model.is_dependent:
+            raise ValueError(
+                f"data of shape {np.shape(leaf)} needs an axis over the data sets and one over the observations, "
+                "(B, n) by default. For one data set use fit."
+            )
     size = common_size({name: (tree, mark) for (name, tree), mark in zip(named.items(), marks, strict=True)})
     size = size or num_starts
     if not size:
         raise ValueError("every axis is None, so there is one data set only. Use fit.")
     first, one_given, one_weights = (first_of(tree, mark) for tree, mark in zip(moved, marks, strict=True))
     if one_weights is not None and marks[2].number is not None:
-        one_weights = np.ones_like(one_weights)  # a bad weight is that data set's own trouble
+        one_weights = np.ones_like(one_weights)  # an invalid weight is left to the status of its data set
     check_dataset(model, first, one_given, one_weights)
     check_labels(parts, tuple(marks))
     differs = tuple(mark.number is not None for mark in jax.tree.leaves(marks))
     dataset = without_masks(model, Dataset(*moved, size=size, differs=differs))
     leaves, treedef = jax.tree.flatten(dataset.parts)
-    kept = [at_hand(leaf) if own else leaf for leaf, own in zip(leaves, dataset.differs, strict=True)]
-    data, given, weights = jax.tree.unflatten(treedef, kept)
+    leaves = [at_hand(leaf) if differs else leaf for leaf, differs in zip(leaves, dataset.differs, strict=True)]
+    data, given, weights = jax.tree.unflatten(treedef, leaves)
     return replace(dataset, data=data, given=given, weights=weights)
 
 
@@ -137,12 +155,12 @@ def _as_arrays_of_parts(data: PyTree, given: PyTree, weights: Any) -> tuple[PyTr
 
 
 def check_labels(parts: dict[str, PyTree], marks: tuple[PyTree, ...]) -> None:
-    """Raise where arguments as they came from pandas do not belong together by their labels.
+    """Raise where the labels of arguments from pandas do not match.
 
     `marks` are the axes over the data sets, as `axis_of_each` gives them, None where there is one data set. An index is compared
     with an index and columns with columns: a table of many data sets may have its observations in columns that have names.
     """
-    found = []
+    all_labels = []
     for (name, part), mark in zip(parts.items(), marks, strict=True):
         if not any(labels_of(leaf) for leaf in jax.tree.leaves(part)):
             continue
@@ -155,32 +173,32 @@ def check_labels(parts: dict[str, PyTree], marks: tuple[PyTree, ...]) -> None:
             for k, index in enumerate(labels):
                 if k in (of_sets, of_rows):
                     what = "data sets" if k == of_sets else "observations"
-                    found.append(Labels(_named(name, path), (what, ("index", "column")[k]), index))
-    check_same_labels(found)
+                    all_labels.append(Labels(_name_of(name, path), (what, ("index", "column")[k]), index))
+    check_same_labels(all_labels)
 
 
 def without_masks(model: Model, dataset: Dataset) -> Dataset:
     """The data set, or many, with weight zero for the rows in which an entry of the data or of the covariates is masked.
 
-    There these hold the row before in place of what lies under the mask, which nothing shall see: not even the model's `initial`,
-    which is not told of weights.
+    Their values become those of the row before: the values under a mask must not enter anything, and the model's `initial` gets the
+    data without weights.
     """
     leaves, treedef = jax.tree.flatten((dataset.data, dataset.given))
     if not any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves):
         return dataset
     if model.is_dependent:
         raise ValueError(
-            "the data are masked, and the model is `dependent`: a weight of zero leaves out a term, but what lies "
-            "under the mask would enter those after it. Give the series without masks, and write its terms so that they know "
-            "what is missing, say by an indicator as given=."
+            "the data are masked, and the model is `dependent`: a weight of zero leaves out a term, but the value "
+            "under the mask would enter those after it. Give the series without masks, and write its terms for missing values, "
+            "say with an indicator as given=."
         )
     differs = dataset.differs[: len(leaves)] or (False,) * len(leaves)
     masked: dict[bool, Any] = {False: False, True: False}
-    for k, (leaf, own) in enumerate(zip(leaves, differs, strict=True)):
+    for k, (leaf, differ) in enumerate(zip(leaves, differs, strict=True)):
         if isinstance(leaf, np.ma.MaskedArray):
             entries = np.ma.getmaskarray(leaf)
-            rows = np.asarray(entries.reshape(*entries.shape[: 1 + own], -1).any(axis=-1))
-            leaves[k], masked[own] = _with_row_before(np.asarray(leaf), rows), masked[own] | rows
+            rows = np.asarray(entries.reshape(*entries.shape[: 1 + differ], -1).any(axis=-1))
+            leaves[k], masked[differ] = _with_row_before(np.asarray(leaf), rows), masked[differ] | rows
     left_out = masked[False] | masked[True]
     weights = np.ones(left_out.shape) if dataset.weights is None else dataset.weights
     weights = namespace(weights).where(left_out, 0, weights)
@@ -194,32 +212,32 @@ def without_masks(model: Model, dataset: Dataset) -> Dataset:
 
 
 def _with_row_before(leaf: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    """The array in which masked rows hold the last before that is not masked, else the first after; ones where all are."""
+    """The array with the last unmasked row before in place of each masked row, else the first after; ones where all are masked."""
     place = np.maximum.accumulate(np.where(masked, -1, np.arange(masked.shape[-1])), axis=-1)
     place = np.where(place < 0, np.argmin(masked, axis=-1)[..., None], place)
     to_entries = (*masked.shape, *(1,) * (leaf.ndim - masked.ndim))
     filled = np.take_along_axis(leaf, place.reshape(to_entries), axis=masked.ndim - 1)
-    none_left = np.broadcast_to(masked.all(axis=-1, keepdims=True), masked.shape)
-    return np.where(none_left.reshape(to_entries), filled.dtype.type(1), filled)
+    all_masked = np.broadcast_to(masked.all(axis=-1, keepdims=True), masked.shape)
+    return np.where(all_masked.reshape(to_entries), filled.dtype.type(1), filled)
 
 
 def on_device(leaf: Any) -> bool:
-    """Whether an array lies in the memory of one device, and not the CPU's, where it should stay."""
+    """Whether an array lies in the memory of one device that is not a CPU; it should stay there."""
     return isinstance(leaf, jax.Array) and [device.platform != "cpu" for device in leaf.devices()] == [True]
 
 
 def at_hand(leaf: Any) -> Any:
-    """An array of numpy, or one that lies on a device as it is. A mask stays."""
+    """An array of numpy; one on a device, or with a mask, as it is."""
     return leaf if on_device(leaf) or isinstance(leaf, np.ma.MaskedArray) else np.asarray(leaf)
 
 
 def check_given(model: Model, given: PyTree, name: str = "given") -> PyTree:
-    """Covariates as arrays with one leading axis, where there are no weights; those of a series come as they are."""
+    """Covariates as arrays with one leading axis, where there are no weights; those of a dependent model may have any shapes."""
     if given is None:
         return None
     arrays = as_unmasked_arrays(given, name)
     if not model.is_dependent:
-        _common_length({name: arrays})
+        _check_common_length({name: arrays})
     check_labels({name: given}, (None,))
     return arrays
 
@@ -230,18 +248,18 @@ def as_arrays(tree: PyTree, name: str) -> PyTree:
         return np.asarray(tree)
     leaves, treedef = jax.tree.flatten(tree)
 
-    def called(k: int) -> str:
+    def name_of(k: int) -> str:
         path, _ = jax.tree_util.tree_flatten_with_path(tree)[0][k]
-        return _named(name, path)
+        return _name_of(name, path)
 
-    return jax.tree.unflatten(treedef, [as_array(leaf, functools.partial(called, k)) for k, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(treedef, [as_array(leaf, functools.partial(name_of, k)) for k, leaf in enumerate(leaves)])
 
 
 def as_unmasked_arrays(tree: PyTree, name: str) -> PyTree:
     """The argument `name` with arrays of numbers for its leaves, where there are no weights that could leave out a row."""
     arrays = as_arrays(tree, name)
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
-        check_unmasked(leaf, functools.partial(_named, name, path), LEAVE_OUT)
+        check_unmasked(leaf, functools.partial(_name_of, name, path), LEAVE_OUT)
     return arrays
 
 
@@ -251,57 +269,28 @@ def _is_numbers(tree: Any) -> bool:
     return isinstance(tree, bool | int | float | np.number)
 
 
-def _named(argument: str, path: Any) -> str:
-    """A leaf of an argument as an error calls it: data, given, data x[0]."""
+def _name_of(argument: str, path: Any) -> str:
+    """The name of a leaf of an argument in messages: data, given, data x[0]."""
     return f"{argument} {path_name(path)}" if path else argument
 
 
-def _common_length(trees: dict[str, PyTree]) -> int:
+def _check_common_length(trees: dict[str, PyTree]) -> None:
+    """Raise where leaves differ in their number of rows, or have none."""
     lengths = {}
     for root, tree in trees.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            name = _named(root, path)
+            name = _name_of(root, path)
             if leaf.ndim == 0:
                 raise ValueError(f"{name} is a scalar; expected a leading axis of length n, one row each.")
             lengths[name] = leaf.shape[0]
     if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise ValueError(
-            f"the leading axes of data and given differ ({said}). "
+            f"the leading axes of data and given differ ({listed}). "
             "All leaves need the same length n, one row for each observation."
         )
-    n = next(iter(lengths.values()))
-    if n == 0:
+    if 0 in lengths.values():
         raise ValueError(f"{next(iter(lengths))} has no rows (leading axis of length 0).")
-    return n
-
-
-def _check_weights(weights: Any, model: Model, data: PyTree) -> None:
-    n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]
-    if weights.ndim != 1 or (n is not None and weights.shape[0] != n):
-        expected = f"({n},)" if n is not None else "(number of terms,)"
-        raise ValueError(f"weights has shape {weights.shape}, expected {expected}, one weight per observation.")
-    if not isinstance(weights, jax.core.Tracer):
-        host = np.asarray(weights)
-        if not np.all(np.isfinite(host)) or np.any(host < 0):
-            worst = int(np.argmax(~(np.isfinite(host) & (host >= 0))))
-            raise ValueError(
-                f"weights must be finite and not negative; weights[{worst}] is {host[worst]}. "
-                "A weight of zero leaves an observation out."
-            )
-
-
-def _check_not_flat(model: Model, data: PyTree, marks: PyTree) -> None:
-    for leaf, mark in zip(jax.tree.leaves(data), jax.tree.leaves(marks), strict=True):
-        if mark.number is not None and np.ndim(leaf) == 1 and not model.is_dependent:
-            raise ValueError(
-                f"data of shape {np.shape(leaf)} needs an axis over the data sets and one over the observations, "
-                "(B, n) by default. For one data set use fit."
-            )
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
 
 
 def axis_of_each(tree: PyTree, axis: Any, name: str) -> PyTree:
@@ -311,7 +300,9 @@ def axis_of_each(tree: PyTree, axis: Any, name: str) -> PyTree:
     if any(not isinstance(a, int | np.integer) or isinstance(a, bool) for a in jax.tree.leaves(axis)):
         raise TypeError(f"{name}_axis={axis!r} must be a whole number, None, or a pytree of them.")
     try:
-        return jax.tree.map(lambda a, branch: jax.tree.map(lambda _: _Axis(a), branch), axis, tree, is_leaf=_is_none)
+        return jax.tree.map(
+            lambda a, branch: jax.tree.map(lambda _: _Axis(a), branch), axis, tree, is_leaf=lambda a: a is None
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{name}_axis={axis!r} does not fit {name}: give a number or None for all of it, or a pytree of them "
@@ -327,13 +318,15 @@ class _Axis:
 
 
 def axis_first(tree: PyTree, marks: PyTree) -> PyTree:
+    """The tree with the axis over data sets of each leaf moved to the front."""
+
     def move(leaf: Any, mark: _Axis) -> Any:
         if mark.number is None:
             return leaf
         if not -np.ndim(leaf) <= mark.number < np.ndim(leaf):
             raise ValueError(
                 f"an array of shape {np.shape(leaf)} has no axis {mark.number} over the data sets. "
-                "Data, weights and starts for each data set need that axis; what all share is given axis None."
+                "Data, weights and starts for each data set need that axis; an array that all share has axis None."
             )
         leaf = at_hand(leaf)
         return leaf if mark.number == 0 else namespace(leaf).moveaxis(leaf, mark.number, 0)
@@ -348,12 +341,12 @@ def common_size(parts: dict[str, tuple[PyTree, PyTree]]) -> int:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         for (path, leaf), mark in zip(leaves, jax.tree.leaves(marks), strict=True):
             if mark.number is not None:
-                sizes[_named(name, path)] = np.shape(leaf)[mark.number]
+                sizes[_name_of(name, path)] = np.shape(leaf)[mark.number]
     if not sizes:
         return 0
     if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise ValueError(f"the number of data sets differs ({said}). Their axes must have the same length B.")
+        listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise ValueError(f"the number of data sets differs ({listed}). Their axes must have the same length B.")
     size = next(iter(sizes.values()))
     if size == 0:
         raise ValueError("there are no data sets (an axis of length 0).")
@@ -361,6 +354,7 @@ def common_size(parts: dict[str, tuple[PyTree, PyTree]]) -> int:
 
 
 def first_of(tree: PyTree, marks: PyTree) -> PyTree:
+    """The part of the first data set."""
     if tree is None:
         return None
     return jax.tree.map(lambda leaf, mark: leaf if mark.number is None else leaf[0], tree, marks)

@@ -1,4 +1,4 @@
-"""Data drawn from a model at given parameters: the k-th data set is the same in whatever block it is drawn."""
+"""Data sets drawn from a model at given parameters. The k-th is the same whatever block it is drawn in."""
 
 import functools
 
@@ -10,7 +10,7 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 
-_DRAWS_AT_ONCE = 2**14  # a sampler that rejects waits for the slowest of them
+_DRAWS_AT_ONCE = 2**14  # under vmap a rejection sampler runs as long as the slowest draw
 
 
 def check_sampler(model: Model) -> None:
@@ -25,17 +25,17 @@ def check_sampler(model: Model) -> None:
 def draw_data_sets(
     model: Model, layout: Layout, values: Values, given: PyTree, rows: int, key: Array, numbers: Int[Array, " r"]
 ) -> PyTree:
-    """Data sets (R, n, …) with these numbers, each from a key of its own; series (R, …) from a dependent model."""
+    """The data sets (R, n, …) with these numbers, each from its key `fold_in(key, number)`; series (R, …) of a dependent model."""
     params = layout.assemble(values)
-    also = () if given is None else (given,)
+    covariates = () if given is None else (given,)
 
-    def from_key(key: Array, *z: PyTree) -> PyTree:
+    def draw(key: Array, *z: PyTree) -> PyTree:
         return call_user(model.sample, (key, params, *z), "sample")  # type: ignore[arg-type]
 
-    def one(number: Array) -> PyTree:
-        own_key = jax.random.fold_in(key, number)
+    def draw_data_set(number: Array) -> PyTree:
+        key_of_set = jax.random.fold_in(key, number)
         if model.is_dependent:
-            return from_key(own_key, *also)
-        return jax.vmap(from_key)(jax.random.split(own_key, rows), *also)
+            return draw(key_of_set, *covariates)
+        return jax.vmap(draw)(jax.random.split(key_of_set, rows), *covariates)
 
-    return jax.lax.map(one, numbers, batch_size=max(1, min(numbers.shape[0], _DRAWS_AT_ONCE // max(rows, 1))))
+    return jax.lax.map(draw_data_set, numbers, batch_size=max(1, min(numbers.shape[0], _DRAWS_AT_ONCE // max(rows, 1))))

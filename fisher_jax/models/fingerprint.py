@@ -1,7 +1,9 @@
-"""What a model and its settings are, as a flat table of plain values that can be kept and compared: never by address.
+"""Fingerprints: a model and its settings as a flat table of plain values that can be stored and compared, without addresses.
 
-A function is known by its code, the values that it closes over, its defaults and what it names of its own module; an array by
-its bytes; a library by its name, for its version stands for the rest. What cannot be known so is said to be unknown.
+A function is identified by its code, the values that it closes over, its defaults and the names that it uses of its module; an
+array by a hash of its bytes; a library by its name, since its version stands for the rest. What cannot be identified is marked
+`UNKNOWN`. Used to share compiled programs among functions that are made anew (`models.programs`), and to check that an interrupted
+run of `fit_stream` is continued with the same model.
 """
 
 import functools
@@ -19,13 +21,14 @@ import jax
 import numpy as np
 
 UNKNOWN = "not fingerprinted"
-PROGRAMS = "_fisher_jax_programs"  # under names that begin so an object keeps what was compiled for it, no part of it
+# Attributes with names that begin so store what was compiled for an object, and are no part of its fingerprint.
+PROGRAMS = "_fisher_jax_programs"
 PLAIN = (str, int, float, bool, type(None))
 _INSTALLED = ("site-packages", "dist-packages")
 _DEEPEST = 40
-LARGE = (
-    2**16
-)  # bytes of the arrays of one function: beyond, looking for an equal one costs more than is won, and keeps too much
+# Bytes of the arrays of one function: beyond, to hash them in search of an equal function costs more than it saves, and the shared
+# programs would store too much.
+LARGE = 2**16
 
 Table = dict[str, Any]
 
@@ -33,7 +36,10 @@ _contents: weakref.WeakKeyDictionary[Any, tuple[str | None, Table]] = weakref.We
 
 
 class _Seen(dict[int, tuple[str, Any]]):
-    """Where a function or an object was met first, by its address, which it keeps while it is held here; and the bytes to come."""
+    """By the address of a function or an object, the row in which it came first; and the bytes that may still be hashed.
+
+    The object is stored with it, so that its address is not used again while the table is made.
+    """
 
     def __init__(self, *, to_share: bool) -> None:
         self.to_share, self.left = to_share, LARGE if to_share else math.inf
@@ -42,8 +48,8 @@ class _Seen(dict[int, tuple[str, Any]]):
 def fingerprint(value: Any, name: str, *, to_share: bool = False) -> Table:
     """The table of `value`, each row's name beginning with `name`.
 
-    Where a function's programs are to be shared, more is unknown: arrays beyond `LARGE`, and empty lists, dicts and sets, which are
-    there to be filled when it is called.
+    Where a function's programs are to be shared (`to_share`), more is unknown: arrays beyond `LARGE`, and empty lists, dicts and
+    sets, which may be caches that fill when it is called.
     """
     table: Table = {}
     _add(value, name, table, _Seen(to_share=to_share), 0)
@@ -51,23 +57,23 @@ def fingerprint(value: Any, name: str, *, to_share: bool = False) -> Table:
 
 
 def content_of(function: Any) -> tuple[str | None, Table]:
-    """What a function was at its first use, as a key that functions share which do the same, and the table that it was made of.
+    """A hash of a function's fingerprint at its first use, which functions that do the same share, and that fingerprint.
 
-    None where that cannot be known. What a function closes over counts as fixed from its first use, as it does for `jax.jit`.
+    The hash is None where a part is unknown. What a function closes over counts as fixed from its first use, as for `jax.jit`.
     """
     try:
-        known = _contents.get(function)
-    except TypeError:  # what has no hash or takes no weak reference
+        content = _contents.get(function)
+    except TypeError:  # it has no hash, or takes no weak reference
         return None, {}
-    if known is None:
+    if content is None:
         table = fingerprint(function, "", to_share=True)
-        known = None if unknown(table) else digest(json.dumps(table, sort_keys=True).encode()), table
-        _contents[function] = known
-    return known
+        content = None if unknown(table) else digest(json.dumps(table, sort_keys=True).encode()), table
+        _contents[function] = content
+    return content
 
 
 def unknown(table: Table) -> list[str]:
-    """The rows that say no more than that they could not be known."""
+    """The names of the rows that are unknown."""
     return sorted(name for name, value in table.items() if isinstance(value, str) and value.startswith(UNKNOWN))
 
 
@@ -76,7 +82,7 @@ def digest(content: bytes) -> str:
 
 
 def of_array(array: Any) -> str:
-    """Its dtype, shape and content."""
+    """The dtype, shape and hash of an array."""
     if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     array = np.asarray(np.ma.filled(array) if isinstance(array, np.ma.MaskedArray) else array)
@@ -86,11 +92,13 @@ def of_array(array: Any) -> str:
 
 
 def _add(value: Any, name: str, table: Table, seen: _Seen, depth: int) -> None:
-    """Add the rows of one value."""
+    """Add the rows of one value and its parts."""
     if depth > _DEEPEST:
         table[name] = f"{UNKNOWN}: nested too deeply"
     elif isinstance(value, PLAIN):
-        table[name] = value if _is_json(value) else f"{type(value).__qualname__} {value!r}"
+        # Infinities, NaN and subclasses of the plain types would not come back from JSON as they are.
+        is_json = type(value) in PLAIN and (not isinstance(value, float) or math.isfinite(value))
+        table[name] = value if is_json else f"{type(value).__qualname__} {value!r}"
     elif isinstance(value, jax.core.Tracer):
         table[name] = f"{UNKNOWN}: traced"
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
@@ -103,27 +111,38 @@ def _add(value: Any, name: str, table: Table, seen: _Seen, depth: int) -> None:
     elif isinstance(value, frozenset | set) and all(isinstance(entry, PLAIN) for entry in value):
         table[name] = f"{type(value).__name__} {sorted(map(repr, value))}"
     elif isinstance(value, types.ModuleType | type):
-        table[name] = _named(value) if _is_library(value) else f"{UNKNOWN}: {_named(value)}, but for its name"
-    elif isinstance(value, np.ufunc) or (isinstance(value, types.BuiltinFunctionType) and not _is_bound(value)):
-        table[name] = _named(value)
+        table[name] = _name_of(value) if _is_library(value) else f"{UNKNOWN}: {_name_of(value)}, but for its name"
+    elif isinstance(value, np.ufunc) or (
+        isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | type | None)
+    ):  # a function of a module or a class; a bound method of an object is not
+        table[name] = _name_of(value)
     elif id(value) in seen:
         table[name] = f"as {seen[id(value)][0]}"
     else:
         if not isinstance(value, dict | tuple | list):
             seen[id(value)] = (name, value)
-        for part, inside in _parts(value, table, name):
-            _add(inside, f"{name}{part}", table, seen, depth + 1)
-
-
-def _is_json(value: Any) -> bool:
-    """Whether JSON gives it back as it is."""
-    return type(value) in PLAIN and (not isinstance(value, float) or math.isfinite(value))
+        for end, part in _parts(value, table, name):
+            _add(part, f"{name}{end}", table, seen, depth + 1)
 
 
 def _parts(value: Any, table: Table, name: str) -> list[tuple[str, Any]]:
-    """What a value consists of, with the row of the value itself."""
+    """The parts of a value, each with the end of its row's name; the row of the value itself is added to the table."""
     if isinstance(value, types.CodeType):
-        return _parts_of_code(value, table, name)
+        compiled = (
+            value.co_code,
+            value.co_names,
+            value.co_varnames,
+            value.co_freevars,
+            value.co_flags,
+            value.co_argcount,
+        )
+        table[f"{name} code"] = digest(repr((*compiled, value.co_kwonlyargcount, value.co_exceptiontable)).encode())
+        constants = value.co_consts[1:] if _has_docstring(value) else value.co_consts
+        is_inner = [isinstance(constant, types.CodeType) for constant in constants]
+        return [
+            (f" inner {k} {constant.co_name}" if inner else f" constant {k}", constant)
+            for k, (constant, inner) in enumerate(zip(constants, is_inner, strict=True))
+        ]
     if isinstance(value, types.MethodType):
         table[name] = "method"
         return [(" function", value.__func__), (" object", value.__self__)]
@@ -136,16 +155,16 @@ def _parts(value: Any, table: Table, name: str) -> list[tuple[str, Any]]:
     if isinstance(value, types.FunctionType):
         return _parts_of_function(value, table, name)
     if callable(value) and hasattr(value, "__wrapped__") and _is_library(type(value)):  # jax.jit and its like
-        table[name] = f"wrapped by {_named(type(value))}"
+        table[name] = f"wrapped by {_name_of(type(value))}"
         rules = [(f" {rule}", getattr(value, rule, None)) for rule in ("jvp", "fwd", "bwd")]
         return [(" function", value.__wrapped__), *(rule for rule in rules if callable(rule[1]))]
     if isinstance(value, dict):
         table[name] = f"{type(value).__name__} of {len(value)}"
-        return [(f"[{key!r}]", inside) for key, inside in value.items()]
+        return [(f"[{key!r}]", part) for key, part in value.items()]
     if isinstance(value, tuple | list):
         table[name] = f"{type(value).__qualname__} of {len(value)}"
-        keys = [f".{field}" for field in value._fields] if hasattr(value, "_fields") else _numbered(value)
-        return list(zip(keys, value, strict=True))
+        fields = getattr(value, "_fields", None)
+        return [(f".{fields[k]}" if fields is not None else f"[{k}]", part) for k, part in enumerate(value)]
     return _parts_of_object(value, table, name)
 
 
@@ -159,68 +178,47 @@ def _parts_of_function(function: types.FunctionType, table: Table, name: str) ->
             parts.append((f" closure {variable}", cell.cell_contents))
         except ValueError:  # named before it has a value
             table[f"{name} closure {variable}"] = "empty"
-    own = {key: part for key, part in vars(function).items() if not key.startswith((PROGRAMS, "__wrapped__"))}
-    parts += [(f".{key}", part) for key, part in sorted(own.items())]
-    if not _is_installed(function):
+    attributes = {key: part for key, part in vars(function).items() if not key.startswith((PROGRAMS, "__wrapped__"))}
+    parts += [(f".{key}", part) for key, part in sorted(attributes.items())]
+    if not _is_of_library(function.__module__ or "", code.co_filename):  # else the version stands for the names it uses
         named = sorted(_names(code) & function.__globals__.keys())
         parts += [(f" global {variable}", function.__globals__[variable]) for variable in named]
         for variable in sorted(_names(code) - function.__globals__.keys()):
             module = sys.modules.get(variable)
             if module is not None and not _is_library(module):  # imported inside
-                table[f"{name} import {variable}"] = f"{UNKNOWN}: {_named(module)}, but for its name"
-    return parts
-
-
-def _parts_of_code(code: types.CodeType, table: Table, name: str) -> list[tuple[str, Any]]:
-    said = (code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_flags, code.co_argcount)
-    table[f"{name} code"] = digest(repr((*said, code.co_kwonlyargcount, code.co_exceptiontable)).encode())
-    constants = code.co_consts[1:] if _has_docstring(code) else code.co_consts
-    parts: list[tuple[str, Any]] = []
-    for k, constant in enumerate(constants):
-        inner = isinstance(constant, types.CodeType)
-        parts.append((f" inner {k} {constant.co_name}" if inner else f" constant {k}", constant))
+                table[f"{name} import {variable}"] = f"{UNKNOWN}: {_name_of(module)}, but for its name"
     return parts
 
 
 def _parts_of_object(value: Any, table: Table, name: str) -> list[tuple[str, Any]]:
     """A record or an object with fields: its class and those."""
     call = type(value).__call__ if callable(value) else None
-    kept = (
-        {key: part for key, part in vars(value).items() if not key.startswith(PROGRAMS)}
-        if hasattr(value, "__dict__")
-        else None
-    )
     fields = getattr(type(value), "__dataclass_fields__", None)
+    parts: dict[str, Any] | None = None
+    if hasattr(value, "__dict__"):
+        parts = {key: part for key, part in vars(value).items() if not key.startswith(PROGRAMS)}
     if fields is not None:
-        kept = (kept or {}) | {field: getattr(value, field) for field in fields if hasattr(value, field)}
-    if kept is None or (not kept and not isinstance(call, types.FunctionType) and fields is None):
-        table[name] = f"{UNKNOWN}: {_named(type(value))}"
+        parts = (parts or {}) | {field: getattr(value, field) for field in fields if hasattr(value, field)}
+    if parts is None or (not parts and not isinstance(call, types.FunctionType) and fields is None):
+        table[name] = f"{UNKNOWN}: {_name_of(type(value))}"
         return []
-    table[name] = _named(type(value))
+    table[name] = _name_of(type(value))
     if not _is_library(type(value)):
-        table[f"{name} methods"] = f"{UNKNOWN}: those of {_named(type(value))}, but for its call"
-    parts = [(f".{field}", inside) for field, inside in sorted(kept.items())]
-    return parts + ([(" call", call)] if isinstance(call, types.FunctionType) else [])
+        table[f"{name} methods"] = f"{UNKNOWN}: those of {_name_of(type(value))}, but for its call"
+    rows = [(f".{field}", part) for field, part in sorted(parts.items())]
+    return rows + ([(" call", call)] if isinstance(call, types.FunctionType) else [])
 
 
 def _has_docstring(code: types.CodeType) -> bool:
     if sys.version_info >= (3, 14):
         return bool(code.co_flags & inspect.CO_HAS_DOCSTRING)
-    return bool(code.co_consts) and isinstance(code.co_consts[0], str)  # no constant of the code's own comes first
+    return bool(code.co_consts) and isinstance(code.co_consts[0], str)  # no other constant can come first
 
 
 def _names(code: types.CodeType) -> set[str]:
     """All names that a function's code and the code inside it look up."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found
-
-
-def _is_installed(function: types.FunctionType) -> bool:
-    """Whether it comes with a library, whose version stands for what it names."""
-    return _is_of_library(function.__module__ or "", function.__code__.co_filename)
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _is_library(value: types.ModuleType | type) -> bool:
@@ -236,18 +234,9 @@ def _is_of_library(module: str, path: str) -> bool:
     )
 
 
-def _is_bound(function: types.BuiltinFunctionType) -> bool:
-    """Whether it is a method of an object, and not a function of a module."""
-    return not isinstance(function.__self__, types.ModuleType | type | None)
-
-
-def _named(value: Any) -> str:
+def _name_of(value: Any) -> str:
     if isinstance(value, types.ModuleType):
         return f"module {value.__name__}"
     module = inspect.getmodule(type(value) if isinstance(value, np.ufunc) else value)
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", type(value).__name__)
     return f"{module.__name__ if module else 'builtins'}.{name}"
-
-
-def _numbered(values: Any) -> list[str]:
-    return [f"[{k}]" for k in range(len(values))]

@@ -1,4 +1,4 @@
-"""`linked`: a family whose parameters are functions of the user's own; so are regressions, curves and images written."""
+"""`linked`: a family whose parameters are functions of covariates and of other parameters: regressions, curves, images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from fisher_jax.models.programs import UserFunction, call_differentiable
 
 
 class LinkedModel(Model):
-    """A model made by `linked`: its information is Jᵀ I_η J, where the family's own I_η is known."""
+    """A model made by `linked`: its information is Jᵀ I_η J, where the family has I_η in closed form."""
 
     @property
     def family(self) -> Model:
@@ -21,7 +21,7 @@ class LinkedModel(Model):
         return self.log_density.family
 
     def predict(self, params: PyTree, *z: PyTree) -> Float[Array, " e"]:
-        """The family's parameters η for one observation, flat, without those it holds fixed."""
+        """The family's free parameters η for one observation, flat."""
         return self.log_density.layout(params, *z)[1]
 
     def family_information(self, params: PyTree, *z: PyTree) -> tuple[Layout, Any]:
@@ -39,28 +39,28 @@ class _Linked:
 
     @property
     def user_function(self) -> UserFunction:
-        """What its programs are kept with."""
+        """Where its programs are stored; see `models.programs.owner_of`."""
         return self.predictor
 
     @property
     def made_with(self) -> tuple[Model]:
-        """What it is beside the user's function."""
+        """What else it is made of."""
         return (self.family,)
 
-    def predicted(self, params: PyTree, *z: PyTree) -> dict[str, Any]:
-        """η as the family takes it."""
-        found = call_differentiable(self.predictor, (params, *z), "predictor")
-        if not isinstance(found, dict):
+    def predict(self, params: PyTree, *z: PyTree) -> dict[str, Any]:
+        """η as a dictionary, as the family takes it."""
+        predicted = call_differentiable(self.predictor, (params, *z), "predictor")
+        if not isinstance(predicted, dict):
             raise TypeError(
                 f"the predictor must return a dictionary of the family's parameters, as in "
-                f"{{'rate': …}}, but returned {type(found).__name__}."
+                f"{{'rate': …}}, but returned {type(predicted).__name__}."
             )
-        return found
+        return predicted
 
 
 class _LogDensity(_Linked):
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Array:
-        predicted = self.predicted(params, *z)
+        predicted = self.predict(params, *z)
         try:
             return self.family.log_density(predicted, y)
         except KeyError as error:
@@ -70,24 +70,26 @@ class _LogDensity(_Linked):
             ) from error
 
     def layout(self, params: PyTree, *z: PyTree) -> tuple[Layout, Float[Array, " e"], dict[str, Any]]:
-        """How η is laid out, η flat, and η as it is."""
-        predicted = self.predicted(params, *z)
+        """The layout of η, η flat, and η as a dictionary."""
+        predicted = self.predict(params, *z)
         layout, values = layout_of(predicted, self.family.constraint_table)
         return layout.natural(), layout.join([jnp.asarray(value) for value in values]), predicted
 
 
 class _Sample(_Linked):
     def __call__(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
-        return self.family.sample(key, self.predicted(params, *z))  # type: ignore[misc]
+        return self.family.sample(key, self.predict(params, *z))  # type: ignore[misc]
 
 
 class _Quantile(_Linked):
     def __call__(self, uniform: Array, params: PyTree, *z: PyTree) -> PyTree:
-        return self.family.quantile(uniform, self.predicted(params, *z))  # type: ignore[misc]
+        return self.family.quantile(uniform, self.predict(params, *z))  # type: ignore[misc]
 
 
 @entry_point
-def linked(family: Any, predictor: Any, *, constraints: PyTree = None, initial: UserFunction | None = None) -> Model:
+def linked(
+    family: Model, predictor: UserFunction, *, constraints: PyTree = None, initial: UserFunction | None = None
+) -> Model:
     """A model in which a family's parameters η are functions of the user's parameters θ and covariates z.
 
     Its Fisher information is Jᵀ I_η J with J = ∂η/∂θ: exact, positive semi-definite, without draws or second derivatives.
@@ -96,13 +98,13 @@ def linked(family: Any, predictor: Any, *, constraints: PyTree = None, initial: 
     ----------
     family : Model
         One of `fisher_jax.families`, or any model whose params are a dictionary. For the exact information it needs its
-        closed form; without it the model is as any other.
+        closed form.
     predictor : callable
         ``predictor(params, z)``, or ``predictor(params)`` where there are no covariates: the dictionary of the family's
         parameters for one observation, those that the family holds fixed (a number of trials) included.
     constraints, initial
         Of the user's parameters, as for `Model`. The family's own constraints are not enforced: choose a predictor that
-        obeys them, an exponential for a rate, say.
+        satisfies them, an exponential for a rate, say.
 
     Returns
     -------

@@ -49,7 +49,7 @@ class Model:
     -----
     Two models are equal when they hold the same functions and constraints; what was compiled for one serves the other.
     So do functions that are made anew with the same code and values, up to 64 KiB of arrays: a lambda in a loop, a model sent to
-    another process. One that closes over another array at each turn compiles anew, with a warning: hand it over as `given`.
+    another process. A function that closes over another array at each turn compiles anew, with a warning: pass it as `given`.
 
     The density must be written with jax.numpy (`jnp.where` in place of `if`), and is differentiated twice: forward only up to
     three parameters, forward over reverse above. One that allows a single mode (`jax.custom_vjp` and `odeint` reverse,
@@ -202,7 +202,7 @@ def check_arity(function: UserFunction, names: tuple[str, ...], name: str) -> No
     try:
         signature.bind(*range(len(names)))
     except TypeError:
-        hint = "given= hands it the covariates as last argument." if "z" in names else "Pass its covariates as given=."
+        hint = "given= passes it the covariates as last argument." if "z" in names else "Pass its covariates as given=."
         raise TypeError(f"{name} takes {signature}, but is called as {name}({', '.join(names)}). {hint}") from None
 
 

@@ -1,6 +1,6 @@
-"""Parameters as three things: the user's pytree, the flat vector θ of its free entries, and the unconstrained u.
+"""Parameters in three forms: the user's pytree, the flat vector θ of its free entries, and the unconstrained vector u.
 
-A `Layout` knows the way between them and every entry's name. It is static (hashable, no arrays), so it can be an argument
+A `Layout` converts between them and names every entry. It is static (hashable, no arrays), so it can be an argument
 of a jitted function and part of a result's structure. Its methods take arrays of numpy, which then computes, or of JAX, and
 keep leading axes, those of many fits.
 """
@@ -25,7 +25,7 @@ Values = list[Any]  # the array leaves of params, in pytree order, fixed ones in
 Table = tuple[tuple[tuple[Any, ...], Constraint], ...]  # constraints by path
 
 
-_SILENT = np.errstate(all="ignore")  # infinities and NaN are reported by statuses, in numpy as in JAX
+_SILENT = np.errstate(all="ignore")  # the statuses report infinities and NaN, in numpy as in JAX
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Leaf:
     @property
     def entry_names(self) -> tuple[str, ...]:
         """`beta` of shape (2,) gives beta[0] and beta[1]."""
-        return tuple(_indexed(self.name, index) for index in np.ndindex(self.shape))
+        indices = np.ndindex(self.shape)
+        return tuple(f"{self.name}[{','.join(map(str, index))}]" if index else self.name for index in indices)
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,17 @@ class Layout:
 
     @functools.cached_property
     def restricted(self) -> tuple[bool, ...]:
-        """For each entry of u, whether a constraint made it on a scale without unit: a logarithm, a logit."""
+        """For each entry of u, whether it is on a scale without a unit (a logarithm, a logit)."""
         return tuple(
             bool(entry) for _, leaf in self.free_leaves for entry in np.ravel(leaf.constraint.unitless(leaf.free_shape))
         )
 
     def natural(self) -> "Layout":
         """The same parameters without their constraints (but for `fixed`): its u is θ itself."""
-        return Layout(tuple(_unconstrained(leaf) for leaf in self.leaves), self.dtype, self.treedef, self.statics)
+        leaves = (
+            leaf if leaf.is_fixed else Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained()) for leaf in self.leaves
+        )
+        return Layout(tuple(leaves), self.dtype, self.treedef, self.statics)
 
     @_SILENT
     def unconstrain(self, values: Values) -> Float[AnyArray, "*b p"]:
@@ -143,20 +147,20 @@ class Layout:
             return np.zeros((0,), self.dtype)
         rows = []
         for i, leaf in self.free_leaves:
-            own: tuple[int, ...] = getattr(leaf, shape)
-            leading = np.shape(arrays[i])[: np.ndim(arrays[i]) - len(own)]
-            rows.append(arrays[i].reshape((*leading, math.prod(own))))
+            of_leaf: tuple[int, ...] = getattr(leaf, shape)
+            leading = np.shape(arrays[i])[: np.ndim(arrays[i]) - len(of_leaf)]
+            rows.append(arrays[i].reshape((*leading, math.prod(of_leaf))))
         return namespace(rows).concatenate(rows, axis=-1)
 
     def assemble(self, values: Values) -> PyTree:
         """The pytree whose array leaves are `values`."""
-        given, arrays = iter(self.statics), iter(values)
-        return jax.tree.unflatten(self.treedef, [next(arrays) if s is _ARRAY else s for s in given])
+        arrays = iter(values)
+        return jax.tree.unflatten(self.treedef, [next(arrays) if s is _ARRAY else s for s in self.statics])
 
     def blocks(self, tree: PyTree) -> list[Any]:
-        """What a pytree has in the place of each array leaf, which may itself be a pytree."""
-        found = self.treedef.flatten_up_to(tree)
-        return [block for block, static in zip(found, self.statics, strict=True) if static is _ARRAY]
+        """The subtree of a pytree in the place of each array leaf."""
+        subtrees = self.treedef.flatten_up_to(tree)
+        return [block for block, static in zip(subtrees, self.statics, strict=True) if static is _ARRAY]
 
     def flatten(self, params: PyTree) -> Float[AnyArray, "*b q"]:
         """θ: the free leaves of a pytree with this structure, raveled and joined."""
@@ -190,7 +194,7 @@ class Layout:
 
     @_SILENT
     def coordinates(self, free: Float[AnyArray, "*b p"]) -> Float[AnyArray, "*b q"]:
-        """θ with each entry on its constraint's own scale, on which it can move without end."""
+        """θ with each entry transformed to the whole real line, where its constraint has such a transform."""
         parts = {i: leaf.constraint.coordinate(part) for i, leaf, part in self._parts(free)}
         return self._in_one_row(parts, "shape")
 
@@ -202,12 +206,16 @@ class Layout:
         return np.concatenate(pairs) if pairs else np.zeros((0, 2))
 
     def contains(self, values: Values) -> list[Any]:
-        """For each free leaf, whether its value lies strictly inside its constraint; on the host where values are known."""
-        return [leaf.constraint.contains(_concrete(values[i], self.dtype)) for i, leaf in self.free_leaves]
+        """For each free leaf, whether its value lies strictly inside its constraint; by numpy where it is not traced."""
+        result = []
+        for i, leaf in self.free_leaves:
+            xp = jnp if isinstance(values[i], jax.core.Tracer) else np
+            result.append(leaf.constraint.contains(xp.asarray(values[i], self.dtype)))
+        return result
 
 
 class _ArrayMark:
-    """Stands in `Layout.statics` where an array belongs."""
+    """Marks the place of an array in `Layout.statics`."""
 
     def __repr__(self) -> str:
         return "array"
@@ -226,9 +234,9 @@ def _layout_from(leaves: tuple[Leaf, ...], dtype: np.dtype, skeleton: PyTree, st
 def constraint_table(constraints: PyTree) -> Table:
     """A user's tree of constraints as pairs of a path and a constraint, hashable."""
     check_pytree(constraints, "constraints")
-    found, _ = jax.tree_util.tree_flatten_with_path(constraints, is_leaf=lambda x: as_constraint(x) is not None)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(constraints, is_leaf=lambda x: as_constraint(x) is not None)
     table = []
-    for path, given in found:
+    for path, given in leaves:
         constraint = as_constraint(given)
         if constraint is None:
             hint = " A range is written fisher_jax.interval(low, high)." if is_number(given) else ""
@@ -255,7 +263,7 @@ def as_parameters(params: PyTree) -> PyTree:
     if all(isinstance(leaf, float | int) or _is_plain(leaf) for leaf in leaves):
         return params
 
-    def decoded(k: int, leaf: Any) -> Any:
+    def decode(k: int, leaf: Any) -> Any:
         if not hasattr(leaf, "__array__") or isinstance(leaf, float) or _is_plain(leaf):
             return leaf
 
@@ -264,18 +272,18 @@ def as_parameters(params: PyTree) -> PyTree:
 
         return as_unmasked_array(leaf, name, "Give a number for each.")
 
-    return jax.tree.unflatten(treedef, [decoded(k, leaf) for k, leaf in enumerate(leaves)])
+    return jax.tree.unflatten(treedef, [decode(k, leaf) for k, leaf in enumerate(leaves)])
 
 
 def _is_plain(leaf: Any) -> bool:
-    """Whether it is an array in which there is nothing to decode; what it holds is for the layout to say."""
+    """Whether a leaf is an array that needs no decoding. Its dtype is checked by the layout."""
     return isinstance(leaf, jax.Array) or (type(leaf) is np.ndarray and leaf.dtype.isnative)
 
 
 def typed(layout: Layout, values: Values) -> Values:
-    """Numbers as the arrays that a fit returns, so that to fit again from there compiles nothing anew.
+    """The values with Python's numbers, and integers that are to be estimated, as the arrays that a fit returns.
 
-    Those of Python, and integers that are to be estimated.
+    So a fit that starts from the result of another compiles nothing anew.
     """
 
     def with_type(leaf: Leaf, value: Any) -> Any:
@@ -290,6 +298,7 @@ def typed(layout: Layout, values: Values) -> Values:
 
 
 def _signature(leaf: Any) -> Any:
+    """What the layout depends on of a leaf: shape and dtype, or Python's type; the leaf itself where it is no array."""
     if isinstance(leaf, bool | int | float):
         return ((), type(leaf))
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
@@ -331,16 +340,16 @@ def _cached_layout(treedef: Any, signature: tuple[Any, ...], default: np.dtype, 
 def _floating_dtype(kinds: list[Any], leaves: tuple[Leaf, ...], default: np.dtype) -> np.dtype:
     """The widest floating dtype among arrays, and the default where Python's numbers or integers are among them, or alone.
 
-    numpy's float64 counts as JAX will take it: float32 unless x64 is enabled. An integer array that is held fixed is an index or
-    a count, which has no say.
+    numpy's float64 counts as JAX converts it: to float32 unless x64 is enabled. A fixed integer array is an index or a count and
+    does not count.
     """
-    found = [dtype for _, dtype in kinds if not isinstance(dtype, type) and jnp.issubdtype(dtype, jnp.floating)]
+    dtypes = [dtype for _, dtype in kinds if not isinstance(dtype, type) and jnp.issubdtype(dtype, jnp.floating)]
     numbers = any(
         isinstance(dtype, type) or (jnp.issubdtype(dtype, jnp.integer) and not leaf.is_fixed)
         for (_, dtype), leaf in zip(kinds, leaves, strict=True)
     )
-    found = [*found, default] if numbers or not found else found
-    return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*found)))
+    dtypes = [*dtypes, default] if numbers or not dtypes else dtypes
+    return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*dtypes)))
 
 
 def _match(table: Table, paths: list[Any]) -> list[Constraint]:
@@ -365,7 +374,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _raw(key: Any) -> Any:
-    """What a step of a path says, whatever kind of container it leads into."""
+    """The key, index or name in a step of a path, whatever kind of container it leads into."""
     for attribute in ("key", "idx", "name"):
         if hasattr(key, attribute):
             return getattr(key, attribute)
@@ -389,10 +398,6 @@ def _make_leaf(name: str, kind: Any, constraint: Constraint) -> Leaf:
     return Leaf(name, shape, free_shape, constraint)
 
 
-def _concrete(value: Any, dtype: np.dtype) -> Any:
-    return jnp.asarray(value, dtype) if isinstance(value, jax.core.Tracer) else np.asarray(value, dtype)
-
-
 def path_name(path: Any) -> str:
     """`beta[0]`, `scale`, `layers[1].weight`: a leaf's path as a person would write it."""
     text = ""
@@ -406,23 +411,13 @@ def path_name(path: Any) -> str:
     return text.removeprefix(".") or "params"
 
 
-def _indexed(name: str, index: tuple[int, ...]) -> str:
-    return name if not index else f"{name}[{','.join(map(str, index))}]"
-
-
-def _unconstrained(leaf: Leaf) -> Leaf:
-    if leaf.is_fixed:
-        return leaf
-    return Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained())
-
-
 def split_by(mapped: tuple[bool, ...], leaves: list[Any]) -> tuple[list[Any], list[Any]]:
     """The leaves that differ among the data sets, and those that all share."""
-    own = [leaf for leaf, differs in zip(leaves, mapped, strict=True) if differs]
-    return own, [leaf for leaf, differs in zip(leaves, mapped, strict=True) if not differs]
+    different = [leaf for leaf, differs in zip(leaves, mapped, strict=True) if differs]
+    return different, [leaf for leaf, differs in zip(leaves, mapped, strict=True) if not differs]
 
 
-def merge(mapped: tuple[bool, ...], own: list[Any], shared: list[Any]) -> list[Any]:
-    """All leaves in their order again."""
-    mine, common = iter(own), iter(shared)
-    return [next(mine) if differs else next(common) for differs in mapped]
+def merge(mapped: tuple[bool, ...], different: list[Any], shared: list[Any]) -> list[Any]:
+    """The leaves in their order: the inverse of `split_by`."""
+    of_each, of_all = iter(different), iter(shared)
+    return [next(of_each) if differs else next(of_all) for differs in mapped]

@@ -1,9 +1,13 @@
-"""Small vectors and symmetric matrices of many maximisations at once: lanes last, one operation for all of them.
+"""Small vectors and symmetric matrices of many maximisations at once, the axis of lanes last.
 
 An entry is an array of any shape S, one number for each lane (S is () for a single maximisation). Up to `UNROLLED` entries a
 vector is a list of them and a matrix its upper triangle, a dict {(i, j): entry} with i <= j: everything is then element-wise
 over S, which compiles into one loop over lanes and needs no array of more than S. Above, a vector is an array (p, *S) and a
 matrix an array (p, p, *S), and loops over blocks keep the program small.
+
+`linalg` holds the same algorithms for arrays (*b, p, p), with whole columns as its entries. The two are apart because a kernel of
+a CPU or a GPU has no arrays to slice: there a matrix must be single entries, and reciprocals of the diagonal are stored, since a
+division costs as much as many products. Outside of kernels, columns make shorter programs.
 
 The functions take numpy arrays as well as JAX's, and use whichever they are given: a first fit steps on the host.
 Definiteness is judged as in `linalg`: on the matrix scaled to unit diagonal, by the size of its pivots.
@@ -14,10 +18,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fisher_jax.numerics.array_namespace import namespace
 from fisher_jax.numerics.linalg import BLOCK, UNROLLED, singular_pivot
 
 Entry = Any  # an array of shape S, of numpy or of JAX
@@ -26,21 +30,16 @@ Matrix = Any  # a dict of the upper triangle's entries, or an array (p, p, *S)
 
 
 class Factor(NamedTuple):
-    """A = S L Lᵀ S with S = diag(1 / `inverse_scale`) and L lower triangular; its diagonal is kept as reciprocals.
+    """A = S L Lᵀ S with S = diag(1 / `inverse_scale`) and L lower triangular; its diagonal is stored as reciprocals.
 
     `pivot` is as in `linalg.Factor`: the smallest pivot of the scaled matrix if all are clearly positive, else the first that
-    is not, less the largest entry left in its column. L means something only where `definite` is true.
+    is not, less the largest entry left in its column. L is valid only where `definite` is true.
     """
 
     lower: Matrix
     inverse_scale: Vector
     pivot: Entry
     definite: Entry
-
-
-def namespace(x: Any) -> Any:
-    """`numpy` for what is concrete numpy, `jax.numpy` for what is JAX's."""
-    return np if isinstance(x, (np.ndarray, np.generic, float, int)) else jnp
 
 
 def vector(array: Any) -> Vector:
@@ -68,15 +67,15 @@ def matrix_to_array(a: Matrix) -> Any:
 
 
 def each(f: Callable[..., Any], *vectors: Vector) -> Vector:
-    """A function of entries for each entry; what it closes over may have the shape S."""
+    """A function of the entries of vectors in the same place, for each place; it may close over arrays of shape S."""
     if isinstance(vectors[0], list):
         return [f(*entries) for entries in zip(*vectors, strict=True)]
-    # vmap, so that what f closes over meets entries of its own rank.
+    # vmap, so that arrays of shape S that f closes over meet entries of the same rank.
     return f(*vectors) if namespace(vectors[0]) is np else jax.vmap(f)(*vectors)
 
 
 def each_entry(f: Callable[..., Any], *matrices: Matrix) -> Matrix:
-    """The same for the entries of matrices."""
+    """The same for matrices."""
     if isinstance(matrices[0], dict):
         return {key: f(*(a[key] for a in matrices)) for key in matrices[0]}
     return f(*matrices)
@@ -170,18 +169,21 @@ def factorise(a: Matrix) -> Factor:
 
 
 def _unrolled(scaled: dict[tuple[int, int], Any], threshold: float) -> tuple[dict[tuple[int, int], Any], Any]:
+    """The factor of a matrix of single entries and its pivot, column by column (right-looking)."""
     entries, p = dict(scaled), max(j for _, j in scaled) + 1
     xp = namespace(entries[0, 0])
     lower: dict[tuple[int, int], Any] = {}
-    worst, sound = xp.ones_like(entries[0, 0]), None
+    smallest, definite = xp.ones_like(entries[0, 0]), None
     for j in range(p):
         pivot = entries[j, j]
         positive = pivot > threshold
-        left_over = [xp.abs(entries[j, k]) for k in range(j + 1, p)]
-        last = pivot - functools.reduce(xp.maximum, left_over) if left_over else pivot
-        found = xp.where(positive, xp.minimum(worst, pivot), last)
-        worst = found if sound is None else xp.where(sound, found, worst)
-        sound = positive if sound is None else sound & positive
+        # The first pivot that is not positive is reported less the largest entry left in its column: a zero pivot beside nonzero
+        # entries means an indefinite matrix, a column of zeros a singular one.
+        rest = [xp.abs(entries[j, k]) for k in range(j + 1, p)]
+        failed = pivot - functools.reduce(xp.maximum, rest) if rest else pivot
+        so_far = xp.where(positive, xp.minimum(smallest, pivot), failed)
+        smallest = so_far if definite is None else xp.where(definite, so_far, smallest)
+        definite = positive if definite is None else definite & positive
         inverse_root = 1.0 / xp.sqrt(xp.where(positive, pivot, 1.0))
         lower[j, j] = inverse_root
         for i in range(j + 1, p):
@@ -189,38 +191,38 @@ def _unrolled(scaled: dict[tuple[int, int], Any], threshold: float) -> tuple[dic
         for i in range(j + 1, p):
             for k in range(i, p):
                 entries[i, k] = entries[i, k] - lower[i, j] * lower[k, j]
-    return lower, worst
+    return lower, smallest
 
 
 def _by_blocks(scaled: Any, threshold: float) -> tuple[Any, Any]:
     """The same, `BLOCK` columns at a time: a short loop instead of a long program, and one pass over the rest for a block."""
     xp, p = namespace(scaled), len(scaled)
     m = -(-p // BLOCK) * BLOCK
-    filled = np.diag((np.arange(m) >= p).astype(scaled.dtype))
-    whole = xp.pad(scaled, ((0, m - p), (0, m - p)) + ((0, 0),) * (scaled.ndim - 2)) + _of_entries(filled, scaled[0])
+    padding = np.diag((np.arange(m) >= p).astype(scaled.dtype))
+    whole = xp.pad(scaled, ((0, m - p), (0, m - p)) + ((0, 0),) * (scaled.ndim - 2)) + _of_entries(padding, scaled[0])
     rows = _of_entries(np.arange(m), scaled[0])
 
     def step(k: Any, carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
-        rest, lower, worst, sound = carry
+        rest, lower, smallest, definite = carry
         start = k * BLOCK
         columns = _part(xp, rest, start, 1)
         block = _part(xp, columns, start, 0)
         corner, pivot = _unrolled({(i, j): block[i, j] for i in range(BLOCK) for j in range(i, BLOCK)}, threshold)
-        done: list[Any] = []
+        columns_done: list[Any] = []
         for j in range(BLOCK):
-            column = columns[:, j] - sum(done[i] * corner[j, i][None] for i in range(j))
-            done.append(column * corner[j, j][None])
-        below = [xp.where(rows >= start + BLOCK, column, 0.0) for column in done]
+            column = columns[:, j] - sum(columns_done[i] * corner[j, i][None] for i in range(j))
+            columns_done.append(column * corner[j, j][None])
+        below = [xp.where(rows >= start + BLOCK, column, 0.0) for column in columns_done]
         rest = rest - sum(column[:, None] * column[None] for column in below)
         inside = [[corner[i, j] if i >= j else xp.zeros_like(corner[j, j]) for j in range(BLOCK)] for i in range(BLOCK)]
         put = _put(xp, xp.stack(below, axis=1), xp.stack([xp.stack(row) for row in inside]), start, 0)
         lower = _put(xp, lower, put, start, 1)
-        worst = xp.where(sound, xp.where(pivot > threshold, xp.minimum(worst, pivot), pivot), worst)
-        return rest, lower, worst, sound & (pivot > threshold)
+        smallest = xp.where(definite, xp.where(pivot > threshold, xp.minimum(smallest, pivot), pivot), smallest)
+        return rest, lower, smallest, definite & (pivot > threshold)
 
     one = xp.ones_like(scaled[0, 0])
-    _, lower, worst, _ = _repeat(xp, m // BLOCK, step, (whole, xp.zeros_like(whole), one, one > 0))
-    return lower, worst
+    _, lower, smallest, _ = _repeat(xp, m // BLOCK, step, (whole, xp.zeros_like(whole), one, one > 0))
+    return lower, smallest
 
 
 def solve_lower(factor: Factor, right: Vector) -> Vector:
@@ -230,7 +232,7 @@ def solve_lower(factor: Factor, right: Vector) -> Vector:
 
 
 def solve_upper(factor: Factor, half: Vector) -> Vector:
-    """The other half: S⁻¹ L⁻ᵀ `half`, so that what `solve_lower` gave becomes A⁻¹ `right`."""
+    """S⁻¹ L⁻ᵀ `half`: the other half, A⁻¹ `right` of the result of `solve_lower`."""
     return each(lambda x, s: x * s, _substitute(factor.lower, half, forward=False), factor.inverse_scale)
 
 
@@ -255,19 +257,25 @@ def _substitute(lower: Matrix, right: Vector, *, forward: bool) -> Vector:
         # The columns of L that multiply these unknowns, or of Lᵀ: rows of L.
         across = _part(xp, lower, start, 1 if forward else 0)
         corner = _part(xp, across, start, 0 if forward else 1)
-        inside, now = {(i, j): corner[i, j] for i in range(BLOCK) for j in range(i + 1)}, _part(xp, right, start, 0)
-        solved = _substitute(inside, [now[i] for i in range(BLOCK)], forward=forward)
+        inside, unknowns = (
+            {(i, j): corner[i, j] for i in range(BLOCK) for j in range(i + 1)},
+            _part(xp, right, start, 0),
+        )
+        solved = _substitute(inside, [unknowns[i] for i in range(BLOCK)], forward=forward)
         column = (lambda j: across[:, j]) if forward else (lambda j: across[j])
-        taken = sum(column(j) * solved[j][None] for j in range(BLOCK))
+        part = sum(column(j) * solved[j][None] for j in range(BLOCK))
         ahead = rows >= start + BLOCK if forward else rows < start
-        return _put(xp, right - xp.where(ahead, taken, 0.0), xp.stack(solved), start, 0)
+        return _put(xp, right - xp.where(ahead, part, 0.0), xp.stack(solved), start, 0)
 
     padded = xp.pad(right, ((0, m - p),) + ((0, 0),) * (right.ndim - 1))
     return _repeat(xp, blocks, step, padded)[:p]
 
 
 def weak_direction(factor: Factor) -> tuple[Vector, Vector]:
-    """A vector z in which A is weak, and A z: one step of inverse iteration from a vector that no symmetry makes special."""
+    """A vector z along which A is small, and A z: one step of inverse iteration.
+
+    It starts from an irregular vector: a regular one (of ones, say) may by symmetry be orthogonal to the eigenvector.
+    """
     p = len(factor.inverse_scale)
     irregular = np.cos(1.0 + 2.4 * np.arange(p)) + 0.3
     if isinstance(factor.inverse_scale, list):
@@ -278,11 +286,11 @@ def weak_direction(factor: Factor) -> tuple[Vector, Vector]:
     return solve(factor, right), right
 
 
-def repeat_while(xp: Any, goes_on: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any) -> Any:
+def repeat_while(xp: Any, condition: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any) -> Any:
     """`jax.lax.while_loop`, or the same in Python for numpy."""
     if xp is not np:
-        return lax.while_loop(goes_on, body, carry)
-    while goes_on(carry):
+        return lax.while_loop(condition, body, carry)
+    while condition(carry):
         carry = body(carry)
     return carry
 

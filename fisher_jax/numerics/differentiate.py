@@ -1,8 +1,8 @@
-"""Values, scores and Hessians of log-density terms as functions of a flat vector, by automatic differentiation.
+"""Values, scores and Hessians of log-density terms by automatic differentiation: of a flat vector, or of a list of scalars.
 
 Up to `FORWARD_UP_TO` parameters each entry of the Hessian is one nested forward pass, which also yields the value and
 the gradient; above, each row is one forward pass over the reverse-mode gradient. `benchmarks/derivative_modes.py`
-measures where the crossing lies.
+measures from how many parameters on the second is faster.
 """
 
 import functools
@@ -18,7 +18,7 @@ FORWARD_UP_TO = 3
 
 
 def weigh(terms: Float[Array, "n *k"], weights: Float[Array, " n"] | None) -> Float[Array, "n *k"]:
-    """Weighted terms; a weight of zero silences even NaN, since that observation is not there."""
+    """Weighted terms; with a weight of zero a term is zero even if it is NaN, since that observation does not count."""
     if weights is None:
         return terms
     weights = weights.reshape((-1,) + (1,) * (terms.ndim - 1))
@@ -46,7 +46,7 @@ def _entries(
     slopes: list[Array] = []
     bends: dict[tuple[int, int], Array] = {}
     for a in range(flat.shape[0]):
-        along_a = functools.partial(_directional, terms, basis[a])
+        along_a = functools.partial(lambda direction, u: jax.jvp(terms, (u,), (direction,)), basis[a])
         for b in range(a, flat.shape[0]):
             (value, slope), (_, bends[a, b]) = jax.jvp(along_a, (flat,), (basis[b],))
         slopes.append(slope)
@@ -55,10 +55,6 @@ def _entries(
 
 def _symmetric(upper: dict[tuple[int, int], Array], p: int) -> Float[Array, "*c p p"]:
     return jnp.stack([jnp.stack([upper[min(a, b), max(a, b)] for b in range(p)], -1) for a in range(p)], -2)
-
-
-def _directional(terms: Callable[[Array], Array], direction: Any, flat: Array) -> tuple[Array, Array]:
-    return jax.jvp(terms, (flat,), (direction,))
 
 
 def each_at(
@@ -73,12 +69,12 @@ def each_at(
         _, slopes, bends = _entries(lambda u: terms(u, rows), flat)
         return jnp.stack(slopes, axis=-1), _symmetric(bends, p)
 
-    def one(row: PyTree) -> tuple[Array, Array]:
+    def of_row(row: PyTree) -> tuple[Array, Array]:
         gradient = jax.grad(lambda u: terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])
         value, push = jax.linearize(gradient, flat)
         return value, jax.vmap(push)(jnp.eye(p, dtype=flat.dtype))
 
-    scores, hessians = jax.vmap(one)(rows)
+    scores, hessians = jax.vmap(of_row)(rows)
     return scores, 0.5 * (hessians + jnp.swapaxes(hessians, -1, -2))
 
 
@@ -88,10 +84,10 @@ def each_score_at(
     """The score of each row's term."""
     if flat.shape[0] > FORWARD_UP_TO:
 
-        def one(row: PyTree) -> Array:
+        def of_row(row: PyTree) -> Array:
             return jax.grad(lambda u: terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])(flat)
 
-        return jax.vmap(one)(rows)
+        return jax.vmap(of_row)(rows)
     value, push = jax.linearize(lambda u: terms(u, rows), flat)
     return batched(push, jnp.eye(flat.shape[0], dtype=flat.dtype), value.shape[0]).T
 
@@ -111,60 +107,63 @@ def by_row(
 
 
 def cotangent(value: Array, weights: Array | None) -> Array:
+    """The weights of the terms in a sum, for reverse mode."""
     return jnp.ones_like(value) if weights is None else weights
 
 
 def batched(function: Callable[[Array], Array], rows: Float[Array, "p p"], num_terms: int) -> Array:
-    """`vmap` over the rows, a few at a time, so that what they hold of the data stays in the cache."""
+    """`vmap` over the rows, a few at a time, so that their copies of the terms fit the cache."""
     at_once = max(32, 2**14 // max(num_terms, 1))
     if at_once >= rows.shape[0]:
         return jax.vmap(function)(rows)
     return jax.lax.map(function, rows, batch_size=at_once)
 
 
-# Of functions of a list of p entries, each a scalar or an array over lanes that do not interact. Only the parameter in question
-# has a tangent: a unit vector would multiply by zeros, which XLA may not remove.
+# --- functions of a list of p entries, each a scalar or an array over lanes that do not interact ------------------------
+#
+# Only the parameter that a derivative is taken by has a tangent: with a unit vector as tangent the program would multiply by
+# zeros, which XLA may not remove, since 0 × NaN is NaN.
 
 
 def upper_triangle(p: int) -> list[tuple[int, int]]:
-    """The pairs i ≤ j, in the order in which an information is kept."""
+    """The pairs i ≤ j, in the order in which the entries of an information matrix are listed."""
     return [(i, j) for i in range(p) for j in range(i, p)]
 
 
 def first_order(terms: Callable[[list[Array]], Array], u: list[Array]) -> tuple[Array, list[Array]]:
-    """Terms and their slopes, those of reverse mode summed over rows, which are the first axis where there are any."""
+    """Terms and their slopes; those by reverse mode are summed over rows, which are the first axis where there are any."""
     if len(u) > FORWARD_UP_TO:
         return _value_and_gradient(terms, u)
     one = jnp.ones_like(u[0])
-    pairs = [jax.jvp(lambda a, i=i: terms(_replaced(u, i, a)), (u[i],), (one,)) for i in range(len(u))]
+    pairs = [jax.jvp(lambda a, i=i: terms(_replace(u, i, a)), (u[i],), (one,)) for i in range(len(u))]
     return pairs[0][0], [slope for _, slope in pairs]
 
 
 def second_order(terms: Callable[[list[Array]], Array], u: list[Array]) -> tuple[Array, list[Array], list[Array]]:
-    """Terms, slopes, and the upper triangle of minus the second derivatives; what reverse mode made is summed over rows."""
+    """Terms, slopes, and the upper triangle of minus the second derivatives; both are summed over rows if by reverse mode."""
     p, one, information = len(u), jnp.ones_like(u[0]), {}
     gradient: list[Array] = []
     if p <= FORWARD_UP_TO:
         for i in range(p):
 
             def along_i(t: list[Array], i: int = i) -> tuple[Array, Array]:
-                return jax.jvp(lambda a: terms(_replaced(t, i, a)), (t[i],), (one,))
+                return jax.jvp(lambda a: terms(_replace(t, i, a)), (t[i],), (one,))
 
             for j in range(i, p):
-                (value, slope), (_, bend) = jax.jvp(lambda b, j=j: along_i(_replaced(u, j, b)), (u[j],), (one,))
+                (value, slope), (_, bend) = jax.jvp(lambda b, j=j: along_i(_replace(u, j, b)), (u[j],), (one,))
                 information[i, j] = -bend
             gradient.append(slope)
         return value, gradient, [information[pair] for pair in upper_triangle(p)]
     for j in range(p):
         (value, gradient), (_, column) = jax.jvp(
-            lambda b, j=j: _value_and_gradient(terms, _replaced(u, j, b)), (u[j],), (one,)
+            lambda b, j=j: _value_and_gradient(terms, _replace(u, j, b)), (u[j],), (one,)
         )
         for i in range(j + 1):
             information[i, j] = -column[i]
     return value, gradient, [information[pair] for pair in upper_triangle(p)]
 
 
-def _replaced(u: list[Array], i: int, value: Any) -> list[Array]:
+def _replace(u: list[Array], i: int, value: Any) -> list[Array]:
     return [value if k == i else t for k, t in enumerate(u)]
 
 

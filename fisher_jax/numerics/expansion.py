@@ -1,17 +1,20 @@
 """A function of small arrays becomes straight-line arithmetic on its single entries: the row program.
 
-1. The function (differentiated by the caller) is traced once into a jaxpr.
-2. Inner functions are written out, and equations that occur twice are merged while they still are about whole arrays: each
-   pass of the derivatives repeats the value.
-3. Every array is held as a numpy object array of `Entry`; shape operations move entries and leave nothing behind, products of
-   matrices, factorisations and unrolled loops become sums and products. Entries are hash-consed: the same operation on the same
-   operands is one entry. Constants are folded by numpy.
-4. Operations that are slow in a CPU kernel or unknown to Triton are written out by `special.elementary`.
-5. What no output needs is dropped.
+1. The function (differentiated by the caller) is traced once into a jaxpr and flattened (`jaxprs.flatten`).
+2. Every array is a numpy object array of `Entry`. Shape operations move entries and leave no equations behind; products of
+   matrices, factorisations and unrolled loops become sums and products. The same operation on the same operands is one entry
+   (hash-consing). Constants are folded by numpy.
+3. Operations that are slow in a CPU kernel or unknown to Triton are written out by `special.elementary`.
+4. Equations that no output needs are dropped.
 
-0 * x is zero only if x is finite, so folding it could hide a NaN of the value. It is kept wherever one of the `exact`
+0 * x is zero only if x is finite, so folding it could hide a NaN of the value. It is not folded wherever one of the `exact`
 outputs (the value) depends on it, and folded elsewhere, where zeros are structure: one-hot tangents and the zeros of
 constant matrices.
+
+The file in order: programs (`Program`, `split`); entries and arithmetic on them (`Scalars`); rules for single entries (`_ENTRIES`,
+`_UNCHANGED`); rules for arrays (`_ARRAYS`); rules for loops and choices (`_LOOPS`); the interpreter (`expand`). A rule is found by
+the name of the primitive in these four tables; a primitive in none of them raises `CannotExpand` with that name. To support a
+primitive, add a row to one of them.
 """
 
 import functools
@@ -37,15 +40,15 @@ MAX_TABLE = 2**16  # entries of a constant array
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (jax.__file__, jaxlib.__file__))  # noqa: PTH100, PTH120
 
 
-class CannotExpand(NotImplementedError):  # noqa: N818  # a statement about the function, not a failure
-    """The function uses something that has no form on single entries: `what`, at the user's line `place`, if known."""
+class CannotExpand(NotImplementedError):  # noqa: N818  # it describes the function; the engine then takes arrays
+    """The function uses `what`, which has no form on single entries, at the user's line `place`, if there is one."""
 
     def __init__(self, what: str, place: str = ""):
         super().__init__(f"{what} has no form for single entries" + (f", at {place}" if place else ""))
         self.what, self.place = what, place
 
     def again(self) -> "CannotExpand":
-        """The same to be kept or raised anew: a raised one holds the frames it came through, and so the model."""
+        """A copy to store or raise again: an exception that was raised refers to its frames, and through them to the model."""
         return CannotExpand(self.what, self.place)
 
 
@@ -66,7 +69,7 @@ class Equation(NamedTuple):
 class Program:
     """Elementwise operations on single entries, in order.
 
-    `inputs` holds for each argument the numbers of its entries (leaves in pytree order, each in C order); `outputs`
+    `inputs` are, for each argument, the numbers of its entries (leaves in pytree order, each in C order); `outputs` are
     numbers, or numpy scalars where an output is constant.
     """
 
@@ -121,83 +124,56 @@ def _broadcast(x: Any, shape: tuple[int, ...]) -> Any:
     )
 
 
-def split(program: Program, argument: int, *, products: bool = False) -> tuple[Program, Program]:
-    """(first, rest): `first` computes what depends on one argument alone, `rest` takes its outputs as one more argument.
+# Operations that cost several products. Only these are worth taking out of the rows.
+COSTLY = frozenset(
+    {
+        *("div", "rem", "sqrt", "rsqrt", "cbrt", "pow", "exp", "exp2", "expm1", "log", "log1p", "logistic"),
+        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+        *("erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e"),
+    }
+)
 
-    `first` takes that argument's entries only. Its outputs are those values that have something costly on the way and
-    that equations with other inputs, or the outputs, use. `rest` takes them last. What is cheap is repeated there: a
-    product with a constant is better seen by the compiler where it is used. So are comparisons, since storing them would
-    take arrays of bytes. If `products`, a product of two values is not cheap.
+
+def split(program: Program, argument: int, *, products: bool = False) -> tuple[Program, Program]:
+    """(first, rest): `first` computes what depends on one argument alone, `rest` takes its outputs as one more argument, the last.
+
+    `first` takes that argument's entries only. Its outputs are the values that are costly, or follow from costly ones, and that
+    equations with other inputs, or the outputs, use. Cheap values are computed again in `rest`: the compiler can simplify a
+    product with a constant where it is used. So are comparisons, since storing them would take arrays of bytes. With `products` a
+    product of two values counts as costly.
     """
-    alone, costly = set(program.inputs[argument]), set()
-    taken: set[int] = set()
+    of_argument, costly = set(program.inputs[argument]), set()
     for equation in program.equations:
         numbers = [o for o in equation.operands if type(o) is int]
-        if all(o in alone for o in numbers):
-            alone.add(equation.result)
+        if all(o in of_argument for o in numbers):
+            of_argument.add(equation.result)
             name = equation.primitive.name
             if name in COSTLY or (products and name == "mul" and len(numbers) > 1) or any(o in costly for o in numbers):
                 costly.add(equation.result)
     needed = {o for o in program.outputs if type(o) is int}
+    moved: set[int] = set()
     rest = []
     for equation in reversed(program.equations):
         if equation.result not in needed:
             continue
         if equation.result in costly and equation.dtype.kind == "f":
-            taken.add(equation.result)
+            moved.add(equation.result)
             continue
         rest.append(equation)
         needed.update(o for o in equation.operands if type(o) is int)
-    outputs = tuple(sorted(taken))
+    outputs = tuple(sorted(moved))
     first = Program(used(program.equations, outputs), (program.inputs[argument],), outputs)
     return first, Program(tuple(reversed(rest)), (*program.inputs, outputs), program.outputs)
 
 
-COSTLY = frozenset(
-    {
-        "acos",
-        "acosh",
-        "asin",
-        "asinh",
-        "atan",
-        "atan2",
-        "atanh",
-        "cbrt",
-        "cos",
-        "cosh",
-        "div",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log1p",
-        "logistic",
-        "pow",
-        "rem",
-        "rsqrt",
-        "sin",
-        "sinh",
-        "sqrt",
-        "tan",
-        "tanh",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "lgamma",
-        "digamma",
-        "bessel_i0e",
-        "bessel_i1e",
-    }
-)
-
-
 def used(equations: Sequence[Equation], outputs: Iterable[Any]) -> tuple[Equation, ...]:
-    needed, kept = {o for o in outputs if type(o) is int}, []
+    """The equations that some outputs need, in their order."""
+    needed, result = {o for o in outputs if type(o) is int}, []
     for equation in reversed(equations):
         if equation.result in needed:
-            kept.append(equation)
+            result.append(equation)
             needed.update(o for o in equation.operands if type(o) is int)
-    return tuple(reversed(kept))
+    return tuple(reversed(result))
 
 
 # --- entries and arithmetic on them ---------------------------------------------------------------------------------
@@ -242,23 +218,29 @@ _BINARY = frozenset(
 _COMMUTATIVE = frozenset({"add", "mul", "max", "min", "and", "or", "eq", "ne"})
 _TO_BOOL = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "is_finite"})
 _NUMPY: dict[str, Callable[..., Any]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative,
-    "abs": np.abs, "sign": np.sign, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log1p": np.log1p, "expm1": np.expm1,
-    "sqrt": np.sqrt, "cbrt": np.cbrt, "pow": np.power, "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin,
-    "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh, "cosh": np.cosh,
-    "tanh": np.tanh, "asinh": np.arcsinh,
-    "acosh": np.arccosh, "atanh": np.arctanh, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
-    "gt": np.greater, "ge": np.greater_equal, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    "not": np.invert, "rem": np.fmod, "floor": np.floor, "ceil": np.ceil, "nextafter": np.nextafter,
-    "is_finite": np.isfinite,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "abs": np.abs, "sign": np.sign,
+    "div": lambda x, y: x / y if x.dtype.kind == "f" else np.trunc(x / y).astype(x.dtype), "rem": np.fmod,
+    "max": np.maximum, "min": np.minimum, "floor": np.floor, "ceil": np.ceil, "nextafter": np.nextafter,
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert, "is_finite": np.isfinite,
+    "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "cbrt": np.cbrt, "pow": np.power,
+    "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log1p": np.log1p,
     "logistic": lambda x: 1 / (1 + np.exp(-x)),
-    "div": lambda x, y: x / y if x.dtype.kind == "f" else np.trunc(x / y).astype(x.dtype),
+    "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2,
+    "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
 }  # fmt: skip
 
 
+def _method(name: str) -> Callable[..., Entry]:
+    """A method of `Scalars` that applies the operation of `jax.lax` with this name to entries."""
+    return lambda scalars, *operands: scalars._apply(name, *operands)
+
+
 class Scalars:
-    """The arithmetic: makes entries, folds constants, merges equal operations."""
+    """The arithmetic: makes entries, folds constants, merges equal operations.
+
+    `portable` is as in `expand`; `fold_zeros` says whether 0 * x is folded, which the interpreter sets for each equation.
+    """
 
     def __init__(self, portable: bool) -> None:
         self.portable = portable
@@ -291,7 +273,7 @@ class Scalars:
     def emit(self, primitive: core.Primitive, params: dict[str, Any], *operands: Entry, dtype: Any = None) -> Entry:
         """The result of an elementwise primitive."""
         name = primitive.name
-        if name in ("max", "min") and operands[0].dtype == bool:  # which Triton does not know
+        if name in ("max", "min") and operands[0].dtype == bool:  # Triton has none for truth values
             return (self.either if name == "max" else self.both)(*operands)
         if dtype is None:
             dtype = np.dtype(bool) if name in _TO_BOOL else operands[0].dtype
@@ -309,69 +291,72 @@ class Scalars:
         if entry is None:
             entry = self._new(dtype, None, (primitive, params, operands))
             if self.portable and name in ("max", "min") and dtype.kind == "f":
-                # Triton's drop NaN.
+                # Those of Triton return the other operand for NaN.
                 for operand in (o for o in operands if o.value is None):
                     entry = self.select(self.compare("ne", operand, operand), operand, entry)
             self._made[key] = entry
         return entry
 
     def _simplify(self, name: str, operands: tuple[Entry, ...]) -> Entry | None:
-        """What holds for NaN and infinities as well, and 0 * x = 0 where that is allowed."""
-        x = operands[0]
+        """A simpler entry with the same value, for NaN and infinities as well; and 0 for 0 * x where that may be folded.
+
+        Changes of sign move outwards, where they meet others and cancel.
+        """
+        x, minus_x = operands[0], _negated(operands[0])
         if name == "neg":
-            return x.origin[2][0] if _made_by(x, "neg") else None
+            return minus_x
         if len(operands) != 2:
             return None
-        y = operands[1]
+        y, minus_y = operands[1], _negated(operands[1])
         a, b = x.value, y.value
         if name == "mul":
             if self.fold_zeros and (a == 0 or b == 0):
                 return self.constant(0, x.dtype)
-            for constant, other in ((a, y), (b, x)):
+            for constant, other, minus_other in ((a, y, minus_y), (b, x, minus_x)):
                 if constant is not None:
                     if constant == 1:
                         return other
                     if constant == -1:
                         return self.neg(other)
-                    if _made_by(other, "neg"):
-                        return self.mul(self.constant(np.negative(constant)), other.origin[2][0])
-            for factor, other in ((x, y), (y, x)):
-                if _made_by(factor, "neg"):
-                    return self.neg(self.mul(factor.origin[2][0], other))
+                    if minus_other is not None:
+                        return self.mul(self.constant(np.negative(constant)), minus_other)
+            for minus_factor, other in ((minus_x, y), (minus_y, x)):
+                if minus_factor is not None:
+                    return self.neg(self.mul(minus_factor, other))
         elif name == "add":
             if a == 0:
                 return y
             if b == 0:
                 return x
-            if _made_by(y, "neg"):
-                return self.sub(x, y.origin[2][0])
-            if _made_by(x, "neg"):
-                return self.sub(y, x.origin[2][0])
+            if minus_y is not None:
+                return self.sub(x, minus_y)
+            if minus_x is not None:
+                return self.sub(y, minus_x)
         elif name == "sub":
             if b == 0:
                 return x
             if a == 0:
                 return self.neg(y)
-            if _made_by(y, "neg"):
-                return self.add(x, y.origin[2][0])
-            if _made_by(x, "neg"):
-                return self.neg(self.add(x.origin[2][0], y))
+            if minus_y is not None:
+                return self.add(x, minus_y)
+            if minus_x is not None:
+                return self.neg(self.add(minus_x, y))
         elif name == "div":
             if b == 1:
                 return x
             if self.fold_zeros and a == 0:
                 return x
-            if _made_by(x, "neg"):
-                return self.neg(self.div(x.origin[2][0], y))
+            if minus_x is not None:
+                return self.neg(self.div(minus_x, y))
             if self.fold_zeros and a != 1 and x.dtype.kind == "f":
                 # derivatives divide by the same again and again, and a division costs as much as sixteen products
                 return self.mul(x, self.div(self.constant(1, x.dtype), y))
         elif name in ("and", "or") and x.dtype == bool:
             if x is y:
                 return x
-            for constant, other, known in ((a, y, x), (b, x, y)):
+            for constant, other, itself in ((a, y, x), (b, x, y)):
                 if constant is not None:
-                    return other if bool(constant) == (name == "and") else known
+                    return other if bool(constant) == (name == "and") else itself
         elif name in ("max", "min") and x is y:
             return x
         return None
@@ -380,44 +365,10 @@ class Scalars:
         primitive, params = operation(name, operands[0].dtype.kind)
         return self.emit(primitive, params, *operands)
 
-    def add(self, x: Entry, y: Entry) -> Entry:
-        return self._apply("add", x, y)
-
-    def sub(self, x: Entry, y: Entry) -> Entry:
-        return self._apply("sub", x, y)
-
-    def mul(self, x: Entry, y: Entry) -> Entry:
-        return self._apply("mul", x, y)
-
-    def div(self, x: Entry, y: Entry) -> Entry:
-        return self._apply("div", x, y)
-
-    def max(self, x: Entry, y: Entry) -> Entry:
-        return self._apply("max", x, y)
-
-    def min(self, x: Entry, y: Entry) -> Entry:
-        return self._apply("min", x, y)
-
-    def both(self, x: Entry, y: Entry) -> Entry:
-        return self._apply("bitwise_and", x, y)
-
-    def either(self, x: Entry, y: Entry) -> Entry:
-        return self._apply("bitwise_or", x, y)
-
-    def negate(self, x: Entry) -> Entry:
-        return self._apply("bitwise_not", x)
-
-    def neg(self, x: Entry) -> Entry:
-        return self._apply("neg", x)
-
-    def abs(self, x: Entry) -> Entry:
-        return self._apply("abs", x)
-
-    def sqrt(self, x: Entry) -> Entry:
-        return self._apply("sqrt", x)
-
-    def floor(self, x: Entry) -> Entry:
-        return self._apply("floor", x)
+    add, sub, mul, div = _method("add"), _method("sub"), _method("mul"), _method("div")
+    max, min, both, either = _method("max"), _method("min"), _method("bitwise_and"), _method("bitwise_or")
+    neg, abs, sqrt, floor, exp = _method("neg"), _method("abs"), _method("sqrt"), _method("floor"), _method("exp")
+    negate = _method("bitwise_not")
 
     def compare(self, name: str, x: Entry, y: Entry) -> Entry:
         return self._apply(name, x, y)
@@ -434,7 +385,7 @@ class Scalars:
             return yes if condition.value else no
         if yes is no:
             return yes
-        if _made_by(condition, "not"):
+        if condition.origin is not None and condition.origin[0].name == "not":
             return self.select(condition.origin[2][0], no, yes)
         return self.emit(lax.select_n_p, {}, condition, no, yes, dtype=yes.dtype)
 
@@ -465,8 +416,9 @@ class Scalars:
         return Program(used(equations, results), tuple(tuple(e.number for e in of) for of in inputs), results)
 
 
-def _made_by(entry: Entry, name: str) -> bool:
-    return entry.origin is not None and entry.origin[0].name == name
+def _negated(entry: Entry) -> Entry | None:
+    """-x of an entry that is the change of sign of another; None for others."""
+    return entry.origin[2][0] if entry.origin is not None and entry.origin[0].name == "neg" else None
 
 
 @functools.cache
@@ -517,10 +469,6 @@ def _choose(s: Scalars, which: Entry, *cases: Entry) -> Entry:
     return result
 
 
-def _same(s: Scalars, x: Entry, **_: Any) -> Entry:
-    return x
-
-
 _ENTRIES: dict[str, Callable[..., Entry]] = {
     "add_any": lambda s, x, y: s.add(x, y),
     "square": lambda s, x, **_: s.mul(x, x),
@@ -533,11 +481,7 @@ _ENTRIES: dict[str, Callable[..., Entry]] = {
     "convert_element_type": lambda s, x, *, new_dtype, **_: s.convert(x, new_dtype),
     "select_n": _choose,
     "clamp": lambda s, low, x, high: s.min(s.max(x, low), high),
-    "stop_gradient": _same,
-    "copy": _same,
-    "copy_p": _same,
-    "pvary": _same,
-    "optimization_barrier": _same,
+    **dict.fromkeys(["stop_gradient", "copy", "copy_p", "pvary"], lambda s, x, **_: x),
     "bitcast_convert_type": lambda s, x, *, new_dtype: (
         s.constant(x.value.view(new_dtype))
         if x.value is not None
@@ -545,68 +489,25 @@ _ENTRIES: dict[str, Callable[..., Entry]] = {
     ),
 }
 
-# Elementwise primitives that stay as they are, where `special.elementary` has no form for them.
-_AS_THEY_ARE = frozenset(
+# Element-wise primitives that remain as they are where `special.elementary` has no form for them.
+_UNCHANGED = frozenset(
     {
-        "abs",
-        "neg",
-        "ceil",
-        "floor",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log1p",
-        "sqrt",
-        "cbrt",
-        "rsqrt",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "atan2",
-        "sinh",
-        "cosh",
-        "tanh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "rem",
-        "max",
-        "min",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "sign",
-        "pow",
-        "nextafter",
-        "population_count",
-        "clz",
-        "logistic",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "lgamma",
-        "digamma",
-        "bessel_i0e",
-        "bessel_i1e",
-        "reduce_precision",
+        *("add", "sub", "mul", "div", "rem", "neg", "abs", "sign", "max", "min", "ceil", "floor", "nextafter"),
+        *(
+            "and",
+            "or",
+            "xor",
+            "not",
+            "shift_left",
+            "shift_right_arithmetic",
+            "shift_right_logical",
+            "population_count",
+            "clz",
+        ),
+        *("eq", "ne", "lt", "le", "gt", "ge", "reduce_precision"),
+        *("sqrt", "rsqrt", "cbrt", "pow", "exp", "exp2", "expm1", "log", "log1p", "logistic"),
+        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+        *("erf", "erfc", "erf_inv", "lgamma", "digamma", "bessel_i0e", "bessel_i1e"),
     }
 )
 
@@ -674,7 +575,7 @@ def _cumulative(combine: Callable[..., Entry]) -> Callable[..., Array]:
 def _log_add(s: Scalars, x: Entry, y: Entry) -> Entry:
     high, difference = s.max(x, y), s.neg(s.abs(s.sub(x, y)))
     same = s.compare("eq", x, y)  # of infinities, whose difference is not a number
-    shrunk = s._apply("exp", s.select(same, s.constant(0, x.dtype), difference))
+    shrunk = s.exp(s.select(same, s.constant(0, x.dtype), difference))
     return s.add(high, _written_out(s, special.log1p, shrunk))
 
 
@@ -729,17 +630,17 @@ def _cholesky(s: Scalars, a: Array, **_: Any) -> tuple[Array]:
     """Of the lower triangle; all NaN where a pivot is not positive, as JAX has it."""
     n, dtype = len(a), a[0, 0].dtype
     zero, one = s.constant(0, dtype), s.constant(1, dtype)
-    out, fine = _objects((n, n), [zero] * (n * n)), s.constant(True)
+    out, definite = _objects((n, n), [zero] * (n * n)), s.constant(True)
     for j in range(n):
         pivot = s.sub(a[j, j], s.dot(out[j, :j], out[j, :j], dtype))
-        fine = s.both(fine, s.compare("gt", pivot, zero))
+        definite = s.both(definite, s.compare("gt", pivot, zero))
         out[j, j] = s.sqrt(pivot)
         inverse = s.div(one, out[j, j])
         for i in range(j + 1, n):
             out[i, j] = s.mul(s.sub(a[i, j], s.dot(out[i, :j], out[j, :j], dtype)), inverse)
     for i in range(n):
         for j in range(i + 1):
-            out[i, j] = s.select(fine, out[i, j], s.constant(np.nan, dtype))
+            out[i, j] = s.select(definite, out[i, j], s.constant(np.nan, dtype))
     return (out,)
 
 
@@ -801,11 +702,11 @@ def _sort(s: Scalars, *arrays: Array, dimension: int, num_keys: int, **_: Any) -
     return [np.moveaxis(np.stack(r), 0, dimension) for r in rows]
 
 
-# Indices: constants choose an entry now; a lane's own index chooses by select among all that it can be.
+# Indices. A constant one picks an entry while expanding; one that lanes differ in becomes a select among all values it can have.
 
 
 def _spots(s: Scalars, starts: Sequence[Entry], limits: Sequence[int]) -> Iterator[tuple[tuple[int, ...], Entry]]:
-    """The tuples of starts that can be, clipped to 0 … limit, each with the condition for it."""
+    """The possible tuples of starts, clipped to 0 … limit, each with the condition for it."""
     choices = []
     for start, limit in zip(starts, limits, strict=True):
         if start.value is not None:
@@ -822,12 +723,15 @@ def _spots(s: Scalars, starts: Sequence[Entry], limits: Sequence[int]) -> Iterat
 
 
 def _within(s: Scalars, starts: Sequence[Entry], limits: Sequence[int]) -> Entry:
+    """Whether all starts are in 0 … limit."""
     checks = [s.compare("ge", e, s.constant(0, e.dtype)) for e in starts]
     checks += [s.compare("le", e, s.constant(m, e.dtype)) for e, m in zip(starts, limits, strict=True)]
     return functools.reduce(s.both, checks, s.constant(True))
 
 
 def _read(s: Scalars, x: Array, base: Any, dims: Any, spots: list[tuple[tuple[int, ...], Entry]]) -> Entry:
+    """The entry of x at `base` moved by the starts along some axes."""
+
     def at(spot: tuple[int, ...]) -> Entry:
         place = list(base)
         for d, start in zip(dims, spot, strict=True):
@@ -863,6 +767,11 @@ def _gather(
     limits = [x.shape[d] - slice_sizes[d] for d in dn.start_index_map]
     out = np.empty(shape, object)
     spots_of: dict[tuple[int, ...], Any] = {}
+    fill = fill_value
+    if fill is None and x.size:  # what JAX reads where an index is out of bounds
+        dtype = x.flat[0].dtype
+        limit = {"i": "min", "u": "max"}.get(dtype.kind)
+        fill = getattr(np.iinfo(dtype), limit) if limit else np.nan if dtype.kind == "f" else True
     for o in np.ndindex(*shape):
         batch = tuple(i for d, i in enumerate(o) if d not in dn.offset_dims)
         base = [0] * x.ndim
@@ -875,16 +784,9 @@ def _gather(
             spots_of[batch] = list(_spots(s, starts, limits))
         entry = _read(s, x, base, dn.start_index_map, spots_of[batch])
         if "FILL" in str(mode):
-            dtype = entry.dtype
-            missing = fill_value if fill_value is not None else np.nan if dtype.kind == "f" else _missing(dtype)
-            entry = s.select(_within(s, starts, limits), entry, s.constant(missing, dtype))
+            entry = s.select(_within(s, starts, limits), entry, s.constant(fill, entry.dtype))
         out[o] = entry
     return out
-
-
-def _missing(dtype: np.dtype) -> Any:
-    """What JAX reads where an index is out of bounds."""
-    return True if dtype.kind == "b" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
 
 
 def _scatter(combine: Callable[..., Entry]) -> Callable[..., Array]:
@@ -934,8 +836,14 @@ def _polynomial(s: Scalars, x: Array, *coefficients: Array, **_: Any) -> Array:
 
 
 def _iota(s: Scalars, *, dtype: Any, shape: Any, dimension: int, **_: Any) -> Array:
-    column = np.arange(shape[dimension], dtype=dtype).reshape([-1 if d == dimension else 1 for d in range(len(shape))])
-    return s.constants(np.broadcast_to(column, shape))
+    return s.constants(np.indices(shape, dtype)[dimension])
+
+
+def _polygamma(s: Scalars, order: Array, x: Array) -> Array:
+    orders = {e.value for e in order.ravel()}
+    if not orders <= set(range(special.MAX_POLYGAMMA + 1)) or len(orders) != 1:
+        raise CannotExpand(f"polygamma of an order that is not a constant from 0 to {special.MAX_POLYGAMMA}")
+    return _each(functools.partial(_written_out, s, special.polygamma(int(orders.pop()))), x)
 
 
 def _platform_index(s: Scalars, *, platforms: Any) -> Array:
@@ -960,8 +868,10 @@ _ARRAYS: dict[str, Callable[..., Any]] = {
     "pad": _pad,
     "split": lambda s, x, *, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
     "iota": _iota,
+    "optimization_barrier": lambda s, *xs: list(xs),
     "polynomial": _polynomial,
-    "empty2": lambda s, *, dtype, **_: s.constants(np.zeros((), dtype)),  # what a loop fills before it is read
+    "polygamma": _polygamma,
+    "empty2": lambda s, *, dtype, **_: s.constants(np.zeros((), dtype)),  # the uninitialised array that a loop fills
     "reduce_sum": _reduction(Scalars.add, 0),
     "reduce_prod": _reduction(Scalars.mul, 1),
     "reduce_max": _reduction(Scalars.max, -np.inf),
@@ -992,7 +902,7 @@ _ARRAYS: dict[str, Callable[..., Any]] = {
 }
 _NEEDS_DTYPE = frozenset({"dot_general", *(name for name in _ARRAYS if name.startswith("reduce_"))})
 
-# --- the interpreter ------------------------------------------------------------------------------------------------
+# --- rules for loops and choices: (scalars, step, arrays, which results are exact) -> arrays -------------------------
 
 
 def _scan(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
@@ -1012,23 +922,23 @@ def _scan(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> lis
 
 
 def _while(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
-    """Only one whose number of steps is known while tracing: a counter up to a constant."""
+    """Unrolled, where the condition is constant at every step: a counter up to a constant."""
     params = step.equation.params
     c, b = params["cond_nconsts"], params["body_nconsts"]
-    goes, body = step.inner
+    condition, body = step.inner
     carry, mask = arrays[c + b :], [any(exact)] * len(body.outputs)
     for _ in range(MAX_LENGTH + 1):
-        going = _evaluate(s, goes, [*arrays[:c], *carry], [True])[0].item().value
-        if going is None:
+        holds = _evaluate(s, condition, [*arrays[:c], *carry], [True])[0].item().value
+        if holds is None:
             raise CannotExpand("a while loop whose number of steps depends on data or parameters")
-        if not going:
+        if not holds:
             return carry
         carry = _evaluate(s, body, [*arrays[c : c + b], *carry], mask)
     raise CannotExpand(f"a while loop of more than {MAX_LENGTH} steps")
 
 
 def _cond(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
-    """All branches, and a selection, where lanes differ."""
+    """All branches and a select, where lanes may differ in the choice."""
     which, branches = arrays[0].item(), step.inner
     if which.value is not None:
         branches = (branches[min(max(int(which.value), 0), len(branches) - 1)],)
@@ -1040,9 +950,11 @@ def _cond(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> lis
 
 _LOOPS = {"scan": _scan, "while": _while, "cond": _cond}
 
+# --- the interpreter ------------------------------------------------------------------------------------------------
+
 
 def _written_out(s: Scalars, form: Callable[..., Any], *entries: Entry) -> Entry:
-    """The elementary form of a special function of entries."""
+    """The elementary form of a special function, applied to entries."""
     flat = _form(form, len(entries), entries[0].dtype)
     return _evaluate(s, flat, [_objects((), [e]) for e in entries], [True])[0].item()
 
@@ -1057,21 +969,14 @@ def _step(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> Any
     name, primitive, params = step.name, step.equation.primitive, step.equation.params
     if name in _LOOPS:
         return _LOOPS[name](s, step, arrays, exact)
-    if name == "optimization_barrier":
-        return arrays
     aval = step.equation.outvars[0].aval
     if name in _ARRAYS:
         more = {"dtype": aval.dtype} if name in _NEEDS_DTYPE else {"shape": aval.shape} if name == "gather" else {}
         return _ARRAYS[name](s, *arrays, **params | more)
     if name in _ENTRIES:
         return _each(functools.partial(_ENTRIES[name], s, **params), *arrays)
-    if name == "polygamma":
-        orders = {e.value for e in arrays[0].ravel()}
-        if not orders <= set(range(special.MAX_POLYGAMMA + 1)) or len(orders) != 1:
-            raise CannotExpand(f"polygamma of an order that is not a constant from 0 to {special.MAX_POLYGAMMA}")
-        return _each(functools.partial(_written_out, s, special.polygamma(int(orders.pop()))), arrays[1])
     form = special.elementary(name, aval.dtype, s.portable)
-    if form is None and name not in _AS_THEY_ARE:
+    if form is None and name not in _UNCHANGED:
         raise CannotExpand(f"the operation '{name}'")
 
     def apply(*entries: Entry) -> Entry:
@@ -1085,13 +990,13 @@ def _step(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> Any
 def _evaluate(s: Scalars, flat: Flat, arrays: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
     """The outputs as arrays of entries. Zeros are not folded in what the masked outputs depend on."""
     env: dict[int, Array] = dict(zip(flat.inputs, arrays, strict=True))
-    wanted, before = flat.exact(tuple(mask)), s.fold_zeros
+    exact_variables, before = flat.exact(tuple(mask)), s.fold_zeros
 
     def read(x: Any) -> Array:
         return env[x] if type(x) is int else s.constants(x)
 
     for step in flat.steps:
-        exact = [r in wanted for r in step.results]
+        exact = [r in exact_variables for r in step.results]
         if sum(math.prod(v.aval.shape) for v in step.equation.outvars) > MAX_ENTRIES:
             raise CannotExpand(f"an array of more than {MAX_ENTRIES} entries", _place(step.outer))
         if any(np.size(o) > MAX_TABLE for o in step.operands if type(o) is not int):
@@ -1108,7 +1013,7 @@ def _evaluate(s: Scalars, flat: Flat, arrays: Sequence[Array], mask: Sequence[bo
 
 
 def _place(equation: Any) -> str:
-    """file:line of the innermost frame that is neither JAX's nor this file's, empty where the equation does not tell."""
+    """file:line of the innermost frame outside JAX and this file; empty where the equation records none."""
     frames = getattr(getattr(getattr(equation, "source_info", None), "traceback", None), "frames", None) or ()
     for frame in frames:
         name, line = str(getattr(frame, "file_name", "")), getattr(frame, "line_num", 0)
@@ -1130,8 +1035,8 @@ def expand(function: Callable[..., Any], *shapes: Any, exact: int | None = 1, po
         The first `exact` leaves of the output (all, if None) give NaN and infinities wherever the function does. In
         the others, taken for derivatives, 0 * x with a constant zero is zero.
     portable : bool
-        Write out also what XLA does well on a CPU but Triton has no rule for (erf, erfc), and let maxima and minima pass NaN
-        on, which Triton's do not.
+        Write out also what XLA does well on a CPU but Triton has no rule for (erf, erfc), and let maxima and minima return NaN
+        where an operand is NaN, which Triton's do not.
 
     Raises
     ------

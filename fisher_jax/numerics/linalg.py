@@ -1,11 +1,12 @@
-"""Small symmetric matrices: factorise, solve, invert and diagnose. Everything reports, nothing repairs.
+"""Small symmetric matrices: factorise, solve, invert and diagnose. A singular matrix is reported, never repaired.
 
 A matrix is scaled to unit diagonal before it is factorised, so that definiteness and conditioning do not depend on the
 units of the parameters. Up to `UNROLLED` rows the factorisation is written out in element-wise operations, which XLA fuses
 and batches; above, a loop does the same block by block. LAPACK is not called where fits may be batched: it is slow on many
 small matrices, and XLA's CPU client can deadlock on two batched triangular solves at once (jaxlib 0.10.2).
 
-Matrices may have leading axes, and be arrays of numpy, which then computes (column by column, whatever their size).
+Matrices may have leading axes, and be arrays of numpy, which then computes (column by column, whatever their size). For matrices
+of single entries, as kernels need them, see `batched_linalg`.
 """
 
 import functools
@@ -24,11 +25,11 @@ BLOCK = 4  # larger blocks compile longer and run no faster
 
 
 class Factor(NamedTuple):
-    """A = S L Lᵀ S with S = diag(`scale`) and L lower triangular, and what was found on the way.
+    """A = S L Lᵀ S with S = diag(`scale`) and L lower triangular, with its pivot.
 
     `pivot` is the smallest pivot of the scaled matrix if all are clearly positive, else the first that is not, less the
     largest entry left in its column: in (0, 1] for a positive definite matrix, about zero for a singular one, negative
-    for an indefinite one, NaN for a matrix that is not finite. L means something only where `definite` is true.
+    for an indefinite one, NaN for a matrix that is not finite. L is valid only where `definite` is true.
     """
 
     lower: Float[AnyArray, "*b p p"]
@@ -68,28 +69,28 @@ def _by_columns(
 ) -> tuple[Float[AnyArray, "*b p p"], Float[AnyArray, "*b"]]:
     p, xp = scaled.shape[-1], namespace(scaled)
     columns: list[Array] = []
-    worst = xp.ones(scaled.shape[:-2], scaled.dtype)
-    sound = xp.ones(scaled.shape[:-2], bool)
+    smallest = xp.ones(scaled.shape[:-2], scaled.dtype)
+    definite = xp.ones(scaled.shape[:-2], bool)
     for j in range(p):
         column, pivot = scaled[..., j], scaled[..., j, j]
-        left_over = xp.max(xp.abs(column[..., j + 1 :]), axis=-1, initial=0.0)
-        found = xp.where(pivot > threshold, xp.minimum(worst, pivot), pivot - left_over)
-        worst = xp.where(sound, found, worst)
-        sound = sound & (pivot > threshold)
+        largest_left = xp.max(xp.abs(column[..., j + 1 :]), axis=-1, initial=0.0)
+        so_far = xp.where(pivot > threshold, xp.minimum(smallest, pivot), pivot - largest_left)
+        smallest = xp.where(definite, so_far, smallest)
+        definite = definite & (pivot > threshold)
         below = np.broadcast_to(np.arange(p) >= j, column.shape)
         column = xp.where(below, column, 0.0) / xp.sqrt(xp.where(pivot > threshold, pivot, 1.0))[..., None]
         scaled = scaled - column[..., :, None] * column[..., None, :]
         columns.append(column)
-    return (xp.stack(columns, axis=-1) if columns else xp.zeros_like(scaled)), worst
+    return (xp.stack(columns, axis=-1) if columns else xp.zeros_like(scaled)), smallest
 
 
 def _by_blocks(scaled: Float[Array, "p p"], threshold: float) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
     p = scaled.shape[-1]
-    m = _whole_blocks(p)
+    m = -(-p // BLOCK) * BLOCK  # p rounded up to whole blocks
     matrix = jnp.eye(m, dtype=scaled.dtype).at[:p, :p].set(scaled)
 
     def step(k: Array, carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        matrix, lower, worst, sound = carry
+        matrix, lower, smallest, definite = carry
         start = k * BLOCK
         corner, pivot = _by_columns(jax.lax.dynamic_slice(matrix, (start, start), (BLOCK, BLOCK)), threshold)
         columns = jax.lax.dynamic_slice_in_dim(matrix, start, BLOCK, axis=1)
@@ -98,17 +99,12 @@ def _by_blocks(scaled: Float[Array, "p p"], threshold: float) -> tuple[Float[Arr
         matrix = matrix - jnp.matmul(below, below.T, precision="highest")
         columns = jax.lax.dynamic_update_slice_in_dim(below, corner, start, axis=0)
         lower = jax.lax.dynamic_update_slice_in_dim(lower, columns, start, axis=1)
-        worst = jnp.where(sound, jnp.where(pivot > threshold, jnp.minimum(worst, pivot), pivot), worst)
-        return matrix, lower, worst, sound & (pivot > threshold)
+        smallest = jnp.where(definite, jnp.where(pivot > threshold, jnp.minimum(smallest, pivot), pivot), smallest)
+        return matrix, lower, smallest, definite & (pivot > threshold)
 
     start = (matrix, jnp.zeros_like(matrix), jnp.ones((), scaled.dtype), jnp.array(True))
-    _, lower, worst, _ = jax.lax.fori_loop(0, m // BLOCK, step, start)
-    return lower[:p, :p], worst
-
-
-def _whole_blocks(p: int) -> int:
-    """p rounded up to a multiple of the block size."""
-    return -(-p // BLOCK) * BLOCK
+    _, lower, smallest, _ = jax.lax.fori_loop(0, m // BLOCK, step, start)
+    return lower[:p, :p], smallest
 
 
 def solve_lower(factor: Factor, right: Float[AnyArray, "..."]) -> Float[AnyArray, "..."]:
@@ -144,7 +140,8 @@ def _triangular(
 def _substitute_by_blocks(
     triangle: Float[Array, "p p"], right: Float[Array, "p k"], *, forward: bool
 ) -> Float[Array, "p k"]:
-    p, m = triangle.shape[0], _whole_blocks(triangle.shape[0])
+    p = triangle.shape[0]
+    m = -(-p // BLOCK) * BLOCK
     triangle = jnp.eye(m, dtype=triangle.dtype).at[:p, :p].set(triangle)
     right = jnp.pad(right, ((0, m - p), (0, 0)))
     order = range(BLOCK) if forward else range(BLOCK - 1, -1, -1)
@@ -163,7 +160,7 @@ def _substitute_by_blocks(
 def _substitute(
     triangle: Float[AnyArray, "*b p p"], right: Float[AnyArray, "*b p k"], order: range
 ) -> Float[AnyArray, "*b p k"]:
-    """Solve a triangular system column by column: each unknown, once known, is taken out of all the other rows."""
+    """Solve a triangular system column by column: each unknown, once solved, is subtracted from all the other rows."""
     solved: dict[int, Array] = {}
     with np.errstate(all="ignore"):
         for j in order:
@@ -175,7 +172,7 @@ def _substitute(
 def inverse(matrix: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b p p"]:
     """A⁻¹ of a positive definite matrix, symmetric to the last bit; all NaN where A is not positive definite.
 
-    The caller says why: `weak_directions` finds the culprit.
+    `weak_directions` finds which parameters are to blame.
     """
     factor, p, xp = factorise(matrix), matrix.shape[-1], namespace(matrix)
     half = solve_lower(factor, xp.broadcast_to(xp.eye(p, dtype=matrix.dtype), matrix.shape))
@@ -184,7 +181,7 @@ def inverse(matrix: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b p p"]:
             whole = xp.sum(half[..., :, :, None] * half[..., :, None, :], axis=-3)
         else:
             whole = product(half.mT, half)
-            whole = 0.5 * (whole + whole.mT)  # BLAS does not promise to multiply both halves alike
+            whole = 0.5 * (whole + whole.mT)  # BLAS may round the two halves differently
     return xp.where(factor.definite[..., None, None], whole, np.nan)
 
 
@@ -212,8 +209,8 @@ def weak_directions(
 ) -> list[tuple[float, str]]:
     """Eigenvalues under `below` of the matrix scaled to unit diagonal, the least first, and their directions in words.
 
-    Runs on the host with numpy, for messages. The directions are in the units of what is named: the parameters of the matrix,
-    or where its `jacobian` is given what depends on these. So moving along them is what the eigenvalue is about.
+    Runs on the host with numpy, for messages. The directions are in the units of the named parameters: those of the matrix, or
+    with a `jacobian` functions of these.
     """
     scaled, scale = to_unit_diagonal(np.asarray(matrix, np.float64))
     values, vectors = np.linalg.eigh(scaled)
@@ -227,7 +224,7 @@ def weak_directions(
 
 
 def row_lengths(slopes: Float[np.ndarray, "*b q p"]) -> Float[np.ndarray, "*b q"]:
-    """The most by which each of q numbers moves with a step of length one in what they depend on; one where none moves it."""
+    """The largest change of each of q numbers for a step of length one in what they depend on; one where that is zero."""
     lengths = np.sqrt(np.sum(slopes**2, axis=-1))
     return np.where(lengths > 0, lengths, 1.0)
 
@@ -243,10 +240,9 @@ def describe_direction(
     The coefficients are of the parameters themselves, however their units differ.
     """
     sizes = np.abs(direction / units)
-    sizes = np.round(
-        sizes / np.max(sizes, initial=np.finfo(float).tiny), 6
-    )  # equal but for rounding: in order of names
-    # What is left out of a direction without information adds a millionth of what a parameter alone would change.
+    # Rounded, so that sizes that are equal but for rounding come in the order of the names.
+    sizes = np.round(sizes / np.max(sizes, initial=np.finfo(float).tiny), 6)
+    # Coefficients left out have squares of at most a millionth: a curvature is quadratic in them.
     order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k] >= 1e-3]
-    said = " ".join(f"{direction[k] / direction[order[0]]:+.4g} {names[k]}" for k in order[:most])
-    return said + (f" and {len(order) - most} more" if len(order) > most else "")
+    text = " ".join(f"{direction[k] / direction[order[0]]:+.4g} {names[k]}" for k in order[:most])
+    return text + (f" and {len(order) - most} more" if len(order) > most else "")

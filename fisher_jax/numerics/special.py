@@ -1,11 +1,11 @@
 """Special functions in elementary operations: arithmetic, comparisons, select, exp, sqrt, floor and the bits of a float.
 
-No branches, loops or tables, so that they run on many lanes in one CPU kernel, where XLA's own call the C library for
-each number or are long, and in a Triton kernel, where they have no rule. `elementary` names the form that takes the
-place of a primitive of JAX.
+They have no branches, loops or tables, so that they run on many lanes in one CPU kernel, where those of XLA call the C library for
+each number or are long, and in a Triton kernel, which has no rules for them. `elementary` returns the form that replaces a
+primitive of JAX.
 
 Largest errors against mpmath at the arguments of tests/test_special.py, relative to max(1, |value|) where a function has
-zeros (log-gamma, digamma, polygamma), else relative; and ns a value in one CPU kernel, XLA's own in brackets:
+zeros (log-gamma, digamma, polygamma), else relative; and ns a value in one CPU kernel, those of XLA in brackets:
 
 ====================  ==================  =================  ================
 function              float64             float32            ns, float64
@@ -89,12 +89,12 @@ def _log64(x: Array, correction: Any = 0.0) -> Array:
 
 
 def log1p(x: Array) -> Array:
-    """log(1 + x) from the rounded sum u and what rounding lost, divided by u."""
+    """log(1 + x) from the rounded sum u and its rounding error divided by u."""
     u = 1 + x
-    one = u - x  # to rounding; XLA would make x of (1 + x) - 1
-    lost = (x - (u - one)) + (1 - one)
+    one = u - x  # to rounding; XLA would simplify (1 + x) - 1 to x
+    tail = (x - (u - one)) + (1 - one)
     inside = (u > 0) & (u < jnp.inf)
-    correction = _select(inside, lost, 0.0) / _select(inside, u, 1.0)
+    correction = _select(inside, tail, 0.0) / _select(inside, u, 1.0)
     return _log64(u, correction) if x.dtype == jnp.float64 else lax.log(u) + correction
 
 
@@ -105,7 +105,11 @@ def _head(x: Array) -> Array:
 
 
 def _pow(x: Array, y: Array) -> Array:
-    """exp(y log |x|), the logarithm and its product in two parts each; C's values at 0, 1, infinities and for x < 0."""
+    """exp(y log |x|); values at 0, 1, infinities and for x < 0 as in C.
+
+    An error of the exponent is an absolute one of its size in the relative error of the power, and the exponent may be several
+    hundred: so log |x| is a sum `main + tail` of about twice the digits, and so is its product with y.
+    """
     a = lax.abs(x)
     series: tuple[float, ...]
     if x.dtype == jnp.float64:
@@ -122,24 +126,28 @@ def _pow(x: Array, y: Array) -> Array:
     z = s * s
     head = _head(f)
     half, rest = 0.5 * head * head, 0.5 * (f - head) * (f + head)  # f²/2, exactly
+    # log |x| = k log 2 + f - f²/2 + …: sums in order of size, each with its rounding error (two-sums)
     first = k * high
     total = first + f
     back = total - first
-    lost = (first - (total - back)) + (f - back)
+    tail = (first - (total - back)) + (f - back)
     main = total - half
     back = main - total
-    lost = lost + ((total - (main - back)) + (-half - back))
-    lost = lost + (s * (half + rest + z * _horner(series, z)) - rest + k * low)
-    main, before = main + lost, main
-    lost = lost - (main - before)
+    tail = tail + ((total - (main - back)) + (-half - back))
+    tail = tail + (s * (half + rest + z * _horner(series, z)) - rest + k * low)
+    main, before = main + tail, main
+    tail = tail - (main - before)
     normal = (a > 0) & (a < jnp.inf)
     log = _select(normal, main, _select(a == 0, -jnp.inf, a))
     product = _select(a == 1, 0.0, log * y)
-    log_head, y_head = _head(log), _head(y)
+    log_head, y_head = (
+        _head(log),
+        _head(y),
+    )  # Dekker's product: the rounding error of log × y from products of half the digits
     log_tail, y_tail = log - log_head, y - y_head
     error = ((log_head * y_head - product) + log_head * y_tail + log_tail * y_head) + log_tail * y_tail
     correct = normal & (a != 1) & (lax.abs(product) < 1e3)
-    value = lax.exp(product) * (1 + _select(correct, error + lost * y, 0.0))
+    value = lax.exp(product) * (1 + _select(correct, error + tail * y, 0.0))
     whole, odd = lax.floor(y) == y, lax.floor(0.5 * y) * 2 != y
     negative = _select(whole, _select(odd, -value, value), _select(a < jnp.inf, jnp.nan, value))
     signed = _select(x < 0, negative, value)
@@ -328,7 +336,7 @@ def _erf_parts(x: Array) -> tuple[Array, Array, Array]:
     scale = _select(far, (1 / math.sqrt(math.pi) - quotient) / c, quotient)
     a = lax.min(a, lax.full_like(a, 1e4))
     head = lax.floor(a * 16) / 16  # exp(-a²) with a² in two parts, since rounding of a² would be magnified
-    # in this order: XLA makes one exponential of a product of two
+    # in this order: XLA merges a product of two exponentials that stand side by side
     return near, inside, lax.exp(-head * head) * scale * lax.exp(-(a - head) * (a + head))
 
 
@@ -342,7 +350,7 @@ def _erfc(x: Array) -> Array:
     return _select(near, 1 - inside, _select(x < 0, 2 - tail, tail))
 
 
-# --- what takes the place of which primitive ------------------------------------------------------------------------
+# --- the forms by the names of the primitives that they replace -------------------------------------------------------
 
 _FORMS: dict[str, Callable[..., Array]] = {"lgamma": _lgamma, "digamma": _digamma, "log1p": log1p, "pow": _pow}
 _FORMS_64: dict[str, Callable[..., Array]] = {"log": _log64}
@@ -350,9 +358,9 @@ _PORTABLE: dict[str, Callable[..., Array]] = {"erf": _erf, "erfc": _erfc}
 
 
 def elementary(name: str, dtype: Any, portable: bool = False) -> Callable[..., Array] | None:
-    """The elementary form of a primitive, None where the primitive itself is as good.
+    """The elementary form of a primitive; None where the primitive itself is as good.
 
-    `portable` asks also for forms of what XLA does well on a CPU but Triton has no rule for.
+    With `portable` there are also forms of primitives that XLA compiles well on a CPU but for which Triton has no rule.
     """
     dtype = np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
