@@ -1,5 +1,6 @@
 """Many fits at once: each as `fit` would have it, whatever its neighbours, the lanes, the chunks or the devices."""
 
+import dataclasses
 import functools
 import warnings
 
@@ -246,8 +247,11 @@ def test_starts_may_come_from_the_model():
 
 def test_a_start_outside_its_constraint_is_that_data_sets_own_trouble():
     start = {"shape": np.ones(37), "rate": np.where(np.arange(37) == 4, -1.0, 1.0)}
-    fits = fj.fit_batch(GAMMA, start, DATA, params_axis=0)
+    fits = fj.fit_batch(dataclasses.replace(GAMMA, initial=None), start, DATA, params_axis=0)
     assert [k for k in range(37) if fits.status[k] == Status.BAD_START] == [4]
+    retried = fj.fit_batch(GAMMA, start, DATA, params_axis=0)  # from the start that the family makes of the data
+    assert np.all(retried.converged)
+    assert np.flatnonzero(retried.attempt).tolist() == [4]
 
 
 def test_lists_hold_data_sets_of_different_lengths():

@@ -28,7 +28,7 @@ def bernoulli_log_density(params: Params, y: ArrayLike) -> Scalar:
     """
     y, logit = floats(y, params["logit"])
     outside = (y < 0) | (y > 1) | ((y > 0) & (y < 1))
-    sign = 2.0 * jnp.where(outside, 0.0, y) - 1.0
+    sign = 2.0 * jnp.where(outside, 0.0, y) - 1.0  # one log-sigmoid for both values, which never overflows
     return outside_support(outside, jax.nn.log_sigmoid(sign * logit))
 
 
@@ -96,6 +96,7 @@ def binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 def binomial_sample(key: Array, params: Params) -> Scalar:
     logit, trials = floats(params["logit"], params["trials"])
+    # Of the rarer outcome: a probability near one would be rounded to one.
     fewer = jax.random.binomial(key, trials, jax.nn.sigmoid(-jnp.abs(logit)), (), logit.dtype)
     return jnp.where(logit < 0, fewer, trials - fewer)
 
@@ -148,6 +149,7 @@ def beta_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
 def beta_binomial_sample(key: Array, params: Params) -> Scalar:
     p, c, trials = floats(params["probability"], params["concentration"], params["trials"])
     for_probability, for_count = jax.random.split(key)
+    # Logarithms of gamma draws: with small a and b the draws themselves underflow, both of them at times.
     log_a, log_b = jax.random.loggamma(for_probability, jnp.stack([p * c, (1.0 - p) * c]), (2,), p.dtype)
     return binomial_sample(for_count, {"logit": log_a - log_b, "trials": trials})
 

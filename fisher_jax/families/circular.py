@@ -27,6 +27,7 @@ def von_mises_log_density(params: Params, y: ArrayLike) -> Scalar:
     Start: the mean direction, and κ by the approximation of Banerjee et al. (2005), J. Mach. Learn. Res. 6, eq. (4.4).
     """
     y, loc, kappa = floats(y, params["loc"], params["concentration"])
+    # κ (cos(y − loc) − 1) − log(2π I₀(κ) e^{−κ}): κ cos(y − loc) and log I₀(κ) cancel where κ is large
     return -2.0 * kappa * jnp.sin(0.5 * (y - loc)) ** 2 - math.log(2.0 * math.pi) - log_i0e(kappa)
 
 

@@ -202,6 +202,7 @@ def negative_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 def negative_binomial_sample(key: Array, params: Params) -> Scalar:
     mean, size = floats(params["mean"], params["size"])
+    # a Poisson count whose rate is a gamma draw
     for_rate, for_count = jax.random.split(key)
     rate = jax.random.gamma(for_rate, size, (), mean.dtype) * (mean / size)
     return poisson_sample(for_count, {"rate": rate})
@@ -276,7 +277,7 @@ def geometric_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 def geometric_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     x, p = floats(jnp.log1p(-floats(uniform)[0]), params["probability"])
-    return jnp.maximum(jnp.ceil(x / jnp.log1p(-p)), 1.0)
+    return jnp.maximum(jnp.ceil(x / jnp.log1p(-p)), 1.0)  # of a uniform number that underflows the ceiling is zero
 
 
 def geometric_information(params: Params) -> Nested:

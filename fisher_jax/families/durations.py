@@ -31,6 +31,7 @@ def exponential_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def exponential_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    # log1p: a small uniform number keeps its digits, and 1 − u of the open interval is never zero
     return -jnp.log1p(-floats(uniform)[0]) / floats(params["rate"])[0]
 
 

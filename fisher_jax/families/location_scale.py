@@ -99,6 +99,7 @@ def skew_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def skew_normal_sample(key: Array, params: Params) -> Scalar:
+    # δ |Z₁| + √(1 − δ²) Z₂ with δ = shape / √(1 + shape²); `hypot` does not overflow at a large shape
     first, second = jax.random.normal(key, (2,), dtype_of(params))
     shape = jnp.asarray(params["shape"], first.dtype)
     length = jnp.hypot(1.0, shape)
@@ -192,7 +193,7 @@ def laplace_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def laplace_quantile(uniform: ArrayLike, params: Params) -> Scalar:
-    u = floats(uniform)[0]
+    u = floats(uniform)[0]  # from the nearer end: 1 − u is exact above ½
     return shifted(params, jnp.where(u < 0.5, jnp.log(2.0 * u), -jnp.log(2.0 * (1.0 - u))))
 
 
@@ -234,7 +235,7 @@ def cauchy_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 def cauchy_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     u = floats(uniform)[0]
-    lower = u < 0.5
+    lower = u < 0.5  # from the nearer end, where the tangent has all its digits
     return shifted(params, jnp.where(lower, -1.0, 1.0) / jnp.tan(math.pi * jnp.where(lower, u, 1.0 - u)))
 
 
@@ -275,6 +276,7 @@ def student_t_log_density(params: Params, y: ArrayLike) -> Scalar:
     """
     z, scale = standardise(params, y)
     df = jnp.asarray(params["df"], z.dtype)
+    # log Γ((ν + 1)/2) − log Γ(ν/2) − ½ log(ν/2) by Stirling's formula: the gamma functions themselves cancel at large ν
     constant = 0.5 * df * jnp.log1p(1.0 / df) - 0.5 + stirling_error(0.5 * df + 0.5) - stirling_error(0.5 * df)
     return constant - HALF_LOG_TWO_PI - jnp.log(scale) - 0.5 * (df + 1.0) * jnp.log1p(z * z / df)
 

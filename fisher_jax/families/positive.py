@@ -82,6 +82,7 @@ def gamma_log_density(params: Params, y: ArrayLike) -> Scalar:
     y, shape, rate = floats(y, params["shape"], params["rate"])
     outside = y <= 0
     y = jnp.where(outside, 1.0, y)
+    # shape log(rate y / shape) − (rate y − shape) and what remains of Stirling's formula: no large terms are subtracted
     log_y, difference = jnp.log(y), rate * y - shape
     deviance = difference - shape * log_ratio(difference, shape, jnp.log(rate) + log_y)
     normaliser = 0.5 * jnp.log(shape) - HALF_LOG_TWO_PI - stirling_error(shape)
@@ -187,6 +188,7 @@ def half_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def half_normal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    # erfinv(u), and not the normal quantile at (1 + u) / 2, which rounds where u is small
     return floats(params["scale"])[0] * math.sqrt(2.0) * erfinv(floats(uniform)[0])
 
 
@@ -268,7 +270,7 @@ def inverse_gaussian_log_density(params: Params, y: ArrayLike) -> Scalar:
     y, mean, shape = floats(y, params["mean"], params["shape"])
     outside = y <= 0
     y = jnp.where(outside, 1.0, y)
-    z = (y - mean) / mean
+    z = (y - mean) / mean  # before it is squared: mean² may overflow
     value = 0.5 * jnp.log(shape) - HALF_LOG_TWO_PI - 1.5 * jnp.log(y) - 0.5 * shape * z * z / y
     return outside_support(outside, value)
 

@@ -7,6 +7,7 @@ All functions here are smooth through their special points, in value, first and 
 """
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -69,10 +70,10 @@ def log_quotient(difference: Float[Array, "*b"], base: Float[Array, "*b"], total
     near = jnp.abs(difference) < 0.5 * base
     ratio = jnp.where(near, difference / base, 0.0)
     rounded = 1.0 + ratio
-    one = rounded - ratio  # to rounding; XLA would make `ratio` of (1 + ratio) - 1
-    lost = (ratio - (rounded - one)) + (1.0 - one)
-    # lost / rounded, to a quarter of what was lost
-    return jnp.log(jnp.where(near, rounded, total)) + jnp.where(near, lost * (1.0 - ratio), -jnp.log(base))
+    unit = rounded - ratio  # 1 to rounding; XLA would simplify (1 + ratio) − 1 to `ratio`
+    remainder = (ratio - (rounded - unit)) + (1.0 - unit)
+    # The correction is remainder / rounded, here to a quarter of the remainder.
+    return jnp.log(jnp.where(near, rounded, total)) + jnp.where(near, remainder * (1.0 - ratio), -jnp.log(base))
 
 
 @functools.partial(log_quotient.defjvp, symbolic_zeros=True)
@@ -103,15 +104,8 @@ def expm1_over(w: Float[Array, "*b"]) -> Float[Array, "*b"]:
     return jnp.where(zero, 1.0 + 0.5 * w, jnp.expm1(safe) / safe)
 
 
-def _bessel_series(terms: int) -> tuple[float, ...]:
-    """Coefficients of I₀(κ) e^{−κ} √(2πκ) in 1/κ (Hankel's expansion)."""
-    coefficients = [1.0]
-    for k in range(1, terms):
-        coefficients.append(coefficients[-1] * (2 * k - 1) ** 2 / (8.0 * k))
-    return tuple(coefficients)
-
-
-_HANKEL = _bessel_series(20)
+# Coefficients of I₀(κ) e^{−κ} √(2πκ) in 1/κ (Hankel's expansion)
+_HANKEL = tuple(itertools.accumulate(range(1, 20), lambda c, k: c * (2 * k - 1) ** 2 / (8.0 * k), initial=1.0))
 _HANKEL_FROM = 25.0
 
 
