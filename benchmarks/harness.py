@@ -86,7 +86,7 @@ class Problem(NamedTuple):
         return self._replace(start=cut(self.start), data=cut(self.data), second=cut(self.second), given=given)
 
     def fit(self, **options):
-        options = {"params_axis": 0, **self.options, **options}
+        options = {"start_axis": 0, **self.options, **options}
         if self.given is not None:
             options |= {"given": self.given, "given_axis": self.given_axis}
         return fj.fit_batch(self.model, self.start, self.data, **options)

@@ -159,11 +159,11 @@ def saddle(params, y):
 def test_a_saddle_is_left_by_another_start_and_marked():
     data = np.abs(RNG.normal(4.0, 0.1, (6, 20)))
     start = {"a": np.array([0.0, 1.0, 1.0, 0.0, 1.0, 1.0]), "b": np.zeros(6)}
-    fits = fj.fit_batch(saddle, start, data, params_axis=0)
+    fits = fj.fit_batch(saddle, start, data, start_axis=0)
     assert fits.converged.all()
     np.testing.assert_allclose(np.abs(fits.params["a"]), np.sqrt(data.mean(axis=1)), rtol=1e-8)
     np.testing.assert_array_equal(fits.attempt, [2, 0, 0, 2, 0, 0])
-    left = fj.fit_batch(saddle, start, data, params_axis=0, retry=False)
+    left = fj.fit_batch(saddle, start, data, start_axis=0, retry=False)
     assert left.status[0] == Status.INDEFINITE
 
 
@@ -172,7 +172,7 @@ def test_another_start_is_the_models_own_where_it_has_one():
     data = np.abs(RNG.normal(4.0, 0.1, (3, 20)))
     start = {"a": np.array([0.0, 1.0, np.nan]), "b": np.zeros(3)}
     for kinds in ((), ("observed",)):
-        fits = fj.fit_batch(model, start, data, params_axis=0, covariances=kinds)
+        fits = fj.fit_batch(model, start, data, start_axis=0, covariances=kinds)
         assert fits.converged.all()
         np.testing.assert_array_equal(fits.attempt, [2, 0, 2])
 
@@ -205,7 +205,7 @@ def test_an_empty_selection_is_a_batch_of_nothing():
 
 def test_many_starts_on_one_data_set():
     starts = {"shape": np.array([0.5, 1.0, 4.0]), "rate": np.ones(3)}
-    fits = fj.fit_batch(GAMMA, starts, DATA[0], params_axis=0, data_axis=None)
+    fits = fj.fit_batch(GAMMA, starts, DATA[0], start_axis=0, data_axis=None)
     np.testing.assert_allclose(fits.params["shape"], reference().params["shape"][0], rtol=1e-6)
 
 
@@ -221,7 +221,7 @@ def test_axes_are_those_of_vmap():
     model = fj.linked(families.poisson, lambda beta, z: {"rate": jnp.exp(z @ beta)})
     shared = fj.fit_batch(model, jnp.zeros(2), y, given=design)
     each = fj.fit_batch(
-        model, jnp.zeros((2, 8)), y.T, given=np.repeat(design[None], 8, 0), params_axis=1, data_axis=1, given_axis=0
+        model, jnp.zeros((2, 8)), y.T, given=np.repeat(design[None], 8, 0), start_axis=1, data_axis=1, given_axis=0
     )
     assert in_standard_errors(each, shared) < 1e-7
     assert shared.params.shape == (8, 2)
@@ -247,9 +247,9 @@ def test_starts_may_come_from_the_model():
 
 def test_a_start_outside_its_constraint_is_that_data_sets_own_trouble():
     start = {"shape": np.ones(37), "rate": np.where(np.arange(37) == 4, -1.0, 1.0)}
-    fits = fj.fit_batch(dataclasses.replace(GAMMA, initial=None), start, DATA, params_axis=0)
+    fits = fj.fit_batch(dataclasses.replace(GAMMA, initial=None), start, DATA, start_axis=0)
     assert [k for k in range(37) if fits.status[k] == Status.BAD_START] == [4]
-    retried = fj.fit_batch(GAMMA, start, DATA, params_axis=0)  # from the start that the family makes of the data
+    retried = fj.fit_batch(GAMMA, start, DATA, start_axis=0)  # from the start that the family makes of the data
     assert np.all(retried.converged)
     assert np.flatnonzero(retried.attempt).tolist() == [4]
 
@@ -403,7 +403,7 @@ def test_the_result_shares_no_memory_with_what_was_given():
         lambda params, y: norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"])),
         constraints={"log_scale": fj.fixed},
     )
-    fits = fj.fit_batch(model, start, np.random.default_rng(2).normal(size=(4, 9)), params_axis=0)
+    fits = fj.fit_batch(model, start, np.random.default_rng(2).normal(size=(4, 9)), start_axis=0)
     start["log_scale"][:] = -7.0
     assert fits.params["log_scale"][0] == 0.0
     fits.params["loc"][0] = 1.0

@@ -234,7 +234,7 @@ def test_a_design_for_several_parameter_values_spreads_and_holds_its_bound():
     assert design.information.matrix.shape == (7, 2, 2)
     assert design.efficiency(dose_response()) < 0.7  # that for the middle value alone
     one = fj.optimal_design(
-        BY_LOGISTIC, {"middle": np.array([3.0]), "slope": np.array([2.0])}, region=DOSES, params_axis=0
+        BY_LOGISTIC, {"middle": np.array([3.0]), "slope": np.array([2.0])}, region=DOSES, start_axis=0
     )
     np.testing.assert_allclose(one.points, dose_response().points, atol=1e-6)
 

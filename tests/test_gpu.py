@@ -91,7 +91,7 @@ def test_every_status_is_the_cpus():
     start = {"a": np.where(case == 7, 0.7, 0.0), "b": np.zeros(len(case))}
     start["a"][9] = np.nan
     data = {"value": value, "case": np.broadcast_to(case[:, None], value.shape)}
-    options = {"params_axis": 0, "weights": weights, "retry": False}
+    options = {"start_axis": 0, "weights": weights, "retry": False}
     fits, _ = assert_like_the_cpus(by_case, start, data, max_steps=1000, **options)
     soon, _ = assert_like_the_cpus(by_case, start, data, max_steps=4, **options)
     met = {Status.CONVERGED, Status.BAD_START, Status.NOT_FINITE, Status.BOUNDARY, Status.SINGULAR_INFORMATION}
@@ -169,7 +169,7 @@ def one_fixed():
 def fixed_to_each():
     data = RNG.normal(2.0, 3.0, (5, 12))
     start = {"loc": np.zeros(5), "log_scale": np.log([1.0, 2.0, 3.0, 4.0, 5.0])}
-    return (fj.Model(new_normal(), constraints={"log_scale": fj.fixed}), start, data), {"params_axis": 0}
+    return (fj.Model(new_normal(), constraints={"log_scale": fj.fixed}), start, data), {"start_axis": 0}
 
 
 def a_matrix():

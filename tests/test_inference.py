@@ -574,7 +574,7 @@ def test_scores_of_values_held_differently_in_each_of_a_batch():
         HELD,
         {"shape": np.array([4.5, 1.0]), "rate": 1.0},
         np.stack([BEEF, BEEF]),
-        params_axis={"shape": 0, "rate": None},
+        start_axis={"shape": 0, "rate": None},
     )
     assert_printed(fj.score_test(nulls).statistic, "2.06781695 78.8053742")
 

@@ -170,7 +170,7 @@ MASKED_WHERE_IT_MEANS_NOTHING = {
     "weights": (lambda: fitted(START, Y, Z, masked(np.ones(12))), "fit: weights: 2 of 12 entries are masked, the first at .2.. Give.*weight zero"),
     "weights of a batch": (lambda: fj.fit_batch(LINE, START, Y[None], given=Z, weights=masked(np.ones(12))[None]), "fit_batch: weights: 2 of 12 entries are masked"),
     "parameters": (lambda: fitted(START | {"slope": np.ma.masked_all(())}, Y, Z, None), "fit: parameter `slope`: 1 of 1 entries are masked. Give a number"),
-    "starts of a batch": (lambda: fj.fit_batch(LINE, START | {"slope": np.ma.masked_all(1)}, Y[None], given=Z, params_axis={"at_zero": None, "slope": 0}), "fit_batch: parameter `slope`: 1 of 1"),
+    "starts of a batch": (lambda: fj.fit_batch(LINE, START | {"slope": np.ma.masked_all(1)}, Y[None], given=Z, start_axis={"at_zero": None, "slope": 0}), "fit_batch: parameter `slope`: 1 of 1"),
     "a series": (lambda: fj.fit(fj.dependent(autoregression), 0.0, masked(Y)), "fit: the data are masked, and the model is `dependent`"),
     "a series in a batch": (lambda: fj.fit_batch(fj.dependent(autoregression), 0.0, [masked(Y)]), "fit_batch: the data are masked, and the model is `dependent`"),
     "covariates without weights": (lambda: fj.fisher_information(fj.linked(fj.families.normal, lambda p, z: {"loc": p * z, "scale": 1.0}), 0.0, given=masked(Z)), "fisher_information: given: 2 of 12 entries are masked.*Leave these rows out"),
@@ -222,7 +222,7 @@ def test_integer_arrays_among_the_parameters_are_taken_like_pythons_integers(nam
 def test_starts_of_integers_are_starts():
     starts = {"at_zero": np.arange(3), "slope": np.zeros(3, int)}
     y, z, weights = (np.stack([part] * 3) for part in (Y, Z, WEIGHTS))
-    assert fj.fit_batch(LINE, starts, y, given=z, weights=weights, given_axis=0, params_axis=0).converged.all()
+    assert fj.fit_batch(LINE, starts, y, given=z, weights=weights, given_axis=0, start_axis=0).converged.all()
 
 
 def test_an_integer_makes_the_precision_the_default_one_unless_it_is_fixed():
@@ -348,12 +348,12 @@ def test_starts_in_a_stack_without_their_axis_are_no_parameters_of_one_fit():
     starts = {"loc": np.zeros(50_000), "scale": np.ones(50_000)}
     model = fj.Model(lambda p, y: norm.logpdf(y, p["loc"], p["scale"]), constraints={"scale": fj.positive})
     with pytest.raises(
-        ValueError, match=r"arrays of shape \(50000,\), \(50000,\), and there are 50000 data sets.*Give params_axis=0"
+        ValueError, match=r"arrays of shape \(50000,\), \(50000,\), and there are 50000 data sets.*Give start_axis=0"
     ):
         fj.fit_batch(model, starts, many)
-    with pytest.raises(ValueError, match=re.escape("Give params_axis={'loc': 0, 'scale': None}")):
+    with pytest.raises(ValueError, match=re.escape("Give start_axis={'loc': 0, 'scale': None}")):
         fj.fit_batch(model, starts | {"scale": 1.0}, many)
-    with pytest.raises(ValueError, match=r"there are 3 data sets.*Give params_axis=0"):
+    with pytest.raises(ValueError, match=r"there are 3 data sets.*Give start_axis=0"):
         fj.fit_batch(model, {"loc": np.zeros(3), "scale": np.ones(3)}, [Y, Y[:5], Y[:7]])
 
 

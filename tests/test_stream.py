@@ -155,7 +155,7 @@ def test_covariates_weights_and_starts_are_shared_or_each_their_own(shared, tmp_
     weights = rng.integers(0, 3, ROWS if shared else (SETS, ROWS)).astype(float)
     start = {"a": 0.0 if shared else rng.normal(size=SETS), "b": 0.0, "s": 1.0}
     axes = {"given_axis": None if shared else 0, "weights_axis": None if shared else 0}
-    axes["params_axis"] = None if shared else {"a": 0, "b": None, "s": None}
+    axes["start_axis"] = None if shared else {"a": 0, "b": None, "s": None}
     given = x if shared else as_memory_map(x, tmp_path)
     weighted = weights if shared else [weights[:40], weights[40:]]
     result = fj.fit_stream(LINE, start, y, tmp_path / "a.zarr", given=given, weights=weighted, block=16, **axes)
@@ -242,7 +242,7 @@ OTHERWISE = {
     "kinds": ({"covariances": ("sandwich",)}, r"covariances\[0\] was observed, is sandwich"),
     "steps": ({"max_steps": 50}, "max_steps was None, is 50"),
     "retry": ({"retry": False}, "retry was True, is False"),
-    "start": ({"params": {"shape": 1.0, "rate": 2.0}}, r"params\['rate'\] was 1.0, is 2.0"),
+    "start": ({"start": {"shape": 1.0, "rate": 2.0}}, r"start\['rate'\] was 1.0, is 2.0"),
     "shape": ({"source": np.ones((SETS, 3))}, r"source was <f8 \(B, 25\), is <f8 \(B, 3\)"),
     "dtype": ({"source": np.ones((SETS, ROWS), np.float32)}, r"source was <f8 \(B, 25\), is <f4 \(B, 25\)"),
     "number": ({"source": np.ones((SETS + 1, ROWS))}, "source number of data sets was 60, is 61"),
@@ -258,7 +258,7 @@ OTHERWISE = {
 
 @pytest.mark.parametrize("name", OTHERWISE)
 def test_another_setting_raises_by_name(name, data, tmp_path):
-    plain = {"model": MODEL, "params": START, "source": data, "sink": tmp_path / "fits.zarr", "tolerance": 1e-8}
+    plain = {"model": MODEL, "start": START, "source": data, "sink": tmp_path / "fits.zarr", "tolerance": 1e-8}
     fj.fit_stream(**plain, block=16)
     changed, message = OTHERWISE[name]
     with pytest.raises(ValueError, match=f"begun otherwise.*{message}"):
@@ -513,7 +513,7 @@ MISFITS = {
 @pytest.mark.parametrize("name", MISFITS)
 def test_what_fit_batch_raises_is_named_after_fit_stream(name, data, tmp_path):
     changed, message = MISFITS[name]
-    arguments = {"model": LINE, "params": {"a": 0.0, "b": 0.0, "s": 1.0}, "source": data, "given": np.ones(ROWS)}
+    arguments = {"model": LINE, "start": {"a": 0.0, "b": 0.0, "s": 1.0}, "source": data, "given": np.ones(ROWS)}
     with pytest.raises((TypeError, ValueError), match=message):
         fj.fit_stream(**arguments | changed, sink=tmp_path / "fits.zarr", block=16)
     assert not list(tmp_path.iterdir())

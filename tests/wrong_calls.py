@@ -85,20 +85,20 @@ RIGHT = {
     "Quadrature": lambda: (fj.Quadrature, {"lower": 0.0, "upper": 1.0, "order": 16, "points": (0.5,)}),
     "fit": lambda: (
         fj.fit,
-        {"model": MODEL, "params": START, "data": Y}
+        {"model": MODEL, "start": START, "data": Y}
         | dict.fromkeys(("given", "weights", "optimizer", "tolerance", "max_steps", "starts", "key")),
     ),
     "fit_batch": lambda: (
         fj.fit_batch,
-        {"model": MODEL, "params": START, "data": np.stack([Y, Y])}
-        | {"params_axis": None, "data_axis": 0, "optimizer": None, "tolerance": None, "max_steps": None}
+        {"model": MODEL, "start": START, "data": np.stack([Y, Y])}
+        | {"start_axis": None, "data_axis": 0, "optimizer": None, "tolerance": None, "max_steps": None}
         | {"covariances": ("observed",), "retry": True, "float64_finish": False, "engine": None, "devices": 1}
         | {"num_lanes": None, "given": None, "given_axis": None, "weights": None, "weights_axis": 0, "progress": False},
     ),
     "fit_stream": lambda: (
         fj.fit_stream,
-        {"model": MODEL, "params": START, "source": np.stack([Y, Y])}
-        | {"sink": pathlib.Path(tempfile.mkdtemp(dir=folder())) / "results.zarr", "params_axis": None}
+        {"model": MODEL, "start": START, "source": np.stack([Y, Y])}
+        | {"sink": pathlib.Path(tempfile.mkdtemp(dir=folder())) / "results.zarr", "start_axis": None}
         | {"covariances": ("observed",), "retry": True, "float64_finish": False, "devices": 1, "block": None}
         | {"sink_format": None, "overwrite": False, "given": None, "weights": None, "tolerance": None},
     ),
@@ -149,7 +149,7 @@ RIGHT = {
     "optimal_design": lambda: (
         fj.optimal_design,
         {"model": STRAIGHT, "params": {"a": 0.0, "b": 1.0}, "candidates": X, "region": None, "criterion": "D"}
-        | {"function": None, "expectation": None, "params_axis": None, "efficiency": 0.9},
+        | {"function": None, "expectation": None, "start_axis": None, "efficiency": 0.9},
     ),
     "sample_size": lambda: (
         fj.sample_size,

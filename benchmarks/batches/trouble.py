@@ -43,7 +43,7 @@ def run(settings):
 
     def contender(name, y, weights, kink):
         def call(size):
-            fits[name] = fj.fit_batch(model, start, {"y": y, "kink": kink}, weights=weights, params_axis=0)
+            fits[name] = fj.fit_batch(model, start, {"y": y, "kink": kink}, weights=weights, start_axis=0)
             return harness.columns(fits[name].params)
 
         return harness.Contender(name, harness.timed(call), len(y), truth)

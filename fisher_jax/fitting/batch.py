@@ -113,7 +113,7 @@ def make_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset) -> St
         _check_something_free(layout)
         values, free = initial_starts(model, layout, dataset)
         return Starts(layout, free, values, (True,) * len(values), dataset)
-    marked = axis_of_each(params, axis, "params")
+    marked = axis_of_each(params, axis, "start")
     layout, _ = flatten_parameters(model, first_of(axis_first(params, marked), marked))
     _check_something_free(layout)
     marks = layout.blocks(marked)
@@ -124,8 +124,8 @@ def make_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset) -> St
 
 
 def num_starts(params: PyTree, axis: Any) -> int:
-    """How many fits `params` has starts for; zero where it has one for all."""
-    return common_size({"params": (params, axis_of_each(params, axis, "params"))})
+    """How many fits there are starts for; zero where it has one for all."""
+    return common_size({"start": (params, axis_of_each(params, axis, "start"))})
 
 
 def check_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset, count: int) -> None:
@@ -133,13 +133,13 @@ def check_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset, coun
 
     `dataset` is one of the data sets.
     """
-    marked = axis_of_each(params, axis, "params")
+    marked = axis_of_each(params, axis, "start")
     axis_first(params, marked)
-    size = common_size({"params": (params, marked)})
+    size = common_size({"start": (params, marked)})
     if size not in (0, count):
         raise ValueError(
-            f"params has starts for {size} data sets, but there are {count}. "
-            "Give one start for each, or one for all with params_axis=None."
+            f"start has values for {size} data sets, but there are {count}. "
+            "Give one start for each, or one for all with start_axis=None."
         )
     # A stack of starts taken for one start would have as many parameters as all fits together, and matrices of their square.
     leaves, treedef = jax.tree.flatten(params)
@@ -151,9 +151,9 @@ def check_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset, coun
         axes = 0 if all(each) else jax.tree.unflatten(treedef, [0 if varying else None for varying in each])
         shapes = ", ".join(str(np.shape(leaf)) for leaf, varying in zip(leaves, each, strict=True) if varying)
         raise ValueError(
-            f"params holds arrays of shape {shapes}, and there are {count} data sets. As one start for all, which "
-            "params_axis=None means, the density does not accept it; as one start for each it does. "
-            f"Give params_axis={axes}."
+            f"start holds arrays of shape {shapes}, and there are {count} data sets. As one start for all, which "
+            "start_axis=None means, the density does not accept it; as one start for each it does. "
+            f"Give start_axis={axes}."
         )
 
 
@@ -178,7 +178,7 @@ def take_starts(params: PyTree, axis: Any, rows: Any) -> PyTree:
     def take(leaf: Any, mark: Any) -> Any:
         return leaf if mark.number is None else np.take(np.asarray(leaf), rows, axis=mark.number)
 
-    return None if params is None else jax.tree.map(take, params, axis_of_each(params, axis, "params"))
+    return None if params is None else jax.tree.map(take, params, axis_of_each(params, axis, "start"))
 
 
 def _check_something_free(layout: Layout) -> None:

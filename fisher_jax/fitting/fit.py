@@ -43,7 +43,7 @@ LARGEST_TOLERANCE = Newton().near_below  # a maximum is certified by a near step
 @entry_point
 def fit(
     model: Model | Callable[..., Any],
-    params: PyTree,
+    start: PyTree,
     data: PyTree,
     *,
     given: PyTree = None,
@@ -60,7 +60,7 @@ def fit(
     ----------
     model : Model or callable
         A model, or a bare log-density ``log_density(params, y)``, or ``log_density(params, y, z)`` with `given`.
-    params : pytree, or None
+    start : pytree, or None
         Starting values, strictly inside their constraints; `None` uses the model's `initial`. Their dtype is the precision
         of the fit: float32 only if every leaf is; Python numbers take JAX's default (float64 where x64 is enabled).
     data : pytree
@@ -81,7 +81,7 @@ def fit(
         Default 1 000, or 10 000 for an optimiser that is not one of fisher_jax's.
     starts : int, or pytree, optional
         Fit from several starts at once and return the fit with the highest log-likelihood among the certified ones; its
-        `optima` are all maxima that were found. A number: `params`, and others drawn about it on the unconstrained scale,
+        `optima` are all maxima that were found. A number: `start`, and others drawn about it on the unconstrained scale,
         normal with a standard deviation of one, or of |u| where that is larger and no constraint applies. Or starting
         parameters, each leaf with a leading axis over the starts.
     key : jax.random.key, optional
@@ -122,7 +122,7 @@ def fit(
     model = as_model(model)
     check_pytrees(data=data, given=given, weights=weights)
     dataset = check_dataset(model, data, given, weights)
-    params = starting_parameters(model, params, dataset.data, dataset.given)
+    params = starting_parameters(model, start, dataset.data, dataset.given)
     layout, values = flatten_parameters(model, params)
     if layout.num_free == 0:
         raise ValueError("every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
@@ -160,12 +160,12 @@ def fit(
 @entry_point
 def fit_batch(
     model: Model | Callable[..., Any],
-    params: PyTree,
+    start: PyTree,
     data: PyTree,
     *,
     given: PyTree = None,
     weights: PyTree = None,
-    params_axis: PyTree = None,
+    start_axis: PyTree = None,
     data_axis: PyTree = 0,
     given_axis: PyTree = None,
     weights_axis: int | None = 0,
@@ -186,8 +186,8 @@ def fit_batch(
     ----------
     model : Model or callable
         As for `fit`.
-    params : pytree, or None
-        Starting values, one for all; one for each with `params_axis`; or `None` for what the model's `initial` makes of each.
+    start : pytree, or None
+        Starting values, one for all; one for each with `start_axis`; or `None` for what the model's `initial` makes of each.
     data : pytree, or list
         The observations of all data sets, each leaf with an axis over the data sets: (B, n, …) by default. Data sets of
         different lengths come as a list, one entry for each, and so do `given` and `weights` if they differ; several arrays of
@@ -198,7 +198,7 @@ def fit_batch(
         Covariates, one set for all data sets unless `given_axis` is given.
     weights : array, optional
         Frequency weights (B, n), or (n,) with ``weights_axis=None``. A weight of zero leaves an observation out.
-    params_axis, data_axis, given_axis, weights_axis : int, None, or pytree of them
+    start_axis, data_axis, given_axis, weights_axis : int, None, or pytree of them
         The axis over data sets in each, as in `jax.vmap`: a pytree prefix; `None` for what all share.
     optimizer, tolerance, max_steps
         As for `fit`.
@@ -257,10 +257,10 @@ def fit_batch(
     True (500,) (500,)
     """
     model = as_model(model)
-    check_pytrees(params=params, data=data, given=given, weights=weights)
+    check_pytrees(start=start, data=data, given=given, weights=weights)
     if any(
         isinstance(leaf, jax.core.Tracer)
-        for leaf in jax.tree.leaves((params, data, given, weights, tolerance, max_steps))
+        for leaf in jax.tree.leaves((start, data, given, weights, tolerance, max_steps))
     ):
         raise TypeError(
             "runs on the host and cannot be called under jit, vmap or grad. Call it outside, or use jax.vmap of fit."
@@ -285,13 +285,13 @@ def fit_batch(
     options = Options(
         model, optimizer, tolerance, max_steps, kinds, num_lanes, engine, workers.devices_of(devices), progress
     )
-    params = as_parameters(params)
+    start = as_parameters(start)
     finish = functools.partial(fit_all, options, retry=retry, float64_finish=float64_finish)
     if not is_ragged(data):
         axes = (data_axis, given_axis, weights_axis)
-        dataset = check_datasets(model, data, given, weights, axes, num_starts(params, params_axis))
-        check_starts(model, params, params_axis, dataset.one(0), dataset.size or 0)
-        fits = finish(make_starts(model, params, params_axis, dataset))
+        dataset = check_datasets(model, data, given, weights, axes, num_starts(start, start_axis))
+        check_starts(model, start, start_axis, dataset.one(0), dataset.size or 0)
+        fits = finish(make_starts(model, start, start_axis, dataset))
         return replace(fits, origin=Origin(model, dataset), num_masked=dataset.num_masked)
     if data_axis != 0 or weights_axis != 0 or (given_axis is not None and not (given_axis == 0 and is_ragged(given))):
         raise ValueError(
@@ -301,13 +301,13 @@ def fit_batch(
     if not data:
         raise ValueError("data is an empty list; there are no data sets.")
     datasets = check_list(model, data, given, weights)
-    if params is None:
-        params, params_axis = each_initial(model, datasets), 0
-    check_starts(model, params, params_axis, datasets.one(0), len(data))
+    if start is None:
+        start, start_axis = each_initial(model, datasets), 0
+    check_starts(model, start, start_axis, datasets.one(0), len(data))
     # Each class of sizes by itself, and the fits in the order of the data sets.
     parts, order = [], []
-    for rows, dataset in size_classes(model, take_starts(params, params_axis, 0), datasets):
-        fits = finish(make_starts(model, take_starts(params, params_axis, rows), params_axis, dataset))
+    for rows, dataset in size_classes(model, take_starts(start, start_axis, 0), datasets):
+        fits = finish(make_starts(model, take_starts(start, start_axis, rows), start_axis, dataset))
         parts.append(replace(fits, num_masked=dataset.num_masked))
         order.append(rows)
     return joined_fits(parts, np.argsort(np.concatenate(order)))

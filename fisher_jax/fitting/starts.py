@@ -81,7 +81,7 @@ def stacked_starts(layout: Layout, values: Values, starts: PyTree) -> Values:
     try:
         blocks = [np.asarray(block, layout.dtype) for block in layout.blocks(starts)]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"starts must be starting parameters like params with a leading axis: {error}") from error
+        raise ValueError(f"starts must be starting parameters like start with a leading axis: {error}") from error
     sizes = {block.shape[0] if block.ndim else -1 for block in blocks}
     if (
         len(sizes) != 1
@@ -89,12 +89,12 @@ def stacked_starts(layout: Layout, values: Values, starts: PyTree) -> Values:
         or any(b.shape[1:] != leaf.shape for b, leaf in zip(blocks, layout.leaves, strict=True))
     ):
         raise ValueError(
-            f"starts has leaves of shapes {[block.shape for block in blocks]}; expected those of params, "
+            f"starts has leaves of shapes {[block.shape for block in blocks]}; expected those of start, "
             f"{[leaf.shape for leaf in layout.leaves]}, each with one more leading axis of the same length."
         )
     for block, value, leaf in zip(blocks, values, layout.leaves, strict=True):
         if leaf.is_fixed and not np.all(block == np.asarray(value)):
-            raise ValueError(f"`{leaf.name}` is fixed, so all starts must hold its value in params.")
+            raise ValueError(f"`{leaf.name}` is fixed, so all starts must hold its value in start.")
     for row in range(sizes.pop()):
         check_start(layout, [block[row] for block in blocks], f"start {row}, ")
     return blocks

@@ -41,7 +41,7 @@ def fit_again(full: Fit, model: Model, params: PyTree) -> Fit:
     if not full.has_batch:
         return fit(model, params, data, given=given, weights=weights)
     axes = dict(zip(("data_axis", "given_axis", "weights_axis"), dataset.axes, strict=True))
-    return fit_batch(model, params, data, given=given, weights=weights, params_axis=0, covariances=(), **axes)
+    return fit_batch(model, params, data, given=given, weights=weights, start_axis=0, covariances=(), **axes)
 
 
 # Entries at given values.

@@ -212,7 +212,7 @@ def starting_parameters(model: Model, params: PyTree, data: PyTree, given: PyTre
         return params
     if model.initial is None:
         raise ValueError(
-            "params is None and the model has no `initial`. "
+            "start is None and the model has no `initial`. "
             "Give starting parameters, or Model(…, initial=function of the data)."
         )
     return call_user(model.initial, (data,) if given is None else (data, given), "initial")

@@ -20,7 +20,7 @@ BYTES_IN_A_BLOCK = 2**26  # of data and results; some three blocks are in memory
 class Block(NamedTuple):
     """The arguments of `fit_batch` for some data sets."""
 
-    params: PyTree
+    start: PyTree
     data: PyTree
     given: PyTree
     weights: PyTree
@@ -53,7 +53,7 @@ class Inputs:
             if not rows:
                 return
             if is_ragged(parts["source"]):  # fit_batch takes data sets of different lengths in a list
-                for name in parts.keys() - {"params"}:
+                for name in parts.keys() - {"start"}:
                     parts[name] = [jax.tree.map(lambda leaf, k=k: leaf[k], parts[name]) for k in range(rows)]
             yield rows, self._together(parts)
             start += rows
@@ -83,7 +83,7 @@ class Inputs:
             fill = lambda leaf, shared: shared if leaf is None else leaf  # noqa: E731
             return jax.tree.map(fill, parts[name], self.shared[name], is_leaf=lambda leaf: leaf is None)
 
-        return Block(merge("params"), merge("source"), merge("given"), merge("weights"))
+        return Block(merge("start"), merge("source"), merge("given"), merge("weights"))
 
 
 def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
@@ -108,7 +108,7 @@ def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
 def default_block(model: Model, inputs: Inputs, num_kinds: int) -> int:
     """A power of two of data sets whose data and results stay within bounds."""
     first = inputs.first()
-    params = starting_parameters(model, first.params, first.data, first.given)
+    params = starting_parameters(model, first.start, first.data, first.given)
     entries = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     differing = [source.first() for source in inputs.sources.values()]
     size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(differing))

@@ -90,13 +90,13 @@ class StreamResult(Reported):
 @entry_point
 def fit_stream(
     model: Model | Callable[..., Any],
-    params: PyTree,
+    start: PyTree,
     source: Any,
     sink: str | os.PathLike[str],
     *,
     given: Any = None,
     weights: Any = None,
-    params_axis: PyTree = None,
+    start_axis: PyTree = None,
     given_axis: PyTree = None,
     weights_axis: PyTree = 0,
     optimizer: Any = None,
@@ -115,8 +115,8 @@ def fit_stream(
 
     Parameters
     ----------
-    model, params
-        As for `fit_batch`. One start for each data set (``params_axis=0``) may come from any source.
+    model, start
+        As for `fit_batch`. One start for each data set (``start_axis=0``) may come from any source.
     source : array, pytree of arrays, path, list, iterator, or what `stream.parquet` returns
         The observations of all data sets. An array, or a dict or tuple of arrays, has a leading axis over data sets; it may
         be a memory map or a Zarr array, and is read a block at a time. A path ends in .npy, .zarr or .parquet, or is a folder
@@ -126,7 +126,7 @@ def fit_stream(
         Where the results go: a folder ending in .zarr (a Zarr group) or in .parquet (a Parquet file for each block).
     given, weights
         As for `fit_batch`; what differs among data sets may come from any source.
-    params_axis, given_axis, weights_axis : 0, None, or pytree of them
+    start_axis, given_axis, weights_axis : 0, None, or pytree of them
         0 if there is one for each data set, along the leading axis; `None` for what all share.
     optimizer, tolerance, max_steps, retry, float64_finish, devices
         As for `fit_batch`.
@@ -192,8 +192,8 @@ def fit_stream(
     if optimizer is not None:
         check_optimizer(optimizer)
     devices_of(devices)
-    axes = {"params": params_axis, "given": given_axis, "weights": weights_axis}
-    arguments = {"source": source, "params": params, "given": given, "weights": weights}
+    axes = {"start": start_axis, "given": given_axis, "weights": weights_axis}
+    arguments = {"source": source, "start": start, "given": given, "weights": weights}
     target = sink_at(sink, sink_format)
     with sole_writer(target.path):
         target.ledger.check_place(overwrite=overwrite)
@@ -227,13 +227,13 @@ def fit_stream(
             while (read := following.result()) is not None:
                 rows, part = read
                 following = reader.submit(next, blocks, None)
-                start = counts.total()
+                first_row = counts.total()
                 try:
                     columns = _columns(
-                        fit_batch(model, part.params, part.data, given=part.given, weights=part.weights, **settings)
+                        fit_batch(model, part.start, part.data, given=part.given, weights=part.weights, **settings)
                     )
                 except (TypeError, ValueError) as error:
-                    error.add_note(f"This came up in the data sets {start} to {start + rows - 1} of the source.")
+                    error.add_note(f"This came up in the data sets {first_row} to {first_row + rows - 1} of the source.")
                     raise
                 if written is None:  # not before: arguments for which fit_batch raises must leave no trace
                     target.ledger.begin(manifest, overwrite=overwrite)
@@ -241,7 +241,7 @@ def fit_stream(
                     written.result()
                 codes, numbers = np.unique(columns["status"], return_counts=True)
                 statuses = Counter({Status(int(code)).label: int(k) for code, k in zip(codes, numbers, strict=True)})
-                written = writer.submit(_write, target, number, start, size, columns, statuses)
+                written = writer.submit(_write, target, number, first_row, size, columns, statuses)
                 number, counts = number + 1, counts + statuses
                 if bar is not None:
                     bar.set_postfix(counts, refresh=False)
