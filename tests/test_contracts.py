@@ -233,7 +233,7 @@ def test_inference_lowers_for_cuda_without_host_callbacks():
     sample, columns = fit.origin.dataset, np.arange(2)
 
     def profiles(free):
-        return _profiles(model, fit.layout, None, "test", fit.values, sample, free, fit.curvature, columns, 1.92)
+        return _profiles(model, fit.layout, None, fit.values, sample, free, fit.curvature, columns, 1.92)
 
     def influence(free):
         return _influence_of(dataclasses.replace(fit, free=free), model, sample)
