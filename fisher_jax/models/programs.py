@@ -13,7 +13,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -21,9 +21,6 @@ from fisher_jax.errors import call_user, warn
 from fisher_jax.models.fingerprint import PROGRAMS, Table, content_of, unknown
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.numerics.autodiff_modes import in_both_modes
-
-if TYPE_CHECKING:
-    from fisher_jax.models.model import Model
 
 UserFunction = Callable[..., Any]
 MAX_SHARED = 32  # functions whose programs outlive them; each some megabytes
@@ -83,8 +80,8 @@ def owner_of(function: Any) -> tuple[Any, tuple[Any, ...]]:
     return owner, (type(function), *function.made_with, *rest)
 
 
-def programs_of(model: "Model") -> dict[Any, Any]:
-    """The programs compiled for a density, stored with the user's function or object.
+def programs_of(model: Any) -> dict[Any, Any]:
+    """The programs compiled for the density of a `Model`, stored with the user's function or object.
 
     Models with the same density and information share them, whatever their constraints: the keys contain the layout. A callable
     that takes no attributes stores nothing; its `Model` does. Neither keys nor programs may refer to the function or the model:

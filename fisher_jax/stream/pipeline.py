@@ -233,7 +233,9 @@ def fit_stream(
                         fit_batch(model, part.start, part.data, given=part.given, weights=part.weights, **settings)
                     )
                 except (TypeError, ValueError) as error:
-                    error.add_note(f"This came up in the data sets {first_row} to {first_row + rows - 1} of the source.")
+                    error.add_note(
+                        f"This came up in the data sets {first_row} to {first_row + rows - 1} of the source."
+                    )
                     raise
                 if written is None:  # not before: arguments for which fit_batch raises must leave no trace
                     target.ledger.begin(manifest, overwrite=overwrite)
