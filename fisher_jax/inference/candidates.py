@@ -183,14 +183,14 @@ class _InFamily:
     name: str | None
 
     def __call__(self, model: LinkedModel, params: PyTree, offset: Array, y: PyTree, *z: PyTree) -> Array:
-        predicted = dict(model.log_density.predicted(params, *z))
+        predicted = dict(model.log_density.predict(params, *z))
         _, leaf = _leaf(model, predicted, self.name)
         moved = leaf.constraint.inverse(jnp.asarray(predicted[leaf.name])) + offset
         return model.family.log_density(predicted | {leaf.name: leaf.constraint.forward(moved)}, y)
 
     def steepness(self, model: LinkedModel, params: PyTree, *z: PyTree) -> tuple[int, Array]:
         """The parameter's place among the family's, and its derivative by the offset."""
-        predicted = model.log_density.predicted(params, *z)
+        predicted = model.log_density.predict(params, *z)
         position, leaf = _leaf(model, predicted, self.name)
         value = leaf.constraint.inverse(jnp.asarray(predicted[leaf.name]))
         return position, jax.grad(leaf.constraint.forward)(value)

@@ -71,7 +71,7 @@ def _row(
     sizes = [int(np.prod(shape)) for shape in shapes]
 
     def predict(free: Array) -> Float[Array, " f"]:
-        found = jax.tree.leaves(model.log_density.predicted(layout.constrain(free, values), *z))
+        found = jax.tree.leaves(model.log_density.predict(layout.constrain(free, values), *z))
         return jnp.concatenate([jnp.ravel(jnp.asarray(found[i], free.dtype)) for i in moving])
 
     def term(eta: Float[Array, " f"]) -> Array:
