@@ -46,7 +46,7 @@ def path(model, params, step):
         information = fj.information_operator(model, params)
         updates, state = optimizer.update(jax.grad(loss)(params), state, params, information=information)
         params = jax.tree.map(lambda leaf, update: leaf + step * update, params, updates)
-        return (params, state), model.log_density.predicted(params)
+        return (params, state), model.log_density.predict(params)
 
     params = jax.tree.map(jnp.asarray, params)
     found = jax.lax.scan(one, (params, optimizer.init(params)), None, 400)[1]

@@ -67,7 +67,7 @@ def _parts_of_row(
     sizes = [int(np.prod(shape)) for shape in shapes]
 
     def predict(free: Array) -> Float[Array, " f"]:
-        etas = jax.tree.leaves(model.log_density.predicted(layout.constrain(free, values), *z))
+        etas = jax.tree.leaves(model.log_density.predict(layout.constrain(free, values), *z))
         return jnp.concatenate([jnp.ravel(jnp.asarray(etas[i], free.dtype)) for i in moving])
 
     def term(eta: Float[Array, " f"]) -> Array:
