@@ -677,8 +677,8 @@ def origin_of(fit: Fit) -> Origin:
         )
     if fit.origin is None:
         raise ValueError(
-            "needs the data, which this fit no longer has after a transformation (jit, vmap, tree.map) or "
-            "into a file. Use a fit as `fit` returned it."
+            "needs the data, which this fit no longer has: a transformation (jit, vmap, tree.map) and a file leave them out. "
+            "Use a fit as `fit` returned it."
         )
     return fit.origin
 
