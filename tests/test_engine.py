@@ -407,6 +407,15 @@ BAD_STARTS = {
 }
 
 
+def test_several_starts_of_a_density_with_a_term_of_the_data_alone_end_at_one_maximum():
+    counts = np.array([2.0, 4.0, 3.0, 7.0])  # log y! has no parameters, and is summed once for all starts
+    fit = fj.fit(fj.families.poisson, {"rate": 1.0}, counts, starts={"rate": np.array([0.5, 2.0, 9.0])})
+    assert [optimum.num_starts for optimum in fit.optima] == [3]
+    np.testing.assert_allclose(fit.params["rate"], 4.0, rtol=1e-9)
+    np.testing.assert_allclose(fit.log_likelihood, fj.log_likelihood(fj.families.poisson, fit.params, counts))
+    np.testing.assert_allclose(fit.standard_errors()["rate"], 1.0, rtol=1e-9)
+
+
 @pytest.mark.parametrize(("starts", "message"), BAD_STARTS.values(), ids=BAD_STARTS)
 def test_starts_that_do_not_fit_are_refused(starts, message):
     with pytest.raises(ValueError, match=message):

@@ -321,6 +321,8 @@ def columns_of_chunk(
     # One array: each costs when a lane is refilled, and in compiling kernels.
     if len({part.dtype for part in varying_parts}) == 1:
         varying_parts = [jnp.concatenate(varying_parts, axis)]
+    if not any(plan.differs):  # one data set from several starts
+        shared_parts, constants = [*shared_parts, *constants], []
     return [*flat_varying, *varying_parts, *constants, *varying_fixed], [*flat_shared, *shared_parts, *shared_fixed]
 
 
@@ -341,9 +343,14 @@ def evaluate_columns(
     of_data = plan.differs[plan.num_fixed :]
     of_fixed = plan.differs[: plan.num_fixed]
     varying_rows, varying_parts, varying_fixed = _cut(columns, sum(of_data), sum(of_fixed))
-    constant = None if rows.constant is None else (varying_parts[-2][()], varying_parts[-1][()])
-    varying_parts = varying_parts if constant is None else varying_parts[:-2]
     shared_rows, shared_parts, shared_fixed = _cut(common, of_data.count(False), of_fixed.count(False))
+    constant = None
+    if rows.constant is not None and any(plan.differs):
+        *varying_parts, value, rounding = varying_parts
+        constant = value[()], rounding[()]
+    elif rows.constant is not None:
+        *shared_parts, value, rounding = shared_parts
+        constant = jnp.broadcast_to(value[0], jnp.shape(u[0])), jnp.broadcast_to(rounding[0], jnp.shape(u[0]))
     fixed = plan.fixed(
         [[leaf[index] for index in np.ndindex(leaf.shape[:-1])] for leaf in varying_fixed],
         [[leaf[index] for index in np.ndindex(leaf.shape)] for leaf in shared_fixed],
