@@ -400,10 +400,10 @@ def test_a_number_of_starts_is_drawn_with_the_key_and_begins_at_params():
 BAD_STARTS = {
     "no key": (3, r"starts are drawn with a key. Give key=jax.random.key\(0\)"),
     "none": (0, "starts=0 must be a whole number, at least 1, or stacked"),
-    "no axis": ({"a": 0.0, "b": 1.0}, r"expected those of params, \[\(\), \(\)\], each with one more leading axis"),
+    "no axis": ({"a": 0.0, "b": 1.0}, r"expected those of start, \[\(\), \(\)\], each with one more leading axis"),
     "lengths": ({"a": np.zeros(2), "b": np.zeros(3)}, "of the same length"),
     "shapes": ({"a": np.zeros((2, 2)), "b": np.zeros((2, 2))}, r"leaves of shapes \[\(2, 2\), \(2, 2\)\]"),
-    "names": ({"a": np.zeros(2)}, "starts must be starting parameters like params"),
+    "names": ({"a": np.zeros(2)}, "starts must be starting parameters like start"),
 }
 
 
