@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from fisher_jax import families, moments, optimizers, plots, stream
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
-    from fisher_jax.fitting.files import load
     from fisher_jax.fitting.fit import fit, fit_batch
     from fisher_jax.fitting.result import Fit
+    from fisher_jax.fitting.saving import load
     from fisher_jax.fitting.status import Status
     from fisher_jax.inference.bootstrap import Bootstrap, bootstrap
     from fisher_jax.inference.comparison import CoefficientTable, Comparison, coefficient_table, compare
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         observed_information,
     )
     from fisher_jax.information.bartlett import Check, check_information_equality, check_score_mean
-    from fisher_jax.information.bound import cramer_rao_bound
+    from fisher_jax.information.cramer_rao import cramer_rao_bound
     from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
     from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
     from fisher_jax.models.constraints import (
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from fisher_jax.simulation.score_distribution import ScoreDistribution, score_distribution
     from fisher_jax.stream import StreamResult, fit_stream
 
-# Where each public name is defined. Modules are imported when a name of theirs is first used: to import all of them takes as long
+# Where each public name is defined. Modules are imported when one of its names is first used: to import all of them takes as long
 # as to import JAX.
 _DEFINED_IN = {
     "families": "",
@@ -75,7 +75,7 @@ _DEFINED_IN = {
     "Quadrature": "fisher_jax.information.expectations",
     "QuasiMonteCarlo": "fisher_jax.information.expectations",
     "fit_batch": "fisher_jax.fitting.fit",
-    "load": "fisher_jax.fitting.files",
+    "load": "fisher_jax.fitting.saving",
     "fit": "fisher_jax.fitting.fit",
     "Fit": "fisher_jax.fitting.result",
     "Status": "fisher_jax.fitting.status",
@@ -138,7 +138,7 @@ _DEFINED_IN = {
     "check_score_mean": "fisher_jax.information.bartlett",
     "convergence_rate": "fisher_jax.simulation.convergence_rate",
     "coverage": "fisher_jax.simulation.coverage",
-    "cramer_rao_bound": "fisher_jax.information.bound",
+    "cramer_rao_bound": "fisher_jax.information.cramer_rao",
     "sample_size": "fisher_jax.simulation.sample_size",
     "sampling_distribution": "fisher_jax.simulation.sampling_distribution",
     "score_distribution": "fisher_jax.simulation.score_distribution",

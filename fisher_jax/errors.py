@@ -1,4 +1,4 @@
-"""Errors and warnings of fits, the checks of arguments that all entry points share, and errors in functions of the user's."""
+"""Errors and warnings of fits, the checks of arguments that all entry points share, and errors in user functions."""
 
 import functools
 import importlib
@@ -188,7 +188,7 @@ def check_flag(value: Any, name: str) -> None:
 
 
 def check_function(function: Any, name: str, of: str = "params") -> None:
-    """A function, `of` what says the message."""
+    """Raise unless it is callable; `of` names its arguments in the message."""
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"{name} must be a function of {of}, got {kind_of(function)}.")
 

@@ -1,6 +1,6 @@
 """Arrays that users pass: other byte orders, masks and data frames become arrays of numbers; anything else raises by its name.
 
-Every function that takes arrays of a user's calls `as_array` once. A plain array of numpy or JAX is returned as it is.
+Every function with array arguments calls `as_array` once. A plain array of numpy or JAX is returned as it is.
 """
 
 import sys

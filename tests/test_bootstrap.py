@@ -13,7 +13,7 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax.inference.bootstrap import bca_intervals
-from fisher_jax.inference.replicates import Scheme, resampled_counts
+from fisher_jax.inference.replicates import Scheme, draw_counts
 from fisher_jax.plots import bootstrap_histogram
 
 KEY = jax.random.key(5)
@@ -52,7 +52,7 @@ def within(received, expected, count, errors=4.0):
 def test_counts_are_those_of_explicit_resampling():
     """Weights and rows drawn anew are the same samples: the estimate is one over the mean of either."""
     found = nonparametric()
-    counts = np.asarray(resampled_counts(Scheme(np.arange(40)), KEY, np.arange(2000)))
+    counts = np.asarray(draw_counts(Scheme(np.arange(40)), KEY, np.arange(2000)))
     assert np.all(counts.sum(axis=1) == 40)
     resamples = np.stack([np.repeat(WAITS, row.astype(int)) for row in counts])
     np.testing.assert_allclose(found.params, 1 / resamples.mean(axis=1), rtol=1e-7)
@@ -125,7 +125,7 @@ def test_the_infinitesimal_jackknife_has_nearly_the_same_acceleration():
 def test_clusters_are_drawn_whole():
     found = fj.bootstrap(fitted(), KEY, 2000, clusters=[f"c{k}" for k in CLUSTERS])
     scheme = Scheme(CLUSTERS)
-    weights = np.asarray(resampled_counts(scheme, KEY, np.arange(2000)))[:, CLUSTERS]
+    weights = np.asarray(draw_counts(scheme, KEY, np.arange(2000)))[:, CLUSTERS]
     np.testing.assert_allclose(found.params, weights.sum(axis=1) / (weights @ WAITS), rtol=1e-7)
     assert "nonparametric, 8 clusters" in str(found)
     off = np.add.reduceat(WAITS - WAITS.mean(), np.arange(0, 40, 5))
@@ -134,13 +134,13 @@ def test_clusters_are_drawn_whole():
 
 
 def test_blocks_are_consecutive_and_of_their_length():
-    moving = np.asarray(resampled_counts(Scheme(np.arange(12), length=4), KEY, np.arange(3000)))
-    circular = np.asarray(resampled_counts(Scheme(np.arange(12), length=4, circular=True), KEY, np.arange(3000)))
+    moving = np.asarray(draw_counts(Scheme(np.arange(12), length=4), KEY, np.arange(3000)))
+    circular = np.asarray(draw_counts(Scheme(np.arange(12), length=4, circular=True), KEY, np.arange(3000)))
     assert np.all(moving.sum(axis=1) == 12)
     # three blocks begin at one of nine places, and the third term lies in those that begin at the first three
     np.testing.assert_allclose(moving.mean(axis=0)[[0, 2, 5]], [3 / 9, 9 / 9, 12 / 9], atol=0.06)
     np.testing.assert_allclose(circular.mean(axis=0), 1.0, atol=0.06)
-    one = np.asarray(resampled_counts(Scheme(np.arange(12), length=11), KEY, np.arange(50)))
+    one = np.asarray(draw_counts(Scheme(np.arange(12), length=11), KEY, np.arange(50)))
     assert set(one.sum(axis=1)) == {12.0}
 
 
@@ -164,7 +164,7 @@ def test_a_series_is_drawn_in_blocks_or_from_the_model():
         fj.bootstrap(fit, KEY, 400, method="circular block", block_length=10),
         fj.bootstrap(fit, KEY, 400, method="parametric"),
     ):
-        assert found.kept.all()
+        assert found.valid.all()
         assert found.standard_errors()["phi"] == pytest.approx(float(errors["phi"]), rel=0.25)
     blocks = fj.bootstrap(fit, KEY, 50, method="block", block_length=10)
     assert "blocks of 10" in str(blocks)
@@ -178,7 +178,7 @@ def test_failed_replicates_are_counted_said_and_left_out():
     fit = fj.fit(model, 0.5, np.array([1.0, 1.0, 0.0]))
     with pytest.warns(fj.FitWarning, match=r"replicates' fits failed: \d+ boundary of 200"):
         found = fj.bootstrap(fit, KEY, 200)
-    counts = np.asarray(resampled_counts(Scheme(np.arange(3)), KEY, np.arange(200)))
+    counts = np.asarray(draw_counts(Scheme(np.arange(3)), KEY, np.arange(200)))
     alike = (counts[:, 2] == 0) | (counts[:, 2] == 3)
     assert found.num_failed == alike.sum() > 20
     assert found.fits.status[alike].tolist() == [fj.Status.BOUNDARY] * int(alike.sum())
@@ -230,7 +230,7 @@ def test_a_replicate_of_clusters_without_weight_is_no_fit():
     fit = fj.fit(MODEL, 1.0, np.where(weights > 0, WAITS, np.nan), weights=weights)
     with pytest.warns(fj.FitWarning, match="replicates' fits failed: .* too few observations"):
         found = fj.bootstrap(fit, KEY, 200, clusters=CLUSTERS)
-    assert (found.fits.status[~found.kept] == fj.Status.TOO_FEW_OBSERVATIONS).all()
+    assert (found.fits.status[~found.valid] == fj.Status.TOO_FEW_OBSERVATIONS).all()
     assert found.num_failed == (found.fits.num_observations == 0).sum()
     assert abs(found.num_failed / 200 - (7 / 8) ** 8) < 4 * np.sqrt(0.34 * 0.66 / 200)
 

@@ -28,10 +28,10 @@ SOME = some_of(MODELS, "gamma", "logistic", "autoregression")
 def test_a_fit_survives_jit_and_a_pytree_round_trip(name):
     model, start, data, given = MODELS[name]
     plain = fit(name)
-    jitted = jax.jit(lambda y: fj.fit(model, start, y, given=given))(data)
+    jit_at_data = jax.jit(lambda y: fj.fit(model, start, y, given=given))(data)
     leaves, treedef = jax.tree.flatten(plain)
     rebuilt = jax.tree.unflatten(treedef, leaves)
-    for other in (jitted, rebuilt):
+    for other in (jit_at_data, rebuilt):
         assert other.status is plain.status
         np.testing.assert_allclose(other.covariance("sandwich"), plain.covariance("sandwich"), rtol=1e-8, atol=1e-16)
         assert jax.tree.structure(other) == treedef
@@ -176,7 +176,7 @@ def test_small_matrices_are_factorised_solved_and_inverted(p):
     rng = np.random.default_rng(p)
     root = rng.normal(size=(p, p + 2)) * 10.0 ** rng.uniform(-3, 3, (p, 1))
     matrix, right = jnp.asarray(root @ root.T), jnp.asarray(rng.normal(size=p))
-    factor = linalg.factorise(matrix)
+    factor = linalg.factorize(matrix)
     assert factor.definite
     assert 0 < factor.pivot <= 1 + 1e-12
     np.testing.assert_allclose(matrix @ linalg.solve(factor, right), right, rtol=1e-6, atol=1e-6)
@@ -194,11 +194,11 @@ def test_a_matrix_that_cannot_be_inverted_is_reported_and_not_repaired(p):
     singular[:, -1], singular[-1, :] = singular[:, 0], singular[0, :]
     singular[-1, -1] = singular[0, 0]
     indefinite = np.cov(rng.normal(size=(p, 50))) - 2.0 * np.eye(p)
-    assert not linalg.factorise(jnp.asarray(singular)).definite
-    assert abs(linalg.factorise(jnp.asarray(singular)).pivot) < 1e-12
-    assert linalg.factorise(jnp.asarray(indefinite)).pivot < -0.1
+    assert not linalg.factorize(jnp.asarray(singular)).definite
+    assert abs(linalg.factorize(jnp.asarray(singular)).pivot) < 1e-12
+    assert linalg.factorize(jnp.asarray(indefinite)).pivot < -0.1
     assert np.isnan(linalg.inverse(jnp.asarray(singular))).all()
-    assert not linalg.factorise(jnp.full((p, p), jnp.nan)).definite
+    assert not linalg.factorize(jnp.full((p, p), jnp.nan)).definite
 
 
 @pytest.mark.parametrize("name", MODELS)

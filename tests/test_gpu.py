@@ -20,7 +20,7 @@ from jax.scipy.stats import norm
 import fisher_jax as fj
 from fisher_jax import Status
 from fisher_jax.fitting import engine, gpu, workers
-from fisher_jax.fitting.rows import Plan
+from fisher_jax.fitting.row_program import Plan
 from fisher_jax.models.model import as_model, flatten_parameters
 from fisher_jax.models.programs import programs_of
 

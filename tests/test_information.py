@@ -10,7 +10,7 @@ from scipy.special import digamma, polygamma
 
 import fisher_jax as fj
 from fisher_jax import families
-from fisher_jax.information import sampled
+from fisher_jax.information import monte_carlo as sampled
 
 GAMMA = {"shape": 2.5, "rate": 0.7}
 X = np.random.default_rng(3).normal(size=(40, 3)) * [1.0, 0.5, 2.0]
@@ -306,9 +306,9 @@ def test_where_the_score_is_off_centre_there_is_no_information_and_an_average_on
             found = fj.fisher_information(UNIFORM, 2.0, draws(1000, fallback=fallback))
         np.testing.assert_allclose(found.matrix, [[only]], atol=1e-12)
         assert "since the Bartlett identities fail" in found.route
-    jitted = jax.jit(lambda key: fj.fisher_information(UNIFORM, 2.0, fj.MonteCarlo(key, 1000)))(KEY)
-    assert not jitted.regularity.regular
-    assert "where those fail" in jitted.route
+    jit_at_data = jax.jit(lambda key: fj.fisher_information(UNIFORM, 2.0, fj.MonteCarlo(key, 1000)))(KEY)
+    assert not jit_at_data.regularity.regular
+    assert "where those fail" in jit_at_data.route
 
 
 def test_nan_is_only_for_the_parameter_that_moves_the_edge():

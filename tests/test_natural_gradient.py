@@ -113,10 +113,10 @@ def test_without_a_matrix_the_step_is_the_same_in_other_coordinates():
     }
     here, state = one_step(REGRESSION, NETWORK, exact)
     there, _ = one_step(MIXED, other, exact)
-    _, carried = jax.jvp(mixed, (jax.tree.map(jnp.asarray, other),), (there,))
+    _, transform_covariance = jax.jvp(mixed, (jax.tree.map(jnp.asarray, other),), (there,))
     assert state.solved
     for name in here:
-        np.testing.assert_allclose(carried[name], here[name], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(transform_covariance[name], here[name], rtol=1e-6, atol=1e-6)
 
 
 def dense_objective(params, kind):

@@ -336,7 +336,7 @@ BAD = {
     "expectation at data": (lambda: at_data("observed", expectation=fj.MonteCarlo(KEY, 2)), "takes no expectation"),
     "bartlett": (lambda: information_operator(CURVE, PARAMS, fj.MonteCarlo(KEY, 2), given=X), 'estimator="outer"'),
     "quadrature": (lambda: information_operator(CURVE, PARAMS, fj.Quadrature(0.0, 1.0)), "must be MonteCarlo or Quasi"),
-    "no route": (lambda: information_operator(CURVE, PARAMS, given=X), "no route to the expectation.*linked"),
+    "no route": (lambda: information_operator(CURVE, PARAMS, given=X), "no method to compute the expectation.*linked"),
     "own closed form": (lambda: information_operator(NORMAL, {"loc": 0.0, "scale": 1.0}), "Use fisher_information"),
     "no sampler": (lambda: information_operator(curve(), PARAMS, fj.MonteCarlo(KEY, 2, "outer")), "no sampler"),
     "no key": (lambda: at_data("observed").trace(), "Give key=jax.random.key"),

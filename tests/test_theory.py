@@ -12,7 +12,7 @@ from helpers import some_of
 
 import fisher_jax as fj
 from fisher_jax import families
-from fisher_jax.information import sampled
+from fisher_jax.information import monte_carlo as sampled
 from fisher_jax.models.model import flatten_parameters
 
 CLOSED = [name for name, family in FAMILIES.items() if family.closed_form]

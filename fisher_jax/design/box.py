@@ -96,7 +96,7 @@ class Sensitivity(NamedTuple):
     grid: Float[np.ndarray, "n d"]
     points: Float[np.ndarray, "n b r r"]
 
-    def informations(self, where: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "k b r r"]:
+    def information_matrices(self, where: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "k b r r"]:
         """Whitened, at any places."""
         return self.whitening.whiten(self.information.at(self.box.rows(where)))
 
@@ -132,7 +132,7 @@ class Sensitivity(NamedTuple):
         bounds = [(0, 1)] * starts.size
         result = minimize(downhill, np.ravel(starts), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         where = result.x.reshape(starts.shape)
-        points = self.informations(where)
+        points = self.information_matrices(where)
         gain = gains(dual, points)
         new: list[int] = []
         for k in np.argsort(-gain, kind="stable"):
@@ -181,7 +181,7 @@ def _merge(criterion: str, sensitivity: Sensitivity, design: WeightedPoints, dis
     means = np.stack([weights[group] @ where[group] / np.sum(weights[group]) for group in groups])
     heaviest = np.stack([where[group[np.argmax(weights[group])]] for group in groups])
     trials = [
-        reweight(criterion, slopes, design, places, sensitivity.informations(places), total)
+        reweight(criterion, slopes, design, places, sensitivity.information_matrices(places), total)
         for places in (means, heaviest)
     ]
     start = min(trials, key=lambda trial: trial.value)
@@ -205,7 +205,7 @@ def _move(criterion: str, sensitivity: Sensitivity, start: WeightedPoints) -> We
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         where, weights = split(flat)
-        information = mix(weights, sensitivity.informations(where))
+        information = mix(weights, sensitivity.information_matrices(where))
         value = evaluate(criterion, information, slopes)
         if not np.isfinite(value) or not is_regular(information):
             return 1e30, np.zeros_like(flat)
@@ -216,7 +216,7 @@ def _move(criterion: str, sensitivity: Sensitivity, start: WeightedPoints) -> We
     begin = np.concatenate([np.ravel(start.where), np.log(np.maximum(start.weights, 1e-12))])
     options = {"ftol": 0, "gtol": 1e-12, "maxiter": 500}
     where, weights = split(minimize(objective, begin, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x)
-    return reweight(criterion, slopes, start, where, sensitivity.informations(where), weights)
+    return reweight(criterion, slopes, start, where, sensitivity.information_matrices(where), weights)
 
 
 def _near(place: np.ndarray, places: np.ndarray, distance: float) -> bool:

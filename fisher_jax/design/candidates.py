@@ -37,8 +37,8 @@ class Whitening(NamedTuple):
     slopes: Float[np.ndarray, "b s r"]
     whole: Float[np.ndarray, "b p p"]
 
-    def whiten(self, informations: Float[np.ndarray, "*k b p p"]) -> Float[np.ndarray, "*k b r r"]:
-        return np.swapaxes(self.basis, 1, 2) @ informations @ self.basis
+    def whiten(self, information_matrices: Float[np.ndarray, "*k b p p"]) -> Float[np.ndarray, "*k b r r"]:
+        return np.swapaxes(self.basis, 1, 2) @ information_matrices @ self.basis
 
     def restore(self, dual: Float[np.ndarray, "b r r"]) -> Float[np.ndarray, "b p p"]:
         """Γ in the original coordinates."""

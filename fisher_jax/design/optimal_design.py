@@ -91,8 +91,8 @@ class Design(Reported):
             K (n M)⁻ Kᵀ, by `names`; NaN where the design does not identify them.
         """
         n = check_count(num_observations, 1, "num_observations", entries=0)
-        informations = self.point_information.at(self.points)
-        covariance, outside = covariance_of(*self._whiten(informations, np.asarray(self.weights, float)))
+        information_matrices = self.point_information.at(self.points)
+        covariance, outside = covariance_of(*self._whiten(information_matrices, np.asarray(self.weights, float)))
         covariance = np.where(outside[:, None, None] > UNIDENTIFIED, np.nan, covariance) / n
         route = f"Cramér-Rao bound for {n:g} observations from: {self.point_information.route}"
         return Covariance(self._as_result(covariance), self.names, route)
@@ -142,13 +142,13 @@ class Design(Reported):
             raise ValueError(f"weights has shape {weights.shape}, expected ({count},), one for each point.")
         if not (np.all(weights >= 0) and np.all(np.isfinite(weights)) and np.sum(weights) > 0):
             raise ValueError("weights must be finite, not negative, and not all zero.")
-        informations = self.point_information.at(rows)
-        infinite = ~np.all(np.isfinite(informations), axis=(1, 2, 3))
+        information_matrices = self.point_information.at(rows)
+        infinite = ~np.all(np.isfinite(information_matrices), axis=(1, 2, 3))
         if np.any(infinite):
             raise ValueError(
                 f"the information of one observation is not finite at point {int(np.argmax(infinite))}. Leave such points out."
             )
-        other = evaluate(self.criterion, *self._whiten(informations, weights / np.sum(weights)))
+        other = evaluate(self.criterion, *self._whiten(information_matrices, weights / np.sum(weights)))
         return float(np.exp(np.log(self.value) - other))
 
     @entry_point
@@ -180,9 +180,9 @@ class Design(Reported):
             counts[np.argmax(np.where(counts > 1, (counts - 1) / weights, -np.inf))] -= 1
         return counts
 
-    def _whiten(self, informations: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _whiten(self, information_matrices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """M and K in the coordinates of the search."""
-        whitened = np.swapaxes(self.basis, 1, 2) @ mix(weights, informations) @ self.basis
+        whitened = np.swapaxes(self.basis, 1, 2) @ mix(weights, information_matrices) @ self.basis
         return whitened, self.point_information.slopes @ self.basis
 
     def _as_result(self, matrix: np.ndarray) -> Array:
@@ -332,18 +332,20 @@ def optimal_design(
     dtype = source.layout.dtype
     if region is None:
         rows = check_points(source.model, candidates, "candidates")
-        informations = source.at(rows)
-        whitening = _whiten(source, informations, criterion)
-        design = search_candidates(criterion, whitening.slopes, whitening.whiten(informations))
+        information_matrices = source.at(rows)
+        whitening = _whiten(source, information_matrices, criterion)
+        design = search_candidates(criterion, whitening.slopes, whitening.whiten(information_matrices))
         design = drop_light(criterion, whitening.slopes, design)
         order = np.argsort(design.where)
         points = jax.tree.map(lambda leaf: leaf[design.where[order]], rows)
     else:
         box = check_region(region)
         grid = box.grid()
-        informations = source.at(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), box.rows(grid)))
-        whitening = _whiten(source, informations, criterion)
-        design = search_box(criterion, Sensitivity(source, box, whitening, grid, whitening.whiten(informations)))
+        information_matrices = source.at(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), box.rows(grid)))
+        whitening = _whiten(source, information_matrices, criterion)
+        design = search_box(
+            criterion, Sensitivity(source, box, whitening, grid, whitening.whiten(information_matrices))
+        )
         order = np.lexsort(design.where.T[::-1])
         points = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), box.rows(design.where[order]))
     if expectation is not None:
@@ -371,12 +373,12 @@ def optimal_design(
     )
 
 
-def _whiten(source: PointInformation, informations: Float[np.ndarray, "m b p p"], criterion: str) -> Whitening:
+def _whiten(source: PointInformation, information_matrices: Float[np.ndarray, "m b p p"], criterion: str) -> Whitening:
     """Coordinates in which all points together have the identity for their information.
 
     Raises where the points do not identify the estimand.
     """
-    finite = np.all(np.isfinite(informations), axis=(1, 2, 3))
+    finite = np.all(np.isfinite(information_matrices), axis=(1, 2, 3))
     if not np.all(finite):
         raise ValueError(
             f"the information of one observation is not finite at {np.sum(~finite)} of {len(finite)} points, the first of "
@@ -384,7 +386,9 @@ def _whiten(source: PointInformation, informations: Float[np.ndarray, "m b p p"]
         )
     tolerance = 1e-12 if source.layout.dtype == np.float64 else 1e-6
     bases, ranges = [], []
-    for matrix, slope, tangent in zip(np.mean(informations, axis=0), source.slopes, source.tangent, strict=True):
+    for matrix, slope, tangent in zip(
+        np.mean(information_matrices, axis=0), source.slopes, source.tangent, strict=True
+    ):
         diagonal = np.abs(np.diagonal(matrix))
         scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
         values, vectors = np.linalg.eigh(matrix / scale[:, None] / scale[None, :])

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_pytrees, shown
-from fisher_jax.information.bound import slope_of
 from fisher_jax.information.closed_form import has_closed_form, total_expected
-from fisher_jax.information.exact import by_nodes
+from fisher_jax.information.cramer_rao import slope_of
 from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
-from fisher_jax.information.expected import check_expectation, describe, expected_information
+from fisher_jax.information.fisher_information import check_expectation, describe, expected_information
+from fisher_jax.information.quadrature import by_nodes
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, not_a_count, outside_support, symmetric
-from fisher_jax.families.special import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
+from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
 from fisher_jax.families.starts import Sample, starting_values, zero_or_one
 from fisher_jax.models.constraints import fixed, positive, unit_interval
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, open_uniform, symmetric
-from fisher_jax.families.special import bessel_ratio, log_i0e
+from fisher_jax.families.stable_functions import bessel_ratio, log_i0e
 from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive
 

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, not_a_count, outside_support, symmetric
-from fisher_jax.families.special import HALF_LOG_TWO_PI, horner, log_quotient, stirling_error
+from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, horner, log_quotient, stirling_error
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import positive, unit_interval

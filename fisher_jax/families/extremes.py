@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, over_square, symmetric
-from fisher_jax.families.location_scale import shifted, standardise
-from fisher_jax.families.special import expm1_over, horner, log1p_over
+from fisher_jax.families.location_scale import shifted, standardize
+from fisher_jax.families.stable_functions import expm1_over, horner, log1p_over
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.models.constraints import positive
 from fisher_jax.numerics.array_namespace import AnyArray
@@ -39,7 +39,7 @@ def gumbel_log_density(params: Params, y: ArrayLike) -> Scalar:
     In scipy: `scipy.stats.gumbel_r(loc=loc, scale=scale)`; minima are `gumbel_l`, here −y.
     Start: moments.
     """
-    z, scale = standardise(params, y)
+    z, scale = standardize(params, y)
     return -z - jnp.exp(-z) - jnp.log(scale)
 
 
@@ -90,7 +90,7 @@ def gev_log_density(params: Params, y: ArrayLike) -> Scalar:
     In scipy: `scipy.stats.genextreme(c=-shape, loc=loc, scale=scale)`.
     Start: three quantiles, which determine the parameters in closed form.
     """
-    z, scale = standardise(params, y)
+    z, scale = standardize(params, y)
     shape = jnp.asarray(params["shape"], z.dtype)
     x, outside = _reduced(z, shape)
     return outside_support(outside, -(1.0 + shape) * x - jnp.exp(-x) - jnp.log(scale))

@@ -10,12 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, dtype_of, floats, over_square, symmetric
-from fisher_jax.families.special import HALF_LOG_TWO_PI, alternating_weights, stirling_error
+from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, alternating_weights, stirling_error
 from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive
 
 
-def standardise(params: Params, y: ArrayLike) -> tuple[Array, Array]:
+def standardize(params: Params, y: ArrayLike) -> tuple[Array, Array]:
     """z = (y − loc) / scale, and the scale."""
     y, loc, scale = floats(y, params["loc"], params["scale"])
     return (y - loc) / scale, scale
@@ -42,7 +42,7 @@ def normal_log_density(params: Params, y: ArrayLike) -> Scalar:
     In scipy: `scipy.stats.norm(loc=loc, scale=scale)`.
     Start: the maximum.
     """
-    z, scale = standardise(params, y)
+    z, scale = standardize(params, y)
     return -0.5 * z * z - jnp.log(scale) - HALF_LOG_TWO_PI
 
 
@@ -93,7 +93,7 @@ def skew_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
     Start: three moments, the skewness within ±0.05 to ±0.9: it is below 0.995 in absolute value, and the likelihood is always
     stationary at shape 0.
     """
-    z, scale = standardise(params, y)
+    z, scale = standardize(params, y)
     tail = log_ndtr(z * jnp.asarray(params["shape"], z.dtype), series_order=10)
     return math.log(2.0) - HALF_LOG_TWO_PI - jnp.log(scale) - 0.5 * z * z + tail
 
@@ -146,7 +146,7 @@ def logistic_log_density(params: Params, y: ArrayLike) -> Scalar:
     In scipy: `scipy.stats.logistic(loc=loc, scale=scale)`.
     Start: moments.
     """
-    z, scale = standardise(params, y)
+    z, scale = standardize(params, y)
     return jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z) - jnp.log(scale)
 
 
@@ -188,7 +188,7 @@ def laplace_log_density(params: Params, y: ArrayLike) -> Scalar:
     In scipy: `scipy.stats.laplace(loc=loc, scale=scale)`.
     Start: the maximum.
     """
-    z, scale = standardise(params, y)
+    z, scale = standardize(params, y)
     return -jnp.abs(z) - jnp.log(2.0 * scale)
 
 
@@ -229,7 +229,7 @@ def cauchy_log_density(params: Params, y: ArrayLike) -> Scalar:
     In scipy: `scipy.stats.cauchy(loc=loc, scale=scale)`.
     Start: the quartiles.
     """
-    z, scale = standardise(params, y)
+    z, scale = standardize(params, y)
     return -jnp.log1p(z * z) - jnp.log(math.pi * scale)
 
 
@@ -274,7 +274,7 @@ def student_t_log_density(params: Params, y: ArrayLike) -> Scalar:
     In scipy: `scipy.stats.t(df=df, loc=loc, scale=scale)`.
     Start: the quartiles, and the fourth moment for ν.
     """
-    z, scale = standardise(params, y)
+    z, scale = standardize(params, y)
     df = jnp.asarray(params["df"], z.dtype)
     # log Γ((ν + 1)/2) − log Γ(ν/2) − ½ log(ν/2) by Stirling's formula: the gamma functions themselves cancel at large ν
     constant = 0.5 * df * jnp.log1p(1.0 / df) - 0.5 + stirling_error(0.5 * df + 0.5) - stirling_error(0.5 * df)

@@ -9,10 +9,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats
-from fisher_jax.families.special import HALF_LOG_TWO_PI
+from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI
 from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive_definite
-from fisher_jax.numerics.linalg import factorise, inverse, solve_lower
+from fisher_jax.numerics.linalg import factorize, inverse, solve_lower
 
 
 def multivariate_normal_log_density(params: Params, y: Float[ArrayLike, " d"]) -> Scalar:
@@ -30,7 +30,7 @@ def multivariate_normal_log_density(params: Params, y: Float[ArrayLike, " d"]) -
     Start: moments, correlations shrunk by d / (n + d), so that the covariance is definite for n ≤ d too.
     """
     y, loc, covariance = floats(y, params["loc"], params["covariance"])
-    factor = factorise(_symmetric_part(covariance))
+    factor = factorize(_symmetric_part(covariance))
     diagonal = jnp.where(factor.definite, jnp.diagonal(factor.lower), 1.0)
     half = solve_lower(factor, y - loc)
     half_log_det = jnp.sum(jnp.log(diagonal) + jnp.log(factor.scale))
@@ -45,7 +45,7 @@ def _symmetric_part(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
 def _transformed(params: Params, z: Float[Array, " d"]) -> Float[Array, " d"]:
     """The y of independent standard normal numbers."""
     loc, covariance = floats(params["loc"], params["covariance"])
-    factor = factorise(_symmetric_part(covariance))
+    factor = factorize(_symmetric_part(covariance))
     return loc + jnp.where(factor.definite, factor.scale * jnp.sum(factor.lower * z[None, :], axis=1), jnp.nan)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, over_square, symmetric
 from fisher_jax.families.location_scale import NORMAL_INFORMATION, normal_log_density, normal_quantile, normal_sample
-from fisher_jax.families.special import HALF_LOG_TWO_PI, log_ratio, stirling_error
+from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, log_ratio, stirling_error
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive

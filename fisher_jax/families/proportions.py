@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, symmetric
-from fisher_jax.families.special import HALF_LOG_TWO_PI, log_ratio, stirling_error
+from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, log_ratio, stirling_error
 from fisher_jax.families.starts import Sample, between_zero_and_one, starting_values
 from fisher_jax.models.constraints import positive
 

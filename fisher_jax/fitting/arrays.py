@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.fitting.rows import Leaves, Plan
+from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.information import total_expected
 from fisher_jax.information.scoring import row_of_scoring
 from fisher_jax.models.likelihood import term_of, terms_at_once

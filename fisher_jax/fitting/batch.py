@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import require
 from fisher_jax.fitting import engine, workers
+from fisher_jax.fitting.compiled_loop import maximize
 from fisher_jax.fitting.lanes import Settings
-from fisher_jax.fitting.loop import maximise
 from fisher_jax.fitting.maximization import (
     Solution,
     default_steps,
@@ -24,13 +24,20 @@ from fisher_jax.fitting.maximization import (
     make_problem,
     start_at,
 )
-from fisher_jax.fitting.ragged import count_terms
+from fisher_jax.fitting.padding import count_terms
 from fisher_jax.fitting.result import Fit
-from fisher_jax.fitting.rows import Leaves, Plan
+from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import ATTEMPTS
 from fisher_jax.models.constraints import Interval, Unconstrained
-from fisher_jax.models.dataset import Dataset, at_hand, axis_first, axis_of_each, common_size, first_of
+from fisher_jax.models.dataset import (
+    Dataset,
+    axis_first,
+    axis_of_each,
+    common_size,
+    first_of,
+    to_numpy_unless_on_device,
+)
 from fisher_jax.models.likelihood import likelihood, outer_product_at, term_of, terms_at_once
 from fisher_jax.models.model import Model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, merge, split_by, typed
@@ -39,7 +46,7 @@ from fisher_jax.optimizers.newton import Newton
 
 CAUTIOUS = 0.01  # times the first radius
 # Steps by default. At the end of a chunk lanes wait for the slowest, so what takes more than a few is taken up again by itself,
-# with all the steps that a fit has. What failed and starts elsewhere arrives soon or hardly ever.
+# with all the steps that a fit has. A retry from another start converges early or not at all.
 STEPS_AT_FIRST, STEPS_AGAIN = 50, 200
 BLOCK = 64  # fits by an optax transformation that are stepped at once, the fastest waiting for the slowest
 STARTS_AT_ONCE, ENTRIES_AT_ONCE = 4096, 2**22  # data sets whose starts are computed at once, and entries of theirs
@@ -94,13 +101,13 @@ class Starts:
         ]
         return replace(self, free=self.free[rows], values=values, dataset=self.dataset.take(rows))
 
-    def started_at(self, free: np.ndarray) -> "Starts":
+    def replace_starts(self, free: np.ndarray) -> "Starts":
         """The same from other starts (B, p)."""
         return replace(self, free=np.asarray(free, self.layout.dtype))
 
     def in_float64(self) -> "Starts":
         """The same with parameters in float64."""
-        return replace(self, layout=replace(self.layout, dtype=np.dtype(np.float64))).started_at(self.free)
+        return replace(self, layout=replace(self.layout, dtype=np.dtype(np.float64))).replace_starts(self.free)
 
 
 def make_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset) -> Starts:
@@ -335,7 +342,7 @@ def _run(
     num_terms = count_terms(options.model, lambda: layout.constrain(first, first_values), first_data, first_given)
     lanes = options.num_lanes or engine.lanes_of_arrays(num_terms, layout.num_free)
     plan = Plan(options.model, layout, options.optimizer, treedef, len(fixed), differs, num_terms, lanes)
-    varying = [at_hand(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
+    varying = [to_numpy_unless_on_device(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
     shared = [np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if not mine]
 
     # n of each data set, its terms or the sum of their weights; and how many terms count at all, of each or of all.
@@ -412,7 +419,7 @@ def _maxima(
 
     def one(varying: Leaves) -> Solution:
         values, *parts = jax.tree.unflatten(treedef, merge(mapped, varying[1:], shared))
-        return maximise(
+        return maximize(
             make_problem(model, layout, values, Dataset(*parts), varying[0]), optimizer, tolerance, max_steps
         )
 
@@ -455,7 +462,7 @@ def _progress(shown: bool, total: int) -> Iterator[Any]:
 
 
 def _retry(options: Options, starts: Starts, fits: Fit, attempt: np.ndarray) -> tuple[Fit, np.ndarray]:
-    """Take up again what failed and might not have, one way after the other. The first success counts."""
+    """Retry failed fits with each strategy in turn. The first success counts."""
     for number, way in enumerate(ATTEMPTS[1:], start=1):
         failed = np.flatnonzero(np.isin(fits.status_code, RETRIED))
         if not len(failed):
@@ -475,7 +482,7 @@ def _retry(options: Options, starts: Starts, fits: Fit, attempt: np.ndarray) -> 
                 _, initial = initial_starts(options.model, some.layout, some.dataset)
                 another = np.all(np.isfinite(initial), axis=1) & np.any(initial != some.free, axis=1)
                 free = np.where(another[:, None], initial, free)
-            rows, some = np.flatnonzero(np.all(np.isfinite(free), axis=1)), some.started_at(free)
+            rows, some = np.flatnonzero(np.all(np.isfinite(free), axis=1)), some.replace_starts(free)
         else:
             if some.layout.dtype != np.float32 or not has_float64():
                 continue
@@ -496,7 +503,7 @@ def _finish(options: Options, starts: Starts, fits: Fit, attempt: np.ndarray) ->
     wide = replace(jax.tree.map(widen, fits), layout=starts.layout)
     if not len(rows):
         return wide, attempt
-    again = _run(options, starts.take(rows).started_at(np.asarray(fits.free)[rows]), 1.0)
+    again = _run(options, starts.take(rows).replace_starts(np.asarray(fits.free)[rows]), 1.0)
     again = replace(again, num_steps=again.num_steps + np.asarray(fits.num_steps)[rows])
     before, after = (codes <= Status.CONVERGED_TO_ROUNDING for codes in (wide.status_code[rows], again.status_code))
     attempt[rows[after & ~before]] = ATTEMPTS.index("float64")

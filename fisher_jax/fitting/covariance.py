@@ -1,4 +1,4 @@
-"""Covariance of the estimate by each definition, from what a `Fit` keeps. Totals in, user's parameters out.
+"""Covariance of the estimate by each definition: from the total matrices in u of a `Fit` to the user's parameters.
 
 A fit's arrays may have leading axes, those of many fits, and be of numpy, which then computes.
 """
@@ -26,13 +26,13 @@ DESCRIPTIONS = {
 
 
 def check_kind(kind: Any, *, has_expected: bool) -> None:
-    """Raise for a kind that does not exist, or that this fit has no route to."""
+    """Raise for a kind that does not exist, or that this fit cannot give."""
     if not isinstance(kind, str) or kind not in KINDS:
         hint = "" if isinstance(kind, str) else " A level is given by its name, as in level=0.9."
         raise ValueError(f"kind={shown(kind)} is unknown; choose from {', '.join(map(repr, KINDS))}.{hint}")
     if kind == "expected" and not has_expected:
         raise ValueError(
-            'kind="expected" needs the Fisher information under the model, and this model has no route to it. '
+            'kind="expected" needs the Fisher information under the model, and this model has no closed form of it. '
             "Fit a Model(…, information=…) with its closed form, or choose another kind."
         )
 
@@ -72,10 +72,12 @@ def free_covariance(fit: Any, kind: str, require_maximum: bool = True) -> Float[
 
 def covariance(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
     """Covariance D V Dᵀ of the q entries of θ̂, with V that of û."""
-    return carried(fit.layout.jacobian(fit.free), free_covariance(fit, kind, require_maximum))
+    return transform_covariance(fit.layout.jacobian(fit.free), free_covariance(fit, kind, require_maximum))
 
 
-def carried(jacobian: Float[AnyArray, "*b k p"], free: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b k k"]:
+def transform_covariance(
+    jacobian: Float[AnyArray, "*b k p"], free: Float[AnyArray, "*b p p"]
+) -> Float[AnyArray, "*b k k"]:
     """Covariance G V Gᵀ of what depends on û with derivative G, symmetric to the last bit."""
     jacobian = jacobian.astype(free.dtype)
     whole = linalg.product(linalg.product(jacobian, free), jacobian.mT)

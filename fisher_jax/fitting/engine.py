@@ -1,4 +1,4 @@
-"""The choice of how many fits are run, and running them: chunks of data sets through compiled programs on several workers.
+"""How a batch of fits is run: the engine is chosen, and chunks of data sets are distributed over workers.
 
 The user's density is traced once; what runs is the program made of it. Two ways agree to rounding: "kernel", the row program
 (`rows.py`) in one kernel of a CPU (`cpu.py`, with the loop of `lanes.py`) or of a GPU (`gpu.py`); and "arrays", (n, L) arrays by
@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fisher_jax.fitting import arrays, cpu, workers
-from fisher_jax.fitting import rows as row_programs
+from fisher_jax.fitting import row_program as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
-from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, informations
+from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, information_matrices
 from fisher_jax.fitting.maximization import HAND_OVER, Solution
-from fisher_jax.fitting.rows import Leaves, Plan
+from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.models.programs import programs_of
 from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
@@ -106,7 +106,7 @@ def fit_all(
     devices: workers.Devices = (None,),
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[Solution, str]:
-    """Fit every data set: where each ended, as numpy arrays with matrices (B, p, p), and which way was taken.
+    """Fit every data set: where each ended, as numpy arrays with matrices (B, p, p), and the name of the engine.
 
     `varying` are the fixed parameters and data that differ, with a leading axis over the data sets; `shared` those that do not.
     Steps by expected or empirical information are followed by Newton's from `HAND_OVER` on, so that each fit is certified by its
@@ -263,7 +263,7 @@ def _fit_of_chunk(
     of_all, of_step = (marked, as_it_is) if is_kernel else (as_it_is, marked)
 
     def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Solution:
-        restricted, evaluate = plan.layout.restricted, evaluation(common)
+        restricted, evaluate = plan.layout.unitless, evaluation(common)
         return fit_lanes(
             optimizer,
             restricted,
@@ -290,14 +290,14 @@ def _compiled_matrix(
             kernels, lanes = gpu_kernels(), min(plan.num_lanes, len(u))
             if way == "arrays":
                 columns = arrays.columns_of_chunk(plan, varying)
-                return informations(arrays.evaluation(plan, kind, varying, shared), columns, u, size, lanes)
+                return information_matrices(arrays.evaluation(plan, kind, varying, shared), columns, u, size, lanes)
             if kernels is not None:
-                return kernels.informations(plan, rows, varying, shared, u)
+                return kernels.information_matrices(plan, rows, varying, shared, u)
             data, common = row_programs.columns_of_chunk(plan, rows, varying, shared)
 
             def in_kernel(common: Leaves, data: Leaves, u: Any, size: Any) -> Any:
                 evaluate = functools.partial(row_programs.evaluate_columns, plan, rows, common)
-                return informations(evaluate, data, u, size, lanes)
+                return information_matrices(evaluate, data, u, size, lanes)
 
             return marked(in_kernel)(common, data, u, size)
 

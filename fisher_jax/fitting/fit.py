@@ -12,10 +12,10 @@ from jaxtyping import Array, PyTree
 from fisher_jax.errors import check_choice, check_count, check_flag, check_pytrees, entry_point, is_number, shown
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.batch import Options, check_starts, fit_all, has_float64, make_starts, num_starts, take_starts
+from fisher_jax.fitting.compiled_loop import fit_by_loop, fit_function
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.engine import ENGINES
-from fisher_jax.fitting.loop import fit_by_loop, fit_function
 from fisher_jax.fitting.maximization import (
     NO_EXPECTED,
     ClosesOverTraced,
@@ -23,9 +23,9 @@ from fisher_jax.fitting.maximization import (
     default_tolerance,
     fit_on_host,
 )
-from fisher_jax.fitting.ragged import check_list, each_initial, is_ragged, size_classes
-from fisher_jax.fitting.result import Fit, Origin, joined_fits
-from fisher_jax.fitting.starts import fit_from_starts
+from fisher_jax.fitting.padding import check_list, each_initial, is_ragged, size_classes
+from fisher_jax.fitting.result import Fit, Origin, join_fits
+from fisher_jax.fitting.several_starts import fit_from_starts
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import check_dataset, check_datasets
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
@@ -76,7 +76,8 @@ def fit(
         since a new one compiles anew.
     tolerance : float, optional
         Stop when the decrement is below this many standard errors (of the weighted sample, if there are weights), at most
-        0.1; default √ε, 1.5e-8 in float64 and 3.5e-4 in float32. Another's optimiser is looked at every 25 steps.
+        0.1; default √ε, 1.5e-8 in float64 and 3.5e-4 in float32. For an optax transformation the decrement is computed every 25
+        steps.
     max_steps : int, optional
         Default 1 000, or 10 000 for an optimiser that is not one of fisher_jax's.
     starts : int, or pytree, optional
@@ -203,12 +204,12 @@ def fit_batch(
     optimizer, tolerance, max_steps
         As for `fit`.
     covariances : tuple of {"observed", "expected", "empirical", "sandwich"}
-        The kinds of covariance to be had from the result; each keeps a p × p matrix or two for every fit. ``()`` keeps none.
+        The kinds of covariance that the result can give; each stores one or two p × p matrices for every fit. ``()`` keeps none.
     retry : bool
-        Take up again what ended at the step limit, stalled, at a saddle, not finite or with a bad start: first with a thousand
-        times the damping; then from another start (the model's `initial` if it has one and that was not the start, else two
-        conditional standard errors off where it ended); then in float64, if it was not and x64 is enabled. The first success
-        counts, and `attempt` is its number; without any, the first attempt's end stands.
+        Try again what ended at the step limit, stalled, at a saddle, not finite or with a bad start: first within a
+        trust radius a hundred times smaller; then from another start (the model's `initial` if it has one and that was not the
+        start, else two conditional standard errors off where it ended); then in float64, if it was not and x64 is enabled. The
+        first success counts, and `attempt` is its number; without any, the first attempt's end stands.
     float64_finish : bool
         Take up fits made in float32 again in float64 from where they ended (needs x64): those that converged, whose status is
         then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` is then 3). Results
@@ -310,7 +311,7 @@ def fit_batch(
         fits = finish(make_starts(model, take_starts(start, start_axis, rows), start_axis, dataset))
         parts.append(replace(fits, num_masked=dataset.num_masked))
         order.append(rows)
-    return joined_fits(parts, np.argsort(np.concatenate(order)))
+    return join_fits(parts, np.argsort(np.concatenate(order)))
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -23,14 +23,14 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from fisher_jax.fitting import workers
-from fisher_jax.fitting.lanes import Chunk, Settings, ended_of, is_through
-from fisher_jax.fitting.rows import Leaves, Plan, RowProgram, columns_of_chunk, evaluate_columns
+from fisher_jax.fitting.lanes import Chunk, Settings, collect_solutions, is_through
+from fisher_jax.fitting.row_program import Leaves, Plan, RowProgram, columns_of_chunk, evaluate_columns
 from fisher_jax.numerics import batched_linalg as algebra
 from fisher_jax.numerics.jaxprs import Flat, Step, bind, flatten, while_loop
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
 BLOCK = 32  # lanes: a warp. More would wait longer for their slowest.
-# Rows of a data set at once, so that there is work while their numbers come; in float32 twice as many where they are little work.
+# Rows of a data set at once, to hide the latency of memory; in float32 twice as many where they are little work.
 ROWS, FEW_EQUATIONS = 2, 100
 # Steps of the first pass, and of each of the others. Gathered lanes read memory here and there: to gather a third of them after 4
 # steps saved one step in five, and cost as much time.
@@ -150,7 +150,7 @@ def fit_lanes(
 ) -> Any:
     """Fit the data sets of a chunk as `lanes.fit_lanes` does; if not `handed_over`, `Solution` comes as one array."""
     capacity, p = chunk.starts.shape
-    restricted, dtype = plan.layout.restricted, plan.layout.dtype
+    restricted, dtype = plan.layout.unitless, plan.layout.dtype
     states, arrays = _States(p, dtype), _Arrays(*columns_of_chunk(plan, rows, varying, shared, lanes_last=True))
     rows_at_once = ROWS * (2 if dtype == np.float32 and rows.rest.num_equations <= FEW_EQUATIONS else 1)
 
@@ -186,7 +186,7 @@ def fit_lanes(
         _, ended, state = lax.while_loop(goes_on, trip, (jnp.int32(0), lane == capacity, state))
         after[at] = _joined(states.pack(state, ended, limit))
 
-    # The last is no data set's: there blocks that are not full leave their other lanes.
+    # The last row belongs to no data set: surplus lanes of blocks that are not full write there.
     number = jnp.arange(capacity + 1, dtype=jnp.int32)
     one_more = lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])])  # noqa: E731
     table = states.begun(one_more(chunk.starts), number >= chunk.size, one_more(chunk.max_steps))
@@ -218,7 +218,7 @@ def fit_lanes(
         state, _, limit = states.unpack([table[:, k] for k in range(states.size)])
         begun = [chunk.origins[:, i] for i in range(p)]
         rules: dict[str, Any] = {"tolerance": settings.tolerance, "restricted": restricted, "handed_over": True}
-        solution = ended_of(state, begun, chunk.num_observed, limit, **rules)
+        solution = collect_solutions(state, begun, chunk.num_observed, limit, **rules)
         return solution._replace(
             free=jnp.stack(solution.free, axis=1)[:capacity], num_steps=solution.num_steps[:capacity]
         )
@@ -234,7 +234,7 @@ def _results(
     def columns_of(
         state: State, begun: list[Array], observed: Array, limit: Array, tolerance: Array
     ) -> list[list[Array]]:
-        solution = ended_of(
+        solution = collect_solutions(
             state, begun, observed, limit, tolerance=tolerance, restricted=restricted, handed_over=False
         )
         whole = [solution.curvature[min(i, j), max(i, j)] for i in range(p) for j in range(p)]
@@ -266,7 +266,7 @@ def _results(
     return call(tolerance, table.reshape(-1), chunk.origins.reshape(-1), chunk.num_observed)
 
 
-def informations(
+def information_matrices(
     plan: Plan, rows: RowProgram, varying: Leaves, shared: Leaves, u: Float[Array, "b p"]
 ) -> Float[Array, "b t"]:
     """The information of each data set at its own u, as `Solution` holds it."""

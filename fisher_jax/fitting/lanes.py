@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from fisher_jax.fitting.maximization import Solution, certify, handed_over_at, is_within
-from fisher_jax.fitting.rows import Leaves
+from fisher_jax.fitting.maximization import Solution, certify, is_within, next_start
+from fisher_jax.fitting.row_program import Leaves
 from fisher_jax.numerics import batched_linalg as algebra
 from fisher_jax.optimizers.newton import Evaluation, Newton, State, advance, begin, trial
 
@@ -82,7 +82,9 @@ def fit_lanes(
         at = (row, jnp.int32(0))[: to.ndim]
         return jax.lax.dynamic_update_slice(to, x.astype(to.dtype).reshape(1, *to.shape[1:]), at)
 
-    of_ended = functools.partial(ended_of, tolerance=settings.tolerance, restricted=restricted, handed_over=handed_over)
+    of_ended = functools.partial(
+        collect_solutions, tolerance=settings.tolerance, restricted=restricted, handed_over=handed_over
+    )
 
     def refill(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         """One lane that has ended: its result goes out, the next data set comes in. With none left the lane is parked."""
@@ -163,7 +165,7 @@ def is_through(state: State, done: Any, limit: Any, tolerance: Any, *, handed_ov
     return done | (state.count >= limit) | (is_within(state, tolerance) & handed_over)
 
 
-def ended_of(
+def collect_solutions(
     state: State,
     begun: algebra.Vector,
     num_observed: Any,
@@ -173,10 +175,13 @@ def ended_of(
     restricted: tuple[bool, ...],
     handed_over: bool,
 ) -> Solution:
-    """The solutions of lanes that have ended, or where they go on; vectors and matrices as `numerics.lanes` has them."""
+    """The solution of each lane that has ended, or its next start if another stage follows.
+
+    Vectors and matrices are those of `numerics.batched_linalg`.
+    """
     steps = jnp.maximum(state.count, 0)
     if handed_over:
-        return Solution(handed_over_at(state, tolerance), None, None, None, None, steps, None)
+        return Solution(next_start(state, tolerance), None, None, None, None, steps, None)
     value, rounding = state.at.value, state.at.rounding
     return Solution(
         state.point,
@@ -189,7 +194,7 @@ def ended_of(
     )
 
 
-def informations(
+def information_matrices(
     evaluate: Callable[[algebra.Vector, Leaves], Evaluation],
     data: Leaves,
     u: Float[Array, "b p"],

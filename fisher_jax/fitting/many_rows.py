@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array
 
 from fisher_jax.fitting import cpu, workers
-from fisher_jax.fitting import rows as row_programs
+from fisher_jax.fitting import row_program as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
-from fisher_jax.fitting.ragged import pad_dataset
-from fisher_jax.fitting.rows import Leaves, Plan
+from fisher_jax.fitting.padding import pad_dataset
+from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -82,7 +82,7 @@ class Rows:
         """The programs that bring the data into columns, and that evaluate one worker's rows."""
         plan, varying, shared = self.plan, self.varying[0], self.shared
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in [*varying, *shared])
-        key = ("large", jax.config.read("jax_enable_x64"), plan.layout, plan.treedef, kind, shapes)
+        key = ("many rows", jax.config.read("jax_enable_x64"), plan.layout, plan.treedef, kind, shapes)
         programs = programs_of(self.model)
         if key in programs:
             if isinstance(programs[key], CannotExpand):

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.many_rows import Rows
-from fisher_jax.fitting.ragged import class_size, pad_dataset
+from fisher_jax.fitting.padding import class_size, pad_dataset
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import (
     EDGE_DISTANCE,
@@ -81,8 +81,8 @@ Expected = Callable[[Float[Array, " p"]], tuple[Float[Array, " n"], Float[Array,
 class Problem(NamedTuple):
     """What is maximised: a likelihood of a flat vector, and where to start.
 
-    `restricted` is true for the entries of u that a constraint made. `expected` gives the terms, their gradient and the
-    expected information at once, where there is a closed form.
+    `restricted` is true for the entries of u that are logarithms or logits, and so without a unit. `expected` gives the terms,
+    their gradient and the expected information at once, where there is a closed form.
     """
 
     likelihood: Likelihood
@@ -111,7 +111,7 @@ def make_problem(model: Model, layout: Layout, values: Values, dataset: Dataset,
     return Problem(
         target,
         start,
-        tuple(bool(r) for r in layout.restricted),
+        tuple(bool(r) for r in layout.unitless),
         num_observed(target),
         scoring if has_closed_form(model) else None,
     )
@@ -197,7 +197,7 @@ def is_within(state: State, tolerance: Any) -> Any:
     return state.definite & (state.decrement < tolerance)
 
 
-def handed_over_at(state: State, tolerance: Any) -> lanes.Vector:
+def next_start(state: State, tolerance: Any) -> lanes.Vector:
     """Where Newton's steps go on from scoring's: where its next step would lead, or where it is if it came no nearer."""
     return lanes.select(is_within(state, tolerance), trial(state), state.point)
 
@@ -237,7 +237,7 @@ def certify(
     slope = xp.sqrt(state.flatness)
     stationary = ~state.definite & (slope < tolerance)
     fading = (near | at_floor | stationary) & ~regular & xp.isfinite(state.drift)
-    # What is left of the slope leaves its mark on the information too, on a ridge that is curved.
+    # A gradient that is not exactly zero perturbs the information too, on a ridge that is curved.
     singular = xp.abs(state.pivot) <= xp.maximum(singular_pivot(p, dtype), slope)
     unmoved = lanes.every(lanes.each(lambda u, b: (u == b) | ~xp.isfinite(b), state.point, begun))
     conditions = [
@@ -262,7 +262,7 @@ def certify(
 
 
 class ClosesOverTraced(Exception):  # noqa: N818  # no error: the compiled loop takes over
-    """The density closes over what another transformation traces, which no program can keep."""
+    """The density closes over a tracer of another transformation, so that no compiled program can be stored."""
 
 
 @dataclass
@@ -297,7 +297,7 @@ def fit_on_host(
     if like in programs and programs[like].seconds > ENOUGH_SECONDS:
         return None
     values = [np.asarray(value) for value in values]
-    # A closed form of the information is of the free parameters only.
+    # A closed form covers the parameters that are estimated only.
     whole = _layout_with_fixed(model, layout, values) if free_all and model.information is None else layout
     optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
     padded = dataset
@@ -336,17 +336,17 @@ def fit_on_host(
                     lanes.matrix(at["information"][np.ix_(in_u, in_u)]),
                     at["rounding"][()],
                 )
-                state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.restricted)
+                state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.unitless)
                 # In the precision of the fit: numpy widens float32 scalars that meet float64 ones.
                 state = jax.tree.map(lambda x: layout.dtype.type(x) if x.dtype.kind == "f" else x, state)
                 ended = bool(done) or steps + int(state.count) >= max_steps
                 ended = ended or (hands_over and bool(is_within(state, aim)))
-            point = np.asarray(lanes.to_array(handed_over_at(state, aim) if hands_over else state.point))
+            point = np.asarray(lanes.to_array(next_start(state, aim) if hands_over else state.point))
             steps += int(state.count)
         u[in_u] = point
         at = jax.device_get(evaluations[-1].call(u, values, padded, whole=True))
         status = certify(
-            state, lanes.vector(start), at["num_observed"], tolerance, max_steps, layout.restricted, num_steps=steps
+            state, lanes.vector(start), at["num_observed"], tolerance, max_steps, layout.unitless, num_steps=steps
         )
         estimate = layout.constrained_values(point, values)
     if whole is not layout and int(status) > Status.CONVERGED_TO_ROUNDING:

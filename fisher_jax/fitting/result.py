@@ -108,9 +108,9 @@ class Fit:
     optima : tuple of Optimum
         Of a fit from several starts: every certified maximum that was reached, the highest first. No part of the pytree.
     num_masked : integer array (*b), or None where nothing is masked
-        How many rows have weight zero because an entry of theirs is masked.
+        How many rows have weight zero because one of their entries is masked.
     meat, robust : array (*b, p, p) or None, and str
-        What `robust` put into the middle of the sandwich in place of `outer_product`, and what it is, in words.
+        `robust`'s estimate of the covariance of the total score, in place of `outer_product`, and its description.
 
     Notes
     -----
@@ -497,7 +497,7 @@ class Fit:
         The model and the data are not saved, so that what needs them (profiles, `robust`, the bootstrap) cannot be asked of the
         fit that is read. Constraints by another library's bijectors cannot be saved.
         """
-        from fisher_jax.fitting.files import save
+        from fisher_jax.fitting.saving import save
 
         save(self, path)
 
@@ -626,7 +626,7 @@ class Fit:
         return (*doubts, f"There are no standard errors by kind={kind!r}{where}: {reason}.")
 
     def _irregularity(self) -> tuple[str, ...]:
-        """That the model is not regular at the estimate, in a sentence; empty where it is, or its information is not there."""
+        """A sentence if the information is not finite at the estimate; empty where it is, or is not available."""
         if self.expected is None or is_traced(self.expected):
             return ()
         irregular = ~np.all(np.isfinite(np.asarray(self.expected)), axis=(-2, -1)) & np.asarray(self.converged)
@@ -645,7 +645,7 @@ class Fit:
         if not np.all(self.converged):
             failed = int(np.sum(~np.asarray(self.converged)))
             text = (
-                f"{failed} of {np.size(self.status_code)} fits did not converge, and theirs is not to be relied on. See "
+                f"{failed} of {np.size(self.status_code)} fits did not converge, and their results are not to be relied on. See "
                 "`converged`, `status` and `summary()`."
             )
             doubts = (text if self.has_batch else f"not to be relied on. {self.diagnosis()}", *doubts)
@@ -683,7 +683,7 @@ def origin_of(fit: Fit) -> Origin:
     return fit.origin
 
 
-def joined_fits(parts: list[Fit], order: np.ndarray) -> Fit:
+def join_fits(parts: list[Fit], order: np.ndarray) -> Fit:
     """Several batches in one, in the order given."""
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
     return replace(whole, engine=parts[0].engine)

@@ -104,12 +104,12 @@ def escaping(curvature: Any, free: Any, last_step: Any, layout: Layout) -> str:
     if unknown := _unknown(curvature):
         return unknown
     diagonal, names = np.abs(np.diagonal(np.asarray(curvature, np.float64))), layout.free_names
-    faint = [k for k, limited in enumerate(layout.restricted) if limited and diagonal[k] < EDGE_INFORMATION]
+    faint = [k for k, limited in enumerate(layout.unitless) if limited and diagonal[k] < EDGE_INFORMATION]
     if faint:
         return ", ".join(names[k] for k in faint)
     step = np.asarray(last_step, np.float64)
     if not np.any(step):
-        return names[int(np.argmax(np.where(layout.restricted, np.abs(np.asarray(free)), 0.0)))]
+        return names[int(np.argmax(np.where(layout.unitless, np.abs(np.asarray(free)), 0.0)))]
     return linalg.describe_direction(step, names)
 
 

@@ -34,7 +34,7 @@ def platform() -> str:
 
 
 def devices_of(asked: Any) -> Devices:
-    """The device of each worker: as asked for, or with None all that there are."""
+    """The device of each worker: as requested; None means every device."""
     default, is_chosen = default_device(), jax.config.jax_default_device is not None  # type: ignore[attr-defined]
     on_cpu, others = default.platform == "cpu", jax.local_devices(backend=default.platform)
     if asked is None:
@@ -61,7 +61,7 @@ def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> 
         for piece in pieces:
             work(piece)
         return
-    # What the caller's thread was told, perhaps for a while only.
+    # Settings of the caller's thread, which JAX may hold for that thread alone.
     stop, x64, device = threading.Event(), bool(jax.config.read("jax_enable_x64")), jax.config.jax_default_device  # type: ignore[attr-defined]
 
     def guarded(piece: Any) -> None:

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.errors import check_choice, check_count, check_flag, check_key, check_level, entry_point, require, warn
 from fisher_jax.fitting import workers
-from fisher_jax.fitting.each import check_fit
-from fisher_jax.fitting.functions import OfParameters, Output, linearised, outline
 from fisher_jax.fitting.intervals import as_leaves
+from fisher_jax.fitting.map_fits import check_fit
+from fisher_jax.fitting.parameter_functions import OfParameters, Output, linearize, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.influence import influence_of_units
 from fisher_jax.inference.replicates import failures, refit_drawn, refit_left_out, refit_resampled, scheme_of
@@ -67,18 +67,18 @@ class Bootstrap(Reported):
 
     @property
     def params(self) -> PyTree:
-        """The replicates' estimates, a pytree like the fit's whose leaves have a leading axis B; see `kept`."""
+        """The replicates' estimates, a pytree like the fit's whose leaves have a leading axis B; see `valid`."""
         return self.fits.params
 
     @property
-    def kept(self) -> Bool[np.ndarray, " b"]:
+    def valid(self) -> Bool[np.ndarray, " b"]:
         """Which replicates converged; only these enter any number."""
         return self.fits.converged
 
     @property
     def num_failed(self) -> int:
         """How many replicates are left out."""
-        return int(np.sum(~self.kept))
+        return int(np.sum(~self.valid))
 
     @property
     def notes(self) -> list[str]:
@@ -96,7 +96,7 @@ class Bootstrap(Reported):
     def replicates(self, function: Function = None) -> Float[np.ndarray, "r k"]:
         """The parameters, or the numbers of a function of them, at every replicate that converged, in one row each."""
         self._output(function)  # raises for what is no function of params
-        return np.asarray(_evaluate(_of_fit(function), self.fits))[self.kept]
+        return np.asarray(_evaluate(_of_fit(function), self.fits))[self.valid]
 
     @entry_point
     def standard_errors(self, function: Function = None) -> PyTree:
@@ -198,7 +198,7 @@ class Bootstrap(Reported):
         """Numbers, or intervals, in one column laid out as the parameters or as the function returns them."""
         output, layout = self._output(function), self.fit.layout
         if output is not None:
-            return output.arranged(flat, trailing=flat.ndim - 1)
+            return output.arrange(flat, trailing=flat.ndim - 1)
         if flat.ndim == 1:  # of a fixed parameter bias and standard error are zero, and both ends its value
             return layout.assemble(layout.split(flat, 0.0))
         return layout.assemble(as_leaves(layout, [np.asarray(value) for value in self.fit.values], flat))
@@ -329,7 +329,7 @@ def bootstrap(
         return refit_resampled(fit, origin, scheme, key, count, **settings)
 
     def influence() -> Float[np.ndarray, "g p"] | None:
-        # Blocks are not drawn term by term, and the weight of a term of a series is no number of copies.
+        # Blocks are not drawn term by term, and the weight of a term of a series is not a count.
         if "block" in method or (origin.model.is_dependent and origin.dataset.weights is not None):
             return None
         units = scheme.num_units, fit, origin.dataset, scheme.unit_of, scheme.weights
@@ -395,4 +395,4 @@ def _evaluate(function: OfFit, fit: Fit) -> Float[Array, "*b k"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _differentiate(function: OfFit, fit: Fit) -> Float[Array, "k p"]:
-    return linearised(function, fit)[1]
+    return linearize(function, fit)[1]

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from fisher_jax.errors import check_level, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.covariance import CovarianceKind
-from fisher_jax.fitting.each import check_fit, of_each
-from fisher_jax.fitting.functions import OfParameters, Output, linearised, outline
+from fisher_jax.fitting.map_fits import check_fit, of_each
+from fisher_jax.fitting.parameter_functions import OfParameters, Output, linearize, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics.array_namespace import is_traced
@@ -70,17 +70,17 @@ class DeltaEstimate(Reported):
     @property
     def value(self) -> PyTree:
         """What the function returns at the estimate."""
-        return self.output.arranged(self.flat_value)
+        return self.output.arrange(self.flat_value)
 
     @property
     def standard_error(self) -> PyTree:
         """First-order standard errors, laid out like `value`."""
-        return self.output.arranged(self.flat_standard_error)
+        return self.output.arrange(self.flat_standard_error)
 
     @property
     def interval(self) -> PyTree:
         """Like `value`, with a last axis of two, lower and upper."""
-        return self.output.arranged(self.flat_interval, trailing=1)
+        return self.output.arrange(self.flat_interval, trailing=1)
 
     @property
     def covariance(self) -> Array:
@@ -201,7 +201,7 @@ class _Delta:
     function: OfParameters
 
     def __call__(self, fit: Fit, kind: str, level: Any) -> tuple[Any, ...]:
-        value, jacobian = linearised(self.function, fit)
+        value, jacobian = linearize(self.function, fit)
         free = covariances.free_covariance(fit, kind)
         value = value.astype(free.dtype)
         variance = jnp.sum(jnp.matmul(jacobian.astype(free.dtype), free, precision="highest") * jacobian, axis=1)

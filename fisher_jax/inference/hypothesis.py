@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import check_pytree, shown
-from fisher_jax.fitting.functions import named_within
+from fisher_jax.fitting.parameter_functions import name_within
 from fisher_jax.models.constraints import Fixed, Interval, Simplex, Unconstrained
 from fisher_jax.models.parameters import Layout
 from fisher_jax.reporting import Report, Reported, listed, number, probability
@@ -53,7 +53,7 @@ def read_hypothesis(layout: Layout, values: PyTree) -> Hypothesis:
     for path, value in jax.tree_util.tree_flatten_with_path(values)[0]:
         if callable(value):  # a function inside an Equinox module
             continue
-        name = named_within("params", path)
+        name = name_within("params", path)
         if name not in by_name:
             names = ", ".join(f"`{leaf.name}`" for leaf in layout.leaves)
             raise ValueError(

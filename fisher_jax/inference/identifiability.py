@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
 from fisher_jax.errors import entry_point, shown
-from fisher_jax.fitting.each import check_fit, of_each
-from fisher_jax.fitting.functions import Entries, OfParameters, linearised, outline
+from fisher_jax.fitting.map_fits import check_fit, of_each
+from fisher_jax.fitting.parameter_functions import Entries, OfParameters, linearize, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.programs import ById
@@ -236,9 +236,9 @@ class _Gradients:
     function: OfParameters | None
 
     def __call__(self, fit: Fit, kind: str) -> Any:
-        jacobian = gradients = linearised(Entries(tuple(range(self.num_entries))), fit)[1]
+        jacobian = gradients = linearize(Entries(tuple(range(self.num_entries))), fit)[1]
         if self.function is not None:
-            gradients = jnp.concatenate([gradients, linearised(self.function, fit)[1]])
+            gradients = jnp.concatenate([gradients, linearize(self.function, fit)[1]])
         if kind == "observed":  # at a boundary it only measures how far the fit went
             return jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, fit.curvature), gradients  # type: ignore[arg-type]
         if kind == "empirical":

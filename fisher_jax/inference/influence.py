@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.errors import entry_point, require
 from fisher_jax.fitting.covariance import precise
-from fisher_jax.fitting.each import check_fit, with_data
+from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.dataset import Dataset
@@ -166,7 +166,7 @@ def influence_at(
     p = fit.free.shape[0]
 
     def solve(matrix: Float[Array, "p p"], rows: Float[Array, "n p"]) -> Float[Array, "n p"]:
-        factor = linalg.factorise(matrix)
+        factor = linalg.factorize(matrix)
         return jnp.where(factor.definite, linalg.solve(factor, rows.T).T, jnp.nan)
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"]) -> tuple[Array, float]:
@@ -213,4 +213,4 @@ def influence_of_units(
         weights = jnp.asarray(weights, scores.dtype)[:, None]
         scores = jnp.where(weights == 0, 0.0, weights * scores)
     totals = jnp.zeros((num_units, fit.free.shape[0]), scores.dtype).at[unit_of].add(scores)
-    return linalg.solve(linalg.factorise(fit.curvature), totals.T).T
+    return linalg.solve(linalg.factorize(fit.curvature), totals.T).T

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_count, check_key, entry_point, warn
-from fisher_jax.fitting.each import check_fit
+from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.replicates import failures, given_of_draws, num_rows, refit_drawn
 from fisher_jax.models.drawing import draw_data_sets
@@ -260,7 +260,7 @@ def _indicator_covariances(
 
         s, m = (part.reshape(-1, part.shape[-1]) for part in jax.vmap(of_copy)(drawn))
         with jax.default_matmul_precision("highest"):
-            residual = m - s @ linalg.solve(linalg.factorise(s.T @ s), s.T @ m)  # of the regression of m on s
+            residual = m - s @ linalg.solve(linalg.factorize(s.T @ s), s.T @ m)  # of the regression of m on s
             return residual.T @ residual / copies
 
     return jax.lax.map(at_estimate, (jnp.arange(len(frees)), frees))

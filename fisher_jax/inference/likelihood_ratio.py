@@ -17,15 +17,15 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import FitWarning, check_count, check_key, entry_point, warn
-from fisher_jax.fitting.each import BLOCK, check_fit, with_data
 from fisher_jax.fitting.fit import fit_batch
-from fisher_jax.fitting.result import Fit, joined_fits, origin_of
-from fisher_jax.fitting.starts import stacked_starts
+from fisher_jax.fitting.map_fits import BLOCK, check_fit, with_data
+from fisher_jax.fitting.result import Fit, join_fits, origin_of
+from fisher_jax.fitting.several_starts import stacked_starts
 from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
 from fisher_jax.inference.comparison import same_data
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
-from fisher_jax.inference.replicates import drawn_data
-from fisher_jax.inference.restricted import fit_under, refit
+from fisher_jax.inference.replicates import draw_data
+from fisher_jax.inference.restricted_fits import fit_under, refit
 from fisher_jax.inference.unidentified import find_unidentified, values_of_null, values_under
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import Dataset
@@ -298,7 +298,7 @@ def _in_double(layout: Layout) -> Layout:
 
 
 def _shortfall(fit: Fit, precision: Any) -> Array:
-    """How much the statistic may lack since the fit stopped where it did: by rounding, its decrement, or before an edge."""
+    """Upper bound on how far the statistic lies below its value at the exact maximum: by rounding, decrement, or an edge."""
     rounding = 1e3 * jnp.finfo(precision).eps * (1.0 + jnp.abs(fit.log_likelihood))
     least = ROUNDING_LIMIT if fit.layout.dtype == np.float32 else 0.0
     decrement = jnp.maximum(jnp.where(jnp.isfinite(fit.decrement), fit.decrement, 0.0), least)
@@ -319,7 +319,7 @@ def _failures(fit: Fit, null: Fit | None, edge: int, unidentified: np.ndarray) -
             continue
         if each.has_batch:
             notes.append(
-                f"{int(np.sum(~each.converged))} fits of the {label} did not converge; theirs is not to be relied on."
+                f"{int(np.sum(~each.converged))} fits of the {label} did not converge; their results are not to be relied on."
             )
             continue
         at_edge = label == "alternative" and edge and each.status == Status.BOUNDARY
@@ -353,12 +353,12 @@ def _bootstrap(
     other_starts = [fit.layout.assemble(list(leaves)) for leaves in zip(*by_leaf, strict=True)]
     settings: dict[str, Any] = {"weights_axis": None, "covariances": ("observed",)}
     parts: list[Any] = []
-    for drawn in drawn_data(*source, key, count):
+    for drawn in draw_data(*source, key, count):
         fits = fit_batch(origin.model, fit.params, **drawn, **settings)
         for start in other_starts:
             others = fit_batch(origin.model, start, **drawn, **settings)
             higher = others.log_likelihood > np.where(np.isnan(fits.log_likelihood), -np.inf, fits.log_likelihood)
-            joined = joined_fits([fits, others], np.arange(len(fits)) + len(fits) * higher)
+            joined = join_fits([fits, others], np.arange(len(fits)) + len(fits) * higher)
             fits = replace(joined, origin=fits.origin)
         if isinstance(null, Fit):
             parts.append(2.0 * _gain(fits, fit_batch(origin_of(null).model, null.params, **drawn, **settings)))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import blocks_of
 from fisher_jax.fitting.fit import fit_batch
-from fisher_jax.fitting.result import Fit, Origin, joined_fits
+from fisher_jax.fitting.result import Fit, Origin, join_fits
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.robust import cluster_codes
 from fisher_jax.models.drawing import check_sampler, draw_data_sets
@@ -47,7 +47,7 @@ class Scheme(NamedTuple):
         return self.num_units if self.copies is None else int(self.copies.sum())
 
 
-def resampled_counts(scheme: Scheme, key: Array, numbers: Int[np.ndarray, " r"]) -> Float[Array, "r g"]:
+def draw_counts(scheme: Scheme, key: Array, numbers: Int[np.ndarray, " r"]) -> Float[Array, "r g"]:
     """How often each unit comes in the replicates of these numbers."""
     num_starts = scheme.total if scheme.circular else scheme.total - scheme.length + 1
     return _counter(scheme.num_units, num_starts, scheme.length, scheme.total)(scheme.copies, key, numbers)
@@ -102,7 +102,7 @@ def refit_resampled(fit: Fit, origin: Origin, scheme: Scheme, key: Array, count:
 
     def chunks() -> Iterator[Float[np.ndarray, "r n"]]:
         for numbers in blocks_of(count, len(scheme.unit_of)):
-            counts = np.asarray(resampled_counts(scheme, key, numbers))[: count - int(numbers[0]), scheme.unit_of]
+            counts = np.asarray(draw_counts(scheme, key, numbers))[: count - int(numbers[0]), scheme.unit_of]
             yield counts if scheme.weights is None else counts * scheme.weights[None, :]
 
     return _refit_weighted(fit, origin, chunks(), settings)
@@ -127,19 +127,19 @@ def _refit_weighted(fit: Fit, origin: Origin, chunks: Iterator[np.ndarray], sett
         fit_batch(origin.model, fit.params, data, given=given, weights=weights, data_axis=None, **settings)
         for weights in chunks
     ]
-    return joined_fits(parts, np.arange(sum(map(len, parts))))
+    return join_fits(parts, np.arange(sum(map(len, parts))))
 
 
 def refit_drawn(fit: Fit, origin: Origin, key: Array, count: int, **settings: Any) -> Fit:
     """Fits of data drawn from the model at the estimate, from the estimate."""
     parts = [
         fit_batch(origin.model, fit.params, **drawn, weights_axis=None, **settings)
-        for drawn in drawn_data(origin, fit.layout, fit.values, key, count)
+        for drawn in draw_data(origin, fit.layout, fit.values, key, count)
     ]
-    return joined_fits(parts, np.arange(count))  # the last chunk went past the count
+    return join_fits(parts, np.arange(count))  # the last chunk went past the count
 
 
-def drawn_data(origin: Origin, layout: Layout, values: Values, key: Array, count: int) -> Iterator[dict[str, Any]]:
+def draw_data(origin: Origin, layout: Layout, values: Values, key: Array, count: int) -> Iterator[dict[str, Any]]:
     """Data sets (R, n, …) drawn from the model at some parameters, a chunk at a time, with covariates and weights for all.
 
     As the arguments of `fit_batch`; the last chunk goes on past the count.

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fisher_jax.errors import check_choice, check_count, entry_point, to_numpy, warn
 from fisher_jax.fitting.covariance import precise
-from fisher_jax.fitting.each import check_fit, with_data
+from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit
 from fisher_jax.input_arrays import check_unmasked
 from fisher_jax.models.dataset import Dataset

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.blocks import blocks_of
 from fisher_jax.errors import call_user, check_choice, entry_point, names_in, shown, to_numpy, warn
 from fisher_jax.fitting.covariance import KINDS, CovarianceKind, precise
-from fisher_jax.fitting.each import check_fit, with_data
+from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.maximization import scoring_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test
@@ -130,7 +130,7 @@ def score_test(
     """
     check_fit(null_fit)
     if candidates is not None and freed is not None:
-        raise ValueError("freed and candidates are two tests; ask for them one after the other.")
+        raise ValueError("freed and candidates are two tests; give one of them.")
     if candidates is None and enters is not None:
         raise ValueError("enters says where candidates enter, but there are none. Give candidates=.")
     has_expected = has_closed_form(origin_of(null_fit).model) and not callable(enters)
@@ -180,7 +180,7 @@ def score_statistic(
 
     NaN where the variance or the information about the nuisance parameters is not positive definite.
     """
-    factor = linalg.factorise(precise(information.nuisance))
+    factor = linalg.factorize(precise(information.nuisance))
     cross = precise(information.cross)
     slope = linalg.solve(factor, cross.T)
     effective = precise(gradient[1]) - linalg.product(slope.T, precise(gradient[0]))
@@ -192,7 +192,7 @@ def score_statistic(
         squared = linalg.product(slope.T, linalg.product(precise(outer_product.nuisance), slope))
         variance = whole - mixed - mixed.T + squared
     floor = ROUNDING * jnp.finfo(gradient[1].dtype).eps * jnp.abs(jnp.diagonal(whole))
-    root = linalg.factorise(0.5 * (variance + variance.T))
+    root = linalg.factorize(0.5 * (variance + variance.T))
     exists = factor.definite & root.definite & jnp.all(jnp.diagonal(variance) > floor)
     return jnp.where(exists, jnp.sum(linalg.solve_lower(root, effective) ** 2), jnp.nan)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from fisher_jax.fitting.each import with_data
+from fisher_jax.fitting.map_fits import with_data
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.inference.identifiability import decompose

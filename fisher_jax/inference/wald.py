@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import entry_point, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.covariance import CovarianceKind
-from fisher_jax.fitting.each import check_fit, of_each
-from fisher_jax.fitting.functions import Entries, OfParameters, linearised, outline
+from fisher_jax.fitting.map_fits import check_fit, of_each
+from fisher_jax.fitting.parameter_functions import Entries, OfParameters, linearize, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
 from fisher_jax.models.programs import ById
@@ -103,11 +103,11 @@ class WaldStatistic:
     restriction: Any
 
     def __call__(self, fit: Fit, kind: str, *values: Array) -> tuple[Array, Array, Array]:
-        estimate, slopes = linearised(self.restriction, fit)
+        estimate, slopes = linearize(self.restriction, fit)
         free = covariances.free_covariance(fit, kind)
         away = estimate.astype(free.dtype) - (jnp.asarray(values[0], free.dtype) if values else 0.0)
-        variance = covariances.carried(slopes, free)
-        factor = linalg.factorise(variance)
+        variance = covariances.transform_covariance(slopes, free)
+        factor = linalg.factorize(variance)
         squared = jnp.sum(linalg.solve_lower(factor, away) ** 2)
         # Slopes per standard error of u, so that their rank does not depend on units.
         scale = jnp.sqrt(jnp.abs(jnp.diagonal(free)))

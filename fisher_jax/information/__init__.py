@@ -2,7 +2,7 @@
 
 from fisher_jax.information.closed_form import as_matrix, has_closed_form, total_expected
 from fisher_jax.information.derivatives import empirical_fisher, observed_information
-from fisher_jax.information.expected import InformationWarning, fisher_information
+from fisher_jax.information.fisher_information import InformationWarning, fisher_information
 from fisher_jax.information.krylov import Solution
 from fisher_jax.information.matrix import Covariance, Information
 from fisher_jax.information.operator import InformationOperator, information_operator

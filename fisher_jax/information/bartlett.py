@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.errors import entry_point
-from fisher_jax.information import exact, sampled
-from fisher_jax.information.draws import num_pairs
+from fisher_jax.information import monte_carlo as sampled
+from fisher_jax.information import quadrature as exact
+from fisher_jax.information.draw_pairs import num_pairs
 from fisher_jax.information.expectations import Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
-from fisher_jax.information.expected import check_expectation, check_point, describe
+from fisher_jax.information.fisher_information import check_expectation, check_point, describe
 from fisher_jax.information.matrix import propagate, standard_errors_of_entries
 from fisher_jax.information.regularity import MASS_TOLERANCE, TAILS_TOO_HEAVY, Regularity, z_values
 from fisher_jax.models.model import Model
@@ -238,7 +239,7 @@ def _evaluate(
     regularity, size, singular = expectations["regularity"], jnp.abs(z), jnp.array(False)
     if identity == INFORMATION_EQUALITY:
         size = jnp.where(jnp.abs(regularity.effect) > regularity.negligible, size, 0.0)[np.triu_indices(z.shape[0])]
-        singular = ~linalg.factorise(expectations["outer"]).definite
+        singular = ~linalg.factorize(expectations["outer"]).definite
     largest, count = jnp.max(size), size.shape[0]
     if degrees_of_freedom is None:  # an exact expectation: z counts what rounding and truncation may leave
         p_value = jnp.where(largest <= 1.0, 1.0, 0.0)

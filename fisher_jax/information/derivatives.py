@@ -41,7 +41,7 @@ def check_arguments(
     return model, layout.natural(), values, check_dataset(model, data, given, weights)
 
 
-def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit_at_data(function: Callable[..., Any]) -> Callable[..., Any]:
     """Jit a function of (target, θ, layout), where the log-likelihood `target` is built when that is traced."""
 
     @functools.partial(jit_with_model, static_argnums=(0, 1))
@@ -57,15 +57,15 @@ def total_weight(target: Likelihood) -> Any:
     return target.num_terms if target.weights is None else jnp.sum(target.weights)
 
 
-_log_likelihood = jitted(lambda target, theta, layout: jnp.sum(terms_at(target, theta)))
-_score = jitted(lambda target, theta, layout: layout.split(gradient_at(target, theta)[1], 0.0))
-_scores = jitted(lambda target, theta, layout: layout.split(weigh(scores_at(target, theta), target.weights), 0.0))
-_hessian = jitted(lambda target, theta, layout: -derivatives_at(target, theta).curvature)
-_observed = jitted(lambda target, theta, layout: derivatives_at(target, theta).curvature / total_weight(target))
-_empirical = jitted(lambda target, theta, layout: outer_product_at(target, theta)[1] / total_weight(target))
+_log_likelihood = jit_at_data(lambda target, theta, layout: jnp.sum(terms_at(target, theta)))
+_score = jit_at_data(lambda target, theta, layout: layout.split(gradient_at(target, theta)[1], 0.0))
+_scores = jit_at_data(lambda target, theta, layout: layout.split(weigh(scores_at(target, theta), target.weights), 0.0))
+_hessian = jit_at_data(lambda target, theta, layout: -derivatives_at(target, theta).curvature)
+_observed = jit_at_data(lambda target, theta, layout: derivatives_at(target, theta).curvature / total_weight(target))
+_empirical = jit_at_data(lambda target, theta, layout: outer_product_at(target, theta)[1] / total_weight(target))
 
 
-@jitted
+@jit_at_data
 def _product_with(target: Likelihood, theta: Array, layout: Layout, vector: Values) -> Values:
     push = jax.jvp(lambda flat: gradient_at(target, flat)[1], (theta,), (layout.join(vector),))[1]
     return layout.split(push, 0.0)

@@ -20,11 +20,11 @@ from fisher_jax.errors import check_choice, check_count, check_pytrees, entry_po
 from fisher_jax.information import krylov
 from fisher_jax.information.closed_form import as_matrix, has_closed_form
 from fisher_jax.information.derivatives import ROUTES, check_arguments, total_weight
-from fisher_jax.information.draws import Drawing, drawing, num_pairs, num_rows, terms_per_draw, unit_terms
+from fisher_jax.information.draw_pairs import Drawing, drawing, num_pairs, num_rows, terms_per_draw, unit_terms
 from fisher_jax.information.expectations import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
-from fisher_jax.information.expected import describe
+from fisher_jax.information.fisher_information import describe
 from fisher_jax.information.krylov import Product, Solution
-from fisher_jax.information.sampled import PIECES
+from fisher_jax.information.monte_carlo import PIECES
 from fisher_jax.models.constraints import fixed
 from fisher_jax.models.dataset import Dataset, check_given
 from fisher_jax.models.likelihood import likelihood, terms_of
@@ -326,7 +326,7 @@ def information_operator(
     Raises
     ------
     ValueError, TypeError
-        If the arguments do not fit together, or there is no route to the expectation: the message says what to supply.
+        If the arguments do not fit together, or there is no method to compute the expectation: the message says what to supply.
 
     Notes
     -----
@@ -392,7 +392,7 @@ def _expected_operator(model: Any, params: PyTree, expectation: Any, given: PyTr
             )
         if not has_closed_form(model):
             raise ValueError(
-                "no route to the expectation: the model is not linked to a family with a closed form. Give "
+                "no method to compute the expectation: the model is not linked to a family with a closed form. Give "
                 'MonteCarlo(key, num_samples, "outer") if it has a sampler, or write it with fisher_jax.linked; '
                 'kind="empirical" and kind="observed" need data instead.'
             )

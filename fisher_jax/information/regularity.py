@@ -38,9 +38,9 @@ class Regularity:
     Attributes
     ----------
     score_z : array (q,)
-        Mean score of each parameter, in standard errors of that mean; for draws beyond 2, of the mean adjusted for the
-        other means that should be zero, where this is closer to zero and as precise; for an exact route, in units of what
-        its rounding and truncation may be.
+        Mean score of each parameter, in standard errors of that mean. For draws, where it is beyond 2, the mean is adjusted
+        for the other means that should be zero, if that is closer to zero and as precise. For an exact expectation, in units
+        of its error by rounding and truncation.
     equality_z : array (q, q)
         The same for the mean of s sᵀ + H; NaN where it was not computed.
     effect : array (q, q)

@@ -1,10 +1,11 @@
 """Constraints: bijections between a constrained parameter and the unconstrained numbers that the optimiser moves.
 
-A constraint applies to one leaf of `params`. It is a frozen record with five methods: `forward` (unconstrained to
+A constraint applies to one leaf of `params`. It is a frozen record whose methods are `forward` (unconstrained to
 constrained), `inverse` (back), `jacobian` (the derivative of `forward` in closed form), `contains` (is this value strictly
-inside?) and `bounds` (an interval about a value that stays inside). Values may have leading axes, those of many fits, except in
-`contains`; for an array of numpy they return one of numpy. A foreign bijector needs only `forward` and `inverse`; see
-`as_constraint`.
+inside?), `bounds` (an interval about a value that stays inside), `free_shape` (of the unconstrained numbers), `unitless` (which of
+these are logarithms or logits), `edges` (the ends of its range) and `coordinate` (the scale on which an entry is profiled).
+Values may have leading axes, those of many fits, except in `contains`; for an array of numpy they return one of numpy. A foreign
+bijector needs only `forward` and `inverse`; see `as_constraint`.
 """
 
 import math

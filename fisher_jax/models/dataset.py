@@ -44,7 +44,7 @@ class Dataset:
         Of many data sets: for each array, in the order of `jax.tree.leaves`, whether it has an axis over the data sets, or is
         what all share.
     num_masked : integer array, () or (B,), or None
-        How many rows were left out, by weight zero, because an entry of theirs is masked; None where none is. No part of the
+        How many rows were left out, by weight zero, because one of their entries is masked; None where none is. No part of the
         pytree.
     """
 
@@ -144,7 +144,10 @@ def check_datasets(
     differs = tuple(mark.number is not None for mark in jax.tree.leaves(marks))
     dataset = without_masks(model, Dataset(*moved, size=size, differs=differs))
     leaves, treedef = jax.tree.flatten(dataset.parts)
-    leaves = [at_hand(leaf) if differs else leaf for leaf, differs in zip(leaves, dataset.differs, strict=True)]
+    leaves = [
+        to_numpy_unless_on_device(leaf) if differs else leaf
+        for leaf, differs in zip(leaves, dataset.differs, strict=True)
+    ]
     data, given, weights = jax.tree.unflatten(treedef, leaves)
     return replace(dataset, data=data, given=given, weights=weights)
 
@@ -226,7 +229,7 @@ def on_device(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and [device.platform != "cpu" for device in leaf.devices()] == [True]
 
 
-def at_hand(leaf: Any) -> Any:
+def to_numpy_unless_on_device(leaf: Any) -> Any:
     """An array of numpy; one on a device, or with a mask, as it is."""
     return leaf if on_device(leaf) or isinstance(leaf, np.ma.MaskedArray) else np.asarray(leaf)
 
@@ -328,7 +331,7 @@ def axis_first(tree: PyTree, marks: PyTree) -> PyTree:
                 f"an array of shape {np.shape(leaf)} has no axis {mark.number} over the data sets. "
                 "Data, weights and starts for each data set need that axis; an array that all share has axis None."
             )
-        leaf = at_hand(leaf)
+        leaf = to_numpy_unless_on_device(leaf)
         return leaf if mark.number == 0 else namespace(leaf).moveaxis(leaf, mark.number, 0)
 
     return None if tree is None else jax.tree.map(move, tree, marks)

@@ -45,7 +45,7 @@ class Derivatives(NamedTuple):
 def terms_of(
     model: Model, layout: Layout, values: Values, has_given: bool
 ) -> Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]:
-    """The log-densities as a function of u in `layout` and of rows, which are y or (y, z). Checks what comes back."""
+    """The log-densities as a function of u in `layout` and of rows, which are y or (y, z). Validates the values returned."""
 
     def terms(free: Float[Array, " p"], rows: PyTree) -> Float[Array, " n"]:
         y, z = (rows[0], (rows[1],)) if has_given else (rows, ())
@@ -193,7 +193,7 @@ def _in_chunks(
 
 
 def sum_with_rounding(terms: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Σ terms as a pair: what a sum of rounded terms gives exactly, and the sum of what was rounded off.
+    """Σ terms as a pair: an exact sum of their leading parts, and the sum of the remainders.
 
     Adding and subtracting a number n times as large as any term leaves of each what has no more than its unit of rounding, so
     that their sum is exact (Rump, Ogita and Oishi 2008, SIAM J. Sci. Comput. 31, 189, algorithm 3.2).

@@ -31,7 +31,7 @@ class Model:
     constraints : pytree of constraints, optional
         Shaped like `params` or a prefix of it; a missing key or `None` means unconstrained.
     initial : callable, optional
-        ``initial(data)`` or ``initial(data, given)``: starting parameters, used where a fit is given ``params=None``.
+        ``initial(data)`` or ``initial(data, given)``: starting parameters, used where ``start=None``.
     information : callable, optional
         ``information(params)`` or ``information(params, z)``: the Fisher information of one observation in closed form, as
         a (q, q) array in the order of the flattened parameters (JAX sorts the keys of a dictionary), or as a nested

@@ -99,7 +99,7 @@ class Layout:
         return sum(leaf.free_size for _, leaf in self.free_leaves)
 
     @functools.cached_property
-    def restricted(self) -> tuple[bool, ...]:
+    def unitless(self) -> tuple[bool, ...]:
         """For each entry of u, whether it is on a scale without a unit (a logarithm, a logit)."""
         return tuple(
             bool(entry) for _, leaf in self.free_leaves for entry in np.ravel(leaf.constraint.unitless(leaf.free_shape))

@@ -153,7 +153,7 @@ def gershgorin(a: Matrix) -> tuple[Entry, Entry]:
     return -largest(each(lambda c, r: r - c, centre, radius)), largest(each(lambda c, r: c + r, centre, radius))
 
 
-def factorise(a: Matrix) -> Factor:
+def factorize(a: Matrix) -> Factor:
     """Cholesky factor of a matrix scaled to unit diagonal, with its definiteness."""
     diagonals = diagonal(a)
     p, xp = len(diagonals), namespace(diagonals[0])

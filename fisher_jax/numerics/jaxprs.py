@@ -181,8 +181,8 @@ def scan_needs(step: Step, hit: Sequence[bool]) -> tuple[list[bool], list[bool]]
     while True:
         exact = flat.exact(tuple(mask))
         needed = [v in exact for v in flat.inputs]
-        carried = [n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)]
-        needed[consts : consts + carry] = carried
-        if carried == mask[:carry]:
+        transform_covariance = [n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)]
+        needed[consts : consts + carry] = transform_covariance
+        if transform_covariance == mask[:carry]:
             return mask, needed
-        mask[:carry] = carried
+        mask[:carry] = transform_covariance

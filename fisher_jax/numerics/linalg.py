@@ -50,7 +50,7 @@ def product(left: Float[AnyArray, "..."], right: Float[AnyArray, "..."]) -> Floa
     return jnp.matmul(left, right, precision="highest")
 
 
-def factorise(matrix: Float[AnyArray, "*b p p"]) -> Factor:
+def factorize(matrix: Float[AnyArray, "*b p p"]) -> Factor:
     """Cholesky factor of a symmetric matrix scaled to unit diagonal, with its definiteness."""
     p = matrix.shape[-1]
     threshold = singular_pivot(p, matrix.dtype)
@@ -174,7 +174,7 @@ def inverse(matrix: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b p p"]:
 
     `weak_directions` finds which parameters are to blame.
     """
-    factor, p, xp = factorise(matrix), matrix.shape[-1], namespace(matrix)
+    factor, p, xp = factorize(matrix), matrix.shape[-1], namespace(matrix)
     half = solve_lower(factor, xp.broadcast_to(xp.eye(p, dtype=matrix.dtype), matrix.shape))
     with np.errstate(all="ignore"):
         if p <= UNROLLED:
@@ -187,7 +187,7 @@ def inverse(matrix: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b p p"]:
 
 def log_determinant(matrix: Float[AnyArray, "*b p p"]) -> Float[AnyArray, "*b"]:
     """log det A of a positive definite matrix; NaN where A is not positive definite."""
-    factor, xp = factorise(matrix), namespace(matrix)
+    factor, xp = factorize(matrix), namespace(matrix)
     diagonal = xp.where(factor.definite[..., None], xp.diagonal(factor.lower, axis1=-2, axis2=-1), 1.0)
     whole = 2.0 * xp.sum(xp.log(diagonal) + xp.log(factor.scale), axis=-1)
     return xp.where(factor.definite, whole, np.nan)

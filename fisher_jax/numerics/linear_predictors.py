@@ -4,8 +4,8 @@ Derivatives are then taken in x, which has few entries, and carried through C: t
 For covariates that all data sets share these are products of matrices.
 
 They are found by a walk through the equations of the function. Results of sums, of products with data and of moves of entries of u
-are linear in u; where another operation uses a linear variable, the function is cut there. What follows from a cut variable is a
-function of it, and no further predictor, so the walk is repeated until the cuts stay the same.
+are linear in u; where another operation uses a linear variable, the function is cut there. Later variables
+that depend on a cut one are not predictors, so the walk is repeated until the cuts stay the same.
 """
 
 import math

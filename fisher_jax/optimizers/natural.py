@@ -294,7 +294,7 @@ def _solve_by_products(
 def _solve_by_factor(curvature: Float[Array, "p p"], gradient: PyTree, damping: Array) -> _Direction:
     """By Cholesky's factor; NaN where the damped matrix is not positive definite."""
     flat, restore = ravel_pytree(gradient)
-    factor = linalg.factorise(curvature + damping * jnp.eye(flat.shape[0], dtype=flat.dtype))
+    factor = linalg.factorize(curvature + damping * jnp.eye(flat.shape[0], dtype=flat.dtype))
     direction = jnp.where(factor.definite, linalg.solve(factor, flat), jnp.nan)
     residual = jnp.where(factor.definite, 0.0, jnp.nan).astype(flat.dtype)
     return _Direction(

@@ -34,14 +34,14 @@ LONGEST_STRIDE = (
     7.0  # e^7: a constrained parameter moves by no larger factor at once; farther off a density is rounding
 )
 FARTHEST = (
-    1e8  # times the parameter, or one: a first Newton step that leads farther owes it to an information next to nothing
+    1e8  # times the parameter, or one: a first Newton step that is longer means that the information is almost zero
 )
 LONGEST_LEAP = (
-    4.0  # times the parameter, or one: where the quadratic is no guide, a step as long leaves what it describes
+    4.0  # times the parameter, or one: off the concave part a longer step leaves where the quadratic is valid
 )
 DRIFT_LIMIT = 0.1  # relative change of information along a Newton step that a regular maximum never shows so close
 LENGTHENING = 0.85  # Newton steps on the way to infinity do not shorten; towards a degenerate maximum they do
-RUNAWAY_STEPS = 15  # so many such steps in a row, each taking most of the information away, and nothing will come
+RUNAWAY_STEPS = 15  # after so many in a row, each losing most of the information, the maximum is at infinity
 IRREGULAR_STEPS = 4  # so many steps within the tolerance may look irregular before the maximum is called so
 SECULAR_ITERATIONS = 15  # two or three are usual; an indefinite matrix that is nearly singular needs the most
 
@@ -79,7 +79,7 @@ class State(NamedTuple):
 
     Of the point, changed when a step is accepted: `point`, `at` (the evaluation there), `decrement` (distance to the
     maximum in standard errors; infinite where the information is not positive definite), `pivot` and `definite` (see
-    `lanes.Factor`) and `diagonal`, the largest |diag J| met. Of the next step: `step`, `near` (Newton's own, so close
+    `batched_linalg.Factor`) and `diagonal`, the largest |diag J| met. Of the next step: `step`, `near` (Newton's own, so close
     to the maximum that nothing may shorten it), `shift` (its λ) and `radius`.
 
     Of the last near step: `drift`, the relative change of the information along it, and `lengthening`, the next such
@@ -146,7 +146,9 @@ class Newton:
     trusted_within: float = 0.03  # of the predicted gain: so well predicted, a far longer step is worth an evaluation
     fast_growth: float = 10.0  # then: after a step back to the floor of a curved valley the radius must recover at once
     cut: float = 0.25  # what a rejection leaves of the length; a parabola's minimum gained nothing on NIST's problems
-    rounding_units: float = 4.0  # ε |l|: below this a gain is told from the gradients at both ends, not from values
+    rounding_units: float = (
+        4.0  # ε |l|: below this the gain is computed from the gradients at both ends, not from values
+    )
 
     def accept(
         self, gain: Entry, predicted: Entry, indistinct: Entry, near: Entry, reached: Entry, decrement: Entry
@@ -199,7 +201,7 @@ class Newton:
         def iterate(carry: tuple[Any, ...]) -> tuple[Any, ...]:
             low, high, guess, step, shift, pending, k = carry
             shifted = lanes.add_to_diagonal(at.information, lanes.each(lambda d: guess * d, scale))
-            factor = lanes.factorise(shifted)
+            factor = lanes.factorize(shifted)
             half = lanes.solve_lower(factor, gradient)
             shifted_step = lanes.solve_upper(factor, half)
             stretched = lanes.each(lambda d, s: d * s, scale, shifted_step)
@@ -332,7 +334,7 @@ def advance(
     radius_factor
         Times the first radius: below one for a more cautious start.
     restricted
-        For each entry of u whether a constraint made it; such entries move by `LONGEST_STRIDE` at most.
+        For each entry of u whether it is a logarithm or a logit, without a unit; such entries move by `LONGEST_STRIDE` at most.
 
     Returns
     -------
@@ -344,7 +346,7 @@ def advance(
     fresh, old, before = state.count < 0, state.at, state.step
 
     # The point reached: its distance to the maximum, and Newton's step from there.
-    factor = lanes.factorise(reached.information)
+    factor = lanes.factorize(reached.information)
     half = lanes.solve_lower(factor, reached.gradient)
     newton = lanes.solve_upper(factor, half)
     finite = is_finite(reached)
@@ -384,9 +386,9 @@ def advance(
     point = lanes.select(taken, trial(state), state.point)
     at = lanes.select(taken, reached, old)
     diagonal = lanes.select(taken, largest, state.diagonal)
-    # On a plateau, or where one parameter has next to no information, the diagonal says nothing of how far the
-    # quadratic holds. There the unit of a parameter is its own size: by what its gradient asks for, and off the concave
-    # part by the radius.
+    # On a plateau, or where one parameter has next to no information, the diagonal does not measure how far
+    # the quadratic holds. There a parameter is scaled by its size: from its gradient, or from the radius where ℓ is not
+    # concave.
     scale = _positive(diagonal, at.gradient)
     pull = xp.sqrt(lanes.dot(at.gradient, lanes.each(lambda g, d: g / d, at.gradient, scale)))
     extent = xp.where(taken & factor.definite, 0.0, xp.where(fresh, pull, state.radius))

@@ -51,7 +51,7 @@ def scale_by_information(kind: Kind = "observed", *, damping: float = 0.0) -> op
     ) -> tuple[PyTree, optax.EmptyState]:
         curvature = objective(params, kind).information
         flat, restore = ravel_pytree(updates)
-        factor = linalg.factorise(curvature + damping * jnp.diag(jnp.diagonal(curvature)))
+        factor = linalg.factorize(curvature + damping * jnp.diag(jnp.diagonal(curvature)))
         return restore(jnp.where(factor.definite, linalg.solve(factor, flat), jnp.nan)), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -82,7 +82,7 @@ class _Walk(NamedTuple):
     inside: Float[Array, ""]  # the farthest distance above the cut-off
     outside: Float[Array, ""]  # the nearest below it
     bracketed: Int[Array, ""]  # points since the cut-off was passed
-    to_lose: Float[Array, ""]  # what the profile would fall by if it went on as far again
+    expected_drop: Float[Array, ""]  # what the profile would fall by if it went on as far again
     flat: Int[Array, ""]  # strides in a row on which it hardly fell
     num_points: Int[Array, ""]
     # Changed with every prediction.
@@ -223,10 +223,10 @@ def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
 
     # The profile levels out if, far from the estimate, it would hardly fall by going as far again were the slope to stay, and that
     # becomes less from stride to stride.
-    to_lose = rise * way
-    fades = (to_lose <= 0.9 * walk.to_lose) | (to_lose <= 1e3 * here.rounding)
+    expected_drop = rise * way
+    fades = (expected_drop <= 0.9 * walk.expected_drop) | (expected_drop <= 1e3 * here.rounding)
     long = (way > 2.0 * unit) | (way > span)
-    fading = (to_lose < _NEARLY_FLAT * (cut - drop)) & fades & long & ~jnp.isfinite(outside)
+    fading = (expected_drop < _NEARLY_FLAT * (cut - drop)) & fades & long & ~jnp.isfinite(outside)
     flat = jnp.where(fading, walk.flat + 1, 0)
 
     better = ~first & (drop < -jnp.maximum(1e-6, here.rounding))
@@ -257,7 +257,7 @@ def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
         inside=inside,
         outside=outside,
         bracketed=bracketed,
-        to_lose=to_lose,
+        expected_drop=expected_drop,
         flat=flat,
         num_points=walk.num_points + 1,
         goal=goal,

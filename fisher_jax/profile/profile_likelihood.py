@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.errors import check_level, entry_point, names_in, shown, warn
-from fisher_jax.fitting.each import check_fit
 from fisher_jax.fitting.fit import fit as fit_once
-from fisher_jax.fitting.functions import numbers_of, outline
+from fisher_jax.fitting.map_fits import check_fit
+from fisher_jax.fitting.parameter_functions import numbers_of, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.parameters import Values

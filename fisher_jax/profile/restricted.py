@@ -120,7 +120,7 @@ def _factorise(curvature: Float[Array, "r r"]) -> tuple[linalg.Factor, Bool[Arra
     lowest = jnp.min(jnp.diagonal(scaled) - sums, initial=1.0)
     little = 100 * linalg.singular_pivot(curvature.shape[0], curvature.dtype)
     added = jnp.stack([jnp.zeros_like(lowest), jnp.full_like(lowest, little), 1e-3 + 1.01 * jnp.maximum(-lowest, 0.0)])
-    factors = jax.vmap(lambda extra: linalg.factorise(curvature + jnp.diag(extra * scale**2)))(added)
+    factors = jax.vmap(lambda extra: linalg.factorize(curvature + jnp.diag(extra * scale**2)))(added)
     first = jnp.argmax(factors.definite)
     chosen = jax.tree.map(lambda rungs: rungs[first], factors)
     return chosen, jnp.any(factors.definite[:2]), ~factors.definite[0]

@@ -123,7 +123,7 @@ def _follow_sides(
     # Units of u: the standard errors that its entries have if the others do not move.
     diagonal = jnp.abs(jnp.diagonal(curvature))
     units = 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
-    inverse, constrained = linalg.inverse(curvature), jnp.array(layout.restricted)
+    inverse, constrained = linalg.inverse(curvature), jnp.array(layout.unitless)
     spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), _SPAN, jnp.inf)
 
     def number(column: Array, u: Float[Array, " p"]) -> Float[Array, ""]:

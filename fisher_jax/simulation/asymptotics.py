@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.blocks import in_chunks
 from fisher_jax.information import Covariance, Information, fisher_information
-from fisher_jax.information.bound import closed_form_in_free
 from fisher_jax.information.closed_form import has_closed_form
-from fisher_jax.information.draws import are_few, drawing, num_pairs, num_rows, unit_terms
+from fisher_jax.information.cramer_rao import closed_form_in_free
+from fisher_jax.information.draw_pairs import are_few, drawing, num_pairs, num_rows, unit_terms
 from fisher_jax.information.expectations import Expectation, MonteCarlo
-from fisher_jax.information.expected import expected_information
+from fisher_jax.information.fisher_information import expected_information
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model

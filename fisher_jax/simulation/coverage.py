@@ -17,7 +17,7 @@ from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.model import Model
 from fisher_jax.reporting import Report, Reported, Table, percent
-from fisher_jax.simulation.experiment import Experiment, check_sizes, draw_blocks, make_experiment, separate_key
+from fisher_jax.simulation.experiment import Experiment, check_sizes, draw_blocks, key_for_other_draws, make_experiment
 
 BY_BOOTSTRAP = ("percentile", "basic", "bca")
 ALL_KINDS = ("wald", "profile", *KINDS, *BY_BOOTSTRAP)
@@ -233,7 +233,7 @@ def _simulate(
     The numbers of data sets, of intervals that cover, of missing ones and of finite ones; the sums of the finite lengths and of
     their squares.
     """
-    bootstrap_key, done = separate_key(key), 0
+    bootstrap_key, done = key_for_other_draws(key), 0
     sums = np.zeros((len(kinds), 6, len(experiment.truth)))
     covariances = tuple({_covariance(kind) for kind in kinds} | {"observed"})
     by_bootstrap = [kind for kind in kinds if kind in BY_BOOTSTRAP]

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.blocks import blocks_of
 from fisher_jax.errors import check_count, check_key, check_pytrees
-from fisher_jax.information.draws import terms_per_draw
+from fisher_jax.information.draw_pairs import terms_per_draw
 from fisher_jax.information.expectations import MonteCarlo
-from fisher_jax.information.expected import check_point
+from fisher_jax.information.fisher_information import check_point
 from fisher_jax.models.drawing import check_sampler, draw_data_sets
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -100,6 +100,6 @@ def draw_blocks(experiment: Experiment, key: Any, num_replicates: int) -> Iterat
         yield jax.tree.map(lambda leaf, remaining=remaining: np.asarray(leaf[:remaining]), draw(numbers))
 
 
-def separate_key(key: Any) -> Array:
+def key_for_other_draws(key: Any) -> Array:
     """A key for all other draws (of the information, of a bootstrap), which no data set has."""
     return jax.random.fold_in(key, 2**32 - 1)

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import FitWarning, check_count, check_pytree, entry_point, is_number, shown
 from fisher_jax.fitting.fit import fit_batch
-from fisher_jax.fitting.functions import in_one_row, named_within
+from fisher_jax.fitting.parameter_functions import in_one_row, name_within
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.wald import wald_test
 from fisher_jax.information import Covariance
-from fisher_jax.information.bound import cramer_rao_bound
+from fisher_jax.information.cramer_rao import cramer_rao_bound
 from fisher_jax.information.expectations import Expectation
 from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Values
@@ -311,14 +311,14 @@ def _entries(target: PyTree, names: tuple[str, ...], argument: str) -> tuple[lis
         for path, leaf in jax.tree_util.tree_flatten_with_path(target)[0]:
             numbers = np.ravel(np.asarray(leaf))
             for root in ("params", "function"):
-                name = named_within(root, path)
+                name = name_within(root, path)
                 where = [k for k, each in enumerate(names) if each == name or each.startswith((f"{name}[", f"{name}."))]
                 if where and len(numbers) in (1, len(where)) and numbers.dtype.kind in "iuf":
                     values |= zip(where, np.broadcast_to(numbers.astype(float), len(where)).tolist(), strict=True)
                     break
             else:
                 raise ValueError(
-                    f"{argument} names `{named_within('params', path)}` with {np.size(leaf)} numbers; there are "
+                    f"{argument} names `{name_within('params', path)}` with {np.size(leaf)} numbers; there are "
                     f"{', '.join(names)}. Name these, with a number each."
                 )
     values = {k: value for k, value in sorted(values.items()) if not np.isnan(value)}

@@ -16,13 +16,13 @@ from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.status import Status
 from fisher_jax.information import Covariance, Information
 from fisher_jax.information.expectations import Expectation
-from fisher_jax.information.expected import check_expectation
+from fisher_jax.information.fisher_information import check_expectation
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.moments import Estimate
 from fisher_jax.reporting import Report, Table, number, with_error
 from fisher_jax.simulation.asymptotics import predict
-from fisher_jax.simulation.experiment import Experiment, draw_blocks, make_experiment, separate_key
+from fisher_jax.simulation.experiment import Experiment, draw_blocks, key_for_other_draws, make_experiment
 from fisher_jax.simulation.normality import NormalComparison, moments, standard_deviations
 
 Estimator = Callable[..., PyTree]
@@ -298,7 +298,7 @@ def simulate(
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
     (estimates, status), prediction = workers.side_by_side(
-        estimate, lambda: predict(experiment, expectation, separate_key(key))
+        estimate, lambda: predict(experiment, expectation, key_for_other_draws(key))
     )
     notes, bias = prediction.notes, prediction.bias
     name = "maximum likelihood"

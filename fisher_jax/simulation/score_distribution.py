@@ -20,7 +20,7 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.reporting import Report, Table, number, probability, with_error
 from fisher_jax.simulation.asymptotics import coordinates, describe_singular, information_of
-from fisher_jax.simulation.experiment import draw_blocks, make_experiment, separate_key
+from fisher_jax.simulation.experiment import draw_blocks, key_for_other_draws, make_experiment
 from fisher_jax.simulation.normality import NormalComparison, standard_deviations
 from fisher_jax.simulation.sampling_distribution import check_methods
 
@@ -149,7 +149,7 @@ def score_distribution(
     count = check_count(num_replicates, 2, "num_replicates")
     check_methods(None, expectation)
     layout = coordinates(experiment.layout)
-    information, notes = information_of(experiment, layout, expectation, separate_key(key))
+    information, notes = information_of(experiment, layout, expectation, key_for_other_draws(key))
     if note := describe_singular(information):
         notes = (note, *notes)
     totals = [

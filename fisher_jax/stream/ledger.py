@@ -31,7 +31,7 @@ PARTIAL = ".partial"  # the ending of a file that is not yet whole; Zarr uses th
 
 @dataclass(frozen=True)
 class Ledger:
-    """Of the sink at `path`, a folder with `manifest.json` and a marker for each finished block that counts its fits by status."""
+    """The record of the sink at `path`: `manifest.json`, and a marker for each finished block with its fits by status."""
 
     path: Path
     folder: Path

@@ -180,10 +180,10 @@ class Chunks:
         return self._first
 
     def blocks(self, start: int, size: int) -> Iterator[PyTree]:
-        return rechunked(self._chunks, start, size, self.name)
+        return rechunk(self._chunks, start, size, self.name)
 
 
-def rechunked(chunks: Iterable[Arrays], skip: int, size: int, name: str) -> Iterator[PyTree]:
+def rechunk(chunks: Iterable[Arrays], skip: int, size: int, name: str) -> Iterator[PyTree]:
     """Blocks of `size` from chunks of any size, without the first `skip` data sets."""
     parts: list[PyTree] = []
     missing, first = size, None
@@ -295,7 +295,7 @@ class Parquet:
         before = int(np.searchsorted(ends, start, side="right"))
         skip = start - (int(ends[before - 1]) if before else 0)
         chunks = (Arrays(chunk, str(self.path)) for chunk in self._chunks(before, min(PARQUET_ROWS, size)))
-        return rechunked(chunks, skip, size, str(self.path))
+        return rechunk(chunks, skip, size, str(self.path))
 
     def _chunks(self, before: int, rows: int) -> Iterator[PyTree]:
         """So many rows at a time, without the first row groups."""

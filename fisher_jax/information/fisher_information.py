@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_pytrees, entry_point, warn
 from fisher_jax.information.closed_form import has_closed_form, total_expected
-from fisher_jax.information.draws import are_few, num_rows
-from fisher_jax.information.exact import by_nodes
+from fisher_jax.information.draw_pairs import are_few, num_rows
 from fisher_jax.information.expectations import Enumeration, Expectation, MonteCarlo, Quadrature
 from fisher_jax.information.matrix import Information
+from fisher_jax.information.monte_carlo import by_draws
+from fisher_jax.information.quadrature import by_nodes
 from fisher_jax.information.regularity import Regularity
-from fisher_jax.information.sampled import by_draws
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
@@ -75,15 +75,15 @@ def fisher_information(
     Raises
     ------
     ValueError
-        If there is no route: the message says what to supply.
+        If there is no method to compute the expectation: the message says what to supply.
 
     Warns
     -----
     InformationWarning
         If the draws or nodes contradict the model's regularity: the two definitions differ then, or there is no finite
         information. The matrix by ``"bartlett"`` is then E[s sᵀ] with its own error, which is the information at a kink too,
-        and NaN in the rows and columns of parameters without an information: where the mean score is not zero, because the
-        support depends on the parameter, or the score has no variance. Under a transformation look at `regularity`.
+        and NaN in the rows and columns of parameters whose information does not exist: where the mean score is not zero, because
+        the support depends on the parameter, or the score has no variance. Under a transformation look at `regularity`.
 
     Notes
     -----
@@ -114,7 +114,7 @@ def fisher_information(
         return expected_information(model, layout.natural(), layout.names, values, expectation, given)
     if not has_closed_form(model):
         raise ValueError(
-            "no route to the expectation: the model has no information in closed form. Give an expectation: "
+            "no method to compute the expectation: the model has no information in closed form. Give an expectation: "
             "MonteCarlo(key, num_samples) if the model has a sampler, Quadrature(lower, upper) for a continuous scalar y, "
             "Enumeration(values) for a discrete one; or Model(…, information=function of params); or a linked model. "
             "observed_information and empirical_fisher need data instead."
@@ -167,7 +167,9 @@ def expected_information(
     if warns and _is_known(regularity) and (problems := result.diagnosis()):
         text = f"not to be relied on: {problems}."
         if np.any(on_host(regularity).missing & np.isnan(np.asarray(matrix))):
-            text += ' Entries without an information are NaN; estimator="outer" or "hessian", or fallback=, gives an average.'
+            text += (
+                ' Entries that do not exist are NaN; estimator="outer" or "hessian", or fallback=, gives an average.'
+            )
         elif FALLEN_BACK in result.route:
             text += f" The result is another average of the same draws, with its own error: {result.route}."
         warn(text, InformationWarning)

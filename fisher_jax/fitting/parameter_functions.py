@@ -23,7 +23,7 @@ class Output:
     shapes: tuple[tuple[int, ...], ...]
     treedef: Any
 
-    def arranged(self, flat: Any, *, trailing: int = 0) -> PyTree:
+    def arrange(self, flat: Any, *, trailing: int = 0) -> PyTree:
         """Numbers in one row as the function returns them. `trailing` axes come after that of the numbers, others before it."""
         axis = flat.ndim - 1 - trailing
         before, after = flat.shape[:axis], flat.shape[axis + 1 :]
@@ -95,18 +95,18 @@ def outline(function: Any, fit: Fit, name: str) -> Output:
                 f"{name} must return floating numbers but returned dtype {leaf.dtype}. "
                 "Does it compare or round where it should compute?"
             )
-        whole = named_within(name, path)
+        whole = name_within(name, path)
         names += [f"{whole}[{','.join(map(str, index))}]" if leaf.shape else whole for index in np.ndindex(leaf.shape)]
     return Output(tuple(names), tuple(leaf.shape for _, leaf in leaves), treedef)
 
 
-def named_within(root: str, path: Any) -> str:
+def name_within(root: str, path: Any) -> str:
     """A path's name, after that of its root where it begins with an index: `params`, `params[1]`, `scale`."""
     name = path_name(path) if path else ""
     return root + name if not name or name.startswith("[") else name
 
 
-def linearised(function: Callable[[Fit, Array], Array], fit: Fit) -> tuple[Float[Array, " k"], Float[Array, "k p"]]:
+def linearize(function: Callable[[Fit, Array], Array], fit: Fit) -> tuple[Float[Array, " k"], Float[Array, "k p"]]:
     """The numbers of `function(fit, u)` at the estimate, and their derivatives with respect to u."""
     value, push = jax.linearize(lambda free: function(fit, free), fit.free)
     return value, jax.vmap(push)(jnp.eye(fit.free.shape[0], dtype=fit.free.dtype)).T

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
-from fisher_jax.information.draws import num_rows
+from fisher_jax.information.draw_pairs import num_rows
 from fisher_jax.information.expectations import Enumeration, Quadrature
+from fisher_jax.information.monte_carlo import Expected
 from fisher_jax.information.regularity import Regularity
-from fisher_jax.information.sampled import Expected
 from fisher_jax.models.likelihood import terms_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from fisher_jax.fitting.each import of_each
 from fisher_jax.fitting.fit import fit, fit_batch
-from fisher_jax.fitting.functions import OfParameters, numbers_of, outline
+from fisher_jax.fitting.map_fits import of_each
+from fisher_jax.fitting.parameter_functions import OfParameters, numbers_of, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.inference.wald import WaldStatistic, check_rank
@@ -138,7 +138,7 @@ def _tolerance(layout: Layout) -> float:
 
 
 @dataclass(frozen=True)
-class _Penalised:
+class _Penalized:
     """A model's log-density and the penalty λᵀh − ½ρ|h|² divided by the number of observations, so that it adds up to one."""
 
     function: ById
@@ -191,7 +191,7 @@ def fit_under(full: Fit, restriction: Any) -> UnderRestriction:
     # λ, ρ and the rest are fixed parameters, not constants of the density: one program serves every round.
     constraints = dict.fromkeys(parts, fixed) | {"params": [leaf.constraint for leaf in layout.leaves]}
     kind = DependentModel if model.is_dependent else Model
-    penalized = kind(_Penalised(ById(model.log_density), by_id, layout), constraints=constraints)
+    penalized = kind(_Penalized(ById(model.log_density), by_id, layout), constraints=constraints)
     last: Any = np.inf
     for _ in range(_MOST_ROUNDS):
         under = fit_again(full, penalized, parts)

@@ -37,7 +37,7 @@ class _Run(NamedTuple):
     arrived: Bool[Array, ""]
 
 
-def maximise(
+def maximize(
     optimizer: Any,
     start: Float[Array, " p"],
     value_of: Callable[[Array], Array],
@@ -55,7 +55,7 @@ def maximise(
     objective
         The extra argument of `natural_gradient` and its kin.
     observed
-        The evaluation by the observed information, in the form of `numerics.lanes`.
+        The evaluation by the observed information, in the form of `numerics.batched_linalg`.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def maximise(
         until = run.num_steps + STRETCH
         run = jax.lax.while_loop(lambda now: unfinished(now) & (now.num_steps < until), step, run)
         at = observed(run.point)
-        factor = lanes.factorise(at.information)
+        factor = lanes.factorize(at.information)
         half = lanes.solve_lower(factor, at.gradient)
         squared = lanes.dot(half, half)
         near = (squared < tolerance**2) | (0.5 * squared <= _rounding(at))

@@ -66,7 +66,7 @@ def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray
         else:
             raise ValueError("starts are drawn with a key. Give key=jax.random.key(0), or stacked starting parameters.")
         first = np.asarray(layout.unconstrain([np.asarray(value) for value in values]))
-        spread = np.where(layout.restricted, 1.0, np.maximum(1.0, np.abs(first)))
+        spread = np.where(layout.unitless, 1.0, np.maximum(1.0, np.abs(first)))
         drawn = np.asarray(jax.random.normal(key, (int(starts), len(first)), layout.dtype))
         drawn = first + spread.astype(layout.dtype) * drawn
         drawn[0] = first

@@ -1,4 +1,4 @@
-"""A compiled function of a fit, applied to one fit or to each of many, these in blocks of one size: one program serves all."""
+"""Map a compiled function over one fit or many, in blocks of one size, so that one program serves all."""
 
 import functools
 from collections.abc import Callable

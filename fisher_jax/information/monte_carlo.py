@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES
-from fisher_jax.information.draws import drawing, num_pairs, num_rows, terms_per_draw, unit_terms
+from fisher_jax.information.draw_pairs import drawing, num_pairs, num_rows, terms_per_draw, unit_terms
 from fisher_jax.information.expectations import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information.regularity import NEGLIGIBLE, Regularity, tail_exponent, z_values
 from fisher_jax.models.model import Model
@@ -115,7 +115,7 @@ def sum_over_draws(model: Model, layout: Layout, values: Values, expectation: An
     # Pairs taken at once: a multiple of the pieces, so that each piece gets as many of a chunk, and no more than there are.
     blocks, most = -(-pairs // num_pieces), max(1, CHUNK_ENTRIES // (num_pieces * 2 * (width + 2 * q * q)))
     chunk = num_pieces * -(-blocks // -(-blocks // most))
-    # The largest scores that tell of a tail: two in a hundred; none where that would be too few.
+    # The largest scores, from which the tail is estimated: two in a hundred; none where that would be too few.
     num_largest = 0 if 2 * pairs < 2000 else min(2 * pairs // 50, 256) + 1
 
     def evaluate(number: Array) -> _Evaluated:
@@ -329,7 +329,7 @@ def _solve_damped(products: Float[Array, "r r"], right: Float[Array, "r m"]) -> 
     diagonal = jnp.diagonal(products)
     alive = diagonal > 0
     little = 1e3 * r * float(jnp.finfo(products.dtype).eps)
-    factor = linalg.factorise(products + jnp.diag(jnp.where(alive, little * diagonal, 1.0)))
+    factor = linalg.factorize(products + jnp.diag(jnp.where(alive, little * diagonal, 1.0)))
 
     def refine(_: Any, solution: Array) -> Array:
         left_over = right - jnp.matmul(products, solution, precision="highest")

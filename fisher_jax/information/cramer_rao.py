@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import call_user, check_function, entry_point, is_number, shown
 from fisher_jax.information.expectations import Expectation
-from fisher_jax.information.expected import check_point, expected_information, fisher_information
+from fisher_jax.information.fisher_information import check_point, expected_information, fisher_information
 from fisher_jax.information.matrix import Covariance, Information, check_invertible, propagate
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values, layout_of

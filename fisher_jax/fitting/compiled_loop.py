@@ -22,9 +22,9 @@ from fisher_jax.fitting.maximization import (
     certify,
     evaluate,
     first_not_finite,
-    handed_over_at,
     is_within,
     make_problem,
+    next_start,
     num_observations,
     start_at,
     total_information,
@@ -41,11 +41,11 @@ from fisher_jax.numerics import linalg
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, advance, begin, trial
 
 
-def maximise(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_steps: Int[Array, ""]) -> Solution:
+def maximize(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_steps: Int[Array, ""]) -> Solution:
     """Run the optimiser from the start until it ends, and certify where that is."""
 
     def in_lanes(kind: Kind, u: Float[Array, " p"]) -> Evaluation:
-        """The evaluation with vectors and matrices in the form of `numerics.lanes`."""
+        """The evaluation with vectors and matrices in the form of `numerics.batched_linalg`."""
         at = evaluate(problem, kind, u)
         return at._replace(gradient=lanes.vector(at.gradient), information=lanes.matrix(at.information))
 
@@ -65,7 +65,7 @@ def maximise(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_
         ended = ended | (steps >= max_steps)
         # Wherever scoring ends, near the maximum or for want of a step that gains, the observed information takes over and judges.
         hand_over = ~by_observed & (ended | is_within(state, HAND_OVER))
-        point = lanes.select(hand_over, handed_over_at(state, HAND_OVER), state.point)
+        point = lanes.select(hand_over, next_start(state, HAND_OVER), state.point)
         state = state._replace(point=point, count=jnp.where(hand_over, -1, state.count))  # a count of −1: begun afresh
         return state, jnp.where(hand_over, steps, steps_before), by_observed | hand_over, ended & by_observed
 
@@ -78,7 +78,7 @@ def maximise(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_
     else:
         from fisher_jax.optimizers import foreign  # here, since it imports optax, which takes long
 
-        state, num_steps, broken = foreign.maximise(
+        state, num_steps, broken = foreign.maximize(
             optimizer,
             problem.start,
             lambda u: -jnp.sum(terms_at(problem.likelihood, u)),
@@ -129,7 +129,7 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
     def run(values: Values, dataset: Dataset, tolerance: Any, max_steps: Any) -> dict[str, Any]:
         problem = make_problem(model, layout, values, dataset, start_at(layout, values))
         tolerance, max_steps = jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32)
-        solution = maximise(problem, optimizer, tolerance, max_steps)
+        solution = maximize(problem, optimizer, tolerance, max_steps)
         target, started = problem.likelihood, jnp.all(jnp.isfinite(problem.start))
         reached = layout.constrained_values(solution.free, values)
         estimate = [jnp.where(started, new, old) for new, old in zip(reached, values, strict=True)]
@@ -170,7 +170,7 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
 
         _, cross = jax.jvp(gradient, (values, dataset), along)
         certified = jnp.where(fit["status_code"] <= Status.CONVERGED_TO_ROUNDING, 1.0, jnp.nan).astype(cross.dtype)
-        step = certified * linalg.solve(linalg.factorise(fit["curvature"]), cross)
+        step = certified * linalg.solve(linalg.factorize(fit["curvature"]), cross)
         _, derivatives = jax.jvp(at_estimate, (fit["free"], values, dataset), (step, *along))
         estimated = iter(derivatives.pop("values"))
         values = [old if leaf.is_fixed else next(estimated) for old, leaf in zip(along[0], layout.leaves, strict=True)]
