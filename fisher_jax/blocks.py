@@ -64,3 +64,14 @@ def blocks_of(count: int, entries: int) -> Iterator[np.ndarray]:
     size = max(1, min(count, HOST_ENTRIES // max(entries, 1)))
     for start in range(0, count, size):
         yield np.arange(start, start + size)
+
+
+def map_blocks(function: Callable[[np.ndarray], Any], count: int, size: int) -> Any:
+    """`function(rows)` for the rows 0, 1, … of `count`, so many at a time, joined on the host as numpy arrays.
+
+    The last row is repeated to fill the last block, so that one compiled program serves all.
+    """
+    parts = []
+    for start in range(0, count, size):
+        parts.append(jax.device_get(function(np.minimum(np.arange(start, start + size), count - 1))))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)

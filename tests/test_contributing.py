@@ -92,3 +92,11 @@ def test_the_plot_shows_the_data_and_the_quantiles_of_the_fit():
     levels = (np.arange(6) + 0.5) / 6
     np.testing.assert_allclose(model.get_xdata(), st.expon(scale=Y.mean()).ppf(levels), rtol=1e-12)
     plt.close("all")
+
+
+def test_every_module_that_contributing_names_exists():
+    root = pathlib.Path(__file__).parent.parent
+    package = root / "fisher_jax"
+    for name in set(re.findall(r"`([\w/]+\.py)`", TEXT)):
+        places = [root / name, package / name, *(folder / name for folder in package.iterdir() if folder.is_dir())]
+        assert any(place.exists() for place in places), f"{name} is nowhere"

@@ -2,7 +2,7 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.blocks import map_blocks
 from fisher_jax.errors import require
 from fisher_jax.fitting import engine, workers
 from fisher_jax.fitting.compiled_loop import maximize
@@ -206,7 +207,7 @@ def initial_starts(model: Model, layout: Layout, dataset: Dataset) -> tuple[Valu
         return [repeated(value) for value in values], repeated(np.asarray(start_at(layout, values)))
     block = _starts_at_once(varying, dataset.size)
     initial = functools.partial(_initial, model, layout, treedef, dataset.differs)
-    return map_blocks(lambda varying: initial(varying, shared), varying, dataset.size, block)
+    return map_blocks(lambda rows: initial([leaf[rows] for leaf in varying], shared), dataset.size, block)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
@@ -229,15 +230,6 @@ def _initial(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _unconstrained(layout: Layout, mapped: tuple[bool, ...], varying: Leaves, shared: Leaves) -> Float[Array, "R p"]:
     return jax.vmap(lambda varying: start_at(layout, merge(mapped, varying, shared)))(varying)
-
-
-def map_blocks(function: Callable[[Leaves], Any], leaves: Leaves, size: int, block: int) -> Any:
-    """A mapped function of all `size` rows of the leaves, blocks of one size at a time, the last row repeated to fill the last."""
-    parts = []
-    for start in range(0, size, block):
-        rows = np.minimum(np.arange(start, start + block), size - 1)
-        parts.append(jax.device_get(function([leaf[rows] for leaf in leaves])))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:size], *parts)
 
 
 def _starts_at_once(varying: Leaves, size: int) -> int:
@@ -266,8 +258,7 @@ def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int)
         return free if whole_rows.all() else np.where(whole_rows[:, None], free, np.nan)
     if varying:
         return map_blocks(
-            lambda varying: _unconstrained(layout, mapped, varying, shared),
-            varying,
+            lambda rows: _unconstrained(layout, mapped, [leaf[rows] for leaf in varying], shared),
             size,
             _starts_at_once(varying, size),
         )
@@ -311,7 +302,9 @@ def fit_all(options: Options, starts: Starts, *, retry: bool, float64_finish: bo
         leaves = [np.asarray(fits.free)[rows], *(leaf[rows] for leaf in varying)]
         suspects = functools.partial(_suspects, options.model, starts.layout, starts.treedef, starts.mapped)
         suspect = np.array(fits.suspect)
-        suspect[rows] = map_blocks(lambda varying: suspects(varying, starts.shared), leaves, len(rows), BLOCK)
+        suspect[rows] = map_blocks(
+            lambda block: suspects([leaf[block] for leaf in leaves], starts.shared), len(rows), BLOCK
+        )
         fits = replace(fits, suspect=suspect)
     if not {"observed", "sandwich"} & set(options.kinds):
         fits = replace(fits, curvature=None)
@@ -363,7 +356,9 @@ def _run(
         function = functools.partial(_maxima, options.model, layout, options.optimizer, starts.treedef, starts.mapped)
         stops = tolerance, np.int32(max_steps)
         solution, ran = (
-            map_blocks(lambda varying: function(varying, starts.shared, *stops), starts.varying, size, BLOCK),
+            map_blocks(
+                lambda rows: function([leaf[rows] for leaf in starts.varying], starts.shared, *stops), size, BLOCK
+            ),
             "lock-step",
         )
         if watch is not None:

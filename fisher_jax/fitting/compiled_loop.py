@@ -25,14 +25,20 @@ from fisher_jax.fitting.maximization import (
     is_within,
     make_problem,
     next_start,
-    num_observations,
     start_at,
     total_information,
 )
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import derivatives_at, gradient_at, likelihood, outer_product_at, terms_at
+from fisher_jax.models.likelihood import (
+    derivatives_at,
+    gradient_at,
+    likelihood,
+    outer_product_at,
+    terms_at,
+    total_weight,
+)
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
@@ -76,9 +82,9 @@ def maximize(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_
         state, steps_before, *_ = jax.lax.while_loop(lambda carry: ~carry[3], trip, begun)
         num_steps = steps_before + jnp.maximum(state.count, 0)
     else:
-        from fisher_jax.optimizers import foreign  # here, since it imports optax, which takes long
+        from fisher_jax.optimizers import optax_adapter  # here, since it imports optax, which takes long
 
-        state, num_steps, broken = foreign.maximize(
+        state, num_steps, broken = optax_adapter.maximize(
             optimizer,
             problem.start,
             lambda u: -jnp.sum(terms_at(problem.likelihood, u)),
@@ -119,7 +125,7 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
         return {
             "values": [x for x, leaf in zip(estimate, layout.leaves, strict=True) if not leaf.is_fixed],
             "log_likelihood": jnp.sum(terms),
-            "num_observations": num_observations(target, layout),
+            "num_observations": jnp.asarray(total_weight(target), layout.dtype),
             "free": u,
             "curvature": curvature,
             "outer_product": outer_product_at(target, u)[1],
@@ -141,7 +147,7 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
             "status_code": solution.status,
             "num_steps": solution.num_steps,
             "decrement": solution.decrement,
-            "num_observations": num_observations(target, layout),
+            "num_observations": jnp.asarray(total_weight(target), layout.dtype),
             "free": solution.free,
             "curvature": solution.curvature,
             "outer_product": outer_product,

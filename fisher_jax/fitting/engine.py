@@ -1,8 +1,8 @@
 """How a batch of fits is run: the engine is chosen, and chunks of data sets are distributed over workers.
 
 The user's density is traced once; what runs is the program made of it. Two ways agree to rounding: "kernel", the row program
-(`rows.py`) in one kernel of a CPU (`cpu.py`, with the loop of `lanes.py`) or of a GPU (`gpu.py`); and "arrays", (n, L) arrays by
-XLA (`arrays.py`, with the loop of `lanes.py`).
+(`row_program.py`) in one kernel of a CPU (`cpu.py`, with the loop of `lanes.py`) or of a GPU (`gpu.py`); and "arrays", (n, L)
+arrays by XLA (`arrays.py`, with the loop of `lanes.py`).
 
 A chunk is what one call of a program takes. Chunks have few sizes, so that few programs are compiled, and are padded up to these.
 """

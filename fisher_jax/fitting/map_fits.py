@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fisher_jax.blocks import map_blocks
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
@@ -38,7 +39,7 @@ def of_each(fit: Fit, function: Callable[..., Any], kind: str | None, *numbers: 
     if not len(fit):  # the shapes of no results are those of made-up fits
         zeros = jax.tree.map(lambda leaf: np.zeros((BLOCK, *leaf.shape[1:]), leaf.dtype), host)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[:0], _compiled(function, kind, zeros, numbers))
-    return _in_blocks(host, BLOCK, lambda block, rows: _compiled(function, kind, block, numbers))
+    return map_blocks(lambda rows: _compiled(function, kind, host[rows], numbers), len(host), BLOCK)
 
 
 def with_data(fit: Fit, function: Callable[..., Any], shared: tuple = ()) -> Any:
@@ -54,19 +55,10 @@ def with_data(fit: Fit, function: Callable[..., Any], shared: tuple = ()) -> Any
         raise ValueError("there are no fits in this batch.")
     size = max(1, min(BLOCK, len(fit), ENTRIES // max(1, dataset.entries * fit.num_parameters)))
 
-    def of_block(block: Fit, rows: np.ndarray) -> Any:
-        return _compiled_with_data(function, model, block, dataset.take(rows), shared)
-
-    return _in_blocks(on_host(fit), size, of_block)
-
-
-def _in_blocks(fits: Fit, size: int, of_block: Callable[[Fit, np.ndarray], Any]) -> Any:
-    """`of_block(fits, rows)` joined over blocks, the last of which is filled up with the last fit."""
-    parts = []
-    for start in range(0, len(fits), size):
-        rows = np.minimum(np.arange(start, start + size), len(fits) - 1)
-        parts.append(jax.device_get(of_block(fits[rows], rows)))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(fits)], *parts)
+    host = on_host(fit)
+    return map_blocks(
+        lambda rows: _compiled_with_data(function, model, host[rows], dataset.take(rows), shared), len(fit), size
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -5,9 +5,9 @@ optax transformation), what is reported comes from `certify`, by the observed in
 
 The first fits of a density step in numpy on the host around one small compiled evaluation (`fit_on_host`). What a person waits for
 at first is compiling: a loop with its step and certificate compiles for seconds, the evaluation alone for a few tenths, and the
-dozen steps of a fit cost numpy some milliseconds. So the loop (`loop.py`) is compiled only when steps on the host have cost as much
-as compiling it would. Data are padded to a few sizes by rows of weight zero, and derivatives by fixed parameters are taken and
-ignored, so that removing an observation or fixing a parameter compiles nothing.
+dozen steps of a fit cost numpy some milliseconds. So the loop (`compiled_loop.py`) is compiled only when steps on the host have
+cost as much as compiling it would. Data are padded to a few sizes by rows of weight zero, and derivatives by fixed parameters are
+taken and ignored, so that removing an observation or fixing a parameter compiles nothing.
 """
 
 import functools
@@ -44,6 +44,7 @@ from fisher_jax.models.likelihood import (
     outer_product_at,
     sum_with_rounding,
     terms_at,
+    total_weight,
 )
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Leaf, Values
@@ -123,13 +124,6 @@ def start_at(layout: Layout, values: Values) -> Float[Array, " p"]:
     return jnp.where(inside, layout.unconstrain(values), jnp.nan)
 
 
-def num_observations(target: Likelihood, layout: Layout) -> Array:
-    """n: the number of terms, or the sum of their weights."""
-    if target.weights is None:
-        return jnp.asarray(target.num_terms, layout.dtype)
-    return jnp.sum(target.weights)
-
-
 def num_observed(target: Likelihood) -> Array:
     """The number of observations of nonzero weight; those of an invalid one, NaN by now, count."""
     if target.weights is None:
@@ -143,7 +137,9 @@ def total_information(
     """n I(θ) by the model's closed form, where it has one."""
     if not has_closed_form(model):
         return None
-    return total_expected(model, layout, values, dataset.given, num_observations(target, layout), target.weights)
+    return total_expected(
+        model, layout, values, dataset.given, jnp.asarray(total_weight(target), layout.dtype), target.weights
+    )
 
 
 def scoring_of(
@@ -470,7 +466,7 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
                 "outer_product": outer_product,
                 "expected": total_information(model, layout, estimate, dataset, target),
                 "suspect": first_not_finite(target, u, finite),
-                "num_observations": num_observations(target, layout),
+                "num_observations": jnp.asarray(total_weight(target), layout.dtype),
                 "num_observed": num_observed(target),
             }
 

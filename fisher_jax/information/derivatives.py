@@ -19,6 +19,7 @@ from fisher_jax.models.likelihood import (
     outer_product_at,
     scores_at,
     terms_at,
+    total_weight,
 )
 from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
@@ -50,11 +51,6 @@ def jit_at_data(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(target, layout.unconstrain(values), layout, *extra)
 
     return run
-
-
-def total_weight(target: Likelihood) -> Any:
-    """n: the number of terms, or the sum of their weights."""
-    return target.num_terms if target.weights is None else jnp.sum(target.weights)
 
 
 _log_likelihood = jit_at_data(lambda target, theta, layout: jnp.sum(terms_at(target, theta)))

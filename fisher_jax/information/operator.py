@@ -19,7 +19,7 @@ from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.errors import check_choice, check_count, check_pytrees, entry_point
 from fisher_jax.information import krylov
 from fisher_jax.information.closed_form import as_matrix, has_closed_form
-from fisher_jax.information.derivatives import ROUTES, check_arguments, total_weight
+from fisher_jax.information.derivatives import ROUTES, check_arguments
 from fisher_jax.information.draw_pairs import Drawing, drawing, num_pairs, num_rows, terms_per_draw, unit_terms
 from fisher_jax.information.expectations import SCRAMBLINGS, MonteCarlo, QuasiMonteCarlo
 from fisher_jax.information.fisher_information import describe
@@ -27,7 +27,7 @@ from fisher_jax.information.krylov import Product, Solution
 from fisher_jax.information.monte_carlo import PIECES
 from fisher_jax.models.constraints import fixed
 from fisher_jax.models.dataset import Dataset, check_given
-from fisher_jax.models.likelihood import likelihood, terms_of
+from fisher_jax.models.likelihood import likelihood, terms_of, total_weight
 from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Leaf, Values
 from fisher_jax.models.programs import jit_with_model

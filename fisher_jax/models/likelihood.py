@@ -206,3 +206,8 @@ def sum_with_rounding(terms: Float[Array, " n"]) -> tuple[Float[Array, ""], Floa
     exact = jnp.isfinite(big) & jnp.isfinite(largest)
     high = jnp.where(exact, high, terms)
     return jnp.sum(high), jnp.sum(jnp.where(exact, terms - high, 0.0))
+
+
+def total_weight(target: Likelihood) -> Array | int:
+    """n: the number of terms, or the sum of their weights."""
+    return target.num_terms if target.weights is None else jnp.sum(target.weights)

@@ -120,7 +120,7 @@ def follow(
         outside=zero + jnp.inf,
         path=Path(drops, frees, free, zero, count + End.RUNNING, jnp.array(False), count),
         **dict.fromkeys(("here", "base"), blank),
-        **dict.fromkeys(("origin", "unit", "inside", "to_lose", "goal", "stride"), zero),
+        **dict.fromkeys(("origin", "unit", "inside", "expected_drop", "goal", "stride"), zero),
         **dict.fromkeys(("tries", "bracketed", "flat", "num_points", "failures"), count),
     )
     walk = jax.lax.while_loop(is_running, lambda walk: _advance(walk, evaluate(walk.trial), side, cut, span), walk)

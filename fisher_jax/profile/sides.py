@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from fisher_jax.blocks import CHUNK_ENTRIES
+from fisher_jax.blocks import CHUNK_ENTRIES, map_blocks
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
@@ -92,12 +92,13 @@ def profile_ends(
     leaves = zip(jax.tree.leaves(dataset.parts), dataset.differs, strict=True)
     rows = max((int(np.prod(np.shape(leaf)[1:2])) for leaf, differs in leaves if differs), default=1)
     size = min(count, max(1, _BATCH_ENTRIES // (2 * len(edges) * rows)))
-    parts, host = [], on_host(maximum)
-    for start in range(0, count, size):
-        block = np.minimum(np.arange(start, start + size), count - 1)  # of one size: filled up with the last
-        maxima = jax.tree.map(lambda leaf, block=block: leaf[block], host)
-        parts.append(jax.device_get(_ends_of_each(model, layout, dataset.take(block), maxima, cut_of(level))))
-    codes, ends = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+    host = on_host(maximum)
+
+    def of_block(rows: np.ndarray) -> Any:
+        maxima = jax.tree.map(lambda leaf: leaf[rows], host)
+        return _ends_of_each(model, layout, dataset.take(rows), maxima, cut_of(level))
+
+    codes, ends = map_blocks(of_block, count, size)
     return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
 
