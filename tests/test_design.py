@@ -234,7 +234,7 @@ def test_a_design_for_several_parameter_values_spreads_and_holds_its_bound():
     assert design.information.matrix.shape == (7, 2, 2)
     assert design.efficiency(dose_response()) < 0.7  # that for the middle value alone
     one = fj.optimal_design(
-        BY_LOGISTIC, {"middle": np.array([3.0]), "slope": np.array([2.0])}, region=DOSES, start_axis=0
+        BY_LOGISTIC, {"middle": np.array([3.0]), "slope": np.array([2.0])}, region=DOSES, params_axis=0
     )
     np.testing.assert_allclose(one.points, dose_response().points, atol=1e-6)
 
@@ -357,7 +357,7 @@ def test_the_picture_shows_the_sensitivity_under_its_bound_and_the_points():
     np.testing.assert_allclose(bound.get_ydata(), 1.0)
     assert sum(patch.get_height() for twin in axes.figure.axes[1:] for patch in twin.patches) == pytest.approx(1.0)
     assert design_plot(design, axes=plt.subplots()[1]).get_xlabel() == "z"
-    with pytest.raises(TypeError, match="design_plot: expected a Design, got dict"):
+    with pytest.raises(TypeError, match="design_plot: expected Design, got dict"):
         design_plot({}, np.arange(3.0))
     with pytest.raises(ValueError, match="design_plot: points must be numbers in one row"):
         design_plot(design, np.ones((3, 2)))

@@ -71,7 +71,7 @@ def test_the_plain_gradient_takes_another_path_in_each_parametrisation():
     ends = []
     for model, start in ((BY_RATE, START["by rate"]), (BY_MEAN, START["by mean"])):
         slope = jax.grad(loss_of(model, Y))(jax.tree.map(jnp.asarray, start))
-        _, push = jax.jvp(model.log_density.predicted, (start,), (jax.tree.map(jnp.negative, slope),))
+        _, push = jax.jvp(model.log_density.predict, (start,), (jax.tree.map(jnp.negative, slope),))
         ends.append([push["shape"], push["rate"]])
     assert np.linalg.norm(np.subtract(*ends)) > 0.3 * np.linalg.norm(ends[0])
 
