@@ -61,9 +61,12 @@ class FitError(RuntimeError):
     """
 
 
-# The public functions that this thread is in, from the one that the user called to the innermost. Threads of one process may
-# call different functions at the same time, so each has a list of its own.
 _calls = threading.local()
+
+
+def calls_under_way() -> list[str]:
+    """The names of the public functions under way in this thread, the one that the user called first."""
+    return _calls.__dict__.setdefault("names", [])
 
 
 def entry_point(function: Function) -> Function:
@@ -77,6 +80,7 @@ def entry_point(function: Function) -> Function:
     positional = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
     named = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     name = function.__qualname__.removesuffix(".__post_init__")
+    is_method = "self" in signature.parameters and not function.__qualname__.endswith("__post_init__")
 
     def describe_mismatch(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
         """How a call does not match the signature; empty where it does."""
@@ -94,16 +98,18 @@ def entry_point(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
-        names = _calls.__dict__.setdefault("names", [])
-        names.append(name)
+        names = calls_under_way()
+        # Of the object's own class, where a method is inherited.
+        called = f"{type(arguments[0]).__name__}.{function.__name__}" if is_method and arguments else name
+        names.append(called)
         try:
             return function(*arguments, **keywords)
         except (TypeError, ValueError, ImportError, RuntimeError, OSError) as error:
             if isinstance(error, TypeError) and (text := describe_mismatch(arguments, keywords)):
-                raise TypeError(f"{name}: {text}") from None
+                raise TypeError(f"{called}: {text}") from None
             is_fit_error = isinstance(error, FitError)  # its message is that of the status
             if len(names) == 1 and not is_fit_error and _is_ours(error):
-                error.args = (f"{name}: {error}",)
+                error.args = (f"{called}: {error}",)
                 if isinstance(error, ImportError):
                     error.msg = error.args[0]  # its text, which is kept beside its arguments
             raise
@@ -124,7 +130,7 @@ def warn(text: str, category: type[Warning] = FitWarning) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
-    names = _calls.__dict__.get("names")
+    names = calls_under_way()
     warnings.warn(f"{names[0]}: {text}" if names else text, category, stacklevel=level)
 
 

@@ -112,7 +112,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         facts = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self.facts)
-        parts = [f"<table><caption>{html.escape(self.title)}</caption><tbody>{facts}</tbody></table>"]
+        parts = [f"<p>{html.escape(self.title)}</p>", f"<table><tbody>{facts}</tbody></table>" if facts else ""]
         parts += [table._repr_html_() for table in self.tables]
         parts += [f"<p>{html.escape(_sentence(note))}</p>" for note in self.notes]
         return "".join(parts)

@@ -187,6 +187,13 @@ def test_failed_replicates_are_counted_said_and_left_out():
     assert np.isfinite(found.standard_errors())
 
 
+def test_an_unknown_kind_of_interval_is_an_error_wherever_it_is_given():
+    replicates = fj.bootstrap(fj.fit(MODEL, 1.0, WAITS), KEY, 20)
+    for function in (replicates.confidence_intervals, replicates.flat_intervals, replicates.summary):
+        with pytest.raises(ValueError, match=f"Bootstrap.{function.__name__}: method='foo' is unknown"):
+            function(method="foo")
+
+
 def test_of_too_few_replicates_nothing_is_said():
     """Of one success in two, half of the resamples are all alike."""
     model = fj.Model(lambda p, y: jnp.where(y > 0, jnp.log(p), jnp.log1p(-p)), constraints=fj.unit_interval)

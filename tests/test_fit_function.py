@@ -334,3 +334,14 @@ def test_another_value_tested_compiles_nothing():
     with compiled_programs() as compiled:
         fj.likelihood_ratio_test(fit, {"loc": 0.2})
     assert compiled == []
+
+
+def test_standard_errors_are_differentiated_by_the_data_without_jit_too():
+    y = jnp.array([1.0, 2.5, 0.7, 3.1])
+
+    def error(y):  # σ̂ / √n, whose derivative is (yᵢ − ȳ) / (n^{3/2} σ̂)
+        return fj.fit(fj.families.normal, {"loc": 1.0, "scale": 1.0}, y).standard_errors()["loc"]
+
+    scale = jnp.std(y)
+    np.testing.assert_allclose(jax.grad(error)(y), (y - y.mean()) / (8 * scale), rtol=1e-8)
+    np.testing.assert_allclose(jax.jit(jax.grad(error))(y), (y - y.mean()) / (8 * scale), rtol=1e-8)

@@ -253,6 +253,7 @@ MISUSE = {
     "batch of two sizes": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), weights=np.ones((3, 5))), ValueError, r"number of data sets differs \(data: 4, weights: 3\)"),
     "batch that is none": (lambda: fj.fit_batch(density, START, Y, data_axis=None), ValueError, "every axis is None, so there is one data set only. Use fit"),
     "batch without that axis": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), data_axis=2), ValueError, r"shape \(4, 5\) has no axis 2 over the data sets"),
+    "batch with one scalar start along an axis": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), start_axis=1), ValueError, r"fit_batch: start loc has shape \(\), which has no axis 1 over data sets"),
     "batch with an axis for nothing": (lambda: fj.fit_batch(density, START, np.ones((4, 5)), start_axis={"location": 0}), ValueError, "start_axis={'location': 0} does not fit start"),
     "batch of no data sets": (lambda: fj.fit_batch(density, START, np.ones((0, 5))), ValueError, r"no data sets \(an axis of length 0\)"),
     "batch with starts for others": (lambda: fj.fit_batch(density, {"loc": np.zeros(3), "scale": 1.0}, np.ones((4, 5)), start_axis={"loc": 0, "scale": None}), ValueError, "values for 3 data sets, but there are 4"),

@@ -149,7 +149,7 @@ RIGHT = {
     "optimal_design": lambda: (
         fj.optimal_design,
         {"model": STRAIGHT, "params": {"a": 0.0, "b": 1.0}, "candidates": X, "region": None, "criterion": "D"}
-        | {"function": None, "expectation": None, "start_axis": None, "efficiency": 0.9},
+        | {"function": None, "expectation": None, "params_axis": None, "efficiency": 0.9},
     ),
     "sample_size": lambda: (
         fj.sample_size,

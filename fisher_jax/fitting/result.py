@@ -334,9 +334,7 @@ class Fit:
             If the kind is another, or constraints tie entries together, so that no matrix (q, q) exists.
         """
         if kind == "sandwich":
-            raise ValueError(
-                'information: kind="sandwich" is a covariance, not an information. Use covariance("sandwich").'
-            )
+            raise ValueError('kind="sandwich" is a covariance, not an information. Use covariance("sandwich").')
         default = next((other for other in self.kinds if other != "sandwich"), "observed")
         checked = self._check(default if kind is None else kind)
         if len(self.names) != self.num_parameters:
@@ -607,6 +605,8 @@ class Fit:
         converged = np.atleast_1d(self.converged)
         doubts = (*(() if np.all(converged) else (NO_MAXIMUM,)), *self._irregularity())
         errors = self._computed(covariances.standard_errors, kind) if errors is None else errors
+        if is_traced(errors):  # by the data, where the status is known: a derivative of the errors
+            return doubts
         missing = np.any(np.isnan(np.atleast_2d(errors)), axis=-1) & converged
         if not np.any(missing):
             return doubts

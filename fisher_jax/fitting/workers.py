@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fisher_jax.errors import check_count, shown
+from fisher_jax.errors import calls_under_way, check_count, shown
 
 Devices = tuple[Any, ...]  # that of each worker, None for JAX's default one
 # Chunks for each device that is no CPU: on the way to it, in it, on the way back, and copied by the host.
@@ -62,10 +62,12 @@ def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> 
             work(piece)
         return
     # Settings of the caller's thread, which JAX may hold for that thread alone.
+    names = list(calls_under_way())
     stop, x64, device = threading.Event(), bool(jax.config.read("jax_enable_x64")), jax.config.jax_default_device  # type: ignore[attr-defined]
 
     def guarded(piece: Any) -> None:
         if not stop.is_set():
+            calls_under_way()[:] = names  # errors and warnings are named after the function that the user called
             with jax.enable_x64(x64), jax.default_device(device):
                 work(piece)
 

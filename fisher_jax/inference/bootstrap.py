@@ -145,8 +145,6 @@ class Bootstrap(Reported):
             NaN of fewer than two replicates; and, with a `FitWarning`, where all replicates lie on one side of the estimate,
             or the acceleration is so large that the interval would run backwards: BCa does not exist there.
         """
-        check_level(level)
-        check_choice(method, INTERVALS, "method")
         return self._arrange(self.flat_intervals(level, method, function), function)
 
     @entry_point
@@ -154,6 +152,8 @@ class Bootstrap(Reported):
         self, level: float = 0.95, method: str = "percentile", function: Function = None
     ) -> Float[np.ndarray, "k 2"]:
         """The intervals in one column, in the order of `fit.names` or of the function's numbers."""
+        check_level(level)
+        check_choice(method, INTERVALS, "method")
         rows, estimate = self.replicates(function), self._estimate(function)
         if len(rows) < 2:
             return np.full((len(estimate), 2), np.nan)
@@ -206,7 +206,6 @@ class Bootstrap(Reported):
     @entry_point
     def summary(self, level: float = 0.95, method: str = "percentile", function: Function = None) -> Report:
         """A table of estimate, bias, standard error and interval."""
-        check_level(level)
         output = self._output(function)
         names = self.fit.names if output is None else output.names
         ends = self.flat_intervals(level, method, function)

@@ -61,6 +61,7 @@ class NamedMatrix(Reported):
         """The standard error of each entry (q, q), zero where the route is exact."""
         return standard_errors_of_entries(self.matrix, self.errors)
 
+    @entry_point
     def summary(self) -> Report:
         """The matrix with its standard errors; only its shape where it is traced or a batch."""
         title = f"{self._title}, {self.route}"
@@ -68,6 +69,7 @@ class NamedMatrix(Reported):
             return Report(title, [("Names", ", ".join(self.names)), ("Shape", str(jnp.shape(self.matrix)))])
         return Report(title, tables=[matrix_table(self.matrix, self.entry_errors, self.names)])
 
+    @entry_point
     def to_frame(self) -> Any:
         """The matrix as a pandas DataFrame with the names on both axes (needs the extra `frames`)."""
         self._check_single()

@@ -344,6 +344,10 @@ def common_size(parts: dict[str, tuple[PyTree, PyTree]]) -> int:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         for (path, leaf), mark in zip(leaves, jax.tree.leaves(marks), strict=True):
             if mark.number is not None:
+                if not -np.ndim(leaf) <= mark.number < np.ndim(leaf):
+                    raise ValueError(
+                        f"{_name_of(name, path)} has shape {np.shape(leaf)}, which has no axis {mark.number} over data sets."
+                    )
                 sizes[_name_of(name, path)] = np.shape(leaf)[mark.number]
     if not sizes:
         return 0

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_pytree, require
+from fisher_jax.errors import check_pytree, entry_point, require
 from fisher_jax.input_arrays import labels_of
 from fisher_jax.models.parameters import path_name
 
@@ -221,6 +221,7 @@ def _join(parts: list[PyTree]) -> PyTree:
     return parts[0] if len(parts) == 1 else jax.tree.map(concatenate, *parts)
 
 
+@entry_point
 def parquet(path: str | Path, columns: PyTree = None, *, ragged: bool = False) -> "Parquet":
     """A source for `fit_stream`: a Parquet file, or a folder of them in order of their names; one row is one data set.
 
@@ -238,7 +239,7 @@ def parquet(path: str | Path, columns: PyTree = None, *, ragged: bool = False) -
     Returns
     -------
     Parquet
-        Give it as `source`, `given`, `weights` or `params`.
+        Give it as `source`, `given`, `weights` or `start`.
 
     Notes
     -----
