@@ -27,7 +27,7 @@ class Family(Model):
 
     def __post_init__(self) -> None:
         if self.sample is None and self.quantile is not None:
-            object.__setattr__(self, "sample", by_inversion(self.quantile))
+            object.__setattr__(self, "sample", ByInversion(self.quantile))
         # pydoc and IPython show a docstring of the instance where it has one, and that of its class otherwise
         object.__setattr__(self, "__doc__", self.log_density.__doc__)
         super().__post_init__()
@@ -68,8 +68,8 @@ def open_uniform(key: Array, dtype: DTypeLike) -> Scalar:
 
 
 @dataclass(frozen=True)
-class by_inversion:  # noqa: N801 - a function that can be pickled and compared
-    """The sampler that a quantile function makes of uniform numbers."""
+class ByInversion:
+    """The sampler that a quantile function makes of uniform numbers, as a function that can be pickled and compared."""
 
     quantile: Callable[[Any, Params], Any]
 
@@ -92,8 +92,11 @@ def symmetric(names: tuple[str, ...], *upper: ArrayLike, constants: tuple[str, .
 
 
 @dataclass(frozen=True)
-class over_square:  # noqa: N801 - a function that can be pickled and compared
-    """Information that is a matrix of constants divided by the square of the last of its parameters, a scale as a rule."""
+class OverSquare:
+    """Information that is a matrix of constants divided by the square of the last of its parameters, a scale as a rule.
+
+    A class, so that it can be pickled and compared.
+    """
 
     names: tuple[str, ...]
     upper: tuple[float, ...]

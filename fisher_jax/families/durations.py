@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, over_square, symmetric
+from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, floats, outside_support, symmetric
 from fisher_jax.families.extremes import EULER, GUMBEL_INFORMATION, ONE_MINUS_EULER
 from fisher_jax.families.starts import Sample, not_negative, starting_values, zero_or_one
 from fisher_jax.families.starts import positive as above_zero
@@ -47,7 +47,7 @@ exponential = Family(
     quantile=exponential_quantile,
     constraints={"rate": positive},
     initial=exponential_initial,
-    information=over_square(("rate",), (1.0,)),
+    information=OverSquare(("rate",), (1.0,)),
 )
 
 

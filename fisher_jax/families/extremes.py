@@ -13,7 +13,7 @@ from jax.scipy.special import digamma, gammaln
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, over_square, symmetric
+from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, floats, outside_support, symmetric
 from fisher_jax.families.location_scale import shifted, standardize
 from fisher_jax.families.stable_functions import expm1_over, horner, log1p_over
 from fisher_jax.families.starts import Sample, not_negative, starting_values
@@ -61,7 +61,7 @@ gumbel = Family(
     quantile=gumbel_quantile,
     constraints={"scale": positive},
     initial=gumbel_initial,
-    information=over_square(("loc", "scale"), GUMBEL_INFORMATION),
+    information=OverSquare(("loc", "scale"), GUMBEL_INFORMATION),
 )
 
 

@@ -9,7 +9,7 @@ from jax.scipy.special import log_ndtr, ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import Family, Nested, Params, Scalar, dtype_of, floats, over_square, symmetric
+from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, dtype_of, floats, symmetric
 from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, alternating_weights, stirling_error
 from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive
@@ -54,7 +54,7 @@ def normal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return shifted(params, ndtri(floats(uniform)[0]))
 
 
-NORMAL_INFORMATION = over_square(("loc", "scale"), (1.0, 0.0, 2.0))
+NORMAL_INFORMATION = OverSquare(("loc", "scale"), (1.0, 0.0, 2.0))
 
 
 @starting_values
@@ -168,7 +168,7 @@ logistic = Family(
     quantile=logistic_quantile,
     constraints={"scale": positive},
     initial=logistic_initial,
-    information=over_square(("loc", "scale"), (1.0 / 3.0, 0.0, (3.0 + math.pi**2) / 9.0)),
+    information=OverSquare(("loc", "scale"), (1.0 / 3.0, 0.0, (3.0 + math.pi**2) / 9.0)),
 )
 
 
@@ -210,7 +210,7 @@ laplace = Family(
     quantile=laplace_quantile,
     constraints={"scale": positive},
     initial=laplace_initial,
-    information=over_square(("loc", "scale"), (1.0, 0.0, 1.0)),
+    information=OverSquare(("loc", "scale"), (1.0, 0.0, 1.0)),
 )
 
 
@@ -252,7 +252,7 @@ cauchy = Family(
     quantile=cauchy_quantile,
     constraints={"scale": positive},
     initial=cauchy_initial,
-    information=over_square(("loc", "scale"), (0.5, 0.0, 0.5)),
+    information=OverSquare(("loc", "scale"), (0.5, 0.0, 0.5)),
 )
 
 

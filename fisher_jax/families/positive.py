@@ -9,7 +9,7 @@ from jax.scipy.special import erfinv, polygamma
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, over_square, symmetric
+from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, floats, outside_support, symmetric
 from fisher_jax.families.location_scale import NORMAL_INFORMATION, normal_log_density, normal_quantile, normal_sample
 from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, log_ratio, stirling_error
 from fisher_jax.families.starts import Sample, not_negative, starting_values
@@ -164,7 +164,7 @@ rayleigh = Family(
     quantile=rayleigh_quantile,
     constraints={"scale": positive},
     initial=rayleigh_initial,
-    information=over_square(("scale",), (4.0,)),
+    information=OverSquare(("scale",), (4.0,)),
 )
 
 
@@ -204,7 +204,7 @@ half_normal = Family(
     quantile=half_normal_quantile,
     constraints={"scale": positive},
     initial=half_normal_initial,
-    information=over_square(("scale",), (2.0,)),
+    information=OverSquare(("scale",), (2.0,)),
 )
 
 
@@ -248,7 +248,7 @@ pareto = Family(
     quantile=pareto_quantile,
     constraints={"shape": positive, "minimum": fixed},
     initial=pareto_initial,
-    information=over_square(("shape",), (1.0,), constants=("minimum",)),
+    information=OverSquare(("shape",), (1.0,), constants=("minimum",)),
 )
 
 

@@ -118,12 +118,12 @@ def make_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset) -> St
         data, given, _ = dataset.one(0).parts
         params = starting_parameters(model, None, data, given)
         layout, values = flatten_parameters(model, params)
-        _check_something_free(layout)
+        check_something_estimated(layout)
         values, free = initial_starts(model, layout, dataset)
         return Starts(layout, free, values, (True,) * len(values), dataset)
     marked = axis_of_each(params, axis, "start")
     layout, _ = flatten_parameters(model, first_of(axis_first(params, marked), marked))
-    _check_something_free(layout)
+    check_something_estimated(layout)
     marks = layout.blocks(marked)
     blocks = typed(layout, layout.blocks(params))
     values = [axis_first(block, mark) for block, mark in zip(blocks, marks, strict=True)]
@@ -189,7 +189,7 @@ def take_starts(params: PyTree, axis: Any, rows: Any) -> PyTree:
     return None if params is None else jax.tree.map(take, params, axis_of_each(params, axis, "start"))
 
 
-def _check_something_free(layout: Layout) -> None:
+def check_something_estimated(layout: Layout) -> None:
     if layout.num_free == 0:
         raise ValueError("every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
 
@@ -228,7 +228,7 @@ def _initial(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _unconstrained(layout: Layout, mapped: tuple[bool, ...], varying: Leaves, shared: Leaves) -> Float[Array, "R p"]:
+def _unconstrain(layout: Layout, mapped: tuple[bool, ...], varying: Leaves, shared: Leaves) -> Float[Array, "R p"]:
     return jax.vmap(lambda varying: start_at(layout, merge(mapped, varying, shared)))(varying)
 
 
@@ -258,7 +258,7 @@ def _starts(layout: Layout, values: Values, mapped: tuple[bool, ...], size: int)
         return free if whole_rows.all() else np.where(whole_rows[:, None], free, np.nan)
     if varying:
         return map_blocks(
-            lambda rows: _unconstrained(layout, mapped, [leaf[rows] for leaf in varying], shared),
+            lambda rows: _unconstrain(layout, mapped, [leaf[rows] for leaf in varying], shared),
             size,
             _starts_at_once(varying, size),
         )

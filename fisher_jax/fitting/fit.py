@@ -11,7 +11,16 @@ from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import check_choice, check_count, check_flag, check_pytrees, entry_point, is_number, shown
 from fisher_jax.fitting import workers
-from fisher_jax.fitting.batch import Options, check_starts, fit_all, has_float64, make_starts, num_starts, take_starts
+from fisher_jax.fitting.batch import (
+    Options,
+    check_something_estimated,
+    check_starts,
+    fit_all,
+    has_float64,
+    make_starts,
+    num_starts,
+    take_starts,
+)
 from fisher_jax.fitting.compiled_loop import fit_by_loop, fit_function
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.cpu import LEAST_LANES
@@ -125,8 +134,7 @@ def fit(
     dataset = check_dataset(model, data, given, weights)
     params = starting_parameters(model, start, dataset.data, dataset.given)
     layout, values = flatten_parameters(model, params)
-    if layout.num_free == 0:
-        raise ValueError("every parameter is fixed, so there is nothing to estimate. Use log_likelihood.")
+    check_something_estimated(layout)
     check_start(layout, values)
     if tolerance is None:
         tolerance = default_tolerance(layout.dtype)

@@ -334,13 +334,9 @@ def _with_nan(step: Step, operands: list[Any]) -> Sequence[Any]:
     return [jnp.where(x != x, x, jnp.where(y != y, y, result))]
 
 
-def _any(step: Step, operands: list[Any]) -> Sequence[Any]:
-    return [jnp.max(operands[0].astype(jnp.int32)) > 0]
-
-
 _RULES: dict[str, Callable[..., Sequence[Any]]] = {
     "while": lambda step, operands: while_loop(step, operands, _evaluate),
     "max": _with_nan,
     "min": _with_nan,
-    "reduce_or": _any,
+    "reduce_or": lambda step, operands: [jnp.max(operands[0].astype(jnp.int32)) > 0],
 }
