@@ -4,13 +4,20 @@ import ast
 import functools
 import pathlib
 import sys
+import threading
 
 import beartype
 
 
 def check(function):
-    """The function with its arguments checked against their types, unless it is decorated as an entry point."""
-    return function if function.__qualname__ in _entry_points(function.__module__) else beartype.beartype(function)
+    """The function with its arguments checked against their types, unless it is decorated as an entry point.
+
+    Functions that are made in worker threads are left out too: beartype catches warnings while it decorates, for all threads.
+    """
+    in_worker = threading.current_thread() is not threading.main_thread()
+    if in_worker or function.__qualname__ in _entry_points(function.__module__):
+        return function
+    return beartype.beartype(function)
 
 
 @functools.cache

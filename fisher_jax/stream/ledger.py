@@ -184,8 +184,9 @@ else:
                 )
             # The process that had it before may have removed the file after it was opened here, and another may have made a
             # new one: then the lock is on no file that others can see.
-            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-                return file
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file
             os.close(file)
 
 
