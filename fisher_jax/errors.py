@@ -91,8 +91,12 @@ def entry_point(function: Function) -> Function:
             unknown = [key for key in keywords if key not in parameters]
             text = f"there is no argument {unknown[0]!r}." if unknown else f"{error}."
             if count > len(positional):
-                hint = f" Give the others by name, as {named[0]}=…." if named else ""
-                text = f"{count} arguments came by position, of {len(positional)}.{hint}"
+                first = arguments[len(arguments) - count + len(positional)]
+                after = f": after {positional[-1]} came {shown(first)}" if positional else ""
+                hint = f" Give it by name, as {named[0]}=…." if named else ""
+                if {"given", "weights"} <= set(named):
+                    hint = " Covariates are passed as given=…, weights as weights=…."
+                text = f"{count} arguments came by position, of {len(positional)}{after}.{hint}"
             return f"{text} It takes {', '.join(parameters)}."
         return ""
 

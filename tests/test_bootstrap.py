@@ -212,8 +212,11 @@ def test_of_too_few_replicates_nothing_is_said():
         assert np.isnan([found.standard_errors(), found.bias()]).all()
         with pytest.raises(ValueError, match=f"{count} of 2 replicates converged, which make no histogram"):
             bootstrap_histogram(found)
-    with pytest.raises(TypeError, match="function must be a function of params, got str"):
-        left[2].confidence_intervals(0.9, "percentile", "params")
+    with pytest.raises(TypeError, match="function must be a function of params, got float"):
+        left[2].confidence_intervals(0.9, "percentile", 0.5)
+    np.testing.assert_array_equal(
+        left[2].confidence_intervals(0.9, "percentile", "2 params"), 2 * left[2].confidence_intervals(0.9)
+    )
     assert left[2].covariance() == pytest.approx(float(left[2].standard_errors()) ** 2)
 
 

@@ -11,7 +11,7 @@ quantiles q at (1 ∓ level)/2 (Efron and Tibshirani 1993, sections 13 and 14):
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from fisher_jax.errors import check_choice, check_count, check_flag, check_key, 
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.intervals import as_leaves
 from fisher_jax.fitting.map_fits import check_fit
-from fisher_jax.fitting.parameter_functions import OfParameters, Output, linearize, outline
+from fisher_jax.fitting.parameter_functions import OfParameters, Output, as_function, linearize, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.influence import influence_of_units
 from fisher_jax.inference.replicates import failures, refit_drawn, refit_left_out, refit_resampled, scheme_of
@@ -34,7 +34,8 @@ METHODS = ("nonparametric", "parametric", "block", "circular block")
 ACCELERATIONS = ("infinitesimal", "jackknife")
 INTERVALS = ("percentile", "basic", "bca")
 
-Function = Callable[[PyTree], PyTree] | None  # of params; None stands for all parameters
+# Of params, or text that names parameters; None stands for all of them.
+Function = str | Sequence[str] | Callable[[PyTree], PyTree] | None
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +97,7 @@ class Bootstrap(Reported):
     def replicates(self, function: Function = None) -> Float[np.ndarray, "r k"]:
         """The parameters, or the numbers of a function of them, at every replicate that converged, in one row each."""
         self._output(function)  # raises for what is no function of params
-        return np.asarray(_evaluate(_of_fit(function), self.fits))[self.valid]
+        return np.asarray(_evaluate(self._of_fit(function), self.fits))[self.valid]
 
     @entry_point
     def standard_errors(self, function: Function = None) -> PyTree:
@@ -136,8 +137,9 @@ class Bootstrap(Reported):
             Coverage aimed at.
         method : {"percentile", "basic", "bca"}
             Quantiles of the replicates; these reflected about the estimate; or quantiles corrected for bias and skewness.
-        function : callable, optional
-            ``function(params)`` returns a number, an array or a pytree of them.
+        function : callable, or str or sequence of str, optional
+            ``function(params)`` returns a number, an array or a pytree of them. Or parameters by name, and linear combinations of
+            them, as for `delta_method`.
 
         Returns
         -------
@@ -174,7 +176,7 @@ class Bootstrap(Reported):
         copies = self.copies
         if self.left_out is not None:  # the jackknife: the mean of the estimates with one left out, less each
             converged = self.left_out.converged
-            estimates = np.asarray(_evaluate(_of_fit(function), self.left_out))[converged]
+            estimates = np.asarray(_evaluate(self._of_fit(function), self.left_out))[converged]
             copies = None if copies is None else copies[converged]
             influence = np.average(estimates, axis=0, weights=copies) - estimates
         elif self.influence is None:
@@ -183,16 +185,19 @@ class Bootstrap(Reported):
                 'Use "percentile" or "basic".'
             )
         else:
-            influence = np.asarray(self.influence) @ np.asarray(_differentiate(_of_fit(function), self.fit)).T
+            influence = np.asarray(self.influence) @ np.asarray(_differentiate(self._of_fit(function), self.fit)).T
         copies = np.ones(len(influence)) if copies is None else copies
         squares, cubes = copies @ influence**2, copies @ influence**3
         return np.where(squares > 0, cubes / (6.0 * np.where(squares > 0, squares, 1.0) ** 1.5), 0.0)
 
     def _estimate(self, function: Function) -> Float[np.ndarray, " k"]:
-        return np.asarray(_evaluate(_of_fit(function), self.fit))
+        return np.asarray(_evaluate(self._of_fit(function), self.fit))
 
     def _output(self, function: Any) -> Output | None:
-        return None if function is None else outline(function, self.fit, "function")
+        return None if function is None else outline(as_function(function, self.fit, "function"), self.fit, "function")
+
+    def _of_fit(self, function: Function) -> "OfFit":
+        return _of_fit(as_function(function, self.fit, "function"))
 
     def _arrange(self, flat: Float[np.ndarray, "k *ends"], function: Function) -> PyTree:
         """Numbers, or intervals, in one column laid out as the parameters or as the function returns them."""

@@ -1,6 +1,6 @@
 """`delta_method`: standard errors and intervals of functions of the parameters, to first order: var g(θ̂) ≈ G V Gᵀ, G = ∂g/∂u."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +13,7 @@ from fisher_jax.errors import check_level, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.covariance import CovarianceKind
 from fisher_jax.fitting.map_fits import check_fit, of_each
-from fisher_jax.fitting.parameter_functions import OfParameters, Output, linearize, outline
+from fisher_jax.fitting.parameter_functions import OfParameters, Output, as_function, linearize, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics.array_namespace import is_traced
@@ -132,7 +132,11 @@ def _flatness(flat: Bool[np.ndarray, " k"], names: tuple[str, ...]) -> list[str]
 
 @entry_point
 def delta_method(
-    fit: Fit, function: Callable[[PyTree], PyTree], *, kind: CovarianceKind | None = None, level: float = 0.95
+    fit: Fit,
+    function: str | Sequence[str] | Callable[[PyTree], PyTree],
+    *,
+    kind: CovarianceKind | None = None,
+    level: float = 0.95,
 ) -> DeltaEstimate:
     """The value of any function of the parameters at the estimate, its standard error and interval: var g(θ̂) ≈ G V Gᵀ.
 
@@ -140,9 +144,10 @@ def delta_method(
     ----------
     fit : Fit
         Of a batch, every result gains the leading axis B.
-    function : callable
+    function : callable, or str or sequence of str
         ``function(params)``: a number, an array of any shape, or a pytree of them, in terms of jax.numpy. Predictions over a
-        grid of covariates are ``lambda params: jax.vmap(lambda z: predict(params, z))(grid)``.
+        grid of covariates are ``lambda params: jax.vmap(lambda z: predict(params, z))(grid)``. Or parameters by name, and linear
+        combinations of them: ``"scale"``, ``"a - b"``, ``["beta[1]", "0.5 (a + b)"]``; see `wald_test`.
     kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance V, as for `Fit.covariance`.
     level : float
@@ -180,10 +185,12 @@ def delta_method(
     >>> mean = fj.delta_method(fit, lambda params: params["shape"] / params["rate"])
     >>> print(f"{mean.value:.3f} ± {mean.standard_error:.3f}")
     3.000 ± 0.927
+    >>> print(fj.delta_method(fit, "shape - 2 rate").names)
+    ('shape - 2 rate',)
     """
     check_fit(fit)
     check_level(level)
-    which = fit._check(kind)
+    which, function = fit._check(kind), as_function(function, fit, "function")
     output = outline(function, fit, "function")
     value, errors, ends, jacobian, free, flat = of_each(fit, _Delta(OfParameters(ById(function))), which, level)
     result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, fit.describe(which))

@@ -29,7 +29,9 @@ class Model:
     sample : callable, optional
         ``sample(key, params)`` or ``sample(key, params, z)``: one draw of y.
     constraints : pytree of constraints, optional
-        Shaped like `params` or a prefix of it; a missing key or `None` means unconstrained.
+        Shaped like `params` or a prefix of it; a missing key or `None` means unconstrained. A tuple of two numbers, or of a
+        number and `None`, is an `interval`: ``{"p": (0, 1), "rate": (0, None)}``. Any other tuple is a tree of constraints, for
+        parameters in a tuple or list; for these a tuple of numbers could be either, and is an error.
     initial : callable, optional
         ``initial(data)`` or ``initial(data, given)``: starting parameters, used where ``start=None``.
     information : callable, optional

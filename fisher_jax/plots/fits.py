@@ -10,6 +10,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.bootstrap import Bootstrap
 from fisher_jax.inference.comparison import named_fits
 from fisher_jax.inference.influence import FAR, Influence
+from fisher_jax.models.parameter_names import choose_estimated
 from fisher_jax.plots.canvas import check_result, choose, panels
 from fisher_jax.reporting import percent
 
@@ -193,7 +194,7 @@ def bootstrap_histogram(
     """
     check_result(bootstrap, Bootstrap, "fisher_jax.bootstrap")
     fit, replicates, number = bootstrap.fit, bootstrap.replicates(), len(bootstrap.fits)
-    columns = choose(fit.names, names)
+    columns = choose_estimated(fit.layout, names, "names")
     if len(replicates) < 2:
         raise ValueError(
             f"{len(replicates)} of {number} replicates converged, which make no histogram. Print the bootstrap to see "

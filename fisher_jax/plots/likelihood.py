@@ -21,6 +21,7 @@ from fisher_jax.information.derivatives import hessian
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
+from fisher_jax.models.parameter_names import choose_estimated
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.plots.canvas import check_result, choose, ellipse, panels
@@ -102,7 +103,7 @@ def likelihood_surface(
     fit._check_single()
     check_level(level)
     check_count(num_points, 2, "num_points", entries=check_count(num_points, 2, "num_points", entries=0))
-    pair = choose(fit.names, fit.names[:2] if names is None else names)
+    pair = choose_estimated(fit.layout, fit.names[:2] if names is None else names, "names")
     if len(pair) != 2:
         raise ValueError(f"names={names!r}; expected two different ones out of {listed(fit.names)}.")
     names = [fit.names[k] for k in pair]
@@ -247,7 +248,7 @@ def quadratic_approximation(
     (panel,) = panels(axes, 1, (4.8, 3.4))
     grid = np.linspace(-reach, reach, 161)
     for k, fit in enumerate(every):
-        if len(columns := choose(fit.names, name)) > 1:
+        if len(columns := choose_estimated(fit.layout, name, "names")) > 1:
             raise ValueError(f"{name!r} has several entries. Give one of {listed([fit.names[j] for j in columns])}.")
         (column,) = columns
         information = float(np.asarray(fit.information().matrix)[column, column] * fit.num_observations)

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_level, entry_point, names_in, shown, warn
+from fisher_jax.errors import check_level, entry_point, warn
 from fisher_jax.fitting.fit import fit as fit_once
 from fisher_jax.fitting.map_fits import check_fit
-from fisher_jax.fitting.parameter_functions import numbers_of, outline
+from fisher_jax.fitting.parameter_functions import as_function, numbers_of, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
+from fisher_jax.models.parameter_names import LinearCombinations, choose_estimated
 from fisher_jax.models.parameters import Values
 from fisher_jax.models.programs import ById
 from fisher_jax.profile.path import End
@@ -137,7 +138,7 @@ class _Numbers:
 @entry_point
 def profile_likelihood(
     fit: Fit,
-    function: Callable[..., Any] | None = None,
+    function: str | Sequence[str] | Callable[..., Any] | None = None,
     *,
     level: float = 0.95,
     parameters: str | Sequence[str] | None = None,
@@ -149,13 +150,14 @@ def profile_likelihood(
     fit : Fit
         As `fit` returned it. One that ended at a boundary or with singular information can be profiled too: the ends that
         exist are found, and the report says why the others do not.
-    function : callable, optional
-        ``function(params)`` returns a number, or an array or pytree of them, each profiled by itself. By default every
-        estimated entry of the parameters is.
+    function : str or sequence of str, or callable, optional
+        Parameters by name (`"scale"`, `"beta[2]"`, `"beta"` for all of its entries), or linear combinations of them (`"a - b"`, as
+        for `delta_method`). Or ``function(params)``, which returns a number, or an array or pytree of them. Each is profiled by
+        itself. By default every estimated entry of the parameters is.
     level : float
         Coverage aimed at, strictly between 0 and 1: the cut-off lies ½ χ²₁(level) nats below the maximum.
     parameters : str or sequence of str, optional
-        Only these entries, by the names in `fit.names`, or by a leaf's name for all of its entries.
+        The same as names given for `function`.
 
     Returns
     -------
@@ -199,6 +201,8 @@ def profile_likelihood(
     >>> halved = fj.profile_likelihood(fit, lambda params: {"probability of none": jnp.exp(-params["rate"])})
     >>> print(halved.names, halved.interval.round(4))
     ('probability of none',) [[0.0045 0.2366]]
+    >>> fj.profile_likelihood(fit, "rate").names
+    ('rate',)
     """
     check_fit(fit)
     check_level(level)
@@ -210,16 +214,15 @@ def profile_likelihood(
     model, dataset = origin_of(fit)
     fit._check("observed")
     fit._warn()
-    if function is None:
-        numbers, columns = None, _columns(fit, parameters)
-        names = tuple(fit.names[k] for k in columns)
-    elif parameters is not None:
+    if function is not None and parameters is not None:
         raise ValueError("give a function or the names of parameters, not both.")
-    elif isinstance(function, str):
-        raise TypeError(
-            f"function must be a function of params, got the text {function!r}. Parameters are named by "
-            f"parameters={function!r}."
-        )
+    function = as_function(function, fit, "function")
+    columns: Any = choose_estimated(fit.layout, parameters, "parameters") if function is None else None
+    if isinstance(function, LinearCombinations):
+        columns = function.entry_places
+    if columns is not None:
+        numbers, columns = None, np.array(columns)
+        names = tuple(fit.names[k] for k in columns)
     else:
         names = outline(function, fit, "function").names
         numbers, columns = _Numbers(ById(function)), np.arange(len(names))
@@ -272,24 +275,6 @@ def profile_likelihood(
         num_restarts=restarts,
         notes=_notes(best, sides, names, float(level), restarts, float(best.log_likelihood - fit.log_likelihood)),
     )
-
-
-def _columns(fit: Fit, parameters: Any) -> Int[np.ndarray, " m"]:
-    """The entries of θ with these names, or of leaves with these names."""
-    if parameters is None:
-        return np.arange(len(fit.names))
-    columns: list[int] = []
-    if not (names := names_in(parameters)) and not isinstance(parameters, list | tuple):
-        raise TypeError(f"parameters={shown(parameters)} must be a parameter's name or several of them.")
-    for name in names:
-        matches = [k for k, entry in enumerate(fit.names) if name in (entry, entry.partition("[")[0])]
-        if not matches:
-            entries = ", ".join(f"`{entry}`" for entry in fit.names)
-            raise ValueError(f"parameters names {name!r}, which is not estimated; there are {entries}.")
-        columns += matches
-    if not columns:
-        raise ValueError("parameters is empty. Leave it out to profile all.")
-    return np.array(columns)
 
 
 def _curves(sides: Sides) -> tuple[Float[np.ndarray, "m k"], Float[np.ndarray, "m k"], Float[np.ndarray, "m k p"]]:
