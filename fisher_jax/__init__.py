@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fisher_jax.information.cramer_rao import cramer_rao_bound
     from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
     from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
+    from fisher_jax.models.auxiliary import with_auxiliary
     from fisher_jax.models.constraints import (
         fixed,
         interval,
@@ -124,6 +125,7 @@ _DEFINED_IN = {
     "simplex": "fisher_jax.models.constraints",
     "unit_interval": "fisher_jax.models.constraints",
     "linked": "fisher_jax.models.linked",
+    "with_auxiliary": "fisher_jax.models.auxiliary",
     "Model": "fisher_jax.models.model",
     "dependent": "fisher_jax.models.model",
     "StreamResult": "fisher_jax.stream",
@@ -229,6 +231,7 @@ __all__ = [
     "stream",
     "unit_interval",
     "wald_test",
+    "with_auxiliary",
 ]
 
 

@@ -215,7 +215,8 @@ def check_pytrees(**trees: Any) -> None:
     """Pytrees of arrays, by the names of the arguments; results of this library are pytrees too, and raise."""
     for name, tree in trees.items():
         check_pytree(tree, name)
-        if type(tree).__module__.startswith("fisher_jax.") and not jax.tree_util.all_leaves([tree]):
+        is_result = type(tree).__module__.startswith("fisher_jax.") and not getattr(tree, "holds_data", False)
+        if is_result and not jax.tree_util.all_leaves([tree]):
             hint = " Did you mean its `params`?" if hasattr(tree, "params") else ""
             raise TypeError(f"{name} is {kind_of(tree)}; expected arrays, or a pytree of them.{hint}")
         if any(is_key(leaf) for leaf in jax.tree.leaves(tree)):

@@ -115,6 +115,12 @@ RIGHT = {
         {"model": MODEL, "params": START, "expectation": None, "kind": "observed", "data": Y}
         | {"given": None, "weights": None},
     ),
+    "fit with an auxiliary measurement": lambda: (
+        fj.fit,
+        {"model": fj.with_auxiliary(MODEL, lambda params, m: norm.logpdf(m, params["scale"], 1.0)), "start": START}
+        | {"data": (Y, 1.0), "given": None, "weights": None},
+    ),
+    "with_auxiliary": lambda: (fj.with_auxiliary, {"model": MODEL, "log_density": density, "sample": None}),
     "delta_method": lambda: (
         fj.delta_method,
         {"fit": fitted(), "function": first, "kind": None, "level": 0.95},

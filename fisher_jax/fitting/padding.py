@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.input_arrays import as_weights
-from fisher_jax.models.dataset import Dataset, as_arrays, check_dataset, check_labels, without_masks
+from fisher_jax.models.dataset import Dataset, as_arrays, check_dataset, check_labels, place_measured, without_masks
 from fisher_jax.models.model import Model, starting_parameters
 
 FILLING = 2**20  # rows that take about as long to fit as a program to compile
@@ -47,6 +47,7 @@ def check_list(model: Model, data: list[Any], given: PyTree, weights: Any) -> Da
     each_weights = [None] * count if weights is None else _same_number(weights, count, "weights")
     parts = []
     for k, (entry, given_k, weight) in enumerate(zip(data, givens, each_weights, strict=True)):
+        entry, _ = place_measured(model, entry, None)
         name, given_name = f"data[{k}]", "given" if shared else f"given[{k}]"
         arrays = as_arrays(entry, name), as_arrays(given_k, given_name)
         check_labels({name: entry, given_name: given_k, f"weights[{k}]": weight}, (None, None, None))

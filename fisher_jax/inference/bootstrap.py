@@ -27,6 +27,7 @@ from fisher_jax.fitting.parameter_functions import OfParameters, Output, as_func
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.influence import influence_of_units
 from fisher_jax.inference.replicates import failures, refit_drawn, refit_left_out, refit_resampled, scheme_of
+from fisher_jax.models.auxiliary import AuxiliaryModel
 from fisher_jax.models.programs import ById
 from fisher_jax.reporting import Report, Reported, Table, percent
 
@@ -181,7 +182,8 @@ class Bootstrap(Reported):
             influence = np.average(estimates, axis=0, weights=copies) - estimates
         elif self.influence is None:
             raise ValueError(
-                'method="bca" needs the influence of observations by themselves, which blocks do not have. '
+                'method="bca" needs the influence of observations by themselves, which blocks and data with an auxiliary '
+                "measurement do not have. "
                 'Use "percentile" or "basic".'
             )
         else:
@@ -324,6 +326,14 @@ def bootstrap(
         )
     if "block" in method and acceleration == "jackknife":
         raise ValueError('acceleration="jackknife" leaves out observations one by one, which blocks do not allow.')
+    if isinstance(origin.model, AuxiliaryModel):
+        if origin.model.draw_auxiliary is None:
+            raise ValueError(
+                "the auxiliary measurement must be drawn anew for each replicate, or they would vary too little. Give "
+                "with_auxiliary(…, sample=function(key, params)), one draw of it."
+            )
+        if acceleration == "jackknife":
+            raise ValueError('acceleration="jackknife" leaves out observations, and the auxiliary measurement is none.')
     scheme = scheme_of(fit, origin, method, clusters, block_length)
     settings = {"covariances": (), "devices": devices, "progress": progress}
 
@@ -333,8 +343,13 @@ def bootstrap(
         return refit_resampled(fit, origin, scheme, key, count, **settings)
 
     def influence() -> Float[np.ndarray, "g p"] | None:
-        # Blocks are not drawn term by term, and the weight of a term of a series is not a count.
-        if "block" in method or (origin.model.is_dependent and origin.dataset.weights is not None):
+        # Blocks are not drawn term by term, the weight of a term of a series is not a count, and an auxiliary measurement has a
+        # part in the spread that no observation has.
+        if (
+            "block" in method
+            or isinstance(origin.model, AuxiliaryModel)
+            or (origin.model.is_dependent and origin.dataset.weights is not None)
+        ):
             return None
         units = scheme.num_units, fit, origin.dataset, scheme.unit_of, scheme.weights
         return np.asarray(influence_of_units(origin.model, *units))

@@ -18,7 +18,8 @@ from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, join_fits
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.robust import cluster_codes
-from fisher_jax.models.drawing import check_sampler, draw_data_sets
+from fisher_jax.models.auxiliary import AuxiliaryModel
+from fisher_jax.models.drawing import check_sampler, draw_data_sets, draw_measured
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import quick_options
 
@@ -105,7 +106,7 @@ def refit_resampled(fit: Fit, origin: Origin, scheme: Scheme, key: Array, count:
             counts = np.asarray(draw_counts(scheme, key, numbers))[: count - int(numbers[0]), scheme.unit_of]
             yield counts if scheme.weights is None else counts * scheme.weights[None, :]
 
-    return _refit_weighted(fit, origin, chunks(), settings)
+    return _refit_weighted(fit, origin, chunks(), settings, key)
 
 
 def refit_left_out(fit: Fit, origin: Origin, scheme: Scheme, **settings: Any) -> Fit:
@@ -121,12 +122,21 @@ def refit_left_out(fit: Fit, origin: Origin, scheme: Scheme, **settings: Any) ->
     return _refit_weighted(fit, origin, chunks(), settings)
 
 
-def _refit_weighted(fit: Fit, origin: Origin, chunks: Iterator[np.ndarray], settings: dict[str, Any]) -> Fit:
-    data, given, _ = origin.dataset.parts
-    parts = [
-        fit_batch(origin.model, fit.params, data, given=given, weights=weights, data_axis=None, **settings)
-        for weights in chunks
-    ]
+def _refit_weighted(
+    fit: Fit, origin: Origin, chunks: Iterator[np.ndarray], settings: dict[str, Any], key: Array | None = None
+) -> Fit:
+    """Fits by weights; with a key, each to an auxiliary measurement drawn at the estimate, where the model has one."""
+    (data, given, _), done, parts = origin.dataset.parts, 0, []
+    axis: Any = None
+    for weights in chunks:
+        if key is not None and isinstance(origin.model, AuxiliaryModel):
+            numbers = np.arange(done, done + len(weights))
+            measured = draw_measured(origin.model, fit.layout, fit.values, key, numbers)
+            data, axis = (data[0], measured), (None, 0)
+        parts.append(
+            fit_batch(origin.model, fit.params, data, given=given, weights=weights, data_axis=axis, **settings)
+        )
+        done += len(weights)
     return join_fits(parts, np.arange(sum(map(len, parts))))
 
 

@@ -75,6 +75,11 @@ class Model:
 
     is_dependent = False
 
+    @property
+    def auxiliary(self) -> UserFunction | None:
+        """The log-density of what was measured beside the observations, of a model made by `with_auxiliary`."""
+        return None
+
     @entry_point
     def __post_init__(self) -> None:
         if not callable(self.log_density) or isinstance(self.log_density, type):
