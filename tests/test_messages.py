@@ -599,9 +599,9 @@ def test_the_report_reads_so():
     ]
     assert lines[5] == "  Covariance               inverse observed information, (minus Hessian)⁻¹"
     assert lines[7:] == [
-        "  parameter  estimate  std. error  lower 95 %  upper 95 %",
-        "  loc               3    0.935414     1.16662     4.83338",
-        "  scale       1.87083    0.661438    0.935597     3.74093",
+        "  parameter  estimate  std. error      z   p-value  lower 95 %  upper 95 %",
+        "  loc               3    0.935414  3.207  0.001341     1.16662     4.83338",
+        "  scale       1.87083    0.661438      -         -    0.935597     3.74093",
     ]
 
 
@@ -618,7 +618,11 @@ def test_the_report_shows_in_a_notebook_and_as_a_frame():
     assert page.count("<tr>") == 5 + 1 + 2
     frame = fit.to_frame(level=0.9)
     assert list(frame.index) == ["loc", "scale"]
-    assert list(frame.columns) == ["estimate", "standard_error", "lower", "upper"]
+    assert list(frame.columns) == ["estimate", "standard_error", "z", "p_value", "lower", "upper"]
+    np.testing.assert_allclose(
+        frame.loc["loc", "p_value"], 2 * scipy.stats.norm.sf(abs(frame.loc["loc", "z"])), rtol=1e-12
+    )
+    assert frame.loc["scale", ["z", "p_value"]].isna().all()  # no scale is zero
     np.testing.assert_allclose(frame.loc["scale", "standard_error"], fit.standard_errors()["scale"], rtol=1e-12)
     matrix = fit.information().to_frame()
     np.testing.assert_allclose(matrix.loc["loc", "scale"], np.asarray(fit.information())[0, 1])
