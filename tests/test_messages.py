@@ -296,7 +296,7 @@ MISUSE = {
     "predictor of a number": (lambda: fj.fisher_information(fj.linked(fj.families.poisson, lambda p: p), 1.0), TypeError, "predictor must return a dictionary.*but returned"),
     "predictor of another name": (lambda: fj.log_likelihood(fj.linked(fj.families.poisson, lambda p: {"mean": p}), 1.0, np.array([1, 2])), ValueError, "family needs the parameter 'rate', but the predictor returned mean"),
     "information of other parameters": (lambda: record() + record("a", "b"), ValueError, "cannot add the information on `a`, `b` to that on `loc`, `scale`"),
-    "marginal of nobody": (lambda: record().marginal("lcoation"), ValueError, "Information.marginal: names: no entry is named 'lcoation'; there are loc, scale. Did you mean `loc`"),
+    "marginal of nobody": (lambda: record().marginal("lcoation"), ValueError, "Information.marginal: names: no entry is named 'lcoation'; there are loc, scale"),
     "fixed twice": (lambda: record().fix(["loc", "loc"]), ValueError, "expected one or more different names"),
     "reparametrised into others": (lambda: record().reparametrize(lambda p: {"loc": p["m"]}, {"m": 1.0}), ValueError, "gives `loc`, but the information is about.*`scale` is missing"),
     "bias of another shape": (lambda: fj.cramer_rao_bound(fj.families.normal, START, num_observations=9, bias=lambda p: p["loc"]), ValueError, "bias of loc, scale: give it the same structure"),
@@ -604,9 +604,9 @@ def test_the_report_reads_so():
     ]
     assert lines[5] == "  Covariance               inverse observed information, (minus Hessian)⁻¹"
     assert lines[7:] == [
-        "  parameter  estimate  std. error  lower 95 %  upper 95 %",
-        "  loc               3    0.935414     1.16662     4.83338",
-        "  scale       1.87083    0.661438    0.935597     3.74093",
+        "  parameter  estimate  std. error      z   p-value  lower 95 %  upper 95 %",
+        "  loc               3    0.935414  3.207  0.001341     1.16662     4.83338",
+        "  scale       1.87083    0.661438      -         -    0.935597     3.74093",
     ]
 
 
@@ -623,7 +623,11 @@ def test_the_report_shows_in_a_notebook_and_as_a_frame():
     assert page.count("<tr>") == 5 + 1 + 2
     frame = fit.to_frame(level=0.9)
     assert list(frame.index) == ["loc", "scale"]
-    assert list(frame.columns) == ["estimate", "standard_error", "lower", "upper"]
+    assert list(frame.columns) == ["estimate", "standard_error", "z", "p_value", "lower", "upper"]
+    np.testing.assert_allclose(
+        frame.loc["loc", "p_value"], 2 * scipy.stats.norm.sf(abs(frame.loc["loc", "z"])), rtol=1e-12
+    )
+    assert frame.loc["scale", ["z", "p_value"]].isna().all()  # no scale is zero
     np.testing.assert_allclose(frame.loc["scale", "standard_error"], fit.standard_errors()["scale"], rtol=1e-12)
     matrix = fit.information().to_frame()
     np.testing.assert_allclose(matrix.loc["loc", "scale"], np.asarray(fit.information())[0, 1])

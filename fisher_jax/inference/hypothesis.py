@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from fisher_jax.errors import check_pytree, shown
 from fisher_jax.fitting.parameter_functions import name_within
 from fisher_jax.models.constraints import Fixed, Interval, Simplex, Unconstrained
-from fisher_jax.models.parameter_names import LinearCombinations, all_names, is_text, read_restrictions
+from fisher_jax.models.parameter_names import LinearCombinations, all_entries, all_names, is_text, read_restrictions
 from fisher_jax.models.parameters import Layout
 from fisher_jax.reporting import Report, Reported, listed, number, probability
 
@@ -71,10 +71,8 @@ def read_hypothesis(layout: Layout, values: PyTree) -> Hypothesis:
         )
     by_name: dict[str, tuple[int, int | None]] = {leaf.name: (i, None) for i, leaf in enumerate(layout.leaves)}
     known = all_names(layout)
-    all_entries = [(i, k) for i, leaf in enumerate(layout.leaves) for k in range(leaf.size)]
-    by_name |= {
-        name: all_entries[at[0]] for name, at in known.positions.items() if len(at) == 1 and name not in by_name
-    }
+    entries = all_entries(layout)
+    by_name |= {name: entries[at[0]] for name, at in known.positions.items() if len(at) == 1 and name not in by_name}
     restricted: dict[tuple[int, int], float] = {}
     for path, value in jax.tree_util.tree_flatten_with_path(values)[0]:
         if callable(value):  # a function inside an Equinox module

@@ -259,7 +259,9 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
     held = replace(
         layout,
         leaves=tuple(
-            Leaf(leaf.name, leaf.shape, *((leaf.shape, Unconstrained()) if i in fixed.values() else ((0,), Fixed())))
+            replace(leaf, free_shape=leaf.shape, constraint=Unconstrained())
+            if i in fixed.values()
+            else replace(leaf, free_shape=(0,), constraint=Fixed())
             for i, leaf in enumerate(layout.leaves)
         ),
     )
@@ -268,9 +270,10 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
     if not names:
         raise ValueError(f"freed={shown(freed)} must be a parameter's name or several of them; leave it out for all.")
     if any("=" in name and name not in all_names(held).positions for name in names):
-        chosen = {where[k] for k in _as_held(fit, held, freed)}
+        as_written = {where[k]: text for k, text in _as_held(fit, held, freed).items()}
+        chosen = set(as_written)
     else:
-        chosen = set()
+        as_written, chosen = {}, set()
         for name in names:
             try:
                 chosen |= {where[k] for k in choose_estimated(held, name, "freed")}
@@ -281,7 +284,7 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
     layout = replace(
         layout,
         leaves=tuple(
-            Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained()) if i in freed_leaves else leaf
+            replace(leaf, free_shape=leaf.shape, constraint=Unconstrained()) if i in freed_leaves else leaf
             for i, leaf in enumerate(layout.leaves)
         ),
     )
@@ -293,15 +296,14 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
             elif (i, k) in chosen:  # other entries of the leaf stay fixed
                 tested.append(start + k)
                 at = np.unique(np.reshape(np.asarray(values[i]), (-1, leaf.size))[:, k])  # of all fits of a batch
-                hypothesis.append(
-                    f"{leaf.entry_names[k]} = {at[0]:g}" if len(at) == 1 else f"{leaf.entry_names[k]} as held"
-                )
+                statement = f"{leaf.entry_names[k]} = {at[0]:g}" if len(at) == 1 else f"{leaf.entry_names[k]} as held"
+                hypothesis.append(as_written.get((i, k), statement))
         start += leaf.free_size
     return _TestedEntries(kind, layout, tuple(tested), tuple(nuisance)), tuple(hypothesis)
 
 
-def _as_held(fit: Fit, held: Layout, text: Any) -> list[int]:
-    """The places in the θ of `held` that a hypothesis names; raise where the fit does not keep them at its values."""
+def _as_held(fit: Fit, held: Layout, text: Any) -> dict[int, str]:
+    """The places in the θ of `held` that a hypothesis names, each with its text; raise where the fit keeps other values."""
     hypothesis = read_restrictions(
         held, text, "the hypothesis", "is estimated in this fit, which is to be the fit under the hypothesis"
     )
@@ -318,7 +320,7 @@ def _as_held(fit: Fit, held: Layout, text: Any) -> list[int]:
                 f"the hypothesis gives `{held.names[k]}` the value {value:g}, but this fit keeps it at "
                 f"{np.ravel(theta[..., k])[0]:g}. Fit the model under the hypothesis."
             )
-    return list(values)
+    return dict(zip(values, hypothesis.names, strict=True))
 
 
 # Covariates that the null does not have.
@@ -494,7 +496,7 @@ class _InFamily:
     def _parameter(self, model: LinkedModel, params: PyTree, z: tuple[PyTree, ...]) -> tuple[dict, int, Leaf, Array]:
         """All parameters of the family, the place of the one that the offset adds to, and its leaf and unconstrained value."""
         family_params = dict(model.log_density.predict(params, *z))
-        layout = layout_of(family_params, model.family.constraint_table)[0]
+        layout = layout_of(family_params, model.family.table)[0]
         leaves = {leaf.name: leaf for _, leaf in layout.free_leaves}
         names, name = ", ".join(leaves), self.name
         if name is None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import entry_point, require
 from fisher_jax.information.regularity import Regularity
-from fisher_jax.models.parameter_names import EntryNames
+from fisher_jax.models.parameter_names import NameIndex
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.moments import Estimate
 from fisher_jax.numerics import linalg
@@ -98,7 +98,7 @@ class Covariance(NamedMatrix):
     matrix : array (r, r)
         For one observation, or for as many as `route` says, in the units of the named quantities.
     names : tuple of str
-        What rows and columns belong to.
+        What rows and columns belong to, in their order: that in which params were written, sorted where JAX has mapped over them.
     route : str
         How it was computed, in words, corrections for bias included.
     errors : array (k, r, r) or None
@@ -289,8 +289,8 @@ class Information(NamedMatrix):
         ('log_rate',) [[4.]]
         """
         self._check_single()
-        new, values = layout_of(params, ())
-        old, _ = layout_of(function(new.assemble([jnp.asarray(v, new.dtype) for v in values])), ())
+        new, values = layout_of(params)
+        old, _ = layout_of(function(new.assemble([jnp.asarray(v, new.dtype) for v in values])))
         if missing := set(self.names) - set(old.names):
             raise ValueError(
                 f"function(params) gives {_quoted(old.names)}, but the information is about "
@@ -356,7 +356,7 @@ class Information(NamedMatrix):
     def _positions(self, names: Sequence[str] | str) -> tuple[np.ndarray, np.ndarray]:
         """Where the named entries stand, or all entries of a named leaf; and where the others do."""
         self._check_single()
-        positions = EntryNames(self.names).choose([] if names is None else names)
+        positions = NameIndex(self.names).choose([] if names is None else names)
         return np.array(positions), np.setdiff1d(np.arange(len(self.names)), positions)
 
 

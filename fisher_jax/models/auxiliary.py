@@ -182,6 +182,7 @@ def add_auxiliary(model: Model, auxiliary: UserFunction, draw: UserFunction | No
         sample=None if model.sample is None or draw is None else _Sample(*parts),
         initial=None if model.initial is None else _Initial(*parts),
         constraints=model.constraints,
+        names=model.names,
     )
 
 

@@ -35,7 +35,7 @@ AS_FUNCTION = "Give it as a function of params, as lambda params: …"
 
 
 @dataclass(frozen=True)
-class EntryNames:
+class NameIndex:
     """The names of numbers in a row, and what else stands for some of them."""
 
     entries: tuple[str, ...]
@@ -92,32 +92,34 @@ def _containers(entry: str) -> list[str]:
     return found
 
 
-@functools.lru_cache(maxsize=256)
-def all_names(layout: Layout) -> EntryNames:
-    """The names of all entries of the array leaves, of those that are fixed as well, leaf by leaf.
+def all_entries(layout: Layout) -> list[tuple[int, int]]:
+    """Every entry of the array leaves, fixed or not, in the user's order: the leaf's index, and the entry's in it."""
+    return [(i, k) for i in layout.order for k in range(layout.leaves[i].size)]
 
-    An entry of a leaf whose entries have names of their own has that of its index too.
-    """
+
+@functools.lru_cache(maxsize=256)
+def all_names(layout: Layout) -> NameIndex:
+    """The names of `all_entries`. An entry that the user gave a name to has that of its index too."""
     names: list[str] = []
     aliases: dict[str, tuple[int, ...]] = {}
-    for leaf in layout.leaves:
+    for leaf in (layout.leaves[i] for i in layout.order):
         at = range(len(names), len(names) + leaf.size)
         if leaf.shape:
             indices = np.ndindex(leaf.shape)
             aliases |= {f"{leaf.name}[{','.join(map(str, i))}]": (k,) for i, k in zip(indices, at, strict=True)}
         aliases[leaf.name] = tuple(at)
         names += leaf.entry_names
-    return EntryNames(tuple(names), tuple(aliases.items()))
+    return NameIndex(tuple(names), tuple(aliases.items()))
 
 
 @functools.lru_cache(maxsize=256)
 def estimated_entries(layout: Layout) -> tuple[int, ...]:
-    """For each entry that `all_names` counts its place in θ; −1 where it is fixed."""
+    """For each of `all_entries` its place in θ; −1 where it is fixed."""
     places: list[int] = []
-    start = 0
-    for leaf in layout.leaves:
-        places += [-1] * leaf.size if leaf.is_fixed else range(start, start + leaf.size)
-        start += 0 if leaf.is_fixed else leaf.size
+    count = 0
+    for i, _ in all_entries(layout):
+        places.append(-1 if layout.leaves[i].is_fixed else count)
+        count += not layout.leaves[i].is_fixed
     return tuple(places)
 
 

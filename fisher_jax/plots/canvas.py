@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fisher_jax.errors import kind_of, require
-from fisher_jax.models.parameter_names import EntryNames
+from fisher_jax.models.parameter_names import NameIndex
 
 MARKERS = "os^Dv<>p"  # of curves in one panel, which are then told apart without colour
 
@@ -44,7 +44,7 @@ def check_result(result: Any, kinds: type | tuple[type, ...], source: str) -> No
 
 def choose(available: Sequence[str], names: Any) -> list[int]:
     """Positions of the entries to draw, all of them without `names`; the name of an array stands for its entries."""
-    return EntryNames(tuple(available)).choose(names)
+    return NameIndex(tuple(available)).choose(names)
 
 
 def ellipse(covariance: Float[np.ndarray, "2 2"], level: float) -> Float[np.ndarray, "2 n"]:

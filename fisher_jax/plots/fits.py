@@ -62,14 +62,14 @@ def coefficient_plot(
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
     >>> axes = fj.plots.coefficient_plot(fit)
     >>> [label.get_text() for label in axes.get_yticklabels()]
-    ['rate', 'shape']
+    ['shape', 'rate']
     """
     check_level(level)
     every = named_fits(fits if fits is None or isinstance(fits, dict) else {"fit": fits}, named)
     if not every:
         raise ValueError("got no fit to draw.")
     kinds = {name: fit._check(kind) for name, fit in every.items()}
-    tables = {name: {row.name: row for row in fit._rows(kinds[name], level)} for name, fit in every.items()}
+    tables = {name: {row.parameter: row for row in fit._rows(kinds[name], level)[0]} for name, fit in every.items()}
     estimated = list(dict.fromkeys(name for fit in every.values() for name in fit.names))
     rows = [estimated[k] for k in choose(estimated, names)]
     (panel,) = panels(axes, 1, (6.4, 1.2 + 0.3 * len(rows) * len(every)))
