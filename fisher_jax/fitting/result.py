@@ -108,7 +108,9 @@ class Fit:
     optima : tuple of Optimum
         Of a fit from several starts: every certified maximum that was reached, the highest first. No part of the pytree.
     num_masked : integer array (*b), or None where nothing is masked
-        How many rows have weight zero because one of their entries is masked.
+        How many rows are left out because one of their entries is masked or missing.
+    labels : array (B,), or None
+        The labels of the groups that ``fit_batch(…, by=…)`` fitted; one label of one of them. No part of the pytree.
     meat, robust : array (*b, p, p) or None, and str
         `robust`'s estimate of the covariance of the total score, in place of `outer_product`, and its description.
 
@@ -156,6 +158,7 @@ class Fit:
     meat: Float[AnyArray, "*b p p"] | None = None
     robust: str = ""
     num_masked: Int[AnyArray, "*b"] | None = None
+    labels: Any = None
 
     @property
     def has_batch(self) -> bool:
@@ -173,6 +176,8 @@ class Fit:
     def __getitem__(self, index: Any) -> "Fit":
         if not self.has_batch:
             raise TypeError("this is one fit, without a batch axis, and cannot be indexed.")
+        if isinstance(index, str):
+            index = self._number_of(index)
         if isinstance(index, bool):
             raise IndexError(f"fits[{index}]: give a number, a slice, or an array of numbers or of truths (B,).")
         one = not isinstance(index, slice) and np.ndim(index) == 0
@@ -182,11 +187,19 @@ class Fit:
                 raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
         else:
             index = index if isinstance(index, slice) else np.asarray(index)
-        fits = replace(jax.tree.map(lambda leaf: leaf[index], on_host(self)), engine=self.engine)
+        labels = None if self.labels is None else self.labels[index]
+        fits = replace(jax.tree.map(lambda leaf: leaf[index], on_host(self)), engine=self.engine, labels=labels)
         if self.origin is None:
             return fits
         dataset = self.origin.dataset
         return replace(fits, origin=Origin(self.origin.model, dataset.one(index) if one else dataset.take(index)))
+
+    def _number_of(self, label: str) -> int:
+        """The number of the fit with a label."""
+        places = np.flatnonzero(np.zeros(0) if self.labels is None else self.labels.astype(str) == label)
+        if len(places) != 1:
+            raise IndexError(f"fits[{label!r}]: there is no group of this label. `labels` lists them.")
+        return int(places[0])
 
     def __iter__(self) -> Iterator["Fit"]:
         return (self[k] for k in range(len(self)))
@@ -475,7 +488,7 @@ class Fit:
             ends = self._ends(kind, level, method, "unconstrained")
             for k, name in enumerate(self.names):
                 columns |= {f"{name} lower": ends[:, k, 0], f"{name} upper": ends[:, k, 1]}
-        frame = pd.DataFrame(columns)
+        frame = pd.DataFrame(columns, index=self.labels)
         labels = {int(status): status.label for status in Status}
         return frame.assign(
             status=frame["status"].map(labels).astype("category"),
@@ -663,7 +676,7 @@ def _curvature_not_finite(model: Model, layout: Layout, values: Values, dataset:
 
 
 _META = ("layout", "kinds", "robust")
-_DROPPED = ("origin", "optima", "engine")  # what a fit no longer has after a transformation
+_DROPPED = ("origin", "optima", "engine", "labels")  # what a fit no longer has after a transformation
 ARRAYS = tuple(field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED))
 jax.tree_util.register_dataclass(Fit, data_fields=list(ARRAYS), meta_fields=list(_META), drop_fields=list(_DROPPED))
 
