@@ -45,7 +45,8 @@ def of_each(fit: Fit, function: Callable[..., Any], kind: str | None, *numbers: 
 def with_data(fit: Fit, function: Callable[..., Any], shared: tuple = (), each: tuple = ()) -> Any:
     """`function(fit, model, dataset, *shared)` of a fit and its data, or of each of many and its own.
 
-    `each` are further arguments that differ among many fits, with a first axis over them. The function is hashable, as in `of_each`; the arrays that it returns are numpy's for many fits.
+    `each` are further arguments that differ among many fits, with a first axis over them. The function is hashable, as in
+    `of_each`; the arrays that it returns are numpy's for many fits.
     """
     check_fit(fit)
     model, dataset = origin_of(fit)

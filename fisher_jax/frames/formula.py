@@ -1,5 +1,6 @@
 """`formula`: the model, the start, the data and the covariates that a formula and a table stand for."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -299,7 +300,7 @@ def formula(
         name: constraint for name, constraint in roles.constraints.items() if name in predictor.map.constants
     }
     constraints |= dict.fromkeys(roles.values, fixed)
-    model = linked(base, predictor, constraints=constraints)
+    model = linked(base, predictor, constraints=constraints, names=_names(family, predictor))
     start = _start(family, roles, predictor, response, given, levels)
     frequency = as_weights(numbers["weights"], "weights") if "weights" in numbers else None
     return Formula(text, model, start, data, given, frequency, view, int(left_out.sum()))
@@ -324,7 +325,7 @@ def _roles(
     family: Family, table: Table, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None
 ) -> _Roles:
     """What the keywords say about the parameters of the family; raise for those that it does not have."""
-    constraints = {path[0]: constraint for path, constraint in family.constraint_table if path}
+    constraints = {path[0]: constraint for path, constraint in family.table.constraints if path}
     terms, values, known = {}, {}, {}
     others = [name for name in family.parameters if name != family.main]
     for name, given in parameters.items():
@@ -414,6 +415,22 @@ def _response(family: Family, terms: Any, view: Table) -> tuple[np.ndarray, tupl
     if matrix.shape[1] != 1:
         raise ValueError(f"the response {text!r} is not one column of numbers.")
     return matrix[:, 0], ()
+
+
+def _names(family: Family, predictor: Predictor) -> dict[str, tuple[str, ...]]:
+    """The names of coefficients: of the main parameter bare, as regressions print them, of others with the parameter's name.
+
+    Where there are categories: `x[b]` for category b against the first, and `cutpoints[a|b]` for the one between two.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for (name, _), design in zip(predictor.map.links, predictor.designs, strict=True):
+        names[name] = design.names if name == family.main else tuple(f"{name}[{column}]" for column in design.names)
+    levels = predictor.levels
+    if family.main == "logits":
+        names["logits"] = tuple(f"{column}[{level}]" for column in names["logits"] for level in levels[1:])
+    elif levels:
+        names["cutpoints"] = tuple(f"cutpoints[{a}|{b}]" for a, b in itertools.pairwise(levels))
+    return names
 
 
 def _start(
