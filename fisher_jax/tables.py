@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.errors import require
+from fisher_jax.errors import kind_of, require
 
 LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf", "dask", "duckdb", "ibis", "pyspark", "narwhals")
 MISSING = ("raise", "drop")
@@ -102,7 +102,9 @@ def as_narwhals(table: Any, name: str) -> Any:
     repeated = sorted({label for label in labels if labels.count(label) > 1}) if len(set(labels)) < len(labels) else []
     if repeated:
         raise ValueError(f"{name}: there are several columns {repeated[0]!r}. Give each a name of its own.")
-    nw = require("narwhals", "frames")
+    if not is_table(table):
+        raise TypeError(f"{name} is {kind_of(table)}; expected a table of pandas, polars or pyarrow.")
+    nw = require("narwhals.stable.v2", "frames")
     if type(table).__name__ == "RecordBatch":
         table = sys.modules["pyarrow"].Table.from_batches([table])
     try:
@@ -124,7 +126,7 @@ def missing_in(series: Any) -> np.ndarray:
 
 def as_numbers(series: Any, name: str) -> np.ndarray:
     """A column of numbers or of truth values as an array; missing values are NaN. Raise for text, categories and times."""
-    nw = require("narwhals", "frames")
+    nw = require("narwhals.stable.v2", "frames")
     dtype = series.dtype
     if dtype.is_numeric() or dtype == nw.Boolean:
         missing = missing_in(series)
@@ -181,7 +183,7 @@ def as_columns(table: Any, name: str, missing: str = "raise") -> dict[str, Any]:
 
 def as_column(column: Any, name: str, missing: str = "raise") -> Any:
     """One column of numbers as an array; `missing` as for `as_columns`."""
-    nw = require("narwhals", "frames")
+    nw = require("narwhals.stable.v2", "frames")
     series = nw.from_native(column, series_only=True)
     values = as_numbers(series, name)
     places = missing_in(series)

@@ -360,7 +360,7 @@ def fit_batch(
 
 def _fit_groups(model: Model, start: PyTree, parts: dict[str, Any], by: Any, **options: Any) -> Fit:
     """The fits of groups of rows, with their labels."""
-    check_labels(parts, (None, None, None))
+    check_labels(parts | {"by": by}, (None,) * 4)
     groups, parts, table = take_labels(by, parts)
     as_list = model.is_dependent or not groups.is_padded
     data, given, weights, given_axis = split_groups(groups, *parts.values(), as_list=as_list)

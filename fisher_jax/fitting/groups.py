@@ -107,9 +107,8 @@ def split_groups(
     for name, part in (("data", data), ("given", given), ("weights", weights)):
         for path, leaf in jax.tree_util.tree_flatten_with_path(part)[0]:
             if np.ndim(leaf) == 0 or len(leaf) != n:
-                raise ValueError(
-                    f"{name} {path_name(path) if path else ''} has shape {np.shape(leaf)}, but by has {n} labels, one for each row."
-                )
+                part_name = f"{name} {path_name(path)}" if path else name
+                raise ValueError(f"{part_name} has shape {np.shape(leaf)}, but by has {n} labels, one for each row.")
     if as_list:
         each = [jax.tree.map(lambda leaf: leaf[rows], (data, given, weights)) for rows in groups.rows]  # noqa: B023
         of_data, of_given, of_weights = (list(parts) for parts in zip(*each, strict=True))

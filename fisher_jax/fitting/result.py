@@ -450,14 +450,16 @@ class Fit:
     def to_columns(self, kind: CovarianceKind | Literal[""] | None = None) -> dict[str, np.ndarray]:
         """Of many fits, one array (B,) for each estimate, each standard error (`name standard error`) and each fact.
 
-        The facts are log_likelihood, decrement, num_steps, num_observations, status and attempt. A parameter that has the name
-        of one is called `parameter name`. With ``kind=""`` there are no standard errors.
+        With `labels` these come first, as `group`. The facts are log_likelihood, decrement, num_steps, num_observations, status and
+        attempt. A parameter that has the name of one is called `parameter name`. With ``kind=""`` there are no standard errors.
         """
         if not self.has_batch:
             raise ValueError("this is one fit. Use to_frame.")
         theta = np.asarray(self.layout.join(on_host(self.values)))
         labels = [f"parameter {name}" if name in FACTS else name for name in self.names]
         columns = {label: theta[:, k] for k, label in enumerate(labels)}
+        if self.labels is not None:
+            columns = {"group": np.asarray(self.labels), **columns}
         if kind != "":
             _, errors, doubts = self._errors_and_doubts(kind)
             if doubts:
@@ -488,7 +490,8 @@ class Fit:
             ends = self._ends(kind, level, method, "unconstrained")
             for k, name in enumerate(self.names):
                 columns |= {f"{name} lower": ends[:, k, 0], f"{name} upper": ends[:, k, 1]}
-        frame = pd.DataFrame(columns, index=self.labels)
+        frame = pd.DataFrame(columns)
+        frame = frame if self.labels is None else frame.set_index("group")
         labels = {int(status): status.label for status in Status}
         return frame.assign(
             status=frame["status"].map(labels).astype("category"),

@@ -1,6 +1,7 @@
 """`formula`: the model, the start, the data and the covariates that a formula and a table stand for."""
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -216,11 +217,12 @@ def formula(
     """
     check_choice(missing, MISSING, "missing")
     if not isinstance(family, Family):
-        hint = " Build a formula's model by hand with fisher_jax.linked." if isinstance(family, Model) else ""
+        hint = " The model of another density is built by fisher_jax.linked." if callable(family) else ""
         raise TypeError(f"family is {kind_of(family)}; expected one of fisher_jax.families.{hint}")
     if isinstance(frame, dict):
         frame = require("pandas", "frames").DataFrame({key: np.asarray(column) for key, column in frame.items()})
     table = Table(frame, "the table")
+    main = main_of(family)
     parsed = parse(text, "formula")
     if getattr(parsed, "lhs", None) is None or len(parsed.lhs) != 1 or not hasattr(parsed.rhs, "required_variables"):
         raise ValueError(f"formula {text!r} must have one response and one right-hand side, as in 'y ~ x + z'.")
@@ -228,10 +230,15 @@ def formula(
 
     # The columns used, and the rows in which none of their values is missing.
     beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.known}
-    terms = {family.main: parsed.rhs, **roles.terms}
+    terms = {main: parsed.rhs, **roles.terms}
     used = set(parsed.lhs.required_variables).union(*(part.required_variables for part in terms.values()))
     used |= {source for source in beside.values() if isinstance(source, str)}
     for name in sorted(used):
+        if name not in table.names and re.search(rf"(^|\W){re.escape(name)}\s*\(", f"{text} {parameters}"):
+            raise ValueError(
+                f"formulas know no function {name!r}; they know those of numpy, as np.log, and C, I, bs, poly, center, scale. "
+                "Compute the column first."
+            )
         table.series(name)
     arrays = {role: _array(source, role, frame, table) for role, source in beside.items()}
     places = table.missing(sorted(used))
@@ -256,7 +263,7 @@ def formula(
     is_ordered = "cutpoints" in family.parameters
     designs, given = [], {}
     for name, part in terms.items():
-        without = "Intercept" if is_ordered and name == family.main else ""
+        without = "Intercept" if is_ordered and name == main else ""
         design, given[name] = Design.of(part, table, rows, without=without)
         designs.append(design)
     known = []
@@ -264,9 +271,9 @@ def formula(
         if role in numbers:
             known.append(Known(role, beside[role] if isinstance(beside[role], str) else None))
     if "exposure" in numbers:
-        if roles.links[family.main] != "log":
+        if roles.links[main] != "log":
             raise ValueError(
-                f"an exposure belongs to a log link, but that of `{family.main}` is {roles.links[family.main]!r}. Give offset=."
+                f"an exposure belongs to a log link, but that of `{main}` is {roles.links[main]!r}. Give offset=."
             )
         if not np.all(numbers["exposure"] > 0):
             raise ValueError(
@@ -306,6 +313,13 @@ def formula(
     return Formula(text, model, start, data, given, frequency, view, int(left_out.sum()))
 
 
+def main_of(family: Family) -> str:
+    """The parameter that the formula with the response describes; raise where there is none."""
+    if family.main is None:
+        raise ValueError(f"{family!r} has vectors for observations, which no formula describes. Use fisher_jax.linked.")
+    return family.main
+
+
 @dataclass(frozen=True)
 class _Roles:
     """What each parameter of the family is.
@@ -327,12 +341,14 @@ def _roles(
     """What the keywords say about the parameters of the family; raise for those that it does not have."""
     constraints = {path[0]: constraint for path, constraint in family.table.constraints if path}
     terms, values, known = {}, {}, {}
-    others = [name for name in family.parameters if name != family.main]
+    others = [name for name in family.parameters if name != main_of(family)]
     for name, given in parameters.items():
         if name not in others:
-            what = "is described by the formula itself" if name == family.main else "is no parameter of it"
+            what = "is described by the formula itself" if name == main_of(family) else "is no parameter of it"
             having = (
-                f" Besides `{family.main}` it has {listed(others)}." if others else f" It has `{family.main}` alone."
+                f" Besides `{main_of(family)}` it has {listed(others)}."
+                if others
+                else f" It has `{main_of(family)}` alone."
             )
             raise ValueError(
                 f"{name}= {what}: {family!r}.{having} {suggestion(name, others) if others else ''}".rstrip()
@@ -353,8 +369,8 @@ def _roles(
     for name in others:
         if isinstance(constraints.get(name), Fixed) and name not in values and name not in known:
             raise ValueError(f"{family!r} needs {name}: give {name}= a number, or the name of a column of the table.")
-    with_formula = (family.main, *terms)
-    chosen = {family.main: links} if isinstance(links, str) else dict(links or {})
+    with_formula = (main_of(family), *terms)
+    chosen = {main_of(family): links} if isinstance(links, str) else dict(links or {})
     result = {}
     for name in with_formula:
         if name == "logits":
@@ -369,7 +385,7 @@ def _roles(
             raise ValueError(
                 f"links names {name!r}, which has no formula; those that have one are {listed(with_formula)}."
             )
-    if family.main == "loc" and "cutpoints" in family.parameters and result["loc"] != "identity":
+    if main_of(family) == "loc" and "cutpoints" in family.parameters and result["loc"] != "identity":
         raise ValueError(
             "the link of an ordered family is its own: choose families.ordered_logit or families.ordered_probit."
         )
@@ -400,7 +416,7 @@ def _response(family: Family, terms: Any, view: Table) -> tuple[np.ndarray, tupl
     names = [str(name) for name in terms.required_variables]
     text = str(term)
     is_column = text.strip("`") in view.names
-    if family.main == "logits" or "cutpoints" in family.parameters:
+    if main_of(family) == "logits" or "cutpoints" in family.parameters:
         if not is_column:
             raise ValueError(f"the response {text!r} of {family!r} must be a column of the table.")
         column = frame_for(view, names).iloc[:, 0]
@@ -410,7 +426,13 @@ def _response(family: Family, terms: Any, view: Table) -> tuple[np.ndarray, tupl
         places = {level: k for k, level in enumerate(levels)}
         return np.array([places[level] for level in column.tolist()], float), tuple(levels)
     if is_column:
-        return view.numbers(text.strip("`"), ", the response"), ()
+        try:
+            return view.numbers(text.strip("`")), ()
+        except TypeError as error:
+            raise TypeError(
+                f"the response {text!r} holds {view.series(text.strip('`')).dtype}, but {family!r} takes numbers. Make 0 and 1 of "
+                "two categories, as in 'I(grade == \"A\") ~ x'; for more take families.categorical or families.ordered_logit."
+            ) from error
     _, matrix = Design.of(terms, view, np.arange(len(view)))
     if matrix.shape[1] != 1:
         raise ValueError(f"the response {text!r} is not one column of numbers.")
@@ -424,9 +446,10 @@ def _names(family: Family, predictor: Predictor) -> dict[str, tuple[str, ...]]:
     """
     names: dict[str, tuple[str, ...]] = {}
     for (name, _), design in zip(predictor.map.links, predictor.designs, strict=True):
-        names[name] = design.names if name == family.main else tuple(f"{name}[{column}]" for column in design.names)
+        names[name] = design.names if name == main_of(family) else tuple(f"{name}[{column}]" for column in design.names)
+    names = {name: given for name, given in names.items() if given}  # of cutpoints alone there are no coefficients
     levels = predictor.levels
-    if family.main == "logits":
+    if main_of(family) == "logits":
         names["logits"] = tuple(f"{column}[{level}]" for column in names["logits"] for level in levels[1:])
     elif levels:
         names["cutpoints"] = tuple(f"cutpoints[{a}|{b}]" for a, b in itertools.pairwise(levels))
@@ -442,9 +465,9 @@ def _start(
     levels: tuple[Any, ...],
 ) -> dict[str, Any]:
     """The family's starting values for a sample without covariates, through the links, and zero slopes."""
-    if family.main == "logits" or "cutpoints" in family.parameters:
+    if main_of(family) == "logits" or "cutpoints" in family.parameters:
         counts = np.bincount(response.astype(int), minlength=len(levels)) + 0.5
-        if family.main == "logits":
+        if main_of(family) == "logits":
             matrix = given["logits"]
             eta = np.log(counts[1:] / counts[0])
             return {"logits": np.stack([_coefficients(matrix, target, predictor.designs[0]) for target in eta], axis=1)}
@@ -452,11 +475,13 @@ def _start(
         cutpoints = np.array(
             [links_of("p")["probit" if "probit" in family.name else "logit"].forward(p) for p in below]
         )
-        return {family.main: np.zeros(len(predictor.designs[0].names)), "cutpoints": cutpoints}
+        return {main_of(family): np.zeros(len(predictor.designs[0].names)), "cutpoints": cutpoints}
     if "trials" in family.parameters:
         trials = roles.values["trials"] if "trials" in roles.values else given["trials"]
         total = float(np.sum(np.broadcast_to(trials, response.shape)))
-        p = (float(response.sum()) + 0.5) / (total + 1.0)
+        p = float(
+            np.clip((response.sum() + 0.5) / (total + 1.0), 1e-6, 1.0 - 1e-6)
+        )  # the status tells of more than all
         natural = {"logit": np.log(p / (1.0 - p)), "probability": p, "concentration": 10.0}
     elif family.initial is None:
         raise ValueError(f"{family!r} has no starting values of its own.")

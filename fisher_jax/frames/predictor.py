@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import require
 from fisher_jax.frames.links import links_of
 from fisher_jax.models.fingerprint import digest
-from fisher_jax.tables import Table, describe_missing, suggestion
+from fisher_jax.tables import Table, as_numbers, describe_missing, suggestion
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
 
@@ -129,6 +129,11 @@ class Design:
                 raise ValueError(
                     f"column {name!r} of {table.name} has levels that the fit has not seen: {_listed(unseen)}. It was fitted to "
                     f"{_listed(levels)}."
+                )
+        for factor, (kind, _) in self.spec.encoder_state.items():
+            if kind.value == "numerical" and factor in frame and frame[factor].dtype == object:
+                raise TypeError(
+                    f"column {factor!r} of {table.name} holds text, but held numbers when the model was fitted."
                 )
         matrix = _evaluate(lambda: self.spec.get_model_matrix(frame, context={}), self.text)
         if len(matrix) != len(table):  # a constant alone does not say how many rows there are
@@ -252,23 +257,33 @@ def known_covariates(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def frame_for(table: Table, names: Sequence[str]) -> Any:
     """The pandas frame that formulaic evaluates terms on: numbers, truths, text, and categories without those that do not occur."""
-    pd, nw = require("pandas", "frames"), require("narwhals", "frames")
+    pd, nw = require("pandas", "frames"), require("narwhals.stable.v2", "frames")
     columns: dict[str, Any] = {}
     for name in sorted(names):
         series = table.series(name)
-        values = series.to_numpy() if table.rows is None else series.to_numpy()[table.rows]
         dtype = series.dtype
+        is_number = dtype.is_numeric() or dtype == nw.Boolean
+        values = as_numbers(series, f"column {name!r} of {table.name}") if is_number else series.to_numpy()
+        values = values if table.rows is None else values[table.rows]
         if dtype == nw.Enum or (dtype == nw.Categorical and series.implementation.is_pandas_like()):
             # An order that the user has given; that of Arrow's dictionaries is the order of appearance.
-            categories = [level for level in series.cat.get_categories().to_list() if level in set(values.tolist())]
+            present = set(values.tolist())
+            categories = [level for level in series.cat.get_categories().to_list() if level in present]
             columns[name] = pd.Series(pd.Categorical(values, categories=categories))
         elif dtype.is_temporal():
             raise TypeError(
                 f"column {name!r} of {table.name} holds times ({dtype}). Make numbers of them, as the days since a date, or text."
             )
-        elif dtype.is_numeric() or dtype == nw.Boolean:
-            exact = dtype.is_integer() or dtype == nw.Boolean
-            columns[name] = pd.Series(np.asarray(values) if exact else np.asarray(values, float))
+        elif is_number:  # in their own type: levels are printed as they are
+            columns[name] = pd.Series(
+                values.astype(np.int64 if dtype.is_integer() else bool if dtype == nw.Boolean else float)
+            )
+        elif dtype == nw.Object:
+            kinds = sorted({type(value).__name__ for value in values})
+            raise TypeError(
+                f"column {name!r} of {table.name} holds objects ({', '.join(kinds[:4])}), neither numbers nor text. Convert it, by "
+                ".astype(float) or .astype(str)."
+            )
         else:
             columns[name] = pd.Series(np.asarray(values, object), dtype=object)
     return pd.DataFrame(columns, index=range(len(table)))
