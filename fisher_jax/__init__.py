@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fisher_jax.fitting.result import Fit
     from fisher_jax.fitting.saving import load
     from fisher_jax.fitting.status import Status
+    from fisher_jax.frames.formula import Formula, formula
     from fisher_jax.inference.bootstrap import Bootstrap, bootstrap
     from fisher_jax.inference.comparison import CoefficientTable, Comparison, coefficient_table, compare
     from fisher_jax.inference.delta import DeltaEstimate, delta_method
@@ -80,6 +81,8 @@ _DEFINED_IN = {
     "fit": "fisher_jax.fitting.fit",
     "Fit": "fisher_jax.fitting.result",
     "Status": "fisher_jax.fitting.status",
+    "Formula": "fisher_jax.frames.formula",
+    "formula": "fisher_jax.frames.formula",
     "bootstrap": "fisher_jax.inference.bootstrap",
     "Bootstrap": "fisher_jax.inference.bootstrap",
     "CoefficientTable": "fisher_jax.inference.comparison",
@@ -163,6 +166,7 @@ __all__ = [
     "Fit",
     "FitError",
     "FitWarning",
+    "Formula",
     "HypothesisTest",
     "Identifiability",
     "Influence",
@@ -200,6 +204,7 @@ __all__ = [
     "fit_batch",
     "fit_stream",
     "fixed",
+    "formula",
     "hessian",
     "hessian_vector_product",
     "identifiability",

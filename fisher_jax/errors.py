@@ -304,10 +304,9 @@ def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str)
         )
         hint = ""
         if "string indexing" in reason:
-            hint = (
-                " A data frame is passed on as a matrix, a row at a time. Give its columns by name: "
-                "given={name: frame[name].to_numpy() for name in frame.columns}."
-            )
+            hint = " It takes a column by its name, but was given an array: give a table, or a dictionary of arrays."
+        elif any(isinstance(argument, dict) for argument in arguments[1:]):
+            hint = " A table is passed on as a dictionary of its columns, a row at a time; .to_numpy() makes a matrix of it."
         raise kind(
             f"{name} raised {type(error).__name__}{_line_of(error)}: {reason}. It was called with "
             f"{', '.join(map(str, shapes))}.{hint}"

@@ -24,6 +24,8 @@
 | `multivariate_normal` | loc (d,), covariance (d, d) | (d,) real |
 | `negative_binomial` | mean, size | 0, 1, … |
 | `normal` | loc, scale | real |
+| `ordered_logit` | loc, cutpoints (K − 1,) | 0, …, K − 1 |
+| `ordered_probit` | loc, cutpoints (K − 1,) | 0, …, K − 1 |
 | `pareto` | shape, minimum (fixed) | from minimum on |
 | `poisson` | rate | 0, 1, … |
 | `rayleigh` | scale | positive |
@@ -43,8 +45,8 @@ mean; a larger `shape` of an extreme-value family makes the upper tail heavier; 
 p; a `concentration` is large where observations vary little.
 
 A fit that is given no starting values, ``fit(families.gev, None, y)``, starts from those of the family, which need no iteration:
-moments, quantiles, or the maximum itself where it is explicit. `binomial`, `beta_binomial` and `categorical` have none, since
-the data do not determine the number of trials or categories.
+moments, quantiles, or the maximum itself where it is explicit. `binomial`, `beta_binomial`, `categorical` and the ordered
+ones have none, since the data do not determine the number of trials or categories.
 
 Examples
 --------
@@ -66,6 +68,7 @@ from fisher_jax.families.durations import censored_exponential, exponential, wei
 from fisher_jax.families.extremes import generalized_pareto, gev, gumbel
 from fisher_jax.families.location_scale import cauchy, laplace, logistic, normal, skew_normal, student_t
 from fisher_jax.families.multivariate import multivariate_normal
+from fisher_jax.families.ordinal import ordered_logit, ordered_probit
 from fisher_jax.families.positive import gamma, half_normal, inverse_gaussian, lognormal, pareto, rayleigh
 from fisher_jax.families.proportions import beta, dirichlet
 
@@ -92,6 +95,8 @@ __all__ = [
     "multivariate_normal",
     "negative_binomial",
     "normal",
+    "ordered_logit",
+    "ordered_probit",
     "pareto",
     "poisson",
     "rayleigh",

@@ -24,12 +24,15 @@ class Family(Model):
     """
 
     parameters: tuple[str, ...]
+    # The parameter that a formula with a response describes, by default the first; None where y is a vector.
+    main: str | None = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.sample is None and self.quantile is not None:
             object.__setattr__(self, "sample", ByInversion(self.quantile))
         # pydoc and IPython show a docstring of the instance where it has one, and that of its class otherwise
         object.__setattr__(self, "__doc__", self.log_density.__doc__)
+        object.__setattr__(self, "main", self.parameters[0] if self.main == "" else self.main)
         super().__post_init__()
 
     @property

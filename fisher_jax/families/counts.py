@@ -163,6 +163,7 @@ def zero_inflated_poisson_initial(y: ArrayLike) -> dict[str, Any]:
 zero_inflated_poisson = Family(
     zero_inflated_poisson_log_density,
     ("inflation", "rate"),
+    main="rate",
     sample=zero_inflated_poisson_sample,
     constraints={"inflation": unit_interval, "rate": positive},
     initial=zero_inflated_poisson_initial,

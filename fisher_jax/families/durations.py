@@ -35,6 +35,11 @@ def exponential_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return -jnp.log1p(-floats(uniform)[0]) / floats(params["rate"])[0]
 
 
+def exponential_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    y, rate = floats(y, params["rate"])
+    return -rate * jnp.maximum(y, 0.0)
+
+
 @starting_values
 def exponential_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, not_negative)
@@ -48,6 +53,7 @@ exponential = Family(
     constraints={"rate": positive},
     initial=exponential_initial,
     information=OverSquare(("rate",), (1.0,)),
+    log_survival=exponential_log_survival,
 )
 
 
@@ -133,6 +139,12 @@ def weibull_information(params: Params) -> Nested:
     return symmetric(("shape", "scale"), of_shape, -ONE_MINUS_EULER / scale, (shape / scale) ** 2)
 
 
+def weibull_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    y, shape, scale = floats(y, params["shape"], params["scale"])
+    before = y <= 0
+    return jnp.where(before, 0.0, -jnp.exp(shape * jnp.log(jnp.where(before, 1.0, y) / scale)))
+
+
 @starting_values
 def weibull_initial(y: ArrayLike) -> dict[str, Any]:
     # −log y is Gumbel with scale 1 / shape
@@ -146,8 +158,10 @@ def weibull_initial(y: ArrayLike) -> dict[str, Any]:
 weibull = Family(
     weibull_log_density,
     ("shape", "scale"),
+    main="scale",
     quantile=weibull_quantile,
     constraints={"shape": positive, "scale": positive},
     initial=weibull_initial,
     information=weibull_information,
+    log_survival=weibull_log_survival,
 )

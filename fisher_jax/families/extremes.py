@@ -47,6 +47,15 @@ def gumbel_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return shifted(params, -jnp.log(-jnp.log(floats(uniform)[0])))
 
 
+def gumbel_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    # log(1 − e^{−w}) with w = e^{−z}; where w is small as −z + log((1 − e^{−w}) / w), which is finite where w underflows
+    z = standardize(params, y)[0]
+    w = jnp.exp(-z)
+    small = w < 1.0
+    near = -z + jnp.log(expm1_over(-jnp.where(small, w, 1.0)))
+    return jnp.where(small, near, jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, w))))
+
+
 @starting_values
 def gumbel_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -62,6 +71,7 @@ gumbel = Family(
     constraints={"scale": positive},
     initial=gumbel_initial,
     information=OverSquare(("loc", "scale"), GUMBEL_INFORMATION),
+    log_survival=gumbel_log_survival,
 )
 
 

@@ -57,6 +57,10 @@ def normal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
 NORMAL_INFORMATION = OverSquare(("loc", "scale"), (1.0, 0.0, 2.0))
 
 
+def normal_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return log_ndtr(-standardize(params, y)[0])
+
+
 @starting_values
 def normal_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -72,6 +76,7 @@ normal = Family(
     constraints={"scale": positive},
     initial=normal_initial,
     information=NORMAL_INFORMATION,
+    log_survival=normal_log_survival,
 )
 
 
@@ -155,6 +160,10 @@ def logistic_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return shifted(params, jnp.log(u) - jnp.log1p(-u))
 
 
+def logistic_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return jax.nn.log_sigmoid(-standardize(params, y)[0])
+
+
 @starting_values
 def logistic_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -169,6 +178,7 @@ logistic = Family(
     constraints={"scale": positive},
     initial=logistic_initial,
     information=OverSquare(("loc", "scale"), (1.0 / 3.0, 0.0, (3.0 + math.pi**2) / 9.0)),
+    log_survival=logistic_log_survival,
 )
 
 
@@ -317,6 +327,7 @@ def student_t_initial(y: ArrayLike) -> dict[str, Any]:
 student_t = Family(
     student_t_log_density,
     ("df", "loc", "scale"),
+    main="loc",
     sample=student_t_sample,
     constraints={"df": positive, "scale": positive},
     initial=student_t_initial,

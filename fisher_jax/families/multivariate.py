@@ -88,6 +88,7 @@ def multivariate_normal_initial(y: Float[ArrayLike, "n d"]) -> dict[str, Any]:
 multivariate_normal = Family(
     multivariate_normal_log_density,
     ("loc", "covariance"),
+    main=None,
     sample=multivariate_normal_sample,
     quantile=multivariate_normal_quantile,
     constraints={"covariance": positive_definite},

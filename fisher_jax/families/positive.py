@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import erfinv, polygamma
+from jax.scipy.special import erfinv, log_ndtr, polygamma
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -45,6 +45,12 @@ def lognormal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return jnp.exp(normal_quantile(uniform, params))
 
 
+def lognormal_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    y, loc, scale = floats(y, params["loc"], params["scale"])
+    before = y <= 0
+    return jnp.where(before, 0.0, log_ndtr((loc - jnp.log(jnp.where(before, 1.0, y))) / scale))
+
+
 @starting_values
 def lognormal_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, above_zero)
@@ -60,6 +66,7 @@ lognormal = Family(
     constraints={"scale": positive},
     initial=lognormal_initial,
     information=NORMAL_INFORMATION,
+    log_survival=lognormal_log_survival,
 )
 
 
@@ -117,6 +124,7 @@ def _gap(s: Sample, values: Any) -> Any:
 gamma = Family(
     gamma_log_density,
     ("shape", "rate"),
+    main="rate",
     sample=gamma_sample,
     constraints={"shape": positive, "rate": positive},
     initial=gamma_initial,

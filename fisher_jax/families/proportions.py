@@ -118,6 +118,7 @@ def dirichlet_initial(y: Float[ArrayLike, "n k"]) -> dict[str, Any]:
 dirichlet = Family(
     dirichlet_log_density,
     ("concentration",),
+    main=None,
     sample=dirichlet_sample,
     constraints={"concentration": positive},
     initial=dirichlet_initial,

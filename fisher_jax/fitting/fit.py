@@ -25,6 +25,7 @@ from fisher_jax.fitting.compiled_loop import fit_by_loop, fit_function
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.engine import ENGINES
+from fisher_jax.fitting.groups import split_groups, take_labels
 from fisher_jax.fitting.maximization import (
     NO_EXPECTED,
     ClosesOverTraced,
@@ -36,7 +37,7 @@ from fisher_jax.fitting.padding import check_list, each_initial, is_ragged, size
 from fisher_jax.fitting.result import Fit, Origin, join_fits
 from fisher_jax.fitting.several_starts import fit_from_starts
 from fisher_jax.information import has_closed_form
-from fisher_jax.models.dataset import check_dataset, check_datasets
+from fisher_jax.models.dataset import check_dataset, check_datasets, check_labels
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import as_parameters, typed
 from fisher_jax.numerics.array_namespace import is_traced
@@ -57,6 +58,7 @@ def fit(
     *,
     given: PyTree = None,
     weights: PyTree = None,
+    missing: Literal["raise", "drop"] = "raise",
     optimizer: "optax.GradientTransformation | Newton | None" = None,
     tolerance: float | Array | None = None,
     max_steps: float | int | Array | None = None,
@@ -75,13 +77,17 @@ def fit(
         `names` and matrices have the parameters in the order in which a dictionary is written. An argument of a function under
         `jit` or `vmap` has its keys sorted by JAX.
     data : pytree
-        The observations, each leaf with a leading axis of length n. Rows are taken in their order: what comes from pandas must
+        The observations, each leaf with a leading axis of length n. A table of pandas, polars or pyarrow becomes a dictionary of
+        its columns, ``{"height": array, …}``, and a column an array. Rows are taken in their order: what comes from pandas must
         have the same index in `data`, `given` and `weights`. A row with an entry that is masked (`numpy.ma`), here or in `given`,
         gets weight zero; `summary` counts them.
     given : pytree, optional
-        Covariates with the same leading axis. A data frame counts as a matrix, its columns side by side.
+        Covariates with the same leading axis; a table becomes a dictionary of its columns.
     weights : array (n,), optional
         Frequency weights: an observation of weight w counts as w equal ones, zero leaves it out, whatever it holds.
+    missing : {"raise", "drop"}
+        Where a value is missing in a table or one of its columns (a null, NaN or NaT): raise an error that counts them by column,
+        or leave the row out, as a masked one. NaN in a plain array is a number like another, of which the status tells.
     optimizer : optax.GradientTransformation, optional
         Default `optimizers.newton()`. Any optax transformation will do; make it once and pass the same object again,
         since a new one compiles anew.
@@ -133,7 +139,7 @@ def fit(
     """
     model = as_model(model)
     check_pytrees(data=data, given=given, weights=weights)
-    dataset = check_dataset(model, data, given, weights)
+    dataset = check_dataset(model, data, given, weights, missing)
     params = starting_parameters(model, start, dataset.data, dataset.given)
     layout, values = flatten_parameters(model, params)
     check_something_estimated(layout)
@@ -176,6 +182,7 @@ def fit_batch(
     *,
     given: PyTree = None,
     weights: PyTree = None,
+    by: Any = None,
     start_axis: PyTree = None,
     data_axis: PyTree = 0,
     given_axis: PyTree = None,
@@ -209,6 +216,12 @@ def fit_batch(
         Covariates, one set for all data sets unless `given_axis` is given.
     weights : array, optional
         Frequency weights (B, n), or (n,) with ``weights_axis=None``. A weight of zero leaves an observation out.
+    by : str, sequence of str, or array (n,), optional
+        Fit each group of rows: the name of a column of the table that is `data` or `given`, several names, or labels. Data,
+        covariates and weights are then those of `fit`, (n, …) altogether; the fits come in the order of the labels, which the
+        result keeps as `labels`. Groups may have any lengths; start has no axis over them. The column itself is not passed to the
+        density. What several groups need in memory is theirs filled up to the longest; where the lengths differ so much that this
+        would be more than four times the table, the result does not keep the data.
     start_axis, data_axis, given_axis, weights_axis : int, None, or pytree of them
         The axis over data sets in each, as in `jax.vmap`: a pytree prefix; `None` for what all share.
     optimizer, tolerance, max_steps
@@ -268,6 +281,27 @@ def fit_batch(
     True (500,) (500,)
     """
     model = as_model(model)
+    if by is not None:
+        if (start_axis, data_axis, given_axis, weights_axis) != (None, 0, None, 0):
+            raise ValueError(
+                "by= makes the axes over the data sets: leave start_axis, data_axis, given_axis and weights_axis out."
+            )
+        return _fit_groups(
+            model,
+            start,
+            {"data": data, "given": given, "weights": weights},
+            by,
+            optimizer=optimizer,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            covariances=covariances,
+            retry=retry,
+            float64_finish=float64_finish,
+            engine=engine,
+            devices=devices,
+            num_lanes=num_lanes,
+            progress=progress,
+        )
     check_pytrees(start=start, data=data, given=given, weights=weights)
     if any(
         isinstance(leaf, jax.core.Tracer)
@@ -322,6 +356,25 @@ def fit_batch(
         parts.append(replace(fits, num_masked=dataset.num_masked))
         order.append(rows)
     return join_fits(parts, np.argsort(np.concatenate(order)))
+
+
+def _fit_groups(model: Model, start: PyTree, parts: dict[str, Any], by: Any, **options: Any) -> Fit:
+    """The fits of groups of rows, with their labels."""
+    check_labels(parts | {"by": by}, (None,) * 4)
+    groups, parts, table = take_labels(by, parts)
+    as_list = model.is_dependent or not groups.is_padded
+    data, given, weights, given_axis = split_groups(groups, *parts.values(), as_list=as_list)
+    start_axis = None
+    if start is None and not as_list:  # of each group as it is, without what fills it up
+        lists = split_groups(groups, parts["data"], parts["given"], None, as_list=True)[:2]
+        start, start_axis = each_initial(model, check_list(model, *lists, None)), 0
+    fits = fit_batch(
+        model, start, data, given=given, weights=weights, given_axis=given_axis, start_axis=start_axis, **options
+    )
+    origin = fits.origin
+    if origin is not None and table is not None:
+        origin = Origin(model, replace(origin.dataset, table=table.take(groups.padded())))
+    return replace(fits, origin=origin, labels=groups.labels)
 
 
 def check_optimizer(optimizer: Any) -> None:

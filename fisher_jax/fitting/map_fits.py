@@ -42,22 +42,27 @@ def of_each(fit: Fit, function: Callable[..., Any], kind: str | None, *numbers: 
     return map_blocks(lambda rows: _compiled(function, kind, host[rows], numbers), len(host), BLOCK)
 
 
-def with_data(fit: Fit, function: Callable[..., Any], shared: tuple = ()) -> Any:
+def with_data(fit: Fit, function: Callable[..., Any], shared: tuple = (), each: tuple = ()) -> Any:
     """`function(fit, model, dataset, *shared)` of a fit and its data, or of each of many and its own.
 
-    The function is hashable, as in `of_each`; the arrays that it returns are numpy's for many fits.
+    `each` are further arguments that differ among many fits, with a first axis over them. The function is hashable, as in
+    `of_each`; the arrays that it returns are numpy's for many fits.
     """
     check_fit(fit)
     model, dataset = origin_of(fit)
     if not fit.has_batch:
-        return _compiled_with_data(function, model, fit, dataset, shared)
+        return _compiled_with_data(function, model, fit, dataset, shared, ())
     if not len(fit):
         raise ValueError("there are no fits in this batch.")
     size = max(1, min(BLOCK, len(fit), ENTRIES // max(1, dataset.entries * fit.num_parameters)))
 
     host = on_host(fit)
     return map_blocks(
-        lambda rows: _compiled_with_data(function, model, host[rows], dataset.take(rows), shared), len(fit), size
+        lambda rows: _compiled_with_data(
+            function, model, host[rows], dataset.take(rows), shared, tuple(array[rows] for array in each)
+        ),
+        len(fit),
+        size,
     )
 
 
@@ -70,10 +75,12 @@ def _compiled(function: Callable[..., Any], kind: str, fit: Fit, numbers: tuple[
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1))
-def _compiled_with_data(function: Callable[..., Any], model: Model, fit: Fit, dataset: Dataset, shared: tuple) -> Any:
-    def of_one(fit: Fit, parts: tuple[Any, Any, Any]) -> Any:
-        return function(fit, model, Dataset(*parts), *shared)
+def _compiled_with_data(
+    function: Callable[..., Any], model: Model, fit: Fit, dataset: Dataset, shared: tuple, each: tuple
+) -> Any:
+    def of_one(fit: Fit, parts: tuple[Any, Any, Any], *each: Any) -> Any:
+        return function(fit, model, Dataset(*parts), *shared, *each)
 
     if not fit.has_batch:
         return function(fit, model, dataset, *shared)
-    return jax.vmap(of_one, in_axes=(0, dataset.axes))(fit, dataset.parts)
+    return jax.vmap(of_one, in_axes=(0, dataset.axes, *(0,) * len(each)))(fit, dataset.parts, *each)

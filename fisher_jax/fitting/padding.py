@@ -50,7 +50,8 @@ def check_list(model: Model, data: list[Any], given: PyTree, weights: Any) -> Da
     for k, (entry, given_k, weight) in enumerate(zip(data, givens, each_weights, strict=True)):
         entry, _ = place_measured(model, entry, None)
         name, given_name = f"data[{k}]", "given" if shared else f"given[{k}]"
-        arrays = as_arrays(entry, name), as_arrays(given_k, given_name)
+        # What is missing in one data set is left to its status.
+        arrays = as_arrays(entry, name, "keep"), as_arrays(given_k, given_name, "keep")
         check_labels({name: entry, given_name: given_k, f"weights[{k}]": weight}, (None, None, None))
         lengths_of_leaves = {np.shape(leaf)[0] if np.ndim(leaf) else -1 for leaf in jax.tree.leaves(arrays[0])}
         length = lengths_of_leaves.pop() if len(lengths_of_leaves) == 1 else -1

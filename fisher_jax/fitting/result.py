@@ -119,7 +119,9 @@ class Fit:
     optima : tuple of Optimum
         Of a fit from several starts: every certified maximum that was reached, the highest first. No part of the pytree.
     num_masked : integer array (*b), or None where nothing is masked
-        How many rows have weight zero because one of their entries is masked.
+        How many rows are left out because one of their entries is masked or missing.
+    labels : array (B,), or None
+        The labels of the groups that ``fit_batch(…, by=…)`` fitted; one label of one of them. No part of the pytree.
     meat, robust : array (*b, p, p) or None, and str
         `robust`'s estimate of the covariance of the total score, in place of `outer_product`, and its description.
 
@@ -167,6 +169,7 @@ class Fit:
     meat: Float[AnyArray, "*b p p"] | None = None
     robust: str = ""
     num_masked: Int[AnyArray, "*b"] | None = None
+    labels: Any = None
 
     @property
     def has_batch(self) -> bool:
@@ -184,6 +187,8 @@ class Fit:
     def __getitem__(self, index: Any) -> "Fit":
         if not self.has_batch:
             raise TypeError("this is one fit, without a batch axis, and cannot be indexed.")
+        if isinstance(index, str):
+            index = self._number_of(index)
         if isinstance(index, bool):
             raise IndexError(f"fits[{index}]: give a number, a slice, or an array of numbers or of truths (B,).")
         one = not isinstance(index, slice) and np.ndim(index) == 0
@@ -193,11 +198,19 @@ class Fit:
                 raise IndexError(f"fits[{index}]: there are {len(self)} fits.")
         else:
             index = index if isinstance(index, slice) else np.asarray(index)
-        fits = replace(jax.tree.map(lambda leaf: leaf[index], on_host(self)), engine=self.engine)
+        labels = None if self.labels is None else self.labels[index]
+        fits = replace(jax.tree.map(lambda leaf: leaf[index], on_host(self)), engine=self.engine, labels=labels)
         if self.origin is None:
             return fits
         dataset = self.origin.dataset
         return replace(fits, origin=Origin(self.origin.model, dataset.one(index) if one else dataset.take(index)))
+
+    def _number_of(self, label: str) -> int:
+        """The number of the fit with a label."""
+        places = np.flatnonzero(np.zeros(0) if self.labels is None else self.labels.astype(str) == label)
+        if len(places) != 1:
+            raise IndexError(f"fits[{label!r}]: there is no group of this label. `labels` lists them.")
+        return int(places[0])
 
     def __iter__(self) -> Iterator["Fit"]:
         return (self[k] for k in range(len(self)))
@@ -454,14 +467,16 @@ class Fit:
     def to_columns(self, kind: CovarianceKind | Literal[""] | None = None) -> dict[str, np.ndarray]:
         """Of many fits, one array (B,) for each estimate, each standard error (`name standard error`) and each fact.
 
-        The facts are log_likelihood, decrement, num_steps, num_observations, status and attempt. A parameter that has the name
-        of one is called `parameter name`. With ``kind=""`` there are no standard errors.
+        With `labels` these come first, as `group`. The facts are log_likelihood, decrement, num_steps, num_observations, status and
+        attempt. A parameter that has the name of one is called `parameter name`. With ``kind=""`` there are no standard errors.
         """
         if not self.has_batch:
             raise ValueError("this is one fit. Use to_frame.")
         theta = np.asarray(self.layout.join(on_host(self.values)))
         labels = [f"parameter {name}" if name in FACTS else name for name in self.names]
         columns = {label: theta[:, k] for k, label in enumerate(labels)}
+        if self.labels is not None:
+            columns = {"group": np.asarray(self.labels), **columns}
         if kind != "":
             _, errors, doubts = self._errors_and_doubts(kind)
             if doubts:
@@ -503,6 +518,7 @@ class Fit:
                 columns |= {f"{name} z": z[:, k], f"{name} p_value": p_values[:, k]}
                 columns |= {f"{name} lower": ends[:, k, 0], f"{name} upper": ends[:, k, 1]}
         frame = pd.DataFrame(columns)
+        frame = frame if self.labels is None else frame.set_index("group")
         labels = {int(status): status.label for status in Status}
         return frame.assign(
             status=frame["status"].map(labels).astype("category"),
@@ -743,7 +759,7 @@ def _curvature_not_finite(model: Model, layout: Layout, values: Values, dataset:
 
 
 _META = ("layout", "kinds", "robust")
-_DROPPED = ("origin", "optima", "engine")  # what a fit no longer has after a transformation
+_DROPPED = ("origin", "optima", "engine", "labels")  # what a fit no longer has after a transformation
 ARRAYS = tuple(field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED))
 jax.tree_util.register_dataclass(Fit, data_fields=list(ARRAYS), meta_fields=list(_META), drop_fields=list(_DROPPED))
 

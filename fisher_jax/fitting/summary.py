@@ -57,7 +57,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         ("Status", f"{fit.status.label}, {int(fit.num_steps)} steps in {fit.free.dtype}"),
         ("Distance to the maximum", NO_DISTANCE.get(fit.status, distance)),
         ("Observations", f"{n:g}, free parameters {fit.num_parameters}"),
-        *([("Masked", f"{num_masked} rows, left out by weight zero")] if num_masked else []),
+        *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
         ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}, BIC {float(fit.bic()):.4f}"),
         ("Covariance", fit.describe(kind)),
         *([("Intervals", "by profile likelihood")] if method == "profile" else []),
@@ -93,7 +93,7 @@ def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[
             facts.append(("Attempt", f"{int(np.sum(fits.attempt == k))} by {name}"))
     if fits.num_masked is not None and np.any(fits.num_masked):
         sets = int(np.sum(fits.num_masked > 0))
-        facts.append(("Masked", f"{int(np.sum(fits.num_masked))} rows of {sets} data sets, left out by weight zero"))
+        facts.append(("Missing", f"{int(np.sum(fits.num_masked))} rows of {sets} data sets, left out"))
     facts.append(("Covariance", fits.describe(kind) if kind else "none kept"))
 
     converged = fits.converged
@@ -114,7 +114,8 @@ def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[
         if not Status(int(code)).converged:
             first = int(np.argmax(status == code))
             diagnosis = fits[first].diagnosis().split(" Likely causes")[0]
-            notes.append(f"Fit {first}, the first with its status: {diagnosis}")
+            label = "" if fits.labels is None else f" ({fits.labels[first]})"
+            notes.append(f"Fit {first}{label}, the first with its status: {diagnosis}")
     return Report("Maximum-likelihood fits", facts, [Table(("", *QUANTILES), rows)], (*notes, *doubts))
 
 

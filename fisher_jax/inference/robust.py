@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fisher_jax.errors import check_choice, check_count, entry_point, to_numpy, warn
 from fisher_jax.fitting.covariance import precise
 from fisher_jax.fitting.map_fits import check_fit, with_data
-from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.input_arrays import check_unmasked
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import auxiliary_information, likelihood, scores_at
@@ -68,9 +68,11 @@ def robust(
     ----------
     fit : Fit
         As `fit` or `fit_batch` returned it, since the scores are taken again from its data.
-    clusters : array (n,), or a tuple of two, optional
+    clusters : array (n,), or str, or a tuple of two, optional
         A label for every observation, numbers or text: observations of one cluster may depend on each other. Two arrays allow
-        for dependence in either of two ways (Cameron, Gelbach and Miller). For a `dependent` model, a label for each term.
+        for dependence in either of two ways (Cameron, Gelbach and Miller). For a `dependent` model, a label for each term. A text
+        is the name of a column of the table that was fitted, by `formula` or as `data` or `given`. Many fits share the labels,
+        but for a column of fits by group.
     lags : int, optional
         Newey and West's estimate for observations in the order of time, equally spaced, with Bartlett's kernel up to so many
         lags. The fourth root of n is a common choice. A weight of zero leaves a gap.
@@ -139,11 +141,12 @@ def robust(
                 "observations in the order of time have frequency weights 0 or 1, for none is there twice. "
                 'Give weights="sampling" if that is what they are.'
             )
-    codes = _codes_of_ways(clusters)
+    codes = _codes_of_ways(_labels(fit, clusters), by_group=fit.has_batch and clusters is not None)
     groups = tuple(int(code.max()) + 1 for code in codes)
     meat = _Meat(groups, lags, weights == "sampling", correction)
     labels = tuple(jnp.asarray(code, jnp.int32) for code in codes)
-    middle, outer_product, indefinite = with_data(fit, meat, shared=labels)
+    of_each = any(way.ndim == 2 for way in labels)
+    middle, outer_product, indefinite = with_data(fit, meat, () if of_each else labels, labels if of_each else ())
 
     description = meat.description
     undefined = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
@@ -250,25 +253,37 @@ def _product(left: Float[Array, "m p"], right: Float[Array, "m p"]) -> Float[Arr
     return 0.5 * (product + product.T)
 
 
-def _codes_of_ways(clusters: Any) -> list[Int[np.ndarray, " n"]]:
+def _labels(fit: Fit, clusters: Any) -> Any:
+    """The labels with those of columns in place of their names."""
+    if isinstance(clusters, tuple):
+        return tuple(_labels(fit, way) for way in clusters)
+    return origin_of(fit).dataset.column(clusters) if isinstance(clusters, str) else clusters
+
+
+def _codes_of_ways(clusters: Any, *, by_group: bool) -> list[Int[np.ndarray, "*b n"]]:
     """The codes of each way of clusters, and with two ways those of both together."""
     if clusters is None:
         return []
     ways = clusters if isinstance(clusters, tuple) else (clusters,)
     if not 1 <= len(ways) <= 2:
         raise ValueError(f"clusters is a tuple of {len(ways)}; give an array of labels, or a tuple of two arrays.")
-    codes = [cluster_codes(way) for way in ways]
+    codes = [cluster_codes(way, by_group=by_group) for way in ways]
     if len(codes) == 2:
         if codes[0].shape != codes[1].shape:
-            raise ValueError(f"the two arrays of clusters have lengths {len(codes[0])} and {len(codes[1])}.")
-        codes.append(cluster_codes(codes[0] * (codes[1].max() + 1) + codes[1]))
+            raise ValueError(f"the two arrays of clusters have lengths {codes[0].shape[-1]} and {codes[1].shape[-1]}.")
+        codes.append(cluster_codes(codes[0] * (codes[1].max() + 1) + codes[1], by_group=by_group))
     return codes
 
 
-def cluster_codes(labels: Any) -> Int[np.ndarray, " n"]:
-    """Labels, numbers or text, as codes from 0 on; raise where one is missing or all are the same."""
+def cluster_codes(labels: Any, *, by_group: bool = False) -> Int[np.ndarray, "*b n"]:
+    """Labels, numbers or text, as codes from 0 on; raise where one is missing or all are the same.
+
+    With `by_group` they may be (B, n), of many data sets, which share the codes.
+    """
     check_unmasked(labels, lambda: "clusters", "Give every observation a label.")
     labels = to_numpy(labels, "clusters")
+    if by_group and labels.ndim == 2:
+        return cluster_codes(labels.reshape(-1)).reshape(labels.shape)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"clusters has shape {labels.shape}; expected (n,), one label for each observation.")
 

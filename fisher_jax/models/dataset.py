@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import shown
+from fisher_jax.errors import check_choice, shown
 from fisher_jax.input_arrays import (
     LEAVE_OUT,
     Labels,
@@ -23,13 +24,14 @@ from fisher_jax.models.auxiliary import Observed
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import path_name
 from fisher_jax.numerics.array_namespace import namespace
+from fisher_jax.tables import MISSING, as_column, as_columns, is_column, is_table
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["data", "given", "weights"],
     meta_fields=["size", "differs"],
-    drop_fields=["num_masked"],
+    drop_fields=["num_masked", "table"],
 )
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -48,6 +50,9 @@ class Dataset:
     num_masked : integer array, () or (B,), or None
         How many rows were left out, by weight zero, because one of their entries is masked; None where none is. No part of the
         pytree.
+    table : Table or None
+        The table that the data come from, with the rows that they are, for columns by name; of many data sets it has a first axis
+        over them. No part of the pytree.
     """
 
     data: PyTree
@@ -56,6 +61,7 @@ class Dataset:
     size: int | None = field(default=None, kw_only=True)
     differs: tuple[bool, ...] = field(default=(), kw_only=True)
     num_masked: Any = field(default=None, kw_only=True)
+    table: Any = field(default=None, kw_only=True)
 
     @property
     def parts(self) -> tuple[PyTree, PyTree, Any]:
@@ -88,17 +94,34 @@ class Dataset:
     def _indexed(self, rows: Any) -> "Dataset":
         leaves, treedef = jax.tree.flatten(self.parts)
         taken = [leaf[rows] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
-        return Dataset(*jax.tree.unflatten(treedef, taken))
+        table = None if self.table is None else self.table.take(rows)
+        return Dataset(*jax.tree.unflatten(treedef, taken), table=table)
+
+    def column(self, name: str) -> Any:
+        """A column by its name: of the table that the data come from, else of covariates or data that are a dictionary."""
+        if self.table is not None:
+            return self.table.column(name)
+        for part in (self.given, self.data):
+            if isinstance(part, dict) and name in part:
+                return part[name]
+        names = [str(key) for part in (self.given, self.data) if isinstance(part, dict) for key in part]
+        having = f" (these have {', '.join(names)})" if names else ""
+        raise ValueError(
+            f"there is no column {name!r} with the data of this fit{having}. Fit from a table, by fisher_jax.formula or with a "
+            "table as given=, or give the column itself."
+        )
 
 
-def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any) -> Dataset:
+def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any, missing: str = "raise") -> Dataset:
     """One data set; raise where leaves disagree about n or weights do not fit. Python lists become arrays.
 
-    Rows with a masked entry get weight zero, and other values in place of the masked ones.
+    Rows with a masked entry get weight zero, and other values in place of the masked ones; so do, with ``missing="drop"``, those in
+    which a value is missing that comes from a table.
     """
+    check_choice(missing, MISSING, "missing")
     data, _ = place_measured(model, data, None)
     parts = {"data": data, "given": given, "weights": weights}
-    data, given, weights = _as_arrays_of_parts(data, given, weights)
+    data, given, weights = _as_arrays_of_parts(data, given, weights, (missing,) * 3)
     if not jax.tree.leaves(data):
         raise ValueError("data holds no array. Give the observations, with a leading axis of length n.")
     if not model.is_dependent:
@@ -128,7 +151,9 @@ def check_datasets(
     data, data_axis = place_measured(model, data, axes[0])
     axes = (data_axis, *axes[1:])
     parts = {"data": data, "given": given, "weights": weights}
-    named = dict(zip(parts, _as_arrays_of_parts(data, given, weights), strict=True))
+    # A table of many data sets is a matrix, in which a missing value is left to the status of its data set.
+    policies = ["raise" if axis is None else "" for axis in axes]
+    named = dict(zip(parts, _as_arrays_of_parts(data, given, weights, policies), strict=True))
     marks = [axis_of_each(tree, axis, name) for (name, tree), axis in zip(named.items(), axes, strict=True)]
     moved = [axis_first(tree, mark) for tree, mark in zip(named.values(), marks, strict=True)]
     for leaf, mark in zip(jax.tree.leaves(moved[0]), jax.tree.leaves(marks[0]), strict=True):
@@ -197,8 +222,12 @@ def place_measured(model: Model, data: PyTree, axis: Any) -> tuple[PyTree, Any]:
     return Observed(observations, placed), None if axis is None else Observed(first_axis, new_axes)
 
 
-def _as_arrays_of_parts(data: PyTree, given: PyTree, weights: Any) -> tuple[PyTree, PyTree, Any]:
-    data, given = as_arrays(data, "data"), as_arrays(given, "given")
+def _as_arrays_of_parts(
+    data: PyTree, given: PyTree, weights: Any, missing: Sequence[str]
+) -> tuple[PyTree, PyTree, Any]:
+    data, given = as_arrays(data, "data", missing[0]), as_arrays(given, "given", missing[1])
+    if is_column(weights) and missing[2]:
+        weights = as_column(weights, "weights")
     return data, given, None if weights is None else as_weights(weights, "weights")
 
 
@@ -290,11 +319,22 @@ def check_given(model: Model, given: PyTree, name: str = "given") -> PyTree:
     return arrays
 
 
-def as_arrays(tree: PyTree, name: str) -> PyTree:
-    """The argument `name` with arrays of numbers for its leaves; masked arrays where entries are masked."""
+def as_arrays(tree: PyTree, name: str, missing: str = "raise") -> PyTree:
+    """The argument `name` with arrays of numbers for its leaves; masked arrays where entries are masked.
+
+    A table becomes a dictionary of its columns. `missing` says what to do where values are missing in it, as for
+    `tables.as_columns`; an empty text leaves tables as matrices.
+    """
     if isinstance(tree, list | tuple) and not hasattr(tree, "_fields") and _is_numbers(tree):
         return np.asarray(tree)
     leaves, treedef = jax.tree.flatten(tree)
+    if missing:
+        for k, leaf in enumerate(leaves):
+            if type(leaf) is not np.ndarray and (is_table(leaf) or is_column(leaf)):
+                path, _ = jax.tree_util.tree_flatten_with_path(tree)[0][k]
+                leaves[k] = (as_columns if is_table(leaf) else as_column)(leaf, _name_of(name, path), missing)
+        tree = jax.tree.unflatten(treedef, leaves)
+        leaves, treedef = jax.tree.flatten(tree)
 
     def name_of(k: int) -> str:
         path, _ = jax.tree_util.tree_flatten_with_path(tree)[0][k]

@@ -88,6 +88,11 @@ class _Quantile(_Linked):
         return self.family.quantile(uniform, self.predict(params, *z))  # type: ignore[misc]
 
 
+class _LogSurvival(_Linked):
+    def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Array:
+        return self.family.log_survival(self.predict(params, *z), y)  # type: ignore[misc]
+
+
 @entry_point
 def linked(
     family: Model,
@@ -116,7 +121,7 @@ def linked(
     Returns
     -------
     Model
-        With the family's sampler and quantile function, where it has them.
+        With the family's sampler, quantile and log-survival functions, where it has them.
 
     Raises
     ------
@@ -145,6 +150,7 @@ def linked(
         _LogDensity(family, predictor),
         sample=None if family.sample is None else _Sample(family, predictor),
         quantile=None if family.quantile is None else _Quantile(family, predictor),
+        log_survival=None if family.log_survival is None else _LogSurvival(family, predictor),
         constraints=constraints,
         initial=initial,
         names=names,

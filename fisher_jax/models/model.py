@@ -41,6 +41,9 @@ class Model:
     quantile : callable, optional
         ``quantile(uniform, params)`` or ``quantile(uniform, params, z)``: the y that a number in (0, 1) stands for, the inverse
         of the distribution function; what `QuasiMonteCarlo` draws with. Where y takes several numbers, `uniform` is a vector.
+    log_survival : callable, optional
+        ``log_survival(params, y)`` or ``log_survival(params, y, z)``: log P(Y > y; θ), what an observation contributes of which it
+        is known only that it exceeds y.
     names : pytree of sequences of str, optional
         Names for the entries of vectors, shaped like `params` or a part of it, as in ``{"beta": ("intercept", "age")}``. Reports
         and matrices then show `age` in place of `beta[1]`, and a parameter can be asked for by it.
@@ -75,6 +78,7 @@ class Model:
     initial: UserFunction | None = field(default=None, kw_only=True)
     information: UserFunction | None = field(default=None, kw_only=True)
     quantile: UserFunction | None = field(default=None, kw_only=True)
+    log_survival: UserFunction | None = field(default=None, kw_only=True)
     names: PyTree = field(default=None, kw_only=True)
 
     is_dependent = False
@@ -91,10 +95,10 @@ class Model:
                 f"Model: expected a function log_density(params, y), got {kind_of(self.log_density)}. "
                 "Write the log-density of one observation as a function."
             )
-        functions = (self.log_density, self.sample, self.initial, self.information, self.quantile)
-        arguments = ("a key and params", "data", "params", "a uniform number and params")
+        functions = self._functions
+        arguments = ("a key and params", "data", "params", "a uniform number and params", "params and y")
         for name, function, of in zip(
-            ("sample", "initial", "information", "quantile"), functions[1:], arguments, strict=True
+            ("sample", "initial", "information", "quantile", "log_survival"), functions[1:], arguments, strict=True
         ):
             if function is not None:
                 check_function(function, name, of)
@@ -104,19 +108,23 @@ class Model:
         object.__setattr__(self, "_hash", hash(key))
 
     @property
+    def _functions(self) -> tuple[Any, ...]:
+        return self.log_density, self.sample, self.initial, self.information, self.quantile, self.log_survival
+
+    @property
     def table(self) -> Table:
         """Constraints and names of entries by path, hashable."""
         return self._key[-1]  # type: ignore[attr-defined]
 
     @functools.cached_property
     def function_keys(self) -> tuple[Any, ...]:
-        """Its functions, in this order: log_density, sample, initial, information, quantile; as keys of compiled programs.
+        """Its functions, log_density, sample, initial, information, quantile, log_survival, as keys of compiled programs.
 
         The programs are stored with the owner of the density, so that a key must not refer to that owner: it would never be freed.
         """
         owner, _ = owner_of(self.log_density)
         keys: list[Any] = []
-        for function in (self.log_density, self.sample, self.initial, self.information, self.quantile):
+        for function in self._functions:
             its_owner, rest = owner_of(function)
             if its_owner is owner:
                 keys.append(rest)

@@ -1,0 +1,160 @@
+"""Families of ordered categories: a grade, an answer from "never" to "always", cut from a latent variable."""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import log_ndtr, ndtr
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from fisher_jax.families.common import Family, Nested, Params, Scalar, dtype_of, floats, not_a_count, outside_support
+from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI
+from fisher_jax.models.constraints import ordered
+
+
+def _ends(params: Params, y: Array) -> tuple[Array, Array, Array, Array]:
+    """The ends of the latent interval of category y less `loc`, and whether it is the first or the last category.
+
+    An end at infinity is replaced by a finite one in a place where it is not used: its derivatives must be finite as well.
+    """
+    loc, cutpoints = floats(params["loc"], params["cutpoints"])
+    number, places = cutpoints.shape[0], jnp.arange(cutpoints.shape[0])
+    first, last = y <= 0, y >= number
+    upper = jnp.sum(jnp.where(places == jnp.where(last, number - 1, y), cutpoints, 0.0)) - loc
+    lower = jnp.sum(jnp.where(places == jnp.where(first, 1, y) - 1, cutpoints, 0.0)) - loc
+    return lower, upper, first, last
+
+
+def _category(params: Params, y: ArrayLike) -> tuple[Array, Array, Array]:
+    """The category, whether it is none of 0, …, K − 1, and one that is."""
+    y, _ = floats(y, params["cutpoints"])
+    outside = not_a_count(y) | (y > params["cutpoints"].shape[0])
+    return y, outside, jnp.where(outside, 0.0, y)
+
+
+def _cumulative_information(cumulative: Array, density: Array) -> Nested:
+    """Information of `loc` and `cutpoints` from F and f at the cutpoints less `loc`: Σ ∂p_k ∂p_kᵀ / p_k over categories."""
+    one = jnp.ones(1, cumulative.dtype)
+    probabilities = jnp.diff(jnp.concatenate([0.0 * one, cumulative, one]))
+    of_cutpoints = jnp.diff(jnp.diag(density), axis=0, prepend=0.0, append=0.0)  # ∂p_k / ∂cutpoint_j
+    slopes = jnp.concatenate([-jnp.sum(of_cutpoints, axis=1, keepdims=True), of_cutpoints], axis=1)
+    matrix = (slopes / probabilities[:, None]).T @ slopes
+    return {
+        "loc": {"loc": matrix[0, 0], "cutpoints": matrix[0, 1:]},
+        "cutpoints": {"loc": matrix[1:, 0], "cutpoints": matrix[1:, 1:]},
+    }
+
+
+def _drawn(latent: Array, params: Params) -> Int[Array, ""]:
+    """The category in which a draw of the latent variable lies."""
+    loc, cutpoints = floats(params["loc"], params["cutpoints"])
+    return jnp.sum(loc + latent > cutpoints)
+
+
+def _inverted(uniform: ArrayLike, cumulative: Float[Array, " k"]) -> Int[Array, ""]:
+    return jnp.sum(cumulative < floats(uniform)[0].astype(cumulative.dtype))
+
+
+# Ordered logit --------------------------------------------------------------------------------------------------------
+
+
+def ordered_logit_log_density(params: Params, y: ArrayLike) -> Scalar:
+    """Ordered logit: y = 0, …, K − 1 is one of K ordered categories, cut from a logistic latent variable; proportional odds.
+
+    log p(y) = log(F(c_y − loc) − F(c_{y−1} − loc)), F(x) = 1 / (1 + e^{−x}), c_{−1} = −∞ and c_{K−1} = ∞.
+
+    - `loc`: real, the location of the latent variable; larger values make higher categories more probable.
+    - `cutpoints` c: shape (K − 1,), increasing; known with `loc` up to a number added to all of them.
+
+    Information Σ ∂p_k ∂p_kᵀ / p_k, of rank K − 1: fit with `loc` a function of covariates without a constant, by `formula` or
+    `linked`, or held at zero.
+    In scipy: differences of `scipy.stats.logistic.cdf(cutpoints - loc)`.
+    No `initial`: the data do not determine K, so give params.
+    """
+    y, outside, inside = _category(params, y)
+    lower, upper, first, last = _ends(params, inside)
+    # F(b) − F(a) = F(b) F(−a) (1 − e^{a − b}), none of which cancels
+    between = ~(first | last)
+    difference = jnp.log(-jnp.expm1(jnp.where(between, lower - upper, -1.0)))
+    below = jnp.where(last, 0.0, jax.nn.log_sigmoid(upper))
+    above = jnp.where(first, 0.0, jax.nn.log_sigmoid(-lower))
+    value = below + above + jnp.where(between, difference, 0.0)
+    return outside_support(outside, jnp.where(jnp.isnan(y), jnp.nan, value))
+
+
+def ordered_logit_sample(key: Array, params: Params) -> Int[Array, ""]:
+    return _drawn(jax.random.logistic(key, (), dtype_of(params)), params)
+
+
+def ordered_logit_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
+    loc, cutpoints = floats(params["loc"], params["cutpoints"])
+    return _inverted(uniform, jax.nn.sigmoid(cutpoints - loc))
+
+
+def ordered_logit_information(params: Params) -> Nested:
+    loc, cutpoints = floats(params["loc"], params["cutpoints"])
+    z = cutpoints - loc
+    return _cumulative_information(jax.nn.sigmoid(z), jax.nn.sigmoid(z) * jax.nn.sigmoid(-z))
+
+
+ordered_logit = Family(
+    ordered_logit_log_density,
+    ("loc", "cutpoints"),
+    sample=ordered_logit_sample,
+    quantile=ordered_logit_quantile,
+    constraints={"cutpoints": ordered},
+    information=ordered_logit_information,
+)
+
+
+# Ordered probit -------------------------------------------------------------------------------------------------------
+
+
+def ordered_probit_log_density(params: Params, y: ArrayLike) -> Scalar:
+    """Ordered probit: y = 0, …, K − 1 is one of K ordered categories, cut from a normal latent variable of variance one.
+
+    log p(y) = log(Φ(c_y − loc) − Φ(c_{y−1} − loc)), c_{−1} = −∞ and c_{K−1} = ∞.
+
+    - `loc`: real, the mean of the latent variable; larger values make higher categories more probable.
+    - `cutpoints` c: shape (K − 1,), increasing; known with `loc` up to a number added to all of them.
+
+    Information Σ ∂p_k ∂p_kᵀ / p_k, of rank K − 1: fit with `loc` a function of covariates without a constant, by `formula` or
+    `linked`, or held at zero.
+    In scipy: differences of `scipy.stats.norm.cdf(cutpoints - loc)`.
+    No `initial`: the data do not determine K, so give params.
+    """
+    y, outside, inside = _category(params, y)
+    lower, upper, first, last = _ends(params, inside)
+    # In the tail where the probabilities are small: Φ(b) − Φ(a) = Φ(−a) − Φ(−b).
+    between = ~(first | last)
+    right = between & (lower + upper > 0)
+    far = jnp.where(right, -lower, upper)
+    near = jnp.where(right, -upper, lower)
+    top = log_ndtr(jnp.where(last, -lower, far))
+    rest = jnp.log(-jnp.expm1(jnp.where(between, log_ndtr(jnp.where(between, near, -1.0)) - top, -1.0)))
+    value = top + jnp.where(between, rest, 0.0)
+    return outside_support(outside, jnp.where(jnp.isnan(y), jnp.nan, value))
+
+
+def ordered_probit_sample(key: Array, params: Params) -> Int[Array, ""]:
+    return _drawn(jax.random.normal(key, (), dtype_of(params)), params)
+
+
+def ordered_probit_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
+    loc, cutpoints = floats(params["loc"], params["cutpoints"])
+    return _inverted(uniform, ndtr(cutpoints - loc))
+
+
+def ordered_probit_information(params: Params) -> Nested:
+    loc, cutpoints = floats(params["loc"], params["cutpoints"])
+    z = cutpoints - loc
+    return _cumulative_information(ndtr(z), jnp.exp(-0.5 * z * z - HALF_LOG_TWO_PI))
+
+
+ordered_probit = Family(
+    ordered_probit_log_density,
+    ("loc", "cutpoints"),
+    sample=ordered_probit_sample,
+    quantile=ordered_probit_quantile,
+    constraints={"cutpoints": ordered},
+    information=ordered_probit_information,
+)

@@ -1,0 +1,1 @@
+"""Formulas: the model, the design and the names that they stand for."""

@@ -1,0 +1,513 @@
+"""`formula`: the model, the start, the data and the covariates that a formula and a table stand for."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in, require
+from fisher_jax.families.common import Family
+from fisher_jax.fitting.fit import fit, fit_batch
+from fisher_jax.fitting.groups import groups_of
+from fisher_jax.fitting.result import Fit, Origin
+from fisher_jax.frames.links import default_link, links_of
+from fisher_jax.frames.predictor import Design, Known, LinearPredictors, Predictor, frame_for, known_covariates, parse
+from fisher_jax.input_arrays import Labels, as_weights, check_same_labels, labels_of
+from fisher_jax.models.censoring import right_censored
+from fisher_jax.models.constraints import Constraint, Fixed, fixed
+from fisher_jax.models.linked import linked
+from fisher_jax.models.model import Model
+from fisher_jax.reporting import Report, Reported, listed
+from fisher_jax.reporting import Table as ReportTable
+from fisher_jax.tables import MISSING, Table, describe_missing, suggestion
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Formula(Reported):
+    """What a formula, a family and a table stand for: the arguments of `fit`, and the table they come from. Made by `formula`.
+
+    Attributes
+    ----------
+    text : str
+        The formula.
+    model : Model
+        A `linked` model of the family; its predictor turns other tables into covariates.
+    start : dict
+        Starting values: those of the family for a sample without covariates, and zero slopes.
+    data : array (n,), or dictionary of them
+        The response; with `event` {"time": …, "event": …}.
+    given : dict of arrays
+        A design matrix (n, p) for each parameter with a formula, and what enters beside it.
+    weights : array (n,) or None
+    table : Table
+        The rows of the table that are used.
+    num_dropped : int
+        How many rows were left out because a value is missing.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> cars = {"stopping": [2.0, 10.0, 4.0, 22.0, 16.0, 26.0], "speed": [4, 4, 7, 7, 8, 11]}
+    >>> model, start, data = (getattr(fj.formula("stopping ~ speed", fj.families.normal, cars), part)
+    ...                       for part in ("model", "start", "data"))
+    >>> print(start["loc"].round(2), data)
+    [13.33  0.  ] [ 2. 10.  4. 22. 16. 26.]
+    """
+
+    text: str
+    model: Model
+    start: dict[str, Any]
+    data: PyTree
+    given: dict[str, np.ndarray]
+    weights: Float[np.ndarray, " n"] | None
+    table: Table
+    num_dropped: int
+
+    @property
+    def predictor(self) -> Predictor:
+        """From a table to covariates, and from these to the parameters of the family."""
+        predictor: Predictor = self.model.log_density.predictor
+        return predictor
+
+    @entry_point
+    def fit(self, start: PyTree = None, **options: Any) -> Fit:
+        """Fit the model: `fisher_jax.fit`, whose options these are.
+
+        The result keeps the table, so that ``robust(fit, clusters="firm")`` finds its columns, and reports how many rows were left
+        out.
+        """
+        model, start = self.model, self.start if start is None else start
+        result = fit(model, start, self.data, given=self.given, weights=self.weights, **options)
+        return self._with_table(result, self.table, self.num_dropped)
+
+    @entry_point
+    def fit_batch(self, by: Any, start: PyTree = None, **options: Any) -> Fit:
+        """Fit the model to each group of rows: `fisher_jax.fit_batch`, whose options these are.
+
+        `by` is the name of a column, several names, or an array of labels. The design is made once, over the whole table, so that
+        levels are the same in each group; where one does not occur its coefficient is not identified, which the status tells.
+        """
+        names = [] if isinstance(by, np.ndarray) else names_in(by)
+        if names and all(name in self.table.names for name in names):
+            places = self.table.missing(names)
+            if places:
+                raise ValueError(describe_missing(places, self.table.name, len(self.table)))
+            by = [self.table.column(name) for name in names]
+        elif isinstance(by, str):
+            self.table.series(by, ", by which the groups are made")
+        else:
+            by = [by]
+        groups = groups_of(by)
+        codes = np.empty(len(self.table), dtype=groups.labels.dtype)
+        for label, rows in zip(groups.labels, groups.rows, strict=True):
+            codes[rows] = label
+        start = self.start if start is None else start
+        result = fit_batch(self.model, start, self.data, given=self.given, weights=self.weights, by=codes, **options)
+        return self._with_table(result, self.table.take(groups.padded()) if groups.is_padded else None, 0)
+
+    def _with_table(self, result: Fit, table: Table | None, num_dropped: int) -> Fit:
+        if num_dropped:
+            result = replace(result, num_masked=np.asarray(num_dropped + int(result.num_masked or 0)))
+        if result.origin is None or table is None:
+            return result
+        return replace(result, origin=Origin(result.origin.model, replace(result.origin.dataset, table=table)))
+
+    @entry_point
+    def summary(self) -> Report:
+        """What is fitted: each parameter of the family with its link, its formula and its coefficients."""
+        links, designs = dict(self.predictor.map.links), self.predictor.designs
+        rows: list[tuple[str, ...]] = []
+        for (name, link), design in zip(links.items(), designs, strict=True):
+            rows.append((name, link, design.text, listed(design.names)))
+        for name in self.predictor.map.constants:
+            rows.append((name, "", "one number", ""))
+        for name in self.predictor.map.columns:
+            rows.append((name, "", "a column of the table", ""))
+        n = len(self.table)
+        dropped = f", {self.num_dropped} left out with missing values" if self.num_dropped else ""
+        facts = [("Formula", self.text), ("Observations", f"{n}{dropped}")]
+        return Report(
+            "A model from a formula", facts, [ReportTable(("parameter", "link", "formula", "coefficients"), rows)]
+        )
+
+
+@entry_point
+def formula(
+    text: str,
+    family: Family,
+    frame: Any,
+    *,
+    weights: Any = None,
+    offset: Any = None,
+    exposure: Any = None,
+    event: Any = None,
+    links: str | Mapping[str, str] | None = None,
+    missing: Literal["raise", "drop"] = "raise",
+    **parameters: str | float,
+) -> Formula:
+    """The model and the data that a formula stands for: the parameters of a family as functions of the columns of a table.
+
+    g(θⱼ) = zⱼᵀ βⱼ for each parameter θⱼ of the family that has a formula, g its link.
+
+    Parameters
+    ----------
+    text : str
+        ``"y ~ x + C(region)"``: the response, and the terms of the family's main parameter (the mean, the location, the rate, the
+        logit; the scale of a Weibull). The language is that of formulaic: ``C(x)`` for categories, ``a:b``, ``a * b``, ``0 +`` for
+        no constant, ``np.log(x)``, ``bs(x, df=4)``.
+    family : Family
+        One of `fisher_jax.families`.
+    frame : table
+        Of pandas, polars or pyarrow; or a dictionary of columns.
+    weights : str or array (n,), optional
+        Frequency weights: a column, or an array.
+    offset, exposure : str or array (n,), optional
+        A column that is added to the linear predictor of the main parameter; and one whose logarithm is, for a log link.
+    event : str or array (n,), optional
+        1 where the response is the time of an event, 0 where there was none up to it (right-censored). For families with a
+        `log_survival`: exponential, weibull, lognormal, normal, logistic, gumbel.
+    links : str or dict, optional
+        The link of the main parameter, or of several by name. Default "log" for a positive parameter, "logit" for a probability,
+        and "identity". Others: "probit", "cloglog", "loglog", "cauchit", "sqrt", "inverse", "inverse_squared". Those of the
+        parameter `logit` are links of the probability.
+    missing : {"raise", "drop"}
+        Where a value is missing in one of the columns used (a null, NaN or NaT): raise an error that counts them, or leave the row
+        out; the reports then say how many.
+    **parameters : str or float
+        ``size="~ x"`` gives another parameter of the family a formula; a number holds it at that value; and a known constant of the
+        family may be a column, ``trials="n"``. What is not named is estimated as one number, on its natural scale.
+
+    Returns
+    -------
+    Formula
+        With methods `fit` and `fit_batch`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a formula that cannot be read; columns that are not there, hold times or objects, or share a name; missing values;
+        parameters or links that do not exist.
+
+    Notes
+    -----
+    Parameters are ``{"mean": (p,), "size": ()}``: coefficients on the scale of the link for a parameter with a formula, and a
+    number on its own scale for one without. The categories of `categorical` are compared with the first, with coefficients
+    (p, K − 1); those of `ordered_logit` and `ordered_probit` have cutpoints in place of a constant. Nothing is standardised.
+
+    Text is categorical, with its levels sorted; the categories of pandas and polars' Enum keep their order, without those that do
+    not occur; truths are 0 and 1, in one column named as the variable. A coefficient prints under the name that formulaic gives
+    its column; those of other parameters than the main one as ``size[x]``.
+
+    References
+    ----------
+    Wilkinson, G. N. and Rogers, C. E. (1973), Symbolic description of factorial models for analysis of variance, Applied Statistics
+    22, 392-399.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> ships = {"accidents": [0, 3, 6, 1, 12, 9], "service": [127, 1095, 3353, 748, 2244, 2117], "kind": list("aabbcc")}
+    >>> fit = fj.formula("accidents ~ kind", fj.families.poisson, ships, exposure="service").fit()
+    >>> print(fit.params["rate"].round(4))
+    [-6.0061  0.6319  0.7225]
+    """
+    check_choice(missing, MISSING, "missing")
+    if not isinstance(family, Family):
+        hint = " The model of another density is built by fisher_jax.linked." if callable(family) else ""
+        raise TypeError(f"family is {kind_of(family)}; expected one of fisher_jax.families.{hint}")
+    if isinstance(frame, dict):
+        frame = require("pandas", "frames").DataFrame({key: np.asarray(column) for key, column in frame.items()})
+    table = Table(frame, "the table")
+    main = main_of(family)
+    parsed = parse(text, "formula")
+    if getattr(parsed, "lhs", None) is None or len(parsed.lhs) != 1 or not hasattr(parsed.rhs, "required_variables"):
+        raise ValueError(f"formula {text!r} must have one response and one right-hand side, as in 'y ~ x + z'.")
+    roles = _roles(family, table, parameters, links)
+
+    # The columns used, and the rows in which none of their values is missing.
+    beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.known}
+    terms = {main: parsed.rhs, **roles.terms}
+    used = set(parsed.lhs.required_variables).union(*(part.required_variables for part in terms.values()))
+    used |= {source for source in beside.values() if isinstance(source, str)}
+    for name in sorted(used):
+        if name not in table.names and re.search(rf"(^|\W){re.escape(name)}\s*\(", f"{text} {parameters}"):
+            raise ValueError(
+                f"formulas know no function {name!r}; they know those of numpy, as np.log, and C, I, bs, poly, center, scale. "
+                "Compute the column first."
+            )
+        table.series(name)
+    arrays = {role: _array(source, role, frame, table) for role, source in beside.items()}
+    places = table.missing(sorted(used))
+    if places and missing == "raise":
+        raise ValueError(describe_missing(places, "the table", len(table)))
+    left_out = np.any(list(places.values()), axis=0) if places else np.zeros(len(table), bool)
+    rows = np.flatnonzero(~left_out)
+    if len(rows) == 0:
+        raise ValueError(
+            "the table has no rows."
+            if not places
+            else f"no row is left: {describe_missing(places, 'the table', len(table))}"
+        )
+    view = table.take(rows)
+    numbers = {
+        role: view.numbers(source, f", which is the {role}") if isinstance(source, str) else arrays[role][rows]
+        for role, source in beside.items()
+        if source is not None
+    }
+
+    response, levels = _response(family, parsed.lhs, view)
+    is_ordered = "cutpoints" in family.parameters
+    designs, given = [], {}
+    for name, part in terms.items():
+        without = "Intercept" if is_ordered and name == main else ""
+        design, given[name] = Design.of(part, table, rows, without=without)
+        designs.append(design)
+    known = []
+    for role in ("offset", "exposure", *roles.known):
+        if role in numbers:
+            known.append(Known(role, beside[role] if isinstance(beside[role], str) else None))
+    if "exposure" in numbers:
+        if roles.links[main] != "log":
+            raise ValueError(
+                f"an exposure belongs to a log link, but that of `{main}` is {roles.links[main]!r}. Give offset=."
+            )
+        if not np.all(numbers["exposure"] > 0):
+            raise ValueError(
+                f"the exposure must be positive; in row {rows[np.argmin(numbers['exposure'] > 0)]} it is not. Leave such rows out."
+            )
+    given |= known_covariates({part.role: numbers[part.role] for part in known})
+    data: PyTree = response
+    base: Model = family
+    if event is not None:
+        base = right_censored(family)
+        happened = numbers["event"]
+        if not np.isin(happened, (0, 1)).all():
+            wrong = int(np.argmin(np.isin(happened, (0, 1))))
+            raise ValueError(
+                f"event must be 0 or 1 (1 where the event happened); in row {rows[wrong]} it is {happened[wrong]:g}."
+            )
+        data = {"time": response, "event": happened}
+
+    predictor = Predictor(
+        LinearPredictors(
+            tuple((name, roles.links[name]) for name in terms),
+            tuple(name for name in family.parameters if name not in terms and name not in roles.known),
+            tuple(roles.known),
+            "offset" in given,
+        ),
+        tuple(designs),
+        tuple(known),
+        levels,
+    )
+    constraints = {
+        name: constraint for name, constraint in roles.constraints.items() if name in predictor.map.constants
+    }
+    constraints |= dict.fromkeys(roles.values, fixed)
+    model = linked(base, predictor, constraints=constraints, names=_names(family, predictor))
+    start = _start(family, roles, predictor, response, given, levels)
+    frequency = as_weights(numbers["weights"], "weights") if "weights" in numbers else None
+    return Formula(text, model, start, data, given, frequency, view, int(left_out.sum()))
+
+
+def main_of(family: Family) -> str:
+    """The parameter that the formula with the response describes; raise where there is none."""
+    if family.main is None:
+        raise ValueError(f"{family!r} has vectors for observations, which no formula describes. Use fisher_jax.linked.")
+    return family.main
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """What each parameter of the family is.
+
+    `terms` are those of parameters with a formula besides the main one, `values` the numbers at which parameters are held, `known`
+    the columns of known constants, `links` the links, `constraints` the family's.
+    """
+
+    terms: dict[str, Any]
+    values: dict[str, float]
+    known: dict[str, str]
+    links: dict[str, str]
+    constraints: dict[str, Constraint]
+
+
+def _roles(
+    family: Family, table: Table, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None
+) -> _Roles:
+    """What the keywords say about the parameters of the family; raise for those that it does not have."""
+    constraints = {path[0]: constraint for path, constraint in family.table.constraints if path}
+    terms, values, known = {}, {}, {}
+    others = [name for name in family.parameters if name != main_of(family)]
+    for name, given in parameters.items():
+        if name not in others:
+            what = "is described by the formula itself" if name == main_of(family) else "is no parameter of it"
+            having = (
+                f" Besides `{main_of(family)}` it has {listed(others)}."
+                if others
+                else f" It has `{main_of(family)}` alone."
+            )
+            raise ValueError(
+                f"{name}= {what}: {family!r}.{having} {suggestion(name, others) if others else ''}".rstrip()
+            )
+        is_known = isinstance(constraints.get(name), Fixed)
+        if is_number(given):
+            values[name] = float(given)
+        elif isinstance(given, str) and given.lstrip().startswith("~"):
+            if is_known:
+                raise ValueError(f"{name} is a known constant of {family!r}; give a number or the name of a column.")
+            if name == "cutpoints":
+                raise ValueError("cutpoints have no formula; their shift by covariates is the formula of `loc`.")
+            terms[name] = parse(given, f"the formula of {name}")
+        elif isinstance(given, str) and is_known:
+            known[name] = given
+        else:
+            raise ValueError(f"{name}={given!r}: give a formula, as in {name}='~ x', or a number to hold it at.")
+    for name in others:
+        if isinstance(constraints.get(name), Fixed) and name not in values and name not in known:
+            raise ValueError(f"{family!r} needs {name}: give {name}= a number, or the name of a column of the table.")
+    with_formula = (main_of(family), *terms)
+    chosen = {main_of(family): links} if isinstance(links, str) else dict(links or {})
+    result = {}
+    for name in with_formula:
+        if name == "logits":
+            result[name] = "logit"
+            choices: Any = ("logit",)
+        else:
+            result[name] = default_link(name, constraints.get(name)) if name not in chosen else chosen[name]
+            choices = links_of(name)
+        check_choice(chosen.get(name, result[name]), choices, f"the link of {name}")
+    for name in chosen:
+        if name not in with_formula:
+            raise ValueError(
+                f"links names {name!r}, which has no formula; those that have one are {listed(with_formula)}."
+            )
+    if main_of(family) == "loc" and "cutpoints" in family.parameters and result["loc"] != "identity":
+        raise ValueError(
+            "the link of an ordered family is its own: choose families.ordered_logit or families.ordered_probit."
+        )
+    return _Roles(terms, values, known, result, constraints)
+
+
+def _array(source: Any, role: str, frame: Any, table: Table) -> Any:
+    """What came as an array in place of a column, checked against the table; None for a column."""
+    if source is None or isinstance(source, str):
+        return None
+    values = np.asarray(as_weights(source, role), float)
+    if values.shape != (len(table),):
+        raise ValueError(
+            f"{role} has shape {values.shape}, but the table has {len(table)} rows. Give a column or an array (n,)."
+        )
+    labels = [
+        Labels(name, ("observations", "index"), of[0])
+        for name, of in (("the table", labels_of(frame)), (role, labels_of(source)))
+        if of
+    ]
+    check_same_labels(labels)
+    return values
+
+
+def _response(family: Family, terms: Any, view: Table) -> tuple[np.ndarray, tuple[Any, ...]]:
+    """The response as numbers, and its categories where the family has such."""
+    (term,) = terms
+    names = [str(name) for name in terms.required_variables]
+    text = str(term)
+    is_column = text.strip("`") in view.names
+    if main_of(family) == "logits" or "cutpoints" in family.parameters:
+        if not is_column:
+            raise ValueError(f"the response {text!r} of {family!r} must be a column of the table.")
+        column = frame_for(view, names).iloc[:, 0]
+        levels = list(column.cat.categories) if column.dtype == "category" else sorted(column.unique().tolist())
+        if len(levels) < 2:
+            raise ValueError(f"the response {text!r} has one category only, {levels[0]!r}.")
+        places = {level: k for k, level in enumerate(levels)}
+        return np.array([places[level] for level in column.tolist()], float), tuple(levels)
+    if is_column:
+        try:
+            return view.numbers(text.strip("`")), ()
+        except TypeError as error:
+            raise TypeError(
+                f"the response {text!r} holds {view.series(text.strip('`')).dtype}, but {family!r} takes numbers. Make 0 and 1 of "
+                "two categories, as in 'I(grade == \"A\") ~ x'; for more take families.categorical or families.ordered_logit."
+            ) from error
+    _, matrix = Design.of(terms, view, np.arange(len(view)))
+    if matrix.shape[1] != 1:
+        raise ValueError(f"the response {text!r} is not one column of numbers.")
+    return matrix[:, 0], ()
+
+
+def _names(family: Family, predictor: Predictor) -> dict[str, tuple[str, ...]]:
+    """The names of coefficients: of the main parameter bare, as regressions print them, of others with the parameter's name.
+
+    Where there are categories: `x[b]` for category b against the first, and `cutpoints[a|b]` for the one between two.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for (name, _), design in zip(predictor.map.links, predictor.designs, strict=True):
+        names[name] = design.names if name == main_of(family) else tuple(f"{name}[{column}]" for column in design.names)
+    names = {name: given for name, given in names.items() if given}  # of cutpoints alone there are no coefficients
+    levels = predictor.levels
+    if main_of(family) == "logits":
+        names["logits"] = tuple(f"{column}[{level}]" for column in names["logits"] for level in levels[1:])
+    elif levels:
+        names["cutpoints"] = tuple(f"cutpoints[{a}|{b}]" for a, b in itertools.pairwise(levels))
+    return names
+
+
+def _start(
+    family: Family,
+    roles: _Roles,
+    predictor: Predictor,
+    response: np.ndarray,
+    given: dict[str, np.ndarray],
+    levels: tuple[Any, ...],
+) -> dict[str, Any]:
+    """The family's starting values for a sample without covariates, through the links, and zero slopes."""
+    if main_of(family) == "logits" or "cutpoints" in family.parameters:
+        counts = np.bincount(response.astype(int), minlength=len(levels)) + 0.5
+        if main_of(family) == "logits":
+            matrix = given["logits"]
+            eta = np.log(counts[1:] / counts[0])
+            return {"logits": np.stack([_coefficients(matrix, target, predictor.designs[0]) for target in eta], axis=1)}
+        below = np.cumsum(counts)[:-1] / counts.sum()
+        cutpoints = np.array(
+            [links_of("p")["probit" if "probit" in family.name else "logit"].forward(p) for p in below]
+        )
+        return {main_of(family): np.zeros(len(predictor.designs[0].names)), "cutpoints": cutpoints}
+    if "trials" in family.parameters:
+        trials = roles.values["trials"] if "trials" in roles.values else given["trials"]
+        total = float(np.sum(np.broadcast_to(trials, response.shape)))
+        p = float(
+            np.clip((response.sum() + 0.5) / (total + 1.0), 1e-6, 1.0 - 1e-6)
+        )  # the status tells of more than all
+        natural = {"logit": np.log(p / (1.0 - p)), "probability": p, "concentration": 10.0}
+    elif family.initial is None:
+        raise ValueError(f"{family!r} has no starting values of its own.")
+    else:
+        natural = {name: float(value) for name, value in family.initial(response).items()}
+    start: dict[str, Any] = {}
+    for k, ((name, link), design) in enumerate(zip(predictor.map.links, predictor.designs, strict=True)):
+        try:
+            target = float(links_of(name)[link].forward(natural[name]))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            target = np.nan
+        if not np.isfinite(target):
+            raise ValueError(
+                f"the link {link!r} of `{name}` has no linear predictor for its value without covariates, {natural[name]:.6g}. "
+                "Choose another link."
+            )
+        if k == 0 and "offset" in given:
+            target -= float(np.mean(given["offset"]))
+        start[name] = _coefficients(given[name], target, design)
+    return start | {name: roles.values.get(name, natural.get(name)) for name in predictor.map.constants}
+
+
+def _coefficients(matrix: np.ndarray, target: float, design: Design) -> np.ndarray:
+    """Coefficients whose linear predictor is nearest to a constant: the constant itself and zero slopes where there is one."""
+    coefficients = np.zeros(matrix.shape[1])
+    if "Intercept" in design.names:
+        coefficients[design.names.index("Intercept")] = target
+        return coefficients
+    return np.linalg.lstsq(matrix, np.full(len(matrix), target), rcond=None)[0]

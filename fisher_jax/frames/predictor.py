@@ -1,0 +1,318 @@
+"""The predictor of a formula: from a table to covariates, and from covariates and coefficients to the parameters of a family."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.errors import require
+from fisher_jax.frames.links import links_of
+from fisher_jax.models.fingerprint import digest
+from fisher_jax.tables import Table, as_numbers, describe_missing, suggestion
+
+_COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
+
+
+@dataclass(frozen=True)
+class LinearPredictors:
+    """What a log-density needs of a predictor: which parameters have a linear predictor, and by which link.
+
+    It is what compiled programs are stored with, so that formulas with the same links share them. The linear predictor is written
+    ``z @ coefficients``, which the engine recognises.
+
+    Attributes
+    ----------
+    links : tuple of (str, str)
+        The parameters with a formula, each with its link.
+    constants : tuple of str
+        Parameters that are estimated, or held, as one number.
+    columns : tuple of str
+        Known constants that differ between observations.
+    has_offset : bool
+        Whether `z` has an offset of the first linear predictor.
+    """
+
+    links: tuple[tuple[str, str], ...]
+    constants: tuple[str, ...]
+    columns: tuple[str, ...]
+    has_offset: bool
+
+    def __call__(self, params: dict[str, Any], z: dict[str, Any]) -> dict[str, Any]:
+        predicted: dict[str, Any] = {}
+        for k, (name, link) in enumerate(self.links):
+            eta = z[name] @ params[name]
+            if k == 0 and self.has_offset:
+                eta = eta + z["offset"]
+            if name == "logits":
+                # The first category is the one that the others are compared with.
+                predicted[name] = jnp.concatenate([jnp.zeros(1, eta.dtype), eta])
+            else:
+                predicted[name] = links_of(name)[link].inverse(eta)
+        return predicted | {name: params[name] for name in self.constants} | {name: z[name] for name in self.columns}
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """The right-hand side of a formula as it was evaluated on a table: terms, levels, and what was estimated for splines and means.
+
+    Attributes
+    ----------
+    text : str
+        The right-hand side.
+    spec : formulaic.ModelSpec
+    names : tuple of str
+        Of the columns of the design matrix.
+    """
+
+    text: str
+    spec: Any
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, terms: Any, table: Table, rows: np.ndarray, *, without: str = ""
+    ) -> tuple["Design", Float[np.ndarray, "n p"]]:
+        """Evaluate terms on rows of a table; the design and its matrix. A column called `without` is left out."""
+        formulaic = require("formulaic", "frames")
+        view = table.take(rows)
+        matrix = _evaluate(
+            lambda: formulaic.model_matrix(
+                terms, frame_for(view, terms.required_variables), context={}, output="numpy", na_action="ignore"
+            ),
+            str(terms),
+        )
+        names = tuple(matrix.model_spec.column_names)
+        if len(names) == 0:
+            raise ValueError(f"the formula {str(terms)!r} has no term.")
+        design = cls(str(terms), matrix.model_spec, tuple(name for name in names if name != without))
+        return design, design._checked(np.asarray(matrix, float))
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two designs equal: terms, columns, levels and what was estimated."""
+        state = repr((self.spec.encoder_state, self.spec.transform_state))
+        return self.text, self.names, digest(state.encode())
+
+    @property
+    def variables(self) -> list[str]:
+        """The columns of a table that it needs."""
+        return sorted(self.spec.required_variables)
+
+    @property
+    def levels(self) -> dict[str, list[Any]]:
+        """The levels of each categorical column, of those that enter as they are."""
+        result = {}
+        for factor, variables in self.spec.factor_variables.items():
+            state = self.spec.encoder_state.get(str(factor), (None, {}))[1]
+            of_table = [str(name) for name in variables if str(name) in self.spec.required_variables]
+            if (
+                "categories" in state
+                and len(of_table) == 1
+                and re.fullmatch(r"`?[^()]+`?|C\([^()]*(\([^()]*\))?\)", str(factor))
+            ):
+                result[of_table[0]] = list(state["categories"])
+        return result
+
+    def matrix(self, table: Table) -> Float[np.ndarray, "n p"]:
+        """The design matrix of another table; raise for levels that were not there when the design was made."""
+        frame = frame_for(table, self.variables)
+        for name, levels in self.levels.items():
+            present = list(dict.fromkeys(frame[name].tolist()))
+            unseen = [level for level in present if level not in levels]
+            if unseen:
+                raise ValueError(
+                    f"column {name!r} of {table.name} has levels that the fit has not seen: {_listed(unseen)}. It was fitted to "
+                    f"{_listed(levels)}."
+                )
+        for factor, (kind, _) in self.spec.encoder_state.items():
+            if kind.value == "numerical" and factor in frame and frame[factor].dtype == object:
+                raise TypeError(
+                    f"column {factor!r} of {table.name} holds text, but held numbers when the model was fitted."
+                )
+        matrix = _evaluate(lambda: self.spec.get_model_matrix(frame, context={}), self.text)
+        if len(matrix) != len(table):  # a constant alone does not say how many rows there are
+            matrix = np.broadcast_to(np.asarray(matrix)[:1], (len(table), np.shape(matrix)[1]))
+        return self._checked(np.asarray(matrix, float))
+
+    def _checked(self, matrix: np.ndarray) -> np.ndarray:
+        """The columns that are kept; raise where one is not finite."""
+        every = list(self.spec.column_names)
+        finite = np.isfinite(matrix)
+        if not finite.all():
+            column = int(np.argmin(finite.all(axis=0)))
+            raise ValueError(
+                f"the design column {every[column]!r} is not finite in {int(np.sum(~finite[:, column]))} rows, the first of them "
+                f"row {int(np.argmin(finite[:, column]))}: a logarithm of zero, say. Leave these rows out, or write another term."
+            )
+        return matrix if len(every) == len(self.names) else matrix[:, [every.index(name) for name in self.names]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A column of a table, or one number, that enters beside the linear predictors: an offset, an exposure, a number of trials.
+
+    `source` is the name of a column, a number, or None where it came as an array, which another table cannot give.
+    """
+
+    role: str
+    source: str | float | None
+
+    def values(self, table: Table) -> Float[np.ndarray, " n"]:
+        if self.source is None:
+            raise ValueError(
+                f"{self.role} was given as an array, which {table.name} does not have. Fit with {self.role}= the name of a column."
+            )
+        if isinstance(self.source, str):
+            return table.numbers(self.source, f", which is the {self.role}")
+        return np.full(len(table), float(self.source))
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """The predictor of a model that `formula` makes. Equal to another where formulas, levels and links are.
+
+    Attributes
+    ----------
+    map : LinearPredictors
+        From coefficients and covariates to the parameters of the family.
+    designs : tuple of Design
+        In the order of the links in `map`.
+    known : tuple of Known
+        The offset, the exposure, and known constants of the family.
+    levels : tuple
+        The categories of the response, where its family has categories; else empty.
+    """
+
+    map: LinearPredictors
+    designs: tuple[Design, ...]
+    known: tuple[Known, ...] = ()
+    levels: tuple[Any, ...] = field(default=())
+
+    @property
+    def user_function(self) -> LinearPredictors:
+        """What its programs are stored with; see `models.programs.owner_of`."""
+        return self.map
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What else a program depends on: nothing."""
+        return ()
+
+    def __call__(self, params: PyTree, z: PyTree) -> dict[str, Array]:
+        return self.map(params, z)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.map, tuple(design.key for design in self.designs), self.known, self.levels
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Predictor) and self._key == other._key
+
+    @property
+    def variables(self) -> list[str]:
+        """The columns that a table of covariates must have."""
+        names = {name for design in self.designs for name in design.variables}
+        return sorted(names | {part.source for part in self.known if isinstance(part.source, str)})
+
+    def covariates(self, table: Any, name: str = "the table") -> dict[str, np.ndarray]:
+        """The covariates, as `given=` takes them, of a table of pandas, polars or pyarrow, or a dictionary of columns.
+
+        Raises
+        ------
+        ValueError
+            Where a column or a value is missing, or a categorical column has a level that was not there when the formula was made.
+        """
+        if isinstance(table, dict):
+            pd = require("pandas", "frames")
+            table = pd.DataFrame({key: np.atleast_1d(column) for key, column in table.items()})
+        view = table if isinstance(table, Table) else Table(table, name)
+        absent = [variable for variable in self.variables if variable not in view.names]
+        if absent:
+            raise ValueError(f"{name} lacks the column {_listed(absent)}. {suggestion(absent[0], view.names)}")
+        places = view.missing(self.variables)
+        if places:
+            raise ValueError(describe_missing(places, name, len(view)))
+        pairs = zip(self.map.links, self.designs, strict=True)
+        matrices = {parameter: design.matrix(view) for (parameter, _), design in pairs}
+        return matrices | known_covariates({part.role: part.values(view) for part in self.known})
+
+
+def known_covariates(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns beside the designs: offset and exposure as one offset, the others as they are."""
+    result = {role: values for role, values in parts.items() if role not in ("offset", "exposure")}
+    offset = parts.get("offset")
+    if "exposure" in parts:
+        offset = np.log(parts["exposure"]) + (0.0 if offset is None else offset)
+    return result if offset is None else result | {"offset": offset}
+
+
+def frame_for(table: Table, names: Sequence[str]) -> Any:
+    """The pandas frame that formulaic evaluates terms on: numbers, truths, text, and categories without those that do not occur."""
+    pd, nw = require("pandas", "frames"), require("narwhals.stable.v2", "frames")
+    columns: dict[str, Any] = {}
+    for name in sorted(names):
+        series = table.series(name)
+        dtype = series.dtype
+        is_number = dtype.is_numeric() or dtype == nw.Boolean
+        values = as_numbers(series, f"column {name!r} of {table.name}") if is_number else series.to_numpy()
+        values = values if table.rows is None else values[table.rows]
+        if dtype == nw.Enum or (dtype == nw.Categorical and series.implementation.is_pandas_like()):
+            # An order that the user has given; that of Arrow's dictionaries is the order of appearance.
+            present = set(values.tolist())
+            categories = [level for level in series.cat.get_categories().to_list() if level in present]
+            columns[name] = pd.Series(pd.Categorical(values, categories=categories))
+        elif dtype.is_temporal():
+            raise TypeError(
+                f"column {name!r} of {table.name} holds times ({dtype}). Make numbers of them, as the days since a date, or text."
+            )
+        elif is_number:  # in their own type: levels are printed as they are
+            columns[name] = pd.Series(
+                values.astype(np.int64 if dtype.is_integer() else bool if dtype == nw.Boolean else float)
+            )
+        elif dtype == nw.Object:
+            kinds = sorted({type(value).__name__ for value in values})
+            raise TypeError(
+                f"column {name!r} of {table.name} holds objects ({', '.join(kinds[:4])}), neither numbers nor text. Convert it, by "
+                ".astype(float) or .astype(str)."
+            )
+        else:
+            columns[name] = pd.Series(np.asarray(values, object), dtype=object)
+    return pd.DataFrame(columns, index=range(len(table)))
+
+
+def _evaluate(function: Any, text: str) -> Any:
+    """Call formulaic; its errors and warnings become errors that name the formula."""
+    errors = require("formulaic.errors", "frames")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", errors.DataMismatchWarning)
+        try:
+            return function()
+        except (errors.FormulaicError, errors.DataMismatchWarning) as error:
+            reason = " ".join(_COLORS.sub("", str(error)).split())
+            raise ValueError(f"the formula {text!r} cannot be evaluated: {reason}") from error
+
+
+def parse(text: Any, what: str) -> Any:
+    """A formula as formulaic reads it; raise for one that is not written as one."""
+    formulaic, errors = require("formulaic", "frames"), require("formulaic.errors", "frames")
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is {text!r}; expected a formula as text, such as 'y ~ x'.")
+    try:
+        return formulaic.Formula(text)
+    except errors.FormulaicError as error:
+        reason = " ".join(_COLORS.sub("", str(error)).split())
+        raise ValueError(f"{what} {text!r} is not a formula: {reason}") from error
+
+
+def _listed(values: Sequence[Any]) -> str:
+    shown = [repr(getattr(value, "item", lambda value=value: value)()) for value in values[:8]]
+    return ", ".join(shown) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
