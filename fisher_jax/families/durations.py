@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, floats, outside_support, symmetric
@@ -35,6 +36,10 @@ def exponential_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return -jnp.log1p(-floats(uniform)[0]) / floats(params["rate"])[0]
 
 
+def exponential_mean(params: Params) -> Scalar:
+    return 1.0 / floats(params["rate"])[0]
+
+
 @starting_values
 def exponential_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, not_negative)
@@ -48,6 +53,8 @@ exponential = Family(
     constraints={"rate": positive},
     initial=exponential_initial,
     information=OverSquare(("rate",), (1.0,)),
+    mean=exponential_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -63,6 +70,7 @@ def censored_exponential_log_density(params: Params, y: dict[str, ArrayLike]) ->
     - `rate`: positive, one divided by the mean of the uncensored duration.
     - `limit`: positive, a known constant that is not estimated.
 
+    Mean {"time": (1 − e^{−rate · limit}) / rate, "event": 1 − e^{−rate · limit}}.
     Information (1 − e^{−rate · limit}) / rate² of `rate`.
     In scipy: `scipy.stats.expon(scale=1 / rate)` of data that are a `scipy.stats.CensoredData`.
     Start: the maximum, half an event where there is none; `limit` the longest time.
@@ -81,6 +89,12 @@ def censored_exponential_information(params: Params) -> Nested:
     return symmetric(("rate",), -jnp.expm1(-rate * limit) / rate**2, constants=("limit",))
 
 
+def censored_exponential_mean(params: Params) -> dict[str, Scalar]:
+    rate, limit = floats(params["rate"], params["limit"])
+    events = -jnp.expm1(-rate * limit)
+    return {"time": events / rate, "event": events}
+
+
 @starting_values
 def censored_exponential_initial(y: dict[str, ArrayLike]) -> dict[str, Any]:
     s = Sample(y["time"], not_negative)
@@ -96,6 +110,7 @@ censored_exponential = Family(
     constraints={"rate": positive, "limit": fixed},
     initial=censored_exponential_initial,
     information=censored_exponential_information,
+    mean=censored_exponential_mean,
 )
 
 
@@ -110,6 +125,7 @@ def weibull_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `shape`: positive; below 1 the rate of events falls with time, above 1 it grows, and 1 is the exponential.
     - `scale`: positive; a fraction 1/e of durations is longer.
 
+    Mean scale Γ(1 + 1/shape).
     Information [[((1 − γ)² + π²/6) / shape², −(1 − γ) / scale], [·, shape² / scale²]], γ Euler's constant; verified by
     quadrature in the tests.
     In scipy: `scipy.stats.weibull_min(c=shape, scale=scale)`.
@@ -133,6 +149,11 @@ def weibull_information(params: Params) -> Nested:
     return symmetric(("shape", "scale"), of_shape, -ONE_MINUS_EULER / scale, (shape / scale) ** 2)
 
 
+def weibull_mean(params: Params) -> Scalar:
+    shape, scale = floats(params["shape"], params["scale"])
+    return scale * jnp.exp(gammaln(1.0 + 1.0 / shape))
+
+
 @starting_values
 def weibull_initial(y: ArrayLike) -> dict[str, Any]:
     # −log y is Gumbel with scale 1 / shape
@@ -150,4 +171,6 @@ weibull = Family(
     constraints={"shape": positive, "scale": positive},
     initial=weibull_initial,
     information=weibull_information,
+    mean=weibull_mean,
+    support=(0.0, math.inf),
 )

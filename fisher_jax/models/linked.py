@@ -86,6 +86,16 @@ class _Quantile(_Linked):
         return self.family.quantile(uniform, self.predict(params, *z))  # type: ignore[misc]
 
 
+class _Mean(_Linked):
+    def __call__(self, params: PyTree, *z: PyTree) -> PyTree:
+        return self.family.mean(self.predict(params, *z))  # type: ignore[misc]
+
+
+class _Support(_Linked):
+    def __call__(self, params: PyTree, *z: PyTree) -> tuple[Any, Any]:
+        return self.family.support(self.predict(params, *z))  # type: ignore[operator,misc]
+
+
 @entry_point
 def linked(
     family: Model, predictor: UserFunction, *, constraints: PyTree = None, initial: UserFunction | None = None
@@ -109,7 +119,7 @@ def linked(
     Returns
     -------
     Model
-        With the family's sampler and quantile function, where it has them.
+        With the family's sampler, quantile function, mean and support, where it has them.
 
     Raises
     ------
@@ -138,6 +148,8 @@ def linked(
         _LogDensity(family, predictor),
         sample=None if family.sample is None else _Sample(family, predictor),
         quantile=None if family.quantile is None else _Quantile(family, predictor),
+        mean=None if family.mean is None else _Mean(family, predictor),
+        support=_Support(family, predictor) if callable(family.support) else family.support,
         constraints=constraints,
         initial=initial,
     )

@@ -1,4 +1,4 @@
-"""A statistical model: the user's log-density, and optionally a sampler, constraints, initial values, information, quantiles."""
+"""A statistical model: the user's log-density, and optionally its sampler, constraints, start, information, quantiles and mean."""
 
 import functools
 import inspect
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import call_user, check_function, entry_point, kind_of
+from fisher_jax.errors import call_user, check_function, entry_point, is_number, kind_of, shown
 from fisher_jax.models.fingerprint import content_of
 from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of
 from fisher_jax.models.programs import ById, UserFunction, owner_of
@@ -40,10 +40,17 @@ class Model:
         ``quantile(uniform, params)`` or ``quantile(uniform, params, z)``: the y that a number in (0, 1) stands for, the inverse
         of the distribution function; what `QuasiMonteCarlo` draws with. Where y takes several numbers, `uniform` is a vector.
 
+    mean : callable, optional
+        ``mean(params)`` or ``mean(params, z)``: the mean of y, shaped like y; what `predict` gives by default. (Of a category that
+        is coded by numbers, whose mean has no meaning, the probabilities of all.) NaN or infinite where there is none.
+    support : pair of numbers, or callable, optional
+        The ends of the interval that y lies in, (0, inf) for a count or a duration; a function of params (and z) where they depend
+        on a known constant. The intervals of predicted means and quantiles then stay inside.
+
     Raises
     ------
     TypeError
-        If `log_density` is not callable, or a constraint is not one.
+        If `log_density` is not callable, a constraint is not one, or `support` is no pair of numbers.
 
     Notes
     -----
@@ -70,6 +77,8 @@ class Model:
     initial: UserFunction | None = field(default=None, kw_only=True)
     information: UserFunction | None = field(default=None, kw_only=True)
     quantile: UserFunction | None = field(default=None, kw_only=True)
+    mean: UserFunction | None = field(default=None, kw_only=True)
+    support: tuple[float, float] | UserFunction | None = field(default=None, kw_only=True)
 
     is_dependent = False
 
@@ -80,14 +89,21 @@ class Model:
                 f"Model: expected a function log_density(params, y), got {kind_of(self.log_density)}. "
                 "Write the log-density of one observation as a function."
             )
-        functions = (self.log_density, self.sample, self.initial, self.information, self.quantile)
-        arguments = ("a key and params", "data", "params", "a uniform number and params")
+        functions = (self.log_density, self.sample, self.initial, self.information, self.quantile, self.mean)
+        arguments = ("a key and params", "data", "params", "a uniform number and params", "params")
         for name, function, of in zip(
-            ("sample", "initial", "information", "quantile"), functions[1:], arguments, strict=True
+            ("sample", "initial", "information", "quantile", "mean"), functions[1:], arguments, strict=True
         ):
             if function is not None:
                 check_function(function, name, of)
-        key = (type(self), *(ById(f) for f in functions), constraint_table(self.constraints))
+        if self.support is not None and not callable(self.support):
+            ends = self.support if isinstance(self.support, tuple) else ()
+            if len(ends) != 2 or not all(map(is_number, ends)) or not ends[0] < ends[1]:
+                raise TypeError(
+                    f"support={shown(self.support)} must be a pair of numbers, the lower end first, as in (0, math.inf), or a "
+                    "function of params that returns one."
+                )
+        key = (type(self), *(ById(f) for f in functions), ById(self.support), constraint_table(self.constraints))
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
 
@@ -98,13 +114,17 @@ class Model:
 
     @functools.cached_property
     def function_keys(self) -> tuple[Any, ...]:
-        """Its functions, in this order: log_density, sample, initial, information, quantile; as keys of compiled programs.
+        """Its functions, in this order: log_density, sample, initial, information, quantile, mean, support; as keys of programs.
 
         The programs are stored with the owner of the density, so that a key must not refer to that owner: it would never be freed.
         """
         owner, _ = owner_of(self.log_density)
         keys: list[Any] = []
-        for function in (self.log_density, self.sample, self.initial, self.information, self.quantile):
+        functions = (self.sample, self.initial, self.information, self.quantile, self.mean, self.support)
+        for function in (self.log_density, *functions):
+            if isinstance(function, tuple):  # the ends of a support
+                keys.append(function)
+                continue
             its_owner, rest = owner_of(function)
             if its_owner is owner:
                 keys.append(rest)
