@@ -1,5 +1,7 @@
 """Constraints: bijections that respect their range, and covariances that do not depend on them."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,3 +215,101 @@ def test_intervals_are_made_on_the_scale_of_the_constraint_unless_asked_otherwis
     np.testing.assert_allclose(
         fit.confidence_intervals(scale="natural")["scale"], scale + np.array([-z, z]) * error, rtol=1e-12
     )
+
+
+# Order and names.
+
+
+def regression(**settings):
+    return fj.Model(REGRESSION, constraints={"noise": fj.positive}, **settings)
+
+
+def REGRESSION(params, y, z):  # noqa: N802
+    return norm.logpdf(y, z @ params["slopes"], params["noise"])
+
+
+Z = np.column_stack([np.ones(20), np.linspace(-1.0, 1.0, 20)])
+Y = Z @ [1.0, 2.0] + 0.3 * np.sin(np.arange(20.0) ** 2)
+WRITTEN = {"slopes": np.zeros(2), "noise": 1.0}
+SORTED = {"noise": 1.0, "slopes": np.zeros(2)}
+
+
+def test_parameters_keep_the_order_in_which_they_were_written(tmp_path):
+    fits = [fj.fit(regression(), start, Y, given=Z) for start in (WRITTEN, SORTED)]
+    assert [fit.names for fit in fits] == [("slopes[0]", "slopes[1]", "noise"), ("noise", "slopes[0]", "slopes[1]")]
+    back = np.array([1, 2, 0])
+    for kind in ("observed", "empirical", "sandwich"):
+        np.testing.assert_allclose(fits[0].covariance(kind), fits[1].covariance(kind)[back][:, back], rtol=1e-6)
+    fit = fits[0]
+    fit.save(tmp_path / "fit.npz")
+    batch = fj.fit_batch(regression(), WRITTEN, np.stack([Y, Y]), given=Z)
+    ragged = fj.fit_batch(regression(), WRITTEN, [Y, Y[:15]], given=[Z, Z[:15]])
+    each = {"slopes": np.zeros((2, 2)), "noise": np.ones(2)}
+    starts = fj.fit_batch(regression(), each, np.stack([Y, Y]), given=Z, start_axis=0)
+    for other in (fj.load(tmp_path / "fit.npz"), copy.deepcopy(fit), batch, batch[1], ragged, starts):
+        assert list(other.params) == ["slopes", "noise"]
+        assert other.names == fit.names
+    assert list(fit.standard_errors()) == list(fit.confidence_intervals()) == ["slopes", "noise"]
+    for pair, estimate in zip(fit.confidence_intervals()["slopes"], fit.params["slopes"], strict=True):
+        assert pair[0] < estimate < pair[1]
+    assert list(fj.score(regression(), fit.params, Y, given=Z)) == ["slopes", "noise"]
+    rows = [line.split()[0] for line in str(fit).splitlines()[-3:]]
+    assert rows == list(fit.names)
+
+
+def test_dictionaries_within_lists_and_dictionaries_keep_their_order():
+    def log_density(params, y):
+        return norm.logpdf(y, params["b"][0]["y"] + params["b"][0]["x"], 1.0) - params["a"] ** 2
+
+    fit = fj.fit(log_density, {"b": [{"y": 0.0, "x": 0.0}], "a": 0.5}, Y, max_steps=0)
+    assert fit.names == ("b[0].y", "b[0].x", "a")
+    assert list(fit.params["b"][0]) == ["y", "x"]
+
+
+def test_a_closed_form_as_an_array_is_in_the_order_of_jax_however_the_start_was_written():
+    model = fj.Model(
+        lambda p, y: norm.logpdf(y, p["place"], p["scale"]),
+        constraints={"scale": fj.positive},
+        information=lambda p: jnp.diag(jnp.array([1.0, 2.0]) / p["scale"] ** 2),  # place, scale
+    )
+    for start in ({"place": 0.0, "scale": 2.0}, {"scale": 2.0, "place": 0.0}):
+        information = fj.fisher_information(model, start)
+        assert information.names == tuple(start)
+        assert dict(zip(information.names, np.diag(information.matrix), strict=True)) == {"place": 0.25, "scale": 0.5}
+
+
+def test_entries_have_the_names_that_the_model_gives_them(tmp_path):
+    model = regression(names={"slopes": ("intercept", "age")})
+    fit = fj.fit(model, WRITTEN, Y, given=Z)
+    assert fit.names == ("intercept", "age", "noise")
+    assert "age" in str(fit)
+    fit.save(tmp_path / "fit.npz")
+    assert fj.load(tmp_path / "fit.npz").names == fit.names
+    assert fj.wald_test(fit, {"age": 2.0}).hypothesis == ("age = 2",)
+    assert model == regression(names={"slopes": ["intercept", "age"]})
+    assert model != regression()
+    linked = fj.linked(fj.families.poisson, lambda b, z: {"rate": jnp.exp(z @ b)}, names=("intercept", "age"))
+    assert fj.fisher_information(linked, np.zeros(2), given=Z).names == ("intercept", "age")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            {"slopes": ("a",)},
+            r"names of `slopes` has 1 names, but the parameter has shape \(2,\): give 2, one for each",
+        ),
+        ({"slope": ("a", "b")}, "names are given for `slope`, but params has `noise`, `slopes`. Spell"),
+        ({"slopes": ("a", "a")}, "`a` would name several entries"),
+        ({"slopes": ("a", "noise")}, "`noise` would name several entries"),
+    ],
+)
+def test_names_that_do_not_fit_are_an_error(names, message):
+    with pytest.raises(ValueError, match=message):
+        fj.fit(regression(names=names), WRITTEN, Y, given=Z)
+
+
+@pytest.mark.parametrize("names", [{"slopes": 3}, {"slopes": "a"}, {"slopes": (1, 2)}])
+def test_names_are_sequences_of_text(names):
+    with pytest.raises(TypeError, match=r"names of `slopes.* expected the names of its entries"):
+        regression(names=names)

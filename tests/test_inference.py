@@ -96,10 +96,11 @@ def test_delta_method_keeps_the_layout_of_what_the_function_returns():
     assert found.names == (*(f"curve[{i},{j}]" for i in range(2) for j in range(3)), "log")
     assert found.value["curve"].shape == found.standard_error["curve"].shape == (2, 3)
     assert found.interval["curve"].shape == (2, 3, 2)
-    # By hand: derivatives 1/(1 + x/h) and y x/h²/(1 + x/h)² of ymax and xhalf; names are in the order of the alphabet.
+    # By hand: derivatives 1/(1 + x/h) and y x/h²/(1 + x/h)² of ymax and xhalf, in the order of the start.
+    assert fit.names == ("ymax", "xhalf")
     y, h = float(fit.params["ymax"]), float(fit.params["xhalf"])
     falling = 1 / (1 + np.ravel(x) / h)
-    slopes = np.vstack([np.column_stack([y * np.ravel(x) / h**2 * falling**2, falling]), [1 / h, 0.0]])
+    slopes = np.vstack([np.column_stack([falling, y * np.ravel(x) / h**2 * falling**2]), [0.0, 1 / h]])
     expected = slopes @ np.asarray(fit.covariance()) @ slopes.T
     np.testing.assert_allclose(found.covariance, expected, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(np.ravel(found.standard_error["curve"]), np.sqrt(np.diag(expected))[:6], rtol=1e-10)
@@ -623,8 +624,8 @@ def test_data_laid_out_otherwise_may_be_the_same():
 
 def test_coefficients_stand_side_by_side():
     table = fj.coefficient_table(free=fitted("gamma"), held=held(4.5))
-    assert table.parameters == ("rate", "shape")
-    np.testing.assert_allclose(table.estimates[1], [4.00833903182907, 4.5])
+    assert table.parameters == ("shape", "rate")
+    np.testing.assert_allclose(table.estimates[0], [4.00833903182907, 4.5])
     assert_printed(table.standard_errors[0, 0], "0.00494611370441")
     assert np.isnan(table.standard_errors[1, 1])
     lines = str(table).splitlines()

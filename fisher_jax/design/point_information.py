@@ -17,7 +17,7 @@ from fisher_jax.information.fisher_information import check_expectation, describ
 from fisher_jax.information.quadrature import by_nodes
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
-from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.parameters import Layout, Values, in_key_order, key_order
 from fisher_jax.models.programs import jit_with_model
 
 Nodes = Quadrature | Enumeration
@@ -112,7 +112,7 @@ def make_point_information(
                 "params_axis=0 needs leaves with one common leading axis, a row for each value of the parameters; got "
                 f"shapes {shapes}."
             )
-        first = jax.tree.map(lambda leaf: np.asarray(leaf)[0], params)
+        first = in_key_order(jax.tree.map(lambda leaf: np.asarray(leaf)[0], params), key_order(params))
     layout, _ = flatten_parameters(model, first)
     p = layout.num_free
     if p == 0:

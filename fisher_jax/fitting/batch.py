@@ -41,7 +41,7 @@ from fisher_jax.models.dataset import (
 )
 from fisher_jax.models.likelihood import likelihood, outer_product_at, term_of, terms_at_once
 from fisher_jax.models.model import Model, check_start, flatten_parameters, starting_parameters
-from fisher_jax.models.parameters import Layout, Values, merge, split_by, typed
+from fisher_jax.models.parameters import Layout, Values, in_key_order, key_order, merge, split_by, typed
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.optimizers.newton import Newton
 
@@ -122,7 +122,8 @@ def make_starts(model: Model, params: PyTree, axis: Any, dataset: Dataset) -> St
         values, free = initial_starts(model, layout, dataset)
         return Starts(layout, free, values, (True,) * len(values), dataset)
     marked = axis_of_each(params, axis, "start")
-    layout, _ = flatten_parameters(model, first_of(axis_first(params, marked), marked))
+    first = in_key_order(first_of(axis_first(params, marked), marked), key_order(params))
+    layout, _ = flatten_parameters(model, first)
     check_something_estimated(layout)
     marks = layout.blocks(marked)
     blocks = typed(layout, layout.blocks(params))
@@ -186,7 +187,9 @@ def take_starts(params: PyTree, axis: Any, rows: Any) -> PyTree:
     def take(leaf: Any, mark: Any) -> Any:
         return leaf if mark.number is None else np.take(np.asarray(leaf), rows, axis=mark.number)
 
-    return None if params is None else jax.tree.map(take, params, axis_of_each(params, axis, "start"))
+    if params is None:
+        return None
+    return in_key_order(jax.tree.map(take, params, axis_of_each(params, axis, "start")), key_order(params))
 
 
 def check_something_estimated(layout: Layout) -> None:

@@ -71,7 +71,9 @@ def fit(
         A model, or a bare log-density ``log_density(params, y)``, or ``log_density(params, y, z)`` with `given`.
     start : pytree, or None
         Starting values, strictly inside their constraints; `None` uses the model's `initial`. Their dtype is the precision
-        of the fit: float32 only if every leaf is; Python numbers take JAX's default (float64 where x64 is enabled).
+        of the fit: float32 only if every leaf is; Python numbers take JAX's default (float64 where x64 is enabled). Reports,
+        `names` and matrices have the parameters in the order in which a dictionary is written. An argument of a function under
+        `jit` or `vmap` has its keys sorted by JAX.
     data : pytree
         The observations, each leaf with a leading axis of length n. Rows are taken in their order: what comes from pandas must
         have the same index in `data`, `given` and `weights`. A row with an entry that is masked (`numpy.ma`), here or in `given`,

@@ -53,11 +53,12 @@ def normal_quantile(probability: Any) -> Any:
 
 def as_leaves(layout: Layout, values: Values, ends: Float[AnyArray, "*b q 2"]) -> Values:
     """Both ends for each entry of θ as array leaves of the parameters; those of fixed ones are their value."""
-    start, result, xp, batch = 0, [], namespace(values, ends), ends.shape[:-2]
-    for leaf, value in zip(layout.leaves, values, strict=True):
-        if leaf.is_fixed:
-            result.append(xp.stack([value, value], axis=-1))
-        else:
-            result.append(ends[..., start : start + leaf.size, :].reshape((*batch, *leaf.shape, 2)))
-            start += leaf.size
+    start, xp, batch = 0, namespace(values, ends), ends.shape[:-2]
+    result = [
+        xp.stack([value, value], axis=-1) if leaf.is_fixed else None
+        for leaf, value in zip(layout.leaves, values, strict=True)
+    ]
+    for i, leaf in layout.free_leaves:
+        result[i] = ends[..., start : start + leaf.size, :].reshape((*batch, *leaf.shape, 2))
+        start += leaf.size
     return result

@@ -406,7 +406,7 @@ def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
     """Where the free entries of a layout are among those of the whole; `size` names their number in a leaf."""
     places: list[int] = []
     start = 0
-    for leaf, other in zip(layout.leaves, whole.leaves, strict=True):
+    for leaf, other in ((layout.leaves[i], whole.leaves[i]) for i in whole.order):
         count = 0 if other.is_fixed else getattr(other, size)
         places += [] if leaf.is_fixed else range(start, start + count)
         start += count

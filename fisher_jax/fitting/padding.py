@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from fisher_jax.input_arrays import as_weights
 from fisher_jax.models.dataset import Dataset, as_arrays, check_dataset, check_labels, without_masks
 from fisher_jax.models.model import Model, starting_parameters
+from fisher_jax.models.parameters import in_key_order, key_order
 
 FILLING = 2**20  # rows that take about as long to fit as a program to compile
 
@@ -131,7 +132,7 @@ def each_initial(model: Model, datasets: DataSets) -> PyTree:
     """What the model's `initial` makes of each data set as it is, with a leading axis."""
     each = map(datasets.one, range(len(datasets.data)))
     starts = [starting_parameters(model, None, one.data, one.given) for one in each]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
+    return in_key_order(jax.tree.map(lambda *leaves: np.stack(leaves), *starts), key_order(starts[0]))
 
 
 def class_size(length: int) -> int:

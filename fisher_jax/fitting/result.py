@@ -211,7 +211,7 @@ class Fit:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the q estimated entries, in the order of rows and columns of every matrix."""
+        """The names of the q estimated entries in the order of rows and columns of every matrix, that of the start."""
         return self.layout.names
 
     @property
@@ -536,7 +536,7 @@ class Fit:
         values = on_host(self.values)
         numbers = iter(np.concatenate([self.layout.join(values)[:, None], errors[:, None], ends], axis=1))
         rows = []
-        for leaf, value in zip(self.layout.leaves, values, strict=True):
+        for leaf, value in ((self.layout.leaves[i], values[i]) for i in self.layout.order):
             for name, x in zip(leaf.entry_names, np.ravel(value), strict=True):
                 fixed = Row(f"{name} (fixed)", float(x), np.nan, np.nan, np.nan)
                 rows.append(fixed if leaf.is_fixed else Row(name, *map(float, next(numbers))))

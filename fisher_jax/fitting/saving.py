@@ -14,7 +14,7 @@ from fisher_jax.errors import entry_point
 from fisher_jax.fitting.result import Fit
 from fisher_jax.models import constraints
 from fisher_jax.models.constraints import Constraint
-from fisher_jax.models.parameters import _ARRAY, Layout, Leaf
+from fisher_jax.models.parameters import _ARRAY, Layout, Leaf, in_key_order, key_order
 
 FORMAT = "fisher_jax fit, version 1"
 _ARRAYS = [
@@ -43,7 +43,8 @@ def save(fit: Fit, path: str | os.PathLike[str]) -> None:
         "leaves": [
             [leaf.name, leaf.shape, leaf.free_shape, _constraint_as_json(leaf.constraint)] for leaf in layout.leaves
         ],
-        "tree": _tree_as_json(jax.tree.unflatten(layout.treedef, layout.statics)),
+        "names": [leaf.given_names for leaf in layout.leaves],
+        "tree": _tree_as_json(in_key_order(jax.tree.unflatten(layout.treedef, layout.statics), layout.key_order)),
     }
     arrays = {name: np.asarray(getattr(fit, name)) for name in _ARRAYS if getattr(fit, name) is not None}
     arrays |= {f"values {k}": np.asarray(value) for k, value in enumerate(fit.values)}
@@ -94,8 +95,9 @@ def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Fit:
             tuple(shape),
             tuple(free_shape),
             _NAMED[given] if isinstance(given, str) else constraints.Interval(float(given[0]), float(given[1])),
+            tuple(names),
         )
-        for name, shape, free_shape, given in header["leaves"]
+        for (name, shape, free_shape, given), names in zip(header["leaves"], header["names"], strict=True)
     )
     if like is None:
         tree = _tree_from_json(header["tree"])
@@ -106,9 +108,9 @@ def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Fit:
             saved = ", ".join(f"{leaf.name}: {leaf.shape}" for leaf in leaves)
             raise ValueError(f"the arrays of like have shapes {shapes}, but the fit's are {saved}.")
         marks = [_ARRAY if array else leaf for leaf, array in zip(jax.tree.leaves(like), is_array, strict=True)]
-        tree = jax.tree.unflatten(jax.tree.structure(like), marks)
+        tree = in_key_order(jax.tree.unflatten(jax.tree.structure(like), marks), key_order(like))
     statics, treedef = jax.tree.flatten(tree)
-    layout = Layout(leaves, np.dtype(header["dtype"]), treedef, tuple(statics))
+    layout = Layout(leaves, np.dtype(header["dtype"]), treedef, tuple(statics), key_order(tree))
     optional: dict[str, Any] = {name: arrays.get(name) for name in _ARRAYS}
     return Fit(
         values=[arrays[f"values {k}"] for k in range(len(leaves))],

@@ -98,10 +98,12 @@ def as_matrix(information: Any, layout: Layout) -> Float[Array, "q q"]:
     q = len(layout.names)
     if isinstance(information, jax.Array | np.ndarray | float | int):
         matrix = jnp.asarray(information, layout.dtype)
+        order = layout.entries_sorted_by_jax
         if matrix.size == q * q and matrix.ndim in (0, 2):
-            return matrix.reshape(q, q)
+            return matrix.reshape(q, q)[order[:, None], order]
+        names = ", ".join(layout.names[k] for k in np.argsort(order))
         raise ValueError(
-            f"information: expected shape {(q, q)} for the parameters {', '.join(layout.names)}, got {matrix.shape}. "
+            f"information: expected shape {(q, q)} for the parameters {names}, got {matrix.shape}. "
             "Return it in this order, or nested like jax.hessian's result."
         )
     try:

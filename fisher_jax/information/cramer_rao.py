@@ -115,7 +115,7 @@ def slope_of(layout: Layout, values: Values, function: Any, bias: Any) -> tuple[
     target, names, slope = natural, natural.names, jnp.eye(theta.shape[0], dtype=theta.dtype)
     if function is not None:
         check_function(function, "function")
-        target = layout_of(call_user(function, (params,), "function"), ())[0]
+        target = layout_of(call_user(function, (params,), "function"))[0]
         # An entry of a bare array has no name of its own: params[0] of its layout is called function[0].
         bare = [name == "params" or name.startswith("params[") for name in target.names]
         renamed = ["function" + name.removeprefix("params") for name in target.names]
@@ -123,7 +123,7 @@ def slope_of(layout: Layout, values: Values, function: Any, bias: Any) -> tuple[
         slope = jacobian(target, function)
     if bias is not None:
         check_function(bias, "bias")
-        returned = layout_of(call_user(bias, (params,), "bias"), ())[0]
+        returned = layout_of(call_user(bias, (params,), "bias"))[0]
         same_shapes = [leaf.shape for leaf in returned.leaves] == [leaf.shape for leaf in target.leaves]
         if returned.treedef != target.treedef or not same_shapes:
             raise ValueError(

@@ -97,7 +97,7 @@ class Covariance(NamedMatrix):
     matrix : array (r, r)
         For one observation, or for as many as `route` says, in the units of the named quantities.
     names : tuple of str
-        What rows and columns belong to.
+        What rows and columns belong to, in their order: that in which params were written, sorted where JAX has mapped over them.
     route : str
         How it was computed, in words, corrections for bias included.
     errors : array (k, r, r) or None
@@ -288,8 +288,8 @@ class Information(NamedMatrix):
         ('log_rate',) [[4.]]
         """
         self._check_single()
-        new, values = layout_of(params, ())
-        old, _ = layout_of(function(new.assemble([jnp.asarray(v, new.dtype) for v in values])), ())
+        new, values = layout_of(params)
+        old, _ = layout_of(function(new.assemble([jnp.asarray(v, new.dtype) for v in values])))
         if missing := set(self.names) - set(old.names):
             raise ValueError(
                 f"function(params) gives {_quoted(old.names)}, but the information is about "

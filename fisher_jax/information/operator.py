@@ -7,7 +7,7 @@ s sᵀ v is one forward pass along v, then one back; −H v is the forward deriv
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -707,8 +707,7 @@ def _squared_scores(make: Callable[[Layout, Values], Terms], layout: Layout, val
     """Σ w s² by leaf: no score is ever laid out flat, which would cost more than all the rest."""
     free, fill = _free_leaves(layout, values)
     # With every leaf held fixed, log-densities are functions of the leaves, and the flat vector is empty.
-    leaves = tuple(Leaf(leaf.name, leaf.shape, (0,), fixed) for leaf in layout.leaves)
-    of_leaves = Layout(leaves, layout.dtype, layout.treedef, layout.statics)
+    of_leaves = replace(layout, leaves=tuple(Leaf(leaf.name, leaf.shape, (0,), fixed) for leaf in layout.leaves))
 
     def squares(row: PyTree) -> list[Array]:
         rows = jax.tree.map(lambda leaf: leaf[None], row)

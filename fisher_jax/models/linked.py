@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -71,8 +72,9 @@ class _LogDensity(_Linked):
 
     def layout(self, params: PyTree, *z: PyTree) -> tuple[Layout, Float[Array, " e"], dict[str, Any]]:
         """The layout of η, η flat, and η as a dictionary."""
-        predicted = self.predict(params, *z)
-        layout, values = layout_of(predicted, self.family.constraint_table)
+        # In JAX's order, so that η flat is what `jax.tree.leaves` gives.
+        predicted = jax.tree.map(lambda eta: eta, self.predict(params, *z))
+        layout, values = layout_of(predicted, self.family.table)
         return layout.natural(), layout.join([jnp.asarray(value) for value in values]), predicted
 
 
@@ -98,7 +100,12 @@ class _Support(_Linked):
 
 @entry_point
 def linked(
-    family: Model, predictor: UserFunction, *, constraints: PyTree = None, initial: UserFunction | None = None
+    family: Model,
+    predictor: UserFunction,
+    *,
+    constraints: PyTree = None,
+    initial: UserFunction | None = None,
+    names: PyTree = None,
 ) -> Model:
     """A model in which a family's parameters η are functions of the user's parameters θ and covariates z.
 
@@ -112,7 +119,7 @@ def linked(
     predictor : callable
         ``predictor(params, z)``, or ``predictor(params)`` where there are no covariates: the dictionary of the family's
         parameters for one observation, those that the family holds fixed (a number of trials) included.
-    constraints, initial
+    constraints, initial, names
         Of the user's parameters, as for `Model`. The family's own constraints are not enforced: choose a predictor that
         satisfies them, an exponential for a rate, say.
 
@@ -152,4 +159,5 @@ def linked(
         support=_Support(family, predictor) if callable(family.support) else family.support,
         constraints=constraints,
         initial=initial,
+        names=names,
     )

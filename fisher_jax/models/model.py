@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from fisher_jax.errors import call_user, check_function, entry_point, is_number, kind_of, shown
 from fisher_jax.models.fingerprint import content_of
-from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of
+from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of, name_table
 from fisher_jax.models.programs import ById, UserFunction, owner_of
 
 
@@ -34,18 +34,20 @@ class Model:
         ``initial(data)`` or ``initial(data, given)``: starting parameters, used where ``start=None``.
     information : callable, optional
         ``information(params)`` or ``information(params, z)``: the Fisher information of one observation in closed form, as
-        a (q, q) array in the order of the flattened parameters (JAX sorts the keys of a dictionary), or as a nested
-        pytree as `jax.hessian` returns it, in which no order can be mistaken.
+        a (q, q) array in the order in which JAX flattens the parameters (the keys of a dictionary sorted, however they were
+        written), or as a nested pytree as `jax.hessian` returns it, in which no order can be mistaken.
     quantile : callable, optional
         ``quantile(uniform, params)`` or ``quantile(uniform, params, z)``: the y that a number in (0, 1) stands for, the inverse
         of the distribution function; what `QuasiMonteCarlo` draws with. Where y takes several numbers, `uniform` is a vector.
-
     mean : callable, optional
         ``mean(params)`` or ``mean(params, z)``: the mean of y, shaped like y; what `predict` gives by default. (Of a category that
         is coded by numbers, whose mean has no meaning, the probabilities of all.) NaN or infinite where there is none.
     support : pair of numbers, or callable, optional
         The ends of the interval that y lies in, (0, inf) for a count or a duration; a function of params (and z) where they depend
         on a known constant. The intervals of predicted means and quantiles then stay inside.
+    names : pytree of sequences of str, optional
+        Names for the entries of vectors, shaped like `params` or a part of it, as in ``{"beta": ("intercept", "age")}``. Reports
+        and matrices then show `age` in place of `beta[1]`, and a parameter can be asked for by it.
 
     Raises
     ------
@@ -79,6 +81,7 @@ class Model:
     quantile: UserFunction | None = field(default=None, kw_only=True)
     mean: UserFunction | None = field(default=None, kw_only=True)
     support: tuple[float, float] | UserFunction | None = field(default=None, kw_only=True)
+    names: PyTree = field(default=None, kw_only=True)
 
     is_dependent = False
 
@@ -103,13 +106,14 @@ class Model:
                     f"support={shown(self.support)} must be a pair of numbers, the lower end first, as in (0, math.inf), or a "
                     "function of params that returns one."
                 )
-        key = (type(self), *(ById(f) for f in functions), ById(self.support), constraint_table(self.constraints))
+        table = Table(constraint_table(self.constraints), name_table(self.names))
+        key = (type(self), *(ById(f) for f in functions), ById(self.support), table)
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
 
     @property
-    def constraint_table(self) -> Table:
-        """The constraints by path, hashable."""
+    def table(self) -> Table:
+        """Constraints and names of entries by path, hashable."""
         return self._key[-1]  # type: ignore[attr-defined]
 
     @functools.cached_property
@@ -135,7 +139,7 @@ class Model:
     @functools.cached_property
     def program_key(self) -> tuple[Any, ...]:
         """What a compiled program depends on of the model."""
-        return type(self), *self.function_keys, self.constraint_table
+        return type(self), *self.function_keys, self.table
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the key: functions are hashed by identity, which a copy or another process does not share."""
@@ -167,6 +171,7 @@ def dependent(
     constraints: PyTree = None,
     initial: UserFunction | None = None,
     information: UserFunction | None = None,
+    names: PyTree = None,
 ) -> Model:
     """A model of dependent data from its conditional log-densities log p(y_t | y_1, …, y_{t−1}).
 
@@ -176,7 +181,7 @@ def dependent(
         ``terms(params, data)`` or ``terms(params, data, given)``: the conditional log-densities in nats, shape (n,), for all
         of the data. A likelihood conditional on the first m values returns n − m terms; the number of observations
         is the number of terms.
-    sample, constraints, initial, information
+    sample, constraints, initial, information, names
         As for `Model`; `information(params)` or `information(params, given)` is that of one term on average, all of `given`
         at once.
 
@@ -201,7 +206,9 @@ def dependent(
     ...     constraints={"scale": fj.positive},
     ... )
     """
-    return DependentModel(terms, sample=sample, constraints=constraints, initial=initial, information=information)
+    return DependentModel(
+        terms, sample=sample, constraints=constraints, initial=initial, information=information, names=names
+    )
 
 
 def as_model(model: Any) -> Model:
@@ -250,4 +257,4 @@ def check_start(layout: Layout, values: Values, which: str = "") -> None:
 
 def flatten_parameters(model: Model, params: PyTree) -> tuple[Layout, Values]:
     """The layout of the user's parameters under the model's constraints, and their array leaves."""
-    return layout_of(params, model.constraint_table)
+    return layout_of(params, model.table)

@@ -3,12 +3,17 @@
 A `Layout` converts between them and names every entry. It is static (hashable, no arrays), so it can be an argument
 of a jitted function and part of a result's structure. Its methods take arrays of numpy, which then computes, or of JAX, and
 keep leading axes, those of many fits.
+
+θ and u hold the parameters in the order in which the user wrote the keys of a dictionary. JAX sorts them wherever a dictionary
+passes through it, so the order is read off the user's own dictionary (`key_order`), kept in the layout, and given back to every
+dictionary that the layout makes. Array leaves (`Values`) are in JAX's order.
 """
 
 import functools
 import math
+import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -22,7 +27,22 @@ from fisher_jax.models.constraints import Constraint, Fixed, Unconstrained, as_c
 from fisher_jax.numerics.array_namespace import AnyArray, namespace
 
 Values = list[Any]  # the array leaves of params, in pytree order, fixed ones included
-Table = tuple[tuple[tuple[Any, ...], Constraint], ...]  # constraints by path
+Path = tuple[Any, ...]  # keys, indices and names that lead to a leaf
+Constraints = tuple[tuple[Path, Constraint], ...]  # by path
+EntryNames = tuple[tuple[Path, tuple[str, ...]], ...]  # names for the entries of a leaf, by path
+# The keys of a dictionary as they were written, None for a list or a tuple, and the order below each entry; None for JAX's order.
+KeyOrder = tuple[tuple[Any, ...] | None, tuple[Any, ...]] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a model says of its parameters, hashable: constraints, and names of entries, by path."""
+
+    constraints: Constraints = ()
+    names: EntryNames = ()
+
+
+NO_TABLE = Table()
 
 
 _SILENT = np.errstate(all="ignore")  # the statuses report infinities and NaN, in numpy as in JAX
@@ -30,12 +50,13 @@ _SILENT = np.errstate(all="ignore")  # the statuses report infinities and NaN, i
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array leaf of `params`."""
+    """One array leaf of `params`; `given_names` are the names of its entries where the user gave them."""
 
     name: str
     shape: tuple[int, ...]
     free_shape: tuple[int, ...]
     constraint: Constraint
+    given_names: tuple[str, ...] = ()
 
     @functools.cached_property
     def size(self) -> int:
@@ -51,7 +72,9 @@ class Leaf:
 
     @property
     def entry_names(self) -> tuple[str, ...]:
-        """`beta` of shape (2,) gives beta[0] and beta[1]."""
+        """`beta` of shape (2,) gives beta[0] and beta[1], unless the user named its entries."""
+        if self.given_names:
+            return self.given_names
         indices = np.ndindex(self.shape)
         return tuple(f"{self.name}[{','.join(map(str, index))}]" if index else self.name for index in indices)
 
@@ -61,23 +84,42 @@ class Layout:
     """How a pytree of parameters, θ (length q) and u (length p) correspond.
 
     `leaves` are the array leaves in pytree order; `treedef` and `statics` put the pytree together again, statics being the
-    leaves that are no arrays (the functions in an Equinox module).
+    leaves that are no arrays (the functions in an Equinox module), and `key_order` its dictionaries in the user's order.
     """
 
     leaves: tuple[Leaf, ...]
     dtype: np.dtype
     treedef: Any
     statics: tuple[Any, ...]
+    key_order: KeyOrder = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy is made from the pytree with a number in place of each leaf: a treedef alone cannot always be copied."""
         skeleton = jax.tree.unflatten(self.treedef, range(len(self.statics)))
-        return _layout_from, (self.leaves, self.dtype, skeleton, self.statics)
+        return _layout_from, (self.leaves, self.dtype, skeleton, self.statics, self.key_order)
+
+    @functools.cached_property
+    def order(self) -> tuple[int, ...]:
+        """The indices of `leaves` in the order in which the user wrote them."""
+        arrays = [k for k, static in enumerate(self.statics) if static is _ARRAY]
+        if self.key_order is None:
+            return tuple(range(len(arrays)))
+        place = {k: i for i, k in enumerate(arrays)}
+        skeleton = jax.tree.unflatten(self.treedef, range(len(self.statics)))
+        return tuple(place[k] for k in _leaves_in_order(skeleton, self.key_order) if k in place)
 
     @functools.cached_property
     def free_leaves(self) -> tuple[tuple[int, Leaf], ...]:
-        """The leaves that are estimated, each with its index among `leaves`."""
-        return tuple((i, leaf) for i, leaf in enumerate(self.leaves) if not leaf.is_fixed)
+        """The leaves that are estimated, each with its index among `leaves`, in the order in which the user wrote them."""
+        return tuple((i, self.leaves[i]) for i in self.order if not self.leaves[i].is_fixed)
+
+    @functools.cached_property
+    def entries_sorted_by_jax(self) -> np.ndarray:
+        """Where each entry of θ is when JAX flattens the pytree: the index that puts an array in that order in the user's."""
+        starts, start = {}, 0
+        for i, leaf in sorted(self.free_leaves):
+            starts[i], start = start, start + leaf.size
+        return np.concatenate([starts[i] + np.arange(leaf.size) for i, leaf in self.free_leaves])
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -108,9 +150,10 @@ class Layout:
     def natural(self) -> "Layout":
         """The same parameters without their constraints (but for `fixed`): its u is θ itself."""
         leaves = (
-            leaf if leaf.is_fixed else Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained()) for leaf in self.leaves
+            leaf if leaf.is_fixed else replace(leaf, free_shape=leaf.shape, constraint=Unconstrained())
+            for leaf in self.leaves
         )
-        return Layout(tuple(leaves), self.dtype, self.treedef, self.statics)
+        return Layout(tuple(leaves), self.dtype, self.treedef, self.statics, self.key_order)
 
     @_SILENT
     def unconstrain(self, values: Values) -> Float[AnyArray, "*b p"]:
@@ -155,7 +198,8 @@ class Layout:
     def assemble(self, values: Values) -> PyTree:
         """The pytree whose array leaves are `values`."""
         arrays = iter(values)
-        return jax.tree.unflatten(self.treedef, [next(arrays) if s is _ARRAY else s for s in self.statics])
+        tree = jax.tree.unflatten(self.treedef, [next(arrays) if s is _ARRAY else s for s in self.statics])
+        return in_key_order(tree, self.key_order)
 
     def blocks(self, tree: PyTree) -> list[Any]:
         """The subtree of a pytree in the place of each array leaf."""
@@ -227,11 +271,68 @@ class _ArrayMark:
 _ARRAY = _ArrayMark()
 
 
-def _layout_from(leaves: tuple[Leaf, ...], dtype: np.dtype, skeleton: PyTree, statics: tuple[Any, ...]) -> Layout:
-    return Layout(leaves, dtype, jax.tree.structure(skeleton), statics)
+def _layout_from(
+    leaves: tuple[Leaf, ...], dtype: np.dtype, skeleton: PyTree, statics: tuple[Any, ...], order: KeyOrder
+) -> Layout:
+    return Layout(leaves, dtype, jax.tree.structure(skeleton), statics, order)
 
 
-def constraint_table(constraints: PyTree) -> Table:
+def key_order(tree: PyTree) -> KeyOrder:
+    """How the dictionaries of a pytree, and those in its lists and tuples, were written; None where that is JAX's order.
+
+    In containers of other kinds (modules, dataclasses) JAX's order stands.
+    """
+    if type(tree) is dict:
+        keys, below = tuple(tree), tuple(map(key_order, tree.values()))
+        is_sorted = all(map(operator.le, keys, keys[1:]))
+        return None if is_sorted and not any(below) else (keys, below)
+    if isinstance(tree, list | tuple):
+        below = tuple(map(key_order, tree))
+        return (None, below) if any(below) else None
+    return None
+
+
+def in_key_order(tree: PyTree, order: KeyOrder) -> PyTree:
+    """A pytree that JAX made, with the keys of its dictionaries in the order in which the user wrote them."""
+    if order is None:
+        return tree
+    keys, below = order
+    if keys is not None:
+        return {key: in_key_order(tree[key], part) for key, part in zip(keys, below, strict=True)}
+    parts = map(in_key_order, tree, below)
+    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
+def _leaves_in_order(tree: PyTree, order: KeyOrder) -> list[Any]:
+    """The leaves in the order in which the user wrote the keys."""
+    if order is None:
+        return jax.tree.leaves(tree)
+    keys, below = order
+    parts = tree if keys is None else [tree[key] for key in keys]
+    return [leaf for part, its_order in zip(parts, below, strict=True) for leaf in _leaves_in_order(part, its_order)]
+
+
+def name_table(names: PyTree) -> EntryNames:
+    """A user's tree of names for the entries of vectors as pairs of a path and the names, hashable."""
+    if names is None:
+        return ()
+    check_pytree(names, "names")
+
+    def is_list(tree: Any) -> bool:
+        return isinstance(tree, list | tuple) and all(isinstance(name, str) for name in tree)
+
+    table = []
+    for path, given in jax.tree_util.tree_flatten_with_path(names, is_leaf=is_list)[0]:
+        if not is_list(given) or not given:
+            raise TypeError(
+                f"names of `{path_name(path)}` are {shown(given)}; expected the names of its entries, as in "
+                "{'beta': ('intercept', 'age')}."
+            )
+        table.append((tuple(_raw(key) for key in path), tuple(given)))
+    return tuple(table)
+
+
+def constraint_table(constraints: PyTree) -> Constraints:
     """A user's tree of constraints as pairs of a path and a constraint, hashable."""
     check_pytree(constraints, "constraints")
     leaves, _ = jax.tree_util.tree_flatten_with_path(constraints, is_leaf=lambda x: as_constraint(x) is not None)
@@ -248,12 +349,12 @@ def constraint_table(constraints: PyTree) -> Table:
     return tuple(table)
 
 
-def layout_of(params: PyTree, table: Table) -> tuple[Layout, Values]:
+def layout_of(params: PyTree, table: Table = NO_TABLE) -> tuple[Layout, Values]:
     """The layout of a user's parameters, and their array leaves. Integers become floating numbers, unless `fixed`."""
     check_pytrees(params=params)
     leaves, treedef = jax.tree.flatten(as_parameters(params))
     default = jax.dtypes.canonicalize_dtype(np.float64)
-    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), default, table)
+    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), default, table, key_order(params))
     return layout, [leaf for leaf, static in zip(leaves, layout.statics, strict=True) if static is _ARRAY]
 
 
@@ -272,7 +373,8 @@ def as_parameters(params: PyTree) -> PyTree:
 
         return as_unmasked_array(leaf, name, "Give a number for each.")
 
-    return jax.tree.unflatten(treedef, [decode(k, leaf) for k, leaf in enumerate(leaves)])
+    decoded = jax.tree.unflatten(treedef, [decode(k, leaf) for k, leaf in enumerate(leaves)])
+    return in_key_order(decoded, key_order(params))
 
 
 def _is_plain(leaf: Any) -> bool:
@@ -320,21 +422,50 @@ class _Static:
 
 
 @functools.lru_cache(maxsize=1024)
-def _cached_layout(treedef: Any, signature: tuple[Any, ...], default: np.dtype, table: Table) -> Layout:
+def _cached_layout(
+    treedef: Any, signature: tuple[Any, ...], default: np.dtype, table: Table, order: KeyOrder
+) -> Layout:
     """The layout of leaves like these; `default` is JAX's floating dtype, which is a setting that may change."""
     skeleton = jax.tree.unflatten(treedef, range(len(signature)))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(skeleton)[0]]
-    constraints = _match(table, paths)
+    constraints = _match(table.constraints, paths)
     statics = tuple(kind.leaf if isinstance(kind, _Static) else _ARRAY for kind in signature)
     leaves = tuple(
         _make_leaf(path_name(path), kind, constraint)
         for path, kind, constraint in zip(paths, signature, constraints, strict=True)
         if not isinstance(kind, _Static)
     )
+    if table.names:
+        of_leaves = [path for path, kind in zip(paths, signature, strict=True) if not isinstance(kind, _Static)]
+        leaves = _with_names(leaves, of_leaves, dict(table.names))
     if not leaves:
         raise ValueError("params holds no array. Give a pytree of floating numbers, as in {'scale': 1.0}.")
     kinds = [kind for kind in signature if not isinstance(kind, _Static)]
-    return Layout(leaves, _floating_dtype(kinds, leaves, default), treedef, statics)
+    return Layout(leaves, _floating_dtype(kinds, leaves, default), treedef, statics, order)
+
+
+def _with_names(leaves: tuple[Leaf, ...], paths: list[Any], names: dict[Path, tuple[str, ...]]) -> tuple[Leaf, ...]:
+    """The leaves with the names that the user gave to their entries."""
+    named = []
+    for leaf, path in zip(leaves, paths, strict=True):
+        given = names.pop(tuple(map(_raw, path)), ())
+        if given and len(given) != leaf.size:
+            raise ValueError(
+                f"names of `{leaf.name}` has {len(given)} names, but the parameter has shape {leaf.shape}: give "
+                f"{leaf.size}, one for each entry."
+            )
+        named.append(replace(leaf, given_names=given))
+    if names:
+        unknown = [".".join(map(str, path)) for path in names]
+        raise ValueError(
+            f"names are given for {_listed(unknown)}, but params has {_listed(leaf.name for leaf in leaves)}. Spell the key of "
+            "names as the parameter's."
+        )
+    every = [name for leaf in named for name in leaf.entry_names]
+    every += [leaf.name for leaf in named if leaf.shape]
+    if twice := sorted({name for name in every if every.count(name) > 1}):
+        raise ValueError(f"names: {_listed(twice)} would name several entries. Give each entry a name of its own.")
+    return tuple(named)
 
 
 def _floating_dtype(kinds: list[Any], leaves: tuple[Leaf, ...], default: np.dtype) -> np.dtype:
@@ -352,7 +483,7 @@ def _floating_dtype(kinds: list[Any], leaves: tuple[Leaf, ...], default: np.dtyp
     return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*dtypes)))
 
 
-def _match(table: Table, paths: list[Any]) -> list[Constraint]:
+def _match(table: Constraints, paths: list[Any]) -> list[Constraint]:
     """The constraint of each path: the one given at the path or at a container above it."""
     given, used, result = dict(table), set(), []
     for path in paths:

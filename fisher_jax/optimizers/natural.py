@@ -195,7 +195,7 @@ def _transformation(
     max_products: Any,
 ) -> optax.GradientTransformationExtraArgs:
     def init(params: PyTree) -> NaturalGradientState:
-        start = jnp.full((), damping, layout_of(params, ())[0].dtype)
+        start = jnp.full((), damping, layout_of(params)[0].dtype)
         whole, zero, no = jnp.zeros((), jnp.int32), jnp.zeros_like(start), jnp.array(False)
         nan = jnp.full_like(start, jnp.nan)
         return NaturalGradientState(whole, start, whole, nan, no, whole, zero, zero + 1, nan, no)

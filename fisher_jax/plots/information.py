@@ -358,7 +358,7 @@ def _check_record(record: Any, kinds: tuple[type, ...]) -> None:
 
 def _center(center: PyTree, names: tuple[str, ...]) -> Float[np.ndarray, " q"]:
     """The numbers of a pytree in the order of the names; a vector has that order."""
-    layout, _ = layout_of(center, ())
+    layout, _ = layout_of(center)
     values = np.asarray(layout.flatten(center), float)
     if set(names) <= set(layout.names):
         return values[[layout.names.index(name) for name in names]]

@@ -352,7 +352,7 @@ def _apply_all(estimator: Estimator, experiment: Experiment) -> Callable[[PyTree
 
     def flatten(data: PyTree) -> Array:
         params = call_user(estimator, (data, *arguments), "estimator")
-        returned = layout_of(params, ())[0] if jax.tree.leaves(params) else None
+        returned = layout_of(params)[0] if jax.tree.leaves(params) else None
         if (
             returned is None
             or returned.treedef != layout.treedef
