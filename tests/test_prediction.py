@@ -539,6 +539,10 @@ def test_a_table_predicts_with_its_index_and_by_the_levels_of_the_fit():
     np.testing.assert_allclose(part.estimate, whole.estimate[[3, 1]], rtol=1e-12)
     assert list(part.to_frame().index) == [1003, 1001]
     assert "1003" in str(part)
+    columns = {name: TABLE[name].to_numpy()[[3, 1]] for name in TABLE.columns}
+    np.testing.assert_array_equal(fj.predict(fit, columns).estimate, part.estimate)
+    with pytest.raises(ValueError, match=r"is another pytree.*The model came from a formula: give a table"):
+        fj.predict(fit, np.ones((2, 9)))
     with pytest.raises(ValueError, match=r"region has levels {'east'} that were not in the fit"):
         fj.predict(fit, TABLE.head(2).assign(region="east"))
 

@@ -27,14 +27,15 @@ from fisher_jax.inference.prediction import (
     Quantity,
     Rows,
     What,
+    as_table,
     check_row_weights,
     design_of,
-    is_table,
     linearize_rows,
     model_of,
     outline_of,
     read_what,
     rows_of,
+    table_of_fit,
     without_steps,
 )
 from fisher_jax.models.model import Model
@@ -185,12 +186,20 @@ def _mean(leaf: Any, differs: bool, weights: Any) -> np.ndarray:
 
 
 class _Table:
-    """A table of pandas, polars or Arrow with some columns changed, and the covariates that a formula makes of it."""
+    """A table of pandas, polars or Arrow with some columns changed, and the covariates that a formula makes of it.
 
-    def __init__(self, table: Any, make_design: Callable[[Any], PyTree]) -> None:
+    `used` are the columns that the formula uses, where it says so, and `beside` those that are no covariates but beside the terms:
+    offsets and exposures, which are variables only where they are named.
+    """
+
+    def __init__(
+        self, table: Any, make_design: Callable[[Any], PyTree], used: Sequence[str] | None, beside: Sequence[Any]
+    ) -> None:
         self.narwhals = require("narwhals", "frames")
         self.frame = self.narwhals.from_native(table, eager_only=True)
         self.make_design = make_design
+        self.used = [name for name in self.frame.columns if used is None or name in used]
+        self.beside = beside
 
     def design(self, columns: dict[str, Any]) -> PyTree:
         """Covariates with these columns in place: an array of numbers, or one value for all rows."""
@@ -226,9 +235,10 @@ def _variables_of_table(
     """The columns of a table that enter its design: numbers with their derivative, categories with their changes."""
     columns = list(table.frame.columns)
     _choose(names, columns, columns)
+    candidates = table.used if names is None or at == "mean" else [name for name in names if name in table.used]
     slopes: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # the numbers of a column, and the steps on either side
     levels: dict[str, list[Any]] = {}
-    for name in columns if names is None or at == "mean" else names:
+    for name in candidates:
         x = table.numbers(name)
         if x is not None and not (dummy and np.isin(x, (0, 1)).all()):
             # Steps that suit each row: of its own size, but no larger than the spread and not far smaller.
@@ -265,7 +275,7 @@ def _variables_of_table(
 
     base = table.design(means)
     result = []
-    for name in _choose(names, columns, entering):
+    for name in _choose(names, columns, [name for name in entering if name not in table.beside]):
         if name in levels:
             first, *others = levels[name]
             start = table.design(means | {name: first})
@@ -386,13 +396,15 @@ def marginal_effects(
     model = model_of(fit, model)
     quantity, quantile_level, name = read_what(what, model)
     which = fit._check(kind)
-    make_design = design_of(model)
-    if new is None and make_design is not None:
-        raise ValueError(
-            "the model came from a formula, and the fit has its design, not the table. Give the table as new: "
-            "marginal_effects(fit, table)."
-        )
+    make_design, table = design_of(model), as_table(model, fit, new)
     rows = rows_of(fit, model, new, new_axis)
+    if make_design is not None and table is None:
+        table = table_of_fit(fit) if new is None else None
+        if table is None:
+            raise ValueError(
+                "the model came from a formula, and its variables are columns of a table, which this fit does not have. Give the "
+                "table as new: marginal_effects(fit, table)."
+            )
     if rows.given is None:
         raise ValueError("the model has no covariates, so that there are no effects of them.")
     for leaf in jax.tree.leaves(rows.given):
@@ -403,8 +415,12 @@ def marginal_effects(
     every = rows.weights if weights is None else weights
     output = outline_of(fit, model, quantity, rows, quantile_level, name)
 
-    if is_table(new) and make_design is not None:
-        of_variables = _variables_of_table(_Table(new, make_design), names, dummy, every, at)
+    if make_design is not None:
+        predictor = model.log_density.predictor
+        beside = [part.source for part in getattr(predictor, "known", ())]
+        of_variables = _variables_of_table(
+            _Table(table, make_design, getattr(predictor, "variables", None), beside), names, dummy, every, at
+        )
     else:
         fitted = rows if fit.origin is None else rows_of(fit, model, None, None)
         of_variables = _variables_of_arrays(rows, fitted, names, dummy, every, at)

@@ -209,6 +209,30 @@ def design_of(model: Model) -> Callable[[Any], PyTree] | None:
     return getattr(getattr(model.log_density, "predictor", None), "covariates", None)
 
 
+def as_table(model: Model, fit: Fit, new: Any) -> Any:
+    """The table meant by `new` where the model came from a formula: a table, or a dictionary of its columns; else None."""
+    if design_of(model) is None or new is None:
+        return None
+    if is_table(new):
+        return new
+    given = None if fit.origin is None else fit.origin.dataset.given
+    if not isinstance(new, dict) or (isinstance(given, dict) and given.keys() == new.keys()):
+        return None
+    try:
+        return require("pandas", "frames").DataFrame({name: np.atleast_1d(column) for name, column in new.items()})
+    except ValueError as error:
+        raise ValueError(f"new has columns that make no table: {error}") from error
+
+
+def table_of_fit(fit: Fit) -> Any:
+    """The table that a fit of a formula comes from, with the rows that were used; None where it does not have one."""
+    table = None if fit.origin is None else getattr(fit.origin.dataset, "table", None)
+    if table is None or np.ndim(table.rows) > 1:
+        return None
+    frame = require("narwhals", "frames").from_native(table.native, eager_only=True)
+    return (frame if table.rows is None else frame[table.rows]).to_native()
+
+
 def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
     """The rows to predict, checked against those of the fit where it has them."""
     dataset = None if fit.origin is None else fit.origin.dataset
@@ -224,14 +248,15 @@ def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
                 f"{int(np.sum(dataset.num_masked))} rows have masked entries and weight zero: in their place stand the covariates "
                 "of the row before, and predictions for them mean nothing."
             )
-        return Rows(dataset.given, differs, dataset.weights if num_given else None)
+        labels = next(iter(labels_of(table_of_fit(fit))), None)
+        return Rows(dataset.given, differs, dataset.weights if num_given else None, labels)
     if dataset is not None and dataset.given is None:
         raise ValueError("new was given, but the model was fitted without covariates. Leave new out.")
     check_pytrees(new=new)
-    table, make_design = is_table(new), design_of(model)
+    make_design, table = design_of(model), as_table(model, fit, new)
     labels = next((each[0] for leaf in jax.tree.leaves(new) if (each := labels_of(leaf))), None)
-    if table and make_design is not None:
-        new = make_design(new)
+    if make_design is not None and table is not None:
+        new = make_design(table)
     if not fit.has_batch or new_axis is None:
         if new_axis is not None:
             raise ValueError("new_axis is for many fits that each have rows of their own; this is one fit.")
@@ -248,13 +273,14 @@ def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
             raise ValueError(f"new has rows for {size} fits, but there are {len(fit)}.")
         one = check_given(model, first_of(new, marks), "new")
     if dataset is not None:
-        _check_like_the_fit(dataset.one(0).given if fit.has_batch else dataset.given, one)
+        hint = " The model came from a formula: give a table with its columns." if make_design is not None else ""
+        _check_like_the_fit(dataset.one(0).given if fit.has_batch else dataset.given, one, hint)
     rows = Rows(new, differs, None, labels)
     _warn_of_missing(rows)
     return rows
 
 
-def _check_like_the_fit(given: PyTree, new: PyTree) -> None:
+def _check_like_the_fit(given: PyTree, new: PyTree, hint: str) -> None:
     """Raise where new rows have other arrays, or arrays of other shapes, than the covariates of the fit."""
     expected, came = (
         {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]} for tree in (given, new)
@@ -268,7 +294,7 @@ def _check_like_the_fit(given: PyTree, new: PyTree) -> None:
             parts += [f"has {listed(unknown)}, which the fit does not"] if unknown else []
         raise ValueError(
             f"new {' and '.join(parts) or 'is another pytree'}: expected covariates as the fit has them, "
-            f"{_shapes(given)}, but got {_shapes(new)}."
+            f"{_shapes(given)}, but got {_shapes(new)}.{hint}"
         )
     for name, leaf in expected.items():
         if np.shape(leaf)[1:] != np.shape(came[name])[1:]:
@@ -847,8 +873,8 @@ def predict(
         Of many fits, every result gains their leading axis.
     new : pytree of arrays, or a table, optional
         Covariates as the `given` of the fit: arrays with a leading axis of length m, offsets and exposures among them. For a model
-        from a formula a table (pandas, polars, Arrow) with the formula's columns, whose transformations and levels are those
-        of the fit. By default the rows of the fit. A model without covariates has one prediction.
+        from a formula a table (pandas, polars, Arrow, a dictionary) with the formula's columns, whose transformations and levels
+        are those of the fit. By default the rows of the fit. A model without covariates has one prediction.
     what : "mean", str, float or callable
         "mean", the mean of y; the name of a parameter of the family, as "scale"; a number between 0 and 1, that quantile of y; or a
         function that returns a number or a pytree of arrays: of the dictionary of the family's parameters for a `linked` model, of
