@@ -257,8 +257,8 @@ def _variables_of_table(
     entering = [name for name in columns if name in slopes or name in levels]
     if unused := [name for name in names or () if name not in entering]:
         raise ValueError(
-            f"variables names {listed([repr(name) for name in unused])}, which the model does not depend on. It depends on "
-            f"{listed([repr(name) for name in entering], 12)}."
+            f"variables names {listed([repr(name) for name in unused])}, which the model does not depend on. The columns to "
+            f"choose from: {listed([repr(name) for name in table.used if name not in unused], 12)}."
         )
     # At the means: numbers at theirs, categories by the mean of what the design has for them, their frequencies.
     means = (
@@ -281,7 +281,7 @@ def _variables_of_table(
             start = table.design(means | {name: first})
             for level in others:
                 to = table.design(means | {name: level})
-                result.append(Variable(f"{name}: {level} − {first}", rows(to, start), True))
+                result.append(Variable(f"{name}: {_word(level)} − {_word(first)}", rows(to, start), True))
             continue
         x, step = slopes[name]
         x = means.get(name, x)
@@ -295,6 +295,11 @@ def _variables_of_table(
         direction = jax.tree.leaves(jax.tree.map(slope, high, low))
         result.append(Variable(name, rows(base, direction, x), False))
     return result
+
+
+def _word(level: Any) -> str:
+    """A level in a label: 1 and not 1.0."""
+    return f"{level:g}" if isinstance(level, float) else str(level)
 
 
 def _differ(one: PyTree, other: PyTree) -> bool:

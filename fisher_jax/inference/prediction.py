@@ -974,6 +974,9 @@ def outline_of(fit: Fit, model: Model, function: Quantity, rows: Rows, level: fl
         return function(model, fit.layout, params, z, jnp.asarray(level))
 
     output = outline(of_params, fit, "what" if function.function is not None else name)
+    levels = getattr(getattr(model.log_density, "predictor", None), "levels", ())
+    if function.what == "mean" and len(levels) == len(output.names) > 1:  # of the categories of a formula's response
+        return replace(output, names=tuple(f"{name}[{level}]" for level in levels))
     if function.function is None:
         return output
     # Errors in the user's function name the argument, reports the function.
