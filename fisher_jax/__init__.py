@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fisher_jax.inference.influence import Influence, influence
     from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
     from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
+    from fisher_jax.inference.marginal_effects import marginal_effects
+    from fisher_jax.inference.prediction import Effects, Prediction, predict
     from fisher_jax.inference.robust import robust
     from fisher_jax.inference.score import score_test
     from fisher_jax.inference.wald import wald_test
@@ -101,6 +103,10 @@ _DEFINED_IN = {
     "profile_likelihood": "fisher_jax.profile.profile_likelihood",
     "Profile": "fisher_jax.profile.profile_likelihood",
     "HypothesisTest": "fisher_jax.inference.hypothesis",
+    "marginal_effects": "fisher_jax.inference.marginal_effects",
+    "Effects": "fisher_jax.inference.prediction",
+    "Prediction": "fisher_jax.inference.prediction",
+    "predict": "fisher_jax.inference.prediction",
     "robust": "fisher_jax.inference.robust",
     "score_test": "fisher_jax.inference.score",
     "wald_test": "fisher_jax.inference.wald",
@@ -161,6 +167,7 @@ __all__ = [
     "Coverage",
     "DeltaEstimate",
     "Design",
+    "Effects",
     "Enumeration",
     "Estimate",
     "Fit",
@@ -176,6 +183,7 @@ __all__ = [
     "InformationWarning",
     "Model",
     "MonteCarlo",
+    "Prediction",
     "Profile",
     "Quadrature",
     "QuasiMonteCarlo",
@@ -216,6 +224,7 @@ __all__ = [
     "linked",
     "load",
     "log_likelihood",
+    "marginal_effects",
     "moments",
     "observed_information",
     "optimal_design",
@@ -224,6 +233,7 @@ __all__ = [
     "plots",
     "positive",
     "positive_definite",
+    "predict",
     "profile_likelihood",
     "robust",
     "sample_size",

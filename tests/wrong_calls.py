@@ -44,6 +44,11 @@ def fitted():
 
 
 @functools.cache
+def line():
+    return fj.fit(STRAIGHT, {"a": 0.0, "b": 1.0}, Y, given=X)
+
+
+@functools.cache
 def null():
     return fj.fit(fj.Model(density, constraints={"scale": fj.positive, "loc": fj.fixed}), START, Y)
 
@@ -124,6 +129,20 @@ RIGHT = {
     "delta_method": lambda: (
         fj.delta_method,
         {"fit": fitted(), "function": first, "kind": None, "level": 0.95},
+    ),
+    "predict": lambda: (
+        fj.predict,
+        {"fit": line(), "new": X, "what": "mean", "kind": None, "level": 0.95, "scale": "unconstrained"}
+        | {"new_axis": None, "model": None},
+    ),
+    "contrast": lambda: (
+        fj.predict(line()).contrast,
+        {"other": "pairs", "ratio": False, "names": None},
+    ),
+    "marginal_effects": lambda: (
+        fj.marginal_effects,
+        {"fit": line(), "new": None, "variables": None, "what": "mean", "at": "overall", "method": "dydx"}
+        | {"dummy": False, "weights": None, "kind": None, "level": 0.95, "new_axis": None, "model": None},
     ),
     "wald_test": lambda: (fj.wald_test, {"fit": fitted(), "restriction": {"loc": 0.0}, "kind": None}),
     "score_test": lambda: (
