@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from fisher_jax.models.linked import linked
     from fisher_jax.models.model import Model, dependent
     from fisher_jax.profile.profile_likelihood import Profile, profile_likelihood
+    from fisher_jax.profile.profile_region import ProfileRegion, profile_region
     from fisher_jax.simulation.convergence_rate import ConvergenceRate, convergence_rate
     from fisher_jax.simulation.coverage import Coverage, coverage
     from fisher_jax.simulation.sample_size import SampleSize, sample_size
@@ -96,6 +97,8 @@ _DEFINED_IN = {
     "likelihood_ratio_test": "fisher_jax.inference.likelihood_ratio",
     "profile_likelihood": "fisher_jax.profile.profile_likelihood",
     "Profile": "fisher_jax.profile.profile_likelihood",
+    "profile_region": "fisher_jax.profile.profile_region",
+    "ProfileRegion": "fisher_jax.profile.profile_region",
     "HypothesisTest": "fisher_jax.inference.hypothesis",
     "robust": "fisher_jax.inference.robust",
     "score_test": "fisher_jax.inference.score",
@@ -171,6 +174,7 @@ __all__ = [
     "Model",
     "MonteCarlo",
     "Profile",
+    "ProfileRegion",
     "Quadrature",
     "QuasiMonteCarlo",
     "Regularity",
@@ -218,6 +222,7 @@ __all__ = [
     "positive",
     "positive_definite",
     "profile_likelihood",
+    "profile_region",
     "robust",
     "sample_size",
     "sampling_distribution",

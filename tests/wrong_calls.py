@@ -132,6 +132,10 @@ RIGHT = {
         fj.profile_likelihood,
         {"fit": fitted(), "function": None, "level": 0.95, "parameters": "loc"},
     ),
+    "profile_region": lambda: (
+        fj.profile_region,
+        {"fit": fitted(), "pair": ("loc", "scale"), "level": 0.95, "joint": True, "num_points": 8},
+    ),
     "confidence_intervals": lambda: (
         fitted().confidence_intervals,
         {"kind": None, "level": 0.95, "method": "wald", "scale": "unconstrained"},

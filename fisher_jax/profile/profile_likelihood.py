@@ -21,7 +21,7 @@ from fisher_jax.profile.path import End
 from fisher_jax.profile.sides import Sides, cut_of, profile_sides
 from fisher_jax.reporting import Report, Reported, Table, number, percent
 
-_MOST_RESTARTS = 5
+MOST_RESTARTS = 5
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,7 +125,7 @@ jax.tree_util.register_dataclass(Profile, [f.name for f in fields(Profile) if f.
 
 
 @dataclass(frozen=True)
-class _Numbers:
+class Numbers:
     """A user's function with its numbers in one row, hashable."""
 
     function: ById
@@ -222,31 +222,25 @@ def profile_likelihood(
         )
     else:
         names = outline(function, fit, "function").names
-        numbers, columns = _Numbers(ById(function)), np.arange(len(names))
-
-    def refit(best: Fit, values: Values) -> Fit | None:
-        """A fit from these parameters, if it ends higher."""
-        if not all(map(bool, best.layout.contains(values))):
-            return None
-        start = best.layout.assemble([np.asarray(value) for value in values])
-        other = fit_once(model, start, dataset.data, given=dataset.given, weights=dataset.weights)
-        return other if float(other.log_likelihood) > float(best.log_likelihood) else None
+        numbers, columns = Numbers(ById(function)), np.arange(len(names))
 
     best, restarts = fit, 0
     # A fit that stopped too early goes on from where it did.
-    better = refit(fit, fit.values) if fit.status in (Status.STEP_LIMIT, Status.STALLED) else None
+    better = fit_higher(fit, fit.values) if fit.status in (Status.STEP_LIMIT, Status.STALLED) else None
     while True:
         if better is not None:
             best, restarts = better, restarts + 1
         maximum = best.values, best.free, jnp.asarray(best.curvature)
         sides = profile_sides(model, dataset, best.layout, maximum, numbers, columns, level)
         falls = np.where(sides.codes == End.BETTER_FOUND, sides.fallen, np.inf)
-        if restarts == _MOST_RESTARTS or not np.any(np.isfinite(falls)):
+        if restarts == MOST_RESTARTS or not np.any(np.isfinite(falls)):
             break
         # From the highest of the points that lie above the maximum.
         row, side = np.unravel_index(np.argmin(falls), falls.shape)
         last = int(np.sum(np.isfinite(sides.drops[row, side]))) - 1
-        better = refit(best, best.layout.constrained_values(jnp.asarray(sides.frees[row, side, last]), best.values))
+        better = fit_higher(
+            best, best.layout.constrained_values(jnp.asarray(sides.frees[row, side, last]), best.values)
+        )
         if better is None:
             break
 
@@ -272,6 +266,16 @@ def profile_likelihood(
         num_restarts=restarts,
         notes=_notes(best, sides, names, float(level), restarts, float(best.log_likelihood - fit.log_likelihood)),
     )
+
+
+def fit_higher(best: Fit, values: Values) -> Fit | None:
+    """A fit to the same data from these parameters, if it ends higher."""
+    if not all(map(bool, best.layout.contains(values))):
+        return None
+    model, dataset = origin_of(best)
+    start = best.layout.assemble([np.asarray(value) for value in values])
+    other = fit_once(model, start, dataset.data, given=dataset.given, weights=dataset.weights)
+    return other if float(other.log_likelihood) > float(best.log_likelihood) else None
 
 
 def _columns(fit: Fit, parameters: Any) -> Int[np.ndarray, " m"]:

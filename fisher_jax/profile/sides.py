@@ -20,8 +20,8 @@ from fisher_jax.numerics.array_namespace import on_host
 from fisher_jax.profile.path import End, Path, follow
 from fisher_jax.profile.restricted import look
 
-_SPAN = 3.0  # on a logarithmic or logistic scale
-_ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
+SPAN = 3.0  # on a logarithmic or logistic scale
+ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
 _FEW_ENTRIES = 2**15  # observations times parameters up to which a profile takes milliseconds, however it is compiled
 _BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
 
@@ -67,7 +67,7 @@ def profile_sides(
 ) -> Sides:
     """The profiles, from the estimate, of the numbers in `columns` of a function of params, or of θ where it is None."""
     rows = jax.tree.leaves(dataset.data)[0].shape[0]
-    at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
+    at_once = max(1, ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
     profiles = _profiles_of_few if rows * layout.num_free <= _FEW_ENTRIES else _profiles
     parts = []
     for k in range(0, len(columns), at_once):
@@ -125,7 +125,7 @@ def _follow_sides(
     diagonal = jnp.abs(jnp.diagonal(curvature))
     units = 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
     inverse, constrained = linalg.inverse(curvature), jnp.array(layout.unitless)
-    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), _SPAN, jnp.inf)
+    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), SPAN, jnp.inf)
 
     def number(column: Array, u: Float[Array, " p"]) -> Float[Array, ""]:
         if function is not None:
