@@ -308,6 +308,8 @@ def profile_curves(
     'rate'
     """
     check_result(profile, Profile, "fisher_jax.profile_likelihood")
+    if profile.fit.has_batch:
+        raise ValueError(f"this is of {len(profile)} fits. Give that of one, as profile[3].")
     check_choice(scale, SCALES, "scale")
     rows = choose(profile.names, names)
     axes = panels(axes, len(rows), (3.6, 3.0), columns=3)
