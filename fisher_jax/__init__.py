@@ -7,6 +7,7 @@ from fisher_jax._version import __version__
 
 if TYPE_CHECKING:
     from fisher_jax import families, moments, optimizers, plots, stream
+    from fisher_jax.checking.quantile_comparison import QuantileComparison, quantile_comparison
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
     from fisher_jax.fitting.fit import fit, fit_batch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fisher_jax.inference.influence import Influence, influence
     from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
     from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
+    from fisher_jax.inference.return_levels import ReturnLevels, return_levels
     from fisher_jax.inference.robust import robust
     from fisher_jax.inference.score import score_test
     from fisher_jax.inference.wald import wald_test
@@ -100,7 +102,11 @@ _DEFINED_IN = {
     "profile_region": "fisher_jax.profile.profile_region",
     "ProfileRegion": "fisher_jax.profile.profile_region",
     "HypothesisTest": "fisher_jax.inference.hypothesis",
+    "return_levels": "fisher_jax.inference.return_levels",
+    "ReturnLevels": "fisher_jax.inference.return_levels",
     "robust": "fisher_jax.inference.robust",
+    "quantile_comparison": "fisher_jax.checking.quantile_comparison",
+    "QuantileComparison": "fisher_jax.checking.quantile_comparison",
     "score_test": "fisher_jax.inference.score",
     "wald_test": "fisher_jax.inference.wald",
     "Covariance": "fisher_jax.information",
@@ -176,8 +182,10 @@ __all__ = [
     "Profile",
     "ProfileRegion",
     "Quadrature",
+    "QuantileComparison",
     "QuasiMonteCarlo",
     "Regularity",
+    "ReturnLevels",
     "SampleSize",
     "SamplingDistribution",
     "ScoreDistribution",
@@ -223,6 +231,8 @@ __all__ = [
     "positive_definite",
     "profile_likelihood",
     "profile_region",
+    "quantile_comparison",
+    "return_levels",
     "robust",
     "sample_size",
     "sampling_distribution",
