@@ -157,6 +157,18 @@ def test_a_model_without_a_quantile_function_is_told_how_to_get_one():
             function(fit)
 
 
+def test_a_discrete_model_has_no_levels():
+    fit = fj.fit(fj.families.bernoulli, None, np.array([1.0, 0.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match="return_levels: a level does not move with the parameters at all"):
+        fj.return_levels(fit, 10)
+
+
+def test_quantiles_of_a_fit_that_did_not_converge_warn():
+    fit = fj.fit(fj.families.exponential, {"rate": 1.0}, np.full(5, np.nan))
+    with pytest.warns(fj.FitWarning, match="quantile_comparison: not to be relied on"):
+        assert np.isnan(fj.quantile_comparison(fit).observed).all()
+
+
 # Quantiles.
 
 

@@ -162,6 +162,7 @@ def quantile_comparison(
     origin = with_rows_for_weights(fit)
     model, dataset = origin
     check_has_quantile(model)
+    fit._warn()
     y = observations_of(dataset)
     n = len(y)
     if scale is None:

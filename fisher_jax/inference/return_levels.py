@@ -201,6 +201,11 @@ def return_levels(
     value, errors = map(
         np.asarray, of_each(fit, function, which, times, float(threshold), float(rate), float(rate_error), *z)
     )
+    if np.any(errors == 0):
+        raise ValueError(
+            "a level does not move with the parameters at all: the model's quantile function has steps, as of a discrete "
+            "distribution, and its levels have no standard errors."
+        )
     reach = normal_quantile(0.5 * (1 + float(level))) * errors
     interval = np.stack([value - reach, value + reach], axis=-1)
     description = fit.describe(which)
