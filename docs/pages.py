@@ -27,6 +27,7 @@ TOPICS = {  # by package, or by module where the package's topics differ
     "stream": "Fitting",
     "profile": "Inference",
     "inference": "Inference",
+    "checking": "Inference",
     "information.derivatives": "Derivatives",
     "information": "Information",
     "information.bound": "Theory and design",

@@ -54,6 +54,11 @@ def null():
 
 
 @functools.cache
+def excesses():
+    return fj.fit(fj.families.exponential, {"rate": 1.0}, np.abs(Y))
+
+
+@functools.cache
 def several():
     return fj.fit_batch(MODEL, START, np.stack([Y, 2 * Y]))
 
@@ -156,6 +161,26 @@ RIGHT = {
     "profile_likelihood": lambda: (
         fj.profile_likelihood,
         {"fit": fitted(), "function": None, "level": 0.95, "parameters": "loc"},
+    ),
+    "profile_region": lambda: (
+        fj.profile_region,
+        {"fit": fitted(), "pair": ("loc", "scale"), "level": 0.95, "joint": True, "num_points": 8},
+    ),
+    "return_levels": lambda: (
+        fj.return_levels,
+        {"fit": excesses(), "periods": [2.0, 10.0], "given": None, "threshold": 0.0, "rate": 1.0, "rate_error": 0.0}
+        | {"kind": None, "level": 0.95, "method": "delta", "replicates": None},
+    ),
+    "quantile_comparison": lambda: (
+        fj.quantile_comparison,
+        {
+            "fit": excesses(),
+            "scale": None,
+            "envelope": "order statistics",
+            "key": None,
+            "num_replicates": 20,
+            "level": 0.95,
+        },
     ),
     "confidence_intervals": lambda: (
         fitted().confidence_intervals,

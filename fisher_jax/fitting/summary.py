@@ -63,18 +63,16 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         *([("Intervals", "by profile likelihood")] if method == "profile" else []),
     ]
     columns = ["parameter", "estimate", "std. error", "z", "p-value", *(f"{end} {percent(level)}" for end in ENDS)]
-    keys, lines = list(Row._fields[1:]), [list(row) for row in rows]
-    if all(math.isnan(row.z) for row in rows):  # zero is a value of no parameter
-        for cells in (columns, *lines):
-            del cells[3:5]
-        del keys[2:4]
-    notes = () if fit.status.converged else (f"NOT TO BE RELIED ON. {fit.diagnosis()}",)
-    return Report(
-        "Maximum-likelihood fit",
-        facts,
-        [Table(tuple(columns), list(map(tuple, lines)), keys=tuple(keys), formats=TEST_FORMATS)],
-        (*notes, *doubts),
+    # Where zero is a value of no parameter there is nothing to test.
+    shown = [k for k in range(len(columns)) if k not in (3, 4) or not all(math.isnan(row.z) for row in rows)]
+    table = Table(
+        tuple(columns[k] for k in shown),
+        [tuple(row[k] for k in shown) for row in rows],
+        keys=tuple(Row._fields[k] for k in shown[1:]),
+        formats=TEST_FORMATS,
     )
+    notes = () if fit.status.converged else (f"NOT TO BE RELIED ON. {fit.diagnosis()}",)
+    return Report("Maximum-likelihood fit", facts, [table], (*notes, *doubts))
 
 
 def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[str, ...]) -> Report:

@@ -14,7 +14,6 @@ from fisher_jax.models.fingerprint import content_of
 from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of, name_table
 from fisher_jax.models.programs import ById, UserFunction, owner_of
 
-
 # The functions that a model may have besides its log-density, and what each is a function of.
 _FUNCTIONS = {
     "sample": "a key and params",

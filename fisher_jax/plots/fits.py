@@ -193,6 +193,8 @@ def bootstrap_histogram(
     'rate'
     """
     check_result(bootstrap, Bootstrap, "fisher_jax.bootstrap")
+    if bootstrap.fit.has_batch:
+        raise ValueError(f"this is of {len(bootstrap)} fits. Give that of one, as bootstrap[3].")
     fit, replicates, number = bootstrap.fit, bootstrap.replicates(), len(bootstrap.fits)
     columns = choose_estimated(fit.layout, names, "names")
     if len(replicates) < 2:
