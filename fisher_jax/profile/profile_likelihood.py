@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from fisher_jax.errors import check_level, entry_point, warn
+from fisher_jax.errors import check_level, entry_point, require, warn
 from fisher_jax.fitting.fit import fit as fit_once
 from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.parameter_functions import as_function, numbers_of, outline
