@@ -190,7 +190,7 @@ def _formula(found: re.Match[str]) -> str:
 
 def _offered(module: Any, public: dict[str, Any]) -> list[str]:
     """What a namespace offers that has no page under a shorter name."""
-    return [name for name in module.__all__ if name not in public]
+    return [name for name in module.__all__ if public.get(name) is not getattr(module, name)]
 
 
 def _page(name: str, item: Any, public: dict[str, Any], room: str = "") -> Page:
