@@ -1,6 +1,7 @@
 """`Fit`: the result of one fit or of many, and what follows from it without the data."""
 
 import functools
+import math
 import operator
 import os
 from collections.abc import Callable, Iterator
@@ -655,6 +656,13 @@ class Fit:
         status = self.status
         if status in (Status.BAD_START, Status.NOT_FINITE):
             if int(self.suspect) >= 0:
+                rows = math.inf
+                if (
+                    self.origin is not None and self.origin.model.auxiliary is not None
+                ):  # whose term comes after those of the rows
+                    rows = len(jax.tree.leaves(self.origin.dataset.data)[0])
+                if int(self.suspect) >= rows:
+                    return "first at the auxiliary measurement"
                 return f"first at observation {int(self.suspect)}"
             if self.origin is None or self.origin.model.is_dependent:
                 return ""
