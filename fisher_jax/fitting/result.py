@@ -441,7 +441,8 @@ class Fit:
         """
         intervals.check_interval(level, method)
         if self.has_batch:
-            return batch_report(on_host(self), *self._errors_and_doubts(kind))
+            host = replace(on_host(self), labels=self.labels)
+            return batch_report(host, *self._errors_and_doubts(kind))
         self._check_single()
         kind = self._check(kind)
         return fit_report(self, kind, self._rows(kind, level, method), level, method, self._doubts(kind))
