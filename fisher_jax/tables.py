@@ -20,7 +20,7 @@ MISSING = ("raise", "drop")
 def is_table(value: Any) -> bool:
     """Whether a value is a table of named columns of one of these libraries."""
     module = type(value).__module__.partition(".")[0]
-    return module in LIBRARIES and (hasattr(value, "columns") or hasattr(value, "column_names"))
+    return module in LIBRARIES and any(hasattr(type(value), name) for name in ("columns", "column_names"))
 
 
 def is_column(value: Any) -> bool:
@@ -49,7 +49,7 @@ class Table:
         return Table, (self.native, self.name, self.rows)
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> list[Any]:  # text, but for tables of pandas whose columns have no names
         return list(self._frame.columns)
 
     def __len__(self) -> int:

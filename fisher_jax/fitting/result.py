@@ -455,7 +455,8 @@ class Fit:
         """
         intervals.check_interval(level, method)
         if self.has_batch:
-            return batch_report(on_host(self), *self._errors_and_doubts(kind))
+            host = replace(on_host(self), labels=self.labels)
+            return batch_report(host, *self._errors_and_doubts(kind))
         self._check_single()
         kind = self._check(kind)
         rows, conditional = self._rows(kind, level, method)
