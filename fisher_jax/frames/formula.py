@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in, require
+from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in
 from fisher_jax.families.common import Family
 from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.groups import groups_of
@@ -32,7 +32,7 @@ from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
 from fisher_jax.reporting import Report, Reported, listed
 from fisher_jax.reporting import Table as ReportTable
-from fisher_jax.tables import MISSING, Table, describe_missing, suggestion
+from fisher_jax.tables import MISSING, Table, describe_missing, frame_of, suggestion
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -228,14 +228,13 @@ def formula(
     >>> ships = {"accidents": [0, 3, 6, 1, 12, 9], "service": [127, 1095, 3353, 748, 2244, 2117], "kind": list("aabbcc")}
     >>> fit = fj.formula("accidents ~ kind", fj.families.poisson, ships, exposure="service").fit()
     >>> print(fit.params["rate"].round(4))
-    [-6.0061  0.6319  0.7225]
+    [-6.0096 -0.3634  0.6737]
     """
     check_choice(missing, MISSING, "missing")
     if not isinstance(family, Family):
         hint = " The model of another density is built by fisher_jax.linked." if callable(family) else ""
         raise TypeError(f"family is {kind_of(family)}; expected one of fisher_jax.families.{hint}")
-    if isinstance(frame, dict):
-        frame = require("pandas", "frames").DataFrame({key: np.asarray(column) for key, column in frame.items()})
+    frame = frame_of(frame, "frame")
     table = Table(frame, "the table")
     main = main_of(family)
     parsed = parse(text, "formula")
@@ -380,6 +379,10 @@ def _roles(
         if isinstance(constraints.get(name), Fixed) and name not in values and name not in known:
             raise ValueError(f"{family!r} needs {name}: give {name}= a number, or the name of a column of the table.")
     with_formula = (main_of(family), *terms)
+    if not isinstance(links, str | Mapping | None):
+        raise TypeError(
+            f"links is {kind_of(links)}; expected the name of a link, or a dictionary of them by parameter."
+        )
     chosen = {main_of(family): links} if isinstance(links, str) else dict(links or {})
     result = {}
     for name in with_formula:
