@@ -2,6 +2,9 @@
 
 ``python benchmarks/latency.py [--laps N] [--first PATH]``: each measurement is a process of its own, without persistent cache
 and with x64; the versions take turns, and the median of the laps counts. Times of first calls begin after the imports.
+
+``python benchmarks/latency.py --cache [--laps N]``: first calls by kind of model, without JAX's persistent cache and with one that
+an earlier process has filled.
 """
 
 import argparse
@@ -10,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 SHAPE, RATE, ROWS = 4.0, 0.05, 254
@@ -145,6 +149,91 @@ def repeated():
     return counts
 
 
+def kinds_of_model():
+    """By name: a model, its start, one data set and its covariates."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.scipy.stats import norm
+
+    fj, gamma, start, y = gamma_model()
+    rng = np.random.default_rng(3)
+    x = np.column_stack([np.ones(ROWS), rng.normal(size=(ROWS, 3))])
+    counts = rng.poisson(np.exp(x @ [0.5, 0.3, -0.2, 0.1]) * rng.gamma(2.0, 0.5, ROWS))
+    year = np.linspace(-1, 1, ROWS)
+    maxima = rng.gumbel(20.0 + 2.0 * year, 3.0)
+    apart = rng.normal(size=ROWS) + rng.choice([-4.0, 0.0, 5.0], ROWS)
+
+    def mixture(params, y):
+        return jax.scipy.special.logsumexp(jnp.log(params["weight"]) + norm.logpdf(y, params["loc"], params["scale"]))
+
+    def regression(params, x):
+        mean = jnp.exp(x @ params["beta"])
+        return {"mean": mean, "size": params["size"]}
+
+    def garch(params, y):
+        def step(variance, y):
+            return params["omega"] + params["alpha"] * y**2 + params["beta"] * variance, norm.logpdf(
+                y, 0, variance**0.5
+            )
+
+        return jax.lax.scan(step, jnp.mean(y**2), y)[1]
+
+    def map_of(params, year):
+        return {"loc": params["loc"] + params["trend"] * year, "scale": params["scale"], "shape": params["shape"]}
+
+    return {
+        "gamma, 2 parameters": (gamma, start, y, None),
+        "negative binomial regression, 5": (
+            fj.linked(fj.families.negative_binomial, regression, constraints={"size": fj.positive}),
+            {"beta": jnp.zeros(4), "size": 1.0},
+            counts,
+            x,
+        ),
+        "GEV with a trend, 4": (
+            fj.linked(fj.families.gev, map_of, constraints={"scale": fj.positive}),
+            {"loc": 20.0, "scale": 3.0, "shape": 0.1, "trend": 0.0},
+            maxima,
+            year,
+        ),
+        "mixture of three normals, 8": (
+            fj.Model(mixture, constraints={"loc": fj.ordered, "scale": fj.positive, "weight": fj.simplex}),
+            {"loc": jnp.array([-3.0, 0.5, 4.0]), "scale": jnp.ones(3), "weight": jnp.full(3, 1 / 3)},
+            apart,
+            None,
+        ),
+        "GARCH(1, 1), 3": (
+            fj.dependent(garch, constraints=dict.fromkeys(("omega", "alpha", "beta"), fj.positive)),
+            {"omega": 0.1, "alpha": 0.1, "beta": 0.8},
+            rng.standard_t(5, ROWS),
+            None,
+        ),
+    }
+
+
+def first_calls_of(kind, call):
+    """CPU seconds of one first call, and how many programs were compiled or, from the persistent cache, read.
+
+    CPU seconds, on all cores, vary less on a shared machine than those that pass.
+    """
+    import jax
+    import numpy as np
+
+    import fisher_jax as fj
+
+    model, start, data, given = kinds_of_model()[kind]
+    jax.block_until_ready(jax.jit(lambda: 0)())
+    programs = counting_programs()
+    before = time.process_time()
+    if call == "fit":
+        print(fj.fit(model, start, data, given=given).summary())
+    elif call == "fit_batch":
+        print(fj.fit_batch(model, start, np.stack([data] * 100), given=given).summary())
+    else:
+        print(fj.profile_likelihood(fj.fit(model, start, data, given=given)))
+    return {"seconds": time.process_time() - before, "programs": programs()}
+
+
 def dropped_models():
     """Growth of resident memory over 24 models that close over 20 MB each, after a first one that brings what all need."""
     import gc
@@ -197,13 +286,19 @@ MEASUREMENTS = (
 )
 
 
-def measure(name, path):
+def measure(name, path, *arguments, cache=None):
     """In a fresh process: its answer is the last line."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "STARTED": repr(time.time())}
     if path:
         environment["PYTHONPATH"] = os.pathsep.join([path, environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, "--measure", name]
+    if cache:
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+    command = [sys.executable, __file__, "--measure", name, *arguments]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
         print(f"{name} failed: {run.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -219,14 +314,38 @@ def written(row, value):
     return f"{1e3 * value:.2f} ms" if value < 0.02 else f"{value:.2f} s"
 
 
+def cache_table(laps):
+    """First calls by kind of model, without the cache, and with one that is full; the least of the laps, since others disturb."""
+    from harness import table
+
+    rows = []
+    for kind in kinds_of_model():
+        for call in ("fit", "profile", "fit_batch"):
+            with tempfile.TemporaryDirectory() as cache:
+                measure("first_calls_of", None, kind, call, cache=cache)
+                runs = [
+                    [measure("first_calls_of", None, kind, call, cache=place) for _ in range(laps)]
+                    for place in (None, cache)
+                ]
+            seconds = [written(call, min(run["seconds"] for run in of_place)) for of_place in runs]
+            rows.append([f"{kind}: {call}", *seconds, str(runs[0][0]["programs"])])
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    table("CPU time of first calls", ["no cache", "a full cache", "programs"], rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--laps", type=int, default=3)
     parser.add_argument("--first", help="the root of another version of fisher_jax, measured in turn")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--cache", action="store_true", help="first calls by kind of model, and JAX's persistent cache")
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(globals()[arguments.measure]()))
+        name, *rest = arguments.measure
+        print(json.dumps(globals()[name](*rest)))
+        return
+    if arguments.cache:
+        cache_table(arguments.laps)
         return
     versions = {"this version": None} | ({"first version": arguments.first} if arguments.first else {})
     values: dict[str, dict[str, list]] = {}

@@ -1,7 +1,8 @@
 """The pages of the documentation site, made from `fisher_jax.__all__`, the notebooks and the README when mkdocs builds it.
 
 mkdocs calls `on_config` and `on_files`. A public name that is added anywhere has its page without more to do; a module that
-has no topic yet is listed under its own name.
+has no topic yet is listed under its own name. So has a file in `docs/coming_from/` or `docs/guides/`; the first line is its title,
+and the names of this library in its text lead to their pages.
 """
 
 import html
@@ -17,6 +18,8 @@ from fisher_jax import families
 from fisher_jax.models.constraints import Constraint
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+RECORDS = "reference/records"  # classes, which have a folder of their own: some differ from a function in capitals only
 TOPICS = {  # by package, or by module where the package's topics differ
     "models": "Models",
     "models.constraints": "Constraints",
@@ -28,9 +31,10 @@ TOPICS = {  # by package, or by module where the package's topics differ
     "stream": "Fitting",
     "profile": "Inference",
     "inference": "Inference",
+    "checking": "Inference",
     "information.derivatives": "Derivatives",
     "information": "Information",
-    "information.bound": "Theory and design",
+    "information.cramer_rao": "Theory and design",
     "information.bartlett": "Theory and design",
     "simulation": "Theory and design",
     "design": "Theory and design",
@@ -61,7 +65,11 @@ def reference() -> list[Page]:
         else:
             pages.append(_page(name, item, public))
     order = list(dict.fromkeys(TOPICS.values()))
-    return sorted(pages, key=lambda page: (order.index(page.topic) if page.topic in order else 99, page.topic))
+    place = {topic: k for k, topic in enumerate(order)}
+    # Functions first, since they are what is called; the records that they return after them.
+    return sorted(
+        pages, key=lambda page: (place.get(page.topic, len(place)), page.topic, page.path.startswith(RECORDS))
+    )
 
 
 def lacking_examples() -> list[str]:
@@ -72,6 +80,11 @@ def lacking_examples() -> list[str]:
 def notebooks() -> list[Path]:
     """The numbered notebooks, in order."""
     return sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def written(folder: str) -> list[Path]:
+    """The pages that are written by hand in a folder of `docs`, by the names of their files."""
+    return sorted((DOCS / folder).glob("*.md"))
 
 
 def front() -> str:
@@ -86,12 +99,22 @@ def on_config(config: Any) -> Any:
         topics.setdefault(page.topic, []).append({page.title: page.path})
     config.nav = [
         {"Home": "index.md"},
-        {"On a GPU": "gpu.md"},
+        {"Coming from": _entries(written("coming_from"))},
+        {"Guides": _entries([*written("guides"), DOCS / "gpu.md"])},
         {"Notebooks": [{_title(path): f"notebooks/{path.name}"} for path in notebooks()]},
         {"Reference": [{topic: entries} for topic, entries in topics.items()]},
         {"Project": [{"Changes": "changelog.md"}, {"Contributing": "contributing.md"}]},
     ]
     return config
+
+
+def _entries(paths: list[Path]) -> list[dict[str, str]]:
+    """Entries of the navigation; under "Coming from" these words are not repeated."""
+    titles = [path.read_text().splitlines()[0].removeprefix("# ") for path in paths]
+    return [
+        {title.removeprefix("Coming from "): path.relative_to(DOCS).as_posix()}
+        for title, path in zip(titles, paths, strict=True)
+    ]
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -112,6 +135,26 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 on_files.mkdocs_priority = 100  # before the plugin that turns notebooks into pages
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Make links of the library's names in the text of what is written by hand, `fj.fit(…)` and `fit.covariance()`."""
+    path = page.file.src_uri
+    if path.startswith(("reference/", "notebooks/")):
+        return markdown
+    pages = {entry.title: entry.path for entry in reference()}
+    up = "../" * path.count("/")
+
+    def linked(found: re.Match[str]) -> str:
+        code, owner, name = found[0], found[1], found[2]
+        parts = name.split(".")
+        titles = [".".join(parts[:k]) for k in range(len(parts), 0, -1)] if owner == "fj" else ["Fit"]
+        target = next((pages[title] for title in titles if title in pages), None)
+        return f"[{code}]({up}{target})" if target else code
+
+    parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)
+    parts[::2] = [re.sub(r"(?<!\[)`(fj|fit)\.([\w.]+)[^`\n]*`", linked, part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
@@ -148,14 +191,14 @@ def _formula(found: re.Match[str]) -> str:
 
 def _offered(module: Any, public: dict[str, Any]) -> list[str]:
     """What a namespace offers that has no page under a shorter name."""
-    return [name for name in module.__all__ if name not in public]
+    return [name for name in module.__all__ if public.get(name) is not getattr(module, name)]
 
 
 def _page(name: str, item: Any, public: dict[str, Any], room: str = "") -> Page:
     is_instance = not (inspect.isclass(item) or inspect.isfunction(item))
     room = room or (type(item) if is_instance else item).__module__.removeprefix("fisher_jax.")
     text = _of_instance(name, item) if is_instance else _of_object(name, item, public)
-    folder = "reference/records" if inspect.isclass(item) else "reference"  # some differ in capitals only
+    folder = RECORDS if inspect.isclass(item) else "reference"
     return Page(TOPICS.get(room) or TOPICS.get(room.split(".")[0], room), name, f"{folder}/{name}.md", text)
 
 
@@ -181,6 +224,8 @@ def _of_instance(name: str, item: Constraint) -> str:
         ">>> import fisher_jax as fj",
         ">>> def log_density(params, y): ...",
         f'>>> model = fj.Model(log_density, constraints={{"theta": fj.{name}}})',
+        ">>> model.constraints",
+        repr({"theta": item}),
     ]
     return "\n".join(
         [f"# {name}", "", description, "", inspect.cleandoc(type(item).__doc__ or ""), "", "```pycon", *code, "```", ""]
@@ -231,9 +276,11 @@ def _linked_inside(text: str) -> str:
     """Markdown links to what is no page of the site as plain text; nested code marks are kept."""
     kept = {f"notebooks/{path.name}" for path in notebooks()}
     moved = {
+        f"docs/{path.relative_to(DOCS).as_posix()}": path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")
+    }
+    moved |= {
         "CONTRIBUTING.md": "contributing.md",
         "CHANGELOG.md": "changelog.md",
-        "docs/gpu.md": "gpu.md",
         "fisher_jax/fitting/status.py": "reference/records/Status.md",
     }
 

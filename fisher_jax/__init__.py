@@ -7,6 +7,7 @@ from fisher_jax._version import __version__
 
 if TYPE_CHECKING:
     from fisher_jax import families, moments, optimizers, plots, stream
+    from fisher_jax.checking.quantile_comparison import QuantileComparison, quantile_comparison
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
     from fisher_jax.fitting.fit import fit, fit_batch
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from fisher_jax.inference.influence import Influence, influence
     from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
     from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
+    from fisher_jax.inference.marginal_effects import marginal_effects
+    from fisher_jax.inference.prediction import Effects, Prediction, predict
+    from fisher_jax.inference.return_levels import ReturnLevels, return_levels
     from fisher_jax.inference.robust import robust
     from fisher_jax.inference.score import score_test
     from fisher_jax.inference.wald import wald_test
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from fisher_jax.information.cramer_rao import cramer_rao_bound
     from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
     from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
+    from fisher_jax.models.auxiliary import with_auxiliary
     from fisher_jax.models.constraints import (
         fixed,
         interval,
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
     from fisher_jax.models.linked import linked
     from fisher_jax.models.model import Model, dependent
     from fisher_jax.profile.profile_likelihood import Profile, profile_likelihood
+    from fisher_jax.profile.profile_region import ProfileRegion, profile_region
     from fisher_jax.simulation.convergence_rate import ConvergenceRate, convergence_rate
     from fisher_jax.simulation.coverage import Coverage, coverage
     from fisher_jax.simulation.sample_size import SampleSize, sample_size
@@ -99,8 +105,18 @@ _DEFINED_IN = {
     "likelihood_ratio_test": "fisher_jax.inference.likelihood_ratio",
     "profile_likelihood": "fisher_jax.profile.profile_likelihood",
     "Profile": "fisher_jax.profile.profile_likelihood",
+    "profile_region": "fisher_jax.profile.profile_region",
+    "ProfileRegion": "fisher_jax.profile.profile_region",
     "HypothesisTest": "fisher_jax.inference.hypothesis",
+    "marginal_effects": "fisher_jax.inference.marginal_effects",
+    "Effects": "fisher_jax.inference.prediction",
+    "Prediction": "fisher_jax.inference.prediction",
+    "predict": "fisher_jax.inference.prediction",
+    "return_levels": "fisher_jax.inference.return_levels",
+    "ReturnLevels": "fisher_jax.inference.return_levels",
     "robust": "fisher_jax.inference.robust",
+    "quantile_comparison": "fisher_jax.checking.quantile_comparison",
+    "QuantileComparison": "fisher_jax.checking.quantile_comparison",
     "score_test": "fisher_jax.inference.score",
     "wald_test": "fisher_jax.inference.wald",
     "Covariance": "fisher_jax.information",
@@ -127,6 +143,7 @@ _DEFINED_IN = {
     "simplex": "fisher_jax.models.constraints",
     "unit_interval": "fisher_jax.models.constraints",
     "linked": "fisher_jax.models.linked",
+    "with_auxiliary": "fisher_jax.models.auxiliary",
     "Model": "fisher_jax.models.model",
     "dependent": "fisher_jax.models.model",
     "StreamResult": "fisher_jax.stream",
@@ -159,6 +176,7 @@ __all__ = [
     "Coverage",
     "DeltaEstimate",
     "Design",
+    "Effects",
     "Enumeration",
     "Estimate",
     "Fit",
@@ -174,10 +192,14 @@ __all__ = [
     "InformationWarning",
     "Model",
     "MonteCarlo",
+    "Prediction",
     "Profile",
+    "ProfileRegion",
     "Quadrature",
+    "QuantileComparison",
     "QuasiMonteCarlo",
     "Regularity",
+    "ReturnLevels",
     "SampleSize",
     "SamplingDistribution",
     "ScoreDistribution",
@@ -214,6 +236,7 @@ __all__ = [
     "linked",
     "load",
     "log_likelihood",
+    "marginal_effects",
     "moments",
     "observed_information",
     "optimal_design",
@@ -222,7 +245,11 @@ __all__ = [
     "plots",
     "positive",
     "positive_definite",
+    "predict",
     "profile_likelihood",
+    "profile_region",
+    "quantile_comparison",
+    "return_levels",
     "robust",
     "sample_size",
     "sampling_distribution",
@@ -234,6 +261,7 @@ __all__ = [
     "stream",
     "unit_interval",
     "wald_test",
+    "with_auxiliary",
 ]
 
 

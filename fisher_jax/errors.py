@@ -91,8 +91,12 @@ def entry_point(function: Function) -> Function:
             unknown = [key for key in keywords if key not in parameters]
             text = f"there is no argument {unknown[0]!r}." if unknown else f"{error}."
             if count > len(positional):
-                hint = f" Give the others by name, as {named[0]}=…." if named else ""
-                text = f"{count} arguments came by position, of {len(positional)}.{hint}"
+                first = arguments[len(arguments) - count + len(positional)]
+                after = f": after {positional[-1]} came {shown(first)}" if positional else ""
+                hint = f" Give it by name, as {named[0]}=…." if named else ""
+                if {"given", "weights"} <= set(named):
+                    hint = " Covariates are passed as given=…, weights as weights=…."
+                text = f"{count} arguments came by position, of {len(positional)}{after}.{hint}"
             return f"{text} It takes {', '.join(parameters)}."
         return ""
 
@@ -211,7 +215,8 @@ def check_pytrees(**trees: Any) -> None:
     """Pytrees of arrays, by the names of the arguments; results of this library are pytrees too, and raise."""
     for name, tree in trees.items():
         check_pytree(tree, name)
-        if type(tree).__module__.startswith("fisher_jax.") and not jax.tree_util.all_leaves([tree]):
+        is_result = type(tree).__module__.startswith("fisher_jax.") and not getattr(tree, "holds_data", False)
+        if is_result and not jax.tree_util.all_leaves([tree]):
             hint = " Did you mean its `params`?" if hasattr(tree, "params") else ""
             raise TypeError(f"{name} is {kind_of(tree)}; expected arrays, or a pytree of them.{hint}")
         if any(is_key(leaf) for leaf in jax.tree.leaves(tree)):

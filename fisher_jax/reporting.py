@@ -4,8 +4,8 @@ import abc
 import html
 import math
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Table:
         Rows set apart below the others.
     keys : tuple of str
         Names of the columns after the first in a data frame, where the headings are not these.
+    formats : dict of str to function
+        For columns whose numbers are printed otherwise, by heading: the text of a number.
     """
 
     columns: tuple[str, ...]
@@ -38,6 +40,7 @@ class Table:
     caption: str = ""
     foot: Sequence[tuple[Any, ...]] = ()
     keys: tuple[str, ...] = ()
+    formats: Mapping[str, Callable[[Any], str]] = field(default_factory=dict)
 
     def to_frame(self) -> Any:
         """The rows, not the foot, as a pandas DataFrame whose index is their names (needs the extra `frames`)."""
@@ -54,14 +57,14 @@ class Table:
 
         alignment = "l" + "r" * (len(self.columns) - 1)
         lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", line(self.columns), r"\midrule"]
-        lines += [line(row) for row in _texts(self.rows)]
+        lines += [line(row) for row in self._texts(self.rows)]
         if self.foot:
-            lines += [r"\midrule", *(line(row) for row in _texts(self.foot))]
+            lines += [r"\midrule", *(line(row) for row in self._texts(self.foot))]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
     def lines(self) -> list[str]:
         """The table as lines of text, names to the left and cells to the right."""
-        rows = [self.columns, *_texts(self.rows), *_texts(self.foot)]
+        rows = [self.columns, *self._texts(self.rows), *self._texts(self.foot)]
         widths = [max(len(row[k]) for row in rows) for k in range(len(self.columns))]
         lines = [self.caption] if self.caption else []
         for name, *cells in rows:
@@ -74,9 +77,16 @@ class Table:
         head = "".join(f"<th>{html.escape(title)}</th>" for title in self.columns)
         body = "".join(
             f"<tr><th>{html.escape(name)}</th>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-            for name, *cells in [*_texts(self.rows), *_texts(self.foot)]
+            for name, *cells in [*self._texts(self.rows), *self._texts(self.foot)]
         )
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _texts(self, rows: Sequence[tuple[Any, ...]]) -> list[list[str]]:
+        formats = [self.formats.get(column, number) for column in self.columns]
+        return [
+            [cell if isinstance(cell, str) else text(cell) for cell, text in zip(row, formats, strict=True)]
+            for row in rows
+        ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,6 +186,14 @@ def probability(p: Any) -> str:
     return "-" if math.isnan(float(p)) else f"{float(p):.4g}"
 
 
+def z_statistic(z: Any) -> str:
+    """A z-statistic in three decimals; a dash for what is not a number."""
+    return "-" if math.isnan(float(z)) else f"{float(z):.3f}"
+
+
+TEST_FORMATS = {"z": z_statistic, "p-value": probability}  # of the columns that test whether a number is zero
+
+
 def percent(level: float) -> str:
     """A level as a percentage."""
     return f"{100 * level:g} %"
@@ -190,10 +208,6 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     """Names separated by commas, the first few where there are many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _texts(rows: Sequence[tuple[Any, ...]]) -> list[list[str]]:
-    return [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
 
 
 def _sentence(note: str) -> str:

@@ -168,7 +168,7 @@ def test_a_series_is_drawn_in_blocks_or_from_the_model():
         assert found.standard_errors()["phi"] == pytest.approx(float(errors["phi"]), rel=0.25)
     blocks = fj.bootstrap(fit, KEY, 50, method="block", block_length=10)
     assert "blocks of 10" in str(blocks)
-    with pytest.raises(ValueError, match="influence of observations by themselves, which blocks do not"):
+    with pytest.raises(ValueError, match="influence of observations by themselves, which blocks and data"):
         blocks.confidence_intervals(0.9, "bca")
 
 
@@ -212,8 +212,11 @@ def test_of_too_few_replicates_nothing_is_said():
         assert np.isnan([found.standard_errors(), found.bias()]).all()
         with pytest.raises(ValueError, match=f"{count} of 2 replicates converged, which make no histogram"):
             bootstrap_histogram(found)
-    with pytest.raises(TypeError, match="function must be a function of params, got str"):
-        left[2].confidence_intervals(0.9, "percentile", "params")
+    with pytest.raises(TypeError, match="function must be a function of params, got float"):
+        left[2].confidence_intervals(0.9, "percentile", 0.5)
+    np.testing.assert_array_equal(
+        left[2].confidence_intervals(0.9, "percentile", "2 params"), 2 * left[2].confidence_intervals(0.9)
+    )
     assert left[2].covariance() == pytest.approx(float(left[2].standard_errors()) ** 2)
 
 
@@ -268,3 +271,84 @@ def test_the_report_reads_so_and_fixed_parameters_stay():
     assert found.to_frame().shape == (100, 1)
     assert "<td>100, nonparametric</td>" in found._repr_html_()
     np.testing.assert_allclose(found.params["rate"], nonparametric().params[:100], rtol=1e-9)
+
+
+# Many fits.
+
+MANY = np.stack([WAITS, RNG.exponential(2.0, 40), np.full(40, np.nan), RNG.exponential(1.0, 40)])
+YEARS = np.ones((4, 40))
+YEARS[1, ::4] = 0.0  # missing
+YEARS[3, 0] = 3.0
+
+
+@functools.cache
+def many(weighted):
+    return fj.fit_batch(MODEL, 1.0, MANY, weights=YEARS if weighted else None)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("method", ["nonparametric", "parametric"])
+def test_each_fit_of_a_batch_has_the_replicates_that_it_has_by_itself(method, weighted):
+    fits = many(weighted)
+    with pytest.warns(fj.FitWarning, match="bootstrap: 1 of 4 fits did not converge and have no replicates"):
+        found = fj.bootstrap(fits, KEY, 50, method=method)
+    for k in (0, 1, 3):
+        alone = fj.bootstrap(fits[k], jax.random.fold_in(KEY, k), 50, method=method)
+        np.testing.assert_allclose(found.params[k], alone.params, rtol=1e-9)
+        np.testing.assert_allclose(found.standard_errors()[k], alone.standard_errors(), rtol=1e-8)
+        for way in ("percentile", "basic", "bca"):
+            ends = alone.confidence_intervals(0.8, way, jnp.log)
+            np.testing.assert_allclose(found.confidence_intervals(0.8, way, jnp.log)[k], ends, rtol=1e-7)
+            np.testing.assert_allclose(found[k].confidence_intervals(0.8, way, jnp.log), ends, rtol=1e-7)
+    assert not found.valid[2].any()
+    assert np.isnan(found.standard_errors()[2])
+    assert found.num_failed.tolist() == [0, 0, 50, 0]
+
+
+def test_clusters_blocks_and_the_jackknife_of_each_fit_of_a_batch():
+    fits = many(False)[np.array([0, 1, 3])]
+    for settings in ({"clusters": CLUSTERS}, {"method": "block", "block_length": 5}, {"acceleration": "jackknife"}):
+        found = fj.bootstrap(fits, KEY, 50, **settings)
+        alone = fj.bootstrap(fits[1], jax.random.fold_in(KEY, 1), 50, **settings)
+        np.testing.assert_allclose(found.params[1], alone.params, rtol=1e-9)
+        way = "percentile" if "method" in settings else "bca"
+        np.testing.assert_allclose(found.flat_intervals(0.8, way)[1], alone.flat_intervals(0.8, way), rtol=1e-7)
+        assert found.description == alone.description
+
+
+def test_replicates_of_many_fits_do_not_depend_on_how_many_are_in_memory(monkeypatch):
+    fits = many(True)[np.array([0, 1, 3])]
+    for method in ("nonparametric", "parametric"):
+        whole = fj.bootstrap(fits, KEY, 20, method=method)
+        for entries in (2000, 100):  # two fits at once; one by one
+            monkeypatch.setattr("fisher_jax.inference.replicates.HOST_ENTRIES", entries)
+            np.testing.assert_allclose(fj.bootstrap(fits, KEY, 20, method=method).params, whole.params, rtol=1e-12)
+        monkeypatch.undo()
+
+
+def test_a_bootstrap_of_many_fits_indexes_prints_and_frames():
+    fits = many(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fj.FitWarning)
+        found = fj.bootstrap(fits, KEY, 50)
+    assert len(found) == 4
+    assert found.num_replicates == 50
+    assert len(found[1:3]) == 2
+    assert [one.params.shape for one in found] == [(50,)] * 4
+    assert found.replicates().shape == (4, 50, 1)
+    assert found.covariance().shape == (4, 1, 1)
+    text = str(found)
+    for part in (
+        "Fits        4, each with as many replicates",
+        "medians over the fits that converged",
+        "1 of 4 fits did",
+    ):
+        assert part in text
+    frame = found.to_frame()
+    assert frame.index.names == ["fit", "replicate"]
+    assert len(frame) == 150
+    np.testing.assert_allclose(frame.loc[3, "params"], found.params[3], rtol=1e-14)
+    with pytest.raises(ValueError, match=r"this is of 4 fits. Give that of one, as bootstrap\[3\]"):
+        bootstrap_histogram(found)
+    with pytest.raises(ValueError, match="bootstrap: there is no fit in this batch that converged"):
+        fj.bootstrap(fits[2:3], KEY, 50)

@@ -43,6 +43,7 @@ def test_the_family_is_scipys_and_starts_at_the_maximum():
     np.testing.assert_allclose(density({"scale": 1.7}, Y), st.maxwell(scale=1.7).logpdf(Y), rtol=1e-12)
     assert np.isneginf(maxwell.log_density({"scale": 1.7}, -1.0))
     assert repr(maxwell) == "families.maxwell(scale)"
+    np.testing.assert_allclose(maxwell.mean({"scale": 1.7}), st.maxwell(scale=1.7).mean(), rtol=1e-12)
     assert "scipy.stats.maxwell(scale=scale)" in pydoc.render_doc(maxwell)
     fit = fj.fit(maxwell, None, Y)
     assert fit.converged

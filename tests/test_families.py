@@ -704,6 +704,73 @@ def test_a_family_survives_pickling_with_all_that_it_has(name):
     assert again.information == family.information
 
 
+# Means ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_is_scipys_or_that_of_draws(name):
+    model = FAMILIES[name].model
+    for k, params in enumerate(FAMILIES[name].points):
+        mean = model.mean(params)
+        for leaf in jax.tree.leaves(model.mean(single(params))):
+            assert leaf.dtype == jnp.float32
+        if FAMILIES[name].scipy is not None:
+            distribution = FAMILIES[name].scipy(params)
+            expected = distribution.mean() if callable(distribution.mean) else distribution.mean
+            np.testing.assert_allclose(mean, expected, rtol=1e-11)
+            continue
+        y = drawn(name)[k]
+        if FAMILIES[name].kind == "discrete":  # a category, whose mean is that of the indicators of all
+            y = np.asarray(y)[:, None] == np.arange(len(mean))
+        for leaf, values in zip(jax.tree.leaves(mean), jax.tree.leaves(y), strict=True):
+            error = np.std(values, axis=0) / np.sqrt(DRAWS)
+            np.testing.assert_array_less(np.abs(np.mean(values, axis=0) - leaf), 4 * error)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "expected"),
+    [
+        ("student_t", {"df": 1.0, "loc": 0.2, "scale": 1.3}, np.nan),
+        ("pareto", {"shape": 0.9, "minimum": 2.0}, np.inf),
+        ("gev", {"loc": 0.2, "scale": 1.3, "shape": 1.0}, np.inf),
+        ("generalized_pareto", {"scale": 1.3, "shape": 1.2}, np.inf),
+    ],
+)
+def test_a_mean_that_does_not_exist_is_nan_or_infinite(name, params, expected):
+    assert np.array_equal(FAMILIES[name].model.mean(params), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [-0.7, -0.401, -0.399, -1e-3, 1e-9, 0.399, 0.401, 0.9])
+def test_the_mean_of_the_gev_and_its_slope_hold_through_zero_and_over_their_switch(shape):
+    def mean(xi):
+        return families.gev.mean({"loc": 0.0, "scale": 1.0, "shape": xi})
+
+    value, slope = jax.value_and_grad(mean)(shape)
+    np.testing.assert_allclose(value, st.genextreme(-shape).mean() if abs(shape) > 1e-6 else np.euler_gamma, rtol=1e-8)
+    g = sp.gamma(1 - shape)
+    at_zero = 0.5 * (np.euler_gamma**2 + np.pi**2 / 6)
+    expected = (-g * sp.digamma(1 - shape) * shape - (g - 1)) / shape**2 if abs(shape) > 1e-2 else at_zero
+    np.testing.assert_allclose(slope, expected, rtol=1e-9 if abs(shape) > 1e-2 else 3e-3)
+
+
+@pytest.mark.parametrize("name", SCALAR)
+def test_the_mean_lies_in_the_support_that_the_family_states(name):
+    family = FAMILIES[name]
+    for params in family.points:
+        support = family.model.support
+        low, high = (support(params) if callable(support) else support) or (-np.inf, np.inf)
+        if np.ndim(family.model.mean(params)):  # that of the indicators of a category
+            assert (low, high) == (0.0, 1.0)
+        elif family.kind == "discrete":
+            ends = np.asarray(family.nodes(params))[[0, -1]]
+            assert (low, high) == (ends[0], ends[1] if name in ("bernoulli", "binomial", "beta_binomial") else np.inf)
+        else:
+            # An end that estimated parameters decide is not stated.
+            ends = family.nodes(params)
+            stated = name not in ("gev", "generalized_pareto", "von_mises")
+            assert (low, high) == tuple(ends) if stated else low in (-np.inf, 0.0)
+
+
 # Starts ---------------------------------------------------------------------------------------------------------------
 
 STARTING = [name for name in NAMES if FAMILIES[name].model.initial]

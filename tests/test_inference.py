@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from data_sets import BEEF, GAMMA, PROBLEMS, gamma_information, gamma_log_density
 from jax.scipy.stats import norm, poisson
 from test_oracles import assert_printed, fitted
@@ -104,7 +105,9 @@ def test_delta_method_keeps_the_layout_of_what_the_function_returns():
     expected = slopes @ np.asarray(fit.covariance()) @ slopes.T
     np.testing.assert_allclose(found.covariance, expected, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(np.ravel(found.standard_error["curve"]), np.sqrt(np.diag(expected))[:6], rtol=1e-10)
-    assert list(found.to_frame().columns) == ["estimate", "standard_error", "lower", "upper"]
+    frame = found.to_frame()
+    assert list(frame.columns) == ["estimate", "standard_error", "z", "p_value", "lower", "upper"]
+    np.testing.assert_allclose(frame["p_value"], 2 * scipy.stats.norm.sf(np.abs(frame["z"])), rtol=1e-12)
     assert "curve[1,2]" in str(found)
     assert "<td>" in found._repr_html_()
 
@@ -626,14 +629,36 @@ def test_coefficients_stand_side_by_side():
     table = fj.coefficient_table(free=fitted("gamma"), held=held(4.5))
     assert table.parameters == ("shape", "rate")
     np.testing.assert_allclose(table.estimates[0], [4.00833903182907, 4.5])
-    assert_printed(table.standard_errors[0, 0], "0.00494611370441")
-    assert np.isnan(table.standard_errors[1, 1])
+    assert_printed(table.standard_errors[1, 0], "0.00494611370441")
+    assert np.isnan(table.standard_errors[0, 1])
     lines = str(table).splitlines()
     assert lines[1] == "  Covariance  inverse observed information, (minus Hessian)⁻¹"
-    assert lines[4].split() == ["rate", "0.054427", "(0.00495)", "0.061103", "(0.00181)"]
+    assert lines[5].split() == ["rate", "0.054427", "(0.00495)", "0.061103", "(0.00181)"]
     assert table.to_frame()["free"]["standard_error"].iloc[1] == table.standard_errors[1, 0]
+    assert list(table.to_frame()["held"].columns) == list(fitted("gamma").to_frame().columns)
     assert r"shape & 4.008 & 4.5 \\" in table.to_latex()
     assert "<th>shape</th>" in table._repr_html_()
+
+
+@pytest.mark.parametrize("show", ["standard_error", "z", "p_value", "interval"])
+def test_a_table_shows_what_was_chosen_in_brackets(show):
+    fit = fj.fit(fj.families.normal, None, BEEF)
+    table, row = fj.coefficient_table(curve=fit, show=show, level=0.6827), fit.to_frame(level=0.6827).loc["loc"]
+    numbers = row[["lower", "upper"]] if show == "interval" else [row[show]]
+    assert f"({', '.join(f'{x:.3g}' for x in numbers)})" in str(table)
+    assert f"({', '.join(f'{x:.4g}' for x in numbers)})" in table.to_latex()
+    assert show != "interval" or "68.27 % intervals" in str(table)
+    np.testing.assert_array_equal(table.to_frame()["curve"].loc["loc"], row)
+
+
+def test_matrices_have_labels_on_request():
+    fit = fitted("gamma")
+    for method in (fit.covariance, fit.correlation):
+        frame = method("sandwich", labels=True)
+        assert list(frame.index) == list(frame.columns) == list(fit.names)
+        np.testing.assert_array_equal(frame, method("sandwich"))
+    with pytest.raises(ValueError, match="labels=True gives the matrix of one fit"):
+        fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, np.stack([BEEF, BEEF])).covariance(labels=True)
 
 
 # Precision.

@@ -232,3 +232,25 @@ def test_what_is_kept_of_functions_that_are_gone_is_bounded():
         programs_of(fj.Model(shifted(float(number))))
     assert len(_shared) <= MAX_SHARED
     assert content_of(shifted(np.zeros(LARGE)))[0] is None
+
+
+def test_code_that_is_replaced_in_place_is_compiled_anew():  # as IPython's %autoreload does where a file has changed
+    def density(params, y):
+        return norm.logpdf(y, params["loc"], 1.0)
+
+    def edited(params, y):
+        return norm.logpdf(y, params["loc"] + 1.0, 1.0)
+
+    def results():
+        fits = fj.fit_batch(model, {"loc": 0.0}, Y.reshape(3, 10))
+        total = fj.log_likelihood(model, {"loc": 0.0}, Y)
+        return [float(fj.fit(model, {"loc": 0.0}, Y).params["loc"]), *np.asarray(fits.params["loc"]), float(total)]
+
+    model = fj.Model(density)
+    expected = np.array(results())
+    expected[:4] -= 1.0
+    expected[4] = np.sum(norm.logpdf(Y, 1.0, 1.0))
+    density.__code__ = edited.__code__
+    np.testing.assert_allclose(results(), expected, rtol=1e-6)
+    density.__dict__ = edited.__dict__
+    np.testing.assert_allclose(results(), expected, rtol=1e-6)

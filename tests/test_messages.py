@@ -85,13 +85,16 @@ MISUSE = {
     "shapes that do not fit": (lambda: fj.fit(lambda p, y: jnp.sum(p["loc"] * jnp.ones(3) * y), START, np.ones((9, 2))), TypeError, r"fit: log_density raised TypeError at line \d+ of test_messages.py.*It was called with {'loc': \(\), 'scale': \(\)}, \(2,\)"),
     "misspelt parameter": (lambda: fj.fit(density, {"loc": 0.0, "sigma": 1.0}, Y), ValueError, r"fit: log_density raised KeyError at line \d+ of test_messages.py.*: 'scale'. It was called with {'loc'.*'sigma'"),
     "misspelt parameter of a family": (lambda: fj.log_likelihood(fj.Model(fj.families.normal.log_density), {"mean": 0.0, "scale": 1.0}, Y), ValueError, "log_likelihood: log_density raised KeyError: 'loc'. It was called with {'mean'"),
-    "covariates by position": (lambda: fj.fit(density, START, Y, Y), TypeError, r"fit: 4 arguments came by position, of 3. Give the others by name, as given=….*weights"),
+    "covariates by position": (lambda: fj.fit(density, START, Y, Y), TypeError, r"fit: 4 arguments came by position, of 3: after data came an array of shape \(30,\). Covariates are passed as given=…, weights as weights=…"),
     "unknown argument": (lambda: fj.fit(density, START, Y, weight=Y), TypeError, "fit: there is no argument 'weight'. It takes model, start, data, given, weights"),
     "missing argument": (lambda: fj.fit_batch(density, START), TypeError, "fit_batch: missing a required argument: 'data'. It takes model"),
     "unknown argument of a method": (lambda: fitted().confidence_intervals(levels=0.9), TypeError, "confidence_intervals: there is no argument 'levels'. It takes kind, level, method, scale"),
-    "range as a tuple": (lambda: fj.Model(density, constraints={"scale": (0, 1)}), TypeError, r"the constraint of `scale\[0\]` is 0.*A range is written fisher_jax.interval\(low, high\)"),
-    "profile by name": (lambda: fj.profile_likelihood(fitted(), "loc"), TypeError, "profile_likelihood: function must be a function of params, got the text 'loc'. Parameters are named by parameters='loc'"),
-    "hypothesis as text": (lambda: fj.wald_test(fitted(), "loc = 0"), TypeError, "wald_test: the hypothesis is 'loc = 0'. Write names and values as a dictionary, as {'loc': 0.0}"),
+    "range as a list": (lambda: fj.Model(density, constraints={"scale": [0, 1]}), TypeError, r"the constraint of `scale\[0\]` is 0.*A range is written as a tuple, \(low, high\)"),
+    "positional weights of a batch": (lambda: fj.fit_batch(density, START, Y[None], Y), TypeError, r"fit_batch: 4 arguments came by position, of 3: after data came an array of shape \(30,\). Covariates are passed as given=…"),
+    "positional covariates of a log-likelihood": (lambda: fj.log_likelihood(density, START, Y, Y), TypeError, "log_likelihood: 4 arguments.* Covariates are passed as given=…, weights as weights=…"),
+    "positional level": (lambda: fj.delta_method(fitted(), "loc", 0.9), TypeError, "delta_method: 3 arguments came by position, of 2: after function came 0.9. Give it by name, as kind=…"),
+    "profile of an unknown name": (lambda: fj.profile_likelihood(fitted(), "scala"), ValueError, "profile_likelihood: function: in 'scala' no parameter is named 'scala'; there are loc, scale. Did you mean `scale`"),
+    "hypothesis as text": (lambda: fj.wald_test(fitted(), "locus = 0"), ValueError, "wald_test: the hypothesis: in 'locus = 0' no parameter is named 'locus'; there are loc, scale. Did you mean `loc`"),
     "fit in place of params": (lambda: fj.fit(density, fitted(), Y), TypeError, "fit: params is Fit; expected arrays.*Did you mean its `params`"),
     "keys of two types": (lambda: fj.fit(density, {"loc": 0.0, 1: 1.0}, Y), TypeError, "fit: params is no pytree that JAX can flatten.*keys of each dictionary one type"),
     "integer density": (lambda: fj.fit(lambda p, y: jnp.int32(1), 0.0, Y), TypeError, "floating number in nats.*int32"),
@@ -122,7 +125,9 @@ MISUSE = {
     "bijector in numpy": (lambda: fj.fit(bound(scale=NumpyBijector()), START, Y), TypeError, r"inverse of the bijector NumpyBijector leaves jax.numpy at line \d+ of test_messages.py, `return np.log"),
     "no constraint": (lambda: fj.Model(density, constraints={"scale": "positive"}), TypeError, "the constraint of `scale` is 'positive'"),
     "empty interval": (lambda: fj.interval(2, 1), ValueError, r"low < high.*interval\(2, 1\)"),
-    "interval without ends": (lambda: fj.interval(-np.inf, np.inf), ValueError, "at least one finite end"),
+    "interval of two texts": (lambda: fj.interval("0", None), TypeError, "interval: low='0' must be a number, or None where there is no bound"),
+    "bounds the wrong way round": (lambda: fj.Model(density, constraints={"scale": (1, 0)}), ValueError, r"Model: the bounds of `scale` are \(1, 0\); expected \(low, high\), low < high"),
+    "bounds that could be a tree": (lambda: fj.fit(fj.Model(density, constraints={"scale": (0, 1)}), {"loc": 0.0, "scale": [0.1, 0.2]}, Y), ValueError, "constraint of `scale` is a tuple of numbers, and its parameters are in a sequence: bounds for all of them, or one each"),
     "complex parameters": (lambda: fj.fit(lambda p, y: 0.0, np.array([1j, 2]), Y), TypeError, "`params` has dtype complex128; parameters are real numbers"),
     "boolean": (lambda: fj.fit(lambda p, y: 0.0, {"a": True}, Y), TypeError, "`a` has dtype bool"),
     "no parameters": (lambda: fj.fit(density, {}, Y), ValueError, "params holds no array"),
@@ -187,9 +192,8 @@ MISUSE = {
     "profile interval of a covariance": (lambda: fitted().confidence_intervals(level=0.9, method="profile", kind="sandwich"), ValueError, 'method="profile" needs no covariance and no scale'),
     "profile interval without the data": (lambda: jax.tree.map(jnp.asarray, fitted()).confidence_intervals(level=0.9, method="profile"), ValueError, "confidence_intervals: needs the data, which this fit no longer has"),
     "profile of no fit": (lambda: fj.profile_likelihood(START), TypeError, "profile_likelihood: expected a Fit, got dict"),
-    "profile of a batch": (lambda: fj.profile_likelihood(fj.fit_batch(bound(scale=fj.positive), START, np.stack([Y, 2 * Y]))), TypeError, r"takes one fit, for each has curves of its own. Take one, fits\[3\], or use fits.confidence_intervals"),
-    "profile of a stranger": (lambda: fj.profile_likelihood(fitted(), parameters=["loc", "shape"]), ValueError, "parameters names 'shape', which is not estimated; there are `loc`, `scale`"),
-    "profile of none": (lambda: fj.profile_likelihood(fitted(), parameters=[]), ValueError, "parameters is empty. Leave it out to profile all"),
+    "profile of a stranger": (lambda: fj.profile_likelihood(fitted(), parameters=["loc", "shape"]), ValueError, "parameters: no entry is named 'shape'; there are loc, scale"),
+    "profile of none": (lambda: fj.profile_likelihood(fitted(), parameters=[]), ValueError, r"parameters=\[\]; expected one or more different names out of loc, scale"),
     "profile of two kinds": (lambda: fj.profile_likelihood(fitted(), lambda p: p["loc"], parameters="loc"), ValueError, "give a function or the names of parameters, not both"),
     "profile of a number": (lambda: fj.profile_likelihood(fitted(), 3.0), TypeError, "function must be a function of params, got float"),
     "profile at a level": (lambda: fj.profile_likelihood(fitted(), level=95), ValueError, "profile_likelihood: level=95 must lie strictly between 0 and 1"),
@@ -224,7 +228,6 @@ MISUSE = {
     "bootstrap of an unknown acceleration": (lambda: fj.bootstrap(fitted(), KEY, acceleration="none"), ValueError, 'acceleration=.none. is unknown; choose from .infinitesimal., .jackknife.'),
     "bootstrap once": (lambda: fj.bootstrap(fitted(), KEY, 1), ValueError, "num_replicates=1 must be a whole number, at least 2"),
     "bootstrap of a failed fit": (lambda: fj.bootstrap(fj.fit(bound(scale=fj.positive), START, Y, max_steps=1), KEY), ValueError, "bootstrap: needs a fit that converged.*Step limit"),
-    "bootstrap of a batch": (lambda: fj.bootstrap(fj.fit_batch(bound(scale=fj.positive), START, np.stack([Y, 2 * Y])), KEY), TypeError, "takes one fit, which it makes a batch of"),
     "bootstrap without the data": (lambda: fj.bootstrap(jax.tree.map(jnp.asarray, fitted()), KEY), ValueError, "bootstrap: needs the data, which this fit no longer has"),
     "bootstrap of a number for a key": (lambda: fj.bootstrap(fitted(), 3), TypeError, r"bootstrap: key is int; expected one key, as jax.random.key\(3\)"),
     "bootstrap of many keys": (lambda: fj.bootstrap(fitted(), jax.random.split(KEY, 3)), TypeError, "bootstrap: key is .*expected one key"),
@@ -291,7 +294,7 @@ MISUSE = {
     "predictor of a number": (lambda: fj.fisher_information(fj.linked(fj.families.poisson, lambda p: p), 1.0), TypeError, "predictor must return a dictionary.*but returned"),
     "predictor of another name": (lambda: fj.log_likelihood(fj.linked(fj.families.poisson, lambda p: {"mean": p}), 1.0, np.array([1, 2])), ValueError, "family needs the parameter 'rate', but the predictor returned mean"),
     "information of other parameters": (lambda: record() + record("a", "b"), ValueError, "cannot add the information on `a`, `b` to that on `loc`, `scale`"),
-    "marginal of nobody": (lambda: record().marginal("lcoation"), ValueError, "Information.marginal: no parameter is named 'lcoation'; there are `loc`, `scale`"),
+    "marginal of nobody": (lambda: record().marginal("lcoation"), ValueError, "Information.marginal: names: no entry is named 'lcoation'; there are loc, scale"),
     "fixed twice": (lambda: record().fix(["loc", "loc"]), ValueError, "expected one or more different names"),
     "reparametrised into others": (lambda: record().reparametrize(lambda p: {"loc": p["m"]}, {"m": 1.0}), ValueError, "gives `loc`, but the information is about.*`scale` is missing"),
     "bias of another shape": (lambda: fj.cramer_rao_bound(fj.families.normal, START, num_observations=9, bias=lambda p: p["loc"]), ValueError, "bias of loc, scale: give it the same structure"),
@@ -599,9 +602,9 @@ def test_the_report_reads_so():
     ]
     assert lines[5] == "  Covariance               inverse observed information, (minus Hessian)⁻¹"
     assert lines[7:] == [
-        "  parameter  estimate  std. error  lower 95 %  upper 95 %",
-        "  loc               3    0.935414     1.16662     4.83338",
-        "  scale       1.87083    0.661438    0.935597     3.74093",
+        "  parameter  estimate  std. error      z   p-value  lower 95 %  upper 95 %",
+        "  loc               3    0.935414  3.207  0.001341     1.16662     4.83338",
+        "  scale       1.87083    0.661438      -         -    0.935597     3.74093",
     ]
 
 
@@ -618,7 +621,11 @@ def test_the_report_shows_in_a_notebook_and_as_a_frame():
     assert page.count("<tr>") == 5 + 1 + 2
     frame = fit.to_frame(level=0.9)
     assert list(frame.index) == ["loc", "scale"]
-    assert list(frame.columns) == ["estimate", "standard_error", "lower", "upper"]
+    assert list(frame.columns) == ["estimate", "standard_error", "z", "p_value", "lower", "upper"]
+    np.testing.assert_allclose(
+        frame.loc["loc", "p_value"], 2 * scipy.stats.norm.sf(abs(frame.loc["loc", "z"])), rtol=1e-12
+    )
+    assert frame.loc["scale", ["z", "p_value"]].isna().all()  # no scale is zero
     np.testing.assert_allclose(frame.loc["scale", "standard_error"], fit.standard_errors()["scale"], rtol=1e-12)
     matrix = fit.information().to_frame()
     np.testing.assert_allclose(matrix.loc["loc", "scale"], np.asarray(fit.information())[0, 1])

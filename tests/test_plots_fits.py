@@ -39,7 +39,7 @@ def test_each_fit_has_its_estimates_and_intervals(fit):
     np.testing.assert_allclose(bars[1], intervals["rate"], rtol=1e-6)
     np.testing.assert_allclose(bars[2], exponential.confidence_intervals(level=0.9)["rate"], rtol=1e-6)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["gamma", "exponential"]
-    with pytest.raises(ValueError, match="coefficient_plot: names: no entry is named 'loc'; there are rate, shape"):
+    with pytest.raises(ValueError, match="coefficient_plot: names: no entry is named 'loc'; there are shape, rate"):
         coefficient_plot(fit, names=["loc"])
 
 

@@ -305,3 +305,77 @@ def test_a_summary_may_show_profile_intervals():
     np.testing.assert_allclose(frame.loc["rate", ["lower", "upper"]].to_numpy(float), ends["rate"], rtol=1e-12)
     with pytest.raises(ValueError, match="summary: method='bca' is unknown"):
         fit.summary(method="bca")
+
+
+def log_mean(params):
+    return {"log mean": jnp.log(params["shape"] / params["rate"])}
+
+
+@functools.cache
+def many():
+    """Three fits: whole data, half of the data, and one that does not converge."""
+    weights = np.ones((3, len(BEEF)))
+    weights[1, ::2] = 0.0
+    data = np.stack([BEEF, BEEF, np.ones_like(BEEF)])
+    return fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, data, weights=weights)
+
+
+@functools.cache
+def profiles_of_many():
+    with pytest.warns(fj.FitWarning) as warned:
+        profiles = fj.profile_likelihood(many(), log_mean)
+    assert [str(warning.message)[:60] for warning in warned] == [
+        "profile_likelihood: 1 of 3 fits did not converge, and their ",
+        "profile_likelihood: an end is NaN in 1 of 3 fits; print the ",
+    ]
+    return profiles
+
+
+def test_a_function_of_each_fit_of_a_batch_has_the_profile_that_it_has_by_itself():
+    found = profiles_of_many()
+    assert found.interval.shape == (3, 1, 2)
+    for k in (0, 1):
+        alone = fj.profile_likelihood(many()[k], log_mean)
+        one = found[k]
+        np.testing.assert_allclose(one.interval, alone.interval, rtol=1e-9)
+        np.testing.assert_allclose(one.standard_error, alone.standard_error, rtol=1e-9)
+        used = np.isfinite(one.value)
+        np.testing.assert_allclose(one.value[used], alone.value[np.isfinite(alone.value)], rtol=1e-6)
+        assert one.upper_end == alone.upper_end == ("cut-off reached",)
+        assert one.names == ("log mean",)
+        assert str(one) == str(alone)
+    assert np.isnan(found.standard_error[2]).all()
+
+
+def test_profiles_of_many_fits_index_iterate_print_and_frame():
+    found = profiles_of_many()
+    assert len(found) == len(found[:2]) + 1 == 3
+    assert [one.estimate[0] for one in found] == found.estimate[:, 0].tolist()
+    assert len(found[np.array([True, False, True])]) == 2
+    text = str(found)
+    assert "Fits     3" in text
+    assert "1 of 3 fits did not converge." in text
+    assert "medians over the fits" in text
+    frame = found.to_frame()
+    assert frame.index.names == ["fit", "name"]
+    np.testing.assert_array_equal(frame.loc[(1, "log mean"), "upper"], found.upper[1, 0])
+    shape = jax.tree.leaves(found.params)[0].shape
+    assert shape == found.value.shape
+    with pytest.raises(TypeError, match="this is one fit, without a batch axis"):
+        found[0][0]
+
+
+def test_a_fit_of_a_batch_that_stopped_early_is_profiled_from_where_it_goes_on():
+    fits = fj.fit_batch(GAMMA, {"shape": 1.0, "rate": 1.0}, np.stack([BEEF, BEEF]), max_steps=2, retry=False)
+    assert not np.any(fits.converged)
+    with pytest.warns(fj.FitWarning, match="2 of 2 fits did not converge"):
+        found = fj.profile_likelihood(fits)
+    assert found.num_restarts.tolist() == [1, 1]
+    assert found.fit.converged.all()
+    np.testing.assert_allclose(found.interval, np.stack([gamma_profile().interval] * 2), rtol=1e-8)
+    assert "In 2 of 2 fits a better optimum was found" in str(found)
+
+
+def test_the_profile_of_a_batch_without_fits_is_an_error():
+    with pytest.raises(ValueError, match="profile_likelihood: there are no fits in this batch"):
+        fj.profile_likelihood(many()[:0])

@@ -1,5 +1,6 @@
 """Every status is reached by a case that deserves it, and its message says what to look at."""
 
+import dataclasses
 import re
 
 import jax
@@ -285,6 +286,31 @@ def test_infinite_degrees_of_freedom_are_a_boundary():
     fit = fj.fit(model, {"df": 5.0, "loc": 0.0, "scale": 1.0}, sample)
     assert fit.status is Status.BOUNDARY
     assert "df" in fit.diagnosis()
+    # At the edge the model is the normal, and its errors are those of the other parameters given the edge.
+    normal = fj.fit(NORMAL, {"loc": 0.0, "scale": 1.0}, sample)
+    assert "conditional on `df` at the edge" in " ".join(str(fit).split())
+    with pytest.warns(fj.FitWarning, match="conditional on `df` at the edge"):
+        frame = fit.to_frame()
+    assert list(frame.index) == ["df (at its edge)", "loc", "scale"]
+    assert frame.loc["df (at its edge)", "standard_error":].isna().all()
+    for kind in ("observed", "sandwich"):
+        np.testing.assert_allclose(
+            fit.summary(kind).to_frame().iloc[1:].astype(float),
+            normal.to_frame(kind).astype(float),
+            rtol=1e-3,
+            atol=1e-6,
+        )
+    with pytest.warns(fj.FitWarning, match="no standard errors"):
+        assert np.isnan(fit.standard_errors()["loc"])  # what gives numbers alone cannot label them
+
+
+def test_errors_at_an_edge_are_given_only_where_the_others_are_at_their_maximum():
+    model = fj.Model(student, constraints={"df": fj.positive, "scale": fj.positive})
+    fit = fj.fit(model, {"df": 5.0, "loc": 0.0, "scale": 1.0}, np.linspace(-1.7, 1.7, 60))
+    moved = dataclasses.replace(fit, free=fit.free + np.array([0.0, 0.3, 0.0]))
+    for other in (moved, dataclasses.replace(fit, origin=None)):
+        assert "conditional" not in str(other)
+        assert other.summary().to_frame()["standard_error"].isna().all()
 
 
 def test_a_variance_component_whose_best_value_is_zero_is_a_boundary():

@@ -44,8 +44,18 @@ def fitted():
 
 
 @functools.cache
+def line():
+    return fj.fit(STRAIGHT, {"a": 0.0, "b": 1.0}, Y, given=X)
+
+
+@functools.cache
 def null():
     return fj.fit(fj.Model(density, constraints={"scale": fj.positive, "loc": fj.fixed}), START, Y)
+
+
+@functools.cache
+def excesses():
+    return fj.fit(fj.families.exponential, {"rate": 1.0}, np.abs(Y))
 
 
 @functools.cache
@@ -122,9 +132,29 @@ RIGHT = {
         {"model": MODEL, "params": START, "expectation": None, "kind": "observed", "data": Y}
         | {"given": None, "weights": None},
     ),
+    "fit with an auxiliary measurement": lambda: (
+        fj.fit,
+        {"model": fj.with_auxiliary(MODEL, lambda params, m: norm.logpdf(m, params["scale"], 1.0)), "start": START}
+        | {"data": (Y, 1.0), "given": None, "weights": None},
+    ),
+    "with_auxiliary": lambda: (fj.with_auxiliary, {"model": MODEL, "log_density": density, "sample": None}),
     "delta_method": lambda: (
         fj.delta_method,
         {"fit": fitted(), "function": first, "kind": None, "level": 0.95},
+    ),
+    "predict": lambda: (
+        fj.predict,
+        {"fit": line(), "new": X, "what": "mean", "kind": None, "level": 0.95, "scale": "unconstrained"}
+        | {"new_axis": None, "model": None},
+    ),
+    "contrast": lambda: (
+        fj.predict(line()).contrast,
+        {"other": "pairs", "ratio": False, "names": None},
+    ),
+    "marginal_effects": lambda: (
+        fj.marginal_effects,
+        {"fit": line(), "new": None, "variables": None, "what": "mean", "at": "overall", "method": "dydx"}
+        | {"dummy": False, "weights": None, "kind": None, "level": 0.95, "new_axis": None, "model": None},
     ),
     "wald_test": lambda: (fj.wald_test, {"fit": fitted(), "restriction": {"loc": 0.0}, "kind": None}),
     "score_test": lambda: (
@@ -138,6 +168,26 @@ RIGHT = {
     "profile_likelihood": lambda: (
         fj.profile_likelihood,
         {"fit": fitted(), "function": None, "level": 0.95, "parameters": "loc"},
+    ),
+    "profile_region": lambda: (
+        fj.profile_region,
+        {"fit": fitted(), "pair": ("loc", "scale"), "level": 0.95, "joint": True, "num_points": 8},
+    ),
+    "return_levels": lambda: (
+        fj.return_levels,
+        {"fit": excesses(), "periods": [2.0, 10.0], "given": None, "threshold": 0.0, "rate": 1.0, "rate_error": 0.0}
+        | {"kind": None, "level": 0.95, "method": "delta", "replicates": None},
+    ),
+    "quantile_comparison": lambda: (
+        fj.quantile_comparison,
+        {
+            "fit": excesses(),
+            "scale": None,
+            "envelope": "order statistics",
+            "key": None,
+            "num_replicates": 20,
+            "level": 0.95,
+        },
     ),
     "confidence_intervals": lambda: (
         fitted().confidence_intervals,

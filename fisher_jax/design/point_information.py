@@ -15,6 +15,7 @@ from fisher_jax.information.cramer_rao import slope_of
 from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information.fisher_information import check_expectation, describe, expected_information
 from fisher_jax.information.quadrature import by_nodes
+from fisher_jax.models.auxiliary import check_without_auxiliary
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values, in_key_order, key_order
@@ -84,6 +85,7 @@ def make_point_information(
 ) -> PointInformation:
     """Check a user's model and parameters, and differentiate the estimand."""
     model = as_model(model)
+    check_without_auxiliary(model, "a design")
     if model.is_dependent:
         raise ValueError("a dependent model has no information per observation, so no weights to give to points.")
     if expectation is not None:

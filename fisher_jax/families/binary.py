@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, not_a_count, outside_support, symmetric
 from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
@@ -22,6 +22,7 @@ def bernoulli_log_density(params: Params, y: ArrayLike) -> Scalar:
 
     - `logit`: real, log(p / (1 − p)).
 
+    Mean p.
     Information p (1 − p).
     In scipy: `scipy.stats.bernoulli(expit(logit))`.
     Start: the maximum, with half an observation added to each side: with ones only, or none, it lies at infinity.
@@ -42,6 +43,10 @@ def bernoulli_information(params: Params) -> Nested:
     return symmetric(("logit",), jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit))
 
 
+def bernoulli_mean(params: Params) -> Scalar:
+    return jax.nn.sigmoid(floats(params["logit"])[0])
+
+
 @starting_values
 def bernoulli_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, zero_or_one)
@@ -55,6 +60,8 @@ bernoulli = Family(
     quantile=bernoulli_quantile,
     initial=bernoulli_initial,
     information=bernoulli_information,
+    mean=bernoulli_mean,
+    support=(0.0, 1.0),
 )
 
 
@@ -78,6 +85,7 @@ def binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `logit`: real, log(p / (1 − p)).
     - `trials` n: a positive integer, a known constant that is not estimated.
 
+    Mean n p.
     Information n p (1 − p) of `logit`.
     In scipy: `scipy.stats.binom(trials, expit(logit))`.
     No `initial`: the data do not determine `trials`, so give params, as {"logit": 0.0, "trials": 12.0}.
@@ -107,12 +115,23 @@ def binomial_information(params: Params) -> Nested:
     return symmetric(("logit",), entry, constants=("trials",))
 
 
+def binomial_mean(params: Params) -> Scalar:
+    logit, trials = floats(params["logit"], params["trials"])
+    return trials * jax.nn.sigmoid(logit)
+
+
+def up_to_trials(params: Params) -> tuple[float, Scalar]:
+    return 0.0, floats(params["trials"])[0]
+
+
 binomial = Family(
     binomial_log_density,
     ("logit", "trials"),
     sample=binomial_sample,
     constraints={"trials": fixed},
     information=binomial_information,
+    mean=binomial_mean,
+    support=up_to_trials,
 )
 
 
@@ -129,6 +148,7 @@ def beta_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `concentration` c: positive; a + b of the beta distribution.
     - `trials` n: a positive integer, a known constant that is not estimated.
 
+    Mean n p.
     Information: no closed form; enumerate 0, …, n.
     In scipy: `scipy.stats.betabinom(trials, probability * concentration, (1 - probability) * concentration)`.
     No `initial`: the data do not determine `trials`, so give params.
@@ -154,11 +174,18 @@ def beta_binomial_sample(key: Array, params: Params) -> Scalar:
     return binomial_sample(for_count, {"logit": log_a - log_b, "trials": trials})
 
 
+def beta_binomial_mean(params: Params) -> Scalar:
+    probability, trials = floats(params["probability"], params["trials"])
+    return trials * probability
+
+
 beta_binomial = Family(
     beta_binomial_log_density,
     ("probability", "concentration", "trials"),
     sample=beta_binomial_sample,
     constraints={"probability": unit_interval, "concentration": positive, "trials": fixed},
+    mean=beta_binomial_mean,
+    support=up_to_trials,
 )
 
 
@@ -172,6 +199,7 @@ def categorical_log_density(params: Params, y: ArrayLike) -> Scalar:
 
     - `logits`: real, shape (K,), known up to a number added to all of them.
 
+    Mean p (K,), that of the K indicators of y, since the numbers of categories have no scale.
     Information diag(p) − p pᵀ, of rank K − 1: fit with one logit held at a value, by `linked` or a density of your own.
     In scipy: the component y of `scipy.special.log_softmax(logits)`.
     No `initial`: the data do not determine K, so give params.
@@ -199,10 +227,16 @@ def categorical_information(params: Params) -> Nested:
     return {"logits": {"logits": jnp.diag(p) - p[:, None] * p[None, :]}}
 
 
+def categorical_mean(params: Params) -> Float[Array, " k"]:
+    return jax.nn.softmax(floats(params["logits"])[0])
+
+
 categorical = Family(
     categorical_log_density,
     ("logits",),
     sample=categorical_sample,
     quantile=categorical_quantile,
     information=categorical_information,
+    mean=categorical_mean,
+    support=(0.0, 1.0),
 )

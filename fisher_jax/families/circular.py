@@ -22,6 +22,7 @@ def von_mises_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `loc`: real, the mean direction in radians; known up to whole turns.
     - `concentration` κ: positive; 0 is the uniform distribution, and 1/κ the variance where κ is large.
 
+    Mean loc, the mean direction.
     Information diag(κ A(κ), A′(κ)) with A = I₁/I₀ and A′ = 1 − A/κ − A²; verified by quadrature in the tests.
     In scipy: `scipy.stats.vonmises(kappa=concentration, loc=loc)`.
     Start: the mean direction, and κ by the approximation of Banerjee et al. (2005), J. Mach. Learn. Res. 6, eq. (4.4).
@@ -65,6 +66,10 @@ def von_mises_information(params: Params) -> Nested:
     return symmetric(("loc", "concentration"), kappa * bessel_ratio(kappa), 0.0, jax.grad(jax.grad(log_i0e))(kappa))
 
 
+def von_mises_mean(params: Params) -> Scalar:
+    return floats(params["loc"])[0]
+
+
 @starting_values
 def von_mises_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -84,4 +89,5 @@ von_mises = Family(
     constraints={"concentration": positive},
     initial=von_mises_initial,
     information=von_mises_information,
+    mean=von_mises_mean,
 )

@@ -1,6 +1,7 @@
 """Families of counts without an upper limit. Draws are counts held as floating numbers, so that none overflows."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -91,6 +92,10 @@ def _mean_of_counts(s: Sample) -> Any:
     return s.xp.where(mean > 0, mean, 0.5 / s.size)
 
 
+def poisson_mean(params: Params) -> Scalar:
+    return floats(params["rate"])[0]
+
+
 @starting_values
 def poisson_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, not_negative)
@@ -104,6 +109,8 @@ poisson = Family(
     constraints={"rate": positive},
     initial=poisson_initial,
     information=poisson_information,
+    mean=poisson_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -118,6 +125,7 @@ def zero_inflated_poisson_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `inflation` π: between 0 and 1.
     - `rate` λ: positive, the mean of the counts that are not replaced.
 
+    Mean (1 − π) λ.
     Information ππ (1 − e^{−λ}) / ((1 − π) P₀), πλ −e^{−λ} / P₀, λλ (1 − π) (1/λ − π e^{−λ} / P₀); verified by enumeration in
     the tests.
     In scipy: none; a mixture of zero and `scipy.stats.poisson(mu=rate)`.
@@ -150,6 +158,11 @@ def zero_inflated_poisson_information(params: Params) -> Nested:
     )
 
 
+def zero_inflated_poisson_mean(params: Params) -> Scalar:
+    inflation, rate = floats(params["inflation"], params["rate"])
+    return (1.0 - inflation) * rate
+
+
 @starting_values
 def zero_inflated_poisson_initial(y: ArrayLike) -> dict[str, Any]:
     # mean = (1 − π) λ and variance / mean = 1 + π λ
@@ -168,6 +181,8 @@ zero_inflated_poisson = Family(
     constraints={"inflation": unit_interval, "rate": positive},
     initial=zero_inflated_poisson_initial,
     information=zero_inflated_poisson_information,
+    mean=zero_inflated_poisson_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -235,6 +250,10 @@ def negative_binomial_information(params: Params) -> Nested:
     return symmetric(("mean", "size"), size / (mean * (mean + size)), 0.0, jnp.where(accurate, of_size, jnp.nan))
 
 
+def negative_binomial_mean(params: Params) -> Scalar:
+    return floats(params["mean"])[0]
+
+
 @starting_values
 def negative_binomial_initial(y: ArrayLike) -> dict[str, Any]:
     # variance / mean = 1 + mean / size; a variance that is hardly larger than the mean starts near the Poisson limit
@@ -251,6 +270,8 @@ negative_binomial = Family(
     constraints={"mean": positive, "size": positive},
     initial=negative_binomial_initial,
     information=negative_binomial_information,
+    mean=negative_binomial_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -264,6 +285,7 @@ def geometric_log_density(params: Params, y: ArrayLike) -> Scalar:
 
     - `probability` p: between 0 and 1, of success at each trial.
 
+    Mean 1/p.
     Information 1 / (p² (1 − p)).
     In scipy: `scipy.stats.geom(probability)`.
     Start: the maximum, with half a failure added: with none it lies at p = 1.
@@ -286,6 +308,10 @@ def geometric_information(params: Params) -> Nested:
     return symmetric(("probability",), 1.0 / (p**2 * (1.0 - p)))
 
 
+def geometric_mean(params: Params) -> Scalar:
+    return 1.0 / floats(params["probability"])[0]
+
+
 @starting_values
 def geometric_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, above_zero)
@@ -300,4 +326,6 @@ geometric = Family(
     constraints={"probability": unit_interval},
     initial=geometric_initial,
     information=geometric_information,
+    mean=geometric_mean,
+    support=(1.0, math.inf),
 )

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
 
 from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, floats, outside_support, symmetric
@@ -40,6 +41,10 @@ def exponential_log_survival(params: Params, y: ArrayLike) -> Scalar:
     return -rate * jnp.maximum(y, 0.0)
 
 
+def exponential_mean(params: Params) -> Scalar:
+    return 1.0 / floats(params["rate"])[0]
+
+
 @starting_values
 def exponential_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, not_negative)
@@ -54,6 +59,8 @@ exponential = Family(
     initial=exponential_initial,
     information=OverSquare(("rate",), (1.0,)),
     log_survival=exponential_log_survival,
+    mean=exponential_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -69,6 +76,7 @@ def censored_exponential_log_density(params: Params, y: dict[str, ArrayLike]) ->
     - `rate`: positive, one divided by the mean of the uncensored duration.
     - `limit`: positive, a known constant that is not estimated.
 
+    Mean {"time": (1 − e^{−rate · limit}) / rate, "event": 1 − e^{−rate · limit}}.
     Information (1 − e^{−rate · limit}) / rate² of `rate`.
     In scipy: `scipy.stats.expon(scale=1 / rate)` of data that are a `scipy.stats.CensoredData`.
     Start: the maximum, half an event where there is none; `limit` the longest time.
@@ -87,6 +95,12 @@ def censored_exponential_information(params: Params) -> Nested:
     return symmetric(("rate",), -jnp.expm1(-rate * limit) / rate**2, constants=("limit",))
 
 
+def censored_exponential_mean(params: Params) -> dict[str, Scalar]:
+    rate, limit = floats(params["rate"], params["limit"])
+    events = -jnp.expm1(-rate * limit)
+    return {"time": events / rate, "event": events}
+
+
 @starting_values
 def censored_exponential_initial(y: dict[str, ArrayLike]) -> dict[str, Any]:
     s = Sample(y["time"], not_negative)
@@ -102,6 +116,7 @@ censored_exponential = Family(
     constraints={"rate": positive, "limit": fixed},
     initial=censored_exponential_initial,
     information=censored_exponential_information,
+    mean=censored_exponential_mean,
 )
 
 
@@ -116,6 +131,7 @@ def weibull_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `shape`: positive; below 1 the rate of events falls with time, above 1 it grows, and 1 is the exponential.
     - `scale`: positive; a fraction 1/e of durations is longer.
 
+    Mean scale Γ(1 + 1/shape).
     Information [[((1 − γ)² + π²/6) / shape², −(1 − γ) / scale], [·, shape² / scale²]], γ Euler's constant; verified by
     quadrature in the tests.
     In scipy: `scipy.stats.weibull_min(c=shape, scale=scale)`.
@@ -145,6 +161,11 @@ def weibull_log_survival(params: Params, y: ArrayLike) -> Scalar:
     return jnp.where(before, 0.0, -jnp.exp(shape * jnp.log(jnp.where(before, 1.0, y) / scale)))
 
 
+def weibull_mean(params: Params) -> Scalar:
+    shape, scale = floats(params["shape"], params["scale"])
+    return scale * jnp.exp(gammaln(1.0 + 1.0 / shape))
+
+
 @starting_values
 def weibull_initial(y: ArrayLike) -> dict[str, Any]:
     # −log y is Gumbel with scale 1 / shape
@@ -164,4 +185,6 @@ weibull = Family(
     initial=weibull_initial,
     information=weibull_information,
     log_survival=weibull_log_survival,
+    mean=weibull_mean,
+    support=(0.0, math.inf),
 )

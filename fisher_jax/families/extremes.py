@@ -13,7 +13,17 @@ from jax.scipy.special import digamma, gammaln
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, floats, outside_support, symmetric
+from fisher_jax.families.common import (
+    Family,
+    Nested,
+    OverSquare,
+    Params,
+    Scalar,
+    dtype_of,
+    floats,
+    outside_support,
+    symmetric,
+)
 from fisher_jax.families.location_scale import shifted, standardize
 from fisher_jax.families.stable_functions import expm1_over, horner, log1p_over
 from fisher_jax.families.starts import Sample, not_negative, starting_values
@@ -35,6 +45,7 @@ def gumbel_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `loc`: real, the mode.
     - `scale`: positive.
 
+    Mean loc + γ scale.
     Information [[1, −(1 − γ)], [·, (1 − γ)² + π²/6]] / scale², γ Euler's constant; verified by quadrature in the tests.
     In scipy: `scipy.stats.gumbel_r(loc=loc, scale=scale)`; minima are `gumbel_l`, here −y.
     Start: moments.
@@ -56,6 +67,10 @@ def gumbel_log_survival(params: Params, y: ArrayLike) -> Scalar:
     return jnp.where(small, near, jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, w))))
 
 
+def gumbel_mean(params: Params) -> Scalar:
+    return shifted(params, jnp.asarray(EULER, dtype_of(params)))
+
+
 @starting_values
 def gumbel_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -72,6 +87,7 @@ gumbel = Family(
     initial=gumbel_initial,
     information=OverSquare(("loc", "scale"), GUMBEL_INFORMATION),
     log_survival=gumbel_log_survival,
+    mean=gumbel_mean,
 )
 
 
@@ -95,6 +111,7 @@ def gev_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `shape` ξ: real. Positive: a heavy upper tail and a lower end (Fréchet). Zero: Gumbel. Negative: an upper end (Weibull). The
       sign is that of Coles (2001), the opposite of scipy's c.
 
+    Mean loc + scale (Γ(1 − ξ) − 1) / ξ for ξ < 1, else infinite.
     Information finite for ξ > −½ (NaN elsewhere), that of Prescott, P. and Walden, A. T. (1980), Biometrika 67, 723-724, whose k is
     −ξ; verified by quadrature in the tests. The likelihood has no maximum for ξ < −1, and is unbounded there.
     In scipy: `scipy.stats.genextreme(c=-shape, loc=loc, scale=scale)`.
@@ -128,9 +145,16 @@ _POWERS = (0, 1, 2, 2, 3, 4)
 _SERIES_BELOW = 0.4
 
 
+def _log_gamma_over(order: int) -> tuple[float, ...]:
+    """Taylor coefficients of log Γ(2 + x) / x. Made on the host."""
+    from scipy.special import zetac
+
+    k = np.arange(2, order + 1)
+    return (ONE_MINUS_EULER, *((-1.0) ** k * zetac(k) / k).tolist())
+
+
 def _power_series(order: int) -> tuple[tuple[float, ...], ...]:
     """Taylor coefficients in ξ of the six entries times 1 + 2ξ, which takes away the nearest pole. Made on the host."""
-    from scipy.special import zetac
 
     def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.convolve(a, b)[:order]
@@ -138,8 +162,7 @@ def _power_series(order: int) -> tuple[tuple[float, ...], ...]:
     def from_start(*coefficients: float) -> np.ndarray:
         return np.array([*coefficients, *[0.0] * (order - len(coefficients))])
 
-    k = np.arange(2, order)
-    log_gamma = np.array([0.0, ONE_MINUS_EULER, *((-1.0) ** k * zetac(k) / k)])  # log Γ(2 + x)
+    log_gamma = np.array([0.0, *_log_gamma_over(order - 1)])  # log Γ(2 + x)
     slope = log_gamma[1:] * np.arange(1, order)  # ψ(2 + x), one coefficient fewer
 
     def exponential(series: np.ndarray) -> np.ndarray:
@@ -163,6 +186,7 @@ def _power_series(order: int) -> tuple[tuple[float, ...], ...]:
 
 
 _COEFFICIENTS = _power_series(48)
+_LOG_GAMMA_OVER = _log_gamma_over(47)
 
 
 def gev_information(params: Params) -> Nested:
@@ -206,6 +230,17 @@ def _shape_of_ratio(s: Sample, upper: AnyArray, lower: AnyArray, step: float) ->
     return s.xp.clip(s.xp.log(ratio) / step, -0.45, 2.0)
 
 
+def gev_mean(params: Params) -> Scalar:
+    shape = floats(params["shape"])[0]
+    finite = shape < 1.0
+    xi = jnp.where(finite, shape, 0.0)
+    # log Γ(1 − ξ) / ξ: near zero by the series of log Γ(2 − ξ), since a difference from zero would lose its digits
+    near = jnp.abs(xi) < _SERIES_BELOW
+    small, large = jnp.where(near, xi, 0.0), jnp.where(near, 0.5, xi)
+    slope = jnp.where(near, log1p_over(-small) - horner(_LOG_GAMMA_OVER, -small), gammaln(1.0 - large) / large)
+    return jnp.where(finite, shifted(params, slope * expm1_over(xi * slope)), jnp.inf)
+
+
 @starting_values
 def gev_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -228,6 +263,7 @@ gev = Family(
     constraints={"scale": positive},
     initial=gev_initial,
     information=gev_information,
+    mean=gev_mean,
 )
 
 
@@ -242,6 +278,7 @@ def generalized_pareto_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `scale`: positive.
     - `shape` ξ: real. Positive: a heavy tail. Zero: exponential. Negative: an upper end. The same sign as scipy's c.
 
+    Mean scale / (1 − ξ) for ξ < 1, else infinite.
     Information, finite for ξ > −½ (NaN elsewhere):
     scale, scale 1 / (scale² (1 + 2ξ)); scale, shape 1 / (scale (1 + ξ)(1 + 2ξ)); shape, shape 2 / ((1 + ξ)(1 + 2ξ)).
     Derived; verified by quadrature in the tests.
@@ -266,6 +303,12 @@ def generalized_pareto_information(params: Params) -> Nested:
     return symmetric(("scale", "shape"), 1.0 / (scale**2 * twice), 1.0 / (scale * once * twice), 2.0 / (once * twice))
 
 
+def generalized_pareto_mean(params: Params) -> Scalar:
+    scale, shape = floats(params["scale"], params["shape"])
+    finite = shape < 1.0
+    return jnp.where(finite, scale / (1.0 - jnp.where(finite, shape, 0.0)), jnp.inf)
+
+
 @starting_values
 def generalized_pareto_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, not_negative)
@@ -284,4 +327,6 @@ generalized_pareto = Family(
     constraints={"scale": positive},
     initial=generalized_pareto_initial,
     information=generalized_pareto_information,
+    mean=generalized_pareto_mean,
+    support=(0.0, math.inf),
 )

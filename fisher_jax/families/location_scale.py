@@ -61,6 +61,10 @@ def normal_log_survival(params: Params, y: ArrayLike) -> Scalar:
     return log_ndtr(-standardize(params, y)[0])
 
 
+def normal_mean(params: Params) -> Scalar:
+    return floats(params["loc"])[0]
+
+
 @starting_values
 def normal_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -77,6 +81,7 @@ normal = Family(
     initial=normal_initial,
     information=NORMAL_INFORMATION,
     log_survival=normal_log_survival,
+    mean=normal_mean,
 )
 
 
@@ -92,6 +97,7 @@ def skew_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `scale`: positive; the standard deviation at shape 0 only.
     - `shape`: real, of the sign of the skewness.
 
+    Mean loc + scale √(2/π) shape / √(1 + shape²).
     Information: no closed form. At shape = 0 it is singular: the score of `loc` is a multiple of that of `shape`
     (Azzalini, A. 1985, A class of distributions which includes the normal ones, Scand. J. Statist. 12).
     In scipy: `scipy.stats.skewnorm(a=shape, loc=loc, scale=scale)`.
@@ -109,6 +115,11 @@ def skew_normal_sample(key: Array, params: Params) -> Scalar:
     shape = jnp.asarray(params["shape"], first.dtype)
     length = jnp.hypot(1.0, shape)
     return shifted(params, shape / length * jnp.abs(first) + second / length)
+
+
+def skew_normal_mean(params: Params) -> Scalar:
+    shape = floats(params["shape"])[0]
+    return shifted(params, math.sqrt(2.0 / math.pi) * shape / jnp.hypot(1.0, shape))
 
 
 @starting_values
@@ -133,6 +144,7 @@ skew_normal = Family(
     sample=skew_normal_sample,
     constraints={"scale": positive},
     initial=skew_normal_initial,
+    mean=skew_normal_mean,
 )
 
 
@@ -179,6 +191,7 @@ logistic = Family(
     initial=logistic_initial,
     information=OverSquare(("loc", "scale"), (1.0 / 3.0, 0.0, (3.0 + math.pi**2) / 9.0)),
     log_survival=logistic_log_survival,
+    mean=normal_mean,
 )
 
 
@@ -193,6 +206,7 @@ def laplace_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `loc`: real, the median.
     - `scale`: positive, the mean absolute deviation.
 
+    Mean loc.
     Information diag(1, 1) / scale² in its score form E[s sᵀ]. At the kink z = 0 the Hessian misses a point mass: −E[H] is 0
     for `loc`, and observed_information with it.
     In scipy: `scipy.stats.laplace(loc=loc, scale=scale)`.
@@ -221,6 +235,7 @@ laplace = Family(
     constraints={"scale": positive},
     initial=laplace_initial,
     information=OverSquare(("loc", "scale"), (1.0, 0.0, 1.0)),
+    mean=normal_mean,
 )
 
 
@@ -235,6 +250,7 @@ def cauchy_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `loc`: real, the median.
     - `scale`: positive, half the distance between the quartiles.
 
+    Mean: none, NaN.
     Information diag(1, 1) / (2 scale²).
     In scipy: `scipy.stats.cauchy(loc=loc, scale=scale)`.
     Start: the quartiles.
@@ -247,6 +263,10 @@ def cauchy_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     u = floats(uniform)[0]
     lower = u < 0.5  # from the nearer end, where the tangent has all its digits
     return shifted(params, jnp.where(lower, -1.0, 1.0) / jnp.tan(math.pi * jnp.where(lower, u, 1.0 - u)))
+
+
+def cauchy_mean(params: Params) -> Scalar:
+    return shifted(params, jnp.full((), jnp.nan, dtype_of(params)))
 
 
 @starting_values
@@ -263,6 +283,7 @@ cauchy = Family(
     constraints={"scale": positive},
     initial=cauchy_initial,
     information=OverSquare(("loc", "scale"), (0.5, 0.0, 0.5)),
+    mean=cauchy_mean,
 )
 
 
@@ -279,6 +300,7 @@ def student_t_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `loc`: real, the median.
     - `scale`: positive; the standard deviation is √(ν / (ν − 2)) times as large.
 
+    Mean loc for ν > 1; none below, NaN.
     Information that of an alternating series of positive terms, since that of ν cancels like ν² in its textbook form. Derived;
     verified by quadrature in the tests.
     In scipy: `scipy.stats.t(df=df, loc=loc, scale=scale)`.
@@ -312,6 +334,10 @@ def student_t_information(params: Params) -> Nested:
     )
 
 
+def student_t_mean(params: Params) -> Scalar:
+    return shifted(params, jnp.where(floats(params["df"])[0] > 1.0, 0.0, jnp.nan))
+
+
 @starting_values
 def student_t_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -332,4 +358,5 @@ student_t = Family(
     constraints={"df": positive, "scale": positive},
     initial=student_t_initial,
     information=student_t_information,
+    mean=student_t_mean,
 )

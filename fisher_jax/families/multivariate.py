@@ -73,6 +73,10 @@ def multivariate_normal_information(params: Params) -> Nested:
     }
 
 
+def multivariate_normal_mean(params: Params) -> Float[Array, " d"]:
+    return floats(params["loc"])[0]
+
+
 @starting_values
 def multivariate_normal_initial(y: Float[ArrayLike, "n d"]) -> dict[str, Any]:
     s = Sample(y)
@@ -94,4 +98,5 @@ multivariate_normal = Family(
     constraints={"covariance": positive_definite},
     initial=multivariate_normal_initial,
     information=multivariate_normal_information,
+    mean=multivariate_normal_mean,
 )

@@ -27,6 +27,7 @@ def lognormal_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `loc`: real, the mean of log y.
     - `scale`: positive, the standard deviation of log y.
 
+    Mean exp(loc + ½ scale²).
     Information diag(1, 2) / scale².
     In scipy: `scipy.stats.lognorm(s=scale, scale=exp(loc))`.
     Start: the maximum.
@@ -51,6 +52,11 @@ def lognormal_log_survival(params: Params, y: ArrayLike) -> Scalar:
     return jnp.where(before, 0.0, log_ndtr((loc - jnp.log(jnp.where(before, 1.0, y))) / scale))
 
 
+def lognormal_mean(params: Params) -> Scalar:
+    loc, scale = floats(params["loc"], params["scale"])
+    return jnp.exp(loc + 0.5 * scale**2)
+
+
 @starting_values
 def lognormal_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, above_zero)
@@ -67,6 +73,8 @@ lognormal = Family(
     initial=lognormal_initial,
     information=NORMAL_INFORMATION,
     log_survival=lognormal_log_survival,
+    mean=lognormal_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -106,6 +114,11 @@ def gamma_information(params: Params) -> Nested:
     return symmetric(("shape", "rate"), polygamma(1, shape), -1.0 / rate, shape / rate**2)
 
 
+def gamma_mean(params: Params) -> Scalar:
+    shape, rate = floats(params["shape"], params["rate"])
+    return shape / rate
+
+
 @starting_values
 def gamma_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, above_zero)
@@ -129,6 +142,8 @@ gamma = Family(
     constraints={"shape": positive, "rate": positive},
     initial=gamma_initial,
     information=gamma_information,
+    mean=gamma_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -142,6 +157,7 @@ def rayleigh_log_density(params: Params, y: ArrayLike) -> Scalar:
 
     - `scale`: positive, the standard deviation of either component.
 
+    Mean scale √(π/2).
     Information 4 / scale².
     In scipy: `scipy.stats.rayleigh(scale=scale)`.
     Start: the maximum.
@@ -160,6 +176,10 @@ def _root_mean_square(s: Sample) -> Any:
     return s.unit * s.xp.sqrt(s.mean((s.y / s.unit) ** 2))
 
 
+def rayleigh_mean(params: Params) -> Scalar:
+    return math.sqrt(0.5 * math.pi) * floats(params["scale"])[0]
+
+
 @starting_values
 def rayleigh_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, above_zero)
@@ -173,6 +193,8 @@ rayleigh = Family(
     constraints={"scale": positive},
     initial=rayleigh_initial,
     information=OverSquare(("scale",), (4.0,)),
+    mean=rayleigh_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -186,6 +208,7 @@ def half_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
 
     - `scale`: positive, the standard deviation of the normal variable.
 
+    Mean scale √(2/π).
     Information 2 / scale².
     In scipy: `scipy.stats.halfnorm(scale=scale)`.
     Start: the maximum.
@@ -198,6 +221,10 @@ def half_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
 def half_normal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     # erfinv(u), and not the normal quantile at (1 + u) / 2, which rounds where u is small
     return floats(params["scale"])[0] * math.sqrt(2.0) * erfinv(floats(uniform)[0])
+
+
+def half_normal_mean(params: Params) -> Scalar:
+    return math.sqrt(2.0 / math.pi) * floats(params["scale"])[0]
 
 
 @starting_values
@@ -213,6 +240,8 @@ half_normal = Family(
     constraints={"scale": positive},
     initial=half_normal_initial,
     information=OverSquare(("scale",), (2.0,)),
+    mean=half_normal_mean,
+    support=(0.0, math.inf),
 )
 
 
@@ -227,6 +256,7 @@ def pareto_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `shape`: positive; P(Y > y) = (minimum / y)^shape.
     - `minimum`: positive, a known constant that is not estimated: the support moves with it, so that it has no information.
 
+    Mean minimum · shape / (shape − 1) for shape > 1, else infinite.
     Information 1 / shape² of `shape`.
     In scipy: `scipy.stats.pareto(b=shape, scale=minimum)`.
     Start: the maximum, which has `minimum` at the smallest observation; give params where it is known.
@@ -240,6 +270,17 @@ def pareto_log_density(params: Params, y: ArrayLike) -> Scalar:
 def pareto_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     x, shape, minimum = floats(-jnp.log1p(-floats(uniform)[0]), params["shape"], params["minimum"])
     return minimum * jnp.exp(x / shape)
+
+
+def pareto_mean(params: Params) -> Scalar:
+    shape, minimum = floats(params["shape"], params["minimum"])
+    finite = shape > 1.0
+    above = jnp.where(finite, shape, 2.0)
+    return jnp.where(finite, minimum * (above / (above - 1.0)), jnp.inf)
+
+
+def pareto_support(params: Params) -> tuple[Scalar, float]:
+    return floats(params["minimum"])[0], math.inf
 
 
 @starting_values
@@ -257,6 +298,8 @@ pareto = Family(
     constraints={"shape": positive, "minimum": fixed},
     initial=pareto_initial,
     information=OverSquare(("shape",), (1.0,), constants=("minimum",)),
+    mean=pareto_mean,
+    support=pareto_support,
 )
 
 
@@ -298,6 +341,10 @@ def inverse_gaussian_information(params: Params) -> Nested:
     return symmetric(("mean", "shape"), shape / mean**3, 0.0, 0.5 / shape**2)
 
 
+def inverse_gaussian_mean(params: Params) -> Scalar:
+    return floats(params["mean"])[0]
+
+
 @starting_values
 def inverse_gaussian_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, above_zero)
@@ -313,4 +360,6 @@ inverse_gaussian = Family(
     constraints={"mean": positive, "shape": positive},
     initial=inverse_gaussian_initial,
     information=inverse_gaussian_information,
+    mean=inverse_gaussian_mean,
+    support=(0.0, math.inf),
 )

@@ -56,6 +56,11 @@ def beta_information(params: Params) -> Nested:
     return symmetric(("a", "b"), polygamma(1, a) - common, -common, polygamma(1, b) - common)
 
 
+def beta_mean(params: Params) -> Scalar:
+    a, b = floats(params["a"], params["b"])
+    return a / (a + b)
+
+
 @starting_values
 def beta_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y, between_zero_and_one)
@@ -72,6 +77,8 @@ beta = Family(
     constraints={"a": positive, "b": positive},
     initial=beta_initial,
     information=beta_information,
+    mean=beta_mean,
+    support=(0.0, 1.0),
 )
 
 
@@ -106,6 +113,11 @@ def dirichlet_information(params: Params) -> Nested:
     return {"concentration": {"concentration": matrix}}
 
 
+def dirichlet_mean(params: Params) -> Float[Array, " k"]:
+    alpha = floats(params["concentration"])[0]
+    return alpha / jnp.sum(alpha)
+
+
 @starting_values
 def dirichlet_initial(y: Float[ArrayLike, "n k"]) -> dict[str, Any]:
     s = Sample(y, between_zero_and_one)
@@ -123,4 +135,6 @@ dirichlet = Family(
     constraints={"concentration": positive},
     initial=dirichlet_initial,
     information=dirichlet_information,
+    mean=dirichlet_mean,
+    support=(0.0, 1.0),
 )

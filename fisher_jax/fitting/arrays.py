@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.information import total_expected
 from fisher_jax.information.scoring import row_of_scoring
+from fisher_jax.models.auxiliary import auxiliary_derivatives, first_row
 from fisher_jax.models.likelihood import term_of, terms_at_once
 from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.numerics.differentiate import second_order, upper_triangle
@@ -54,7 +55,13 @@ def evaluation(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves) -> Calla
     if kind == "observed" and plan.layout.num_free > lanes.UNROLLED and not plan.model.is_dependent:
         by_products = _by_products(plan, (varying_fixed, varying_rows), shared_leaves)
         if by_products is not None:
-            return lambda u, columns: by_products(u, columns[:count], columns[count:])
+            return lambda u, columns: _with_auxiliary(
+                plan,
+                u,
+                (columns[:count], columns[count:]),
+                shared_leaves,
+                by_products(u, columns[:count], columns[count:]),
+            )
 
     return lambda u, columns: evaluate_lanes(plan, kind, u, (columns[:count], columns[count:]), shared_leaves)
 
@@ -233,7 +240,33 @@ def evaluate_lanes(
         value = value if plan.model.is_dependent else weigh_rows(value, weights)
         information = lanes.matrix(matrix)
     value = jnp.sum(value, axis=0)
-    return Evaluation(value, gradient, information, rounding=jnp.zeros_like(value))
+    at = Evaluation(value, gradient, information, rounding=jnp.zeros_like(value))
+    return _with_auxiliary(plan, u, varying, shared, at)
+
+
+def _with_auxiliary(
+    plan: Plan,
+    u: lanes.Vector,
+    varying: tuple[Leaves, Leaves],
+    shared: tuple[Leaves, Leaves],
+    at: Evaluation,
+) -> Evaluation:
+    """The evaluation with the term that counts once, where the model has one; its information is the same by every kind."""
+    if plan.model.auxiliary is None:
+        return at
+
+    def one(u: Array, varying_fixed: Leaves, varying_rows: Leaves) -> tuple[Array, Array, Array]:
+        y, _, _ = plan.observations(varying_rows, shared[1])
+        values = plan.values(plan.fixed(varying_fixed, shared[0]))
+        return auxiliary_derivatives(plan.model, plan.layout, values, first_row(y.measured), u)
+
+    value, slope, information = jax.vmap(one, in_axes=-1, out_axes=-1)(lanes.to_array(u), *varying)
+    return Evaluation(
+        at.value + value,
+        lanes.vector(lanes.to_array(at.gradient) + slope),
+        lanes.matrix(lanes.matrix_to_array(at.information) + information),
+        at.rounding,
+    )
 
 
 def weigh_rows(rows: Rows, weights: Array | None) -> Rows:

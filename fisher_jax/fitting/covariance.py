@@ -84,6 +84,23 @@ def transform_covariance(
     return 0.5 * (whole + whole.mT)
 
 
+def conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray, "q q"]:
+    """Covariance of the q entries of one fit given those entries of u that `edge` marks, whose rows and columns are zero."""
+    rest = np.flatnonzero(~edge)
+
+    def block(matrix: Any) -> Any:
+        return precise(np.asarray(matrix))[np.ix_(rest, rest)]
+
+    if kind == "sandwich":
+        bread = linalg.inverse(block(fit.curvature))
+        inner = linalg.product(linalg.product(bread, block(fit.outer_product if fit.meat is None else fit.meat)), bread)
+    else:
+        inner = linalg.inverse(block(free_information(fit, kind)))
+    whole = np.zeros((len(edge), len(edge)), inner.dtype)
+    whole[np.ix_(rest, rest)] = inner
+    return transform_covariance(fit.layout.jacobian(fit.free), whole)
+
+
 def standard_errors(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b q"]:
     """Standard errors of the q entries."""
     return root_diagonal(covariance(fit, kind, require_maximum))

@@ -67,9 +67,14 @@ def choose(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves, engine: str 
         If `engine` names a way that this model cannot be run by.
     """
     programs = programs_of(plan.model)
-    if engine == "arrays" or plan.layout.num_free > UNROLLED or plan.model.is_dependent:
+    obstacles = {
+        "a dependent model": plan.model.is_dependent,
+        "an auxiliary measurement": plan.model.auxiliary is not None,
+        f"more than {UNROLLED} parameters": plan.layout.num_free > UNROLLED,
+    }
+    if engine == "arrays" or any(obstacles.values()):
         if engine == "kernel":
-            reason = "a dependent model" if plan.model.is_dependent else f"more than {UNROLLED} parameters"
+            reason = next(reason for reason, holds in obstacles.items() if holds)
             raise ValueError(f'engine="kernel" is for models without {reason}. Leave it out, or use engine="arrays".')
         return "arrays", None
     key = _rows_key(plan, kind, varying, shared)

@@ -1,5 +1,6 @@
 """Confidence intervals from an estimate and its standard errors."""
 
+import math
 import statistics
 from typing import Any, Literal
 
@@ -23,12 +24,16 @@ def check_interval(level: Any, method: str) -> None:
 
 
 def wald(fit: Any, kind: str, level: Any, scale: Scale, require_maximum: bool = True) -> Float[AnyArray, "*b q 2"]:
+    """Wald intervals of the q entries by a kind of covariance; see `wald_of`."""
+    return wald_of(fit, standard_errors(fit, kind, require_maximum), level, scale)
+
+
+def wald_of(fit: Any, errors: Float[AnyArray, "*b q"], level: Any, scale: Scale) -> Float[AnyArray, "*b q 2"]:
     """Wald intervals of the q entries, made on each parameter's unconstrained scale and mapped back, or symmetric.
 
     On the unconstrained scale the interval of θ is g⁻¹(g(θ̂) ± z g′(θ̂) SE), with g the constraint's own scale, so that it
     cannot leave the parameter's range.
     """
-    errors = standard_errors(fit, kind, require_maximum)
     theta = fit.layout.join(fit.values).astype(errors.dtype)
     xp, batch = namespace(theta, errors, level), theta.shape[:-1]
     reach = normal_quantile(0.5 * (1 + xp.asarray(level, errors.dtype))) * errors
@@ -42,6 +47,17 @@ def wald(fit: Any, kind: str, level: Any, scale: Scale, require_maximum: bool = 
         parts.append(xp.stack([end.reshape((*batch, leaf.size)) for end in ends], axis=-1))
         start += leaf.size
     return xp.concatenate(parts, axis=-2) if parts else xp.zeros((*batch, 0, 2), errors.dtype)
+
+
+def zero_test(
+    estimate: Any, errors: Any, edges: Float[np.ndarray, "q 2"] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """z = θ̂ / SE and the two-sided normal p-value of θ = 0; NaN where zero is not inside the range of the parameter."""
+    with np.errstate(all="ignore"):
+        z = np.asarray(estimate, float) / np.asarray(errors, float)
+        if edges is not None:
+            z = np.where((edges[:, 0] < 0) & (edges[:, 1] > 0), z, np.nan)
+        return z, np.vectorize(math.erfc, otypes=[float])(np.abs(z) / math.sqrt(2.0))
 
 
 def normal_quantile(probability: Any) -> Any:

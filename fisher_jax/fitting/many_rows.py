@@ -3,6 +3,7 @@
 The row program of a batch in its one kernel, a thread for each core; what depends on the data alone is computed once for a fit.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +18,22 @@ from fisher_jax.fitting import row_program as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.padding import pad_dataset
 from fisher_jax.fitting.row_program import Leaves, Plan
+from fisher_jax.models.auxiliary import auxiliary_derivatives, first_row
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.models.programs import programs_of
+from fisher_jax.models.programs import jit_with_model, programs_of
 from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
 SIXTEENTHS = 4  # bits to which a number of rows is rounded up, so that one more of them seldom compiles anew
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def _counted_once(model: Model, layout: Layout, values: Values, measured: Any, u: Array) -> Any:
+    """The term that counts once, with its gradient and minus its Hessian."""
+    return auxiliary_derivatives(model, layout, values, measured, u)
 
 
 class Rows:
@@ -49,6 +57,10 @@ class Rows:
         self.shared: Leaves = fixed
         self.varying = [[part[k] for part in parts] for k in range(self.num_workers)]
         self.columns: dict[Kind, list[Any]] = {}
+        self.once: Callable[[np.ndarray], Any] | None = None
+        if model.auxiliary is not None:
+            measured = jax.tree.map(np.array, first_row(dataset.data.measured))
+            self.once = lambda u: jax.device_get(_counted_once(model, layout, values, measured, u))
 
     def evaluate(self, u: np.ndarray, kind: Kind) -> Evaluation:
         """The log-likelihood at u, with arrays (p,) and (p, p) of numpy.
@@ -68,15 +80,17 @@ class Rows:
 
         workers.run(work, range(self.num_workers), self.num_workers)
         value, rounding, gradient, triangle = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
-        total = math.fsum(value) if np.all(np.isfinite(value)) else float(np.sum(value))
         dtype, p = self.layout.dtype, len(u)
+        once_value, once_gradient, once_information = (0.0, 0.0, 0.0) if self.once is None else self.once(u)
+        value = np.append(value, dtype.type(once_value))
+        total = math.fsum(value) if np.all(np.isfinite(value)) else float(np.sum(value))
         high = dtype.type(total)
         matrix = np.empty((p, p), dtype)
         for (i, j), entry in zip(upper_triangle(p), triangle.sum(axis=-1), strict=True):
             matrix[i, j] = matrix[j, i] = entry
         finite = math.isfinite(total)
         low = dtype.type((total - float(high)) + float(np.sum(rounding, dtype=float)) if finite else 0.0)
-        return Evaluation(high, gradient.sum(axis=-1), matrix, low)
+        return Evaluation(high, gradient.sum(axis=-1) + once_gradient, matrix + once_information, low)
 
     def _programs(self, kind: Kind) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The programs that bring the data into columns, and that evaluate one worker's rows."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.input_arrays import as_weights
-from fisher_jax.models.dataset import Dataset, as_arrays, check_dataset, check_labels, without_masks
+from fisher_jax.models.dataset import Dataset, as_arrays, check_dataset, check_labels, place_measured, without_masks
 from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import in_key_order, key_order
 
@@ -48,6 +48,7 @@ def check_list(model: Model, data: list[Any], given: PyTree, weights: Any) -> Da
     each_weights = [None] * count if weights is None else _same_number(weights, count, "weights")
     parts = []
     for k, (entry, given_k, weight) in enumerate(zip(data, givens, each_weights, strict=True)):
+        entry, _ = place_measured(model, entry, None)
         name, given_name = f"data[{k}]", "given" if shared else f"given[{k}]"
         # What is missing in one data set is left to its status.
         arrays = as_arrays(entry, name, "keep"), as_arrays(given_k, given_name, "keep")

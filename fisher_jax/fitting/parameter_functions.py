@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import call_user, check_function, check_pytree, kind_of
 from fisher_jax.fitting.result import Fit
+from fisher_jax.models.parameter_names import LinearCombinations, is_text, read_combinations
 from fisher_jax.models.parameters import Values, path_name
 from fisher_jax.models.programs import ById, call_differentiable
 
@@ -67,6 +68,11 @@ class Entries:
         return fit.layout.join(fit.layout.constrained_values(free, fit.values))[np.array(self.positions)]
 
 
+def as_function(given: Any, fit: Fit, name: str) -> Any:
+    """The function of params that is meant: the user's, or the parameters or linear combinations that a text names."""
+    return read_combinations(fit.layout, given, name) if is_text(given) else given
+
+
 def outline(function: Any, fit: Fit, name: str) -> Output:
     """What a function of params returns, learnt without running it; `fit` may have a batch axis."""
     check_function(function, name)
@@ -97,6 +103,8 @@ def outline(function: Any, fit: Fit, name: str) -> Output:
             )
         whole = name_within(name, path)
         names += [f"{whole}[{','.join(map(str, index))}]" if leaf.shape else whole for index in np.ndindex(leaf.shape)]
+    if isinstance(function, LinearCombinations):
+        names = list(function.names)
     return Output(tuple(names), tuple(leaf.shape for _, leaf in leaves), treedef)
 
 

@@ -1,6 +1,7 @@
 """`Fit`: the result of one fit or of many, and what follows from it without the data."""
 
 import functools
+import math
 import operator
 import os
 from collections.abc import Callable, Iterator
@@ -16,19 +17,30 @@ from fisher_jax.errors import FitError, check_choice, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import intervals
 from fisher_jax.fitting.covariance import KINDS, CovarianceKind
-from fisher_jax.fitting.intervals import IntervalMethod, Scale
-from fisher_jax.fitting.status import Status
-from fisher_jax.fitting.summary import ATTEMPTS, Row, batch_report, escaping, fit_report, weakest
+from fisher_jax.fitting.intervals import IntervalMethod, Scale, zero_test
+from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
+from fisher_jax.fitting.summary import (
+    AT_EDGE,
+    ATTEMPTS,
+    FIXED,
+    Row,
+    batch_report,
+    entries_at_edge,
+    escaping,
+    fit_report,
+    weakest,
+)
 from fisher_jax.information import Information
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import likelihood
+from fisher_jax.models.likelihood import gradient_at, likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
+from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.numerics.differentiate import each_at
 from fisher_jax.optimizers.newton import Kind
-from fisher_jax.reporting import Report
+from fisher_jax.reporting import Report, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,8 +246,8 @@ class Fit:
 
     @entry_point
     def covariance(
-        self, kind: CovarianceKind | None = None, *, require_maximum: bool = True
-    ) -> Float[AnyArray, "*b q q"]:
+        self, kind: CovarianceKind | None = None, *, require_maximum: bool = True, labels: bool = False
+    ) -> "Float[AnyArray, '*b q q'] | pd.DataFrame":
         """Covariance matrix of the estimate, in the user's own parametrisation.
 
         Parameters
@@ -247,10 +259,12 @@ class Fit:
         require_maximum : bool
             Give NaN where the fit did not converge, since an inverse information is a covariance at a maximum only. False
             gives it wherever the fit ended.
+        labels : bool
+            Of one fit, give a pandas DataFrame with the names on both axes (needs the extra `frames`).
 
         Returns
         -------
-        array (*b, q, q)
+        array (*b, q, q), or DataFrame
             In the order of `names`; float64 where x64 is enabled. Singular where a constraint ties entries together (a
             simplex). NaN where the fit did not converge, or the information is not positive definite or not finite.
 
@@ -268,7 +282,7 @@ class Fit:
         kind = self._check(kind)
         matrix = self._computed(covariances.covariance, kind, require_maximum)
         self._warn(kind, matrix.diagonal(axis1=-2, axis2=-1))
-        return matrix
+        return self._labelled(matrix) if labels else matrix
 
     @entry_point
     def standard_errors(self, kind: CovarianceKind | None = None, *, require_maximum: bool = True) -> PyTree:
@@ -280,13 +294,13 @@ class Fit:
 
     @entry_point
     def correlation(
-        self, kind: CovarianceKind | None = None, *, require_maximum: bool = True
-    ) -> Float[AnyArray, "*b q q"]:
+        self, kind: CovarianceKind | None = None, *, require_maximum: bool = True, labels: bool = False
+    ) -> "Float[AnyArray, '*b q q'] | pd.DataFrame":
         """Correlation matrix of the estimate, in the order of `names`. Arguments as for `covariance`."""
         kind = self._check(kind)
         matrix = self._computed(covariances.correlation, kind, require_maximum)
         self._warn(kind, matrix.diagonal(axis1=-2, axis2=-1))
-        return matrix
+        return self._labelled(matrix) if labels else matrix
 
     @entry_point
     def confidence_intervals(
@@ -435,9 +449,9 @@ class Fit:
     ) -> Report:
         """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
 
-        In a notebook it shows as a table. `kind`, that of the standard errors, `level` and `method` as for
-        `confidence_intervals`. Of many fits the report says how many ended how, the spread of steps, decrements and estimates,
-        and which failed; it has no intervals.
+        In a notebook it shows as a table. Its columns are those of `to_frame`. `kind`, that of the standard errors, `level` and
+        `method` as for `confidence_intervals`. Of many fits the report says how many ended how, the spread of steps, decrements and
+        estimates, and which failed; it has no intervals.
         """
         intervals.check_interval(level, method)
         if self.has_batch:
@@ -445,7 +459,11 @@ class Fit:
             return batch_report(host, *self._errors_and_doubts(kind))
         self._check_single()
         kind = self._check(kind)
-        return fit_report(self, kind, self._rows(kind, level, method), level, method, self._doubts(kind))
+        rows, conditional = self._rows(kind, level, method)
+        doubts = self._doubts(kind)
+        if conditional:
+            doubts = (*(doubt for doubt in doubts if doubt is not NO_MAXIMUM), conditional)
+        return fit_report(self, kind, rows, level, method, doubts)
 
     @entry_point
     def to_columns(self, kind: CovarianceKind | Literal[""] | None = None) -> dict[str, np.ndarray]:
@@ -476,20 +494,30 @@ class Fit:
         """Estimates, standard errors and intervals as a pandas DataFrame (needs the extra `frames`).
 
         Of one fit a row for each name; of many a row for each fit, with the columns of `to_columns`, the status in words, and
-        `name lower` and `name upper`. Arguments as for `confidence_intervals`.
+        for each name `name z`, `name p_value`, `name lower` and `name upper`. z is the estimate divided by its standard error and
+        the p-value, two-sided, that of the hypothesis that the parameter is zero; both are NaN where zero is not inside the
+        parameter's range, as for a scale. Where one fit ended with a parameter at the edge of its range, the errors of the others
+        are conditional on it, with a warning. Arguments as for `confidence_intervals`.
         """
         pd = require("pandas", "frames")
         intervals.check_interval(level, method)
         if not self.has_batch:
             self._check_single()
             kind = self._check(kind)
-            self._warn(kind)
-            return pd.DataFrame(self._rows(kind, level, method), columns=list(Row._fields)).set_index("name")
+            rows, conditional = self._rows(kind, level, method)
+            if conditional:
+                warn(f"not to be relied on. {self.diagnosis()} {conditional[0].upper()}{conditional[1:]}")
+            else:
+                self._warn(kind)
+            return pd.DataFrame(rows, columns=list(Row._fields)).set_index("name")
         columns = self.to_columns(kind)
         if self.kinds:
             kind = self._check(kind)
             ends = self._ends(kind, level, method, "unconstrained")
+            theta = np.asarray(self.layout.join(on_host(self.values)))
+            z, p_values = zero_test(theta, self._computed(covariances.standard_errors, kind), self.layout.edges())
             for k, name in enumerate(self.names):
+                columns |= {f"{name} z": z[:, k], f"{name} p_value": p_values[:, k]}
                 columns |= {f"{name} lower": ends[:, k, 0], f"{name} upper": ends[:, k, 1]}
         frame = pd.DataFrame(columns)
         frame = frame if self.labels is None else frame.set_index("group")
@@ -547,17 +575,64 @@ class Fit:
         doubts = tuple(doubt for doubt in self._doubts(kind) if doubt is not NO_MAXIMUM)
         return kind, self._computed(covariances.standard_errors, kind), doubts
 
-    def _rows(self, kind: str, level: Any, method: str = "wald") -> list[Row]:
-        errors = self._computed(covariances.standard_errors, kind)
-        ends = self._ends(kind, level, method, "unconstrained")
-        values = on_host(self.values)
-        numbers = iter(np.concatenate([self.layout.join(values)[:, None], errors[:, None], ends], axis=1))
+    def _rows(self, kind: str, level: Any, method: str = "wald") -> tuple[list[Row], str]:
+        """A row for each parameter, and a sentence where standard errors are conditional on a parameter at its edge."""
+        edge, values = self._edge(), on_host(self.values)
+        at_edge = np.zeros(len(self.names), bool)
+        if edge is None:
+            errors = self._computed(covariances.standard_errors, kind)
+        else:
+            jacobian = np.asarray(self.layout.jacobian(self.free))
+            at_edge = np.any(jacobian[:, edge] != 0, axis=1)
+            errors = covariances.root_diagonal(covariances.conditional_on_edge(on_host(self), kind, edge))
+            errors = np.where(at_edge, np.nan, errors)
+        if edge is None or method == "profile":
+            ends = self._ends(kind, level, method, "unconstrained")
+        else:
+            ends = intervals.wald_of(on_host(self), errors, level, "unconstrained")
+        theta = np.asarray(self.layout.join(values))
+        tests = zero_test(theta, errors, self.layout.edges())
+        numbers = iter(np.column_stack([theta, errors, *tests, ends]))
+        marks = iter(at_edge)
         rows = []
         for leaf, value in ((self.layout.leaves[i], values[i]) for i in self.layout.order):
             for name, x in zip(leaf.entry_names, np.ravel(value), strict=True):
-                fixed = Row(f"{name} (fixed)", float(x), np.nan, np.nan, np.nan)
-                rows.append(fixed if leaf.is_fixed else Row(name, *map(float, next(numbers))))
-        return rows
+                if leaf.is_fixed:
+                    rows.append(Row(name + FIXED, float(x), *[np.nan] * 5))
+                else:
+                    rows.append(Row(name + AT_EDGE if next(marks) else name, *map(float, next(numbers))))
+        if edge is None:
+            return rows, ""
+        names = listed([f"`{name}`" for name, mark in zip(self.names, at_edge, strict=True) if mark])
+        return rows, (
+            f"standard errors, tests and Wald intervals of the other parameters are conditional on {names} at the edge, as if it "
+            "were known there. The covariance has none of them."
+        )
+
+    def _edge(self) -> np.ndarray | None:
+        """Of one fit, which entries of u are at the edge of their range, if the others are at a maximum given these."""
+        if self.status != Status.BOUNDARY or self.origin is None or self.curvature is None:
+            return None
+        curvature = np.asarray(self.curvature, np.float64)
+        edge = entries_at_edge(curvature, self.layout)
+        if not 0 < edge.sum() < len(edge) or not np.isfinite(curvature).all():
+            return None
+        gradient = np.asarray(_gradient(self.origin.model, self.layout, self.values, self.origin.dataset, self.free))[
+            ~edge
+        ]
+        inverse = np.asarray(linalg.inverse(curvature[np.ix_(~edge, ~edge)]))
+        # As for a fit that converged to rounding: the limit at which the distance to the maximum no longer matters.
+        return edge if gradient @ inverse @ gradient < ROUNDING_LIMIT**2 else None
+
+    def _labelled(self, matrix: Any) -> "pd.DataFrame":
+        """A matrix over the parameters with their names."""
+        if np.ndim(matrix) != 2 or is_traced(matrix):
+            raise ValueError(
+                "labels=True gives the matrix of one fit whose numbers are known. Take one of a batch by fits[i]."
+            )
+        return require("pandas", "frames").DataFrame(
+            np.asarray(matrix), index=list(self.names), columns=list(self.names)
+        )
 
     def _ends(
         self, kind: str, level: Any, method: str, scale: str, require_maximum: bool = True
@@ -582,6 +657,13 @@ class Fit:
         status = self.status
         if status in (Status.BAD_START, Status.NOT_FINITE):
             if int(self.suspect) >= 0:
+                rows = math.inf
+                if (
+                    self.origin is not None and self.origin.model.auxiliary is not None
+                ):  # whose term comes after those of the rows
+                    rows = len(jax.tree.leaves(self.origin.dataset.data)[0])
+                if int(self.suspect) >= rows:
+                    return "first at the auxiliary measurement"
                 return f"first at observation {int(self.suspect)}"
             if self.origin is None or self.origin.model.is_dependent:
                 return ""
@@ -668,6 +750,12 @@ class Fit:
             doubts = (text if self.has_batch else f"not to be relied on. {self.diagnosis()}", *doubts)
         if doubts:
             warn(f"{' '.join(doubts)}")
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def _gradient(model: Model, layout: Layout, values: Values, dataset: Dataset, free: Any) -> Float[Array, " p"]:
+    """The gradient of the log-likelihood with respect to u."""
+    return gradient_at(likelihood(model, layout, values, dataset), free)[1]
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)

@@ -8,7 +8,7 @@ import numpy as np
 from fisher_jax.fitting.status import EDGE_INFORMATION, Status
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics import linalg
-from fisher_jax.reporting import Report, Table, percent
+from fisher_jax.reporting import TEST_FORMATS, Report, Table, percent
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "greatest": 1.0}
@@ -19,18 +19,36 @@ NO_DISTANCE = {
 }
 
 
+ENDS = ("lower", "upper")
+FIXED, AT_EDGE = " (fixed)", " (at its edge)"  # remarks after the name of a parameter
+
+
 class Row(NamedTuple):
-    """One line of a coefficient table; the numbers after the estimate are NaN for a fixed parameter."""
+    """One line of a coefficient table; the numbers after the estimate are NaN for a fixed parameter.
+
+    z is the estimate divided by its standard error, and the p-value, two-sided, is that of the hypothesis that the parameter is
+    zero; both are NaN where zero is not inside the parameter's range.
+    """
 
     name: str
     estimate: float
     standard_error: float
+    z: float
+    p_value: float
     lower: float
     upper: float
 
+    @property
+    def parameter(self) -> str:
+        """The name without the remark that it is fixed or at its edge."""
+        return self.name.removesuffix(FIXED).removesuffix(AT_EDGE)
+
 
 def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, doubts: tuple[str, ...]) -> Report:
-    """The report on one fit; `doubts` are sentences on its standard errors."""
+    """The report on one fit; `doubts` are sentences on its standard errors.
+
+    z and the p-value are those of the hypothesis that a parameter is zero; they are dashes where zero is not inside its range.
+    """
     distance = f"{float(fit.decrement):.1e} standard errors (decrement)"
     if not math.isfinite(float(fit.decrement)):
         distance = "unknown, the curvature is not positive definite"
@@ -44,9 +62,17 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         ("Covariance", fit.describe(kind)),
         *([("Intervals", "by profile likelihood")] if method == "profile" else []),
     ]
-    columns = ("parameter", "estimate", "std. error", f"lower {percent(level)}", f"upper {percent(level)}")
+    columns = ["parameter", "estimate", "std. error", "z", "p-value", *(f"{end} {percent(level)}" for end in ENDS)]
+    # Where zero is a value of no parameter there is nothing to test.
+    shown = [k for k in range(len(columns)) if k not in (3, 4) or not all(math.isnan(row.z) for row in rows)]
+    table = Table(
+        tuple(columns[k] for k in shown),
+        [tuple(row[k] for k in shown) for row in rows],
+        keys=tuple(Row._fields[k] for k in shown[1:]),
+        formats=TEST_FORMATS,
+    )
     notes = () if fit.status.converged else (f"NOT TO BE RELIED ON. {fit.diagnosis()}",)
-    return Report("Maximum-likelihood fit", facts, [Table(columns, rows, keys=Row._fields[1:])], (*notes, *doubts))
+    return Report("Maximum-likelihood fit", facts, [table], (*notes, *doubts))
 
 
 def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[str, ...]) -> Report:
@@ -67,7 +93,6 @@ def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[
         sets = int(np.sum(fits.num_masked > 0))
         facts.append(("Missing", f"{int(np.sum(fits.num_masked))} rows of {sets} data sets, left out"))
     facts.append(("Covariance", fits.describe(kind) if kind else "none kept"))
-    facts += [("Engine", fits.engine)] if fits.engine else []
 
     converged = fits.converged
     theta = fits.layout.join(fits.values)[converged]
@@ -100,14 +125,18 @@ def weakest(curvature: Any, free: Any, layout: Layout) -> str:
     return linalg.weak_directions(np.asarray(curvature), layout.names, jacobian=jacobian)[0][1]
 
 
+def entries_at_edge(curvature: Any, layout: Layout) -> np.ndarray:
+    """Which entries of u are left without information on the scale of their constraint, as at the edge of their range."""
+    return np.array(layout.unitless, bool) & (np.abs(np.diagonal(np.asarray(curvature, np.float64))) < EDGE_INFORMATION)
+
+
 def escaping(curvature: Any, free: Any, last_step: Any, layout: Layout) -> str:
     """What runs away: the constrained parameters left without information, else where the last step was heading."""
     if unknown := _unknown(curvature):
         return unknown
-    diagonal, names = np.abs(np.diagonal(np.asarray(curvature, np.float64))), layout.free_names
-    faint = [k for k, limited in enumerate(layout.unitless) if limited and diagonal[k] < EDGE_INFORMATION]
-    if faint:
-        return ", ".join(names[k] for k in faint)
+    names, faint = layout.free_names, entries_at_edge(curvature, layout)
+    if faint.any():
+        return ", ".join(names[k] for k in np.flatnonzero(faint))
     step = np.asarray(last_step, np.float64)
     if not np.any(step):
         return names[int(np.argmax(np.where(layout.unitless, np.abs(np.asarray(free)), 0.0)))]

@@ -27,7 +27,7 @@ from fisher_jax.frames.predictor import (
 )
 from fisher_jax.input_arrays import Labels, as_weights, check_same_labels, labels_of
 from fisher_jax.models.censoring import right_censored
-from fisher_jax.models.constraints import Constraint, Fixed, fixed
+from fisher_jax.models.constraints import Bounds, Constraint, Fixed, fixed
 from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
 from fisher_jax.reporting import Report, Reported, listed
@@ -348,7 +348,9 @@ def _roles(
     family: Family, table: Table, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None
 ) -> _Roles:
     """What the keywords say about the parameters of the family; raise for those that it does not have."""
-    constraints = {path[0]: constraint for path, constraint in family.table.constraints if path}
+    constraints = {
+        path[0]: c.constraint if isinstance(c, Bounds) else c for path, c in family.table.constraints if path
+    }
     terms, values, known = {}, {}, {}
     others = [name for name in family.parameters if name != main_of(family)]
     for name, given in parameters.items():

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
-from fisher_jax.errors import check_choice, entry_point, require, warn
+from fisher_jax.errors import check_choice, check_level, entry_point, require, warn
 from fisher_jax.fitting.covariance import CovarianceKind, takeuchi
 from fisher_jax.fitting.result import Fit
-from fisher_jax.reporting import Report, Reported, Table, number
+from fisher_jax.fitting.summary import Row
+from fisher_jax.reporting import Report, Reported, Table, number, percent
 
+Shown = Literal["standard_error", "z", "p_value", "interval"]
+COLUMNS = Row._fields[1:]
 CRITERIA = {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}
 
 
@@ -170,39 +173,61 @@ class CoefficientTable(Reported):
         Of the fits, which are the columns.
     parameters : tuple of str
         Of all parameters that occur, which are the rows.
-    estimates, standard_errors : arrays (rows, fits)
-        NaN where a fit does not have the parameter; a standard error is NaN also where it was held fixed.
+    numbers : array (rows, fits, 6)
+        Estimate, standard error, z, p-value, lower and upper end, as `Fit.to_frame` has them; NaN where a fit does not have the
+        parameter, and all but the estimate where it was fixed.
+    show, level
+        As they were given.
     covariances : tuple of str
         Which covariance each column's standard errors come from.
     facts : dict of str to array (fits,)
         The foot of the table: observations, log-likelihood, AIC and BIC.
     failed : tuple of str
         The fits that did not converge.
+    notes : tuple of str
+        Sentences on fits that ended with a parameter at the edge of its range.
     """
 
     names: tuple[str, ...]
     parameters: tuple[str, ...]
-    estimates: np.ndarray
-    standard_errors: np.ndarray
+    numbers: np.ndarray
+    show: Shown
+    level: float
     covariances: tuple[str, ...]
     facts: dict[str, np.ndarray]
     failed: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def estimates(self) -> np.ndarray:
+        """The estimates (rows, fits)."""
+        return self.numbers[..., 0]
+
+    @property
+    def standard_errors(self) -> np.ndarray:
+        """The standard errors (rows, fits)."""
+        return self.numbers[..., 1]
+
+    @property
+    def p_values(self) -> np.ndarray:
+        """Two-sided p-values (rows, fits) of the hypotheses that a parameter is zero, NaN where zero is not inside its range."""
+        return self.numbers[..., 3]
 
     @entry_point
     def to_frame(self) -> Any:
-        """A pandas DataFrame with two columns for each fit, "estimate" and "standard_error" (needs the extra `frames`)."""
+        """A pandas DataFrame with six columns for each fit, those of `Fit.to_frame` (needs the extra `frames`)."""
         pd = require("pandas", "frames")
-        columns = pd.MultiIndex.from_product([self.names, ["estimate", "standard_error"]])
-        both = np.stack([self.estimates, self.standard_errors], axis=2).reshape(len(self.parameters), -1)
-        return pd.DataFrame(both, index=pd.Index(self.parameters, name="parameter"), columns=columns)
+        columns = pd.MultiIndex.from_product([self.names, COLUMNS])
+        index = pd.Index(self.parameters, name="parameter")
+        return pd.DataFrame(self.numbers.reshape(len(index), -1), index=index, columns=columns)
 
     @entry_point
     def to_latex(self) -> str:
-        """A LaTeX tabular with the rules of booktabs: standard errors in brackets below the estimates, facts at the foot."""
+        """A LaTeX tabular with the rules of booktabs: in brackets below the estimates what `show` names, facts at the foot."""
         rows: list[tuple[str, ...]] = []
-        for name, estimates, errors in zip(self.parameters, self.estimates, self.standard_errors, strict=True):
-            rows.append((name, *("" if np.isnan(x) else f"{x:.4g}" for x in estimates)))
-            rows.append(("", *("" if np.isnan(x) else f"({x:.4g})" for x in errors)))
+        for name, numbers in zip(self.parameters, self.numbers, strict=True):
+            rows.append((name, *("" if np.isnan(x[0]) else f"{x[0]:.4g}" for x in numbers)))
+            rows.append(("", *(self._in_brackets(x, 4) for x in numbers)))
         return Table(("", *self.names), rows, foot=self._foot()).to_latex()
 
     def _foot(self) -> list[tuple[str, ...]]:
@@ -214,24 +239,36 @@ class CoefficientTable(Reported):
         if len(set(self.covariances)) == 1:
             facts = [("Covariance", self.covariances[0])]
 
-        def text(estimate: float, error: float) -> str:
-            if np.isnan(estimate):
+        def text(numbers: np.ndarray) -> str:
+            if np.isnan(numbers[0]):
                 return ""
-            return number(estimate) if np.isnan(error) else f"{estimate:.5g} ({error:.3g})"
+            brackets = self._in_brackets(numbers, 3)
+            return f"{numbers[0]:.5g} {brackets}" if brackets else number(numbers[0])
 
-        rows = [
-            (name, *map(text, estimates, errors))
-            for name, estimates, errors in zip(self.parameters, self.estimates, self.standard_errors, strict=True)
-        ]
+        rows = [(name, *map(text, numbers)) for name, numbers in zip(self.parameters, self.numbers, strict=True)]
         table = Table(("parameter", *self.names), rows, foot=self._foot())
-        return Report("Estimates (standard errors)", facts, [table], _failure(self.failed))
+        what = {"standard_error": "standard errors", "z": "z", "p_value": "p-values"}.get(
+            self.show, f"{percent(self.level)} intervals"
+        )
+        return Report(f"Estimates ({what})", facts, [table], (*_failure(self.failed), *self.notes))
+
+    def _in_brackets(self, numbers: np.ndarray, digits: int) -> str:
+        """What stands beside or below an estimate; empty where it does not exist."""
+        shown = numbers[4:] if self.show == "interval" else numbers[[COLUMNS.index(self.show)]]
+        return "" if np.isnan(shown).any() else f"({', '.join(f'{x:.{digits}g}' for x in shown)})"
 
 
 @entry_point
 def coefficient_table(
-    fits: dict[str, Fit] | None = None, /, *, kind: CovarianceKind | None = None, **named: Fit
+    fits: dict[str, Fit] | None = None,
+    /,
+    *,
+    kind: CovarianceKind | None = None,
+    level: float = 0.95,
+    show: Shown = "standard_error",
+    **named: Fit,
 ) -> CoefficientTable:
-    """Estimates with standard errors of several fits side by side, a column for each fit.
+    """Estimates of several fits side by side, a column for each fit, with standard errors, z, p-values or intervals.
 
     Parameters
     ----------
@@ -239,6 +276,10 @@ def coefficient_table(
         Fits by name, where names are not words of Python.
     kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance, as for `Fit.covariance`; each column's is named.
+    level : float
+        Coverage aimed at by the intervals.
+    show : {"standard_error", "z", "p_value", "interval"}
+        What is printed in brackets beside each estimate. The frame has all of it.
     named : Fit
         Fits by name: ``coefficient_table(gamma=fit_1, weibull=fit_2)``.
 
@@ -260,20 +301,23 @@ def coefficient_table(
     >>> exponential = fj.Model(fj.families.gamma.log_density, constraints={"shape": fj.fixed, "rate": fj.positive})
     >>> held = fj.fit(exponential, {"shape": 1.0, "rate": 1.0}, y)
     >>> print(fj.coefficient_table(gamma=free, exponential=held).estimates.round(2))
-    [[0.87 0.33]
-     [2.62 1.  ]]
+    [[2.62 1.  ]
+     [0.87 0.33]]
     """
+    check_level(level)
+    check_choice(show, get_args(Shown), "show")
     fits = named_fits(fits, named)
     if not fits:
         raise ValueError("got no fit. Give them by name, as in coefficient_table(gamma=fit).")
     kinds = [fit._check(kind) for fit in fits.values()]
-    columns = []  # estimate and standard error by name, the fixed parameters among them
-    for fit, used in zip(fits.values(), kinds, strict=True):
-        rows = fit._rows(used, 0.95)
-        columns.append({row.name.removesuffix(" (fixed)"): (row.estimate, row.standard_error) for row in rows})
+    columns, notes = [], []  # numbers by name, the fixed parameters among them
+    for (name, fit), used in zip(fits.items(), kinds, strict=True):
+        rows, conditional = fit._rows(used, level)
+        columns.append({row.parameter: row[1:] for row in rows})
+        notes += [f"`{name}`: {conditional}"] if conditional else []
     parameters = tuple(dict.fromkeys(name for column in columns for name in column))
-    absent = (np.nan, np.nan)
-    both = np.array([[column.get(name, absent) for column in columns] for name in parameters]).reshape(-1, len(fits), 2)
+    absent = (np.nan,) * len(COLUMNS)
+    numbers = np.array([[column.get(name, absent) for column in columns] for name in parameters])
     facts = {
         "observations": [fit.num_observations for fit in fits.values()],
         "log-likelihood": [fit.log_likelihood for fit in fits.values()],
@@ -283,11 +327,13 @@ def coefficient_table(
     return CoefficientTable(
         names=tuple(fits),
         parameters=parameters,
-        estimates=both[..., 0],
-        standard_errors=both[..., 1],
+        numbers=numbers.reshape(-1, len(fits), len(COLUMNS)),
+        show=show,
+        level=level,
         covariances=tuple(fit.describe(used) for fit, used in zip(fits.values(), kinds, strict=True)),
         facts={label: np.array([float(x) for x in numbers]) for label, numbers in facts.items()},
         failed=_warn_of_failures(fits),
+        notes=tuple(notes),
     )
 
 

@@ -1,6 +1,6 @@
 """`delta_method`: standard errors and intervals of functions of the parameters, to first order: var g(θ̂) ≈ G V Gᵀ, G = ∂g/∂u."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,15 +12,17 @@ from jaxtyping import Array, Bool, Float, PyTree
 from fisher_jax.errors import check_level, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.covariance import CovarianceKind
+from fisher_jax.fitting.intervals import zero_test
 from fisher_jax.fitting.map_fits import check_fit, of_each
-from fisher_jax.fitting.parameter_functions import OfParameters, Output, linearize, outline
+from fisher_jax.fitting.parameter_functions import OfParameters, Output, as_function, linearize, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics.array_namespace import is_traced
-from fisher_jax.reporting import Report, Reported, Table, listed, percent
+from fisher_jax.reporting import TEST_FORMATS, Report, Reported, Table, listed, percent
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
 SHOWN = 30  # rows of a report
+COLUMNS = ("estimate", "standard_error", "z", "p_value", "lower", "upper")
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,22 +97,25 @@ class DeltaEstimate(Reported):
         pd = require("pandas", "frames")
         if jnp.ndim(self.flat_value) != 1:
             raise ValueError("this is of a batch. Take the arrays, or frame that of one fit: fits[0].")
-        columns = ("estimate", "standard_error", "lower", "upper")
-        return pd.DataFrame(self._numbers(), columns=columns, index=pd.Index(self.names, name="name"))
+        return pd.DataFrame(self._numbers(), columns=list(COLUMNS), index=pd.Index(self.names, name="name"))
 
     def _numbers(self) -> np.ndarray:
-        """Estimates, standard errors, lower and upper ends (k, 4)."""
-        return np.column_stack([self.flat_value, self.flat_standard_error, self.flat_interval])
+        """Estimates, standard errors, z and p-value of zero, lower and upper ends (k, 6)."""
+        errors = np.where(self.flat, np.nan, self.flat_standard_error)
+        tests = zero_test(self.flat_value, errors)
+        return np.column_stack([self.flat_value, self.flat_standard_error, *tests, self.flat_interval])
 
     def summary(self) -> Report:
         """The first thirty numbers with their standard errors and intervals; of many fits, the shape."""
         if jnp.ndim(self.flat_value) != 1 or isinstance(self.flat_value, jax.core.Tracer):
             return Report(f"Delta method: {', '.join(self.names[:SHOWN])}, of shape {jnp.shape(self.flat_value)}")
-        titles = ("function", "estimate", "std. error", *(f"{end} {percent(self.level)}" for end in ("lower", "upper")))
+        ends = (f"{end} {percent(self.level)}" for end in ("lower", "upper"))
+        titles = ("function", "estimate", "std. error", "z", "p-value", *ends)
         rows = [(name, *row) for name, row in zip(self.names, self._numbers(), strict=True)]
         notes = [f"{len(rows) - SHOWN} more are not shown: see to_frame()."] if len(rows) > SHOWN else []
         notes += _flatness(np.asarray(self.flat), self.names)
-        return Report("Delta method", [("Covariance", self.description)], [Table(titles, rows[:SHOWN])], notes)
+        table = Table(titles, rows[:SHOWN], keys=COLUMNS, formats=TEST_FORMATS)
+        return Report("Delta method", [("Covariance", self.description)], [table], notes)
 
 
 _STATIC = ("output", "level", "description")
@@ -132,7 +137,11 @@ def _flatness(flat: Bool[np.ndarray, " k"], names: tuple[str, ...]) -> list[str]
 
 @entry_point
 def delta_method(
-    fit: Fit, function: Callable[[PyTree], PyTree], *, kind: CovarianceKind | None = None, level: float = 0.95
+    fit: Fit,
+    function: str | Sequence[str] | Callable[[PyTree], PyTree],
+    *,
+    kind: CovarianceKind | None = None,
+    level: float = 0.95,
 ) -> DeltaEstimate:
     """The value of any function of the parameters at the estimate, its standard error and interval: var g(θ̂) ≈ G V Gᵀ.
 
@@ -140,9 +149,10 @@ def delta_method(
     ----------
     fit : Fit
         Of a batch, every result gains the leading axis B.
-    function : callable
+    function : callable, or str or sequence of str
         ``function(params)``: a number, an array of any shape, or a pytree of them, in terms of jax.numpy. Predictions over a
-        grid of covariates are ``lambda params: jax.vmap(lambda z: predict(params, z))(grid)``.
+        grid of covariates are ``lambda params: jax.vmap(lambda z: predict(params, z))(grid)``. Or parameters by name, and linear
+        combinations of them: ``"scale"``, ``"a - b"``, ``["beta[1]", "0.5 (a + b)"]``; see `wald_test`.
     kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance V, as for `Fit.covariance`.
     level : float
@@ -180,10 +190,12 @@ def delta_method(
     >>> mean = fj.delta_method(fit, lambda params: params["shape"] / params["rate"])
     >>> print(f"{mean.value:.3f} ± {mean.standard_error:.3f}")
     3.000 ± 0.927
+    >>> print(fj.delta_method(fit, "shape - 2 rate").names)
+    ('shape - 2 rate',)
     """
     check_fit(fit)
     check_level(level)
-    which = fit._check(kind)
+    which, function = fit._check(kind), as_function(function, fit, "function")
     output = outline(function, fit, "function")
     value, errors, ends, jacobian, free, flat = of_each(fit, _Delta(OfParameters(ById(function))), which, level)
     result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, fit.describe(which))

@@ -1,6 +1,7 @@
 """Hypotheses about parameters, written by structure or by name, and the record of a test of one."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, PyTree
 from fisher_jax.errors import check_pytree, shown
 from fisher_jax.fitting.parameter_functions import name_within
 from fisher_jax.models.constraints import Fixed, Interval, Simplex, Unconstrained
+from fisher_jax.models.parameter_names import LinearCombinations, all_entries, all_names, is_text, read_restrictions
 from fisher_jax.models.parameters import Layout
 from fisher_jax.reporting import Report, Reported, listed, number, probability
 
@@ -19,21 +21,41 @@ from fisher_jax.reporting import Report, Reported, listed, number, probability
 class Hypothesis:
     """Which entries of the array leaves of params have which values under the null hypothesis.
 
-    `where` has a pair for each entry: the leaf's index in `Layout.leaves`, and the entry's in the raveled leaf.
+    `where` has a pair for each entry: the leaf's index in `Layout.leaves`, and the entry's in the raveled leaf. `texts` are the
+    statements of a hypothesis that was given as text, as they were written.
     """
 
     names: tuple[str, ...]
     where: tuple[tuple[int, int], ...]
     values: np.ndarray
+    texts: tuple[str, ...] = ()
 
     @property
     def statements(self) -> tuple[str, ...]:
         """`shape = 4.5` for each."""
-        return tuple(f"{name} = {value:g}" for name, value in zip(self.names, self.values, strict=True))
+        return self.texts or tuple(f"{name} = {value:g}" for name, value in zip(self.names, self.values, strict=True))
 
     def entries_of(self, leaf: int) -> dict[int, float]:
         """The restricted entries of one leaf, with their values."""
         return {k: float(v) for (i, k), v in zip(self.where, self.values, strict=True) if i == leaf}
+
+
+def read_restriction(layout: Layout, given: Any) -> Hypothesis | Callable[[PyTree], PyTree]:
+    """A null hypothesis as entries at values, or as a function of params that is zero under it."""
+    if not is_text(given):
+        return given if callable(given) else read_hypothesis(layout, given)
+    combinations = read_restrictions(layout, given, "the hypothesis")
+    values = combinations.entry_values()
+    if values is None:
+        return combinations
+    hypothesis = read_hypothesis(layout, {layout.names[k]: value for k, value in values.items()})
+    texts = dict(zip((layout.names[k] for k in values), combinations.names, strict=True))
+    return replace(hypothesis, texts=tuple(texts[name] for name in hypothesis.names))
+
+
+def statements_of(function: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """What a function of params that is zero says of its numbers: a hypothesis as it was written, or `name = 0` for each."""
+    return function.names if isinstance(function, LinearCombinations) else tuple(f"{name} = 0" for name in names)
 
 
 def read_hypothesis(layout: Layout, values: PyTree) -> Hypothesis:
@@ -44,11 +66,13 @@ def read_hypothesis(layout: Layout, values: PyTree) -> Hypothesis:
     check_pytree(values, "the hypothesis")
     if jax.tree_util.all_leaves([values]) and "params" not in {leaf.name for leaf in layout.leaves}:
         raise TypeError(
-            f"the hypothesis is {shown(values)}. Write names and values as a dictionary, as "
-            f"{{{(*layout.names, 'scale')[0]!r}: 0.0}}, or give a function of params that is zero under it."
+            f"the hypothesis is {shown(values)}. Write it as text, as '{(*layout.names, 'scale')[0]} = 0', or names and values as "
+            f"a dictionary, as {{{(*layout.names, 'scale')[0]!r}: 0.0}}, or give a function of params that is zero under it."
         )
     by_name: dict[str, tuple[int, int | None]] = {leaf.name: (i, None) for i, leaf in enumerate(layout.leaves)}
-    by_name |= {name: (i, k) for i, leaf in enumerate(layout.leaves) for k, name in enumerate(leaf.entry_names)}
+    known = all_names(layout)
+    entries = all_entries(layout)
+    by_name |= {name: entries[at[0]] for name, at in known.positions.items() if len(at) == 1 and name not in by_name}
     restricted: dict[tuple[int, int], float] = {}
     for path, value in jax.tree_util.tree_flatten_with_path(values)[0]:
         if callable(value):  # a function inside an Equinox module
@@ -57,7 +81,8 @@ def read_hypothesis(layout: Layout, values: PyTree) -> Hypothesis:
         if name not in by_name:
             names = ", ".join(f"`{leaf.name}`" for leaf in layout.leaves)
             raise ValueError(
-                f"the hypothesis names `{name}`, but the parameters are {names}. Spell it as in summary()."
+                f"the hypothesis names `{name}`, but the parameters are {names}."
+                f"{known.hint(name) or ' Spell it as in summary().'}"
             )
         i, k = by_name[name]
         flat = _check_values(layout, i, k, value, name)

@@ -10,7 +10,7 @@ Rothenberg, T. J. (1971), Econometrica 39, 577-591, theorems 1 and 8; Belsley, D
 Regression Diagnostics, section 3.2, for the scaling.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, PyTree
 
 from fisher_jax.errors import entry_point, shown
 from fisher_jax.fitting.map_fits import check_fit, of_each
-from fisher_jax.fitting.parameter_functions import Entries, OfParameters, linearize, outline
+from fisher_jax.fitting.parameter_functions import Entries, OfParameters, as_function, linearize, outline
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.programs import ById
@@ -147,7 +147,7 @@ class Identifiability(Reported):
 @entry_point
 def identifiability(
     fit: Fit,
-    function: Callable[[PyTree], PyTree] | None = None,
+    function: str | Sequence[str] | Callable[[PyTree], PyTree] | None = None,
     *,
     kind: Literal["observed", "expected", "empirical"] = "observed",
 ) -> Identifiability:
@@ -157,8 +157,9 @@ def identifiability(
     ----------
     fit : Fit
         Above all one that ended with status `SINGULAR_INFORMATION`.
-    function : callable, optional
-        ``function(params)``: numbers that may be identified though the parameters are not, such as a sum.
+    function : callable, or str or sequence of str, optional
+        ``function(params)``: numbers that may be identified though the parameters are not, such as a sum; or linear combinations
+        as text, ``"a + b"``.
     kind : {"observed", "expected", "empirical"}
         The information whose directions are taken.
 
@@ -201,6 +202,7 @@ def identifiability(
         raise ValueError(f'kind={shown(kind)} must be "observed", "expected" or "empirical": an information.')
     if is_traced(fit):
         raise ValueError("needs numbers that are known, but this fit is inside a transformation or has a batch axis.")
+    function = as_function(function, fit, "function")
     function_names = () if function is None else outline(function, fit, "function").names
     of_one = _Gradients(len(fit.names), None if function is None else OfParameters(ById(function)))
     information, gradients = map(np.asarray, of_each(fit, of_one, kind, warns=False))

@@ -23,7 +23,14 @@ from fisher_jax.fitting.result import Fit, join_fits, origin_of
 from fisher_jax.fitting.several_starts import stacked_starts
 from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
 from fisher_jax.inference.comparison import same_data
-from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
+from fisher_jax.inference.hypothesis import (
+    Hypothesis,
+    HypothesisTest,
+    chi_squared_test,
+    free_positions,
+    read_restriction,
+    statements_of,
+)
 from fisher_jax.inference.replicates import draw_data
 from fisher_jax.inference.restricted_fits import fit_under, refit
 from fisher_jax.inference.unidentified import find_unidentified, values_of_null, values_under
@@ -43,7 +50,7 @@ SHORT_OF_EDGE = 1e-4  # by which a fit that runs to a boundary may stay below th
 @entry_point
 def likelihood_ratio_test(
     fit: Fit,
-    null: Fit | Callable[[PyTree], PyTree] | PyTree,
+    null: Fit | str | Callable[[PyTree], PyTree] | PyTree,
     *,
     num_on_boundary: int | None = None,
     key: Array | None = None,
@@ -56,11 +63,12 @@ def likelihood_ratio_test(
     ----------
     fit : Fit
         The fit without the restriction.
-    null : Fit, pytree or callable
-        The fit of the restricted model to the same data. Or hypothesised values as for `wald_test`, by structure or by name, as
-        in ``{"shape": 1.0}``: the model is then fitted again with these fixed, from the estimates of the others, by `newton`.
-        Or ``restriction(params)``, a number or any pytree of arrays, zero under the null hypothesis: the model is then fitted
-        again under it, from the estimates, by the method of multipliers.
+    null : Fit, str or sequence of str, pytree or callable
+        The fit of the restricted model to the same data. Or hypothesised values as for `wald_test`, as text, by structure or by
+        name, as in ``"shape = 1"`` or ``{"shape": 1.0}``: the model is then fitted again with these fixed, from the estimates of
+        the others, by `newton`. Or linear restrictions between parameters as text, as ``"a = 2 b"``, or ``restriction(params)``, a
+        number or any pytree of arrays, zero under the null hypothesis: the model is then fitted again under it, from the
+        estimates, by the method of multipliers.
     num_on_boundary : int, optional
         How many of the restrictions put a parameter on the edge of its range (a variance or a mixture's weight of zero).
         Default: counted from the constraints and the hypothesised values.
@@ -115,7 +123,7 @@ def likelihood_ratio_test(
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
-    >>> test = fj.likelihood_ratio_test(fit, {"shape": 1.0})
+    >>> test = fj.likelihood_ratio_test(fit, "shape = 1")
     >>> print(f"{test.statistic:.3f} {test.p_value:.3f}")
     1.621 0.203
     """
@@ -223,25 +231,25 @@ def _fit_null(fit: Fit, null: Any) -> _Null:
         return _Null(
             _gain(fit, null), freedom, ("the restricted model",), null, values, _num_fixed_at_ends(layout, null)
         )
-    if callable(null):
+    null = read_restriction(layout, null)
+    if not isinstance(null, Hypothesis):
         under = fit_under(fit, null)
         gain = _gain(fit, under.fit)
         gain = namespace(gain).where(under.holds, gain, np.nan)
         values = None if traced else under.fit.params["params"]
-        hypothesis = tuple(f"{name} = 0" for name in under.names)
+        hypothesis = statements_of(null, under.names)
         return _Null(gain, len(hypothesis), hypothesis, under.fit, values, violated=~under.holds)
-    values_by_name = read_hypothesis(layout, null)
     restricted: Fit | None = None
-    if len(free_positions(layout, values_by_name)) == len(layout.names):  # no parameter is left to be fitted
-        gain = with_data(fit, _gain_over_point, (values_by_name.values,))
+    if len(free_positions(layout, null)) == len(layout.names):  # no parameter is left to be fitted
+        gain = with_data(fit, _gain_over_point, (null.values,))
         freedom = fit.num_parameters
     else:
-        restricted = refit(fit, values_by_name)
+        restricted = refit(fit, null)
         gain, freedom = _gain(fit, restricted), fit.num_parameters - restricted.num_parameters
-    constraints = [layout.leaves[i].constraint for i, _ in values_by_name.where]
-    edge = sum(float(x) in _ends(constraint) for x, constraint in zip(values_by_name.values, constraints, strict=True))
-    values = None if traced else values_under(fit, values_by_name, restricted)
-    return _Null(gain, freedom, values_by_name.statements, restricted, values, edge)
+    constraints = [layout.leaves[i].constraint for i, _ in null.where]
+    edge = sum(float(x) in _ends(constraint) for x, constraint in zip(null.values, constraints, strict=True))
+    values = None if traced else values_under(fit, null, restricted)
+    return _Null(gain, freedom, null.statements, restricted, values, edge)
 
 
 def _num_fixed_at_ends(layout: Layout, null: Fit) -> int:

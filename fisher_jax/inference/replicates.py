@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from fisher_jax.blocks import blocks_of
+from fisher_jax.blocks import HOST_ENTRIES, blocks_of
 from fisher_jax.fitting.fit import fit_batch
-from fisher_jax.fitting.result import Fit, Origin, join_fits
+from fisher_jax.fitting.result import Fit, Origin, join_fits, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.robust import cluster_codes
-from fisher_jax.models.drawing import check_sampler, draw_data_sets
+from fisher_jax.models.auxiliary import AuxiliaryModel
+from fisher_jax.models.drawing import check_sampler, draw_data_sets, draw_measured
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import quick_options
 
@@ -66,6 +67,161 @@ def _counter(num_units: int, num_starts: int, length: int, total: int) -> Callab
     return jax.jit(jax.vmap(count, in_axes=(None, None, 0)), compiler_options=quick_options(1))
 
 
+def draw_counts_of_each(
+    scheme: Scheme, keys: Array, totals: Int[np.ndarray, " b"], copies: Any, count: int
+) -> Float[Array, "b r g"]:
+    """The same of each of many fits with its key, replicates 0 to `count`; `totals` and `copies` are those of each."""
+    most = int(np.max(totals))
+    return _counter_of_each(scheme.num_units, most, scheme.length, scheme.circular)(
+        copies, totals, keys, jnp.arange(count)
+    )
+
+
+@functools.cache
+def _counter_of_each(num_units: int, most: int, length: int, circular: bool) -> Callable[..., Float[Array, "b r g"]]:
+    def count(copies: Any, total: Array, key: Array, number: Array) -> Float[Array, " g"]:
+        # The k-th of several random numbers does not depend on how many there are, so that the first are those of one fit.
+        num_starts = total if circular else total - length + 1
+        starts = jax.random.randint(jax.random.fold_in(key, number), (-(-most // length),), 0, num_starts)
+        if copies is not None:
+            starts = jnp.searchsorted(jnp.cumsum(copies), starts, side="right")
+        runs = (starts[:, None] + jnp.arange(length)[None, :]).reshape(-1)[:most] % num_units
+        return jnp.zeros((num_units,), int).at[runs].add((jnp.arange(most) < total).astype(int)).astype(float)
+
+    of_one = jax.vmap(count, in_axes=(None, None, None, 0))
+    return jax.jit(jax.vmap(of_one, in_axes=(0, 0, 0, None)), compiler_options=quick_options(1))
+
+
+class SchemeOfEach(NamedTuple):
+    """The scheme of each of many fits: what all share, and the copies (B, g) and the weights (B, n) that differ, or None."""
+
+    shared: Scheme
+    copies: Int[np.ndarray, "b g"] | None
+    weights: Float[np.ndarray, "b n"] | None
+
+    def take(self, rows: Int[np.ndarray, " r"]) -> "SchemeOfEach":
+        """Those of some of the fits."""
+        copies, weights = (None if array is None else array[rows] for array in (self.copies, self.weights))
+        return SchemeOfEach(self.shared, copies, weights)
+
+    def of(self, k: int) -> Scheme:
+        """That of one of them."""
+        copies, weights = (None if array is None else array[k] for array in (self.copies, self.weights))
+        return self.shared._replace(copies=copies, weights=weights)
+
+
+def schemes_of(fits: Fit, method: str, clusters: Any, block_length: Any) -> SchemeOfEach:
+    """The schemes of a batch of fits; which cluster an observation is in is the same for all."""
+    origin = origin_of(fits)
+    shared = scheme_of(fits[0], origin_of(fits[0]), method, clusters, block_length)
+    weights = origin.dataset.weights
+    if weights is None:
+        return SchemeOfEach(shared, None, None)
+    weights = np.broadcast_to(np.asarray(weights), (len(fits), len(shared.unit_of)))
+    if shared.copies is None:
+        return SchemeOfEach(shared, None, weights)
+    return SchemeOfEach(shared, whole_weights(weights), None)
+
+
+def refit_each(fits: Fit, schemes: SchemeOfEach, keys: Array, count: int, method: str, **settings: Any) -> Fit:
+    """Fits of `count` replicates of each of many fits, from its estimate: all of the first fit's, then the second's, and so on.
+
+    Each replicate is that of the fit by itself with its key. Some fits at a time in one batch; one by one where the replicates of a
+    fit fill what is held in memory.
+    """
+    model, dataset = origin_of(fits)
+    rows = num_draws(fits, schemes) if method == "parametric" else 0
+    size = HOST_ENTRIES // (max(dataset.entries, rows) * count)
+    if isinstance(
+        model, AuxiliaryModel
+    ):  # what was measured beside the observations is drawn anew for each replicate of a fit
+        size = 0
+    parts = []
+    for start in range(0, len(fits), max(size, 1)):
+        block, these = fits[start : start + max(size, 1)], slice(start, start + max(size, 1))
+        if size == 0 and method == "parametric":
+            parts.append(refit_drawn(block[0], origin_of(block[0]), keys[start], count, **settings))
+            continue
+        if size == 0:
+            one = schemes.of(start)
+            parts.append(refit_resampled(block[0], origin_of(block[0]), one, keys[start], count, **settings))
+            continue
+        begin = block.layout.assemble([np.repeat(np.asarray(value), count, axis=0) for value in block.values])
+        if method == "parametric":
+            arguments = _draw_of_each(block, schemes, keys[these], start, count, rows)
+        else:
+            copies = None if schemes.copies is None else schemes.copies[these]
+            totals = np.full(len(block), schemes.shared.num_units) if copies is None else copies.sum(axis=1)
+            counts = np.asarray(draw_counts_of_each(schemes.shared, keys[these], totals, copies, count))
+            weights = counts[:, :, schemes.shared.unit_of]
+            if schemes.weights is not None:
+                weights = weights * schemes.weights[these][:, None, :]
+            arguments = _repeat_data(block, count) | {"weights": weights.reshape(-1, weights.shape[-1])}
+        parts.append(fit_batch(model, begin, start_axis=0, **arguments, **settings))
+    return join_fits(parts, np.arange(len(fits) * count))
+
+
+def _repeat_data(block: Fit, count: int) -> dict[str, Any]:
+    """Data and covariates of many fits as arguments of `fit_batch`, those of each `count` times; what they share once."""
+    dataset = origin_of(block).dataset
+    leaves, treedef = jax.tree.flatten(dataset.parts)
+    repeated = [
+        np.repeat(np.asarray(leaf), count, axis=0) if differs else leaf
+        for leaf, differs in zip(leaves, dataset.differs, strict=True)
+    ]
+    data, given, _ = jax.tree.unflatten(treedef, repeated)
+    data_axis, given_axis, _ = dataset.axes
+    return {"data": data, "given": given, "data_axis": data_axis, "given_axis": given_axis}
+
+
+def num_draws(fits: Fit, schemes: SchemeOfEach) -> int:
+    """The most observations that are drawn for a fit of a batch; zero of a dependent model."""
+    if origin_of(fits).model.is_dependent:
+        return 0
+    return len(schemes.shared.unit_of) if schemes.copies is None else int(schemes.copies.sum(axis=1).max())
+
+
+def _draw_of_each(block: Fit, schemes: SchemeOfEach, keys: Array, start: int, count: int, rows: int) -> dict[str, Any]:
+    """`count` data sets drawn from each of many fits, as arguments of `fit_batch`; rows that a fit does not have weigh zero."""
+    model, _ = origin_of(block)
+    check_sampler(model)
+    data, given, weights = [], [], []
+    for k in range(len(block)):
+        one = block[k]
+        origin = origin_of(one)
+        covariates, counted = origin.dataset.given, origin.dataset.weights
+        if schemes.copies is not None and not model.is_dependent:
+            times = schemes.copies[start + k]
+            source = np.repeat(np.arange(len(times)), times)
+            counted = (np.arange(rows) < len(source)).astype(float)
+            source = np.append(source, np.full(rows - len(source), source[-1]))
+            covariates = jax.tree.map(lambda leaf, source=source: np.asarray(leaf)[source], covariates)
+        drawn = draw_data_sets(model, one.layout, one.values, covariates, rows, keys[k], np.arange(count))
+        check_drawn(origin, drawn, rows)
+        data.append(jax.device_get(drawn))
+        given.append(covariates)
+        weights.append(counted)
+
+    def for_each(trees: list[PyTree]) -> PyTree:
+        return jax.tree.map(lambda *leaves: np.repeat(np.stack([np.asarray(a) for a in leaves]), count, axis=0), *trees)
+
+    return {
+        "data": jax.tree.map(lambda *leaves: np.concatenate(leaves), *data),
+        "given": for_each(given),
+        "given_axis": None if given[0] is None else 0,
+        "weights": for_each(weights),
+    }
+
+
+def refit_left_out_of_each(fits: Fit, schemes: SchemeOfEach, **settings: Any) -> Fit:
+    """`refit_left_out` of each of many fits, all of the first fit's, then the second's, and so on."""
+    parts = []
+    for k in range(len(fits)):
+        one = fits[k]
+        parts.append(refit_left_out(one, origin_of(one), schemes.of(k), **settings))
+    return join_fits(parts, np.arange(sum(map(len, parts))))
+
+
 def scheme_of(fit: Fit, origin: Origin, method: str, clusters: Any, block_length: Any) -> Scheme:
     """The scheme of a method of `bootstrap`."""
     model = origin.model
@@ -105,7 +261,7 @@ def refit_resampled(fit: Fit, origin: Origin, scheme: Scheme, key: Array, count:
             counts = np.asarray(draw_counts(scheme, key, numbers))[: count - int(numbers[0]), scheme.unit_of]
             yield counts if scheme.weights is None else counts * scheme.weights[None, :]
 
-    return _refit_weighted(fit, origin, chunks(), settings)
+    return _refit_weighted(fit, origin, chunks(), settings, key)
 
 
 def refit_left_out(fit: Fit, origin: Origin, scheme: Scheme, **settings: Any) -> Fit:
@@ -121,12 +277,21 @@ def refit_left_out(fit: Fit, origin: Origin, scheme: Scheme, **settings: Any) ->
     return _refit_weighted(fit, origin, chunks(), settings)
 
 
-def _refit_weighted(fit: Fit, origin: Origin, chunks: Iterator[np.ndarray], settings: dict[str, Any]) -> Fit:
-    data, given, _ = origin.dataset.parts
-    parts = [
-        fit_batch(origin.model, fit.params, data, given=given, weights=weights, data_axis=None, **settings)
-        for weights in chunks
-    ]
+def _refit_weighted(
+    fit: Fit, origin: Origin, chunks: Iterator[np.ndarray], settings: dict[str, Any], key: Array | None = None
+) -> Fit:
+    """Fits by weights; with a key, each to an auxiliary measurement drawn at the estimate, where the model has one."""
+    (data, given, _), done, parts = origin.dataset.parts, 0, []
+    axis: Any = None
+    for weights in chunks:
+        if key is not None and isinstance(origin.model, AuxiliaryModel):
+            numbers = np.arange(done, done + len(weights))
+            measured = draw_measured(origin.model, fit.layout, fit.values, key, numbers)
+            data, axis = (data[0], measured), (None, 0)
+        parts.append(
+            fit_batch(origin.model, fit.params, data, given=given, weights=weights, data_axis=axis, **settings)
+        )
+        done += len(weights)
     return join_fits(parts, np.arange(sum(map(len, parts))))
 
 
@@ -147,17 +312,23 @@ def draw_data(origin: Origin, layout: Layout, values: Values, key: Array, count:
     model, data = origin.model, origin.dataset.data
     given, weights = given_of_draws(origin)
     rows = num_rows(origin, given)
-    structure: Any = jax.tree.structure(data)
-    expected = [leaf.shape if model.is_dependent else (rows, *leaf.shape[1:]) for leaf in jax.tree.leaves(data)]
     for numbers in blocks_of(count, sum(int(np.size(leaf)) for leaf in jax.tree.leaves(data))):
         drawn = draw_data_sets(model, layout, values, given, rows, key, numbers)
-        shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(drawn)]
-        if jax.tree.structure(drawn) != structure or shapes != expected:
-            raise ValueError(
-                f"what the model's sampler draws has leaves of shape {shapes}, the data {expected}. "
-                "`sample` must return data like those fitted: one observation, or for a dependent model the whole series."
-            )
+        check_drawn(origin, drawn, rows)
         yield {"data": jax.device_get(drawn), "given": given, "weights": weights}
+
+
+def check_drawn(origin: Origin, drawn: PyTree, rows: int) -> None:
+    """Raise where a sampler does not draw data like those fitted."""
+    model, data = origin.model, origin.dataset.data
+    structure: Any = jax.tree.structure(data)
+    expected = [leaf.shape if model.is_dependent else (rows, *leaf.shape[1:]) for leaf in jax.tree.leaves(data)]
+    shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(drawn)]
+    if jax.tree.structure(drawn) != structure or shapes != expected:
+        raise ValueError(
+            f"what the model's sampler draws has leaves of shape {shapes}, the data {expected}. "
+            "`sample` must return data like those fitted: one observation, or for a dependent model the whole series."
+        )
 
 
 def given_of_draws(origin: Origin) -> tuple[PyTree, Any]:
@@ -180,13 +351,14 @@ def num_rows(origin: Origin, given: PyTree) -> int:
     return jax.tree.leaves(dataset.data if given is None else given)[0].shape[0]
 
 
-def whole_weights(weights: Any) -> Int[np.ndarray, " n"]:
+def whole_weights(weights: Any) -> Int[np.ndarray, "*b n"]:
     """Weights as whole numbers; raise for others, which do not tell how many observations there are."""
     host = np.asarray(weights)
     if np.any(host != np.round(host)):
+        first = np.argwhere(host != np.round(host))[0]
         raise ValueError(
             f"the fit's weights are frequencies, how many equal observations a row stands for, so they must be whole "
-            f"numbers here; weights[{int(np.argmax(host != np.round(host)))}] is not."
+            f"numbers here; weights[{','.join(map(str, first))}] is not."
         )
     return host.astype(int)
 

@@ -11,6 +11,7 @@ likelihood.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from fisher_jax.fitting.parameter_functions import OfParameters, numbers_of, out
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.inference.wald import WaldStatistic, check_rank
+from fisher_jax.models.auxiliary import AuxiliaryModel, add_auxiliary
 from fisher_jax.models.constraints import Interval, Unconstrained, fixed
 from fisher_jax.models.model import DependentModel, Model
 from fisher_jax.models.parameters import Layout
@@ -111,9 +113,21 @@ def refit(full: Fit, hypothesis: Hypothesis) -> Fit:
         parts["given"].append(given)
         constraints["estimated"].append(None if free is None else leaf.constraint)
         constraints["given"].append(None if given is None else fixed)
-    kind = DependentModel if model.is_dependent else Model
-    function = _WithValues(ById(model.log_density), layout, tuple(all_entries))
-    return fit_again(full, kind(function, constraints=constraints), parts)
+    restricted = _remake(
+        model, lambda function: _WithValues(ById(function), layout, tuple(all_entries)), constraints=constraints
+    )
+    return fit_again(full, restricted, parts)
+
+
+def _remake(
+    model: Model, wrap: Callable[[Any], Any], penalize: Callable[[Any], Any] | None = None, *, constraints: PyTree
+) -> Model:
+    """The model in other parameters, by what makes a function of these of one of the old; the terms of rows may have another."""
+    rows = wrap if penalize is None else penalize
+    if isinstance(model, AuxiliaryModel):
+        base = Model(rows(model.base.log_density), constraints=constraints)
+        return add_auxiliary(base, wrap(model.auxiliary), None)
+    return (DependentModel if model.is_dependent else Model)(rows(model.log_density), constraints=constraints)
 
 
 # Functions of the parameters equal to zero.
@@ -149,6 +163,17 @@ class _Penalized:
         away = _standardized(self.restriction, self.layout, parts)
         penalty = jnp.sum(parts["multiplier"] * away) - 0.5 * parts["stiffness"] * jnp.sum(away**2)
         return self.function.function(self.layout.assemble(parts["params"]), *arguments) + penalty / parts["total"]
+
+
+@dataclass(frozen=True)
+class _AtParams:
+    """A function of a model's parameters, of the same parts."""
+
+    function: ById
+    layout: Layout
+
+    def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Array:
+        return self.function.function(self.layout.assemble(parts["params"]), *arguments)
 
 
 def _standardized(restriction: ById, layout: Layout, parts: dict[str, Any]) -> Float[Array, " k"]:
@@ -190,8 +215,12 @@ def fit_under(full: Fit, restriction: Any) -> UnderRestriction:
     }
     # λ, ρ and the rest are fixed parameters, not constants of the density: one program serves every round.
     constraints = dict.fromkeys(parts, fixed) | {"params": [leaf.constraint for leaf in layout.leaves]}
-    kind = DependentModel if model.is_dependent else Model
-    penalized = kind(_Penalized(ById(model.log_density), by_id, layout), constraints=constraints)
+    penalized = _remake(
+        model,
+        lambda function: _AtParams(ById(function), layout),
+        lambda function: _Penalized(ById(function), by_id, layout),
+        constraints=constraints,
+    )
     last: Any = np.inf
     for _ in range(_MOST_ROUNDS):
         under = fit_again(full, penalized, parts)

@@ -32,7 +32,7 @@ from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test
 from fisher_jax.information import Scoring, has_closed_form
 from fisher_jax.information.closed_form import predicted
 from fisher_jax.input_arrays import check_unmasked
-from fisher_jax.models.constraints import Interval, Unconstrained
+from fisher_jax.models.constraints import Fixed, Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import (
     Likelihood,
@@ -44,9 +44,11 @@ from fisher_jax.models.likelihood import (
 )
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import Model, check_arity
+from fisher_jax.models.parameter_names import all_names, choose_estimated, read_restrictions
 from fisher_jax.models.parameters import Layout, Leaf, layout_of
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
+from fisher_jax.reporting import listed
 
 # What is left of the variance of a score when the nuisance scores explain all of it is rounding: some thousand ε.
 ROUNDING = 1e4
@@ -81,6 +83,7 @@ def score_test(
         The fit under the null hypothesis, as `fit` or `fit_batch` returned it.
     freed : str or tuple of str, optional
         The parameters to be tested, by name, among those kept `fixed`; also single entries, as `beta[1]`. Default all of them.
+        Or the hypothesis as text, ``"shape = 1"``, ``"a = 0, b = 0"``, whose values must be those that the fit keeps.
     candidates : array (n, K) or (n, K, m), optional
         K covariates, each tested by itself for an effect of zero; or K groups of m covariates each, such as the indicators of
         m + 1 classes.
@@ -124,7 +127,7 @@ def score_test(
     >>> gamma = fj.families.gamma
     >>> exponential = fj.Model(gamma.log_density, constraints={"shape": fj.fixed, "rate": fj.positive})
     >>> null = fj.fit(exponential, {"shape": 1.0, "rate": 1.0}, y)
-    >>> test = fj.score_test(null, "shape")
+    >>> test = fj.score_test(null, "shape = 1")
     >>> print(f"{test.statistic:.3f} {test.p_value:.3f}")
     0.870 0.351
     """
@@ -247,26 +250,41 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
     layout, values = fit.layout, fit.values
     is_floating = [jnp.issubdtype(jnp.result_type(value), jnp.floating) for value in values]
     fixed = {leaf.name: i for i, leaf in enumerate(layout.leaves) if leaf.is_fixed and is_floating[i]}
-    entries = {name: {(i, k)} for i in fixed.values() for k, name in enumerate(layout.leaves[i].entry_names)}
-    if not entries:
+    if not fixed:
         raise ValueError(
             "this fit holds no parameter fixed, so there is none to test. Fit the null with fisher_jax.fixed for "
             "what is to be tested, or give candidates=."
         )
-    entries |= {name: {(i, k) for k in range(layout.leaves[i].size)} for name, i in fixed.items()}
+    # The layout in which what is fixed is free and the rest is not: its θ is what can be tested.
+    held = replace(
+        layout,
+        leaves=tuple(
+            replace(leaf, free_shape=leaf.shape, constraint=Unconstrained())
+            if i in fixed.values()
+            else replace(leaf, free_shape=(0,), constraint=Fixed())
+            for i, leaf in enumerate(layout.leaves)
+        ),
+    )
+    where = [(i, k) for i, leaf in held.free_leaves for k in range(leaf.size)]
     names = list(fixed) if freed is None else names_in(freed)
     if not names:
         raise ValueError(f"freed={shown(freed)} must be a parameter's name or several of them; leave it out for all.")
-    for name in names:
-        if name not in entries:
-            choices = ", ".join(f"`{leaf}`" for leaf in fixed)
-            raise ValueError(f"freed names {name!r}, but what this fit holds fixed is {choices}.")
-    chosen = set().union(*(entries[name] for name in names))
+    if any("=" in name and name not in all_names(held).positions for name in names):
+        as_written = {where[k]: text for k, text in _as_held(fit, held, freed).items()}
+        chosen = set(as_written)
+    else:
+        as_written, chosen = {}, set()
+        for name in names:
+            try:
+                chosen |= {where[k] for k in choose_estimated(held, name, "freed")}
+            except ValueError:
+                choices = ", ".join(f"`{leaf}`" for leaf in fixed)
+                raise ValueError(f"freed names {name!r}, but what this fit holds fixed is {choices}.") from None
     freed_leaves = {i for i, _ in chosen}
     layout = replace(
         layout,
         leaves=tuple(
-            Leaf(leaf.name, leaf.shape, leaf.shape, Unconstrained()) if i in freed_leaves else leaf
+            replace(leaf, free_shape=leaf.shape, constraint=Unconstrained()) if i in freed_leaves else leaf
             for i, leaf in enumerate(layout.leaves)
         ),
     )
@@ -278,11 +296,31 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
             elif (i, k) in chosen:  # other entries of the leaf stay fixed
                 tested.append(start + k)
                 at = np.unique(np.reshape(np.asarray(values[i]), (-1, leaf.size))[:, k])  # of all fits of a batch
-                hypothesis.append(
-                    f"{leaf.entry_names[k]} = {at[0]:g}" if len(at) == 1 else f"{leaf.entry_names[k]} as held"
-                )
+                statement = f"{leaf.entry_names[k]} = {at[0]:g}" if len(at) == 1 else f"{leaf.entry_names[k]} as held"
+                hypothesis.append(as_written.get((i, k), statement))
         start += leaf.free_size
     return _TestedEntries(kind, layout, tuple(tested), tuple(nuisance)), tuple(hypothesis)
+
+
+def _as_held(fit: Fit, held: Layout, text: Any) -> dict[int, str]:
+    """The places in the θ of `held` that a hypothesis names, each with its text; raise where the fit keeps other values."""
+    hypothesis = read_restrictions(
+        held, text, "the hypothesis", "is estimated in this fit, which is to be the fit under the hypothesis"
+    )
+    values = hypothesis.entry_values()
+    if values is None:
+        raise ValueError(
+            f"the hypothesis {listed(hypothesis.names)} ties parameters to each other. The score test is of values that the fit "
+            "keeps fixed; use likelihood_ratio_test or wald_test with the fit without the restriction."
+        )
+    theta = np.asarray(held.join(fit.values))
+    for k, value in values.items():
+        if not np.allclose(theta[..., k], value, rtol=1e-6, atol=0.0):
+            raise ValueError(
+                f"the hypothesis gives `{held.names[k]}` the value {value:g}, but this fit keeps it at "
+                f"{np.ravel(theta[..., k])[0]:g}. Fit the model under the hypothesis."
+            )
+    return dict(zip(values, hypothesis.names, strict=True))
 
 
 # Covariates that the null does not have.

@@ -14,7 +14,14 @@ from fisher_jax.fitting.covariance import CovarianceKind
 from fisher_jax.fitting.map_fits import check_fit, of_each
 from fisher_jax.fitting.parameter_functions import Entries, OfParameters, linearize, outline
 from fisher_jax.fitting.result import Fit
-from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test, free_positions, read_hypothesis
+from fisher_jax.inference.hypothesis import (
+    Hypothesis,
+    HypothesisTest,
+    chi_squared_test,
+    free_positions,
+    read_restriction,
+    statements_of,
+)
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import is_traced
@@ -23,7 +30,7 @@ from fisher_jax.reporting import in_fits
 
 @entry_point
 def wald_test(
-    fit: Fit, restriction: Callable[[PyTree], PyTree] | PyTree, *, kind: CovarianceKind | None = None
+    fit: Fit, restriction: str | Callable[[PyTree], PyTree] | PyTree, *, kind: CovarianceKind | None = None
 ) -> HypothesisTest:
     """Test restrictions h(θ) = 0 from the estimate alone: W = h(θ̂)ᵀ (H V Hᵀ)⁻¹ h(θ̂), H = ∂h/∂θ.
 
@@ -31,10 +38,12 @@ def wald_test(
     ----------
     fit : Fit
         The fit without the restrictions.
-    restriction : callable or pytree
-        ``restriction(params)``, a number or any pytree of arrays, zero under the null hypothesis: a linear one is
-        ``lambda params: R @ params["beta"] - r``. Or the hypothesised values, shaped like params or a part of it, where `None`,
-        NaN and what is absent are not tested, or by name: ``{"shape": 1.0}``, ``{"beta[2]": 0.0}``.
+    restriction : str or sequence of str, pytree, or callable
+        Linear restrictions as text, with the names of `fit.names`: ``"scale = 1"``, ``"a = b"``, ``"a + 2 b = 0, c = 1"``,
+        ``"beta[1] - beta[2] = 0.5"``, ``"a = b = 0"``, and ``"beta = 0"`` for all entries of an array. Of several names that fit
+        the longest is meant; backticks, as in ``"`a - b` = 0"``, mark a name. Or the hypothesised values, shaped like params or a
+        part of it, where `None`, NaN and what is absent are not tested, or by name: ``{"shape": 1.0}``, ``{"beta[2]": 0.0}``. Or
+        a function: ``restriction(params)``, a number or any pytree of arrays, zero under the null hypothesis.
     kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance V, as for `Fit.covariance`.
 
@@ -47,7 +56,8 @@ def wald_test(
     Raises
     ------
     ValueError, TypeError
-        If restrictions depend on each other (H has not full rank), name no parameter, or are not floating numbers.
+        If restrictions depend on each other (H has not full rank), name no parameter, are not linear (as text), or are not
+        floating numbers.
 
     Notes
     -----
@@ -67,23 +77,25 @@ def wald_test(
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
-    >>> test = fj.wald_test(fit, {"shape": 1.0})
+    >>> test = fj.wald_test(fit, "shape = 1")
     >>> print(f"{test.statistic:.3f} {test.p_value:.3f}")
     0.860 0.354
+    >>> print(fj.wald_test(fit, "shape = 2 rate").hypothesis)
+    ('shape = 2 rate',)
     >>> print(fj.wald_test(fit, lambda params: params["shape"] / params["rate"] - 2.0).hypothesis)
     ('restriction = 0',)
     """
     check_fit(fit)
     which = fit._check(kind)
+    restriction = read_restriction(fit.layout, restriction)
     values: tuple[np.ndarray, ...] = ()
-    if callable(restriction):
-        names = outline(restriction, fit, "restriction").names
-        statements = tuple(f"{name} = 0" for name in names)
-        statistic_of = WaldStatistic(OfParameters(ById(restriction)))
+    if isinstance(restriction, Hypothesis):
+        names, statements, values = restriction.names, restriction.statements, (restriction.values,)
+        statistic_of = WaldStatistic(Entries(free_positions(fit.layout, restriction)))
     else:
-        hypothesis = read_hypothesis(fit.layout, restriction)
-        names, statements, values = hypothesis.names, hypothesis.statements, (hypothesis.values,)
-        statistic_of = WaldStatistic(Entries(free_positions(fit.layout, hypothesis)))
+        names = outline(restriction, fit, "restriction").names
+        statements = statements_of(restriction, names)
+        statistic_of = WaldStatistic(OfParameters(ById(restriction)))
     statistic, slopes, variance = of_each(fit, statistic_of, which, *values)
     if not is_traced(fit):
         check_rank(np.asarray(slopes), names)

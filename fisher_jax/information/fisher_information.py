@@ -17,6 +17,7 @@ from fisher_jax.information.matrix import Information
 from fisher_jax.information.monte_carlo import by_draws
 from fisher_jax.information.quadrature import by_nodes
 from fisher_jax.information.regularity import Regularity
+from fisher_jax.models.auxiliary import check_without_auxiliary
 from fisher_jax.models.dataset import check_given
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
@@ -126,6 +127,7 @@ def fisher_information(
 def check_point(model: Any, params: PyTree, given: PyTree) -> tuple[Model, Layout, Values, PyTree]:
     """Check the model, parameters and covariates of a function that takes no data."""
     model = as_model(model)
+    check_without_auxiliary(model, "an expectation")
     check_pytrees(given=given)
     layout, values = flatten_parameters(model, params)
     if layout.num_free == 0:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import entry_point, require
 from fisher_jax.information.regularity import Regularity
+from fisher_jax.models.parameter_names import NameIndex
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.moments import Estimate
 from fisher_jax.numerics import linalg
@@ -355,15 +356,7 @@ class Information(NamedMatrix):
     def _positions(self, names: Sequence[str] | str) -> tuple[np.ndarray, np.ndarray]:
         """Where the named entries stand, or all entries of a named leaf; and where the others do."""
         self._check_single()
-        positions: list[int] = []
-        for name in [names] if isinstance(names, str) else names:
-            prefixes = (f"{name}[", f"{name}.")
-            matches = [k for k, entry in enumerate(self.names) if entry == name or entry.startswith(prefixes)]
-            if not matches:
-                raise ValueError(f"no parameter is named {name!r}; there are {_quoted(self.names)}.")
-            positions += matches
-        if len(positions) != len(set(positions)) or not positions:
-            raise ValueError(f"names={names!r}; expected one or more different names.")
+        positions = NameIndex(self.names).choose([] if names is None else names)
         return np.array(positions), np.setdiff1d(np.arange(len(self.names)), positions)
 
 

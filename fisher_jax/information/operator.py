@@ -25,6 +25,7 @@ from fisher_jax.information.expectations import SCRAMBLINGS, MonteCarlo, QuasiMo
 from fisher_jax.information.fisher_information import describe
 from fisher_jax.information.krylov import Product, Solution
 from fisher_jax.information.monte_carlo import PIECES
+from fisher_jax.models.auxiliary import check_without_auxiliary
 from fisher_jax.models.constraints import fixed
 from fisher_jax.models.dataset import Dataset, check_given
 from fisher_jax.models.likelihood import likelihood, terms_of, total_weight
@@ -376,11 +377,13 @@ def information_operator(
             'kind="expected" without data.'
         )
     model, layout, values, dataset = check_arguments(model, params, data, given, weights)
+    check_without_auxiliary(model, "a sum over observations")
     return InformationOperator(model, layout, kind, *_on_device((values, dataset)))
 
 
 def _expected_operator(model: Any, params: PyTree, expectation: Any, given: PyTree) -> InformationOperator:
     model = as_model(model)
+    check_without_auxiliary(model, "an expectation")
     check_pytrees(given=given)
     layout, values = flatten_parameters(model, params)
     given = check_given(model, given)

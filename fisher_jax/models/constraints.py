@@ -368,40 +368,61 @@ def as_constraint(given: Any) -> Constraint | None:
 
 
 @entry_point
-def interval(low: float | int, high: float | int) -> Interval:
-    """The constraint low < θ < high. Either end may be infinite, not both.
+def interval(low: float | int | None, high: float | int | None) -> Interval | Unconstrained:
+    """The constraint low < θ < high. An end that is None or infinite is no bound.
 
     Parameters
     ----------
-    low, high : float
+    low, high : float or None
         Ends of the open interval, in the parameter's own unit.
 
     Returns
     -------
-    Interval
-        A constraint to be used in `Model(constraints=…)`.
+    Interval, or Unconstrained without a finite end
+        A constraint to be used in `Model(constraints=…)`, where the tuple ``(low, high)`` may stand for it.
 
     Raises
     ------
-    ValueError
-        If `low` is not below `high`, an end is NaN, or both are infinite.
+    ValueError, TypeError
+        If `low` is not below `high`, an end is NaN or no number, or a range holds no finite value.
 
     Examples
     --------
     >>> import fisher_jax as fj
     >>> fj.interval(-1, 1)
     Interval(low=-1.0, high=1.0)
+    >>> fj.interval(0, None) == fj.positive
+    True
     """
     for name, end in (("low", low), ("high", high)):
-        if not is_number(end):
-            raise TypeError(f"{name}={shown(end)} must be a number, which may be infinite.")
-    low, high = float(low), float(high)
-    if not low < high or (math.isinf(low) and math.isinf(high)):
-        raise ValueError(
-            f"expected low < high with at least one finite end, got interval({low:g}, {high:g}). "
-            "Leave a parameter out of `constraints` if it may take any value."
-        )
-    return Interval(low, high)
+        if end is not None and not is_number(end):
+            raise TypeError(f"{name}={shown(end)} must be a number, or None where there is no bound.")
+    lowest = -math.inf if low is None else float(low)
+    highest = math.inf if high is None else float(high)
+    if not lowest < highest:
+        raise ValueError(f"expected low < high, got interval({lowest:g}, {highest:g}).")
+    return Unconstrained() if math.isinf(lowest) and math.isinf(highest) else Interval(lowest, highest)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """An interval that was written as a tuple of its ends; `Unconstrained` without a finite one."""
+
+    constraint: Constraint
+
+    @property
+    def restricts(self) -> bool:
+        return self.constraint.restricts
+
+
+def is_bounds(given: Any) -> bool:
+    """Whether this is a tuple of two numbers, or of a number and None.
+
+    Two Nones are a tuple of two unconstrained parameters, or bounds that bound nothing, which is the same.
+    """
+    if type(given) is not tuple or len(given) != 2 or all(end is None for end in given):
+        return False
+    return all(end is None or is_number(end) for end in given)
 
 
 def _sigmoid(free: Any) -> Any:

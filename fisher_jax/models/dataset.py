@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_choice
+from fisher_jax.errors import check_choice, shown
 from fisher_jax.input_arrays import (
     LEAVE_OUT,
     Labels,
@@ -20,6 +20,7 @@ from fisher_jax.input_arrays import (
     check_unmasked,
     labels_of,
 )
+from fisher_jax.models.auxiliary import Observed
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import path_name
 from fisher_jax.numerics.array_namespace import namespace
@@ -118,6 +119,7 @@ def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any, missi
     which a value is missing that comes from a table.
     """
     check_choice(missing, MISSING, "missing")
+    data, _ = place_measured(model, data, None)
     parts = {"data": data, "given": given, "weights": weights}
     data, given, weights = _as_arrays_of_parts(data, given, weights, (missing,) * 3)
     if not jax.tree.leaves(data):
@@ -146,6 +148,8 @@ def check_datasets(
     model: Model, data: PyTree, given: PyTree, weights: Any, axes: tuple[Any, Any, Any], num_starts: int
 ) -> Dataset:
     """Many data sets, whose axes over them are given as for `jax.vmap`; where all of it is shared, one for each start."""
+    data, data_axis = place_measured(model, data, axes[0])
+    axes = (data_axis, *axes[1:])
     parts = {"data": data, "given": given, "weights": weights}
     # A table of many data sets is a matrix, in which a missing value is left to the status of its data set.
     policies = ["raise" if axis is None else "" for axis in axes]
@@ -176,6 +180,46 @@ def check_datasets(
     ]
     data, given, weights = jax.tree.unflatten(treedef, leaves)
     return replace(dataset, data=data, given=given, weights=weights)
+
+
+def place_measured(model: Model, data: PyTree, axis: Any) -> tuple[PyTree, Any]:
+    """The data of a model with an auxiliary measurement as they are stored, `Observed`, with their axes over data sets.
+
+    The user gives a pair (observations, measured), and for `axis` one for both or a pair. Other data are as they were.
+    """
+    if model.auxiliary is None or isinstance(data, Observed):
+        return data, axis
+    if not isinstance(data, tuple | list) or hasattr(data, "_fields") or len(data) != 2:
+        raise TypeError(
+            f"data is {shown(data)}; a model with an auxiliary measurement takes the pair (observations, measured)."
+        )
+    observations, measured = data
+    if _is_numbers(observations):
+        observations = np.asarray(observations)
+    first_axis, measured_axis = axis if isinstance(axis, tuple) and len(axis) == 2 else (axis, axis)
+    leaves = jax.tree.leaves(observations)
+    marks = jax.tree.leaves(axis_of_each(observations, first_axis, "data"))
+    if not leaves:
+        raise ValueError("data holds no array. Give the observations, with a leading axis of length n.")
+    shape = list(np.shape(leaves[0]))
+    if marks[0].number is not None and -len(shape) <= marks[0].number < len(shape):
+        del shape[marks[0].number]
+    if not shape:
+        raise ValueError(
+            f"the observations in data have shape {np.shape(leaves[0])}; expected an axis of length n, one row each."
+        )
+    arrays = as_unmasked_arrays(measured, "data measured")
+    measured_marks = axis_of_each(arrays, measured_axis, "data")
+
+    def beside_rows(leaf: Any, mark: _Axis) -> Any:
+        xp = namespace(leaf)
+        if mark.number is None:
+            return xp.broadcast_to(leaf, (shape[0], *leaf.shape))
+        return xp.broadcast_to(leaf[:, None], (leaf.shape[0], shape[0], *leaf.shape[1:]))
+
+    placed = jax.tree.map(beside_rows, axis_first(arrays, measured_marks), measured_marks)
+    new_axes = jax.tree.map(lambda mark: None if mark.number is None else 0, measured_marks)
+    return Observed(observations, placed), None if axis is None else Observed(first_axis, new_axes)
 
 
 def _as_arrays_of_parts(

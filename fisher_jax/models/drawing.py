@@ -3,9 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from fisher_jax.errors import call_user
+from fisher_jax.models.auxiliary import AuxiliaryModel, same_in_every_row
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
@@ -15,10 +18,32 @@ _DRAWS_AT_ONCE = 2**14  # under vmap a rejection sampler runs as long as the slo
 
 def check_sampler(model: Model) -> None:
     """Raise where the model has no sampler."""
+    if isinstance(model, AuxiliaryModel) and model.base.sample is not None and model.draw_auxiliary is None:
+        raise ValueError(
+            "draws from the model, and its auxiliary measurement has no sampler. Give with_auxiliary(…, sample=function(key, "
+            "params)), one draw of it."
+        )
     if model.sample is None:
         raise ValueError(
             "draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
         )
+
+
+def draw_measured(
+    model: AuxiliaryModel, layout: Layout, values: Values, key: Array, numbers: Int[np.ndarray, " r"]
+) -> PyTree:
+    """Auxiliary measurements (R, …) with these numbers, beside other draws with the same key."""
+    params, key = layout.assemble(values), jax.random.fold_in(key, 2**32 - 2)
+
+    def draw(number: Array) -> PyTree:
+        drawn = call_user(
+            model.draw_auxiliary,  # type: ignore[arg-type]
+            (jax.random.fold_in(key, number), params),
+            "sample of the auxiliary measurement",
+        )
+        return jax.tree.map(jnp.asarray, drawn)
+
+    return jax.device_get(jax.vmap(draw)(jnp.asarray(numbers)))
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 4), level=1)
@@ -36,6 +61,7 @@ def draw_data_sets(
         key_of_set = jax.random.fold_in(key, number)
         if model.is_dependent:
             return draw(key_of_set, *covariates)
-        return jax.vmap(draw)(jax.random.split(key_of_set, rows), *covariates)
+        drawn = jax.vmap(draw)(jax.random.split(key_of_set, rows), *covariates)
+        return drawn if model.auxiliary is None else same_in_every_row(drawn)
 
     return jax.lax.map(draw_data_set, numbers, batch_size=max(1, min(numbers.shape[0], _DRAWS_AT_ONCE // max(rows, 1))))

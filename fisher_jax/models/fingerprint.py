@@ -32,7 +32,8 @@ LARGE = 2**16
 
 Table = dict[str, Any]
 
-_contents: weakref.WeakKeyDictionary[Any, tuple[str | None, Table]] = weakref.WeakKeyDictionary()
+# With the code of a function, which IPython's %autoreload replaces in place.
+_contents: weakref.WeakKeyDictionary[Any, tuple[Any, tuple[str | None, Table]]] = weakref.WeakKeyDictionary()
 
 
 class _Seen(dict[int, tuple[str, Any]]):
@@ -59,16 +60,18 @@ def fingerprint(value: Any, name: str, *, to_share: bool = False) -> Table:
 def content_of(function: Any) -> tuple[str | None, Table]:
     """A hash of a function's fingerprint at its first use, which functions that do the same share, and that fingerprint.
 
-    The hash is None where a part is unknown. What a function closes over counts as fixed from its first use, as for `jax.jit`.
+    The hash is None where a part is unknown. What a function closes over counts as fixed from its first use, as for `jax.jit`;
+    its code does not.
     """
+    code = getattr(function, "__code__", None)
     try:
-        content = _contents.get(function)
+        code_then, content = _contents.get(function, (None, None))
     except TypeError:  # it has no hash, or takes no weak reference
         return None, {}
-    if content is None:
+    if content is None or code is not code_then:
         table = fingerprint(function, "", to_share=True)
         content = None if unknown(table) else digest(json.dumps(table, sort_keys=True).encode()), table
-        _contents[function] = content
+        _contents[function] = code, content
     return content
 
 

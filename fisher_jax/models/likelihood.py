@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.errors import kind_of
+from fisher_jax.models.auxiliary import auxiliary_derivatives, first_row
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout, Values
@@ -24,7 +25,9 @@ from fisher_jax.numerics.differentiate import FORWARD_UP_TO, batched, by_entry, 
 class Likelihood(NamedTuple):
     """The log-likelihood as a function of a flat vector and of rows, which may be taken in chunks where `separable`.
 
-    `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term.
+    `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term. `auxiliary`
+    gives a term that counts once, beside those of the rows, with its gradient and minus its Hessian; functions here that return
+    weighted terms append it.
     """
 
     terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
@@ -32,6 +35,7 @@ class Likelihood(NamedTuple):
     weights: Float[Array, " n"] | None
     num_terms: int
     separable: bool
+    auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array]] | None = None
 
 
 class Derivatives(NamedTuple):
@@ -62,6 +66,13 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
     rows = dataset.data if dataset.given is None else (dataset.data, dataset.given)
     terms = terms_of(model, layout, values, dataset.given is not None)
     shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
+    auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array]] | None = None
+    if model.auxiliary is not None:
+        measured = first_row(jax.tree.map(jnp.asarray, dataset.data.measured))
+
+        def auxiliary(free: Float[Array, " p"]) -> tuple[Array, Array, Array]:
+            return auxiliary_derivatives(model, layout, values, measured, free)
+
     weights = dataset.weights
     if weights is not None:
         if weights.shape != shape:
@@ -83,7 +94,7 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
                 return jnp.where(mask, leaf, jnp.where(none_counted, jnp.ones((), leaf.dtype), leaf[source]))
 
             rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
-    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent)
+    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent, auxiliary)
 
 
 def term_of(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Float[Array, ""]:
@@ -134,7 +145,8 @@ def _shapes_of(tree: PyTree) -> str:
 
 def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]:
     """The weighted log-densities."""
-    return weigh(target.terms(flat, target.rows), target.weights)
+    terms = weigh(target.terms(flat, target.rows), target.weights)
+    return terms if target.auxiliary is None else jnp.append(terms, target.auxiliary(flat)[0])
 
 
 def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
@@ -146,6 +158,9 @@ def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
         return terms, (gradient, curvature)
 
     terms, (gradient, curvature) = _in_chunks(target, flat, of_chunk)
+    if target.auxiliary is not None:
+        value, slope, information = target.auxiliary(flat)
+        terms, gradient, curvature = jnp.append(terms, value), gradient + slope, curvature + information
     return Derivatives(terms, gradient, curvature)
 
 
@@ -156,24 +171,40 @@ def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Arr
         terms, pull = jax.vjp(lambda u: target.terms(u, rows), flat)
         return weigh(terms, weights), pull(cotangent(terms, weights))[0]
 
-    return _in_chunks(target, flat, of_chunk)
+    terms, gradient = _in_chunks(target, flat, of_chunk)
+    if target.auxiliary is not None:
+        value, slope, _ = target.auxiliary(flat)
+        terms, gradient = jnp.append(terms, value), gradient + slope
+    return terms, gradient
+
+
+def auxiliary_information(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "p p"]:
+    """Minus the Hessian of the term that counts once; zero where there is none."""
+    return jnp.zeros((flat.shape[0],) * 2, flat.dtype) if target.auxiliary is None else target.auxiliary(flat)[2]
 
 
 def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p"]:
-    """The gradient of each term, without its weight."""
+    """The gradient of the term of each row, without its weight."""
     scores, _ = _in_chunks(target, flat, lambda rows, _: (_chunk_scores(target, flat, rows), 0.0))
     return scores
 
 
 def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool[Array, " n"], Float[Array, "p p"]]:
-    """Which scores are finite, and Σ wᵢ sᵢ sᵢᵀ, never holding more than a chunk of scores."""
+    """Which scores are finite, and Σ wᵢ sᵢ sᵢᵀ, never holding more than a chunk of scores.
+
+    A term that counts once adds its information, since its one score is no estimate of its variance.
+    """
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
         scores = _chunk_scores(target, flat, rows)
         counted = scores if weights is None else jnp.where((weights == 0)[:, None], 0.0, scores)
         return jnp.all(jnp.isfinite(counted), axis=1), sum_of_products(weigh(scores, weights), counted)
 
-    return _in_chunks(target, flat, of_chunk)
+    finite, products = _in_chunks(target, flat, of_chunk)
+    if target.auxiliary is not None:
+        _, slope, information = target.auxiliary(flat)
+        finite, products = jnp.append(finite, jnp.all(jnp.isfinite(slope))), products + information
+    return finite, products
 
 
 def _chunk_scores(target: Likelihood, flat: Float[Array, " p"], rows: PyTree) -> Float[Array, "c p"]:

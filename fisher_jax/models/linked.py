@@ -93,6 +93,16 @@ class _LogSurvival(_Linked):
         return self.family.log_survival(self.predict(params, *z), y)  # type: ignore[misc]
 
 
+class _Mean(_Linked):
+    def __call__(self, params: PyTree, *z: PyTree) -> PyTree:
+        return self.family.mean(self.predict(params, *z))  # type: ignore[misc]
+
+
+class _Support(_Linked):
+    def __call__(self, params: PyTree, *z: PyTree) -> tuple[Any, Any]:
+        return self.family.support(self.predict(params, *z))  # type: ignore[operator,misc]
+
+
 @entry_point
 def linked(
     family: Model,
@@ -121,7 +131,7 @@ def linked(
     Returns
     -------
     Model
-        With the family's sampler, quantile and log-survival functions, where it has them.
+        With the family's sampler, quantile and log-survival functions, mean and support, where it has them.
 
     Raises
     ------
@@ -151,6 +161,8 @@ def linked(
         sample=None if family.sample is None else _Sample(family, predictor),
         quantile=None if family.quantile is None else _Quantile(family, predictor),
         log_survival=None if family.log_survival is None else _LogSurvival(family, predictor),
+        mean=None if family.mean is None else _Mean(family, predictor),
+        support=_Support(family, predictor) if callable(family.support) else family.support,
         constraints=constraints,
         initial=initial,
         names=names,

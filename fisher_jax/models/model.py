@@ -1,4 +1,4 @@
-"""A statistical model: the user's log-density, and optionally a sampler, constraints, initial values, information, quantiles."""
+"""A statistical model: the user's log-density, and optionally its sampler, constraints, start, information, quantiles and mean."""
 
 import functools
 import inspect
@@ -9,10 +9,20 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import call_user, check_function, entry_point, kind_of
+from fisher_jax.errors import call_user, check_function, entry_point, is_number, kind_of, shown
 from fisher_jax.models.fingerprint import content_of
 from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of, name_table
 from fisher_jax.models.programs import ById, UserFunction, owner_of
+
+# The functions that a model may have besides its log-density, and what each is a function of.
+_FUNCTIONS = {
+    "sample": "a key and params",
+    "initial": "data",
+    "information": "params",
+    "quantile": "a uniform number and params",
+    "log_survival": "params and y",
+    "mean": "params",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +39,9 @@ class Model:
     sample : callable, optional
         ``sample(key, params)`` or ``sample(key, params, z)``: one draw of y.
     constraints : pytree of constraints, optional
-        Shaped like `params` or a prefix of it; a missing key or `None` means unconstrained.
+        Shaped like `params` or a prefix of it; a missing key or `None` means unconstrained. A tuple of two numbers, or of a
+        number and `None`, is an `interval`: ``{"p": (0, 1), "rate": (0, None)}``. Any other tuple is a tree of constraints, for
+        parameters in a tuple or list; for these a tuple of numbers could be either, and is an error.
     initial : callable, optional
         ``initial(data)`` or ``initial(data, given)``: starting parameters, used where ``start=None``.
     information : callable, optional
@@ -42,6 +54,12 @@ class Model:
     log_survival : callable, optional
         ``log_survival(params, y)`` or ``log_survival(params, y, z)``: log P(Y > y; θ), what an observation contributes of which it
         is known only that it exceeds y.
+    mean : callable, optional
+        ``mean(params)`` or ``mean(params, z)``: the mean of y, shaped like y; what `predict` gives by default. (Of a category that
+        is coded by numbers, whose mean has no meaning, the probabilities of all.) NaN or infinite where there is none.
+    support : pair of numbers, or callable, optional
+        The ends of the interval that y lies in, (0, inf) for a count or a duration; a function of params (and z) where they depend
+        on a known constant. The intervals of predicted means and quantiles then stay inside.
     names : pytree of sequences of str, optional
         Names for the entries of vectors, shaped like `params` or a part of it, as in ``{"beta": ("intercept", "age")}``. Reports
         and matrices then show `age` in place of `beta[1]`, and a parameter can be asked for by it.
@@ -49,7 +67,7 @@ class Model:
     Raises
     ------
     TypeError
-        If `log_density` is not callable, or a constraint is not one.
+        If `log_density` is not callable, a constraint is not one, or `support` is no pair of numbers.
 
     Notes
     -----
@@ -77,9 +95,16 @@ class Model:
     information: UserFunction | None = field(default=None, kw_only=True)
     quantile: UserFunction | None = field(default=None, kw_only=True)
     log_survival: UserFunction | None = field(default=None, kw_only=True)
+    mean: UserFunction | None = field(default=None, kw_only=True)
+    support: tuple[float, float] | UserFunction | None = field(default=None, kw_only=True)
     names: PyTree = field(default=None, kw_only=True)
 
     is_dependent = False
+
+    @property
+    def auxiliary(self) -> UserFunction | None:
+        """The log-density of what was measured beside the observations, of a model made by `with_auxiliary`."""
+        return None
 
     @entry_point
     def __post_init__(self) -> None:
@@ -88,21 +113,25 @@ class Model:
                 f"Model: expected a function log_density(params, y), got {kind_of(self.log_density)}. "
                 "Write the log-density of one observation as a function."
             )
-        functions = self._functions
-        arguments = ("a key and params", "data", "params", "a uniform number and params", "params and y")
-        for name, function, of in zip(
-            ("sample", "initial", "information", "quantile", "log_survival"), functions[1:], arguments, strict=True
-        ):
-            if function is not None:
-                check_function(function, name, of)
+        for name, of in _FUNCTIONS.items():
+            if getattr(self, name) is not None:
+                check_function(getattr(self, name), name, of)
+        if self.support is not None and not callable(self.support):
+            ends = self.support if isinstance(self.support, tuple) else ()
+            if len(ends) != 2 or not all(map(is_number, ends)) or not ends[0] < ends[1]:
+                raise TypeError(
+                    f"support={shown(self.support)} must be a pair of numbers, the lower end first, as in (0, math.inf), or a "
+                    "function of params that returns one."
+                )
         table = Table(constraint_table(self.constraints), name_table(self.names))
-        key = (type(self), *(ById(f) for f in functions), table)
+        key = (type(self), *(f if isinstance(f, tuple) else ById(f) for f in self._functions), table)
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
 
     @property
     def _functions(self) -> tuple[Any, ...]:
-        return self.log_density, self.sample, self.initial, self.information, self.quantile, self.log_survival
+        """The log-density and the others, and the support, which may be a pair of numbers."""
+        return self.log_density, *(getattr(self, name) for name in _FUNCTIONS), self.support
 
     @property
     def table(self) -> Table:
@@ -111,13 +140,16 @@ class Model:
 
     @functools.cached_property
     def function_keys(self) -> tuple[Any, ...]:
-        """Its functions, log_density, sample, initial, information, quantile, log_survival, as keys of compiled programs.
+        """Its functions and its support as keys of compiled programs.
 
         The programs are stored with the owner of the density, so that a key must not refer to that owner: it would never be freed.
         """
         owner, _ = owner_of(self.log_density)
         keys: list[Any] = []
         for function in self._functions:
+            if isinstance(function, tuple):  # the ends of a support
+                keys.append(function)
+                continue
             its_owner, rest = owner_of(function)
             if its_owner is owner:
                 keys.append(rest)

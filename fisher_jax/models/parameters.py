@@ -23,12 +23,12 @@ from jaxtyping import Float, PyTree
 
 from fisher_jax.errors import check_pytree, check_pytrees, is_number, shown
 from fisher_jax.input_arrays import as_unmasked_array
-from fisher_jax.models.constraints import Constraint, Fixed, Unconstrained, as_constraint
+from fisher_jax.models.constraints import Bounds, Constraint, Fixed, Unconstrained, as_constraint, interval, is_bounds
 from fisher_jax.numerics.array_namespace import AnyArray, namespace
 
 Values = list[Any]  # the array leaves of params, in pytree order, fixed ones included
 Path = tuple[Any, ...]  # keys, indices and names that lead to a leaf
-Constraints = tuple[tuple[Path, Constraint], ...]  # by path
+Constraints = tuple[tuple[Path, Constraint | Bounds], ...]  # by path
 EntryNames = tuple[tuple[Path, tuple[str, ...]], ...]  # names for the entries of a leaf, by path
 # The keys of a dictionary as they were written, None for a list or a tuple, and the order below each entry; None for JAX's order.
 KeyOrder = tuple[tuple[Any, ...] | None, tuple[Any, ...]] | None
@@ -335,15 +335,22 @@ def name_table(names: PyTree) -> EntryNames:
 def constraint_table(constraints: PyTree) -> Constraints:
     """A user's tree of constraints as pairs of a path and a constraint, hashable."""
     check_pytree(constraints, "constraints")
-    leaves, _ = jax.tree_util.tree_flatten_with_path(constraints, is_leaf=lambda x: as_constraint(x) is not None)
-    table = []
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        constraints, is_leaf=lambda x: as_constraint(x) is not None or is_bounds(x)
+    )
+    table: list[tuple[tuple[Any, ...], Constraint | Bounds]] = []
     for path, given in leaves:
-        constraint = as_constraint(given)
+        constraint: Constraint | Bounds | None = as_constraint(given)
+        if is_bounds(given):
+            if given[0] is not None and given[1] is not None and not given[0] < given[1]:
+                raise ValueError(f"the bounds of `{path_name(path)}` are {given}; expected (low, high), low < high.")
+            constraint = Bounds(interval(*given))
         if constraint is None:
-            hint = " A range is written fisher_jax.interval(low, high)." if is_number(given) else ""
+            hint = " A range is written as a tuple, (low, high)." if is_number(given) else ""
             raise TypeError(
                 f"the constraint of `{path_name(path)}` is {shown(given)}, which is neither one of fisher_jax's "
-                f"constraints, nor None, nor a bijector with methods `forward` and `inverse`.{hint}"
+                f"constraints, nor None, nor bounds (low, high), nor a bijector with methods `forward` and `inverse`.{hint}"
             )
         table.append((tuple(_raw(key) for key in path), constraint))
     return tuple(table)
@@ -490,7 +497,16 @@ def _match(table: Constraints, paths: list[Any]) -> list[Constraint]:
         raw = tuple(_raw(key) for key in path)
         above = [raw[:k] for k in range(len(raw) + 1) if raw[:k] in given]
         used.update(above)
-        result.append(given[above[0]] if above else Unconstrained())
+        constraint = given[above[0]] if above else Unconstrained()
+        if isinstance(constraint, Bounds):
+            place = len(above[0])
+            if place < len(path) and isinstance(path[place], jax.tree_util.SequenceKey):
+                raise ValueError(
+                    f"the constraint of `{path_name(path[:place])}` is a tuple of numbers, and its parameters are in a sequence: "
+                    "bounds for all of them, or one each? Write interval(low, high) for all, or a constraint for each."
+                )
+            constraint = constraint.constraint
+        result.append(constraint)
     unused = [".".join(map(str, path)) for path, c in table if path not in used and c.restricts]
     if unused:
         raise ValueError(

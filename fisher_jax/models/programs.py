@@ -92,7 +92,14 @@ def programs_of(model: Any) -> dict[Any, Any]:
     # Keys with a function in them must not be in a table that other functions share: it would keep that function alive.
     refers_to_functions = any(isinstance(key, ById) for key in model.function_keys)
     name = f"{PROGRAMS}_alone" if refers_to_functions else PROGRAMS
+    code = getattr(owner, "__code__", None)
     with _lock:
+        made_of: Programs = holder.__dict__.get(f"{PROGRAMS}_made_of") or Programs(code=code)
+        if made_of["code"] is not code:  # replaced in place, as IPython's %autoreload does
+            for stale in (PROGRAMS, f"{PROGRAMS}_alone"):
+                holder.__dict__.pop(stale, None)
+            made_of = Programs(code=code)
+        holder.__dict__[f"{PROGRAMS}_made_of"] = made_of
         programs: Programs | None = holder.__dict__.get(name)
         if programs is None:  # or what a copy of it left here
             programs = holder.__dict__[name] = Programs() if refers_to_functions else _shared_programs(owner)

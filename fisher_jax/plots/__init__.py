@@ -4,9 +4,10 @@ A function takes the result to draw, then the `names` of the entries to show, an
 """
 
 from fisher_jax.plots.design import design_plot
+from fisher_jax.plots.extremes import quantiles, return_levels
 from fisher_jax.plots.fits import bootstrap_histogram, coefficient_plot, influence_plot
 from fisher_jax.plots.information import information_ellipses, information_heat_map
-from fisher_jax.plots.likelihood import likelihood_surface, profile_curves, quadratic_approximation
+from fisher_jax.plots.likelihood import likelihood_surface, profile_curves, profile_region, quadratic_approximation
 from fisher_jax.plots.simulation import convergence_curves, coverage_curves, joint_ellipses, standardized_histograms
 
 __all__ = [
@@ -21,6 +22,9 @@ __all__ = [
     "joint_ellipses",
     "likelihood_surface",
     "profile_curves",
+    "profile_region",
     "quadratic_approximation",
+    "quantiles",
+    "return_levels",
     "standardized_histograms",
 ]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fisher_jax.errors import kind_of, names_in, require, shown
-from fisher_jax.reporting import listed
+from fisher_jax.errors import kind_of, require
+from fisher_jax.models.parameter_names import NameIndex
 
 MARKERS = "os^Dv<>p"  # of curves in one panel, which are then told apart without colour
 
@@ -44,19 +44,7 @@ def check_result(result: Any, kinds: type | tuple[type, ...], source: str) -> No
 
 def choose(available: Sequence[str], names: Any) -> list[int]:
     """Positions of the entries to draw, all of them without `names`; the name of an array stands for its entries."""
-    if names is None:
-        return list(range(len(available)))
-    positions: list[int] = []
-    for name in names_in(names):
-        entries = [
-            k for k, entry in enumerate(available) if entry == name or entry.startswith((f"{name}[", f"{name}."))
-        ]
-        if not entries:
-            raise ValueError(f"names: no entry is named {name!r}; there are {listed(available)}.")
-        positions += entries
-    if not positions or len(set(positions)) < len(positions):
-        raise ValueError(f"names={shown(names)}; expected one or more different names out of {listed(available)}.")
-    return positions
+    return NameIndex(tuple(available)).choose(names)
 
 
 def ellipse(covariance: Float[np.ndarray, "2 2"], level: float) -> Float[np.ndarray, "2 n"]:

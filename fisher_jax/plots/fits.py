@@ -10,6 +10,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.bootstrap import Bootstrap
 from fisher_jax.inference.comparison import named_fits
 from fisher_jax.inference.influence import FAR, Influence
+from fisher_jax.models.parameter_names import choose_estimated
 from fisher_jax.plots.canvas import check_result, choose, panels
 from fisher_jax.reporting import percent
 
@@ -61,14 +62,14 @@ def coefficient_plot(
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
     >>> axes = fj.plots.coefficient_plot(fit)
     >>> [label.get_text() for label in axes.get_yticklabels()]
-    ['rate', 'shape']
+    ['shape', 'rate']
     """
     check_level(level)
     every = named_fits(fits if fits is None or isinstance(fits, dict) else {"fit": fits}, named)
     if not every:
         raise ValueError("got no fit to draw.")
     kinds = {name: fit._check(kind) for name, fit in every.items()}
-    tables = {name: {row.name: row for row in fit._rows(kinds[name], level)} for name, fit in every.items()}
+    tables = {name: {row.parameter: row for row in fit._rows(kinds[name], level)[0]} for name, fit in every.items()}
     estimated = list(dict.fromkeys(name for fit in every.values() for name in fit.names))
     rows = [estimated[k] for k in choose(estimated, names)]
     (panel,) = panels(axes, 1, (6.4, 1.2 + 0.3 * len(rows) * len(every)))
@@ -192,8 +193,10 @@ def bootstrap_histogram(
     'rate'
     """
     check_result(bootstrap, Bootstrap, "fisher_jax.bootstrap")
+    if bootstrap.fit.has_batch:
+        raise ValueError(f"this is of {len(bootstrap)} fits. Give that of one, as bootstrap[3].")
     fit, replicates, number = bootstrap.fit, bootstrap.replicates(), len(bootstrap.fits)
-    columns = choose(fit.names, names)
+    columns = choose_estimated(fit.layout, names, "names")
     if len(replicates) < 2:
         raise ValueError(
             f"{len(replicates)} of {number} replicates converged, which make no histogram. Print the bootstrap to see "

@@ -21,10 +21,12 @@ from fisher_jax.information.derivatives import hessian
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
+from fisher_jax.models.parameter_names import choose_estimated
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.plots.canvas import check_result, choose, ellipse, panels
 from fisher_jax.profile.profile_likelihood import Profile
+from fisher_jax.profile.profile_region import ProfileRegion
 from fisher_jax.reporting import listed, percent
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def likelihood_surface(
     fit._check_single()
     check_level(level)
     check_count(num_points, 2, "num_points", entries=check_count(num_points, 2, "num_points", entries=0))
-    pair = choose(fit.names, fit.names[:2] if names is None else names)
+    pair = choose_estimated(fit.layout, fit.names[:2] if names is None else names, "names")
     if len(pair) != 2:
         raise ValueError(f"names={names!r}; expected two different ones out of {listed(fit.names)}.")
     names = [fit.names[k] for k in pair]
@@ -247,7 +249,7 @@ def quadratic_approximation(
     (panel,) = panels(axes, 1, (4.8, 3.4))
     grid = np.linspace(-reach, reach, 161)
     for k, fit in enumerate(every):
-        if len(columns := choose(fit.names, name)) > 1:
+        if len(columns := choose_estimated(fit.layout, name, "names")) > 1:
             raise ValueError(f"{name!r} has several entries. Give one of {listed([fit.names[j] for j in columns])}.")
         (column,) = columns
         information = float(np.asarray(fit.information().matrix)[column, column] * fit.num_observations)
@@ -307,6 +309,8 @@ def profile_curves(
     'rate'
     """
     check_result(profile, Profile, "fisher_jax.profile_likelihood")
+    if profile.fit.has_batch:
+        raise ValueError(f"this is of {len(profile)} fits. Give that of one, as profile[3].")
     check_choice(scale, SCALES, "scale")
     rows = choose(profile.names, names)
     axes = panels(axes, len(rows), (3.6, 3.0), columns=3)
@@ -361,3 +365,88 @@ def _draw_profile(panel: Any, profile: Profile, row: int, scale: str) -> None:
             panel.axvline(float(limit), color="tab:blue", linewidth=0.8, linestyle="-", alpha=0.5)
     if is_wide:
         panel.set_xscale("log")
+
+
+@entry_point
+def profile_region(
+    regions: ProfileRegion | Sequence[ProfileRegion], *, wald: bool = True, axes: "Axes | None" = None
+) -> "Axes":
+    """Draw likelihood regions of two numbers, with the ellipses of Wald's approximation for the same cut-offs.
+
+    Parameters
+    ----------
+    regions : ProfileRegion, or sequence of them
+        As `fisher_jax.profile_region` returned them: of several levels, or of several fits, with the same two names.
+    wald : bool
+        Draw the ellipses {ψ : (ψ − ψ̂)ᵀ V⁻¹ (ψ − ψ̂) = 2 × cut-off}, in the user's unit.
+    axes : matplotlib Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    matplotlib Axes
+        Where a boundary is not closed its ends are marked by open circles, and the legend says so. Positive values that differ
+        by a factor of fifty or more are drawn on a logarithmic axis. The window ends where a point is a thousand times as
+        large as the estimate there, or twenty times as far from it as half of the points are.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If these are not regions of the same two numbers.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, jnp.array([1.0, 2.0, 3.0, 6.0]))
+    >>> regions = [fj.profile_region(fit, ("shape", "rate"), level=level, num_points=16) for level in (0.5, 0.95)]
+    >>> axes = fj.plots.profile_region(regions)
+    >>> axes.get_xlabel(), axes.get_ylabel()
+    ('shape', 'rate')
+    """
+    every: list[Any] = list(regions) if isinstance(regions, list | tuple) else [regions]
+    if not every:
+        raise ValueError("got no region.")
+    for region in every:
+        check_result(region, ProfileRegion, "fisher_jax.profile_region")
+    names = every[0].names
+    if others := [region.names for region in every if region.names != names]:
+        raise ValueError(
+            f"regions of {listed(names)} and of {listed(others[0])} have no axes in common. Draw them apart."
+        )
+    (panel,) = panels(axes, 1, (5.2, 4.4))
+    all_points = np.concatenate([np.asarray(region.points, float) for region in every])
+    all_points = all_points[np.all(np.isfinite(all_points), axis=1)]
+    outlines = []
+    for k, region in enumerate(sorted(every, key=lambda region: region.cut)):
+        color, estimate = f"C{k}", np.asarray(region.estimate, float)
+        label = percent(region.level) + ("" if region.joint else " each") + ("" if region.closed else ", not closed")
+        for curve in region.curves:
+            panel.plot(*curve.T, color=color, linewidth=1.8, label=label, zorder=3)
+            label = "_"  # of a region in several pieces once
+            if not region.closed:
+                panel.plot(*curve[[0, -1]].T, "o", color=color, markersize=5, fillstyle="none", zorder=3)
+        covariance = np.asarray(region.covariance, float)
+        if wald and np.all(np.isfinite(covariance)) and np.linalg.det(covariance) > 0:
+            # The probability whose quantile of χ² with two degrees of freedom is twice the cut-off.
+            outlines.append(estimate[:, None] + ellipse(covariance, float(-np.expm1(-region.cut))))
+            panel.plot(*outlines[-1], color=color, linestyle="--", linewidth=1.0, zorder=2, label="_" if k else "Wald")
+        panel.plot(*estimate, marker="+", markersize=9, color="black", linestyle="none", zorder=4)
+    panel.set(xlabel=names[0], ylabel=names[1])
+    for axis, (scale, limits) in enumerate(
+        zip((panel.set_xscale, panel.set_yscale), (panel.set_xlim, panel.set_ylim), strict=True)
+    ):
+        values, center = all_points[:, axis], float(every[0].estimate[axis])
+        if not len(values):
+            continue
+        if values.min() > 0 and values.max() > 50.0 * values.min():
+            scale("log")
+            limits(max(0.8 * values.min(), 1e-3 * center), min(1.25 * values.max(), 1e3 * center))
+            continue
+        away = np.abs(values - center)
+        values = np.concatenate([values[away <= 20.0 * np.median(away)], *(outline[axis] for outline in outlines)])
+        margin = 0.05 * np.ptp(values)
+        limits(values.min() - margin, values.max() + margin)
+    panel.legend(fontsize="x-small", frameon=False)
+    return panel

@@ -125,7 +125,7 @@ def joint_ellipses(
     ...     fj.families.gamma, {"shape": 2.0, "rate": 1.0}, jax.random.key(0), num_observations=5, num_replicates=500
     ... )
     >>> fj.plots.joint_ellipses(distribution).get_xlabel()
-    'rate: score'
+    'shape: score'
     """
     pair = _choose(distribution, names)
     pair = pair[:2] if names is None else pair

@@ -3,6 +3,9 @@
 At such a maximum ∇ℓ = λ ∇g. As c moves, the profile log-likelihood ℓ_p(c) has the slope λ, and its second derivative and the
 path's tangent du/dc follow from one system of linear equations in the curvature K = −∇²ℓ + λ ∇²g. That system is solved on the
 directions in which g does not move, which a reflection splits off, so that K itself need not be positive definite.
+
+A second function h may be held at zero on the way. Then ∇ℓ = λ ∇g + μ ∇h, K = −∇²ℓ + λ ∇²g + μ ∇²h, and a second reflection
+splits off the direction in which h moves: with R the triangle of the two, (units ∇g, units ∇h) = Q R.
 """
 
 from collections.abc import Callable
@@ -53,43 +56,62 @@ def look(
     units: Float[Array, " p"],
     constrained: Bool[Array, " p"],
     free: Float[Array, " p"],
+    held: Restriction | None = None,
 ) -> Point:
     """The point at u. `best` are the terms at the maximum, `units` make the entries of u comparable.
 
-    `constrained` is true for each entry of u that a constraint puts on a logarithmic or similar scale.
+    `constrained` is true for each entry of u that a constraint puts on a logarithmic or similar scale. `held` is h, which is to
+    be zero; `drop` is then that at h = 0, to first order.
     """
     at = derivatives_at(target, free)
     value, slopes = jax.value_and_grad(restriction)(free)
     direction = units * slopes
-    length = jnp.sqrt(jnp.sum(direction**2))
+    # With R' y = (change of g, change of h): y in the unit change of g along the path, and in the step back to h = 0.
+    first, corner = _mirror(direction, 0)
+    mirrors, along, back = [first], [1.0 / corner], [jnp.zeros((), free.dtype)]
+    if held is not None:
+        off, slopes_held = jax.value_and_grad(held)(free)
+        direction_held = _reflect([first], units * slopes_held)
+        second, corner_held = _mirror(direction_held, 1)
+        mirrors.append(second)
+        along.append(-direction_held[0] / (corner * corner_held))
+        back.append(-off / corner_held)
+    k = len(mirrors)  # directions that are split off
 
-    # Householder's reflection takes ∇g to the first axis, with the sign that avoids cancellation. The other axes are the
-    # directions in which g does not move.
-    sign = jnp.where(direction[0] > 0, -1.0, 1.0).astype(direction.dtype)
-    mirror = (direction / length).at[0].add(-sign)
-    twice = 2.0 / jnp.sum(mirror**2)
-
-    def reflect(right: Float[Array, "p *k"]) -> Float[Array, "p *k"]:
-        mirrored = mirror.reshape((-1,) + (1,) * (right.ndim - 1))
-        return right - twice * mirrored * jnp.sum(mirrored * right, axis=0)[None]
-
-    gradient = reflect(units * at.gradient)
-    slope = sign * gradient[0] / length  # λ
-    curvature = at.curvature + slope * jax.hessian(restriction)(free)
-    curvature = reflect(reflect(units[:, None] * curvature * units[None, :]).T)
-    factor, definite, singular = _factorise(curvature[1:, 1:])
-    # Newton's step within the level set of g, and how the maximum in it moves as g does.
-    across = jnp.concatenate([jnp.zeros((1,), free.dtype), linalg.solve(factor, gradient[1:])])
-    along = jnp.concatenate([jnp.ones((1,), free.dtype), -linalg.solve(factor, curvature[1:, 0])])
-    half = linalg.solve_lower(factor, gradient[1:])
-    mixed = linalg.solve_lower(factor, curvature[1:, 0])
-    bend = -(curvature[0, 0] - jnp.sum(mixed**2)) / length**2  # the Schur complement
+    gradient = _reflect(mirrors, units * at.gradient)
     drop = jnp.sum(best - at.terms)
+    curvature = at.curvature
+    if held is None:
+        slope = gradient[0] / corner  # λ
+    else:
+        multiplier = gradient[1] / corner_held  # μ
+        slope = (gradient[0] - direction_held[0] * multiplier) / corner
+        curvature = curvature + multiplier * jax.hessian(held)(free)
+        drop = drop + multiplier * off
+    curvature = curvature + slope * jax.hessian(restriction)(free)
+    curvature = _reflect(mirrors, _reflect(mirrors, units[:, None] * curvature * units[None, :]).T)
+    factor, definite, singular = _factorise(curvature[k:, k:])
+
+    # Newton's step within the level set of g, and how the maximum in it moves as g does.
+    y_along, y_back = jnp.stack(along), jnp.stack(back)
+    uphill = gradient[k:]
+    if held is not None:
+        uphill = uphill - jnp.sum(curvature[k:, :k] * y_back[None, :], axis=1)
+    mixed = jnp.sum(curvature[k:, :k] * y_along[None, :], axis=1)
+    across = jnp.concatenate([y_back, linalg.solve(factor, uphill)])
+    tangent = jnp.concatenate([y_along, -linalg.solve(factor, mixed)])
+    stiffness = jnp.sum(y_along[:, None] * curvature[:k, :k] * y_along[None, :])
+    bend = -(stiffness - jnp.sum(linalg.solve_lower(factor, mixed) ** 2))  # the Schur complement
 
     # On a logarithmic scale information fades as e^{−|u|} towards an edge: leap as far back as makes it about a tenth.
     left = jnp.abs(jnp.diagonal(at.curvature))
     faint = (left < _FAINT) & (left > 0) & jnp.isfinite(at.gradient)
     leap = jnp.where(faint, jnp.sign(at.gradient) * jnp.log(10 * _FAINT / jnp.where(faint, left, 1.0)), 0.0)
+    # Not along g itself, or h, which are to stay where they are.
+    moves = jnp.abs(direction) >= 0.5 * jnp.abs(corner)
+    if held is not None:
+        length_held = jnp.sqrt(jnp.sum((units * slopes_held) ** 2))
+        moves = moves | (jnp.abs(units * slopes_held) >= 0.5 * length_held)
     return Point(
         free=free,
         drop=drop,
@@ -97,16 +119,37 @@ def look(
         value=value,
         slope=slope,
         bend=bend,
-        stiffness=curvature[0, 0] / length**2,
-        inward=units * reflect(across),
-        tangent=units * reflect(along) * (sign / length),
-        # Not along g itself, which is to stay where it is.
-        leap=jnp.where(constrained & (jnp.abs(direction) < 0.5 * length), leap, 0.0),
-        distance=jnp.sqrt(jnp.sum(half**2)),
+        stiffness=stiffness,
+        inward=units * _reflect(mirrors, across, back=True),
+        tangent=units * _reflect(mirrors, tangent, back=True),
+        leap=jnp.where(constrained & ~moves, leap, 0.0),
+        # The units are standard errors, with the others held: so far as h is from zero, in those.
+        distance=jnp.sqrt(jnp.sum(linalg.solve_lower(factor, uphill) ** 2) + jnp.sum(y_back**2)),
         definite=definite,
         singular=singular,
         finite=jnp.isfinite(drop) & jnp.isfinite(bend) & jnp.isfinite(slope) & jnp.isfinite(value),
     )
+
+
+def _mirror(direction: Float[Array, " p"], axis: int) -> tuple[Float[Array, " p"], Float[Array, ""]]:
+    """The normal of the reflection that takes what `direction` has from this axis on to the axis, and how long that is there.
+
+    Householder's, with the sign that avoids cancellation.
+    """
+    direction = direction.at[:axis].set(0.0)
+    length = jnp.sqrt(jnp.sum(direction**2))
+    sign = jnp.where(direction[axis] > 0, -1.0, 1.0).astype(direction.dtype)
+    return (direction / length).at[axis].add(-sign), sign * length
+
+
+def _reflect(
+    mirrors: list[Float[Array, " p"]], right: Float[Array, "p *k"], *, back: bool = False
+) -> Float[Array, "p *k"]:
+    """Apply the reflections one after the other; `back` from the last to the first, which is their inverse."""
+    for mirror in reversed(mirrors) if back else mirrors:
+        normal = mirror.reshape((-1,) + (1,) * (right.ndim - 1))
+        right = right - (2.0 / jnp.sum(mirror**2)) * normal * jnp.sum(normal * right, axis=0)[None]
+    return right
 
 
 def _factorise(curvature: Float[Array, "r r"]) -> tuple[linalg.Factor, Bool[Array, ""], Bool[Array, ""]]:

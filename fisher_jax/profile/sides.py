@@ -20,8 +20,8 @@ from fisher_jax.numerics.array_namespace import on_host
 from fisher_jax.profile.path import End, Path, follow
 from fisher_jax.profile.restricted import look
 
-_SPAN = 3.0  # on a logarithmic or logistic scale
-_ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
+SPAN = 3.0  # on a logarithmic or logistic scale
+ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
 _FEW_ENTRIES = 2**15  # observations times parameters up to which a profile takes milliseconds, however it is compiled
 _BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
 
@@ -67,17 +67,51 @@ def profile_sides(
 ) -> Sides:
     """The profiles, from the estimate, of the numbers in `columns` of a function of params, or of θ where it is None."""
     rows = jax.tree.leaves(dataset.data)[0].shape[0]
-    at_once = max(1, _ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
+    at_once = max(1, ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
     profiles = _profiles_of_few if rows * layout.num_free <= _FEW_ENTRIES else _profiles
     parts = []
     for k in range(0, len(columns), at_once):
         some = columns[k : k + at_once]
         parts.append(jax.device_get(profiles(model, layout, function, dataset, maximum, some, cut_of(level))))
     sides = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return sides._replace(ends=_ends_of(sides, layout, function, columns))
+
+
+def profile_sides_of_each(
+    model: Model,
+    datasets: Dataset,
+    layout: Layout,
+    maxima: Maximum,
+    function: Function | None,
+    columns: Int[np.ndarray, " m"],
+    level: Any,
+) -> Sides:
+    """The same of each of many fits and its own data, with a leading axis in every array; all of them in memory at once."""
+    host = on_host(maxima)
+
+    def of_block(rows: np.ndarray) -> Any:
+        maxima = jax.tree.map(lambda leaf: leaf[rows], host)
+        return _sides_of_each(model, layout, function, datasets.take(rows), maxima, columns, cut_of(level))
+
+    sides = map_blocks(of_block, datasets.size or 0, _size_of_block(datasets, len(columns)))
+    return sides._replace(ends=_ends_of(sides, layout, function, columns))
+
+
+def _ends_of(
+    sides: Sides, layout: Layout, function: Function | None, columns: Int[np.ndarray, " m"]
+) -> Float[np.ndarray, "*b m 2"]:
+    """The ends at the cut-off; the edge of the range where the profile never falls so far, NaN where the end was not reached."""
     edges = layout.edges()[columns] if function is None else np.array([-np.inf, np.inf]) + np.zeros((len(columns), 2))
     known = [sides.codes == code for code in (End.CUT_OFF, End.NEVER_FALLS, End.EDGE)]
-    ends = np.select(known, [sides.ends, edges, sides.reached], np.nan).astype(sides.ends.dtype)
-    return sides._replace(ends=ends)
+    edges = np.broadcast_to(edges, sides.codes.shape)
+    return np.select(known, [sides.ends, edges, sides.reached], np.nan).astype(sides.ends.dtype)
+
+
+def _size_of_block(datasets: Dataset, num_functions: int) -> int:
+    """How many of many fits are profiled at once."""
+    leaves = zip(jax.tree.leaves(datasets.parts), datasets.differs, strict=True)
+    rows = max((int(np.prod(np.shape(leaf)[1:2])) for leaf, differs in leaves if differs), default=1)
+    return min(datasets.size or 0, max(1, _BATCH_ENTRIES // (2 * num_functions * rows)))
 
 
 def profile_ends(
@@ -85,20 +119,18 @@ def profile_ends(
 ) -> Float[np.ndarray, "*b q 2"]:
     """Ends of the profile intervals of all entries of θ, of one fit or of many in blocks."""
     edges, count = layout.edges(), dataset.size
+    columns = np.arange(len(edges))
     if count is None:
-        return profile_sides(model, dataset, layout, maximum, None, np.arange(len(edges)), level).ends
+        return profile_sides(model, dataset, layout, maximum, None, columns, level).ends
     if count == 0:
         return np.zeros((0, *edges.shape))
-    leaves = zip(jax.tree.leaves(dataset.parts), dataset.differs, strict=True)
-    rows = max((int(np.prod(np.shape(leaf)[1:2])) for leaf, differs in leaves if differs), default=1)
-    size = min(count, max(1, _BATCH_ENTRIES // (2 * len(edges) * rows)))
     host = on_host(maximum)
 
     def of_block(rows: np.ndarray) -> Any:
         maxima = jax.tree.map(lambda leaf: leaf[rows], host)
         return _ends_of_each(model, layout, dataset.take(rows), maxima, cut_of(level))
 
-    codes, ends = map_blocks(of_block, count, size)
+    codes, ends = map_blocks(of_block, count, _size_of_block(dataset, len(edges)))
     return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
 
@@ -106,10 +138,22 @@ def profile_ends(
 def _ends_of_each(
     model: Model, layout: Layout, datasets: Dataset, maxima: Maximum, cut: Any
 ) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
-    def of_one(parts: tuple[Any, Any, Any], maximum: Maximum) -> tuple[Array, Array]:
-        columns = np.arange(len(layout.names))
-        sides = _follow_sides(model, layout, None, Dataset(*parts), maximum, columns, cut)
-        return sides.codes, sides.ends
+    sides = _sides_of_each(model, layout, None, datasets, maxima, np.arange(len(layout.names)), cut)
+    return sides.codes, sides.ends
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
+def _sides_of_each(
+    model: Model,
+    layout: Layout,
+    function: Function | None,
+    datasets: Dataset,
+    maxima: Maximum,
+    columns: Int[Array, " m"],
+    cut: Any,
+) -> Sides:
+    def of_one(parts: tuple[Any, Any, Any], maximum: Maximum) -> Sides:
+        return _follow_sides(model, layout, function, Dataset(*parts), maximum, columns, cut)
 
     return jax.vmap(of_one, in_axes=(datasets.axes, 0))(datasets.parts, maxima)
 
@@ -125,7 +169,7 @@ def _follow_sides(
     diagonal = jnp.abs(jnp.diagonal(curvature))
     units = 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
     inverse, constrained = linalg.inverse(curvature), jnp.array(layout.unitless)
-    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), _SPAN, jnp.inf)
+    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), SPAN, jnp.inf)
 
     def number(column: Array, u: Float[Array, " p"]) -> Float[Array, ""]:
         if function is not None:

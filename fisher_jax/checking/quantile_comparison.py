@@ -1,0 +1,313 @@
+"""`quantile_comparison`: ordered observations beside the quantiles that the fitted model expects of them, with an envelope.
+
+Under the model u = F(y; θ) is uniform, whatever the covariates, so that observations with different covariates are compared on one
+standard scale (Coles 2001, section 6.2.3: Gumbel for extreme values, exponential for excesses). A model has its quantile function;
+F is that function's inverse, found by bisection of logit u, which keeps the digits of both tails.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.errors import call_user, check_choice, check_count, check_key, check_level, entry_point, require
+from fisher_jax.fitting.fit import fit_batch
+from fisher_jax.fitting.map_fits import check_fit
+from fisher_jax.fitting.result import Fit, Origin, origin_of
+from fisher_jax.inference.replicates import draw_data, whole_weights
+from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
+from fisher_jax.reporting import Report, Reported, Table, percent
+
+SCALES = ("data", "gumbel", "exponential", "normal", "uniform")
+ENVELOPES = ("order statistics", "simulated")
+_SCALE_OF_FAMILY = {
+    "gev": "gumbel",
+    "gumbel": "gumbel",
+    "generalized_pareto": "exponential",
+    "exponential": "exponential",
+    "weibull": "exponential",
+}
+_SHOWN = 5  # rows of a report at each end
+
+
+@dataclass(frozen=True, repr=False)
+class QuantileComparison(Reported):
+    """Ordered observations and the quantiles that the model expects of them. It prints as a table.
+
+    Attributes
+    ----------
+    expected : array (n,)
+        The model's quantiles at i/(n + 1), increasing.
+    observed : array (n,)
+        The observations on the same scale, increasing.
+    lower, upper : arrays (n,)
+        The envelope: between these each lies with probability `level` if the model is right, one by one.
+    order : integer array (n,)
+        The row of the data that each observation comes from.
+    scale : str
+        "data", or the standard distribution on whose scale both are.
+    level : float
+    envelope : str
+        How the envelope was made.
+    """
+
+    expected: np.ndarray
+    observed: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    order: np.ndarray
+    scale: str
+    level: float
+    envelope: str
+
+    @property
+    def outside(self) -> np.ndarray:
+        """Which of the ordered observations lie outside the envelope, as truths (n,)."""
+        return (self.observed < self.lower) | (self.observed > self.upper)
+
+    def summary(self) -> Report:
+        """How many observations lie outside, and the least and greatest of them."""
+        n, count = len(self.observed), int(np.sum(self.outside))
+        facts = [
+            (
+                "Observations",
+                f"{n}, on the scale of the {'data' if self.scale == 'data' else f'{self.scale} distribution'}",
+            ),
+            ("Envelope", f"{percent(self.level)} for each observation by itself, by {self.envelope}"),
+            ("Outside", f"{count}; {(1 - self.level) * n:.3g} are expected"),
+        ]
+        shown = range(n) if n <= 2 * _SHOWN else [*range(_SHOWN), *range(n - _SHOWN, n)]
+        columns = self.observed, self.expected, self.lower, self.upper
+        rows = [(f"{k + 1}", *(column[k] for column in columns)) for k in shown]
+        return Report("Quantiles", facts, [Table(("rank", "observed", "expected", "lower", "upper"), rows)])
+
+    @entry_point
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each observation in increasing order (needs the extra `frames`)."""
+        pd = require("pandas", "frames")
+        columns = {name: getattr(self, name) for name in ("observed", "expected", "lower", "upper")}
+        return pd.DataFrame(columns | {"row": self.order, "outside": self.outside}).rename_axis("rank")
+
+
+@entry_point
+def quantile_comparison(
+    fit: Fit,
+    *,
+    scale: str | None = None,
+    envelope: str = "order statistics",
+    key: Array | None = None,
+    num_replicates: int = 200,
+    level: float = 0.95,
+) -> QuantileComparison:
+    """Ordered observations beside the quantiles that the fitted model expects of them, as a quantile-quantile plot shows them.
+
+    Parameters
+    ----------
+    fit : Fit
+        One fit, with its data, of a model that has a quantile function and whose observations are numbers.
+    scale : {"data", "gumbel", "exponential", "normal", "uniform"}, optional
+        On which both are compared. By default "data" where there are no covariates. With covariates F(yᵢ; θ̂, zᵢ) is taken to a
+        standard distribution: "gumbel" for `families.gev` and `gumbel`, "exponential" for `generalized_pareto`, `exponential` and
+        `weibull`, "normal" for others.
+    envelope : {"order statistics", "simulated"}
+        The distribution of uniform order statistics, Beta(i, n + 1 − i), as if θ̂ were the truth: somewhat too wide in the middle,
+        since the fit follows the data. Or quantiles over data sets drawn from the fitted model, each fitted again.
+    key : jax.random.key, optional
+        Of the simulation.
+    num_replicates : int
+        How many data sets are simulated.
+    level : float
+        The probability with which each ordered observation lies inside, one by one.
+
+    Returns
+    -------
+    QuantileComparison
+        Prints as a table. `fisher_jax.plots.quantiles` draws it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the model has no quantile function, or an argument is none of those described.
+
+    Notes
+    -----
+    Plotting positions are i/(n + 1). Whole-number weights are so many equal observations. Of a discrete distribution u is taken
+    in the middle of its step; the points then lie on steps themselves.
+
+    References
+    ----------
+    Coles, S. (2001), An Introduction to Statistical Modeling of Extreme Values, sections 2.6.7 and 6.2.3; Atkinson, A. C. (1985),
+    Plots, Transformations and Regression, section 4.2, for simulated envelopes.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> fit = fj.fit(fj.families.exponential, {"rate": 1.0}, jnp.array([1.0, 2.0, 0.3, 0.1]))
+    >>> comparison = fj.quantile_comparison(fit)
+    >>> print(comparison.expected.round(3), comparison.outside.sum())
+    [0.19  0.434 0.779 1.368] 0
+    """
+    check_fit(fit)
+    if fit.has_batch:
+        raise TypeError("takes one fit. Take one of yours, as fits[3].")
+    check_level(level)
+    check_choice(envelope, ENVELOPES, "envelope")
+    origin = with_rows_for_weights(fit)
+    model, dataset = origin
+    check_has_quantile(model)
+    fit._warn()
+    y = observations_of(dataset)
+    n = len(y)
+    if scale is None:
+        family = getattr(model, "family", model)
+        default = _SCALE_OF_FAMILY.get(getattr(family, "name", ""), "normal")
+        scale = "data" if dataset.given is None else default
+    check_choice(scale, SCALES, "scale")
+    if scale == "data" and dataset.given is not None:
+        raise ValueError(
+            'scale="data" needs observations of one distribution, and these have covariates. Choose from '
+            f"{', '.join(map(repr, SCALES[1:]))}, or leave it out."
+        )
+
+    def on_scale(logits: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        if scale == "data":
+            flat = quantiles_at(model, fit.layout, fit.values, np.ravel(logits), None)
+            return np.asarray(flat, float).reshape(np.shape(logits))
+        return standard_quantile(logits, scale)
+
+    positions = np.arange(1, n + 1) / (n + 1)
+    expected = on_scale(np.log(positions / (1 - positions)))
+    logits = np.asarray(logits_at(model, fit.layout, fit.values, dataset), float)
+    order = np.argsort(y if scale == "data" else logits, kind="stable")
+    observed = y[order] if scale == "data" else on_scale(logits[order])
+    tails = 0.5 * (1 + np.array([-1.0, 1.0]) * float(level))
+    words = envelope
+    if envelope == "simulated":
+        check_key(key)
+        count = check_count(num_replicates, 20, "num_replicates", entries=n)
+        sorted_logits, num_failed = _simulate(fit, origin, key, count)
+        ends = on_scale(np.quantile(sorted_logits, tails, axis=0))
+        words = f"{count} simulated data sets, fitted again" + (f" ({num_failed} failed)" if num_failed else "")
+    else:
+        from scipy.special import betaincinv
+
+        rank = np.arange(1, n + 1)
+        # By symmetry the distance from one of the upper tail's quantiles is that of the lower tail's from zero, with all digits.
+        near_zero = [betaincinv(rank, n + 1 - rank, tail) for tail in tails]
+        near_one = [betaincinv(n + 1 - rank, rank, 1 - tail) for tail in tails]
+        ends = on_scale(np.log(np.array(near_zero)) - np.log(np.array(near_one)))
+    return QuantileComparison(expected, observed, ends[0], ends[1], order, scale, float(level), words)
+
+
+def check_has_quantile(model: Model) -> None:
+    """Raise where a model has no quantile function."""
+    if model.quantile is None:
+        raise ValueError("the model has no quantile function. Give Model(…, quantile=function of a number and params).")
+
+
+def with_rows_for_weights(fit: Fit) -> Origin:
+    """Model and data of a fit, each row as often as its weight says; raise for weights that are not whole numbers."""
+    model, dataset = origin_of(fit)
+    if dataset.weights is None or model.is_dependent:
+        return Origin(model, dataset)
+    rows = np.repeat(np.arange(len(dataset.weights)), whole_weights(dataset.weights))
+    data, given = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (dataset.data, dataset.given))
+    return Origin(model, Dataset(data, given))
+
+
+def observations_of(dataset: Dataset) -> Float[np.ndarray, " n"]:
+    """The observations, where each is one number."""
+    leaves = jax.tree.leaves(dataset.data)
+    if len(leaves) != 1 or np.ndim(leaves[0]) != 1:
+        shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves)
+        raise ValueError(f"an observation must be one number, but the data have shape {shapes}: they have no order.")
+    return np.asarray(leaves[0], float)
+
+
+def standard_quantile(logits: Float[np.ndarray, "..."], scale: str) -> Float[np.ndarray, "..."]:
+    """The quantile of a standard distribution at u, from logit u."""
+    from scipy.special import expit, ndtri
+
+    if scale == "uniform":
+        return expit(logits)
+    if scale == "exponential":  # −log(1 − u)
+        return np.logaddexp(0.0, logits)
+    if scale == "gumbel":  # −log(−log u)
+        return -np.log(np.logaddexp(0.0, -logits))
+    return np.where(logits < 0, ndtri(expit(logits)), -ndtri(expit(-logits)))
+
+
+def _quantile(model: Model, params: PyTree, logit: Array, z: tuple[PyTree, ...]) -> Float[Array, ""]:
+    value = jnp.asarray(call_user(model.quantile, (jax.nn.sigmoid(logit), params, *z), "quantile"))  # type: ignore[arg-type]
+    if value.shape != ():
+        raise ValueError(
+            f"quantile(uniform, params) must return a scalar for one number, but returned shape {value.shape}."
+        )
+    return value.astype(logit.dtype)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def quantiles_at(
+    model: Model, layout: Layout, values: Values, logits: Float[Array, " k"], z: PyTree
+) -> Float[Array, " k"]:
+    """The model's quantiles at u for one set of covariates, from logit u."""
+    params, given = layout.assemble(values), () if z is None else (z,)
+    return jax.vmap(lambda logit: _quantile(model, params, logit, given))(jnp.asarray(logits, layout.dtype))
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def logits_at(model: Model, layout: Layout, values: Values, dataset: Dataset) -> Float[Array, " n"]:
+    """logit F(y; θ, z) of each observation; of a discrete distribution in the middle of the step of F at y."""
+    params, (y,) = layout.assemble(values), jax.tree.leaves(dataset.data)
+    given = () if dataset.given is None else (dataset.given,)
+    widest = -2.0 * jnp.log(jnp.finfo(layout.dtype).eps)  # beyond it u is 0 or 1 to rounding, even below 1
+
+    def of_one(y: Array, *z: PyTree) -> Float[Array, ""]:
+        y = y.astype(layout.dtype)
+
+        def bisect(is_below: Any) -> Float[Array, ""]:
+            def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+                low, high = ends
+                middle = 0.5 * (low + high)
+                below = is_below(_quantile(model, params, middle, z))
+                return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+            low, high = jax.lax.fori_loop(0, 64, halve, (-widest, widest))
+            return 0.5 * (low + high)
+
+        low, high = bisect(lambda value: value < y), bisect(lambda value: value <= y)
+        middle = 0.5 * (jax.nn.sigmoid(low) + jax.nn.sigmoid(high))
+        return jnp.where(high - low < 1e-3, 0.5 * (low + high), jax.scipy.special.logit(middle))
+
+    return jax.vmap(of_one)(y, *given)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def _logits_of_each(model: Model, layout: Layout, values: Values, data: PyTree, given: PyTree) -> Float[Array, "r n"]:
+    def of_one(values: Values, data: PyTree) -> Float[Array, " n"]:
+        return logits_at(model, layout, values, Dataset(data, given))
+
+    return jax.vmap(of_one)(values, data)
+
+
+def _simulate(fit: Fit, origin: Origin, key: Any, count: int) -> tuple[Float[np.ndarray, "r n"], int]:
+    """logit F of data sets drawn from the fitted model, each under its own fit and in order; and how many fits failed."""
+    rows, failed, left = [], 0, count
+    for drawn in draw_data(origin, fit.layout, fit.values, key, count):
+        number = min(left, len(jax.tree.leaves(drawn["data"])[0]))
+        data, left = jax.tree.map(lambda leaf, number=number: leaf[:number], drawn["data"]), left - number
+        fits = fit_batch(origin.model, fit.params, data, given=drawn["given"], covariances=())
+        logits = _logits_of_each(origin.model, fits.layout, fits.values, data, drawn["given"])
+        failed += int(np.sum(~fits.converged))
+        rows.append(np.sort(np.asarray(logits, float)[fits.converged], axis=1))
+    joined = np.concatenate(rows)
+    if not len(joined):
+        raise ValueError('none of the simulated data sets could be fitted. Use envelope="order statistics".')
+    return joined, failed
