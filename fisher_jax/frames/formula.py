@@ -240,7 +240,11 @@ def formula(
     parsed = parse(text, "formula")
     if getattr(parsed, "lhs", None) is None or len(parsed.lhs) != 1 or not hasattr(parsed.rhs, "required_variables"):
         raise ValueError(f"formula {text!r} must have one response and one right-hand side, as in 'y ~ x + z'.")
-    roles = _roles(family, table, parameters, links)
+    if not isinstance(links, str | Mapping | None):
+        raise TypeError(
+            f"links is {kind_of(links)}; expected the name of a link, or a dictionary of them by parameter."
+        )
+    roles = _roles(family, parameters, links)
 
     # The columns used, and the rows in which none of their values is missing.
     beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.known}
@@ -344,9 +348,7 @@ class _Roles:
     constraints: dict[str, Constraint]
 
 
-def _roles(
-    family: Family, table: Table, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None
-) -> _Roles:
+def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None) -> _Roles:
     """What the keywords say about the parameters of the family; raise for those that it does not have."""
     constraints = {
         path[0]: c.constraint if isinstance(c, Bounds) else c for path, c in family.table.constraints if path
@@ -381,10 +383,6 @@ def _roles(
         if isinstance(constraints.get(name), Fixed) and name not in values and name not in known:
             raise ValueError(f"{family!r} needs {name}: give {name}= a number, or the name of a column of the table.")
     with_formula = (main_of(family), *terms)
-    if not isinstance(links, str | Mapping | None):
-        raise TypeError(
-            f"links is {kind_of(links)}; expected the name of a link, or a dictionary of them by parameter."
-        )
     chosen = {main_of(family): links} if isinstance(links, str) else dict(links or {})
     result = {}
     for name in with_formula:
