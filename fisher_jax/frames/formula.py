@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in, require
+from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in
 from fisher_jax.families.common import Family
 from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.groups import groups_of
@@ -32,7 +32,7 @@ from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
 from fisher_jax.reporting import Report, Reported, listed
 from fisher_jax.reporting import Table as ReportTable
-from fisher_jax.tables import MISSING, Table, describe_missing, suggestion
+from fisher_jax.tables import MISSING, Table, describe_missing, frame_of, suggestion
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -228,20 +228,23 @@ def formula(
     >>> ships = {"accidents": [0, 3, 6, 1, 12, 9], "service": [127, 1095, 3353, 748, 2244, 2117], "kind": list("aabbcc")}
     >>> fit = fj.formula("accidents ~ kind", fj.families.poisson, ships, exposure="service").fit()
     >>> print(fit.params["rate"].round(4))
-    [-6.0061  0.6319  0.7225]
+    [-6.0096 -0.3634  0.6737]
     """
     check_choice(missing, MISSING, "missing")
     if not isinstance(family, Family):
         hint = " The model of another density is built by fisher_jax.linked." if callable(family) else ""
         raise TypeError(f"family is {kind_of(family)}; expected one of fisher_jax.families.{hint}")
-    if isinstance(frame, dict):
-        frame = require("pandas", "frames").DataFrame({key: np.asarray(column) for key, column in frame.items()})
+    frame = frame_of(frame, "frame")
     table = Table(frame, "the table")
     main = main_of(family)
     parsed = parse(text, "formula")
     if getattr(parsed, "lhs", None) is None or len(parsed.lhs) != 1 or not hasattr(parsed.rhs, "required_variables"):
         raise ValueError(f"formula {text!r} must have one response and one right-hand side, as in 'y ~ x + z'.")
-    roles = _roles(family, table, parameters, links)
+    if not isinstance(links, str | Mapping | None):
+        raise TypeError(
+            f"links is {kind_of(links)}; expected the name of a link, or a dictionary of them by parameter."
+        )
+    roles = _roles(family, parameters, links)
 
     # The columns used, and the rows in which none of their values is missing.
     beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.known}
@@ -345,9 +348,7 @@ class _Roles:
     constraints: dict[str, Constraint]
 
 
-def _roles(
-    family: Family, table: Table, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None
-) -> _Roles:
+def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None) -> _Roles:
     """What the keywords say about the parameters of the family; raise for those that it does not have."""
     constraints = {
         path[0]: c.constraint if isinstance(c, Bounds) else c for path, c in family.table.constraints if path

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import require
 from fisher_jax.frames.links import links_of
 from fisher_jax.models.fingerprint import digest
-from fisher_jax.tables import Table, as_numbers, describe_missing, suggestion
+from fisher_jax.tables import Table, as_numbers, describe_missing, frame_of, suggestion
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
 
@@ -227,10 +227,7 @@ class Predictor:
         ValueError
             Where a column or a value is missing, or a categorical column has a level that was not there when the formula was made.
         """
-        if isinstance(table, dict):
-            pd = require("pandas", "frames")
-            table = pd.DataFrame({key: np.atleast_1d(column) for key, column in table.items()})
-        view = table if isinstance(table, Table) else Table(table, name)
+        view = table if isinstance(table, Table) else Table(frame_of(table, name), name)
         absent = [variable for variable in self.variables if variable not in view.names]
         if absent:
             raise ValueError(f"{name} lacks the column {_listed(absent)}. {suggestion(absent[0], view.names)}")
