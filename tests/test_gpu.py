@@ -23,6 +23,8 @@ from fisher_jax.fitting.row_program import Plan
 from fisher_jax.models.model import as_model, flatten_parameters
 from fisher_jax.models.programs import programs_of
 
+pytestmark = pytest.mark.slow  # a minute in all
+
 RNG = np.random.default_rng(8)
 NORMAL_START = {"loc": 0.0, "log_scale": 0.0}
 

@@ -33,7 +33,10 @@ def check(function):
             return function
         _checked_before.add(function.__code__)
     checked = beartype.beartype(function)
-    if checked is function or inspect.isgeneratorfunction(function) or not _names_axes(function):
+    if checked is function:
+        return function
+    _as_of_a_library(checked)
+    if inspect.isgeneratorfunction(function) or not _names_axes(function):
         return checked
 
     @functools.wraps(function)
@@ -42,7 +45,13 @@ def check(function):
         with jaxtyping.jaxtyped("context"):
             return checked(*arguments, **keywords)
 
+    _as_of_a_library(call)
     return call
+
+
+def _as_of_a_library(function):
+    """Error messages name the last line of a traceback that is in no library: it would be one here or in what beartype made."""
+    function.__code__ = function.__code__.replace(co_filename=beartype.__file__)
 
 
 def check_fields(cls):
