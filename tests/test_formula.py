@@ -46,19 +46,18 @@ PROBLEMS = {
     "Spector, logit": Problem("GRADE ~ GPA + TUCE + PSI", families.bernoulli, "spector", "logit"),
     "Spector, probit": Problem("GRADE ~ GPA + TUCE + PSI", families.bernoulli, "spector", "probit", "probit"),
     "RAND, Poisson": Problem("mdvis ~ lncoins + idp + lpi + physlm + disea", families.poisson, "randhie", "poisson"),
-    "RAND, negative binomial": Problem("mdvis ~ lncoins + idp + disea", families.negative_binomial, "randhie", "negativebinomial"),
+    "RAND, negative binomial": Problem("mdvis ~ idp + disea", families.negative_binomial, "randhie", "negativebinomial"),
     "affairs": Problem("affair ~ C(occupation) + rate_marriage + age", families.bernoulli, "affairs", "logit"),
-    "anes96, multinomial": Problem("PID ~ logpopul + selfLR", families.categorical, "anes96", "mnlogit"),
+    "anes96, multinomial": Problem("PID ~ selfLR", families.categorical, "anes96", "mnlogit"),
 }  # fmt: skip
 
 
 def compare(frame, estimate, error, statistic, p_value, interval):
     """Rows of a coefficient table with statsmodels' arrays of the same coefficients, in the same order."""
-    z = frame["estimate"] / frame["standard_error"]
     np.testing.assert_allclose(frame["estimate"], estimate, rtol=1e-6)
     np.testing.assert_allclose(frame["standard_error"], error, rtol=1e-6)
-    np.testing.assert_allclose(z, statistic, rtol=1e-6)
-    np.testing.assert_allclose(2 * scipy.stats.norm.sf(abs(z)), p_value, rtol=2e-6, atol=1e-15)
+    np.testing.assert_allclose(frame["z"], statistic, rtol=1e-6)
+    np.testing.assert_allclose(frame["p_value"], p_value, rtol=2e-6, atol=1e-15)
     np.testing.assert_allclose(frame[["lower", "upper"]], interval, rtol=1e-6, atol=1e-8)
 
 
