@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import require
 from fisher_jax.frames.links import links_of
 from fisher_jax.models.fingerprint import digest
+from fisher_jax.reporting import listed
 from fisher_jax.tables import Table, as_numbers, describe_missing, frame_of, suggestion
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
@@ -92,7 +93,7 @@ class Design:
         if len(names) == 0:
             raise ValueError(f"the formula {str(terms)!r} has no term.")
         design = cls(str(terms), matrix.model_spec, tuple(name for name in names if name != without), variables)
-        return design, design._checked(np.asarray(matrix, float))
+        return design, design._check(np.asarray(matrix, float))
 
     @cached_property
     def key(self) -> tuple[Any, ...]:
@@ -134,9 +135,9 @@ class Design:
         matrix = _evaluate(lambda: self.spec.get_model_matrix(frame, context={}), self.text)
         if len(matrix) != len(table):  # a constant alone does not say how many rows there are
             matrix = np.broadcast_to(np.asarray(matrix)[:1], (len(table), np.shape(matrix)[1]))
-        return self._checked(np.asarray(matrix, float))
+        return self._check(np.asarray(matrix, float))
 
-    def _checked(self, matrix: np.ndarray) -> np.ndarray:
+    def _check(self, matrix: np.ndarray) -> np.ndarray:
         """The columns that are kept; raise where one is not finite."""
         every = list(self.spec.column_names)
         finite = np.isfinite(matrix)
@@ -333,5 +334,5 @@ def variables_of(terms: Any) -> set[str]:
 
 
 def _listed(values: Sequence[Any]) -> str:
-    shown = [repr(getattr(value, "item", lambda value=value: value)()) for value in values[:8]]
-    return ", ".join(shown) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
+    """Levels or names as Python writes them, the first eight."""
+    return listed([repr(getattr(value, "item", lambda value=value: value)()) for value in values], 8)

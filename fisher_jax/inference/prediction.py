@@ -45,7 +45,7 @@ from fisher_jax.input_arrays import as_unmasked_array, labels_of
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import as_unmasked_arrays, axis_first, axis_of_each, check_given, common_size, first_of
 from fisher_jax.models.linked import LinkedModel
-from fisher_jax.models.model import Model, as_model, flatten_parameters
+from fisher_jax.models.model import Model, as_model, check_quantile, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values, path_name
 from fisher_jax.models.programs import ById, call_differentiable, jit_with_model
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
@@ -126,11 +126,7 @@ def read_what(what: Any, model: Model, range_: tuple[float, float] | None = None
     if is_number(what):
         if not 0 < what < 1:
             raise ValueError(f"what={what}: a quantile has a level strictly between 0 and 1, as 0.9.")
-        if model.quantile is None:
-            raise ValueError(
-                "the model has no quantile function. Give Model(…, quantile=function of a number and params), or a family that "
-                "has one; or give as `what` a function that computes the quantile."
-            )
+        check_quantile(model)
         return Quantity("quantile", None, range_), float(what), f"quantile {float(what):g}"
     if not isinstance(what, str):
         raise TypeError(
@@ -319,7 +315,7 @@ def _warn_of_missing(rows: Rows) -> None:
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3), level=1)
-def _linearized(
+def _linearize(
     function: Any, model: Model, layout: Layout, differs: Any, values: Values, free: Any, given: PyTree, level: Any
 ) -> tuple[Array, Array, Array]:
     """Values (*b, m, k) of all rows, their derivatives with respect to u (*b, m, k, p), and ends of their ranges (*b, m, 2)."""
@@ -354,7 +350,7 @@ def linearize_rows(
     level_ = np.asarray(level, fit.free.dtype)
 
     def of(values: Values, free: Any, given: PyTree) -> tuple[Any, Any, Any]:
-        return _linearized(function, model, fit.layout, rows.differs, values, free, given, level_)
+        return _linearize(function, model, fit.layout, rows.differs, values, free, given, level_)
 
     if is_traced(fit, rows.given):
         parts = of(fit.values, fit.free, rows.given)
