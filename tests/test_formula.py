@@ -252,6 +252,8 @@ def test_exposure_offset_and_weights_are_columns():
     np.testing.assert_array_equal(array.given["offset"], plain.given["offset"])
     with pytest.raises(ValueError, match="exposure was given as an array"):
         array.predictor.covariates(COUNTS)
+    with pytest.raises(ValueError, match="the exposure must be positive; in row 1 it is not"):
+        plain.predictor.covariates({"x": [0.0, 1.0], "time": [2.0, 0.0]})
 
 
 def test_a_number_holds_a_parameter_and_a_constant_may_be_a_column():

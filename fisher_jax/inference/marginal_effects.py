@@ -241,7 +241,7 @@ def _variables_of_table(
 
     base = design(means)
     result = []
-    without_coefficient = [part.source for part in predictor.known]
+    without_coefficient = [part.source for part in predictor.constants]
     for name in _choose(names, columns, [name for name in entering if name not in without_coefficient]):
         if name in levels:
             first, *others = levels[name]
