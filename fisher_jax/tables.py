@@ -123,9 +123,8 @@ def frame_of(value: Any, name: str) -> Any:
     if is_table(value):
         return value
     if not isinstance(value, dict) or not value:
-        raise TypeError(
-            f"{name} is {kind_of(value)}; expected a table of pandas, polars or pyarrow, or a dictionary of columns."
-        )
+        kind = "an empty dictionary" if value == {} else kind_of(value)
+        raise TypeError(f"{name} is {kind}; expected a table of pandas, polars or pyarrow, or a dictionary of columns.")
     columns = {key: np.atleast_1d(to_numpy(column, f"{name} {key!r}")) for key, column in value.items()}
     shapes = {column.shape for column in columns.values()}
     if len(shapes) > 1 or len(next(iter(shapes))) != 1:

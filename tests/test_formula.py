@@ -256,6 +256,15 @@ def test_exposure_offset_and_weights_are_columns():
         plain.predictor.covariates({"x": [0.0, 1.0], "time": [2.0, 0.0]})
 
 
+def test_a_missing_value_of_an_array_counts_as_one_of_a_column():
+    offset = np.where(np.arange(N) == 3, np.nan, 0.5)
+    with pytest.raises(ValueError, match="missing values in 1 of 90 rows: 1 in 'offset='"):
+        fj.formula("y ~ x", families.poisson, COUNTS, offset=offset)
+    some = fj.formula("y ~ x", families.poisson, COUNTS, offset=offset, missing="drop")
+    assert (some.num_dropped, len(some.data)) == (1, N - 1)
+    np.testing.assert_array_equal(some.given["offset"], 0.5)
+
+
 def test_a_number_holds_a_parameter_and_a_constant_may_be_a_column():
     held = fj.formula("y ~ x", families.negative_binomial, COUNTS, size=2.0).fit()
     assert held.params["size"] == 2.0

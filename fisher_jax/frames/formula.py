@@ -190,8 +190,8 @@ def formula(
         and "identity". Others: "probit", "cloglog", "loglog", "cauchit", "sqrt", "inverse", "inverse_squared". Those of the
         parameter `logit` are links of the probability.
     missing : {"raise", "drop"}
-        Where a value is missing in one of the columns used (a null, NaN or NaT): raise an error that counts them, or leave the row
-        out; the reports then say how many.
+        Where a value is missing in one of the columns or arrays used (a null, NaN or NaT): raise an error that counts them, or
+        leave the row out; the reports then say how many.
     **parameters : str or float
         ``size="~ x"`` gives another parameter of the family a formula; a number holds it at that value; and a known constant of the
         family may be a column, ``trials="n"``. What is not named is estimated as one number, on its natural scale.
@@ -255,6 +255,11 @@ def formula(
         table.series(name)
     arrays = {role: _array(source, role, frame, table) for role, source in beside.items()}
     places = table.missing(sorted(used))
+    places |= {
+        f"{role}=": np.isnan(values)
+        for role, values in arrays.items()
+        if values is not None and np.any(np.isnan(values))
+    }
     if places and missing == "raise":
         raise ValueError(describe_missing(places, "the table", len(table)))
     left_out = np.any(list(places.values()), axis=0) if places else np.zeros(len(table), bool)
