@@ -10,11 +10,10 @@ import numpy as np
 from fisher_jax.errors import check_choice, check_level, entry_point, require, warn
 from fisher_jax.fitting.covariance import CovarianceKind, takeuchi
 from fisher_jax.fitting.result import Fit
-from fisher_jax.fitting.summary import Row
+from fisher_jax.fitting.summary import COLUMNS
 from fisher_jax.reporting import Report, Reported, Table, number, percent
 
 Shown = Literal["standard_error", "z", "p_value", "interval"]
-COLUMNS = Row._fields[1:]
 CRITERIA = {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}
 
 
