@@ -240,7 +240,8 @@ def describe_missing(places: dict[str, np.ndarray], name: str, size: int) -> str
     """The message that counts missing values by column."""
     rows = int(np.sum(np.any(list(places.values()), axis=0)))
     if list(places) == [""]:
-        return f"{name} has {rows} missing values of {size}. {LEAVE_OUT}"
+        values = "1 missing value" if rows == 1 else f"{rows} missing values"
+        return f"{name} has {values} of {size}. {LEAVE_OUT}"
     counts = ", ".join(f"{int(where.sum())} in {column!r}" for column, where in places.items())
     return f"{name} has missing values in {rows} of {size} rows: {counts}. {LEAVE_OUT}"
 

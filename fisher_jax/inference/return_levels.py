@@ -21,6 +21,7 @@ from fisher_jax.fitting.intervals import normal_quantile
 from fisher_jax.fitting.map_fits import check_fit, of_each
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap import Bootstrap
+from fisher_jax.inference.prediction import as_table, design_of
 from fisher_jax.models.model import check_quantile
 from fisher_jax.models.programs import ById, call_differentiable
 from fisher_jax.profile.profile_likelihood import profile_likelihood
@@ -120,7 +121,8 @@ def return_levels(
     periods : array (k,)
         T, in years say: each longer than the time between two observations, 1/λ.
     given : pytree, optional
-        Covariates of one observation, at which the levels of a model with covariates are meant.
+        Covariates of one observation, at which the levels of a model with covariates are meant. For a model from a formula the
+        columns of the formula, ``{"year": 2020.0}``, or a table of one row.
     threshold : float
         u, which is added: that of a model of excesses.
     rate : float
@@ -175,6 +177,13 @@ def return_levels(
         )
     if dataset.given is None and given is not None:
         raise ValueError("the fit has no covariates. Leave given out.")
+    make_design, table = design_of(model), as_table(model, fit, given)
+    if make_design is not None and table is not None:
+        rows = make_design(table)
+        count = {len(leaf) for leaf in jax.tree.leaves(rows)}
+        if count != {1}:
+            raise ValueError(f"given has {max(count)} rows; the levels are those of one. Call it for each.")
+        given = jax.tree.map(lambda leaf: leaf[0], rows)
     numbers = {"threshold": threshold, "rate": rate, "rate_error": rate_error}
     for name, given_number in numbers.items():
         if not is_number(given_number) or not np.isfinite(given_number):
