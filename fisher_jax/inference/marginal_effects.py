@@ -195,7 +195,8 @@ class _Table:
     def __init__(
         self, table: Any, make_design: Callable[[Any], PyTree], used: Sequence[str] | None, beside: Sequence[Any]
     ) -> None:
-        self.narwhals = require("narwhals", "frames")
+        # The stable interface: in the other the categories of pandas come in the order of appearance, from version 2.26 on.
+        self.narwhals = require("narwhals.stable.v2", "frames")
         self.frame = self.narwhals.from_native(table, eager_only=True)
         self.make_design = make_design
         self.used = [name for name in self.frame.columns if used is None or name in used]
@@ -222,9 +223,10 @@ class _Table:
         """The levels of a column that are present, in their order; empty where it cannot be a category."""
         column, nw = self.frame[name], self.narwhals
         present = column.unique().drop_nulls().to_list()
-        if isinstance(column.dtype, nw.Categorical | nw.Enum):
+        if column.dtype == nw.Enum or (column.dtype == nw.Categorical and column.implementation.is_pandas_like()):
             return [level for level in column.cat.get_categories().to_list() if level in present]
-        if isinstance(column.dtype, nw.String | nw.Boolean | nw.Object) or column.dtype.is_numeric():
+        # As in a formula, Arrow's dictionaries are sorted: their order is that of appearance.
+        if isinstance(column.dtype, nw.Categorical | nw.String | nw.Boolean | nw.Object) or column.dtype.is_numeric():
             return sorted(present)
         return []
 

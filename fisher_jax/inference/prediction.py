@@ -229,7 +229,7 @@ def table_of_fit(fit: Fit) -> Any:
     table = None if fit.origin is None else getattr(fit.origin.dataset, "table", None)
     if table is None or np.ndim(table.rows) > 1:
         return None
-    frame = require("narwhals", "frames").from_native(table.native, eager_only=True)
+    frame = require("narwhals.stable.v2", "frames").from_native(table.native, eager_only=True)
     return (frame if table.rows is None else frame[table.rows]).to_native()
 
 
