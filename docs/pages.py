@@ -25,6 +25,7 @@ TOPICS = {  # by package, or by module where the package's topics differ
     "models.constraints": "Constraints",
     "families": "Models",
     "fitting": "Fitting",
+    "frames": "Models",
     "errors": "Fitting",
     "optimizers": "Optimisers",
     "stream": "Fitting",
@@ -190,7 +191,7 @@ def _formula(found: re.Match[str]) -> str:
 
 def _offered(module: Any, public: dict[str, Any]) -> list[str]:
     """What a namespace offers that has no page under a shorter name."""
-    return [name for name in module.__all__ if name not in public]
+    return [name for name in module.__all__ if public.get(name) is not getattr(module, name)]
 
 
 def _page(name: str, item: Any, public: dict[str, Any], room: str = "") -> Page:

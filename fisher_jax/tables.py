@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fisher_jax.errors import kind_of, require
+from fisher_jax.errors import kind_of, require, to_numpy
 
 LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf", "dask", "duckdb", "ibis", "pyspark", "narwhals")
 MISSING = ("raise", "drop")
@@ -20,7 +20,7 @@ MISSING = ("raise", "drop")
 def is_table(value: Any) -> bool:
     """Whether a value is a table of named columns of one of these libraries."""
     module = type(value).__module__.partition(".")[0]
-    return module in LIBRARIES and (hasattr(value, "columns") or hasattr(value, "column_names"))
+    return module in LIBRARIES and any(hasattr(type(value), name) for name in ("columns", "column_names"))
 
 
 def is_column(value: Any) -> bool:
@@ -49,7 +49,7 @@ class Table:
         return Table, (self.native, self.name, self.rows)
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> list[Any]:  # text, but for tables of pandas whose columns have no names
         return list(self._frame.columns)
 
     def __len__(self) -> int:
@@ -89,6 +89,22 @@ class Table:
             if places.any():
                 result[name] = places
         return result
+
+
+def frame_of(value: Any, name: str) -> Any:
+    """A table as it is, and a dictionary of columns as one of pandas; raise for anything else."""
+    if is_table(value):
+        return value
+    if not isinstance(value, dict) or not value:
+        raise TypeError(
+            f"{name} is {kind_of(value)}; expected a table of pandas, polars or pyarrow, or a dictionary of columns."
+        )
+    columns = {key: np.atleast_1d(to_numpy(column, f"{name} {key!r}")) for key, column in value.items()}
+    shapes = {column.shape for column in columns.values()}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+        listed = ", ".join(f"{key}: {column.shape}" for key, column in columns.items())
+        raise ValueError(f"the columns of {name} have the shapes {listed}; expected (n,) for each.")
+    return require("pandas", "frames").DataFrame(columns)
 
 
 def as_narwhals(table: Any, name: str) -> Any:

@@ -11,25 +11,29 @@ import itertools
 import os
 import pathlib
 
-QUICKLY = ["--xla_backend_optimization_level=0"]
+QUICKLY = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    QUICKLY.append("--xla_cpu_use_fusion_emitters=false")
+    QUICKLY += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
 
 import jax  # reads XLA_FLAGS when it first compiles
-import jaxtyping
 import pytest
+import typechecking
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with jaxtyping.install_import_hook("fisher_jax", "typechecking.check"):
+with typechecking.checking("fisher_jax"):
     import fisher_jax
 
     for public in fisher_jax.__all__:  # imported when first used, and checked only if that is here
         getattr(fisher_jax, public)
 
 from fisher_jax.models.programs import Programs
+
+# A collection for every 700 new objects, as Python has it, would be some hundred while one program is traced.
+gc.freeze()
+gc.set_threshold(20_000, 20, 50)
 
 MAPS = pathlib.Path("/proc/self/maps")
 _count = itertools.count(1)

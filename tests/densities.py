@@ -54,15 +54,15 @@ def factored_normal(p, y, z):
 
 def cholesky_normal(p, y, z):
     low = jnp.linalg.cholesky(p["covariance"])
-    half = jax.scipy.linalg.solve_triangular(low, y - p["loc"], lower=True)
+    half = jax.scipy.linalg.solve_triangular(low, y, lower=True)
     return -0.5 * half @ half - jnp.sum(jnp.log(jnp.diagonal(low)))
 
 
 def solved_normal(p, y, z):
     """LU with pivots."""
     low = jnp.zeros((3, 3)).at[np.diag_indices(3)].set(jnp.exp(p["d"])).at[np.tril_indices(3, -1)].set(p["o"])
-    covariance, r = low @ low.T, y - p["loc"]
-    return -0.5 * r @ jnp.linalg.solve(covariance, r) - 0.5 * jnp.linalg.slogdet(covariance)[1]
+    covariance = low @ low.T
+    return -0.5 * y @ jnp.linalg.solve(covariance, y) - 0.5 * jnp.linalg.slogdet(covariance)[1]
 
 
 def ordered_probit(p, y, z):
@@ -194,16 +194,10 @@ DENSITIES = {
         factored_normal,
         lambda rng: ({"factor": rng.normal(0, 0.5, 6), "loc": rng.normal(size=3)}, rng.normal(size=3), 0.0),
     ),
-    "cholesky_normal": Density(
-        cholesky_normal, lambda rng: ({"covariance": _matrix(rng), "loc": rng.normal(size=3)}, rng.normal(size=3), 0.0)
-    ),
+    "cholesky_normal": Density(cholesky_normal, lambda rng: ({"covariance": _matrix(rng)}, rng.normal(size=3), 0.0)),
     "solved_normal": Density(
         solved_normal,
-        lambda rng: (
-            {"d": rng.normal(0, 0.3, 3), "o": rng.normal(size=3), "loc": rng.normal(size=3)},
-            rng.normal(size=3),
-            0.0,
-        ),
+        lambda rng: ({"d": rng.normal(0, 0.3, 3), "o": rng.normal(size=3)}, rng.normal(size=3), 0.0),
     ),
     "ordered_probit": Density(
         ordered_probit,
@@ -217,7 +211,7 @@ DENSITIES = {
         garch,
         lambda rng: (
             {k: rng.normal(m, 0.2) for k, m in {"omega": -1, "alpha": -2, "beta": 0, "mean": 0}.items()},
-            rng.normal(size=12),
+            rng.normal(size=5),
             0.0,
         ),
     ),

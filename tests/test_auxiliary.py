@@ -171,7 +171,7 @@ def mass_terms(params, measured):
 
 
 def test_an_extended_likelihood_with_a_constrained_nuisance_is_that_of_iminuit():
-    """iminuit 2.32, Migrad, Hesse and Minos with strategy 2 on −log L = s + b − Σ log(s N(y) + b/10) − log N(0.05; shift, 0.08).
+    """iminuit 2.33.0, Migrad, Hesse and Minos with strategy 2 on −log L = s + b − Σ log(s N(y) + b/10) − log N(0.05; shift, 0.08).
 
     The covariance is that of Newton's method on the same function in float64, with which Hesse's agrees to 1e-5.
     """
@@ -269,3 +269,10 @@ def test_an_extended_likelihood_with_a_constrained_nuisance_is_that_of_iminuit()
 def test_misuse_of_an_auxiliary_measurement_says_what_to_do(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_fit_whose_measurement_is_not_finite_says_that_it_is_the_measurement():
+    fit = fj.fit(SHIFTED, START, (Y, np.nan))
+    assert fit.status == fj.Status.BAD_START
+    assert "first at the auxiliary measurement" in fit.diagnosis()
+    assert not fj.fit_batch(SHIFTED, START, (np.stack([Y, Y]), np.array([0.7, np.nan]))).converged[1]

@@ -168,7 +168,7 @@ def test_a_series_is_drawn_in_blocks_or_from_the_model():
         assert found.standard_errors()["phi"] == pytest.approx(float(errors["phi"]), rel=0.25)
     blocks = fj.bootstrap(fit, KEY, 50, method="block", block_length=10)
     assert "blocks of 10" in str(blocks)
-    with pytest.raises(ValueError, match="influence of observations by themselves, which blocks do not"):
+    with pytest.raises(ValueError, match="influence of observations by themselves, which blocks and data"):
         blocks.confidence_intervals(0.9, "bca")
 
 

@@ -91,27 +91,34 @@ def ten_standard_errors_away(model, truth, sample, count):
     return jax.vmap(lambda u: layout.constrain(u, values))(jnp.asarray(free))
 
 
-@pytest.mark.slow
+# One program for all starts, and for near and far. What vmap makes of a fit without jit is a claim of test_contracts.py.
+fit_normals = jax.jit(jax.vmap(lambda start, y: fj.fit(normal, start, y), in_axes=(None, 0)))
+
+
+@functools.cache
+def fit_each(case):
+    """A function of a start and a sample for each fit."""
+    return jax.jit(jax.vmap(lambda start, y: fj.fit(CASES[case][0], start, y)))
+
+
 @pytest.mark.parametrize("start", [(0.0, 0.0), (1.0, 1.0), (10.0, -3.0), (100.0, -5.0), (-50.0, 5.0)])
 def test_every_normal_fit_converges_from_every_start(start):
     samples = np.random.default_rng(1).normal(3.0, 2.0, (1000, 50))
-    fits = jax.vmap(lambda y: fj.fit(normal, {"loc": start[0], "log_scale": start[1]}, y))(samples)
+    fits = fit_normals({"loc": start[0], "log_scale": start[1]}, samples)
     assert np.all(fits.status == Status.CONVERGED)
     np.testing.assert_allclose(fits.params["loc"], samples.mean(axis=1), rtol=1e-8)
     np.testing.assert_allclose(fits.params["log_scale"], np.log(samples.std(axis=1)), rtol=1e-8)
     assert np.max(fits.num_steps) <= 29
 
 
-@functools.cache
-def from_afar(case):
+def from_afar(case, count=1000):
     """Samples, starts ten standard errors away, and the fits."""
     model, truth, draw = CASES[case]
-    samples = draw(np.random.default_rng(5))
-    starts = ten_standard_errors_away(model, truth, samples[0], len(samples))
-    return samples, starts, jax.vmap(lambda start, y: fj.fit(model, start, y))(starts, samples)
+    samples = draw(np.random.default_rng(5))[:count]
+    starts = ten_standard_errors_away(model, truth, samples[0], count)
+    return samples, starts, fit_each(case)(starts, samples)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", some_of(CASES, "student_t"))  # with an edge
 def test_every_fit_converges_from_ten_standard_errors_away(case):
     model = CASES[case][0]
@@ -138,12 +145,10 @@ def maximum_at_the_edge(case, fits, samples):
     return np.asarray((half > 5e3) & (normal_value >= fits.log_likelihood - 0.01 - rounding))
 
 
-@pytest.mark.slow
 def test_the_mixture_ends_in_the_same_place_from_near_and_far():
-    model, truth, _ = CASES["mixture"]
-    samples, starts, far = from_afar("mixture")
-    truths = jax.tree.map(lambda value, many: np.broadcast_to(value, many.shape), truth, starts)
-    near = jax.vmap(lambda start, y: fj.fit(model, start, y))(truths, samples)
+    samples, starts, far = from_afar("mixture", 250)
+    truths = jax.tree.map(lambda value, many: jnp.broadcast_to(value, many.shape), CASES["mixture"][1], starts)
+    near = fit_each("mixture")(truths, samples)
     same = np.isclose(near.log_likelihood, far.log_likelihood, rtol=0, atol=1e-8)
     assert np.mean(same) > 0.95  # the others ended in another local maximum, certified as one
 
@@ -203,6 +208,7 @@ def test_float32_too_climbs_from_far_away():
 def test_a_batch_of_fits_of_many_parameters_ends(p):
     rng = np.random.default_rng(0)
     x, ys = rng.normal(size=(100, p)), rng.normal(size=(300, 100))
-    fits = jax.vmap(lambda y: fj.fit(lambda b, y, x: norm.logpdf(y, jnp.dot(x, b), 1.0), np.zeros(p), y, given=x))(ys)
+    density = lambda b, y, x: norm.logpdf(y, jnp.dot(x, b), 1.0)  # noqa: E731
+    fits = jax.jit(jax.vmap(lambda y: fj.fit(density, np.zeros(p), y, given=x)))(ys)
     assert np.all(fits.status == Status.CONVERGED)
     np.testing.assert_allclose(fits.params[7], np.linalg.lstsq(x, ys[7])[0], rtol=1e-8, atol=1e-10)

@@ -137,7 +137,10 @@ def test_every_public_name_has_a_page_with_an_example():
     namespaces = {"families", "moments", "optimizers", "plots", "stream"}
     wanted = {name for name in fisher_jax.__all__ if not name.startswith("__")} - namespaces
     for room in namespaces - {"families"}:
-        wanted |= {f"{room}.{name}" for name in set(getattr(fisher_jax, room).__all__) - set(fisher_jax.__all__)}
+        inside = getattr(fisher_jax, room)
+        # A figure may have the name of the function whose result it draws.
+        same = {name for name in inside.__all__ if getattr(fisher_jax, name, None) is getattr(inside, name)}
+        wanted |= {f"{room}.{name}" for name in set(inside.__all__) - same}
     assert titles == wanted | {"families"}
     assert pages().lacking_examples() == []
     families = next(page for page in pages().reference() if page.title == "families")

@@ -144,11 +144,14 @@ def compare(case, dtype, tolerance):
     return program
 
 
+# Each compiles the derivatives of a density: half a minute in all.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_expand_to_what_jax_computes(name):
     compare(family_case(name), np.float64, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", densities.DENSITIES)
 def test_densities_expand_to_what_jax_computes(name):
     compare(density_case(name), np.float64, 1e-12)

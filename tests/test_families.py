@@ -630,7 +630,7 @@ def test_draws_are_inside_the_support_and_have_the_parameters_dtype(name):
     assert np.all(np.isfinite(values))
     params = single(params)
     for leaf in jax.tree.leaves(jax.eval_shape(model.sample, jax.random.key(0), params)):
-        assert leaf.dtype == jnp.float32 or name == "categorical"
+        assert leaf.dtype == jnp.float32 or name in ("categorical", "ordered_logit", "ordered_probit")
 
 
 @pytest.mark.parametrize(
@@ -778,7 +778,7 @@ EXPLICIT = ["exponential", "half_normal", "inverse_gaussian", "lognormal", "norm
 
 
 def test_families_without_a_start_are_those_with_a_constant_that_no_data_determine():
-    assert set(NAMES) - set(STARTING) == {"binomial", "beta_binomial", "categorical"}
+    assert set(NAMES) - set(STARTING) == {"binomial", "beta_binomial", "categorical", "ordered_logit", "ordered_probit"}
     with pytest.raises(ValueError, match="has no `initial`"):
         fj.fit(families.binomial, None, np.array([1.0, 3.0]))
 

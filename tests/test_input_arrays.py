@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from helpers import some_of
@@ -294,28 +295,47 @@ def by_columns(params, y, z):
 COLUMNS = pd.DataFrame({"one": np.ones(12), "z": Z})
 
 
-class Frame:
-    """A frame as polars has it: columns, no index, and a way to an array."""
-
-    columns = ("one", "z")
-
-    def __array__(self, *_, **__):
-        return COLUMNS.to_numpy()
+def by_name(params, y, z):
+    return norm.logpdf(y, params[0] * z["one"] + params[1] * z["z"], 1.0)
 
 
-def test_frames_are_matrices_also_those_without_an_index():
-    expected = fj.score(by_columns, np.zeros(2), Y, given=COLUMNS.to_numpy())
-    table, truths = pa.table({"one": np.ones(12), "z": Z}), COLUMNS.assign(one=True)
-    assert truths.to_numpy().dtype == object
-    for y, frame in ((pa.array(Y), table), (pd.Series(Y), COLUMNS), (Y, Frame()), (Y, truths)):
-        assert_same(fj.score(by_columns, np.zeros(2), y, given=frame), expected)
+TABLES = {
+    "pandas": (pd.Series(Y), COLUMNS),
+    "polars": (pl.Series(Y), pl.from_pandas(COLUMNS)),
+    "pyarrow": (pa.chunked_array([Y]), pa.table({"one": np.ones(12), "z": Z})),
+    "truths": (pd.Series(Y), COLUMNS.assign(one=True)),
+    "integers that may be missing": (pd.Series(Y), COLUMNS.assign(one=pd.array([1] * 12, dtype="Int64"))),
+}
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_a_dictionary_of_its_columns(name):
+    y, table = TABLES[name]
+    expected = fj.score(by_name, np.zeros(2), Y, given={"one": np.ones(12), "z": Z})
+    assert_same(fj.score(by_name, np.zeros(2), y, given=table), expected)
+
+
+def test_tables_are_data_as_well_as_covariates_and_shared_by_many_data_sets():
+    def of_columns(params, y):
+        return by_name(params, y["y"], y)
+
+    expected = fj.score(by_name, np.zeros(2), Y, given=COLUMNS)
+    assert_same(fj.score(of_columns, np.zeros(2), COLUMNS.assign(y=Y)), expected)
+    fits = fj.fit_batch(by_name, np.zeros(2), np.stack([Y, 2 * Y]), given=COLUMNS)
+    assert_same(fits[0].params, fj.fit(by_name, np.zeros(2), Y, given=COLUMNS).params)
+
+
+NO_NUMBERS = "holds no numbers .String.. Leave the column out, or encode it: fisher_jax.formula"
 UNUSABLE = {
-    "a column of text": (lambda: COLUMNS.assign(city="Bern"), "fit: given, column 'city': expected arrays of numbers, got Series of dtype str"),
-    "a column of Arrow's": (lambda: pa.table({"one": np.ones(12), "city": ["Bern"] * 12}), "fit: given, column 'city': expected arrays of numbers, got ChunkedArray"),
-    "missing truths": (lambda: COLUMNS.assign(dry=pd.array([True, None] * 6, dtype="boolean")), "fit: given, column 'dry': holds missing values .NA.*weight zero"),
-    "one of several": (lambda: {"z": Z, "city": pd.Series(["Bern"] * 12)}, "fit: given city: expected arrays of numbers, got Series"),
+    "a column of text": (lambda: COLUMNS.assign(city="Bern"), f"fit: given, column 'city', {NO_NUMBERS}"),
+    "a column of Arrow's": (lambda: pa.table({"one": np.ones(12), "city": ["Bern"] * 12}), f"fit: given, column 'city', {NO_NUMBERS}"),
+    "categories": (lambda: COLUMNS.assign(city=pd.Categorical(["Bern"] * 12)), "column 'city', holds no numbers .Categorical"),
+    "objects": (lambda: COLUMNS.assign(z=COLUMNS["z"].astype(object)), "column 'z', holds no numbers .Object.*astype.float"),
+    "times": (lambda: COLUMNS.assign(day=pd.Timestamp("2020-01-01")), "column 'day', holds times .*as the days since a date"),
+    "two of one name": (lambda: pd.DataFrame(np.ones((12, 2)), columns=["z", "z"]), "given: there are several columns 'z'"),
+    "columns without names": (lambda: pd.DataFrame(np.ones((12, 2))), "given has a column named 0, which is no text.*to_numpy"),
+    "a lazy table": (lambda: pl.from_pandas(COLUMNS).lazy(), "given is polars's LazyFrame, which is not in memory. Collect it"),
+    "one of several": (lambda: {"z": Z, "city": pd.Series(["Bern"] * 12)}, "fit: given city holds no numbers .String"),
     "records": (lambda: np.zeros(12, [("flux", ">f4"), ("error", ">f4")]), "fit: given: a table of records with the fields flux, error.*Give its columns, as in {'flux': table"),
 }  # fmt: skip
 
@@ -323,24 +343,50 @@ UNUSABLE = {
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_what_holds_no_numbers_is_named(name):
     act, words = UNUSABLE[name]
-    with pytest.raises(TypeError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         fj.fit(by_columns, np.zeros(2), Y, given=act())
 
 
-def test_a_density_that_takes_a_column_of_a_frame_by_its_name_is_told_how_to_give_it():
-    def by_name(params, y, z):
-        return norm.logpdf(y, params[0] * z["one"] + params[1] * z["z"], 1.0)
+HOLES = {
+    "truths": (lambda: COLUMNS.assign(dry=pd.array([True, None] * 6, dtype="boolean")), "given has missing values in 6 of 12 rows: 6 in 'dry'"),
+    "several": (lambda: pl.DataFrame({"one": [None, *np.ones(11)], "z": [np.nan, np.nan, *Z[2:]]}), "given has missing values in 2 of 12 rows: 1 in 'one', 2 in 'z'"),
+    "Arrow": (lambda: pa.table({"one": [None, *np.ones(11)], "z": Z}), "given has missing values in 1 of 12 rows: 1 in 'one'"),
+    "a column": (lambda: {"one": Z, "z": pd.Series([np.nan, *Z[1:]])}, "given z has 1 missing values of 12"),
+}  # fmt: skip
 
-    words = (
-        r"log_density raised TypeError at line \d+ of test_input_arrays.py.*string indexing.*'one'.*"
-        r"given={name: frame\[name\].to_numpy\(\) for name in frame.columns}"
-    )
+
+@pytest.mark.parametrize("name", HOLES)
+def test_missing_values_of_a_table_are_counted_by_column(name):
+    act, words = HOLES[name]
+    with pytest.raises(ValueError, match=f'fit: {words}.*Leave these rows out, by missing="drop"'):
+        fj.fit(by_name, np.zeros(2), Y, given=act())
+
+
+def test_missing_values_are_left_out_on_request_as_masked_ones_are():
+    table = pl.DataFrame({"one": np.ones(12), "z": [None, *Z[1:]]})
+    fit = fj.fit(by_name, np.zeros(2), pd.Series(Y).mask(np.arange(12) == 4), given=table, missing="drop")
+    kept = ~np.isin(np.arange(12), (0, 4))
+    assert_same(fit.params, fj.fit(by_name, np.zeros(2), Y[kept], given=COLUMNS[kept]).params)
+    assert fit.num_masked == 2
+    with pytest.raises(ValueError, match="missing='dorp' is unknown"):
+        fj.fit(by_name, np.zeros(2), Y, given=table, missing="dorp")
+
+
+def test_missing_values_in_one_of_many_data_sets_are_left_to_its_status():
+    sites = pd.DataFrame([Y, np.where(np.arange(12) == 3, np.nan, Y)])
+    start = {"at_zero": 0.0, "slope": 0.0}
+    assert fj.fit_batch(LINE, start, sites, given=Z).converged.tolist() == [True, False]
+    assert fj.fit_batch(LINE, start, [sites.loc[0], sites.loc[1]], given=[Z, Z]).converged.tolist() == [True, False]
+
+
+def test_a_density_is_told_whether_it_is_given_an_array_or_a_table():
+    words = r"log_density raised TypeError at line \d+ of test_input_arrays.py.*string indexing.*'one'.*give a table, or a dictionary"
     with pytest.raises(TypeError, match=words):
-        fj.fit(by_name, np.zeros(2), Y, given=COLUMNS)
-    with pytest.raises(TypeError, match=words):
-        fj.fit_batch(by_name, np.zeros(2), Y[None], given=COLUMNS)
-    named = {name: COLUMNS[name].to_numpy() for name in COLUMNS.columns}
-    assert_same(fj.log_likelihood(by_name, np.zeros(2), Y, given=named), np.sum(norm.logpdf(Y)))
+        fj.fit(by_name, np.zeros(2), Y, given=COLUMNS.to_numpy())
+    with pytest.raises(
+        TypeError, match=r"A table is passed on as a dictionary of its columns.*to_numpy\(\) makes a matrix"
+    ):
+        fj.fit(by_columns, np.zeros(2), Y, given=COLUMNS)
 
 
 def test_starts_in_a_stack_without_their_axis_are_no_parameters_of_one_fit():

@@ -264,3 +264,16 @@ def test_a_tuple_of_bounds_for_a_tuple_of_parameters_is_a_tree():
     constraints = [leaf.constraint for leaf in layout_of((1.0, 0.0, 0.0), table)[0].leaves]
     assert constraints[:2] == [fj.positive, fj.interval(None, 1)]
     assert not constraints[2].restricts
+
+
+def test_a_sample_size_takes_the_hypothesis_as_text():
+    params, exponential = {"rate": 2.0}, fj.families.exponential
+    by_text = fj.sample_size(exponential, params, power=0.8, hypothesis="2 rate = 3")
+    assert (
+        by_text.num_observations
+        == fj.sample_size(exponential, params, power=0.8, hypothesis={"rate": 1.5}).num_observations
+    )
+    with pytest.raises(ValueError, match="ties parameters to each other"):
+        fj.sample_size(fj.families.gamma, {"shape": 1.0, "rate": 2.0}, power=0.8, hypothesis="shape = rate")
+    with pytest.raises(ValueError, match="names parameters, but the test is of function"):
+        fj.sample_size(exponential, params, power=0.8, hypothesis="rate = 1", function=lambda params: params["rate"])

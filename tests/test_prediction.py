@@ -773,3 +773,33 @@ def test_a_users_model_predicts_its_own_mean_inside_its_support():
     of_log = fj.delta_method(fit, lambda params: params["a"]).interval
     ends = fj.predict(fit, z, model=model).confidence_intervals()
     np.testing.assert_allclose(ends, np.exp(of_log) + z[:, None], rtol=1e-9)
+
+
+def test_a_formulas_fit_has_effects_of_the_columns_of_its_own_table():
+    import statsmodels.formula.api as smf
+
+    peer = smf.poisson("count ~ age + C(region) + treated", TABLE.assign(treated=TABLE.treated * 1.0)).fit(
+        disp=0, tol=1e-13
+    )
+    table = TABLE.assign(treated=TABLE.treated * 1.0)
+    fit = fj.formula("count ~ age + C(region) + treated", fj.families.poisson, table).fit()
+    effects = fj.marginal_effects(fit, dummy=True)
+    assert effects.labels == ("age", "region: south − north", "region: west − north", "treated: 1 − 0")
+    margins = peer.get_margeff(dummy=False)
+    np.testing.assert_allclose(effects.estimate[0], margins.margeff[2], rtol=1e-7)
+    np.testing.assert_allclose(effects.standard_errors()[0], margins.margeff_se[2], rtol=1e-7)
+    assert list(fj.predict(fit).to_frame().index) == list(TABLE.index)
+    exposed = fj.formula(
+        "count ~ age", fj.families.poisson, TABLE.assign(days=2.0 + TABLE.age / 60), exposure="days"
+    ).fit()
+    assert fj.marginal_effects(exposed).labels == ("age",)
+    assert fj.marginal_effects(exposed, variables=["days"]).labels == ("days",)
+
+
+def test_ordered_categories_are_named_and_their_effects_sum_to_zero():
+    grades = TABLE.assign(grade=pd.cut(TABLE["count"], [-1, 2, 4, 100], labels=["low", "middle", "high"]))
+    fit = fj.formula("grade ~ age", fj.families.ordered_logit, grades).fit()
+    prediction, effects = fj.predict(fit, grades.head(2)), fj.marginal_effects(fit)
+    assert list(prediction.to_frame().index[:3]) == [(1000, f"mean[{level}]") for level in ("low", "middle", "high")]
+    np.testing.assert_allclose(prediction.estimate.sum(axis=1), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(effects.estimate.sum(axis=1), 0.0, atol=1e-12)

@@ -96,14 +96,21 @@ RIGHT = {
     "fit": lambda: (
         fj.fit,
         {"model": MODEL, "start": START, "data": Y}
+        | {"missing": "raise"}
         | dict.fromkeys(("given", "weights", "optimizer", "tolerance", "max_steps", "starts", "key")),
+    ),
+    "formula": lambda: (
+        fj.formula,
+        {"text": "y ~ x", "family": fj.families.normal, "frame": {"x": X, "y": Y}, "weights": None, "offset": None}
+        | {"exposure": None, "event": None, "links": None, "missing": "raise", "scale": "~ x"},
     ),
     "fit_batch": lambda: (
         fj.fit_batch,
         {"model": MODEL, "start": START, "data": np.stack([Y, Y])}
         | {"start_axis": None, "data_axis": 0, "optimizer": None, "tolerance": None, "max_steps": None}
         | {"covariances": ("observed",), "retry": True, "float64_finish": False, "engine": None, "devices": 1}
-        | {"num_lanes": None, "given": None, "given_axis": None, "weights": None, "weights_axis": 0, "progress": False},
+        | {"num_lanes": None, "given": None, "given_axis": None, "weights": None, "weights_axis": 0, "progress": False}
+        | {"by": None},
     ),
     "fit_stream": lambda: (
         fj.fit_stream,

@@ -44,6 +44,11 @@ def _cumulative_information(cumulative: Array, density: Array) -> Nested:
     }
 
 
+def _probabilities(cumulative: Float[Array, " k"]) -> Float[Array, " j"]:
+    """Those of all categories, from F at the cutpoints."""
+    return jnp.diff(cumulative, prepend=0.0, append=1.0)
+
+
 def _drawn(latent: Array, params: Params) -> Int[Array, ""]:
     """The category in which a draw of the latent variable lies."""
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
@@ -65,6 +70,7 @@ def ordered_logit_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `loc`: real, the location of the latent variable; larger values make higher categories more probable.
     - `cutpoints` c: shape (K − 1,), increasing; known with `loc` up to a number added to all of them.
 
+    Mean p (K,), that of the K indicators of y.
     Information Σ ∂p_k ∂p_kᵀ / p_k, of rank K − 1: fit with `loc` a function of covariates without a constant, by `formula` or
     `linked`, or held at zero.
     In scipy: differences of `scipy.stats.logistic.cdf(cutpoints - loc)`.
@@ -96,6 +102,11 @@ def ordered_logit_information(params: Params) -> Nested:
     return _cumulative_information(jax.nn.sigmoid(z), jax.nn.sigmoid(z) * jax.nn.sigmoid(-z))
 
 
+def ordered_logit_mean(params: Params) -> Float[Array, " k"]:
+    loc, cutpoints = floats(params["loc"], params["cutpoints"])
+    return _probabilities(jax.nn.sigmoid(cutpoints - loc))
+
+
 ordered_logit = Family(
     ordered_logit_log_density,
     ("loc", "cutpoints"),
@@ -103,6 +114,8 @@ ordered_logit = Family(
     quantile=ordered_logit_quantile,
     constraints={"cutpoints": ordered},
     information=ordered_logit_information,
+    mean=ordered_logit_mean,
+    support=(0.0, 1.0),
 )
 
 
@@ -117,6 +130,7 @@ def ordered_probit_log_density(params: Params, y: ArrayLike) -> Scalar:
     - `loc`: real, the mean of the latent variable; larger values make higher categories more probable.
     - `cutpoints` c: shape (K − 1,), increasing; known with `loc` up to a number added to all of them.
 
+    Mean p (K,), that of the K indicators of y.
     Information Σ ∂p_k ∂p_kᵀ / p_k, of rank K − 1: fit with `loc` a function of covariates without a constant, by `formula` or
     `linked`, or held at zero.
     In scipy: differences of `scipy.stats.norm.cdf(cutpoints - loc)`.
@@ -150,6 +164,11 @@ def ordered_probit_information(params: Params) -> Nested:
     return _cumulative_information(ndtr(z), jnp.exp(-0.5 * z * z - HALF_LOG_TWO_PI))
 
 
+def ordered_probit_mean(params: Params) -> Float[Array, " k"]:
+    loc, cutpoints = floats(params["loc"], params["cutpoints"])
+    return _probabilities(ndtr(cutpoints - loc))
+
+
 ordered_probit = Family(
     ordered_probit_log_density,
     ("loc", "cutpoints"),
@@ -157,4 +176,6 @@ ordered_probit = Family(
     quantile=ordered_probit_quantile,
     constraints={"cutpoints": ordered},
     information=ordered_probit_information,
+    mean=ordered_probit_mean,
+    support=(0.0, 1.0),
 )

@@ -1,6 +1,7 @@
 """`Fit`: the result of one fit or of many, and what follows from it without the data."""
 
 import functools
+import math
 import operator
 import os
 from collections.abc import Callable, Iterator
@@ -454,7 +455,8 @@ class Fit:
         """
         intervals.check_interval(level, method)
         if self.has_batch:
-            return batch_report(on_host(self), *self._errors_and_doubts(kind))
+            host = replace(on_host(self), labels=self.labels)
+            return batch_report(host, *self._errors_and_doubts(kind))
         self._check_single()
         kind = self._check(kind)
         rows, conditional = self._rows(kind, level, method)
@@ -655,6 +657,13 @@ class Fit:
         status = self.status
         if status in (Status.BAD_START, Status.NOT_FINITE):
             if int(self.suspect) >= 0:
+                rows = math.inf
+                if (
+                    self.origin is not None and self.origin.model.auxiliary is not None
+                ):  # whose term comes after those of the rows
+                    rows = len(jax.tree.leaves(self.origin.dataset.data)[0])
+                if int(self.suspect) >= rows:
+                    return "first at the auxiliary measurement"
                 return f"first at observation {int(self.suspect)}"
             if self.origin is None or self.origin.model.is_dependent:
                 return ""

@@ -1,21 +1,30 @@
 """`formula`: the model, the start, the data and the covariates that a formula and a table stand for."""
 
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in, require
+from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in
 from fisher_jax.families.common import Family
 from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.groups import groups_of
 from fisher_jax.fitting.result import Fit, Origin
 from fisher_jax.frames.links import default_link, links_of
-from fisher_jax.frames.predictor import Design, Known, LinearPredictors, Predictor, frame_for, known_covariates, parse
+from fisher_jax.frames.predictor import (
+    Design,
+    Known,
+    LinearPredictors,
+    Predictor,
+    frame_for,
+    known_covariates,
+    parse,
+    variables_of,
+)
 from fisher_jax.input_arrays import Labels, as_weights, check_same_labels, labels_of
 from fisher_jax.models.censoring import right_censored
 from fisher_jax.models.constraints import Bounds, Constraint, Fixed, fixed
@@ -23,7 +32,7 @@ from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
 from fisher_jax.reporting import Report, Reported, listed
 from fisher_jax.reporting import Table as ReportTable
-from fisher_jax.tables import MISSING, Table, describe_missing, suggestion
+from fisher_jax.tables import MISSING, Table, describe_missing, frame_of, suggestion
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,7 +89,7 @@ class Formula(Reported):
         The result keeps the table, so that ``robust(fit, clusters="firm")`` finds its columns, and reports how many rows were left
         out.
         """
-        model, start = self.model, self.start if start is None else start
+        model, start = self.model, self._start(start)
         result = fit(model, start, self.data, given=self.given, weights=self.weights, **options)
         return self._with_table(result, self.table, self.num_dropped)
 
@@ -105,9 +114,15 @@ class Formula(Reported):
         codes = np.empty(len(self.table), dtype=groups.labels.dtype)
         for label, rows in zip(groups.labels, groups.rows, strict=True):
             codes[rows] = label
-        start = self.start if start is None else start
-        result = fit_batch(self.model, start, self.data, given=self.given, weights=self.weights, by=codes, **options)
+        result = fit_batch(
+            self.model, self._start(start), self.data, given=self.given, weights=self.weights, by=codes, **options
+        )
         return self._with_table(result, self.table.take(groups.padded()) if groups.is_padded else None, 0)
+
+    def _start(self, start: PyTree) -> PyTree:
+        """What is given, else the start of the formula in JAX's default precision, which may have changed since it was made."""
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
+        return {name: np.asarray(value, dtype) for name, value in self.start.items()} if start is None else start
 
     def _with_table(self, result: Fit, table: Table | None, num_dropped: int) -> Fit:
         if num_dropped:
@@ -213,32 +228,30 @@ def formula(
     >>> ships = {"accidents": [0, 3, 6, 1, 12, 9], "service": [127, 1095, 3353, 748, 2244, 2117], "kind": list("aabbcc")}
     >>> fit = fj.formula("accidents ~ kind", fj.families.poisson, ships, exposure="service").fit()
     >>> print(fit.params["rate"].round(4))
-    [-6.0061  0.6319  0.7225]
+    [-6.0096 -0.3634  0.6737]
     """
     check_choice(missing, MISSING, "missing")
     if not isinstance(family, Family):
         hint = " The model of another density is built by fisher_jax.linked." if callable(family) else ""
         raise TypeError(f"family is {kind_of(family)}; expected one of fisher_jax.families.{hint}")
-    if isinstance(frame, dict):
-        frame = require("pandas", "frames").DataFrame({key: np.asarray(column) for key, column in frame.items()})
+    frame = frame_of(frame, "frame")
     table = Table(frame, "the table")
     main = main_of(family)
     parsed = parse(text, "formula")
     if getattr(parsed, "lhs", None) is None or len(parsed.lhs) != 1 or not hasattr(parsed.rhs, "required_variables"):
         raise ValueError(f"formula {text!r} must have one response and one right-hand side, as in 'y ~ x + z'.")
-    roles = _roles(family, table, parameters, links)
+    if not isinstance(links, str | Mapping | None):
+        raise TypeError(
+            f"links is {kind_of(links)}; expected the name of a link, or a dictionary of them by parameter."
+        )
+    roles = _roles(family, parameters, links)
 
     # The columns used, and the rows in which none of their values is missing.
     beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.known}
     terms = {main: parsed.rhs, **roles.terms}
-    used = set(parsed.lhs.required_variables).union(*(part.required_variables for part in terms.values()))
+    used = variables_of(parsed.lhs).union(*(variables_of(part) for part in terms.values()))
     used |= {source for source in beside.values() if isinstance(source, str)}
     for name in sorted(used):
-        if name not in table.names and re.search(rf"(^|\W){re.escape(name)}\s*\(", f"{text} {parameters}"):
-            raise ValueError(
-                f"formulas know no function {name!r}; they know those of numpy, as np.log, and C, I, bs, poly, center, scale. "
-                "Compute the column first."
-            )
         table.series(name)
     arrays = {role: _array(source, role, frame, table) for role, source in beside.items()}
     places = table.missing(sorted(used))
@@ -335,9 +348,7 @@ class _Roles:
     constraints: dict[str, Constraint]
 
 
-def _roles(
-    family: Family, table: Table, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None
-) -> _Roles:
+def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None) -> _Roles:
     """What the keywords say about the parameters of the family; raise for those that it does not have."""
     constraints = {
         path[0]: c.constraint if isinstance(c, Bounds) else c for path, c in family.table.constraints if path
@@ -415,13 +426,12 @@ def _array(source: Any, role: str, frame: Any, table: Table) -> Any:
 def _response(family: Family, terms: Any, view: Table) -> tuple[np.ndarray, tuple[Any, ...]]:
     """The response as numbers, and its categories where the family has such."""
     (term,) = terms
-    names = [str(name) for name in terms.required_variables]
     text = str(term)
     is_column = text.strip("`") in view.names
     if main_of(family) == "logits" or "cutpoints" in family.parameters:
         if not is_column:
             raise ValueError(f"the response {text!r} of {family!r} must be a column of the table.")
-        column = frame_for(view, names).iloc[:, 0]
+        column = frame_for(view, [text.strip("`")]).iloc[:, 0]
         levels = list(column.cat.categories) if column.dtype == "category" else sorted(column.unique().tolist())
         if len(levels) < 2:
             raise ValueError(f"the response {text!r} has one category only, {levels[0]!r}.")

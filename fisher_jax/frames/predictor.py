@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import require
 from fisher_jax.frames.links import links_of
 from fisher_jax.models.fingerprint import digest
-from fisher_jax.tables import Table, as_numbers, describe_missing, suggestion
+from fisher_jax.tables import Table, as_numbers, describe_missing, frame_of, suggestion
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
 
@@ -68,11 +68,14 @@ class Design:
     spec : formulaic.ModelSpec
     names : tuple of str
         Of the columns of the design matrix.
+    variables : tuple of str
+        The columns of a table that it needs.
     """
 
     text: str
     spec: Any
     names: tuple[str, ...]
+    variables: tuple[str, ...]
 
     @classmethod
     def of(
@@ -80,17 +83,15 @@ class Design:
     ) -> tuple["Design", Float[np.ndarray, "n p"]]:
         """Evaluate terms on rows of a table; the design and its matrix. A column called `without` is left out."""
         formulaic = require("formulaic", "frames")
-        view = table.take(rows)
+        variables = tuple(sorted(variables_of(terms)))
+        frame = frame_for(table.take(rows), variables)
         matrix = _evaluate(
-            lambda: formulaic.model_matrix(
-                terms, frame_for(view, terms.required_variables), context={}, output="numpy", na_action="ignore"
-            ),
-            str(terms),
+            lambda: formulaic.model_matrix(terms, frame, context={}, output="numpy", na_action="ignore"), str(terms)
         )
         names = tuple(matrix.model_spec.column_names)
         if len(names) == 0:
             raise ValueError(f"the formula {str(terms)!r} has no term.")
-        design = cls(str(terms), matrix.model_spec, tuple(name for name in names if name != without))
+        design = cls(str(terms), matrix.model_spec, tuple(name for name in names if name != without), variables)
         return design, design._checked(np.asarray(matrix, float))
 
     @cached_property
@@ -100,17 +101,12 @@ class Design:
         return self.text, self.names, digest(state.encode())
 
     @property
-    def variables(self) -> list[str]:
-        """The columns of a table that it needs."""
-        return sorted(self.spec.required_variables)
-
-    @property
     def levels(self) -> dict[str, list[Any]]:
         """The levels of each categorical column, of those that enter as they are."""
         result = {}
         for factor, variables in self.spec.factor_variables.items():
             state = self.spec.encoder_state.get(str(factor), (None, {}))[1]
-            of_table = [str(name) for name in variables if str(name) in self.spec.required_variables]
+            of_table = [str(name) for name in variables if str(name) in self.variables]
             if (
                 "categories" in state
                 and len(of_table) == 1
@@ -231,10 +227,7 @@ class Predictor:
         ValueError
             Where a column or a value is missing, or a categorical column has a level that was not there when the formula was made.
         """
-        if isinstance(table, dict):
-            pd = require("pandas", "frames")
-            table = pd.DataFrame({key: np.atleast_1d(column) for key, column in table.items()})
-        view = table if isinstance(table, Table) else Table(table, name)
+        view = table if isinstance(table, Table) else Table(frame_of(table, name), name)
         absent = [variable for variable in self.variables if variable not in view.names]
         if absent:
             raise ValueError(f"{name} lacks the column {_listed(absent)}. {suggestion(absent[0], view.names)}")
@@ -255,7 +248,7 @@ def known_covariates(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result if offset is None else result | {"offset": offset}
 
 
-def frame_for(table: Table, names: Sequence[str]) -> Any:
+def frame_for(table: Table, names: Collection[str]) -> Any:
     """The pandas frame that formulaic evaluates terms on: numbers, truths, text, and categories without those that do not occur."""
     pd, nw = require("pandas", "frames"), require("narwhals.stable.v2", "frames")
     columns: dict[str, Any] = {}
@@ -292,7 +285,8 @@ def frame_for(table: Table, names: Sequence[str]) -> Any:
 def _evaluate(function: Any, text: str) -> Any:
     """Call formulaic; its errors and warnings become errors that name the formula."""
     errors = require("formulaic.errors", "frames")
-    with warnings.catch_warnings():
+    # What is not finite is looked for in the result.
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("error", errors.DataMismatchWarning)
         try:
             return function()
@@ -311,6 +305,31 @@ def parse(text: Any, what: str) -> Any:
     except errors.FormulaicError as error:
         reason = " ".join(_COLORS.sub("", str(error)).split())
         raise ValueError(f"{what} {text!r} is not a formula: {reason}") from error
+
+
+def variables_of(terms: Any) -> set[str]:
+    """The columns of a table that terms need; raise for a function that formulas do not know.
+
+    formulaic's own `required_variables` leaves out those that enter by `center`, `bs` and their like alone.
+    """
+    variables, transforms = require("formulaic.utils.variables", "frames"), require("formulaic.transforms", "frames")
+    names: set[str] = set()
+    for factor in (factor for term in terms for factor in term.factors):
+        if factor.eval_method.value == "lookup":
+            names.add(factor.expr)
+        if factor.eval_method.value != "python":
+            continue
+        for variable in variables.get_required_variables(factor.expr):
+            root = str(variable.root)
+            if root in transforms.TRANSFORMS:
+                continue
+            if "." not in variable and {role.value for role in variable.roles} == {"callable"}:
+                raise ValueError(
+                    f"formulas know no function {root!r}; they know those of numpy, as np.log, and C, I, bs, poly, center, scale. "
+                    "Compute the column first."
+                )
+            names.add(root)
+    return names
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -48,7 +48,7 @@ from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values, path_name
 from fisher_jax.models.programs import ById, call_differentiable, jit_with_model
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
-from fisher_jax.reporting import Report, Reported, Table, listed, number, percent, probability
+from fisher_jax.reporting import TEST_FORMATS, Report, Reported, Table, listed, percent
 
 ENTRIES = 2**21  # rows times numbers times parameters in memory at once
 SHOWN = 30  # rows of a report
@@ -704,8 +704,8 @@ class Prediction(Reported):
         columns = shown_._columns(None)
         titles = [TITLES.get(key, f"{key} {percent(self.level)}") for key in columns]
         names = [str(a) if k == 1 else f"{a} {b}" for a in labels for b in self.output.names]
-        cells = [[probability(x) if key == "p_value" else number(x) for x in values] for key, values in columns.items()]
-        table = Table((self._heading, *titles), list(zip(names, *cells, strict=True)), keys=tuple(columns))
+        cells = list(zip(names, *columns.values(), strict=True))
+        table = Table((self._heading, *titles), cells, keys=tuple(columns), formats=TEST_FORMATS)
         notes = [f"{count - len(names)} more are not shown: see to_frame()."] if count > len(names) else []
         return Report(self._title, [("Covariance", self.description)], [table], notes)
 

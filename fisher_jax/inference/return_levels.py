@@ -160,7 +160,7 @@ def return_levels(
     >>> y = jnp.array([4.03, 3.83, 3.65, 3.88, 4.01, 4.08, 4.18, 3.80, 4.36, 3.96, 3.98, 4.69, 3.85])
     >>> fit = fj.fit(fj.families.gumbel, None, y)
     >>> print(fj.return_levels(fit, [10, 100]).value.round(2))
-    [4.33 4.74]
+    [4.34 4.79]
     """
     check_fit(fit)
     check_level(level)

@@ -140,8 +140,8 @@ def with_auxiliary(model: Model, log_density: UserFunction, *, sample: UserFunct
 
     References
     ----------
-    Barlow, R. (1990), Nucl. Instrum. Methods A 297, 496-506, eq. (8), for the extended likelihood; Cranmer, K. (2015), Practical
-    Statistics for the LHC, arXiv:1503.07622, section 3.2, for auxiliary measurements and their ensemble.
+    Barlow, R. (1990), Nucl. Instrum. Methods A 297, 496-506, for the extended likelihood; Cranmer, K. (2015), Practical Statistics
+    for the LHC, arXiv:1503.07622, sections 2.2 and 2.4, for auxiliary measurements and their ensemble.
 
     Examples
     --------

@@ -242,7 +242,9 @@ def check_labels(parts: dict[str, PyTree], marks: tuple[PyTree, ...]) -> None:
         if not any(labels_of(leaf) for leaf in jax.tree.leaves(part)):
             continue
         leaves = jax.tree_util.tree_flatten_with_path(part)[0]
-        axes = [None] * len(leaves) if mark is None else [axis.number for axis in jax.tree.leaves(mark)]
+        axes = [axis.number for axis in jax.tree.leaves(mark)]
+        if len(axes) != len(leaves):  # one data set, or tables, which have become columns that the data sets share
+            axes = [None] * len(leaves)
         for (path, leaf), axis in zip(leaves, axes, strict=True):
             labels = labels_of(leaf)
             of_sets = None if axis is None else axis % np.ndim(leaf)

@@ -220,8 +220,8 @@ def profile_region(
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
     >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
     >>> region = fj.profile_region(fit, ("shape", "rate"), num_points=16)
-    >>> region.points.shape, region.closed
-    ((16, 2), True)
+    >>> print(region.closed, region.points.min(axis=0).round(3), region.points.max(axis=0).round(3))
+    True [0.335 0.054] [9.641 3.398]
     """
     check_fit(fit)
     check_level(level)

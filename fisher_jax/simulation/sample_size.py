@@ -20,6 +20,7 @@ from fisher_jax.information import Covariance
 from fisher_jax.information.cramer_rao import cramer_rao_bound
 from fisher_jax.information.expectations import Expectation
 from fisher_jax.models.model import Model, as_model, flatten_parameters
+from fisher_jax.models.parameter_names import is_text, read_restrictions
 from fisher_jax.models.parameters import Values
 from fisher_jax.moments import Estimate
 from fisher_jax.numerics import linalg
@@ -117,9 +118,10 @@ def sample_size(
         pytree of numbers, in which entries that are absent, `None` or NaN have no limit. Or give `power`.
     power : float
         The target: the probability that Wald's test rejects `hypothesis` if params are true.
-    hypothesis : pytree
+    hypothesis : pytree, or str or sequence of str
         The values that are tested, of parameters or of what `function` returns, as in ``{"shape": 1.0}``; several are tested
-        together. As in `wald_test`, entries that are `None`, NaN or absent are not tested.
+        together. As in `wald_test`, entries that are `None`, NaN or absent are not tested, and values of parameters may be
+        given as text, ``"shape = 1"``.
     level : float
         Size of the test.
     function : callable, optional
@@ -156,7 +158,7 @@ def sample_size(
     >>> size = fj.sample_size(fj.families.exponential, {"rate": 2.0}, standard_error=0.1)
     >>> size.num_observations
     400
-    >>> print(fj.sample_size(fj.families.exponential, {"rate": 2.0}, power=0.8, hypothesis={"rate": 1.5}).num_observations)
+    >>> print(fj.sample_size(fj.families.exponential, {"rate": 2.0}, power=0.8, hypothesis="rate = 1.5").num_observations)
     126
     """
     if (standard_error is None) == (power is None) or (power is None) != (hypothesis is None):
@@ -173,6 +175,18 @@ def sample_size(
     else:
         if not (is_number(power) and is_number(level) and 0 < level < power < 1):
             raise ValueError(f"power={shown(power)} and level={shown(level)} must obey 0 < level < power < 1.")
+        if is_text(hypothesis):
+            if function is not None:
+                raise ValueError(
+                    f"hypothesis={hypothesis!r} names parameters, but the test is of function. Give the function's values under it."
+                )
+            at = read_restrictions(layout, hypothesis, "hypothesis").entry_values()
+            if at is None:
+                raise ValueError(
+                    f"hypothesis={hypothesis!r} ties parameters to each other. Give what is zero under it as function, and "
+                    "hypothesis=0."
+                )
+            hypothesis = {layout.names[k]: value for k, value in at.items()}
         where, tested = _entries(hypothesis, bound.names, "hypothesis")
         _check_independent(bound, where)
         difference = np.asarray(estimand(values), float)[where] - tested
