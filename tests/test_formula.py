@@ -194,9 +194,10 @@ def test_each_group_is_fitted_as_by_itself_and_keeps_its_label(by_gene):
 
 
 def test_groups_keep_their_data_so_that_clusters_are_found_group_by_group(by_gene):
-    together = fj.robust(by_gene, clusters="ship").standard_errors()["rate"]
+    together = fj.robust(by_gene, clusters="ship")
     alone = fj.robust(by_gene["c"], clusters="ship").standard_errors()["rate"]
-    np.testing.assert_allclose(together[2], alone, rtol=1e-8)
+    np.testing.assert_allclose(together.standard_errors()["rate"][2], alone, rtol=1e-8)
+    assert "clusters in all fits" in together["c"].describe("sandwich")  # of which the group has some only
 
 
 def test_labels_survive_slices_pickle_and_files(by_gene, tmp_path):

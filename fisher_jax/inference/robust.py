@@ -148,7 +148,7 @@ def robust(
     of_each = any(way.ndim == 2 for way in labels)
     middle, outer_product, indefinite = with_data(fit, meat, () if of_each else labels, labels if of_each else ())
 
-    description = meat.description
+    description = meat.describe(of_each=of_each)
     undefined = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
     if np.any(undefined):
         warn(
@@ -185,16 +185,16 @@ class _Meat:
     sampling: bool
     correction: str
 
-    @property
-    def description(self) -> str:
-        """K in words."""
+    def describe(self, *, of_each: bool) -> str:
+        """K in words; `of_each` if each fit has labels of its own, so that the numbers of clusters are those of all fits."""
+        within = " in all fits" if of_each else ""
         factor = CORRECTIONS[self.correction][0]
         if self.lags is not None:
             return f"Newey-West sandwich, Bartlett's kernel with {self.lags} lags, {factor}"
         if len(self.groups) == 1:
-            return f"sandwich by {self.groups[0]} clusters, {factor}"
+            return f"sandwich by {self.groups[0]} clusters{within}, {factor}"
         if self.groups:
-            return f"sandwich by two ways of clusters ({self.groups[0]} and {self.groups[1]}), {factor} of each"
+            return f"sandwich by two ways of clusters ({self.groups[0]} and {self.groups[1]}{within}), {factor} of each"
         kind = "Σ w² s sᵀ of sampling weights" if self.sampling else "outer product of scores"
         return f"sandwich H⁻¹ ({kind}) H⁻¹, {factor}"
 
