@@ -350,6 +350,12 @@ def test_a_formula_is_equal_to_its_copies_and_not_to_others(poisson_formula):
     assert fj.formula("y ~ x + ship", families.poisson, COUNTS).model != poisson_formula.model
 
 
+def test_a_fit_that_was_pickled_predicts_as_before(poisson_formula):
+    fit = poisson_formula.fit()
+    again, new = pickle.loads(pickle.dumps(fit)), {"x": [0.5], "batch": ["v"]}
+    np.testing.assert_array_equal(fj.predict(again, new).estimate, fj.predict(fit, new).estimate)
+
+
 def test_categories_keep_their_order_without_those_that_do_not_occur():
     table = COUNTS.assign(batch=pd.Categorical(COUNTS["batch"], ["v", "never", "u"]))
     assert fj.formula("y ~ batch", families.poisson, table).predictor.designs[0].names == ("Intercept", "batch[T.u]")

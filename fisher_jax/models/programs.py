@@ -200,5 +200,8 @@ def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name
     owner, rest = owner_of(function)
     modes: dict[Any, Any] = {}
     if hasattr(owner, "__dict__") and not isinstance(owner, type):
-        modes = owner.__dict__.setdefault(PROGRAMS, Programs()).setdefault(("modes", *rest), {})
+        with _lock:
+            if owner.__dict__.get(PROGRAMS) is None:  # or what a copy of it left here
+                owner.__dict__[PROGRAMS] = Programs()
+            modes = owner.__dict__[PROGRAMS].setdefault(("modes", *rest), {})
     return call_user(lambda *arguments: in_both_modes(function, arguments, modes)(*arguments), arguments, name)
