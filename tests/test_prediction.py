@@ -553,6 +553,19 @@ def test_a_column_of_a_table_has_its_total_derivative_and_a_category_its_changes
     np.testing.assert_allclose(effects.confidence_intervals()[3], difference.confidence_intervals()[0], rtol=1e-9)
 
 
+def test_categories_change_from_the_first_in_the_order_that_was_given():
+    order = ["west", "south", "north"]
+    ordered = TABLE.assign(region=pd.Categorical(TABLE.region, order))
+    assert ordered.region.iloc[0] != "west"  # which is the first in the order of appearance
+    effects = fj.marginal_effects(from_table(), ordered, "region")
+    assert list(effects.labels) == ["region: south − west", "region: north − west"]
+    by_appearance = pytest.importorskip("pyarrow").Table.from_pandas(TABLE, preserve_index=False)
+    place = by_appearance.column_names.index("region")
+    by_appearance = by_appearance.set_column(place, "region", by_appearance["region"].dictionary_encode())
+    effects = fj.marginal_effects(from_table(), by_appearance, "region")
+    assert list(effects.labels) == ["region: south − north", "region: west − north"]
+
+
 def test_at_the_means_of_a_table_a_square_is_that_of_the_mean():
     fit = from_table()
     effects = fj.marginal_effects(fit, TABLE, ["age", "treated"], at="mean")

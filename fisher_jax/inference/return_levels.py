@@ -21,7 +21,7 @@ from fisher_jax.fitting.intervals import normal_quantile
 from fisher_jax.fitting.map_fits import check_fit, of_each
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap import Bootstrap
-from fisher_jax.inference.prediction import as_table, design_of
+from fisher_jax.inference.prediction import as_table, predictor_of
 from fisher_jax.models.model import check_quantile
 from fisher_jax.models.programs import ById, call_differentiable
 from fisher_jax.profile.profile_likelihood import profile_likelihood
@@ -177,9 +177,9 @@ def return_levels(
         )
     if dataset.given is None and given is not None:
         raise ValueError("the fit has no covariates. Leave given out.")
-    make_design, table = design_of(model), as_table(model, fit, given)
-    if make_design is not None and table is not None:
-        rows = make_design(table)
+    predictor, table = predictor_of(model), as_table(model, fit, given)
+    if predictor is not None and table is not None:
+        rows = predictor.covariates(table)
         count = {len(leaf) for leaf in jax.tree.leaves(rows)}
         if count != {1}:
             raise ValueError(f"given has {max(count)} rows; the levels are those of one. Call it for each.")
