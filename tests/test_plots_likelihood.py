@@ -1,6 +1,7 @@
 """Log-likelihoods along one parameter, over two and as profiles, beside their quadratic approximation."""
 
 import functools
+from dataclasses import replace
 
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -55,6 +56,16 @@ def test_the_curve_meets_the_cut_off_at_the_intervals_ends():
     wald = lines(panel, "Wald")
     slope = np.diff(wald.get_ydata()) / np.diff(wald.get_xdata())
     np.testing.assert_allclose(slope, 1 / np.sqrt(3.4 / 5), rtol=1e-6)
+
+
+def test_both_ends_of_the_interval_are_drawn_where_they_lie_beyond_the_outermost_points_by_rounding():
+    low, high = profile().interval[0]
+    beyond = replace(
+        profile(), lower=np.array([profile().value[0, 0] - 1e-6]), upper=np.array([profile().value[0, -1] + 1e-6])
+    )
+    (panel,) = profile_curves(beyond)
+    upright = [line.get_xdata()[0] for line in panel.lines if len(set(line.get_xdata())) == 1]
+    np.testing.assert_allclose(upright, [low, high], rtol=2e-3)
 
 
 def test_in_nats_the_curve_is_minus_half_the_square():

@@ -360,8 +360,9 @@ def _draw_profile(panel: Any, profile: Profile, row: int, scale: str) -> None:
         panel.plot(grid[near], scaled(straight[near]), **wald)
     for height, label in ((scaled(-cut), percent(profile.level)), (scaled(cut), None)):
         panel.axhline(height, color="0.4", linewidth=0.8, linestyle=":", label=label)
+    slack = 1e-3 * (grid[-1] - grid[0])  # the outermost point is the end of the interval but for rounding
     for limit in (profile.lower[row], profile.upper[row]):
-        if np.isfinite(limit) and grid[0] <= limit <= grid[-1]:
+        if np.isfinite(limit) and grid[0] - slack <= limit <= grid[-1] + slack:
             panel.axvline(float(limit), color="tab:blue", linewidth=0.8, linestyle="-", alpha=0.5)
     if is_wide:
         panel.set_xscale("log")
