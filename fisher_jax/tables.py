@@ -6,7 +6,7 @@ difference.
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,24 @@ class Table:
 
     def take(self, rows: Any) -> "Table":
         """Some of its rows, or of the data sets that these belong to, by a slice, an index or an array."""
-        kept = np.arange(len(self._frame)) if self.rows is None else self.rows
-        return Table(self.native, self.name, kept[rows])
+        numbers = np.arange(len(self._frame)) if self.rows is None else self.rows
+        return Table(self.native, self.name, numbers[rows])
+
+    def to_native(self) -> Any:
+        """The rows that are used, as a table of its own library."""
+        return self.native if self.rows is None else self._frame[self.rows].to_native()
+
+    def replace(self, columns: Mapping[str, Any]) -> "Table":
+        """The rows that are used with these columns in place of its own: an array, or one value for all rows."""
+        nw = require("narwhals.stable.v2", "frames")
+        frame = self._frame if self.rows is None else self._frame[self.rows]
+        for name, values in columns.items():
+            if isinstance(values, np.ndarray):
+                column = nw.new_series(name, values, backend=frame.implementation)
+            else:
+                column = nw.lit(values).cast(frame.schema[name])
+            frame = frame.with_columns(column.alias(name))
+        return Table(frame.to_native(), self.name)
 
     def without(self, names: Sequence[str]) -> Any:
         """The table, of its own library, without some columns."""
@@ -80,6 +96,17 @@ class Table:
         values = as_numbers(self.series(name, purpose), f"column {name!r} of {self.name}").astype(float)
         return values if self.rows is None else values[self.rows]
 
+    def levels(self, name: Any) -> list[Any]:
+        """The levels of a column that occur in the rows that are used, in their order; empty for times and the like."""
+        nw = require("narwhals.stable.v2", "frames")
+        series = self.series(name)
+        series = series if self.rows is None else series[self.rows]
+        present = series.unique().drop_nulls().to_list()
+        if series.dtype == nw.Categorical or series.dtype == nw.Enum:
+            return [level for level in series.cat.get_categories().to_list() if level in present]
+        is_ordered = series.dtype.is_numeric() or series.dtype in (nw.String, nw.Boolean, nw.Object)
+        return sorted(present) if is_ordered else []
+
     def missing(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """For each column that has missing values in the rows used, where these are."""
         result = {}
@@ -96,9 +123,8 @@ def frame_of(value: Any, name: str) -> Any:
     if is_table(value):
         return value
     if not isinstance(value, dict) or not value:
-        raise TypeError(
-            f"{name} is {kind_of(value)}; expected a table of pandas, polars or pyarrow, or a dictionary of columns."
-        )
+        kind = "an empty dictionary" if value == {} else kind_of(value)
+        raise TypeError(f"{name} is {kind}; expected a table of pandas, polars or pyarrow, or a dictionary of columns.")
     columns = {key: np.atleast_1d(to_numpy(column, f"{name} {key!r}")) for key, column in value.items()}
     shapes = {column.shape for column in columns.values()}
     if len(shapes) > 1 or len(next(iter(shapes))) != 1:
@@ -214,7 +240,8 @@ def describe_missing(places: dict[str, np.ndarray], name: str, size: int) -> str
     """The message that counts missing values by column."""
     rows = int(np.sum(np.any(list(places.values()), axis=0)))
     if list(places) == [""]:
-        return f"{name} has {rows} missing values of {size}. {LEAVE_OUT}"
+        values = "1 missing value" if rows == 1 else f"{rows} missing values"
+        return f"{name} has {values} of {size}. {LEAVE_OUT}"
     counts = ", ".join(f"{int(where.sum())} in {column!r}" for column, where in places.items())
     return f"{name} has missing values in {rows} of {size} rows: {counts}. {LEAVE_OUT}"
 

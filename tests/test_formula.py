@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import pickle
 from typing import NamedTuple
 
@@ -197,7 +198,7 @@ def test_groups_keep_their_data_so_that_clusters_are_found_group_by_group(by_gen
     together = fj.robust(by_gene, clusters="ship")
     alone = fj.robust(by_gene["c"], clusters="ship").standard_errors()["rate"]
     np.testing.assert_allclose(together.standard_errors()["rate"][2], alone, rtol=1e-8)
-    assert "clusters in all fits" in together["c"].describe("sandwich")  # of which the group has some only
+    assert together.describe("sandwich").startswith("sandwich by the clusters of each fit, factor")
 
 
 def test_labels_survive_slices_pickle_and_files(by_gene, tmp_path):
@@ -251,6 +252,17 @@ def test_exposure_offset_and_weights_are_columns():
     np.testing.assert_array_equal(array.given["offset"], plain.given["offset"])
     with pytest.raises(ValueError, match="exposure was given as an array"):
         array.predictor.covariates(COUNTS)
+    with pytest.raises(ValueError, match="the exposure must be positive; in row 1 it is not"):
+        plain.predictor.covariates({"x": [0.0, 1.0], "time": [2.0, 0.0]})
+
+
+def test_a_missing_value_of_an_array_counts_as_one_of_a_column():
+    offset = np.where(np.arange(N) == 3, np.nan, 0.5)
+    with pytest.raises(ValueError, match="missing values in 1 of 90 rows: 1 in 'offset='"):
+        fj.formula("y ~ x", families.poisson, COUNTS, offset=offset)
+    some = fj.formula("y ~ x", families.poisson, COUNTS, offset=offset, missing="drop")
+    assert (some.num_dropped, len(some.data)) == (1, N - 1)
+    np.testing.assert_array_equal(some.given["offset"], 0.5)
 
 
 def test_a_number_holds_a_parameter_and_a_constant_may_be_a_column():
@@ -266,15 +278,29 @@ def test_a_number_holds_a_parameter_and_a_constant_may_be_a_column():
     )
 
 
-def test_ovarian_cancer_by_a_formula_with_a_censoring_column():
+@functools.cache
+def ovarian():
     table = {"days": OVARIAN_DAYS, "died": OVARIAN_DIED, "ecog": OVARIAN_ECOG, "rx": OVARIAN_RX}
-    fit = fj.formula("days ~ ecog + rx", families.weibull, table, event="died", shape="~ 1").fit()
+    return fj.formula("days ~ ecog + rx", families.weibull, table, event="died", shape="~ 1").fit()
+
+
+def test_ovarian_cancer_by_a_formula_with_a_censoring_column():
+    fit = ovarian()
     # R, survreg; its log scale is minus the log shape
     np.testing.assert_allclose(fit.params["scale"], [6.8966931286, -0.3850425493, 0.5286454963], rtol=1e-9)
     np.testing.assert_allclose(fit.params["shape"], [0.1234418107], rtol=1e-8)
     np.testing.assert_allclose(fit.standard_errors()["scale"], [1.17754722, 0.52700178, 0.52920190], rtol=1e-8)
     np.testing.assert_allclose(fit.standard_errors()["shape"], [0.25221310], rtol=1e-7)
     np.testing.assert_allclose(fit.log_likelihood, -97.08449317, rtol=1e-10)
+
+
+def test_a_censored_fit_predicts_the_median_and_the_mean_of_the_time_to_the_event():
+    shape, new = np.exp(0.1234418107), {"ecog": [1.0, 2.0], "rx": [2.0, 1.0]}
+    scale = np.exp(6.8966931286 - 0.3850425493 * np.array(new["ecog"]) + 0.5286454963 * np.array(new["rx"]))
+    median = fj.predict(ovarian(), new, 0.5)
+    np.testing.assert_allclose(median.estimate, scale * np.log(2.0) ** (1.0 / shape), rtol=1e-8)
+    np.testing.assert_allclose(fj.predict(ovarian(), new).estimate, scale * math.gamma(1.0 + 1.0 / shape), rtol=1e-8)
+    assert np.all(median.confidence_intervals() > 0.0)
 
 
 def test_rossis_arrests_are_those_of_lifelines():

@@ -351,7 +351,7 @@ HOLES = {
     "truths": (lambda: COLUMNS.assign(dry=pd.array([True, None] * 6, dtype="boolean")), "given has missing values in 6 of 12 rows: 6 in 'dry'"),
     "several": (lambda: pl.DataFrame({"one": [None, *np.ones(11)], "z": [np.nan, np.nan, *Z[2:]]}), "given has missing values in 2 of 12 rows: 1 in 'one', 2 in 'z'"),
     "Arrow": (lambda: pa.table({"one": [None, *np.ones(11)], "z": Z}), "given has missing values in 1 of 12 rows: 1 in 'one'"),
-    "a column": (lambda: {"one": Z, "z": pd.Series([np.nan, *Z[1:]])}, "given z has 1 missing values of 12"),
+    "a column": (lambda: {"one": Z, "z": pd.Series([np.nan, *Z[1:]])}, "given z has 1 missing value of 12"),
 }  # fmt: skip
 
 

@@ -177,6 +177,12 @@ def test_the_delta_method_of_a_text_is_the_t_test_of_statsmodels():
     assert np.shape(fj.delta_method(linear(), "x:z").value) == ()
 
 
+def test_the_delta_method_tests_zero_where_the_report_of_the_fit_does():
+    frame = fj.delta_method(linear(), ["const", "scale", "2 scale", "const - scale"]).to_frame()
+    assert np.isnan(frame["z"]).tolist() == [False, True, True, False]
+    assert np.all(frame["standard_error"] > 0)
+
+
 def test_a_hypothesis_is_reported_as_it_was_written():
     found = fj.wald_test(linear(), "const  = 1,x:z=C(g)[T.b]")
     assert found.hypothesis == ("const = 1", "x:z=C(g)[T.b]")

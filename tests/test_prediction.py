@@ -5,6 +5,7 @@ import functools
 import pickle
 import re
 import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax.scipy.special import log_ndtr
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
+from fisher_jax.fitting.result import Origin
 from fisher_jax.inference import prediction as module
 
 RNG = np.random.default_rng(7)
@@ -485,26 +487,6 @@ def test_covariates_in_a_dictionary_are_named_by_their_path():
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-class Formula:
-    """A predictor with what one from a formula has: `covariates` of a table, by the levels and transformations of the fit."""
-
-    def __init__(self, formula, frame):
-        import formulaic
-
-        self.spec = formulaic.model_matrix(formula, frame).model_spec
-        self.levels = {"region": set(frame["region"]), "year": set(frame["year"])}
-
-    def covariates(self, frame):
-        frame = frame if isinstance(frame, pd.DataFrame) else frame.to_pandas()
-        for name, levels in self.levels.items():
-            if unseen := set(frame[name]) - levels:
-                raise ValueError(f"{name} has levels {unseen} that were not in the fit.")
-        return {"x": self.spec.get_model_matrix(frame).to_numpy()}
-
-    def __call__(self, beta, z):
-        return {"rate": jnp.exp(z["x"] @ beta)}
-
-
 def make_table():
     rng = np.random.default_rng(5)
     frame = pd.DataFrame(
@@ -526,10 +508,8 @@ TABLE = make_table()
 
 @functools.cache
 def from_table():
-    predictor = Formula("age + I(age**2 / 100) + age:treated + treated + region + C(year)", TABLE)
-    model = fj.linked(fj.families.poisson, predictor)
-    given = predictor.covariates(TABLE)
-    return fj.fit(model, np.zeros(given["x"].shape[1]), TABLE["count"].to_numpy(), given=given)
+    text = "count ~ age + I(age**2 / 100) + age:treated + treated + region + C(year)"
+    return fj.formula(text, fj.families.poisson, TABLE).fit()
 
 
 def test_a_table_predicts_with_its_index_and_by_the_levels_of_the_fit():
@@ -543,7 +523,7 @@ def test_a_table_predicts_with_its_index_and_by_the_levels_of_the_fit():
     np.testing.assert_array_equal(fj.predict(fit, columns).estimate, part.estimate)
     with pytest.raises(ValueError, match=r"is another pytree.*The model came from a formula: give a table"):
         fj.predict(fit, np.ones((2, 9)))
-    with pytest.raises(ValueError, match=r"region has levels {'east'} that were not in the fit"):
+    with pytest.raises(ValueError, match=r"'region' of new has levels that the fit has not seen: 'east'"):
         fj.predict(fit, TABLE.head(2).assign(region="east"))
 
 
@@ -552,14 +532,15 @@ def test_a_column_of_a_table_has_its_total_derivative_and_a_category_its_changes
     effects = fj.marginal_effects(fit, TABLE)
     expected = ["age", "region: south − north", "region: west − north", "treated: True − False"]
     assert list(effects.labels) == [*expected, "year: 2002 − 2001", "year: 2003 − 2001"]
-    columns = list(fit.origin.model.log_density.predictor.spec.column_names)
-    beta, mean = fit.params, fj.predict(fit).estimate
+    columns = list(fit.names)
+    beta, mean = fit.params["rate"], fj.predict(fit).estimate
     at = {name: beta[columns.index(name)] for name in columns}
     slope = at["age"] + 2.0 * TABLE.age / 100.0 * at["I(age ** 2 / 100)"] + TABLE.treated * at["age:treated"]
     np.testing.assert_allclose(effects.estimate[0], np.mean(slope * mean), rtol=1e-7)
 
-    def average_slope(beta):
-        design, z = fit.origin.dataset.given["x"], {name: beta[columns.index(name)] for name in columns}
+    def average_slope(params):
+        beta, design = params["rate"], fit.origin.dataset.given["rate"]
+        z = {name: beta[columns.index(name)] for name in columns}
         slope = z["age"] + 2.0 * TABLE.age.to_numpy() / 100.0 * z["I(age ** 2 / 100)"]
         slope = slope + TABLE.treated.to_numpy() * z["age:treated"]
         return jnp.mean(slope * jnp.exp(design @ beta))
@@ -588,13 +569,13 @@ def test_categories_change_from_the_first_in_the_order_that_was_given():
 def test_at_the_means_of_a_table_a_square_is_that_of_the_mean():
     fit = from_table()
     effects = fj.marginal_effects(fit, TABLE, ["age", "treated"], at="mean")
-    columns = list(fit.origin.model.log_density.predictor.spec.column_names)
+    columns, beta = list(fit.names), fit.params["rate"]
     middle = TABLE.assign(age=TABLE.age.mean())
-    design = fit.origin.model.log_density.predictor.covariates(middle)["x"].mean(axis=0)
-    at = {name: fit.params[columns.index(name)] for name in columns}
+    design = fit.origin.model.log_density.predictor.covariates(middle)["rate"].mean(axis=0)
+    at = {name: beta[columns.index(name)] for name in columns}
     slope = at["age"] + 2.0 * TABLE.age.mean() / 100.0 * at["I(age ** 2 / 100)"]
     slope = slope + TABLE.treated.mean() * at["age:treated"]
-    np.testing.assert_allclose(effects.estimate[0], slope * np.exp(design @ fit.params), rtol=1e-7)
+    np.testing.assert_allclose(effects.estimate[0], slope * np.exp(design @ beta), rtol=1e-7)
 
 
 @pytest.mark.parametrize("library", ["polars", "pyarrow"])
@@ -607,10 +588,17 @@ def test_tables_of_other_libraries_give_the_same_effects(library):
     np.testing.assert_allclose(theirs.standard_errors(), mine.standard_errors(), rtol=1e-10)
 
 
+def without_table(fit):
+    return replace(fit, origin=Origin(fit.origin.model, replace(fit.origin.dataset, table=None)))
+
+
 def test_what_is_wrong_with_the_variables_of_a_table_is_said():
     fit = from_table()
     for call, message in (
-        (lambda: fj.marginal_effects(fit), "the model came from a formula, .*marginal_effects\\(fit, table\\)"),
+        (
+            lambda: fj.marginal_effects(without_table(fit)),
+            "the model came from a formula, .*marginal_effects\\(fit, table\\)",
+        ),
         (lambda: fj.marginal_effects(fit, TABLE, "name"), "names 'name', which the model does not depend on"),
         (lambda: fj.marginal_effects(fit, TABLE, "agee"), "names 'agee', but the covariates are 'age', 'region'"),
         (
@@ -634,6 +622,12 @@ def test_reports_show_the_first_rows_and_how_many_there_are_more():
     text = str(fj.marginal_effects(counts(), at="mean"))
     assert re.search(r"dy/dx at the means +estimate +std. error +z +p-value +lower 95 % +upper 95 %", text)
     assert "<table>" in fj.predict(counts(), NEW)._repr_html_()
+
+
+def test_predictions_by_two_fits_with_the_same_covariance_have_no_contrast():
+    prediction = fj.predict(counts(), NEW)
+    with pytest.raises(ValueError, match="the two predictions are by different fits"):
+        prediction.contrast(replace(prediction, free=prediction.free + 1.0))
 
 
 def fails(call, kind, message):

@@ -197,13 +197,18 @@ def test_a_region_prints_frames_and_pickles():
 @pytest.mark.parametrize(
     ("pair", "error", "message"),
     [
-        ("shape", TypeError, r"pair='shape' must be two names, as \('rate', 'shape'\), or a function of params"),
+        ("shape", TypeError, r"pair='shape' must be two names, as \('shape', 'rate'\), or a function of params"),
         (("shape",), TypeError, "must be two names"),
         (None, TypeError, "pair=NoneType must be two names"),
-        (("shape", "shpe"), ValueError, "pair names 'shpe', which is not estimated; there are rate, shape"),
-        (("shape", "shape"), ValueError, "pair names 'shape' twice; expected two different entries"),
-        (lambda p: p["shape"], ValueError, r"pair returned 1 numbers \(pair\); expected two"),
+        (
+            ("shape", "shpe"),
+            ValueError,
+            "pair: in 'shpe' no parameter is named 'shpe'; there are .*Did you mean `shape`",
+        ),
+        (("shape", "shape"), ValueError, "pair names 'shape' twice; expected two different numbers"),
+        (lambda p: p["shape"], ValueError, r"pair has 1 numbers \(pair\); expected two"),
         (lambda p: [p["shape"], 2 * p["shape"]], ValueError, "do not vary independently at the estimate"),
+        (("shape", "2 shape"), ValueError, "shape and 2 shape do not vary independently at the estimate"),
     ],
 )
 def test_a_wrong_pair_is_an_error_that_says_what_is_expected(pair, error, message):

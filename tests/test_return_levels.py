@@ -94,6 +94,20 @@ def test_excesses_of_a_threshold_add_it_and_the_error_of_their_rate():
     assert "Threshold     30" in text
 
 
+def test_levels_of_a_formula_are_those_at_a_row_of_its_table():
+    fit = fj.formula("y ~ x", fj.families.gumbel, {"y": TREND, "x": X}).fit()
+    found = fj.return_levels(fit, 50.0, given={"x": 0.5})
+    reference = fj.return_levels(fit, 50.0, given={"loc": np.array([1.0, 0.5])})
+    by_hand = fj.return_levels(trend_fit(), 50.0, given=0.5)
+    np.testing.assert_array_equal(found.value, reference.value)
+    np.testing.assert_allclose(found.value, by_hand.value, rtol=1e-6)
+    np.testing.assert_allclose(found.standard_error, by_hand.standard_error, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"return_levels: given has 2 rows; the levels are those of one"):
+        fj.return_levels(fit, 50.0, given={"x": [0.0, 1.0]})
+    with pytest.raises(ValueError, match=r"return_levels: the table lacks the column 'x'"):
+        fj.return_levels(fit, 50.0, given={"z": 0.5})
+
+
 def test_levels_of_a_model_with_covariates_are_those_at_the_covariates_given():
     found = fj.return_levels(trend_fit(), 50.0, given=0.5)
     p = trend_fit().params

@@ -7,7 +7,7 @@ F is that function's inverse, found by bisection of logit u, which keeps the dig
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,14 @@ from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.replicates import draw_data, whole_weights
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, check_quantile
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.reporting import Report, Reported, Table, percent
 
-SCALES = ("data", "gumbel", "exponential", "normal", "uniform")
-ENVELOPES = ("order statistics", "simulated")
-_SCALE_OF_FAMILY = {
+ComparisonScale = Literal["data", "gumbel", "exponential", "normal", "uniform"]
+Envelope = Literal["order statistics", "simulated"]
+_SCALE_OF_FAMILY: dict[str, ComparisonScale] = {
     "gev": "gumbel",
     "gumbel": "gumbel",
     "generalized_pareto": "exponential",
@@ -100,8 +100,8 @@ class QuantileComparison(Reported):
 def quantile_comparison(
     fit: Fit,
     *,
-    scale: str | None = None,
-    envelope: str = "order statistics",
+    scale: ComparisonScale | None = None,
+    envelope: Envelope = "order statistics",
     key: Array | None = None,
     num_replicates: int = 200,
     level: float = 0.95,
@@ -158,25 +158,24 @@ def quantile_comparison(
     if fit.has_batch:
         raise TypeError("takes one fit. Take one of yours, as fits[3].")
     check_level(level)
-    check_choice(envelope, ENVELOPES, "envelope")
+    check_choice(envelope, get_args(Envelope), "envelope")
     origin = with_rows_for_weights(fit)
     model, dataset = origin
-    check_has_quantile(model)
+    check_quantile(model)
     fit._warn()
     y = observations_of(dataset)
     n = len(y)
     if scale is None:
         family = getattr(model, "family", model)
-        default = _SCALE_OF_FAMILY.get(getattr(family, "name", ""), "normal")
-        scale = "data" if dataset.given is None else default
-    check_choice(scale, SCALES, "scale")
+        scale = "data" if dataset.given is None else _SCALE_OF_FAMILY.get(getattr(family, "name", ""), "normal")
+    check_choice(scale, get_args(ComparisonScale), "scale")
     if scale == "data" and dataset.given is not None:
         raise ValueError(
             'scale="data" needs observations of one distribution, and these have covariates. Choose from '
-            f"{', '.join(map(repr, SCALES[1:]))}, or leave it out."
+            f"{', '.join(map(repr, get_args(ComparisonScale)[1:]))}, or leave it out."
         )
 
-    def on_scale(logits: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    def on_scale(logits: Float[np.ndarray, "..."], scale: ComparisonScale = scale) -> Float[np.ndarray, "..."]:
         if scale == "data":
             flat = quantiles_at(model, fit.layout, fit.values, np.ravel(logits), None)
             return np.asarray(flat, float).reshape(np.shape(logits))
@@ -188,7 +187,7 @@ def quantile_comparison(
     order = np.argsort(y if scale == "data" else logits, kind="stable")
     observed = y[order] if scale == "data" else on_scale(logits[order])
     tails = 0.5 * (1 + np.array([-1.0, 1.0]) * float(level))
-    words = envelope
+    words: str = envelope
     if envelope == "simulated":
         check_key(key)
         count = check_count(num_replicates, 20, "num_replicates", entries=n)
@@ -204,12 +203,6 @@ def quantile_comparison(
         near_one = [betaincinv(n + 1 - rank, rank, 1 - tail) for tail in tails]
         ends = on_scale(np.log(np.array(near_zero)) - np.log(np.array(near_one)))
     return QuantileComparison(expected, observed, ends[0], ends[1], order, scale, float(level), words)
-
-
-def check_has_quantile(model: Model) -> None:
-    """Raise where a model has no quantile function."""
-    if model.quantile is None:
-        raise ValueError("the model has no quantile function. Give Model(…, quantile=function of a number and params).")
 
 
 def with_rows_for_weights(fit: Fit) -> Origin:

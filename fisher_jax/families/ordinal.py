@@ -25,16 +25,20 @@ def _ends(params: Params, y: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def _category(params: Params, y: ArrayLike) -> tuple[Array, Array, Array]:
-    """The category, whether it is none of 0, …, K − 1, and one that is."""
+    """y, whether it lies outside 0, …, K − 1, and y with 0 in its place where it does."""
     y, _ = floats(y, params["cutpoints"])
     outside = not_a_count(y) | (y > params["cutpoints"].shape[0])
     return y, outside, jnp.where(outside, 0.0, y)
 
 
+def _probabilities(cumulative: Float[Array, " k"]) -> Float[Array, " j"]:
+    """The probabilities of all categories, from F at the cutpoints."""
+    return jnp.diff(cumulative, prepend=0.0, append=1.0)
+
+
 def _cumulative_information(cumulative: Array, density: Array) -> Nested:
     """Information of `loc` and `cutpoints` from F and f at the cutpoints less `loc`: Σ ∂p_k ∂p_kᵀ / p_k over categories."""
-    one = jnp.ones(1, cumulative.dtype)
-    probabilities = jnp.diff(jnp.concatenate([0.0 * one, cumulative, one]))
+    probabilities = _probabilities(cumulative)
     of_cutpoints = jnp.diff(jnp.diag(density), axis=0, prepend=0.0, append=0.0)  # ∂p_k / ∂cutpoint_j
     slopes = jnp.concatenate([-jnp.sum(of_cutpoints, axis=1, keepdims=True), of_cutpoints], axis=1)
     matrix = (slopes / probabilities[:, None]).T @ slopes
@@ -44,18 +48,14 @@ def _cumulative_information(cumulative: Array, density: Array) -> Nested:
     }
 
 
-def _probabilities(cumulative: Float[Array, " k"]) -> Float[Array, " j"]:
-    """Those of all categories, from F at the cutpoints."""
-    return jnp.diff(cumulative, prepend=0.0, append=1.0)
-
-
-def _drawn(latent: Array, params: Params) -> Int[Array, ""]:
+def _cut(latent: Array, params: Params) -> Int[Array, ""]:
     """The category in which a draw of the latent variable lies."""
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
     return jnp.sum(loc + latent > cutpoints)
 
 
-def _inverted(uniform: ArrayLike, cumulative: Float[Array, " k"]) -> Int[Array, ""]:
+def _invert(uniform: ArrayLike, cumulative: Float[Array, " k"]) -> Int[Array, ""]:
+    """The category in which the distribution function, which is F at the cutpoints, reaches a number."""
     return jnp.sum(cumulative < floats(uniform)[0].astype(cumulative.dtype))
 
 
@@ -68,7 +68,7 @@ def ordered_logit_log_density(params: Params, y: ArrayLike) -> Scalar:
     log p(y) = log(F(c_y − loc) − F(c_{y−1} − loc)), F(x) = 1 / (1 + e^{−x}), c_{−1} = −∞ and c_{K−1} = ∞.
 
     - `loc`: real, the location of the latent variable; larger values make higher categories more probable.
-    - `cutpoints` c: shape (K − 1,), increasing; known with `loc` up to a number added to all of them.
+    - `cutpoints` c: shape (K − 1,), increasing. Adding one number to `loc` and to all of them changes nothing.
 
     Mean p (K,), that of the K indicators of y.
     Information Σ ∂p_k ∂p_kᵀ / p_k, of rank K − 1: fit with `loc` a function of covariates without a constant, by `formula` or
@@ -88,12 +88,12 @@ def ordered_logit_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def ordered_logit_sample(key: Array, params: Params) -> Int[Array, ""]:
-    return _drawn(jax.random.logistic(key, (), dtype_of(params)), params)
+    return _cut(jax.random.logistic(key, (), dtype_of(params)), params)
 
 
 def ordered_logit_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
-    return _inverted(uniform, jax.nn.sigmoid(cutpoints - loc))
+    return _invert(uniform, jax.nn.sigmoid(cutpoints - loc))
 
 
 def ordered_logit_information(params: Params) -> Nested:
@@ -128,7 +128,7 @@ def ordered_probit_log_density(params: Params, y: ArrayLike) -> Scalar:
     log p(y) = log(Φ(c_y − loc) − Φ(c_{y−1} − loc)), c_{−1} = −∞ and c_{K−1} = ∞.
 
     - `loc`: real, the mean of the latent variable; larger values make higher categories more probable.
-    - `cutpoints` c: shape (K − 1,), increasing; known with `loc` up to a number added to all of them.
+    - `cutpoints` c: shape (K − 1,), increasing. Adding one number to `loc` and to all of them changes nothing.
 
     Mean p (K,), that of the K indicators of y.
     Information Σ ∂p_k ∂p_kᵀ / p_k, of rank K − 1: fit with `loc` a function of covariates without a constant, by `formula` or
@@ -150,12 +150,12 @@ def ordered_probit_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def ordered_probit_sample(key: Array, params: Params) -> Int[Array, ""]:
-    return _drawn(jax.random.normal(key, (), dtype_of(params)), params)
+    return _cut(jax.random.normal(key, (), dtype_of(params)), params)
 
 
 def ordered_probit_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
-    return _inverted(uniform, ndtr(cutpoints - loc))
+    return _invert(uniform, ndtr(cutpoints - loc))
 
 
 def ordered_probit_information(params: Params) -> Nested:

@@ -57,7 +57,15 @@ def zero_test(
         z = np.asarray(estimate, float) / np.asarray(errors, float)
         if edges is not None:
             z = np.where((edges[:, 0] < 0) & (edges[:, 1] > 0), z, np.nan)
-        return z, np.vectorize(math.erfc, otypes=[float])(np.abs(z) / math.sqrt(2.0))
+        return z, two_sided(z)
+
+
+def two_sided(z: AnyArray) -> AnyArray:
+    """The two-sided p-value of a standard normal z, 2 Φ(−|z|), which keeps its digits where it is small."""
+    scaled = abs(z) / math.sqrt(2.0)
+    if namespace(z) is np:  # by the standard library, as `normal_quantile`
+        return np.vectorize(math.erfc, otypes=[float])(scaled)
+    return jax.scipy.special.erfc(scaled)
 
 
 def normal_quantile(probability: Any) -> Any:

@@ -282,7 +282,7 @@ class Fit:
         kind = self._check(kind)
         matrix = self._computed(covariances.covariance, kind, require_maximum)
         self._warn(kind, matrix.diagonal(axis1=-2, axis2=-1))
-        return self._labelled(matrix) if labels else matrix
+        return self._with_names(matrix) if labels else matrix
 
     @entry_point
     def standard_errors(self, kind: CovarianceKind | None = None, *, require_maximum: bool = True) -> PyTree:
@@ -300,7 +300,7 @@ class Fit:
         kind = self._check(kind)
         matrix = self._computed(covariances.correlation, kind, require_maximum)
         self._warn(kind, matrix.diagonal(axis1=-2, axis2=-1))
-        return self._labelled(matrix) if labels else matrix
+        return self._with_names(matrix) if labels else matrix
 
     @entry_point
     def confidence_intervals(
@@ -624,7 +624,7 @@ class Fit:
         # As for a fit that converged to rounding: the limit at which the distance to the maximum no longer matters.
         return edge if gradient @ inverse @ gradient < ROUNDING_LIMIT**2 else None
 
-    def _labelled(self, matrix: Any) -> "pd.DataFrame":
+    def _with_names(self, matrix: Any) -> "pd.DataFrame":
         """A matrix over the parameters with their names."""
         if np.ndim(matrix) != 2 or is_traced(matrix):
             raise ValueError(

@@ -44,6 +44,9 @@ class Row(NamedTuple):
         return self.name.removesuffix(FIXED).removesuffix(AT_EDGE)
 
 
+COLUMNS = Row._fields[1:]
+
+
 def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, doubts: tuple[str, ...]) -> Report:
     """The report on one fit; `doubts` are sentences on its standard errors.
 

@@ -16,12 +16,12 @@ from fisher_jax.fitting.groups import groups_of
 from fisher_jax.fitting.result import Fit, Origin
 from fisher_jax.frames.links import default_link, links_of
 from fisher_jax.frames.predictor import (
+    Constant,
     Design,
-    Known,
     LinearPredictors,
     Predictor,
+    constant_covariates,
     frame_for,
-    known_covariates,
     parse,
     variables_of,
 )
@@ -138,7 +138,7 @@ class Formula(Reported):
         rows: list[tuple[str, ...]] = []
         for (name, link), design in zip(links.items(), designs, strict=True):
             rows.append((name, link, design.text, listed(design.names)))
-        for name in self.predictor.map.constants:
+        for name in self.predictor.map.scalars:
             rows.append((name, "", "one number", ""))
         for name in self.predictor.map.columns:
             rows.append((name, "", "a column of the table", ""))
@@ -190,8 +190,8 @@ def formula(
         and "identity". Others: "probit", "cloglog", "loglog", "cauchit", "sqrt", "inverse", "inverse_squared". Those of the
         parameter `logit` are links of the probability.
     missing : {"raise", "drop"}
-        Where a value is missing in one of the columns used (a null, NaN or NaT): raise an error that counts them, or leave the row
-        out; the reports then say how many.
+        Where a value is missing in one of the columns or arrays used (a null, NaN or NaT): raise an error that counts them, or
+        leave the row out; the reports then say how many.
     **parameters : str or float
         ``size="~ x"`` gives another parameter of the family a formula; a number holds it at that value; and a known constant of the
         family may be a column, ``trials="n"``. What is not named is estimated as one number, on its natural scale.
@@ -247,7 +247,7 @@ def formula(
     roles = _roles(family, parameters, links)
 
     # The columns used, and the rows in which none of their values is missing.
-    beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.known}
+    beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.columns}
     terms = {main: parsed.rhs, **roles.terms}
     used = variables_of(parsed.lhs).union(*(variables_of(part) for part in terms.values()))
     used |= {source for source in beside.values() if isinstance(source, str)}
@@ -255,6 +255,11 @@ def formula(
         table.series(name)
     arrays = {role: _array(source, role, frame, table) for role, source in beside.items()}
     places = table.missing(sorted(used))
+    places |= {
+        f"{role}=": np.isnan(values)
+        for role, values in arrays.items()
+        if values is not None and np.any(np.isnan(values))
+    }
     if places and missing == "raise":
         raise ValueError(describe_missing(places, "the table", len(table)))
     left_out = np.any(list(places.values()), axis=0) if places else np.zeros(len(table), bool)
@@ -279,20 +284,15 @@ def formula(
         without = "Intercept" if is_ordered and name == main else ""
         design, given[name] = Design.of(part, table, rows, without=without)
         designs.append(design)
-    known = []
-    for role in ("offset", "exposure", *roles.known):
+    constants = []
+    for role in ("offset", "exposure", *roles.columns):
         if role in numbers:
-            known.append(Known(role, beside[role] if isinstance(beside[role], str) else None))
-    if "exposure" in numbers:
-        if roles.links[main] != "log":
-            raise ValueError(
-                f"an exposure belongs to a log link, but that of `{main}` is {roles.links[main]!r}. Give offset=."
-            )
-        if not np.all(numbers["exposure"] > 0):
-            raise ValueError(
-                f"the exposure must be positive; in row {rows[np.argmin(numbers['exposure'] > 0)]} it is not. Leave such rows out."
-            )
-    given |= known_covariates({part.role: numbers[part.role] for part in known})
+            constants.append(Constant(role, beside[role] if isinstance(beside[role], str) else None))
+    if "exposure" in numbers and roles.links[main] != "log":
+        raise ValueError(
+            f"an exposure belongs to a log link, but that of `{main}` is {roles.links[main]!r}. Give offset=."
+        )
+    given |= constant_covariates({part.role: numbers[part.role] for part in constants}, rows)
     data: PyTree = response
     base: Model = family
     if event is not None:
@@ -308,17 +308,15 @@ def formula(
     predictor = Predictor(
         LinearPredictors(
             tuple((name, roles.links[name]) for name in terms),
-            tuple(name for name in family.parameters if name not in terms and name not in roles.known),
-            tuple(roles.known),
+            tuple(name for name in family.parameters if name not in terms and name not in roles.columns),
+            tuple(roles.columns),
             "offset" in given,
         ),
         tuple(designs),
-        tuple(known),
+        tuple(constants),
         levels,
     )
-    constraints = {
-        name: constraint for name, constraint in roles.constraints.items() if name in predictor.map.constants
-    }
+    constraints = {name: constraint for name, constraint in roles.constraints.items() if name in predictor.map.scalars}
     constraints |= dict.fromkeys(roles.values, fixed)
     model = linked(base, predictor, constraints=constraints, names=_names(family, predictor))
     start = _start(family, roles, predictor, response, given, levels)
@@ -337,13 +335,13 @@ def main_of(family: Family) -> str:
 class _Roles:
     """What each parameter of the family is.
 
-    `terms` are those of parameters with a formula besides the main one, `values` the numbers at which parameters are held, `known`
-    the columns of known constants, `links` the links, `constraints` the family's.
+    `terms` are those of parameters with a formula besides the main one, `values` the numbers at which parameters are held,
+    `columns` those of parameters that the family takes as known, `links` the links, `constraints` the family's.
     """
 
     terms: dict[str, Any]
     values: dict[str, float]
-    known: dict[str, str]
+    columns: dict[str, str]
     links: dict[str, str]
     constraints: dict[str, Constraint]
 
@@ -353,7 +351,7 @@ def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[s
     constraints = {
         path[0]: c.constraint if isinstance(c, Bounds) else c for path, c in family.table.constraints if path
     }
-    terms, values, known = {}, {}, {}
+    terms, values, columns = {}, {}, {}
     others = [name for name in family.parameters if name != main_of(family)]
     for name, given in parameters.items():
         if name not in others:
@@ -366,21 +364,21 @@ def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[s
             raise ValueError(
                 f"{name}= {what}: {family!r}.{having} {suggestion(name, others) if others else ''}".rstrip()
             )
-        is_known = isinstance(constraints.get(name), Fixed)
+        is_constant = isinstance(constraints.get(name), Fixed)
         if is_number(given):
             values[name] = float(given)
         elif isinstance(given, str) and given.lstrip().startswith("~"):
-            if is_known:
+            if is_constant:
                 raise ValueError(f"{name} is a known constant of {family!r}; give a number or the name of a column.")
             if name == "cutpoints":
                 raise ValueError("cutpoints have no formula; their shift by covariates is the formula of `loc`.")
             terms[name] = parse(given, f"the formula of {name}")
-        elif isinstance(given, str) and is_known:
-            known[name] = given
+        elif isinstance(given, str) and is_constant:
+            columns[name] = given
         else:
             raise ValueError(f"{name}={given!r}: give a formula, as in {name}='~ x', or a number to hold it at.")
     for name in others:
-        if isinstance(constraints.get(name), Fixed) and name not in values and name not in known:
+        if isinstance(constraints.get(name), Fixed) and name not in values and name not in columns:
             raise ValueError(f"{family!r} needs {name}: give {name}= a number, or the name of a column of the table.")
     with_formula = (main_of(family), *terms)
     chosen = {main_of(family): links} if isinstance(links, str) else dict(links or {})
@@ -402,7 +400,7 @@ def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[s
         raise ValueError(
             "the link of an ordered family is its own: choose families.ordered_logit or families.ordered_probit."
         )
-    return _Roles(terms, values, known, result, constraints)
+    return _Roles(terms, values, columns, result, constraints)
 
 
 def _array(source: Any, role: str, frame: Any, table: Table) -> Any:
@@ -513,7 +511,7 @@ def _start(
         if k == 0 and "offset" in given:
             target -= float(np.mean(given["offset"]))
         start[name] = _coefficients(given[name], target, design)
-    return start | {name: roles.values.get(name, natural.get(name)) for name in predictor.map.constants}
+    return start | {name: roles.values.get(name, natural.get(name)) for name in predictor.map.scalars}
 
 
 def _coefficients(matrix: np.ndarray, target: float, design: Design) -> np.ndarray:

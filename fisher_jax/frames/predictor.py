@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import require
 from fisher_jax.frames.links import links_of
 from fisher_jax.models.fingerprint import digest
+from fisher_jax.reporting import listed
 from fisher_jax.tables import Table, as_numbers, describe_missing, frame_of, suggestion
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
@@ -30,16 +31,16 @@ class LinearPredictors:
     ----------
     links : tuple of (str, str)
         The parameters with a formula, each with its link.
-    constants : tuple of str
+    scalars : tuple of str
         Parameters that are estimated, or held, as one number.
     columns : tuple of str
-        Known constants that differ between observations.
+        Parameters that the family takes as known, with a value for each observation.
     has_offset : bool
         Whether `z` has an offset of the first linear predictor.
     """
 
     links: tuple[tuple[str, str], ...]
-    constants: tuple[str, ...]
+    scalars: tuple[str, ...]
     columns: tuple[str, ...]
     has_offset: bool
 
@@ -54,7 +55,7 @@ class LinearPredictors:
                 predicted[name] = jnp.concatenate([jnp.zeros(1, eta.dtype), eta])
             else:
                 predicted[name] = links_of(name)[link].inverse(eta)
-        return predicted | {name: params[name] for name in self.constants} | {name: z[name] for name in self.columns}
+        return predicted | {name: params[name] for name in self.scalars} | {name: z[name] for name in self.columns}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ class Design:
         if len(names) == 0:
             raise ValueError(f"the formula {str(terms)!r} has no term.")
         design = cls(str(terms), matrix.model_spec, tuple(name for name in names if name != without), variables)
-        return design, design._checked(np.asarray(matrix, float))
+        return design, design._check(np.asarray(matrix, float))
 
     @cached_property
     def key(self) -> tuple[Any, ...]:
@@ -134,9 +135,9 @@ class Design:
         matrix = _evaluate(lambda: self.spec.get_model_matrix(frame, context={}), self.text)
         if len(matrix) != len(table):  # a constant alone does not say how many rows there are
             matrix = np.broadcast_to(np.asarray(matrix)[:1], (len(table), np.shape(matrix)[1]))
-        return self._checked(np.asarray(matrix, float))
+        return self._check(np.asarray(matrix, float))
 
-    def _checked(self, matrix: np.ndarray) -> np.ndarray:
+    def _check(self, matrix: np.ndarray) -> np.ndarray:
         """The columns that are kept; raise where one is not finite."""
         every = list(self.spec.column_names)
         finite = np.isfinite(matrix)
@@ -150,23 +151,22 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A column of a table, or one number, that enters beside the linear predictors: an offset, an exposure, a number of trials.
+class Constant:
+    """What enters beside the linear predictors without a coefficient: an offset, an exposure, a number of trials.
 
-    `source` is the name of a column, a number, or None where it came as an array, which another table cannot give.
+    `source` is the name of its column, or None where it came as an array, which another table cannot give.
     """
 
     role: str
-    source: str | float | None
+    source: str | None
 
     def values(self, table: Table) -> Float[np.ndarray, " n"]:
+        """The column of a table."""
         if self.source is None:
             raise ValueError(
                 f"{self.role} was given as an array, which {table.name} does not have. Fit with {self.role}= the name of a column."
             )
-        if isinstance(self.source, str):
-            return table.numbers(self.source, f", which is the {self.role}")
-        return np.full(len(table), float(self.source))
+        return table.numbers(self.source, f", which is the {self.role}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,15 +179,15 @@ class Predictor:
         From coefficients and covariates to the parameters of the family.
     designs : tuple of Design
         In the order of the links in `map`.
-    known : tuple of Known
-        The offset, the exposure, and known constants of the family.
+    constants : tuple of Constant
+        The offset, the exposure, and the family's parameters that are columns, as a number of trials.
     levels : tuple
         The categories of the response, where its family has categories; else empty.
     """
 
     map: LinearPredictors
     designs: tuple[Design, ...]
-    known: tuple[Known, ...] = ()
+    constants: tuple[Constant, ...] = ()
     levels: tuple[Any, ...] = field(default=())
 
     @property
@@ -205,7 +205,7 @@ class Predictor:
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.map, tuple(design.key for design in self.designs), self.known, self.levels
+        return self.map, tuple(design.key for design in self.designs), self.constants, self.levels
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -217,7 +217,7 @@ class Predictor:
     def variables(self) -> list[str]:
         """The columns that a table of covariates must have."""
         names = {name for design in self.designs for name in design.variables}
-        return sorted(names | {part.source for part in self.known if isinstance(part.source, str)})
+        return sorted(names | {part.source for part in self.constants if isinstance(part.source, str)})
 
     def covariates(self, table: Any, name: str = "the table") -> dict[str, np.ndarray]:
         """The covariates, as `given=` takes them, of a table of pandas, polars or pyarrow, or a dictionary of columns.
@@ -236,14 +236,20 @@ class Predictor:
             raise ValueError(describe_missing(places, name, len(view)))
         pairs = zip(self.map.links, self.designs, strict=True)
         matrices = {parameter: design.matrix(view) for (parameter, _), design in pairs}
-        return matrices | known_covariates({part.role: part.values(view) for part in self.known})
+        constants = {part.role: part.values(view) for part in self.constants}
+        return matrices | constant_covariates(constants, np.arange(len(view)))
 
 
-def known_covariates(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The columns beside the designs: offset and exposure as one offset, the others as they are."""
+def constant_covariates(parts: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns beside the designs: offset and exposure as one offset, the others as they are. `rows` are named in errors."""
     result = {role: values for role, values in parts.items() if role not in ("offset", "exposure")}
     offset = parts.get("offset")
     if "exposure" in parts:
+        is_positive = parts["exposure"] > 0
+        if not np.all(is_positive):
+            raise ValueError(
+                f"the exposure must be positive; in row {rows[np.argmin(is_positive)]} it is not. Leave such rows out."
+            )
         offset = np.log(parts["exposure"]) + (0.0 if offset is None else offset)
     return result if offset is None else result | {"offset": offset}
 
@@ -333,5 +339,5 @@ def variables_of(terms: Any) -> set[str]:
 
 
 def _listed(values: Sequence[Any]) -> str:
-    shown = [repr(getattr(value, "item", lambda value=value: value)()) for value in values[:8]]
-    return ", ".join(shown) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
+    """Levels or names as Python writes them, the first eight."""
+    return listed([repr(getattr(value, "item", lambda value=value: value)()) for value in values], 8)

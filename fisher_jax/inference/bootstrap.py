@@ -133,9 +133,9 @@ class Bootstrap(Reported):
         """How many fits failed, by status, and what they are left out of; empty where none did."""
         fits, notes = self.fits, []
         if self.fit.has_batch and not np.all(self.fit.converged):
-            kept = np.asarray(self.fit.converged)
-            notes.append(f"{int(np.sum(~kept))} of {len(self)} fits did not converge and have no replicates.")
-            fits = fits[np.repeat(kept, self.num_replicates)]
+            converged = np.asarray(self.fit.converged)
+            notes.append(f"{int(np.sum(~converged))} of {len(self)} fits did not converge and have no replicates.")
+            fits = fits[np.repeat(converged, self.num_replicates)]
         groups = [(fits, "the replicates' fits", "every figure")]
         if self.left_out is not None:
             groups.append((self.left_out, "the fits with one left out", "the acceleration"))
@@ -468,15 +468,15 @@ def _replicate_many(
     """
     schemes = schemes_of(fits, method, clusters, block_length)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jax.numpy.arange(len(fits)))
-    kept = np.flatnonzero(np.asarray(fits.converged))
-    some, its_schemes = fits[kept], schemes.take(kept)
+    converged = np.flatnonzero(np.asarray(fits.converged))
+    some, its_schemes = fits[converged], schemes.take(converged)
 
     def filled(part: Fit | None) -> Fit | None:
         """With places for the fits that were passed over."""
-        if part is None or len(kept) == len(fits):
+        if part is None or len(converged) == len(fits):
             return part
-        each = len(part) // len(kept)
-        rows = (kept[:, None] * each + np.arange(each)[None, :]).ravel()
+        each = len(part) // len(converged)
+        rows = (converged[:, None] * each + np.arange(each)[None, :]).ravel()
 
         def with_places(leaf: Any) -> np.ndarray:
             leaf = np.asarray(leaf)
@@ -489,7 +489,7 @@ def _replicate_many(
         status[rows] = np.asarray(part.status_code)
         return replace(whole, status_code=status, engine=part.engine)
 
-    replicates = refit_each(some, its_schemes, keys[kept], count, method, **settings)
+    replicates = refit_each(some, its_schemes, keys[converged], count, method, **settings)
     left_out = refit_left_out_of_each(some, its_schemes, **settings) if acceleration == "jackknife" else None
     influences = None
     if has_influence:

@@ -10,11 +10,10 @@ import numpy as np
 from fisher_jax.errors import check_choice, check_level, entry_point, require, warn
 from fisher_jax.fitting.covariance import CovarianceKind, takeuchi
 from fisher_jax.fitting.result import Fit
-from fisher_jax.fitting.summary import Row
+from fisher_jax.fitting.summary import COLUMNS
 from fisher_jax.reporting import Report, Reported, Table, number, percent
 
 Shown = Literal["standard_error", "z", "p_value", "interval"]
-COLUMNS = Row._fields[1:]
 CRITERIA = {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}
 
 
@@ -375,11 +374,11 @@ def same_data(fit: Fit, other: Fit) -> bool:
         return False
     if fit.origin is None or other.origin is None:
         return True
-    one, two = fit.origin.dataset, other.origin.dataset
-    flattened: list[Any] = [jax.tree.flatten(dataset.data) for dataset in (one, two)]
+    mine, others = fit.origin.dataset, other.origin.dataset
+    flattened: list[Any] = [jax.tree.flatten(dataset.data) for dataset in (mine, others)]
     (leaves, treedef), (other_leaves, other_treedef) = flattened
     same_form = treedef == other_treedef  # each model may take its data in its own form, and these cannot be compared
-    return _alike(one.weights, two.weights) and (not same_form or all(map(_alike, leaves, other_leaves)))
+    return _alike(mine.weights, others.weights) and (not same_form or all(map(_alike, leaves, other_leaves)))
 
 
 def _alike(x: Any, y: Any) -> bool:

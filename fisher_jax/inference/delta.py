@@ -16,13 +16,14 @@ from fisher_jax.fitting.intervals import zero_test
 from fisher_jax.fitting.map_fits import check_fit, of_each
 from fisher_jax.fitting.parameter_functions import OfParameters, Output, as_function, linearize, outline
 from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.summary import COLUMNS
+from fisher_jax.models.parameter_names import LinearCombinations
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.reporting import TEST_FORMATS, Report, Reported, Table, listed, percent
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
 SHOWN = 30  # rows of a report
-COLUMNS = ("estimate", "standard_error", "z", "p_value", "lower", "upper")
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +48,8 @@ class DeltaEstimate(Reported):
         The coverage aimed at by the intervals.
     description : str
         Which covariance was used.
+    testable : tuple of bool, or None
+        Of numbers given as text, whether zero can be tested: not of a parameter in whose range it is not, as a scale.
 
     Notes
     -----
@@ -63,6 +66,7 @@ class DeltaEstimate(Reported):
     output: Output
     level: float
     description: str
+    testable: tuple[bool, ...] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,6 +106,7 @@ class DeltaEstimate(Reported):
     def _numbers(self) -> np.ndarray:
         """Estimates, standard errors, z and p-value of zero, lower and upper ends (k, 6)."""
         errors = np.where(self.flat, np.nan, self.flat_standard_error)
+        errors = errors if self.testable is None else np.where(self.testable, errors, np.nan)
         tests = zero_test(self.flat_value, errors)
         return np.column_stack([self.flat_value, self.flat_standard_error, *tests, self.flat_interval])
 
@@ -118,7 +123,7 @@ class DeltaEstimate(Reported):
         return Report("Delta method", [("Covariance", self.description)], [table], notes)
 
 
-_STATIC = ("output", "level", "description")
+_STATIC = ("output", "level", "description", "testable")
 jax.tree_util.register_dataclass(
     DeltaEstimate, [f.name for f in fields(DeltaEstimate) if f.name not in _STATIC], list(_STATIC)
 )
@@ -198,7 +203,16 @@ def delta_method(
     which, function = fit._check(kind), as_function(function, fit, "function")
     output = outline(function, fit, "function")
     value, errors, ends, jacobian, free, flat = of_each(fit, _Delta(OfParameters(ById(function))), which, level)
-    result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, fit.describe(which))
+    testable = None
+    if isinstance(function, LinearCombinations):
+        edges = fit.layout.edges()
+        is_inside = (edges[:, 0] < 0) & (edges[:, 1] > 0)
+        # A combination of several parameters may be any number, as far as is known here.
+        testable = tuple(
+            bool(np.count_nonzero(row) > 1 or constant != 0 or is_inside[np.flatnonzero(row)[0]])
+            for row, constant in zip(function.rows, function.constants, strict=True)
+        )
+    result = DeltaEstimate(value, errors, ends, jacobian, free, flat, output, level, fit.describe(which), testable)
     if not is_traced(fit):
         anywhere = np.any(np.asarray(flat).reshape(-1, len(output.names)), axis=0)
         for note in _flatness(anywhere, output.names):

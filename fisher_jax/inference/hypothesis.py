@@ -70,9 +70,9 @@ def read_hypothesis(layout: Layout, values: PyTree) -> Hypothesis:
             f"a dictionary, as {{{(*layout.names, 'scale')[0]!r}: 0.0}}, or give a function of params that is zero under it."
         )
     by_name: dict[str, tuple[int, int | None]] = {leaf.name: (i, None) for i, leaf in enumerate(layout.leaves)}
-    known = all_names(layout)
+    index = all_names(layout)
     entries = all_entries(layout)
-    by_name |= {name: entries[at[0]] for name, at in known.positions.items() if len(at) == 1 and name not in by_name}
+    by_name |= {name: entries[at[0]] for name, at in index.positions.items() if len(at) == 1 and name not in by_name}
     restricted: dict[tuple[int, int], float] = {}
     for path, value in jax.tree_util.tree_flatten_with_path(values)[0]:
         if callable(value):  # a function inside an Equinox module
@@ -82,7 +82,7 @@ def read_hypothesis(layout: Layout, values: PyTree) -> Hypothesis:
             names = ", ".join(f"`{leaf.name}`" for leaf in layout.leaves)
             raise ValueError(
                 f"the hypothesis names `{name}`, but the parameters are {names}."
-                f"{known.hint(name) or ' Spell it as in summary().'}"
+                f"{index.hint(name) or ' Spell it as in summary().'}"
             )
         i, k = by_name[name]
         flat = _check_values(layout, i, k, value, name)

@@ -7,7 +7,7 @@ that is a category or a truth value, which has no derivative, has discrete chang
 the delta method, with the second derivatives ∂²m/∂u∂z by JAX (Greene, W. H., Econometric Analysis, 7th ed., section 17.3.2).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import check_choice, check_flag, check_level, entry_point, names_in, require, shown
+from fisher_jax.errors import check_choice, check_flag, check_level, entry_point, names_in, shown
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.covariance import CovarianceKind
 from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.parameter_functions import in_one_row, name_within
 from fisher_jax.fitting.result import Fit
+from fisher_jax.frames.predictor import Predictor
 from fisher_jax.inference.prediction import (
     Effects,
     Quantity,
@@ -29,10 +30,10 @@ from fisher_jax.inference.prediction import (
     What,
     as_table,
     check_row_weights,
-    design_of,
     linearize_rows,
     model_of,
     outline_of,
+    predictor_of,
     read_what,
     rows_of,
     table_of_fit,
@@ -42,6 +43,7 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics.array_namespace import namespace
 from fisher_jax.reporting import listed
+from fisher_jax.tables import Table
 
 Method = Literal["dydx", "eyex", "dyex", "eydx"]
 At = Literal["overall", "mean", "rows"]
@@ -126,9 +128,8 @@ def _variables_of_arrays(
             if np.max(column) > np.min(column):
                 varying.append(name)
     chosen = _choose(names, columns, varying)
-    every = weights if weights is not None else rows.weights
     if at == "mean":
-        leaves = [_mean(leaf, differs, every) for leaf, differs in zip(leaves, rows.differs, strict=True)]
+        leaves = [_mean(leaf, differs, weights) for leaf, differs in zip(leaves, rows.differs, strict=True)]
     result = []
     for name in chosen:
         k, index = columns[name]
@@ -157,16 +158,16 @@ def _variables_of_arrays(
     return result
 
 
-def _choose(names: list[str] | None, known: Any, default: list[str]) -> list[str]:
-    """The variables asked for; raise for one that there is not."""
+def _choose(names: list[str] | None, every: Iterable[str], default: list[str]) -> list[str]:
+    """The variables of these names, or the default ones; raise for a name that there is not."""
     if names is None:
         if not default:
             raise ValueError("there is no covariate that varies. Name the variables: variables=[…].")
         return default
-    if unknown := [name for name in names if name not in known]:
+    if unknown := [name for name in names if name not in every]:
         raise ValueError(
             f"variables names {listed([repr(name) for name in unknown])}, but the covariates are "
-            f"{listed([repr(name) for name in known], 12)}."
+            f"{listed([repr(name) for name in every], 12)}."
         )
     return names
 
@@ -175,7 +176,7 @@ def _mean(leaf: Any, differs: bool, weights: Any) -> np.ndarray:
     """The weighted mean over rows of an array of covariates, one row in their place."""
     leaf = np.asarray(leaf)
     axis = int(differs)
-    w = np.ones(leaf.shape[axis]) if weights is None else np.asarray(weights, float)
+    w = np.asarray(weights, float)
     if w.ndim == 2 and not differs:
         raise ValueError(
             'at="mean" needs weights that all fits share where they share the covariates. Take each by itself: fits[k].'
@@ -185,82 +186,45 @@ def _mean(leaf: Any, differs: bool, weights: Any) -> np.ndarray:
     return mean.astype(np.result_type(leaf.dtype, np.float32))
 
 
-class _Table:
-    """A table of pandas, polars or Arrow with some columns changed, and the covariates that a formula makes of it.
+def _variables_of_table(
+    table: Table, predictor: Predictor, names: list[str] | None, dummy: bool, weights: np.ndarray, at: str
+) -> list[Variable]:
+    """The columns of a table that enter its design: numbers with their derivative, categories with their changes.
 
-    `used` are the columns that the formula uses, where it says so, and `beside` those that are no covariates but beside the terms:
-    offsets and exposures, which are variables only where they are named.
+    Offsets and exposures, which have no coefficient, are variables only where they are named.
     """
 
-    def __init__(
-        self, table: Any, make_design: Callable[[Any], PyTree], used: Sequence[str] | None, beside: Sequence[Any]
-    ) -> None:
-        # The stable interface: in the other the categories of pandas come in the order of appearance, from version 2.26 on.
-        self.narwhals = require("narwhals.stable.v2", "frames")
-        self.frame = self.narwhals.from_native(table, eager_only=True)
-        self.make_design = make_design
-        self.used = [name for name in self.frame.columns if used is None or name in used]
-        self.beside = beside
+    def design(columns: dict[str, Any]) -> PyTree:
+        """The covariates with these columns in place."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf, float), predictor.covariates(table.replace(columns)))
 
-    def design(self, columns: dict[str, Any]) -> PyTree:
-        """Covariates with these columns in place: an array of numbers, or one value for all rows."""
-        frame = self.frame
-        for name, values in columns.items():
-            if isinstance(values, np.ndarray):
-                frame = frame.with_columns(
-                    self.narwhals.new_series(name, values, backend=frame.implementation).alias(name)
-                )
-            else:
-                kind = frame.schema[name]
-                frame = frame.with_columns(self.narwhals.lit(values).cast(kind).alias(name))
-        return jax.tree.map(lambda leaf: np.asarray(leaf, float), self.make_design(frame.to_native()))
-
-    def numbers(self, name: str) -> np.ndarray | None:
-        """A column of numbers; None where it is of another kind."""
-        return self.frame[name].to_numpy().astype(float) if self.frame.schema[name].is_numeric() else None
-
-    def levels(self, name: str) -> list[Any]:
-        """The levels of a column that are present, in their order; empty where it cannot be a category."""
-        column, nw = self.frame[name], self.narwhals
-        present = column.unique().drop_nulls().to_list()
-        if column.dtype == nw.Enum or (column.dtype == nw.Categorical and column.implementation.is_pandas_like()):
-            return [level for level in column.cat.get_categories().to_list() if level in present]
-        # As in a formula, Arrow's dictionaries are sorted: their order is that of appearance.
-        if isinstance(column.dtype, nw.Categorical | nw.String | nw.Boolean | nw.Object) or column.dtype.is_numeric():
-            return sorted(present)
-        return []
-
-
-def _variables_of_table(
-    table: _Table, names: list[str] | None, dummy: bool, weights: np.ndarray | None, at: str
-) -> list[Variable]:
-    """The columns of a table that enter its design: numbers with their derivative, categories with their changes."""
-    columns = list(table.frame.columns)
+    columns = table.names
     _choose(names, columns, columns)
-    candidates = table.used if names is None or at == "mean" else [name for name in names if name in table.used]
+    used = [name for name in columns if name in predictor.variables]
+    candidates = used if names is None or at == "mean" else [name for name in names if name in used]
     slopes: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # the numbers of a column, and the steps on either side
     levels: dict[str, list[Any]] = {}
     for name in candidates:
-        x = table.numbers(name)
+        x = table.numbers(name) if table.series(name).dtype.is_numeric() else None
         if x is not None and not (dummy and np.isin(x, (0, 1)).all()):
             # Steps that suit each row: of its own size, but no larger than the spread and not far smaller.
             spread = np.std(x[np.isfinite(x)]) if np.any(np.isfinite(x)) else 0.0
             size = np.clip(np.abs(x), 0.01 * spread, spread) if spread > 0 else np.maximum(np.abs(x), 1.0)
             try:
-                if _differ(table.design({name: x + STEP * size}), table.design({name: x - STEP * size})):
+                if _differ(design({name: x + STEP * size}), design({name: x - STEP * size})):
                     slopes[name] = x, STEP * size
                 continue
             except ValueError:
                 # A number that the formula takes for a category cannot be moved to one between its levels.
                 pass
         of_column = table.levels(name)
-        if len(of_column) > 1 and _differ(table.design({name: of_column[0]}), table.design({name: of_column[1]})):
+        if len(of_column) > 1 and _differ(design({name: of_column[0]}), design({name: of_column[1]})):
             levels[name] = of_column
     entering = [name for name in columns if name in slopes or name in levels]
     if unused := [name for name in names or () if name not in entering]:
         raise ValueError(
             f"variables names {listed([repr(name) for name in unused])}, which the model does not depend on. The columns to "
-            f"choose from: {listed([repr(name) for name in table.used if name not in unused], 12)}."
+            f"choose from: {listed([repr(name) for name in used if name not in unused], 12)}."
         )
     # At the means: numbers at theirs, categories by the mean of what the design has for them, their frequencies.
     means = (
@@ -275,20 +239,21 @@ def _variables_of_table(
             given = tuple(jax.tree.map(lambda leaf: _mean(leaf, False, weights), design) for design in designs)
         return Rows(given, (False,) * len(jax.tree.leaves(given)), None)
 
-    base = table.design(means)
+    base = design(means)
     result = []
-    for name in _choose(names, columns, [name for name in entering if name not in table.beside]):
+    without_coefficient = [part.source for part in predictor.constants]
+    for name in _choose(names, columns, [name for name in entering if name not in without_coefficient]):
         if name in levels:
             first, *others = levels[name]
-            start = table.design(means | {name: first})
+            start = design(means | {name: first})
             for level in others:
-                to = table.design(means | {name: level})
+                to = design(means | {name: level})
                 result.append(Variable(f"{name}: {_word(level)} − {_word(first)}", rows(to, start), True))
             continue
         x, step = slopes[name]
         x = means.get(name, x)
         upper, lower = x + step, x - step
-        high, low = (table.design(means | {name: end}) for end in (upper, lower))
+        high, low = (design(means | {name: end}) for end in (upper, lower))
         width = upper - lower  # as rounded
 
         def slope(above: np.ndarray, below: np.ndarray, width: np.ndarray = width) -> np.ndarray:
@@ -304,9 +269,9 @@ def _word(level: Any) -> str:
     return f"{level:g}" if isinstance(level, float) else str(level)
 
 
-def _differ(one: PyTree, other: PyTree) -> bool:
+def _differ(first: PyTree, second: PyTree) -> bool:
     """Whether two designs differ anywhere."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     return not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
 
@@ -372,10 +337,11 @@ def marginal_effects(
 
     Notes
     -----
-    The covariates are held to be known: that the rows are a sample of others is not in the standard errors. An average effect is no
-    causal effect unless the covariates are as good as randomly given.
+    The covariates are taken as given: that the rows are themselves a sample is not in the standard errors. An average effect is
+    causal only if the covariates are as good as randomly assigned.
 
-    For ``at="overall"`` and ``"mean"`` the same as ``get_margeff`` of statsmodels, which does not take total derivatives.
+    For ``at="overall"`` and ``"mean"`` the same as ``get_margeff`` of statsmodels where each covariate is in one term;
+    that takes the terms for separate covariates, where here a covariate in several (x, x²) has its total derivative.
 
     Cost: two times p passes of the predictor over all rows, for each variable.
 
@@ -403,15 +369,14 @@ def marginal_effects(
     model = model_of(fit, model)
     quantity, quantile_level, name = read_what(what, model)
     which = fit._check(kind)
-    make_design, table = design_of(model), as_table(model, fit, new)
+    predictor = predictor_of(model)
     rows = rows_of(fit, model, new, new_axis)
-    if make_design is not None and table is None:
-        table = table_of_fit(fit) if new is None else None
-        if table is None:
-            raise ValueError(
-                "the model came from a formula, and its variables are columns of a table, which this fit does not have. Give the "
-                "table as new: marginal_effects(fit, table)."
-            )
+    table = table_of_fit(fit) if new is None else as_table(model, fit, new)
+    if predictor is not None and table is None:
+        raise ValueError(
+            "the model came from a formula, and its variables are columns of a table, which this fit does not have. Give the "
+            "table as new: marginal_effects(fit, table)."
+        )
     if rows.given is None:
         raise ValueError("the model has no covariates, so that there are no effects of them.")
     for leaf in jax.tree.leaves(rows.given):
@@ -419,28 +384,24 @@ def marginal_effects(
             raise ValueError("new has covariates that are NaN, over which there is no average. Leave these rows out.")
     if weights is not None:
         weights = check_row_weights(weights, rows.count)
-    every = rows.weights if weights is None else weights
+    row_weights = rows.weights if weights is None else weights
+    row_weights = np.ones(rows.count) if row_weights is None else row_weights
     output = outline_of(fit, model, quantity, rows, quantile_level, name)
 
-    if make_design is not None:
-        predictor = model.log_density.predictor
-        beside = [part.source for part in getattr(predictor, "known", ())]
-        of_variables = _variables_of_table(
-            _Table(table, make_design, getattr(predictor, "variables", None), beside), names, dummy, every, at
-        )
+    if predictor is not None and table is not None:
+        of_variables = _variables_of_table(table, predictor, names, dummy, row_weights, at)
     else:
         fitted = rows if fit.origin is None else rows_of(fit, model, None, None)
-        of_variables = _variables_of_arrays(rows, fitted, names, dummy, every, at)
+        of_variables = _variables_of_arrays(rows, fitted, names, dummy, row_weights, at)
     if method.endswith("ex") and (changes := [v.label for v in of_variables if v.is_change]):
         raise ValueError(
             f"method={method!r}: {listed(changes)} is a discrete change, which has no elasticity. Name the others: variables=[…]."
         )
     fit._warn(which)
-    ones = np.ones(rows.count) if every is None else every
     parts = []
     for variable in of_variables:
         function = (Change if variable.is_change else Slope)(quantity, method)
-        averaged = ones if at == "overall" else None
+        averaged = row_weights if at == "overall" else None
         parts.append(linearize_rows(fit, model, function, variable.rows, quantile_level, len(output.names), averaged))
     xp = namespace(parts)
     value, jacobian, ends = (
@@ -452,17 +413,9 @@ def marginal_effects(
     if at == "rows":
         each = range(rows.count) if rows.labels is None else rows.labels
         labels = [f"{label}, {row}" for label in labels for row in each]
+    covariance = fit._computed(covariances.free_covariance, which)
     return Effects(
-        *(
-            value,
-            jacobian,
-            ends,
-            fit._computed(covariances.free_covariance, which),
-            None,
-            output,
-            level,
-            fit.describe(which),
-        ),
+        *(value, jacobian, ends, fit.free, covariance, None, output, level, fit.describe(which)),
         labels=tuple(labels),
         heading=PLACES[at].format(METHODS[method]),
     )

@@ -1,4 +1,4 @@
-"""`predict`: what a fitted model says of rows of covariates, with standard errors and intervals by the delta method.
+"""`predict`: what a fitted model predicts for rows of covariates, with standard errors and intervals by the delta method.
 
 A prediction of row z is m(θ̂, z), m the mean of y given z, a parameter of its family, a quantile or any function of them. To first
 order its variance is J V Jᵀ with J = ∂m/∂u and V the covariance of û; rows share û, so that the covariance of two of them is
@@ -35,20 +35,23 @@ from fisher_jax.errors import (
 )
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.covariance import CovarianceKind
-from fisher_jax.fitting.intervals import Scale, normal_quantile
+from fisher_jax.fitting.intervals import Scale, normal_quantile, two_sided
 from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.padding import class_size
 from fisher_jax.fitting.parameter_functions import Output, in_one_row, outline
 from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.frames.predictor import Predictor
 from fisher_jax.input_arrays import as_unmasked_array, labels_of
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import as_unmasked_arrays, axis_first, axis_of_each, check_given, common_size, first_of
 from fisher_jax.models.linked import LinkedModel
-from fisher_jax.models.model import Model, as_model, flatten_parameters
+from fisher_jax.models.model import Model, as_model, check_quantile, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values, path_name
 from fisher_jax.models.programs import ById, call_differentiable, jit_with_model
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
-from fisher_jax.reporting import TEST_FORMATS, Report, Reported, Table, listed, percent
+from fisher_jax.reporting import TEST_FORMATS, Report, Reported, listed, percent
+from fisher_jax.reporting import Table as ReportTable
+from fisher_jax.tables import Table, frame_of, is_table
 
 ENTRIES = 2**21  # rows times numbers times parameters in memory at once
 SHOWN = 30  # rows of a report
@@ -123,11 +126,7 @@ def read_what(what: Any, model: Model, range_: tuple[float, float] | None = None
     if is_number(what):
         if not 0 < what < 1:
             raise ValueError(f"what={what}: a quantile has a level strictly between 0 and 1, as 0.9.")
-        if model.quantile is None:
-            raise ValueError(
-                "the model has no quantile function. Give Model(…, quantile=function of a number and params), or a family that "
-                "has one; or give as `what` a function that computes the quantile."
-            )
+        check_quantile(model)
         return Quantity("quantile", None, range_), float(what), f"quantile {float(what):g}"
     if not isinstance(what, str):
         raise TypeError(
@@ -157,12 +156,6 @@ class Rows:
     differs: tuple[bool, ...]
     weights: Any = None
     labels: Any = None
-
-    @property
-    def axes(self) -> PyTree:
-        """For `given`, 0 where the fits differ and None where they share an array, as for `jax.vmap`."""
-        treedef = jax.tree.structure(self.given)
-        return jax.tree.unflatten(treedef, [0 if differs else None for differs in self.differs])
 
     @property
     def count(self) -> int:
@@ -199,38 +192,26 @@ def model_of(fit: Fit, model: Any) -> Model:
     return model
 
 
-def is_table(new: Any) -> bool:
-    """Whether it is a table of pandas, polars or Arrow."""
-    return hasattr(new, "columns") or hasattr(new, "column_names")
+def predictor_of(model: Model) -> Predictor | None:
+    """The predictor that makes covariates of a table, where the model came from a formula."""
+    predictor = model.log_density.predictor if isinstance(model, LinkedModel) else None
+    return predictor if isinstance(predictor, Predictor) else None
 
 
-def design_of(model: Model) -> Callable[[Any], PyTree] | None:
-    """What makes covariates of a table, where the model came from a formula."""
-    return getattr(getattr(model.log_density, "predictor", None), "covariates", None)
-
-
-def as_table(model: Model, fit: Fit, new: Any) -> Any:
+def as_table(model: Model, fit: Fit, new: Any) -> Table | None:
     """The table meant by `new` where the model came from a formula: a table, or a dictionary of its columns; else None."""
-    if design_of(model) is None or new is None:
+    if predictor_of(model) is None or not (is_table(new) or isinstance(new, dict)):
         return None
-    if is_table(new):
-        return new
     given = None if fit.origin is None else fit.origin.dataset.given
-    if not isinstance(new, dict) or (isinstance(given, dict) and given.keys() == new.keys()):
-        return None
-    try:
-        return require("pandas", "frames").DataFrame({name: np.atleast_1d(column) for name, column in new.items()})
-    except ValueError as error:
-        raise ValueError(f"new has columns that make no table: {error}") from error
+    if isinstance(new, dict) and isinstance(given, dict) and given.keys() == new.keys():
+        return None  # arrays as the fit has them
+    return Table(frame_of(new, "new"), "new")
 
 
-def table_of_fit(fit: Fit) -> Any:
+def table_of_fit(fit: Fit) -> Table | None:
     """The table that a fit of a formula comes from, with the rows that were used; None where it does not have one."""
-    table = None if fit.origin is None else getattr(fit.origin.dataset, "table", None)
-    if table is None or np.ndim(table.rows) > 1:
-        return None
-    frame = require("narwhals.stable.v2", "frames").from_native(table.native, eager_only=True)
-    return (frame if table.rows is None else frame[table.rows]).to_native()
+    table = None if fit.origin is None else fit.origin.dataset.table
+    return None if table is None or np.ndim(table.rows) > 1 else table
 
 
 def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
@@ -248,21 +229,22 @@ def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
                 f"{int(np.sum(dataset.num_masked))} rows have masked entries and weight zero: in their place stand the covariates "
                 "of the row before, and predictions for them mean nothing."
             )
-        labels = next(iter(labels_of(table_of_fit(fit))), None)
+        table = table_of_fit(fit)
+        labels = None if table is None else next(iter(labels_of(table.to_native())), None)
         return Rows(dataset.given, differs, dataset.weights if num_given else None, labels)
     if dataset is not None and dataset.given is None:
         raise ValueError("new was given, but the model was fitted without covariates. Leave new out.")
     check_pytrees(new=new)
-    make_design, table = design_of(model), as_table(model, fit, new)
+    predictor, table = predictor_of(model), as_table(model, fit, new)
     labels = next((each[0] for leaf in jax.tree.leaves(new) if (each := labels_of(leaf))), None)
-    if make_design is not None and table is not None:
-        new = make_design(table)
+    if predictor is not None and table is not None:
+        new = predictor.covariates(table, "new")
     if not fit.has_batch or new_axis is None:
         if new_axis is not None:
             raise ValueError("new_axis is for many fits that each have rows of their own; this is one fit.")
         new = check_given(model, new, "new")
         differs = (False,) * len(jax.tree.leaves(new))
-        one = new
+        first = new
     else:
         new = as_unmasked_arrays(new, "new")
         marks = axis_of_each(new, new_axis, "new")
@@ -271,10 +253,10 @@ def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
         differs = tuple(mark.number is not None for mark in jax.tree.leaves(marks))
         if size and size != len(fit):
             raise ValueError(f"new has rows for {size} fits, but there are {len(fit)}.")
-        one = check_given(model, first_of(new, marks), "new")
+        first = check_given(model, first_of(new, marks), "new")
     if dataset is not None:
-        hint = " The model came from a formula: give a table with its columns." if make_design is not None else ""
-        _check_like_the_fit(dataset.one(0).given if fit.has_batch else dataset.given, one, hint)
+        hint = " The model came from a formula: give a table with its columns." if predictor is not None else ""
+        _check_like_the_fit(dataset.one(0).given if fit.has_batch else dataset.given, first, hint)
     rows = Rows(new, differs, None, labels)
     _warn_of_missing(rows)
     return rows
@@ -320,9 +302,8 @@ def _warn_of_missing(rows: Rows) -> None:
     for leaf, differs in zip(jax.tree.leaves(rows.given), rows.differs, strict=True):
         if is_traced(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
-        bad = np.isnan(np.asarray(leaf))
-        axes = tuple(k for k in range(bad.ndim) if k != int(differs))
-        missing |= bad.any(axis=axes)
+        is_nan = np.isnan(np.asarray(leaf))
+        missing |= is_nan.any(axis=tuple(k for k in range(is_nan.ndim) if k != int(differs)))
     if np.any(missing):
         warn(
             f"{int(missing.sum())} of {len(missing)} rows of new have a covariate that is NaN, the first of them row "
@@ -334,7 +315,7 @@ def _warn_of_missing(rows: Rows) -> None:
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3), level=1)
-def _linearized(
+def _linearize(
     function: Any, model: Model, layout: Layout, differs: Any, values: Values, free: Any, given: PyTree, level: Any
 ) -> tuple[Array, Array, Array]:
     """Values (*b, m, k) of all rows, their derivatives with respect to u (*b, m, k, p), and ends of their ranges (*b, m, 2)."""
@@ -369,7 +350,7 @@ def linearize_rows(
     level_ = np.asarray(level, fit.free.dtype)
 
     def of(values: Values, free: Any, given: PyTree) -> tuple[Any, Any, Any]:
-        return _linearized(function, model, fit.layout, rows.differs, values, free, given, level_)
+        return _linearize(function, model, fit.layout, rows.differs, values, free, given, level_)
 
     if is_traced(fit, rows.given):
         parts = of(fit.values, fit.free, rows.given)
@@ -380,9 +361,9 @@ def linearize_rows(
         if at_once < 1:  # the rows of each fit in blocks
             each = []
             for i in range(len(fit)):
-                own = Rows(rows.of_fits(i), (False,) * len(rows.differs))
+                rows_of_fit = Rows(rows.of_fits(i), (False,) * len(rows.differs))
                 w = weights[i] if np.ndim(weights) == 2 else weights
-                each.append(linearize_rows(fit[i], model, function, own, level, k, w))
+                each.append(linearize_rows(fit[i], model, function, rows_of_fit, level, k, w))
             return tuple(np.stack(part) for part in zip(*each, strict=True))  # type: ignore[return-value]
 
         def of_fits(index: np.ndarray) -> Any:
@@ -442,8 +423,8 @@ class Prediction(Reported):
         Their derivatives with respect to the unconstrained parameters u.
     ends : array (*b, m, 2)
         The ends of the range that they lie in, 0 and 1 for a probability; infinite where none is known.
-    free_covariance : array (*b, p, p)
-        Covariance of u at the estimate.
+    free, free_covariance : arrays (*b, p) and (*b, p, p)
+        The estimate of u, and its covariance.
     weights : array (m,) or (*b, m), or None
         Weights of the rows in `average`: those of the fit where the rows are its own.
     output : Output
@@ -474,6 +455,7 @@ class Prediction(Reported):
     value: Any
     jacobian: Any
     ends: Any
+    free: Any
     free_covariance: Any
     weights: Any
     output: Output
@@ -636,7 +618,8 @@ class Prediction(Reported):
             value = xp.exp(value)
             jacobian, ends = jacobian * value[..., None], xp.broadcast_to(xp.asarray([0.0, math.inf]), ends.shape)
         return Effects(
-            *(value, jacobian, ends, self.free_covariance, None, self.output, self.level, self.description),
+            *(value, jacobian, ends, self.free, self.free_covariance, None),
+            *(self.output, self.level, self.description),
             labels=labels,
             heading="ratio" if ratio else "contrast",
             null=1.0 if ratio else 0.0,
@@ -644,9 +627,10 @@ class Prediction(Reported):
 
     def _check_same_fit(self, other: "Prediction") -> Any:
         """The labels of a contrast of two predictions; raise where their covariance is not known, or rows do not match."""
-        mine, theirs = self.free_covariance, other.free_covariance
+        mine, theirs = (self.free, self.free_covariance), (other.free, other.free_covariance)
         if not is_traced(mine, theirs):
-            same = np.array_equal(np.asarray(mine), np.asarray(theirs), equal_nan=True)
+            # Both: fits of two responses with one design may have the same covariance and yet be independent.
+            same = all(np.array_equal(*arrays, equal_nan=True) for arrays in zip(mine, theirs, strict=True))
             if not same or self.description != other.description:
                 raise ValueError(
                     "the two predictions are by different fits, or with different kinds of covariance: the covariance between "
@@ -705,7 +689,7 @@ class Prediction(Reported):
         titles = [TITLES.get(key, f"{key} {percent(self.level)}") for key in columns]
         names = [str(a) if k == 1 else f"{a} {b}" for a in labels for b in self.output.names]
         cells = list(zip(names, *columns.values(), strict=True))
-        table = Table((self._heading, *titles), cells, keys=tuple(columns), formats=TEST_FORMATS)
+        table = ReportTable((self._heading, *titles), cells, keys=tuple(columns), formats=TEST_FORMATS)
         notes = [f"{count - len(names)} more are not shown: see to_frame()."] if count > len(names) else []
         return Report(self._title, [("Covariance", self.description)], [table], notes)
 
@@ -716,7 +700,7 @@ class Effects(Prediction):
 
     Attributes
     ----------
-    value, jacobian, ends, free_covariance, weights, output, level, description, labels
+    value, jacobian, ends, free, free_covariance, weights, output, level, description, labels
         As in `Prediction`, with a row for each effect.
     heading : str
         What a row is, in reports.
@@ -761,10 +745,7 @@ class Effects(Prediction):
 
     @property
     def _p(self) -> AnyArray:
-        half = np.sqrt(0.5) * abs(self._z)
-        if namespace(half) is np:
-            return np.vectorize(math.erfc, otypes=[float])(half)
-        return jax.scipy.special.erfc(half)
+        return two_sided(self._z)
 
     @property
     def _heading(self) -> str:
@@ -952,9 +933,10 @@ def predict(
     value, jacobian, ends = linearize_rows(fit, model, quantity, rows, quantile_level, len(output.names))
     if quantity.what == "quantile":
         jacobian = without_steps(jacobian, value)
-    free = fit._computed(covariances.free_covariance, which)
+    covariance = fit._computed(covariances.free_covariance, which)
     return Prediction(
-        *(value, jacobian, ends, free, rows.weights, output, level, fit.describe(which)), labels=rows.labels
+        *(value, jacobian, ends, fit.free, covariance, rows.weights, output, level, fit.describe(which)),
+        labels=rows.labels,
     )
 
 
@@ -974,14 +956,15 @@ def outline_of(fit: Fit, model: Model, function: Quantity, rows: Rows, level: fl
         return function(model, fit.layout, params, z, jnp.asarray(level))
 
     output = outline(of_params, fit, "what" if function.function is not None else name)
-    levels = getattr(getattr(model.log_density, "predictor", None), "levels", ())
+    predictor = predictor_of(model)
+    levels = () if predictor is None else predictor.levels
     if function.what == "mean" and len(levels) == len(output.names) > 1:  # of the categories of a formula's response
         return replace(output, names=tuple(f"{name}[{level}]" for level in levels))
     if function.function is None:
         return output
     # Errors in the user's function name the argument, reports the function.
-    own = (name + each.removeprefix("what") if each.split("[")[0] == "what" else each for each in output.names)
-    return replace(output, names=tuple(own))
+    names = (name + each.removeprefix("what") if each.split("[")[0] == "what" else each for each in output.names)
+    return replace(output, names=tuple(names))
 
 
 def without_steps(jacobian: AnyArray, value: AnyArray) -> AnyArray:

@@ -132,9 +132,7 @@ def refit_each(fits: Fit, schemes: SchemeOfEach, keys: Array, count: int, method
     model, dataset = origin_of(fits)
     rows = num_draws(fits, schemes) if method == "parametric" else 0
     size = HOST_ENTRIES // (max(dataset.entries, rows) * count)
-    if isinstance(
-        model, AuxiliaryModel
-    ):  # what was measured beside the observations is drawn anew for each replicate of a fit
+    if isinstance(model, AuxiliaryModel):  # the measurement is drawn anew for each replicate of a fit
         size = 0
     parts = []
     for start in range(0, len(fits), max(size, 1)):
@@ -143,8 +141,8 @@ def refit_each(fits: Fit, schemes: SchemeOfEach, keys: Array, count: int, method
             parts.append(refit_drawn(block[0], origin_of(block[0]), keys[start], count, **settings))
             continue
         if size == 0:
-            one = schemes.of(start)
-            parts.append(refit_resampled(block[0], origin_of(block[0]), one, keys[start], count, **settings))
+            scheme = schemes.of(start)
+            parts.append(refit_resampled(block[0], origin_of(block[0]), scheme, keys[start], count, **settings))
             continue
         begin = block.layout.assemble([np.repeat(np.asarray(value), count, axis=0) for value in block.values])
         if method == "parametric":
@@ -187,8 +185,8 @@ def _draw_of_each(block: Fit, schemes: SchemeOfEach, keys: Array, start: int, co
     check_sampler(model)
     data, given, weights = [], [], []
     for k in range(len(block)):
-        one = block[k]
-        origin = origin_of(one)
+        fit = block[k]
+        origin = origin_of(fit)
         covariates, counted = origin.dataset.given, origin.dataset.weights
         if schemes.copies is not None and not model.is_dependent:
             times = schemes.copies[start + k]
@@ -196,7 +194,7 @@ def _draw_of_each(block: Fit, schemes: SchemeOfEach, keys: Array, start: int, co
             counted = (np.arange(rows) < len(source)).astype(float)
             source = np.append(source, np.full(rows - len(source), source[-1]))
             covariates = jax.tree.map(lambda leaf, source=source: np.asarray(leaf)[source], covariates)
-        drawn = draw_data_sets(model, one.layout, one.values, covariates, rows, keys[k], np.arange(count))
+        drawn = draw_data_sets(model, fit.layout, fit.values, covariates, rows, keys[k], np.arange(count))
         check_drawn(origin, drawn, rows)
         data.append(jax.device_get(drawn))
         given.append(covariates)
@@ -215,10 +213,7 @@ def _draw_of_each(block: Fit, schemes: SchemeOfEach, keys: Array, start: int, co
 
 def refit_left_out_of_each(fits: Fit, schemes: SchemeOfEach, **settings: Any) -> Fit:
     """`refit_left_out` of each of many fits, all of the first fit's, then the second's, and so on."""
-    parts = []
-    for k in range(len(fits)):
-        one = fits[k]
-        parts.append(refit_left_out(one, origin_of(one), schemes.of(k), **settings))
+    parts = [refit_left_out(fit, origin_of(fit), schemes.of(k), **settings) for k, fit in enumerate(fits)]
     return join_fits(parts, np.arange(sum(map(len, parts))))
 
 

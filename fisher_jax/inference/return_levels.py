@@ -6,11 +6,12 @@ Coles, S. (2001), An Introduction to Statistical Modeling of Extreme Values.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_choice, check_level, entry_point, is_number, require, shown, to_numpy
@@ -20,11 +21,13 @@ from fisher_jax.fitting.intervals import normal_quantile
 from fisher_jax.fitting.map_fits import check_fit, of_each
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap import Bootstrap
+from fisher_jax.inference.prediction import as_table, predictor_of
+from fisher_jax.models.model import check_quantile
 from fisher_jax.models.programs import ById, call_differentiable
 from fisher_jax.profile.profile_likelihood import profile_likelihood
 from fisher_jax.reporting import Report, Reported, Table, number, percent
 
-METHODS = ("delta", "profile", "bootstrap")
+Method = Literal["delta", "profile", "bootstrap"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +101,7 @@ class ReturnLevels(Reported):
 @entry_point
 def return_levels(
     fit: Fit,
-    periods: Any,
+    periods: ArrayLike,
     *,
     given: PyTree = None,
     threshold: float = 0.0,
@@ -106,7 +109,7 @@ def return_levels(
     rate_error: float = 0.0,
     kind: CovarianceKind | None = None,
     level: float = 0.95,
-    method: str = "delta",
+    method: Method = "delta",
     replicates: Bootstrap | None = None,
 ) -> ReturnLevels:
     """The levels that are exceeded once in each of these periods on average, z_T = u + F⁻¹(1 − 1/(λT); θ̂).
@@ -118,7 +121,8 @@ def return_levels(
     periods : array (k,)
         T, in years say: each longer than the time between two observations, 1/λ.
     given : pytree, optional
-        Covariates of one observation, at which the levels of a model with covariates are meant.
+        Covariates of one observation, at which the levels of a model with covariates are meant. For a model from a formula the
+        columns of the formula, ``{"year": 2020.0}``, or a table of one row.
     threshold : float
         u, which is added: that of a model of excesses.
     rate : float
@@ -126,7 +130,7 @@ def return_levels(
     rate_error : float
         Its standard error, by which the delta method adds (∂z/∂λ)² times its square: the rate is estimated independently of θ. By a
         Poisson number of N excesses it is λ/√N.
-    kind : str, optional
+    kind : {"observed", "expected", "empirical", "sandwich"}, optional
         The covariance for the delta method, as for `Fit.covariance`.
     level : float
         Coverage aimed at by the intervals.
@@ -152,7 +156,7 @@ def return_levels(
 
     References
     ----------
-    Coles, S. (2001), An Introduction to Statistical Modeling of Extreme Values, eqs (3.4), (4.13) and (4.15).
+    Coles, S. (2001), An Introduction to Statistical Modeling of Extreme Values, eqs (3.4), (4.12), (4.13) and (4.15).
 
     Examples
     --------
@@ -164,16 +168,22 @@ def return_levels(
     """
     check_fit(fit)
     check_level(level)
-    check_choice(method, METHODS, "method")
+    check_choice(method, get_args(Method), "method")
     model, dataset = origin_of(fit)
-    if model.quantile is None:
-        raise ValueError("the model has no quantile function. Give Model(…, quantile=function of a number and params).")
+    check_quantile(model)
     if dataset.given is not None and given is None:
         raise ValueError(
             "the fit has covariates. Give those of one observation, at which the levels are meant: given=…."
         )
     if dataset.given is None and given is not None:
         raise ValueError("the fit has no covariates. Leave given out.")
+    predictor, table = predictor_of(model), as_table(model, fit, given)
+    if predictor is not None and table is not None:
+        rows = predictor.covariates(table)
+        count = {len(leaf) for leaf in jax.tree.leaves(rows)}
+        if count != {1}:
+            raise ValueError(f"given has {max(count)} rows; the levels are those of one. Call it for each.")
+        given = jax.tree.map(lambda leaf: leaf[0], rows)
     numbers = {"threshold": threshold, "rate": rate, "rate_error": rate_error}
     for name, given_number in numbers.items():
         if not is_number(given_number) or not np.isfinite(given_number):

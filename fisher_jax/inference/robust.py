@@ -30,6 +30,7 @@ from fisher_jax.models.likelihood import auxiliary_information, likelihood, scor
 from fisher_jax.models.model import Model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import weigh
+from fisher_jax.reporting import in_fits
 
 
 def _ratio(a: Array, b: Any, c: Any) -> Array:
@@ -148,15 +149,15 @@ def robust(
     of_each = any(way.ndim == 2 for way in labels)
     middle, outer_product, indefinite = with_data(fit, meat, () if of_each else labels, labels if of_each else ())
 
-    description = meat.describe(of_each=of_each)
+    description = meat.describe(of_each)
     undefined = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
     if np.any(undefined):
         warn(
-            f"there is no such covariance{_in_how_many(undefined)}, and its entries are NaN: {description}, needs more than one "
+            f"there is no such covariance{in_fits(undefined)}, and its entries are NaN: {description}, needs more than one "
             "cluster that counts, and more observations than parameters where p is in it."
         )
     if np.any(indefinite):
-        which = _in_how_many(indefinite)
+        which = in_fits(indefinite)
         description += f"; not positive semi-definite{which}"
         warn(
             f"the covariance is not positive semi-definite{which}: differences of estimates by cluster can be so, "
@@ -167,10 +168,6 @@ def robust(
         return replace(fit, meat=middle, robust=description)
     # The outer product is what TIC and the kind "empirical" take.
     return replace(fit, meat=middle, outer_product=outer_product, robust=description, kinds=(*fit.kinds, "sandwich"))
-
-
-def _in_how_many(flags: Any) -> str:
-    return f" in {int(np.sum(flags))} of {np.size(flags)} fits" if np.ndim(flags) else ""
 
 
 @dataclass(frozen=True)
@@ -185,16 +182,17 @@ class _Meat:
     sampling: bool
     correction: str
 
-    def describe(self, *, of_each: bool) -> str:
-        """K in words; `of_each` if each fit has labels of its own, so that the numbers of clusters are those of all fits."""
-        within = " in all fits" if of_each else ""
+    def describe(self, of_each: bool) -> str:
+        """K in words; with `of_each` every fit has clusters of its own, whose number is not that of all."""
         factor = CORRECTIONS[self.correction][0]
         if self.lags is not None:
             return f"Newey-West sandwich, Bartlett's kernel with {self.lags} lags, {factor}"
         if len(self.groups) == 1:
-            return f"sandwich by {self.groups[0]} clusters{within}, {factor}"
+            clusters = "the clusters of each fit" if of_each else f"{self.groups[0]} clusters"
+            return f"sandwich by {clusters}, {factor}"
         if self.groups:
-            return f"sandwich by two ways of clusters ({self.groups[0]} and {self.groups[1]}{within}), {factor} of each"
+            numbers = "of each fit" if of_each else f"({self.groups[0]} and {self.groups[1]})"
+            return f"sandwich by two ways of clusters {numbers}, {factor} of each"
         kind = "Σ w² s sᵀ of sampling weights" if self.sampling else "outer product of scores"
         return f"sandwich H⁻¹ ({kind}) H⁻¹, {factor}"
 

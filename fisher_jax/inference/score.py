@@ -256,7 +256,7 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
             "what is to be tested, or give candidates=."
         )
     # The layout in which what is fixed is free and the rest is not: its θ is what can be tested.
-    held = replace(
+    of_fixed = replace(
         layout,
         leaves=tuple(
             replace(leaf, free_shape=leaf.shape, constraint=Unconstrained())
@@ -265,18 +265,18 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
             for i, leaf in enumerate(layout.leaves)
         ),
     )
-    where = [(i, k) for i, leaf in held.free_leaves for k in range(leaf.size)]
+    where = [(i, k) for i, leaf in of_fixed.free_leaves for k in range(leaf.size)]
     names = list(fixed) if freed is None else names_in(freed)
     if not names:
         raise ValueError(f"freed={shown(freed)} must be a parameter's name or several of them; leave it out for all.")
-    if any("=" in name and name not in all_names(held).positions for name in names):
-        as_written = {where[k]: text for k, text in _as_held(fit, held, freed).items()}
+    if any("=" in name and name not in all_names(of_fixed).positions for name in names):
+        as_written = {where[k]: text for k, text in _values_of_fixed(fit, of_fixed, freed).items()}
         chosen = set(as_written)
     else:
         as_written, chosen = {}, set()
         for name in names:
             try:
-                chosen |= {where[k] for k in choose_estimated(held, name, "freed")}
+                chosen |= {where[k] for k in choose_estimated(of_fixed, name, "freed")}
             except ValueError:
                 choices = ", ".join(f"`{leaf}`" for leaf in fixed)
                 raise ValueError(f"freed names {name!r}, but what this fit holds fixed is {choices}.") from None
@@ -302,10 +302,10 @@ def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tu
     return _TestedEntries(kind, layout, tuple(tested), tuple(nuisance)), tuple(hypothesis)
 
 
-def _as_held(fit: Fit, held: Layout, text: Any) -> dict[int, str]:
-    """The places in the θ of `held` that a hypothesis names, each with its text; raise where the fit keeps other values."""
+def _values_of_fixed(fit: Fit, of_fixed: Layout, text: Any) -> dict[int, str]:
+    """The places in the θ of `of_fixed` that a hypothesis names, each with its text; raise where the fit keeps other values."""
     hypothesis = read_restrictions(
-        held, text, "the hypothesis", "is estimated in this fit, which is to be the fit under the hypothesis"
+        of_fixed, text, "the hypothesis", "is estimated in this fit, which is to be the fit under the hypothesis"
     )
     values = hypothesis.entry_values()
     if values is None:
@@ -313,11 +313,11 @@ def _as_held(fit: Fit, held: Layout, text: Any) -> dict[int, str]:
             f"the hypothesis {listed(hypothesis.names)} ties parameters to each other. The score test is of values that the fit "
             "keeps fixed; use likelihood_ratio_test or wald_test with the fit without the restriction."
         )
-    theta = np.asarray(held.join(fit.values))
+    theta = np.asarray(of_fixed.join(fit.values))
     for k, value in values.items():
         if not np.allclose(theta[..., k], value, rtol=1e-6, atol=0.0):
             raise ValueError(
-                f"the hypothesis gives `{held.names[k]}` the value {value:g}, but this fit keeps it at "
+                f"the hypothesis gives `{of_fixed.names[k]}` the value {value:g}, but this fit keeps it at "
                 f"{np.ravel(theta[..., k])[0]:g}. Fit the model under the hypothesis."
             )
     return dict(zip(values, hypothesis.names, strict=True))

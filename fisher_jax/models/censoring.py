@@ -26,6 +26,10 @@ class _RightCensored:
         return self.model.table, self.model.function_keys
 
     def __call__(self, params: PyTree, y: dict[str, Array], *z: PyTree) -> Array:
+        if not isinstance(y, dict):
+            raise ValueError(
+                "right-censored observations are not drawn: the model has no distribution of censoring times."
+            )
         time, event = y["time"], y["event"]
         survival: Any = self.model.log_survival
         at_event, after = self.model.log_density(params, time, *z), survival(params, time, *z)
@@ -43,11 +47,21 @@ class _Initial:
 
 
 def right_censored(model: Model) -> Model:
-    """The model of {"time": …, "event": …}: event 1 where y is known to be `time`, 0 where it is known to exceed it."""
+    """The model of {"time": …, "event": …}: event 1 where y is known to be `time`, 0 where it is known to exceed it.
+
+    Mean, quantiles and support are those of y itself, censored or not, which is what a prediction is about.
+    """
     if model.log_survival is None:
         raise ValueError(
             f"{model!r} has no log_survival, of which censored observations need the value. Give Model(…, log_survival=function of "
             "params and y), or take a family that has it: exponential, weibull, lognormal, normal, logistic, gumbel."
         )
     initial = None if model.initial is None else _Initial(model)
-    return Model(_RightCensored(model), constraints=model.constraints, initial=initial)
+    return Model(
+        _RightCensored(model),
+        constraints=model.constraints,
+        initial=initial,
+        quantile=model.quantile,
+        mean=model.mean,
+        support=model.support,
+    )

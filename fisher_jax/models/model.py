@@ -232,6 +232,15 @@ def dependent(
     )
 
 
+def check_quantile(model: Model) -> None:
+    """Raise where the model has no quantile function."""
+    if model.quantile is None:
+        raise ValueError(
+            "the model has no quantile function. Give Model(…, quantile=function of a number and params), or take a family that "
+            "has one."
+        )
+
+
 def as_model(model: Any) -> Model:
     """The model meant by a `Model` or a bare log-density."""
     if isinstance(model, Model):

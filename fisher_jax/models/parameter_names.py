@@ -65,8 +65,8 @@ class NameIndex:
 
     def hint(self, name: str) -> str:
         """The name that was meant, as far as that can be guessed, as a sentence."""
-        known = [*self.entries, *(alias for alias, _ in self.aliases)]
-        by_case = {other.lower(): other for other in known}
+        names = [*self.entries, *(alias for alias, _ in self.aliases)]
+        by_case = {other.lower(): other for other in names}
         close = difflib.get_close_matches(name.lower(), by_case, 1)
         return f" Did you mean `{by_case[close[0]]}`?" if close else ""
 
@@ -84,12 +84,12 @@ class NameIndex:
 
 def _containers(entry: str) -> list[str]:
     """What an entry is in, from its name: `layers[1].weight[0,2]` is in `layers`, `layers[1]` and `layers[1].weight`."""
-    found, depth = [], 0
+    containers, depth = [], 0
     for k, character in enumerate(entry):
         if depth == 0 and k and (character == "." or (character == "[" and entry.find("]", k) > 0)):
-            found.append(entry[:k])
+            containers.append(entry[:k])
         depth += {"[": 1, "(": 1, "]": -1, ")": -1}.get(character, 0)
-    return found
+    return containers
 
 
 def all_entries(layout: Layout) -> list[tuple[int, int]]:
@@ -127,9 +127,9 @@ def choose_estimated(layout: Layout, names: Any, argument: str) -> list[int]:
     """The places in θ of the entries of one name or several, of all without a name; raise for what is not estimated."""
     if names is None:
         return list(range(len(layout.names)))
-    known, places = all_names(layout), estimated_entries(layout)
-    chosen = known.choose(names, argument)
-    if fixed := [known.entries[k] for k in chosen if places[k] < 0]:
+    index, places = all_names(layout), estimated_entries(layout)
+    chosen = index.choose(names, argument)
+    if fixed := [index.entries[k] for k in chosen if places[k] < 0]:
         raise ValueError(f"{argument}: `{fixed[0]}` is fixed, not estimated; there are {listed(layout.names)}.")
     return [places[k] for k in chosen]
 
@@ -180,16 +180,16 @@ class LinearCombinations:
 def read_combinations(layout: Layout, text: str | Sequence[str], argument: str) -> LinearCombinations:
     """The linear combinations of estimated parameters that texts name: `scale`, `beta`, `a - 2 b`."""
     forms = []
-    for one in [text] if isinstance(text, str) else text:
-        reader = _Reader(layout, one, argument)
+    for part in [text] if isinstance(text, str) else text:
+        reader = _Reader(layout, part, argument)
         form = reader.read_sum()
-        if reader.position < len(one):
+        if reader.position < len(part):
             reader.fail(
-                f"{one[reader.position]!r} cannot stand there", " Give the names of parameters, or a sum of them."
+                f"{part[reader.position]!r} cannot stand there", " Give the names of parameters, or a sum of them."
             )
         if not form.coefficients.any():
             reader.fail("there is no parameter in it")
-        forms += [(form, reader.labels(form, 0, len(one)))]
+        forms += [(form, reader.labels(form, 0, len(part)))]
     shape = forms[0][0].shape if isinstance(text, str) else (sum(len(labels) for _, labels in forms),)
     return _stack(layout, [form for form, _ in forms], [name for _, labels in forms for name in labels], shape)
 
@@ -204,8 +204,8 @@ def read_restrictions(
     """
     forms: list[_Form] = []
     statements: list[str] = []
-    for one in [text] if isinstance(text, str) else text:
-        reader = _Reader(layout, one, argument, not_free)
+    for part in [text] if isinstance(text, str) else text:
+        reader = _Reader(layout, part, argument, not_free)
         for form, labels in reader.read_hypotheses():
             forms.append(form)
             statements += labels
@@ -262,7 +262,7 @@ class _Reader:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{argument}={text!r} is empty. Write names of parameters, as in 'scale' or 'a - b'.")
         self.layout, self.text, self.argument, self.not_free, self.position = layout, text, argument, not_free, 0
-        self.known, self.places = all_names(layout), estimated_entries(layout)
+        self.index, self.places = all_names(layout), estimated_entries(layout)
         self.arrays: list[tuple[int, int, tuple[int, ...]]] = []  # where names of several entries stand in the text
 
     def fail(self, reason: str, hint: str = "") -> NoReturn:
@@ -326,7 +326,7 @@ class _Reader:
             text = self.text[start:stop]
             for first, last, positions in reversed(self.arrays):
                 if start <= first and last <= stop:
-                    text = text[: first - start] + self.known.entries[positions[k]] + text[last - start :]
+                    text = text[: first - start] + self.index.entries[positions[k]] + text[last - start :]
             texts.append(" ".join(text.split()))
         return tuple(texts)
 
@@ -380,10 +380,10 @@ class _Reader:
             name, closed, _ = rest[1:].partition("`")
             if not closed:
                 self.fail("a backtick has no partner")
-            if name not in self.known.positions:
+            if name not in self.index.positions:
                 self.unknown(name)
             return self.take_name(name, len(name) + 2)
-        for name in self.known.longest_first:
+        for name in self.index.longest_first:
             if rest.startswith(name) and _ends_word(name, rest[len(name) :]) and not _NUMBER.fullmatch(name):
                 return self.take_name(name, len(name))
         if number := _NUMBER.match(rest):
@@ -405,14 +405,14 @@ class _Reader:
 
     def unknown(self, name: str) -> NoReturn:
         if re.match(r"\w+\(", name):
-            hint = f"{self.known.hint(name)} A function of parameters is not linear in them. {AS_FUNCTION}"
+            hint = f"{self.index.hint(name)} A function of parameters is not linear in them. {AS_FUNCTION}"
         else:
-            hint = self.known.hint(name) or " Write the name of an odd parameter between backticks."
-        self.fail(f"no parameter is named {name!r}; there are {listed(self.known.entries)}", hint)
+            hint = self.index.hint(name) or " Write the name of an odd parameter between backticks."
+        self.fail(f"no parameter is named {name!r}; there are {listed(self.index.entries)}", hint)
 
     def take_name(self, name: str, length: int) -> _Form:
-        positions = self.known.positions[name]
-        if fixed := [self.known.entries[k] for k in positions if self.places[k] < 0]:
+        positions = self.index.positions[name]
+        if fixed := [self.index.entries[k] for k in positions if self.places[k] < 0]:
             self.fail(f"`{fixed[0]}` {self.not_free}")
         if len(positions) > 1:
             self.arrays.append((self.position, self.position + length, positions))

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from fisher_jax.checking.quantile_comparison import (
@@ -14,8 +15,10 @@ from fisher_jax.checking.quantile_comparison import (
     with_rows_for_weights,
 )
 from fisher_jax.errors import entry_point
+from fisher_jax.fitting.covariance import CovarianceKind
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.bootstrap import Bootstrap
+from fisher_jax.inference.return_levels import Method
 from fisher_jax.inference.return_levels import return_levels as levels_of
 from fisher_jax.plots.canvas import check_result, panels
 from fisher_jax.reporting import percent
@@ -27,15 +30,15 @@ if TYPE_CHECKING:
 @entry_point
 def return_levels(
     fit: Fit,
-    periods: Any = None,
+    periods: ArrayLike | None = None,
     *,
     given: PyTree = None,
     threshold: float = 0.0,
     rate: float = 1.0,
     rate_error: float = 0.0,
-    kind: str | None = None,
+    kind: CovarianceKind | None = None,
     level: float = 0.95,
-    method: str = "delta",
+    method: Method = "delta",
     replicates: Bootstrap | None = None,
     axes: "Axes | None" = None,
 ) -> "Axes":
@@ -46,8 +49,8 @@ def return_levels(
     fit : Fit
         One fit, with its data.
     periods : array, optional
-        Where levels are computed; by default forty, from just above the time between two observations to ten times the length of
-        the record, and twelve for profiles.
+        At which levels are computed; by default forty, twelve for profiles, from just above the time between two observations to
+        ten times the length of the record.
     given, threshold, rate, rate_error, kind, level, method, replicates
         As for `fisher_jax.return_levels`.
     axes : matplotlib Axes, optional
@@ -78,7 +81,7 @@ def return_levels(
         raise TypeError(f"this is of {len(fit)} fits. Give one, as fits[3].")
     settings: dict[str, Any] = {"given": given, "threshold": threshold, "rate": rate, "rate_error": rate_error}
     settings |= {"kind": kind, "level": level, "method": method, "replicates": replicates}
-    if periods is None:
+    if periods is None:  # the arguments are checked before the periods are computed from them
         levels_of(
             fit,
             2.0 / rate if isinstance(rate, int | float) and rate > 0 else 2.0,

@@ -284,17 +284,11 @@ def profile_likelihood(
     fit._warn()
     if function is not None and parameters is not None:
         raise ValueError("give a function or the names of parameters, not both.")
-    function = as_function(function, fit, "function")
-    columns: Any = choose_estimated(fit.layout, parameters, "parameters") if function is None else None
-    if isinstance(function, LinearCombinations):
-        columns = function.entry_places
-    if columns is not None:
-        numbers, columns = None, np.array(columns)
-        names = tuple(fit.names[k] for k in columns)
+    if function is None:
+        columns = np.array(choose_estimated(fit.layout, parameters, "parameters"))
+        numbers, names = None, tuple(fit.names[k] for k in columns)
     else:
-        names = outline(function, fit, "function").names
-        numbers, columns = Numbers(ById(function)), np.arange(len(names))
-
+        numbers, columns, names = numbers_meant(function, fit, "function")
     profile_of = _profile_many if fit.has_batch else _profile_one
     profile = profile_of(fit, numbers, columns, names, float(level))
     unreached = np.any(np.isin(profile.end_codes, (End.STUCK, End.RUNNING, End.BETTER_FOUND)), axis=-1)
@@ -305,6 +299,18 @@ def profile_likelihood(
             which = f"for {', '.join(names[k] for k in np.flatnonzero(unreached))}"
         warn(f"an end is NaN {which}; print the profile to see why.")
     return profile
+
+
+def numbers_meant(
+    function: Any, fit: Fit, argument: str
+) -> tuple[Numbers | None, Int[np.ndarray, " m"], tuple[str, ...]]:
+    """What a text or a function stands for: a function and its numbers, or None and entries of θ; and their names."""
+    function = as_function(function, fit, argument)
+    if isinstance(function, LinearCombinations) and function.entry_places is not None:
+        columns = np.array(function.entry_places)
+        return None, columns, tuple(fit.names[k] for k in columns)
+    names = outline(function, fit, argument).names
+    return Numbers(ById(function)), np.arange(len(names)), names
 
 
 def _profile_one(

@@ -13,13 +13,12 @@ from jaxtyping import Bool, Float, Int, PyTree
 from fisher_jax.errors import check_count, check_flag, check_level, entry_point, kind_of, require, shown, warn
 from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.map_fits import check_fit
-from fisher_jax.fitting.parameter_functions import outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
-from fisher_jax.models.programs import ById
+from fisher_jax.models.parameter_names import is_text
 from fisher_jax.numerics.array_namespace import on_host
 from fisher_jax.profile.path import End
-from fisher_jax.profile.profile_likelihood import MOST_RESTARTS, Numbers, fit_higher
+from fisher_jax.profile.profile_likelihood import MOST_RESTARTS, Numbers, fit_higher, numbers_meant
 from fisher_jax.profile.rays import Rays, follow_rays, pair_at
 from fisher_jax.profile.sides import cut_of
 from fisher_jax.reporting import Report, Reported, Table, listed, number, percent
@@ -28,7 +27,7 @@ _STEEP = 0.7  # radians between a chord and the boundary at its ends, above whic
 _SHORT = 0.02  # chords shorter than this part of the largest radius need none
 _MOST_HALVINGS = 6  # of the angle between two rays
 _MOST_ADDED = 4  # times the rays asked for
-_PARALLEL = 1e-10  # 1 − correlation², up to which the two numbers are one
+_PARALLEL = 1e-10  # 1 − correlation² of the two numbers, up to which one is a function of the other
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,17 +118,17 @@ class ProfileRegion(Reported):
     def summary(self) -> Report:
         """The cut-off, whether the curve is closed, and of each number the estimate and how far the points reach."""
         points = np.asarray(self.points)
-        found = np.all(np.isfinite(points), axis=1)
+        exists = np.all(np.isfinite(points), axis=1)
         ends = np.full((2, 2), np.nan)
-        if np.any(found):
-            ends = np.stack([np.min(points[found], axis=0), np.max(points[found], axis=0)], axis=1)
+        if np.any(exists):
+            ends = np.stack([np.min(points[exists], axis=0), np.max(points[exists], axis=0)], axis=1)
         what, degrees = ("both together", "two degrees") if self.joint else ("each by itself", "one degree")
         facts = [
             ("Level", f"{percent(self.level)}, {what}"),
             ("Cut-off", f"{self.cut:.4f} nats below the maximum, ½ χ² with {degrees} of freedom"),
             (
                 "Points",
-                f"{int(np.sum(found))} on {len(found)} rays, {'a closed curve' if self.closed else 'not closed'}",
+                f"{int(np.sum(exists))} on {len(exists)} rays, {'a closed curve' if self.closed else 'not closed'}",
             ),
         ]
         errors = np.sqrt(np.diagonal(self.covariance))
@@ -170,7 +169,8 @@ def profile_region(
     fit : Fit
         One fit, as `fit` returned it. As for `profile_likelihood`, one that did not converge can be profiled too.
     pair : two strings, or callable
-        Two of `fit.names`; or ``function(params)``, which returns two numbers, as an array, a dictionary or another pytree.
+        Two parameters by name, or linear combinations of them, as for `profile_likelihood`: ``("a", "b - c")``. Or
+        ``function(params)``, which returns two numbers, as an array, a dictionary or another pytree.
     level : float
         Coverage aimed at, strictly between 0 and 1.
     joint : bool
@@ -286,22 +286,18 @@ def _cut_of(level: float, joint: bool) -> float:
 
 def _numbers_of(fit: Fit, pair: Any) -> tuple[Numbers | None, Int[np.ndarray, " 2"], tuple[str, ...]]:
     """The function that returns the two numbers, or their entries of θ, and their names."""
-    if callable(pair) and not isinstance(pair, type):
-        names = outline(pair, fit, "pair").names
-        if len(names) != 2:
-            raise ValueError(f"pair returned {len(names)} numbers ({listed(names)}); expected two.")
-        return Numbers(ById(pair)), np.arange(2), names
-    if isinstance(pair, str) or not isinstance(pair, list | tuple | np.ndarray) or len(pair) != 2:
-        what = shown(pair) if isinstance(pair, str | list | tuple | np.ndarray) else kind_of(pair)
-        raise TypeError(
-            f"pair={what} must be two names, as ({', '.join(map(repr, fit.names[:2]))}), or a function of params."
-        )
-    for name in pair:
-        if not isinstance(name, str) or name not in fit.names:
-            raise ValueError(f"pair names {shown(name)}, which is not estimated; there are {listed(fit.names)}.")
-    if pair[0] == pair[1]:
-        raise ValueError(f"pair names {pair[0]!r} twice; expected two different entries.")
-    return None, np.array([fit.names.index(name) for name in pair]), tuple(map(str, pair))
+    if not callable(pair) or isinstance(pair, type):
+        if isinstance(pair, str) or not is_text(pair) or len(pair) != 2:
+            what = shown(pair) if isinstance(pair, str | list | tuple | np.ndarray) else kind_of(pair)
+            raise TypeError(
+                f"pair={what} must be two names, as ({', '.join(map(repr, fit.names[:2]))}), or a function of params."
+            )
+        if pair[0] == pair[1]:
+            raise ValueError(f"pair names {pair[0]!r} twice; expected two different numbers.")
+    numbers, columns, names = numbers_meant(pair, fit, "pair")
+    if len(names) != 2:
+        raise ValueError(f"pair has {len(names)} numbers ({listed(names)}); expected two.")
+    return numbers, columns, names
 
 
 def _whitening(
