@@ -57,6 +57,7 @@ def evaluation(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves) -> Calla
         if by_products is not None:
             return lambda u, columns: _with_auxiliary(
                 plan,
+                kind,
                 u,
                 (columns[:count], columns[count:]),
                 shared_leaves,
@@ -241,24 +242,28 @@ def evaluate_lanes(
         information = lanes.matrix(matrix)
     value = jnp.sum(value, axis=0)
     at = Evaluation(value, gradient, information, rounding=jnp.zeros_like(value))
-    return _with_auxiliary(plan, u, varying, shared, at)
+    return _with_auxiliary(plan, kind, u, varying, shared, at)
 
 
 def _with_auxiliary(
     plan: Plan,
+    kind: Kind,
     u: lanes.Vector,
     varying: tuple[Leaves, Leaves],
     shared: tuple[Leaves, Leaves],
     at: Evaluation,
 ) -> Evaluation:
-    """The evaluation with the term that counts once, where the model has one; its information is the same by every kind."""
+    """The evaluation with the term that counts once, where the model has one."""
     if plan.model.auxiliary is None:
         return at
 
     def one(u: Array, varying_fixed: Leaves, varying_rows: Leaves) -> tuple[Array, Array, Array]:
         y, _, _ = plan.observations(varying_rows, shared[1])
         values = plan.values(plan.fixed(varying_fixed, shared[0]))
-        return auxiliary_derivatives(plan.model, plan.layout, values, first_row(y.measured), u)
+        value, slope, information, variance = auxiliary_derivatives(
+            plan.model, plan.layout, values, first_row(y.measured), u
+        )
+        return value, slope, variance if kind == "empirical" else information
 
     value, slope, information = jax.vmap(one, in_axes=-1, out_axes=-1)(lanes.to_array(u), *varying)
     return Evaluation(

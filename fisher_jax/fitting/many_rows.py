@@ -32,7 +32,7 @@ SIXTEENTHS = 4  # bits to which a number of rows is rounded up, so that one more
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
 def _counted_once(model: Model, layout: Layout, values: Values, measured: Any, u: Array) -> Any:
-    """The term that counts once, with its gradient and minus its Hessian."""
+    """The term that counts once, with its gradient, minus its Hessian and the variance of its score."""
     return auxiliary_derivatives(model, layout, values, measured, u)
 
 
@@ -81,7 +81,8 @@ class Rows:
         workers.run(work, range(self.num_workers), self.num_workers)
         value, rounding, gradient, triangle = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
         dtype, p = self.layout.dtype, len(u)
-        once_value, once_gradient, once_information = (0.0, 0.0, 0.0) if self.once is None else self.once(u)
+        once_value, once_gradient, *once = (0.0,) * 4 if self.once is None else self.once(u)
+        once_information = once[1] if kind == "empirical" else once[0]
         value = np.append(value, dtype.type(once_value))
         total = math.fsum(value) if np.all(np.isfinite(value)) else float(np.sum(value))
         high = dtype.type(total)

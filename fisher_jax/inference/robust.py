@@ -26,7 +26,7 @@ from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.input_arrays import check_unmasked
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import auxiliary_information, likelihood, scores_at
+from fisher_jax.models.likelihood import auxiliary_variance, likelihood, scores_at
 from fisher_jax.models.model import Model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import weigh
@@ -236,7 +236,7 @@ class _Meat:
         else:
             middle = factor(n, p, n) * (_product(weighted, weighted) if self.sampling else outer_product)
         # What counts once is by itself, whatever the clusters, and known by its model only.
-        once = precise(auxiliary_information(target, fit.free))
+        once = precise(auxiliary_variance(target, fit.free))
         middle, outer_product = middle + once, outer_product + once
         if len(labels) < 2:
             return middle, outer_product, jnp.array(False)

@@ -4,7 +4,7 @@
 
 with the auxiliary measurement m: the calibration of a nuisance parameter, a number of events. The rows are those of the model, as
 they would be without it; the term is added where sums over rows are. One measurement does not show its own spread: where the scores
-of the rows are summed as s sᵀ, the term enters by its information −∇² log q instead, which is the variance of its score.
+of the rows are summed as s sᵀ, the term enters by −∇² log q in the user's parameters, an estimate of the variance of its score.
 """
 
 from dataclasses import dataclass
@@ -130,8 +130,9 @@ def with_auxiliary(model: Model, log_density: UserFunction, *, sample: UserFunct
       drawn anew. Profiles and the tests take the term along.
     - One measurement does not show its own spread, and where it alone determines a parameter its score at the estimate is zero
       whatever its error. So the middle of the sandwich, and of `robust` however its observations are clustered, is
-      Σ wᵢ sᵢ sᵢᵀ − ∇² log q: the rows are taken as they vary, the measurement as q says. The same is ``"empirical"``. There is no
-      ``"expected"`` information, and no Fisher information per observation.
+      Σ wᵢ sᵢ sᵢᵀ − ∇² log q, the second derivatives being those in the user's parameters: the rows are taken as they vary, the
+      measurement as q says. The same is ``"empirical"``. There is no ``"expected"`` information, and no Fisher information per
+      observation.
     - n, in BIC and elsewhere, is that of the observations; weights and clusters are theirs, and weights leave the term alone.
     - The bootstrap draws m anew by `sample` beside the rows, resampled or drawn (the unconditional ensemble); without `sample` it
       raises, for with m as it is the replicates vary too little. A number of events is drawn anew while the rows stay as many as
@@ -202,14 +203,31 @@ def auxiliary_term(model: Model, params: PyTree, measured: PyTree) -> Array:
 
 def auxiliary_derivatives(
     model: Model, layout: Layout, values: Values, measured: PyTree, free: Float[Array, " p"]
-) -> tuple[Float[Array, ""], Float[Array, " p"], Float[Array, "p p"]]:
-    """The log-density of the measurement at u, its gradient and minus its Hessian."""
+) -> tuple[Float[Array, ""], Float[Array, " p"], Float[Array, "p p"], Float[Array, "p p"]]:
+    """The log-density of the measurement at u, its gradient, minus its Hessian, and the variance of its score.
 
-    def term(free: Float[Array, " p"]) -> Float[Array, ""]:
-        return auxiliary_term(model, layout.constrain(free, values), measured).astype(layout.dtype)
+    The variance is that of −∇² log q with respect to the user's parameters, Jᵀ (−∇²) J. Minus the Hessian with respect to u has
+    also the slope times the curvature of the constraints, so that a sandwich made of it would depend on how parameters are
+    constrained, where the slope is not zero.
+    """
 
-    value, slope = jax.value_and_grad(term)(free)
-    return value, slope, -jax.jacfwd(jax.grad(term))(free)
+    def term(params: PyTree) -> Float[Array, ""]:
+        return auxiliary_term(model, params, measured).astype(layout.dtype)
+
+    def at(free: Float[Array, " p"]) -> Float[Array, ""]:
+        return term(layout.constrain(free, values))
+
+    point, push = jax.linearize(lambda free: layout.constrained_values(free, values), free)
+
+    def at_linear(step: Float[Array, " p"]) -> Float[Array, ""]:
+        moved = [
+            value if leaf.is_fixed else value + change
+            for leaf, value, change in zip(layout.leaves, point, push(step), strict=True)
+        ]
+        return term(layout.assemble(moved))
+
+    value, slope = jax.value_and_grad(at)(free)
+    return value, slope, -jax.jacfwd(jax.grad(at))(free), -jax.jacfwd(jax.grad(at_linear))(jnp.zeros_like(free))
 
 
 def first_row(measured: PyTree) -> PyTree:

@@ -26,8 +26,8 @@ class Likelihood(NamedTuple):
     """The log-likelihood as a function of a flat vector and of rows, which may be taken in chunks where `separable`.
 
     `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term. `auxiliary`
-    gives a term that counts once, beside those of the rows, with its gradient and minus its Hessian; functions here that return
-    weighted terms append it.
+    gives a term that counts once, beside those of the rows, with its gradient, minus its Hessian and the variance of its score;
+    functions here that return weighted terms append it.
     """
 
     terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
@@ -35,7 +35,7 @@ class Likelihood(NamedTuple):
     weights: Float[Array, " n"] | None
     num_terms: int
     separable: bool
-    auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array]] | None = None
+    auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
 
 
 class Derivatives(NamedTuple):
@@ -66,11 +66,11 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
     rows = dataset.data if dataset.given is None else (dataset.data, dataset.given)
     terms = terms_of(model, layout, values, dataset.given is not None)
     shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
-    auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array]] | None = None
+    auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     if model.auxiliary is not None:
         measured = first_row(jax.tree.map(jnp.asarray, dataset.data.measured))
 
-        def auxiliary(free: Float[Array, " p"]) -> tuple[Array, Array, Array]:
+        def auxiliary(free: Float[Array, " p"]) -> tuple[Array, Array, Array, Array]:
             return auxiliary_derivatives(model, layout, values, measured, free)
 
     weights = dataset.weights
@@ -159,7 +159,7 @@ def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
 
     terms, (gradient, curvature) = _in_chunks(target, flat, of_chunk)
     if target.auxiliary is not None:
-        value, slope, information = target.auxiliary(flat)
+        value, slope, information, _ = target.auxiliary(flat)
         terms, gradient, curvature = jnp.append(terms, value), gradient + slope, curvature + information
     return Derivatives(terms, gradient, curvature)
 
@@ -173,14 +173,14 @@ def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Arr
 
     terms, gradient = _in_chunks(target, flat, of_chunk)
     if target.auxiliary is not None:
-        value, slope, _ = target.auxiliary(flat)
+        value, slope, _, _ = target.auxiliary(flat)
         terms, gradient = jnp.append(terms, value), gradient + slope
     return terms, gradient
 
 
-def auxiliary_information(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "p p"]:
-    """Minus the Hessian of the term that counts once; zero where there is none."""
-    return jnp.zeros((flat.shape[0],) * 2, flat.dtype) if target.auxiliary is None else target.auxiliary(flat)[2]
+def auxiliary_variance(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "p p"]:
+    """The variance of the score of the term that counts once; zero where there is none."""
+    return jnp.zeros((flat.shape[0],) * 2, flat.dtype) if target.auxiliary is None else target.auxiliary(flat)[3]
 
 
 def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p"]:
@@ -192,7 +192,7 @@ def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p
 def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool[Array, " n"], Float[Array, "p p"]]:
     """Which scores are finite, and Σ wᵢ sᵢ sᵢᵀ, never holding more than a chunk of scores.
 
-    A term that counts once adds its information, since its one score is no estimate of its variance.
+    A term that counts once adds the variance of its score, of which its one score is no estimate.
     """
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
@@ -202,8 +202,8 @@ def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool
 
     finite, products = _in_chunks(target, flat, of_chunk)
     if target.auxiliary is not None:
-        _, slope, information = target.auxiliary(flat)
-        finite, products = jnp.append(finite, jnp.all(jnp.isfinite(slope))), products + information
+        _, slope, _, variance = target.auxiliary(flat)
+        finite, products = jnp.append(finite, jnp.all(jnp.isfinite(slope))), products + variance
     return finite, products
 
 
