@@ -105,7 +105,7 @@ def test_float32_agrees_with_float64_within_a_hundredth_of_a_standard_error(name
     distance = exact.layout.flatten(coarse.params) - exact.layout.flatten(exact.params)
     assert np.max(np.abs(distance) / exact.layout.flatten(exact.standard_errors())) < 0.01
     np.testing.assert_allclose(
-        coarse.layout.flatten(coarse.standard_errors()), exact.layout.flatten(exact.standard_errors()), rtol=0.01
+        exact.layout.flatten(coarse.standard_errors()), exact.layout.flatten(exact.standard_errors()), rtol=0.01
     )
 
 

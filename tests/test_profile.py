@@ -80,7 +80,7 @@ def test_a_function_is_profiled_as_if_it_were_a_parameter():
     profile = fj.profile_likelihood(fitted("gamma"), lambda p: {"mean": p["shape"] / p["rate"], "same": p["shape"]})
     assert profile.names == ("mean", "same")
     np.testing.assert_allclose(profile.interval[0], expected, rtol=1e-8)
-    np.testing.assert_allclose(profile.interval[1], gamma_profile().interval[1], rtol=1e-9)
+    np.testing.assert_allclose(profile.interval[1], gamma_profile().interval[0], rtol=1e-9)
     np.testing.assert_allclose(profile.standard_error[0], 2.308065509652, rtol=1e-9)  # the delta method's
 
 

@@ -624,7 +624,7 @@ class Fit:
         # As for a fit that converged to rounding: the limit at which the distance to the maximum no longer matters.
         return edge if gradient @ inverse @ gradient < ROUNDING_LIMIT**2 else None
 
-    def _with_names(self, matrix: Any) -> "pd.DataFrame":
+    def _with_names(self, matrix: Any) -> Any:
         """A matrix over the parameters with their names."""
         if np.ndim(matrix) != 2 or is_traced(matrix):
             raise ValueError(
