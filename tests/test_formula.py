@@ -369,6 +369,27 @@ def test_each_group_reports_its_rows_left_out_and_one_without_rows_is_named():
     assert fits.labels.tolist() == ["b", "c"]
 
 
+# Effects --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_spline_has_the_marginal_effect_of_the_polynomial_that_it_is():
+    """Without inner knots; beyond those at the ends it is not defined."""
+    spline, cubic = (
+        fj.marginal_effects(fj.formula(f"y ~ {terms}", families.poisson, COUNTS).fit())
+        for terms in ("bs(x, df=3)", "x + I(x ** 2) + I(x ** 3)")
+    )
+    assert spline.labels == ("x",)
+    np.testing.assert_allclose(spline.estimate, cubic.estimate, rtol=1e-5)
+    np.testing.assert_allclose(spline.standard_errors(), cubic.standard_errors(), rtol=1e-5)
+
+
+def test_a_category_enters_also_where_its_first_levels_have_one_coefficient():
+    effects = fj.marginal_effects(fj.formula("y ~ C(ship == 's')", families.poisson, COUNTS).fit())
+    assert effects.labels == ("ship: q − p", "ship: r − p", "ship: s − p")
+    means = COUNTS["y"].groupby(COUNTS["ship"] == "s").mean()
+    np.testing.assert_allclose(effects.estimate, [0.0, 0.0, means[True] - means[False]], atol=1e-7)
+
+
 # The predictor --------------------------------------------------------------------------------------------------------
 
 
