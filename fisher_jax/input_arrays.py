@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fisher_jax.errors import to_numpy
+
 Name = Callable[[], str]  # of an argument or of a part of it, for an error: made only when one is raised
 LEAVE_OUT = "Leave these rows out."
 
@@ -69,6 +71,28 @@ def as_unmasked_array(leaf: Any, name: Name, remedy: str) -> Any:
 def as_weights(weights: Any, name: str) -> Any:
     """Weights as an array; a mask is an error."""
     return as_unmasked_array(weights, lambda: name, "Give an observation that is to be left out weight zero.")
+
+
+def as_labels(labels: Any, name: str) -> np.ndarray:
+    """Labels of observations, numbers or text, as an array; raise where one is masked, NaN, NaT, None or NA."""
+    remedy = "Give every observation a label."
+    check_unmasked(labels, lambda: name, remedy)
+    labels = to_numpy(labels, name)
+
+    def is_missing(label: Any) -> bool:
+        try:
+            return label is None or bool(label != label)
+        except (TypeError, ValueError):  # the truth of pandas' NA is undefined
+            return True
+
+    # NaN and NaT are not equal to themselves.
+    flat = labels.ravel()
+    missing = np.array([is_missing(label) for label in flat]) if flat.dtype == object else flat != flat
+    if np.any(missing):
+        first = int(np.argmax(missing))
+        text = "NaN" if isinstance(flat[first], float | np.floating) else str(flat[first])
+        raise ValueError(f"{name}[{first}] is {text}. {remedy}")
+    return labels
 
 
 def _from_other(leaf: Any, name: Name) -> Any:

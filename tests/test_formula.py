@@ -237,6 +237,36 @@ def test_a_group_in_which_a_level_does_not_occur_has_its_status():
     assert "Fit 2 (c)" in str(fits.summary())
 
 
+def test_groups_are_told_apart_by_their_labels_and_not_by_the_text_of_several():
+    table = {"y": np.arange(8.0), "a": ["p, q", "p"] * 4, "b": ["r", "q, r"] * 4}
+    with pytest.raises(ValueError, match="different groups with the same label 'p, q, r'"):
+        fj.fit_batch(families.normal, None, np.arange(8.0), given=pd.DataFrame(table)[["a", "b"]], by=["a", "b"])
+    with pytest.raises(ValueError, match="different groups with the same label"):
+        fj.formula("y ~ 1", families.normal, table).fit_batch(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        np.array([np.nan, 1.0, 1.0]),
+        np.ma.array([1, 1, 1], mask=[True, False, False]),
+        np.array(["NaT", "2020-01-01", "2020-01-01"], "datetime64[D]"),
+    ],
+)
+def test_a_group_without_a_label_raises(by):
+    with pytest.raises(ValueError, match=r"by.*Give every observation a label"):
+        fj.fit_batch(families.normal, None, np.arange(3.0), by=by)
+
+
+def test_clusters_of_groups_follow_the_order_of_the_fits(by_gene):
+    """Whole numbers among objects have one order as numbers and another as text."""
+    numbers = {"a": 2, "b": 10, "c": 3}
+    table = COUNTS.assign(gene=COUNTS["gene"].map(numbers).astype(object))
+    numbered = fj.robust(fj.formula("y ~ x + batch", families.poisson, table).fit_batch(by="gene"), clusters="ship")
+    order = [numbered.labels.tolist().index(str(numbers[label])) for label in by_gene.labels]
+    np.testing.assert_allclose(numbered.covariance()[order], fj.robust(by_gene, clusters="ship").covariance())
+
+
 def test_a_design_that_groups_share_is_stored_once():
     table = pd.concat([COUNTS[["x", "y"]].assign(gene=gene) for gene in "ab"])
     fits = fj.formula("y ~ x", families.poisson, table).fit_batch(by="gene")
@@ -354,6 +384,39 @@ def test_reports_say_how_many_rows_were_left_out():
     assert "1 row, left out" in str(whole)
 
 
+def test_each_group_reports_its_rows_left_out_and_one_without_rows_is_named():
+    counts = fj.formula("y ~ x + batch", families.poisson, HOLES, missing="drop")
+    fits = counts.fit_batch(by="gene")
+    expected = [int(HOLES.loc[[3, 5], "gene"].eq(label).sum()) for label in fits.labels]
+    np.testing.assert_array_equal(fits.num_masked, expected)
+    np.testing.assert_array_equal(counts.fit_batch(by=HOLES["gene"]).num_masked, expected)
+    empty = HOLES.assign(x=HOLES["x"].mask(HOLES["gene"] == "a"))
+    with pytest.warns(fj.FitWarning, match="1 groups, the first of them 'a', are not fitted: a value is missing"):
+        fits = fj.formula("y ~ x", families.poisson, empty, missing="drop").fit_batch(by="gene")
+    assert fits.labels.tolist() == ["b", "c"]
+
+
+# Effects --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_spline_has_the_marginal_effect_of_the_polynomial_that_it_is():
+    """Without inner knots; beyond those at the ends it is not defined."""
+    spline, cubic = (
+        fj.marginal_effects(fj.formula(f"y ~ {terms}", families.poisson, COUNTS).fit())
+        for terms in ("bs(x, df=3)", "x + I(x ** 2) + I(x ** 3)")
+    )
+    assert spline.labels == ("x",)
+    np.testing.assert_allclose(spline.estimate, cubic.estimate, rtol=1e-5)
+    np.testing.assert_allclose(spline.standard_errors(), cubic.standard_errors(), rtol=1e-5)
+
+
+def test_a_category_enters_also_where_its_first_levels_have_one_coefficient():
+    effects = fj.marginal_effects(fj.formula("y ~ C(ship == 's')", families.poisson, COUNTS).fit())
+    assert effects.labels == ("ship: q − p", "ship: r − p", "ship: s − p")
+    means = COUNTS["y"].groupby(COUNTS["ship"] == "s").mean()
+    np.testing.assert_allclose(effects.estimate, [0.0, 0.0, means[True] - means[False]], atol=1e-7)
+
+
 # The predictor --------------------------------------------------------------------------------------------------------
 
 
@@ -367,6 +430,14 @@ def test_the_predictor_makes_the_covariates_of_other_tables(poisson_formula):
     np.testing.assert_allclose(
         centred.predictor.covariates(COUNTS[20:25])["rate"], centred.given["rate"][20:25], atol=1e-12
     )
+
+
+@pytest.mark.parametrize(
+    "term", ["C(x > 0)", "C(np.sign(x))", "C(batch == 'v')", "C(ship, contr.sum)", "C(`x`.round())"]
+)
+def test_categories_that_are_computed_are_computed_of_another_table_too(term):
+    counts = fj.formula(f"y ~ {term}", families.poisson, COUNTS)
+    np.testing.assert_array_equal(counts.predictor.covariates(COUNTS[:9])["rate"], counts.given["rate"][:9])
 
 
 def test_a_formula_is_equal_to_its_copies_and_not_to_others(poisson_formula):
@@ -487,6 +558,7 @@ BAD = {
     "unknown groups": (lambda: fj.formula(*POISSON).fit_batch(by="gens"), "no column 'gens', by which.*Did you mean 'gene'"),
     "groups without a table": (lambda: fj.fit_batch(density, None, COUNTS["y"].to_numpy(), by="gene"), "neither data nor given is a table"),
     "groups of another length": (lambda: fj.fit_batch(families.poisson, None, COUNTS["y"], by=np.arange(3)), "by has 3 labels"),
+    "an offset that is not a number": (made(offset=np.where(np.arange(N) == 4, np.nan, 0.0)), "offset must be finite; in row 4 it is not"),
     "groups and axes": (lambda: fj.fit_batch(families.poisson, None, COUNTS["y"], by="gene", data_axis=1), "by= makes the axes"),
     "groups of another index": (lambda: fj.fit_batch(families.poisson, None, COUNTS["y"], by=COUNTS["gene"][::-1]), "data and by have different index labels"),
 }  # fmt: skip

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import names_in, to_numpy
+from fisher_jax.errors import names_in
 from fisher_jax.fitting.padding import FILLING
+from fisher_jax.input_arrays import as_labels
 from fisher_jax.models.dataset import as_arrays
 from fisher_jax.models.parameters import path_name
 from fisher_jax.tables import Table, describe_missing, is_table, missing_in
@@ -40,24 +41,34 @@ class Groups(NamedTuple):
 
 def groups_of(keys: Sequence[Any]) -> Groups:
     """The groups of rows whose labels agree, in the order of the labels; several labels of a row are put in one text."""
-    columns = [to_numpy(key, "by") for key in keys]
+    columns = [as_labels(key, "by") for key in keys]
     shapes = {column.shape for column in columns}
     if len(shapes) > 1 or columns[0].ndim != 1 or columns[0].size == 0:
         raise ValueError(
             f"by has labels of shape {', '.join(map(str, shapes))}; expected (n,), one label for each observation."
         )
-    labels = columns[0]
-    if len(columns) > 1:
-        labels = np.array([", ".join(map(str, row)) for row in zip(*columns, strict=True)])
     try:
-        unique, codes = np.unique(labels, return_inverse=True)
+        each = [np.unique(column, return_inverse=True) for column in columns]
     except TypeError as error:
         raise TypeError(
             "by has labels of several types, which have no order. Give all of one type, as text."
         ) from error
+    unique, codes = each[0]
+    if len(columns) > 1:
+        # Groups are told apart by the labels themselves and not by their text, which "a, b" and "c" share with "a" and "b, c".
+        combinations, codes = np.unique(np.stack([codes for _, codes in each]), axis=1, return_inverse=True)
+        texts = [labels.astype(str)[index] for (labels, _), index in zip(each, combinations, strict=True)]
+        unique = np.array([", ".join(row) for row in zip(*texts, strict=True)])
+        by_text = np.argsort(unique, kind="stable")
+        unique, codes = unique[by_text], np.argsort(by_text)[codes]
     order = np.argsort(codes, kind="stable")  # the rows of each group in their order
     ends = np.cumsum(np.bincount(codes))[:-1]
     unique = np.array([str(label) for label in unique]) if unique.dtype == object else unique
+    printed, counts = np.unique(unique, return_counts=True)
+    if np.any(counts > 1):
+        raise ValueError(
+            f"by has different groups with the same label {str(printed[np.argmax(counts)])!r}. Rename them."
+        )
     return Groups(unique, np.split(order, ends))
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in
+from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in, warn
 from fisher_jax.families.common import Family
 from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.groups import groups_of
@@ -25,7 +25,7 @@ from fisher_jax.frames.predictor import (
     parse,
     variables_of,
 )
-from fisher_jax.input_arrays import Labels, as_weights, check_same_labels, labels_of
+from fisher_jax.input_arrays import Labels, as_labels, as_weights, check_same_labels, labels_of
 from fisher_jax.models.censoring import right_censored
 from fisher_jax.models.constraints import Bounds, Constraint, Fixed, fixed
 from fisher_jax.models.linked import linked
@@ -99,34 +99,63 @@ class Formula(Reported):
 
         `by` is the name of a column, several names, or an array of labels. The design is made once, over the whole table, so that
         levels are the same in each group; where one does not occur its coefficient is not identified, which the status tells.
+        An array has a label for each row of the table, also for those that were left out.
         """
         names = [] if isinstance(by, np.ndarray) else names_in(by)
-        if names and all(name in self.table.names for name in names):
+        whole, used = Table(self.table.native, self.table.name), np.asarray(self.table.rows)
+        has_label = np.ones(len(whole), bool)
+        if names and all(name in whole.names for name in names):
             places = self.table.missing(names)
             if places:
                 raise ValueError(describe_missing(places, self.table.name, len(self.table)))
-            by = [self.table.column(name) for name in names]
+            keys = [whole.column(name) for name in names]
+            for without_label in whole.missing(names).values():
+                has_label &= ~without_label
         elif isinstance(by, str):
-            self.table.series(by, ", by which the groups are made")
+            whole.series(by, ", by which the groups are made")
         else:
-            by = [by]
-        groups = groups_of(by)
-        codes = np.empty(len(self.table), dtype=groups.labels.dtype)
-        for label, rows in zip(groups.labels, groups.rows, strict=True):
-            codes[rows] = label
-        result = fit_batch(
-            self.model, self._start(start), self.data, given=self.given, weights=self.weights, by=codes, **options
+            check_same_labels(_labels({"the table": whole.native, "by": by}))
+            keys = [as_labels(by, "by")]
+            if keys[0].shape != (len(whole),):
+                raise ValueError(
+                    f"by has shape {keys[0].shape}, but the table has {len(whole)} rows; expected one label each."
+                )
+        rows = np.flatnonzero(has_label)
+        every = groups_of([key[rows] for key in keys])
+        labels = np.empty(len(whole), dtype=every.labels.dtype)
+        for label, members in zip(every.labels, every.rows, strict=True):
+            labels[rows[members]] = label
+        groups = groups_of([labels[used]])  # in the order in which they are fitted
+        left_out = labels[np.setdiff1d(rows, used)]
+        empty = np.setdiff1d(left_out, groups.labels)
+        if len(empty):
+            warn(
+                f"{len(empty)} groups, the first of them {str(empty[0])!r}, are not fitted: a value is missing in each of their "
+                "rows."
+            )
+        num_dropped = np.bincount(
+            np.searchsorted(groups.labels, left_out[np.isin(left_out, groups.labels)]), minlength=len(groups.labels)
         )
-        return self._with_table(result, self.table.take(groups.padded()) if groups.is_padded else None, 0)
+        result = fit_batch(
+            self.model,
+            self._start(start),
+            self.data,
+            given=self.given,
+            weights=self.weights,
+            by=labels[used],
+            **options,
+        )
+        return self._with_table(result, self.table.take(groups.padded()) if groups.is_padded else None, num_dropped)
 
     def _start(self, start: PyTree) -> PyTree:
         """What is given, else the start of the formula in JAX's default precision, which may have changed since it was made."""
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
         return {name: np.asarray(value, dtype) for name, value in self.start.items()} if start is None else start
 
-    def _with_table(self, result: Fit, table: Table | None, num_dropped: int) -> Fit:
-        if num_dropped:
-            result = replace(result, num_masked=np.asarray(num_dropped + int(result.num_masked or 0)))
+    def _with_table(self, result: Fit, table: Table | None, num_dropped: Any) -> Fit:
+        if np.any(num_dropped):
+            masked = 0 if result.num_masked is None else result.num_masked
+            result = replace(result, num_masked=np.asarray(num_dropped + masked))
         if result.origin is None or table is None:
             return result
         return replace(result, origin=Origin(result.origin.model, replace(result.origin.dataset, table=table)))
@@ -287,6 +316,9 @@ def formula(
     constants = []
     for role in ("offset", "exposure", *roles.columns):
         if role in numbers:
+            if not np.all(np.isfinite(numbers[role])):
+                row = rows[np.argmin(np.isfinite(numbers[role]))]
+                raise ValueError(f"{role} must be finite; in row {row} it is not. Leave such rows out.")
             constants.append(Constant(role, beside[role] if isinstance(beside[role], str) else None))
     if "exposure" in numbers and roles.links[main] != "log":
         raise ValueError(
@@ -412,13 +444,13 @@ def _array(source: Any, role: str, frame: Any, table: Table) -> Any:
         raise ValueError(
             f"{role} has shape {values.shape}, but the table has {len(table)} rows. Give a column or an array (n,)."
         )
-    labels = [
-        Labels(name, ("observations", "index"), of[0])
-        for name, of in (("the table", labels_of(frame)), (role, labels_of(source)))
-        if of
-    ]
-    check_same_labels(labels)
+    check_same_labels(_labels({"the table": frame, role: source}))
     return values
+
+
+def _labels(parts: dict[str, Any]) -> list[Labels]:
+    """The labels that pandas gives to the rows of each."""
+    return [Labels(name, ("observations", "index"), of[0]) for name, part in parts.items() if (of := labels_of(part))]
 
 
 def _response(family: Family, terms: Any, view: Table) -> tuple[np.ndarray, tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -85,7 +85,7 @@ class Design:
         """Evaluate terms on rows of a table; the design and its matrix. A column called `without` is left out."""
         formulaic = require("formulaic", "frames")
         variables = tuple(sorted(variables_of(terms)))
-        frame = frame_for(table.take(rows), variables)
+        frame = frame_for(table.take(rows), variables, _numeric_variables(terms))
         matrix = _evaluate(
             lambda: formulaic.model_matrix(terms, frame, context={}, output="numpy", na_action="ignore"), str(terms)
         )
@@ -107,18 +107,17 @@ class Design:
         result = {}
         for factor, variables in self.spec.factor_variables.items():
             state = self.spec.encoder_state.get(str(factor), (None, {}))[1]
-            of_table = [str(name) for name in variables if str(name) in self.variables]
-            if (
-                "categories" in state
-                and len(of_table) == 1
-                and re.fullmatch(r"`?[^()]+`?|C\([^()]*(\([^()]*\))?\)", str(factor))
-            ):
-                result[of_table[0]] = list(state["categories"])
+            for name in (str(variable) for variable in variables if str(variable) in self.variables):
+                # `g`, `C(g)` and `C(g, …)`, but not `C(g > 0)`, whose levels are not those of the column.
+                if "categories" in state and re.match(
+                    rf"`?{re.escape(name)}`?$|C\(`?{re.escape(name)}`?[,)]", str(factor)
+                ):
+                    result[name] = list(state["categories"])
         return result
 
     def matrix(self, table: Table) -> Float[np.ndarray, "n p"]:
         """The design matrix of another table; raise for levels that were not there when the design was made."""
-        frame = frame_for(table, self.variables)
+        frame = frame_for(table, self.variables, _numeric_variables(self.spec.formula))
         for name, levels in self.levels.items():
             present = list(dict.fromkeys(frame[name].tolist()))
             unseen = [level for level in present if level not in levels]
@@ -254,8 +253,11 @@ def constant_covariates(parts: dict[str, np.ndarray], rows: np.ndarray) -> dict[
     return result if offset is None else result | {"offset": offset}
 
 
-def frame_for(table: Table, names: Collection[str]) -> Any:
-    """The pandas frame that formulaic evaluates terms on: numbers, truths, text, and categories without those that do not occur."""
+def frame_for(table: Table, names: Collection[str], as_floats: Collection[str] = ()) -> Any:
+    """The pandas frame that formulaic evaluates terms on: numbers, truths, text, and categories without those that do not occur.
+
+    Whole numbers keep their type, in which levels are printed, but for the columns `as_floats`.
+    """
     pd, nw = require("pandas", "frames"), require("narwhals.stable.v2", "frames")
     columns: dict[str, Any] = {}
     for name in sorted(names):
@@ -273,10 +275,9 @@ def frame_for(table: Table, names: Collection[str]) -> Any:
             raise TypeError(
                 f"column {name!r} of {table.name} holds times ({dtype}). Make numbers of them, as the days since a date, or text."
             )
-        elif is_number:  # in their own type: levels are printed as they are
-            columns[name] = pd.Series(
-                values.astype(np.int64 if dtype.is_integer() else bool if dtype == nw.Boolean else float)
-            )
+        elif is_number:
+            is_integer = dtype.is_integer() and name not in as_floats
+            columns[name] = pd.Series(values.astype(np.int64 if is_integer else bool if dtype == nw.Boolean else float))
         elif dtype == nw.Object:
             kinds = sorted({type(value).__name__ for value in values})
             raise TypeError(
@@ -313,14 +314,24 @@ def parse(text: Any, what: str) -> Any:
         raise ValueError(f"{what} {text!r} is not a formula: {reason}") from error
 
 
+def _numeric_variables(terms: Any) -> set[str]:
+    """The columns that no term takes for categories by `C`: powers of whole numbers would overflow in silence."""
+    factors = [factor for term in terms for factor in term.factors]
+    return _variables_of(factors) - _variables_of(factor for factor in factors if factor.expr.startswith("C("))
+
+
 def variables_of(terms: Any) -> set[str]:
     """The columns of a table that terms need; raise for a function that formulas do not know.
 
     formulaic's own `required_variables` leaves out those that enter by `center`, `bs` and their like alone.
     """
+    return _variables_of(factor for term in terms for factor in term.factors)
+
+
+def _variables_of(factors: Iterable[Any]) -> set[str]:
     variables, transforms = require("formulaic.utils.variables", "frames"), require("formulaic.transforms", "frames")
     names: set[str] = set()
-    for factor in (factor for term in terms for factor in term.factors):
+    for factor in factors:
         if factor.eval_method.value == "lookup":
             names.add(factor.expr)
         if factor.eval_method.value != "python":

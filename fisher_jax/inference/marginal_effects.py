@@ -202,7 +202,7 @@ def _variables_of_table(
     _choose(names, columns, columns)
     used = [name for name in columns if name in predictor.variables]
     candidates = used if names is None or at == "mean" else [name for name in names if name in used]
-    slopes: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # the numbers of a column, and the steps on either side
+    slopes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # the numbers of a column, the steps up and down
     levels: dict[str, list[Any]] = {}
     for name in candidates:
         x = table.numbers(name) if table.series(name).dtype.is_numeric() else None
@@ -210,15 +210,13 @@ def _variables_of_table(
             # Steps that suit each row: of its own size, but no larger than the spread and not far smaller.
             spread = np.std(x[np.isfinite(x)]) if np.any(np.isfinite(x)) else 0.0
             size = np.clip(np.abs(x), 0.01 * spread, spread) if spread > 0 else np.maximum(np.abs(x), 1.0)
-            try:
-                if _differ(design({name: x + STEP * size}), design({name: x - STEP * size})):
-                    slopes[name] = x, STEP * size
+            steps = _steps(design, name, x, STEP * size)
+            if steps is not None:
+                if _differ(design({name: x + steps[0]}), design({name: x - steps[1]})):
+                    slopes[name] = x, *steps
                 continue
-            except ValueError:
-                # A number that the formula takes for a category cannot be moved to one between its levels.
-                pass
         of_column = table.levels(name)
-        if len(of_column) > 1 and _differ(design({name: of_column[0]}), design({name: of_column[1]})):
+        if any(_differ(design({name: of_column[0]}), design({name: level})) for level in of_column[1:]):
             levels[name] = of_column
     entering = [name for name in columns if name in slopes or name in levels]
     if unused := [name for name in names or () if name not in entering]:
@@ -228,7 +226,7 @@ def _variables_of_table(
         )
     # At the means: numbers at theirs, categories by the mean of what the design has for them, their frequencies.
     means = (
-        {name: np.full(len(x), np.average(x, weights=weights)) for name, (x, _) in slopes.items()}
+        {name: np.full(len(x), np.average(x, weights=weights)) for name, (x, *_) in slopes.items()}
         if at == "mean"
         else {}
     )
@@ -250,9 +248,9 @@ def _variables_of_table(
                 to = design(means | {name: level})
                 result.append(Variable(f"{name}: {_word(level)} − {_word(first)}", rows(to, start), True))
             continue
-        x, step = slopes[name]
+        x, up, down = slopes[name]
         x = means.get(name, x)
-        upper, lower = x + step, x - step
+        upper, lower = x + up, x - down
         high, low = (design(means | {name: end}) for end in (upper, lower))
         width = upper - lower  # as rounded
 
@@ -262,6 +260,31 @@ def _variables_of_table(
         direction = jax.tree.leaves(jax.tree.map(slope, high, low))
         result.append(Variable(name, rows(base, direction, x), False))
     return result
+
+
+def _steps(
+    design: Callable[[dict[str, Any]], PyTree], name: str, x: np.ndarray, step: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The steps up and down from the numbers of a column; None where the formula takes these for categories.
+
+    A spline is not defined beyond the knots at its ends: there the steps end at the greatest and the least of the numbers.
+    """
+
+    def is_defined(values: np.ndarray) -> bool:
+        try:
+            design({name: values})
+        except ValueError:
+            return False
+        return True
+
+    steps = []
+    for sign, end in ((1.0, np.max(x)), (-1.0, np.min(x))):
+        # The end itself is left out by a little, which rounding would pass.
+        each = step if is_defined(x + sign * step) else np.minimum(step, (1.0 - 1e-8) * np.abs(end - x))
+        if not is_defined(x + sign * each):
+            return None
+        steps.append(each)
+    return (steps[0], steps[1]) if np.all(steps[0] + steps[1] > 0) else None
 
 
 def _word(level: Any) -> str:

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fisher_jax.errors import check_choice, check_count, entry_point, to_numpy, warn
+from fisher_jax.errors import check_choice, check_count, entry_point, warn
 from fisher_jax.fitting.covariance import precise
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
-from fisher_jax.input_arrays import check_unmasked
+from fisher_jax.input_arrays import as_labels
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import auxiliary_variance, likelihood, scores_at
 from fisher_jax.models.model import Model
@@ -278,25 +278,11 @@ def cluster_codes(labels: Any, *, by_group: bool = False) -> Int[np.ndarray, "*b
 
     With `by_group` they may be (B, n), of many data sets, which share the codes.
     """
-    check_unmasked(labels, lambda: "clusters", "Give every observation a label.")
-    labels = to_numpy(labels, "clusters")
+    labels = as_labels(labels, "clusters")
     if by_group and labels.ndim == 2:
         return cluster_codes(labels.reshape(-1)).reshape(labels.shape)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"clusters has shape {labels.shape}; expected (n,), one label for each observation.")
-
-    def is_missing(label: Any) -> bool:
-        try:
-            return label is None or bool(label != label)
-        except (TypeError, ValueError):  # the truth of pandas' NA is undefined
-            return True
-
-    # NaN and NaT are not equal to themselves.
-    missing = np.array([is_missing(x) for x in labels]) if labels.dtype == object else labels != labels
-    if np.any(missing):
-        first = int(np.argmax(missing))
-        text = "NaN" if isinstance(labels[first], float | np.floating) else str(labels[first])
-        raise ValueError(f"clusters[{first}] is {text}. Give every observation a label.")
     try:
         codes = np.unique(labels, return_inverse=True)[1].reshape(-1)
     except TypeError as error:
