@@ -102,9 +102,11 @@ class Table:
         series = self.series(name)
         series = series if self.rows is None else series[self.rows]
         present = series.unique().drop_nulls().to_list()
-        if series.dtype == nw.Categorical or series.dtype == nw.Enum:
+        is_categorical = series.dtype == nw.Categorical
+        if series.dtype == nw.Enum or (is_categorical and series.implementation.is_pandas_like()):
             return [level for level in series.cat.get_categories().to_list() if level in present]
-        is_ordered = series.dtype.is_numeric() or series.dtype in (nw.String, nw.Boolean, nw.Object)
+        # As in a formula, categories of other libraries are sorted: their order is that of appearance.
+        is_ordered = is_categorical or series.dtype.is_numeric() or series.dtype in (nw.String, nw.Boolean, nw.Object)
         return sorted(present) if is_ordered else []
 
     def missing(self, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -123,7 +125,7 @@ def frame_of(value: Any, name: str) -> Any:
     if is_table(value):
         return value
     if not isinstance(value, dict) or not value:
-        kind = "an empty dictionary" if value == {} else kind_of(value)
+        kind = "an empty dictionary" if isinstance(value, dict) else kind_of(value)
         raise TypeError(f"{name} is {kind}; expected a table of pandas, polars or pyarrow, or a dictionary of columns.")
     columns = {key: np.atleast_1d(to_numpy(column, f"{name} {key!r}")) for key, column in value.items()}
     shapes = {column.shape for column in columns.values()}

@@ -558,7 +558,8 @@ BAD = {
     "unknown groups": (lambda: fj.formula(*POISSON).fit_batch(by="gens"), "no column 'gens', by which.*Did you mean 'gene'"),
     "groups without a table": (lambda: fj.fit_batch(density, None, COUNTS["y"].to_numpy(), by="gene"), "neither data nor given is a table"),
     "groups of another length": (lambda: fj.fit_batch(families.poisson, None, COUNTS["y"], by=np.arange(3)), "by has 3 labels"),
-    "an offset that is not a number": (made(offset=np.where(np.arange(N) == 4, np.nan, 0.0)), "offset must be finite; in row 4 it is not"),
+    "an offset that is not a number": (made(offset=np.where(np.arange(N) == 4, np.nan, 0.0)), "missing values in 1 of 90 rows: 1 in 'offset='"),
+    "an offset that is infinite": (made(offset=np.where(np.arange(N) == 4, np.inf, 0.0)), "offset must be finite; in row 4 it is not"),
     "groups and axes": (lambda: fj.fit_batch(families.poisson, None, COUNTS["y"], by="gene", data_axis=1), "by= makes the axes"),
     "groups of another index": (lambda: fj.fit_batch(families.poisson, None, COUNTS["y"], by=COUNTS["gene"][::-1]), "data and by have different index labels"),
 }  # fmt: skip

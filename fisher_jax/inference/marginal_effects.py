@@ -7,7 +7,7 @@ that is a category or a truth value, which has no derivative, has discrete chang
 the delta method, with the second derivatives ∂²m/∂u∂z by JAX (Greene, W. H., Econometric Analysis, 7th ed., section 17.3.2).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
