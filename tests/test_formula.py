@@ -432,6 +432,14 @@ def test_the_predictor_makes_the_covariates_of_other_tables(poisson_formula):
     )
 
 
+def test_powers_of_whole_numbers_do_not_overflow():
+    whole = COUNTS.assign(n=np.arange(N) * 10**5)
+    counts = fj.formula("y ~ I(n ** 4)", families.poisson, whole)
+    expected = whole["n"].to_numpy(float) ** 4
+    np.testing.assert_allclose(counts.given["rate"][:, 1], expected)
+    np.testing.assert_allclose(counts.predictor.covariates(whole)["rate"][:, 1], expected)
+
+
 @pytest.mark.parametrize(
     "term", ["C(x > 0)", "C(np.sign(x))", "C(batch == 'v')", "C(ship, contr.sum)", "C(`x`.round())"]
 )

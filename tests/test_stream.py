@@ -196,6 +196,17 @@ def test_a_pytree_of_integers_and_numbers_keeps_its_types_up_to_the_device(tmp_p
     np.testing.assert_allclose(result.to_columns()["params"], y["count"].mean(axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("as_chunks", [False, True])
+def test_starts_of_each_keep_the_order_in_which_their_keys_were_written(data, as_chunks, tmp_path):
+    ones = np.ones(len(data))
+    for name, start in {"one": {"shape": 1.0, "rate": 1.0}, "each": {"shape": ones, "rate": ones}}.items():
+        axis = None if name == "one" else 0
+        start = [start] if as_chunks and axis == 0 else start
+        fj.fit_stream(MODEL, start, data, tmp_path / f"{name}.zarr", start_axis=axis)
+    one, each = (zarr.open_group(tmp_path / f"{name}.zarr")["covariance (observed)"][:] for name in ("one", "each"))
+    np.testing.assert_allclose(each, one, rtol=1e-6)
+
+
 def test_a_start_from_initial_and_numbers_by_name_from_parquet(tmp_path):
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(2, 30, ROWS))

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from fisher_jax.models.fingerprint import Table, digest, fingerprint
 from fisher_jax.models.model import Model, starting_parameters
-from fisher_jax.models.parameters import path_name
+from fisher_jax.models.parameters import KeyOrder, in_key_order, key_order, path_name
 from fisher_jax.stream.source import Arrays, Source, check_lengths, check_not_empty, is_ragged, source_of
 
 MOST_IN_A_BLOCK = 2**16
@@ -30,12 +30,14 @@ class Block(NamedTuple):
 class Inputs:
     """The arguments by their names: what all data sets share, and the sources of what differs.
 
-    An argument may be in both: then each has `None` in the place of the other's leaves. `axes` are those of the user.
+    An argument may be in both: then each has `None` in the place of the other's leaves. `axes` are those of the user, and
+    `start_order` is how the dictionaries of the start were written, which sources read in JAX's order.
     """
 
     shared: dict[str, PyTree]
     sources: dict[str, Source]
     axes: dict[str, Any]
+    start_order: KeyOrder
 
     @property
     def length(self) -> int | None:
@@ -83,7 +85,8 @@ class Inputs:
             fill = lambda leaf, shared: shared if leaf is None else leaf  # noqa: E731
             return jax.tree.map(fill, parts[name], self.shared[name], is_leaf=lambda leaf: leaf is None)
 
-        return Block(merge("start"), merge("source"), merge("given"), merge("weights"))
+        start = in_key_order(merge("start"), self.start_order)
+        return Block(start, merge("source"), merge("given"), merge("weights"))
 
 
 def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
@@ -102,7 +105,10 @@ def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
     for name, source in sources.items():
         check_not_empty(source, name)
     check_lengths({name: source.length for name, source in sources.items() if source.length is not None})
-    return Inputs(shared, sources, axes)
+    start = arguments["start"]
+    if "start" in sources and "start" not in shared:  # chunks in a list, or columns of a file, have it below
+        start = start[0] if isinstance(start, list) and start else getattr(start, "columns", start)
+    return Inputs(shared, sources, axes, key_order(start))
 
 
 def default_block(model: Model, inputs: Inputs, num_kinds: int) -> int:
