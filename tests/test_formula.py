@@ -138,6 +138,9 @@ def test_clusters_by_name_are_statsmodels_clusters_but_for_its_factor():
     assert fit.names == ("Intercept", "value", "capital", "scale")
     with pytest.raises(ValueError, match="robust: the table has no column 'frim'"):
         fj.robust(fit, clusters="frim")
+    key = jax.random.key(0)
+    draws, again = (fj.bootstrap(fit, key, 20, clusters=of) for of in ("firm", table["firm"].to_numpy()))
+    np.testing.assert_array_equal(draws.replicates(), again.replicates())
 
 
 RNG = np.random.default_rng(7)

@@ -339,8 +339,9 @@ def bootstrap(
         Observations (or clusters) drawn with replacement; data drawn from the model at the estimate by its `sample`, for the
         same covariates; or blocks of consecutive observations, for data that depend on each other, which begin anywhere
         (and go round the end, if circular). For a `dependent` model a block is one of its terms, each with its own past.
-    clusters : array (n,), optional
-        Which cluster each observation belongs to, the same in all fits: whole clusters are drawn.
+    clusters : array (n,) or str, optional
+        Which cluster each observation belongs to, the same in all fits, or the name of a column of the table that the fit comes
+        from: whole clusters are drawn.
     block_length : int, optional
         Length of the blocks, needed by "block" and "circular block".
     acceleration : {"infinitesimal", "jackknife"}

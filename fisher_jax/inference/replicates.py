@@ -113,6 +113,12 @@ class SchemeOfEach(NamedTuple):
 def schemes_of(fits: Fit, method: str, clusters: Any, block_length: Any) -> SchemeOfEach:
     """The schemes of a batch of fits; which cluster an observation is in is the same for all."""
     origin = origin_of(fits)
+    if isinstance(clusters, str):
+        clusters = origin.dataset.column(clusters)
+        if np.ndim(clusters) > 1:
+            raise ValueError(
+                "each fit has clusters of its own, and those of the bootstrap are the same in all. Take one fit by fits[k]."
+            )
     shared = scheme_of(fits[0], origin_of(fits[0]), method, clusters, block_length)
     weights = origin.dataset.weights
     if weights is None:
@@ -225,6 +231,8 @@ def scheme_of(fit: Fit, origin: Origin, method: str, clusters: Any, block_length
     if clusters is not None:
         if method != "nonparametric":
             raise ValueError(f'clusters are drawn by method="nonparametric", not {method!r}.')
+        if isinstance(clusters, str):
+            clusters = origin.dataset.column(clusters)
         if np.shape(clusters) != (num_terms,):
             raise ValueError(
                 f"clusters has shape {np.shape(clusters)}, expected ({num_terms},), one label for each observation."
