@@ -92,6 +92,7 @@ def test_excesses_of_a_threshold_add_it_and_the_error_of_their_rate():
     text = str(found)
     assert "2.5 ± 0.354 in a unit of the period" in text
     assert "Threshold     30" in text
+    assert "2.5, taken as known, in a unit" in str(fj.return_levels(fit, [1, 20.0], threshold=30.0, rate=rate))
 
 
 def test_levels_of_a_formula_are_those_at_a_row_of_its_table():

@@ -72,7 +72,7 @@ class ReturnLevels(Reported):
         numbers, caption = np.stack(columns, axis=-1), ""
         facts = [("Intervals", f"{self.method}, {self.description}")]
         if self.rate != 1.0 or self.rate_error:
-            error = f" ± {self.rate_error:.3g}" if self.rate_error else ""
+            error = f" ± {self.rate_error:.3g}" if self.rate_error else ", taken as known,"
             facts.append(("Observations", f"{self.rate:.6g}{error} in a unit of the period"))
         if self.threshold:
             facts.append(("Threshold", f"{self.threshold:g}"))
