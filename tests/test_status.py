@@ -311,6 +311,10 @@ def test_errors_at_an_edge_are_given_only_where_the_others_are_at_their_maximum(
     for other in (moved, dataclasses.replace(fit, origin=None)):
         assert "conditional" not in str(other)
         assert other.summary().to_frame()["standard_error"].isna().all()
+    without = dataclasses.replace(fit, outer_product=np.full_like(fit.outer_product, np.nan)).summary("sandwich")
+    assert without.to_frame()["standard_error"].isna().all()
+    assert "conditional" not in str(without)
+    assert "There are no standard errors" in " ".join(str(without).split())
 
 
 def test_a_variance_component_whose_best_value_is_zero_is_a_boundary():

@@ -577,16 +577,17 @@ class Fit:
 
     def _rows(self, kind: str, level: Any, method: str = "wald") -> tuple[list[Row], str]:
         """A row for each parameter, and a sentence where standard errors are conditional on a parameter at its edge."""
-        edge, values = self._edge(), on_host(self.values)
-        at_edge = np.zeros(len(self.names), bool)
-        if edge is None:
-            errors = self._computed(covariances.standard_errors, kind)
-        else:
+        values, at_edge, conditional = on_host(self.values), np.zeros(len(self.names), bool), False
+        errors = self._computed(covariances.standard_errors, kind)
+        edge = self._edge()
+        if edge is not None:
             jacobian = np.asarray(self.layout.jacobian(self.free))
             at_edge = np.any(jacobian[:, edge] != 0, axis=1)
-            errors = covariances.root_diagonal(covariances.conditional_on_edge(on_host(self), kind, edge))
-            errors = np.where(at_edge, np.nan, errors)
-        if edge is None or method == "profile":
+            given_edge = covariances.root_diagonal(covariances.conditional_on_edge(on_host(self), kind, edge))
+            # An information that is not finite at the edge may leave no error for the others either.
+            conditional = bool(np.all(np.isfinite(given_edge[~at_edge])))
+            errors = np.where(at_edge | (not conditional), np.nan, given_edge)
+        if not conditional or method == "profile":
             ends = self._ends(kind, level, method, "unconstrained")
         else:
             ends = intervals.wald_of(on_host(self), errors, level, "unconstrained")
@@ -601,7 +602,7 @@ class Fit:
                     rows.append(Row(name + FIXED, float(x), *[np.nan] * 5))
                 else:
                     rows.append(Row(name + AT_EDGE if next(marks) else name, *map(float, next(numbers))))
-        if edge is None:
+        if not conditional:
             return rows, ""
         names = listed([f"`{name}`" for name, mark in zip(self.names, at_edge, strict=True) if mark])
         return rows, (

@@ -148,7 +148,7 @@ class Formula(Reported):
         return self._with_table(result, self.table.take(groups.padded()) if groups.is_padded else None, num_dropped)
 
     def _start(self, start: PyTree) -> PyTree:
-        """What is given, else the start of the formula in JAX's default precision, which may have changed since it was made."""
+        """The start of a fit: the user's, or that of the formula in the precision that JAX has now."""
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
         return {name: np.asarray(value, dtype) for name, value in self.start.items()} if start is None else start
 

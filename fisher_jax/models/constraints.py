@@ -369,7 +369,7 @@ def as_constraint(given: Any) -> Constraint | None:
 
 @entry_point
 def interval(low: float | int | None, high: float | int | None) -> Interval | Unconstrained:
-    """The constraint low < θ < high. An end that is None or infinite is no bound.
+    """The constraint low < θ < high. None, or an infinite end, leaves that side without a bound.
 
     Parameters
     ----------
