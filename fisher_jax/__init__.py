@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from fisher_jax.information.cramer_rao import cramer_rao_bound
     from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
     from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
+    from fisher_jax.latent.grouped import Grouped, by_group
+    from fisher_jax.latent.marginal import MarginalModel, marginal
+    from fisher_jax.latent.mixed import mixed
     from fisher_jax.models.auxiliary import with_auxiliary
     from fisher_jax.models.constraints import (
         fixed,
@@ -135,6 +138,11 @@ _DEFINED_IN = {
     "log_likelihood": "fisher_jax.information.derivatives",
     "score": "fisher_jax.information.derivatives",
     "scores": "fisher_jax.information.derivatives",
+    "Grouped": "fisher_jax.latent.grouped",
+    "by_group": "fisher_jax.latent.grouped",
+    "MarginalModel": "fisher_jax.latent.marginal",
+    "marginal": "fisher_jax.latent.marginal",
+    "mixed": "fisher_jax.latent.mixed",
     "fixed": "fisher_jax.models.constraints",
     "interval": "fisher_jax.models.constraints",
     "ordered": "fisher_jax.models.constraints",
@@ -183,6 +191,7 @@ __all__ = [
     "FitError",
     "FitWarning",
     "Formula",
+    "Grouped",
     "HypothesisTest",
     "Identifiability",
     "Influence",
@@ -190,6 +199,7 @@ __all__ = [
     "InformationMatrixTest",
     "InformationOperator",
     "InformationWarning",
+    "MarginalModel",
     "Model",
     "MonteCarlo",
     "Prediction",
@@ -208,6 +218,7 @@ __all__ = [
     "StreamResult",
     "__version__",
     "bootstrap",
+    "by_group",
     "check_information_equality",
     "check_score_mean",
     "coefficient_table",
@@ -236,7 +247,9 @@ __all__ = [
     "linked",
     "load",
     "log_likelihood",
+    "marginal",
     "marginal_effects",
+    "mixed",
     "moments",
     "observed_information",
     "optimal_design",

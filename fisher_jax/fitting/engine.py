@@ -70,6 +70,7 @@ def choose(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves, engine: str 
     obstacles = {
         "a dependent model": plan.model.is_dependent,
         "an auxiliary measurement": plan.model.auxiliary is not None,
+        "latent effects": plan.model.with_modes is not None,
         f"more than {UNROLLED} parameters": plan.layout.num_free > UNROLLED,
     }
     if engine == "arrays" or any(obstacles.values()):

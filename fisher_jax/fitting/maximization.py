@@ -38,6 +38,7 @@ from fisher_jax.models.constraints import Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import (
     Likelihood,
+    at_modes,
     derivatives_at,
     gradient_at,
     likelihood,
@@ -454,7 +455,8 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
 
         def call(u: Any, values: Values, dataset: Dataset) -> dict[str, Any]:
             problem = make_problem(model, layout, values, dataset, u)
-            target = problem.likelihood
+            target = at_modes(problem.likelihood, u)
+            problem = problem._replace(likelihood=target)
             at = evaluate(problem, kind, u)
             finite, outer_product = outer_product_at(target, u)
             estimate = layout.constrained_values(u, values)

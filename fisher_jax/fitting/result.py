@@ -665,7 +665,7 @@ class Fit:
                     rows = len(jax.tree.leaves(self.origin.dataset.data)[0])
                 if int(self.suspect) >= rows:
                     return "first at the auxiliary measurement"
-                return f"first at observation {int(self.suspect)}"
+                return f"first at observation {int(self.suspect)}{self._explained()}"
             if self.origin is None or self.origin.model.is_dependent:
                 return ""
             # Value and slope are finite, so it must be the second derivative of some log-density.
@@ -680,6 +680,15 @@ class Fit:
         if status == Status.TOO_FEW_OBSERVATIONS:
             return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
         return ""
+
+    def _explained(self) -> str:
+        """What the model knows about the observation at which its density is not finite."""
+        if self.origin is None:
+            return ""
+        model, dataset = self.origin
+        row = [part for part in (dataset.data, dataset.given) if part is not None]
+        reason = model.explain(self.params, *jax.tree.map(lambda leaf: leaf[int(self.suspect)], row))
+        return f", {reason}" if reason else ""
 
     def _check(self, kind: str | None) -> CovarianceKind:
         """The kind of covariance meant; raise where it does not exist or is not in `kinds`."""

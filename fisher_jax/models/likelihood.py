@@ -27,7 +27,8 @@ class Likelihood(NamedTuple):
 
     `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term. `auxiliary`
     gives a term that counts once, beside those of the rows, with its gradient, minus its Hessian and the variance of its score;
-    functions here that return weighted terms append it.
+    functions here that return weighted terms append it. `with_modes(flat, rows)` gives the rows of a marginal model the modes of
+    their latent effects at a point; see `at_modes`.
     """
 
     terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
@@ -36,6 +37,7 @@ class Likelihood(NamedTuple):
     num_terms: int
     separable: bool
     auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
+    with_modes: Callable[[Float[Array, " p"], PyTree], PyTree] | None = None
 
 
 class Derivatives(NamedTuple):
@@ -94,7 +96,30 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
                 return jnp.where(mask, leaf, jnp.where(none_counted, jnp.ones((), leaf.dtype), leaf[source]))
 
             rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
-    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent, auxiliary)
+    with_modes = None if model.with_modes is None else modes_of(model, layout, values, dataset.given is not None)
+    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent, auxiliary, with_modes)
+
+
+def modes_of(
+    model: Model, layout: Layout, values: Values, has_given: bool
+) -> Callable[[Float[Array, " p"], PyTree], PyTree]:
+    """The rows of a marginal model with the modes of their latent effects, as a function of u and of rows."""
+
+    def with_modes(free: Float[Array, " p"], rows: PyTree) -> PyTree:
+        params = layout.constrain(free, values)
+        if not has_given:
+            return jax.vmap(lambda y: model.with_modes(params, y))(rows)  # type: ignore[misc]
+        y, z = rows
+        return jax.vmap(lambda y, z: model.with_modes(params, y, z))(y, z), z  # type: ignore[misc]
+
+    return with_modes
+
+
+def at_modes(target: Likelihood, flat: Float[Array, " p"]) -> Likelihood:
+    """The log-likelihood near `flat`, with the modes of latent effects found there: for derivatives at that point only."""
+    if target.with_modes is None:
+        return target
+    return target._replace(rows=target.with_modes(flat, target.rows), with_modes=None)
 
 
 def term_of(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Float[Array, ""]:
@@ -145,12 +170,14 @@ def _shapes_of(tree: PyTree) -> str:
 
 def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]:
     """The weighted log-densities."""
+    target = at_modes(target, flat)
     terms = weigh(target.terms(flat, target.rows), target.weights)
     return terms if target.auxiliary is None else jnp.append(terms, target.auxiliary(flat)[0])
 
 
 def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
     """Terms, gradient and minus Hessian in one pass over the data."""
+    target = at_modes(target, flat)
     method = by_entry if flat.shape[0] <= FORWARD_UP_TO else by_row
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array]]:
@@ -166,6 +193,7 @@ def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
 
 def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Array, " n"], Float[Array, " p"]]:
     """Weighted terms and the gradient of their sum."""
+    target = at_modes(target, flat)
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
         terms, pull = jax.vjp(lambda u: target.terms(u, rows), flat)
@@ -185,6 +213,7 @@ def auxiliary_variance(target: Likelihood, flat: Float[Array, " p"]) -> Float[Ar
 
 def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p"]:
     """The gradient of the term of each row, without its weight."""
+    target = at_modes(target, flat)
     scores, _ = _in_chunks(target, flat, lambda rows, _: (_chunk_scores(target, flat, rows), 0.0))
     return scores
 
@@ -194,6 +223,7 @@ def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool
 
     A term that counts once adds the variance of its score, of which its one score is no estimate.
     """
+    target = at_modes(target, flat)
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
         scores = _chunk_scores(target, flat, rows)

@@ -102,6 +102,18 @@ class Model:
     is_dependent = False
 
     @property
+    def with_modes(self) -> UserFunction | None:
+        """Of a model made by `marginal`: from (params, y, z) to y with the mode of its latent effects at these parameters.
+
+        Where the density is differentiated, the modes are found once before, and their search is not differentiated.
+        """
+        return None
+
+    def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
+        """Why the log-density of an observation is not finite, in words; empty where the model does not know."""
+        return ""
+
+    @property
     def auxiliary(self) -> UserFunction | None:
         """The log-density of what was measured beside the observations, of a model made by `with_auxiliary`."""
         return None

@@ -1,0 +1,1 @@
+"""Marginal likelihoods: latent effects integrated out of a joint density, by Laplace's method and adaptive quadrature."""

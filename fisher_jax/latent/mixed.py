@@ -1,0 +1,200 @@
+"""`mixed`: a family whose parameters depend on covariates and on normal effects that the rows of a group share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from fisher_jax.errors import check_flag, check_function, entry_point, kind_of
+from fisher_jax.latent.grouped import Grouped
+from fisher_jax.latent.marginal import MarginalModel, cholesky, marginal
+from fisher_jax.models.constraints import positive, positive_definite
+from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.programs import UserFunction, call_differentiable
+
+SD, COVARIANCE = "sd", "covariance"  # the names under which the parameters hold the distribution of the effects
+
+
+class MixedModel(MarginalModel):
+    """A model made by `mixed`."""
+
+    @property
+    def joint(self) -> "MixedDensity":
+        """The joint density of a group's rows and its effects, standardised."""
+        return self.integral.joint  # type: ignore[return-value]
+
+    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
+        """The effects on the scale of the predictor."""
+        return self.joint.effects_of(params, b)
+
+
+@dataclass(frozen=True)
+class MixedDensity:
+    """log p(y, b; θ) of a group: its rows given the effects L b, and b standard normal."""
+
+    family: Model
+    predictor: UserFunction
+    layout: Layout  # of the effects
+    correlated: bool
+
+    @property
+    def user_function(self) -> UserFunction:
+        """Where its programs are stored; see `models.programs.owner_of`."""
+        return self.predictor
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What else it is made of."""
+        return self.family, self.layout, self.correlated
+
+    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
+        """L b: the effects as the predictor takes them."""
+        name = COVARIANCE if self.correlated else SD
+        if not isinstance(params, dict) or name not in params:
+            what = "covariance matrix (q, q)" if self.correlated else "standard deviations, shaped like them"
+            raise ValueError(
+                f"params must be a dictionary with the effects' {what} under {name!r}, as in {{'beta': …, {name!r}: …}}."
+            )
+        if not self.correlated:
+            effects = b * self.layout.flatten(params[SD])
+        else:
+            lower, _ = cholesky(params[COVARIANCE])
+            effects = jnp.stack([sum(lower[i, j] * b[j] for j in range(i + 1)) for i in range(len(b))])
+        return self.layout.constrain(effects, [None] * len(self.layout.leaves))
+
+    def predict(self, params: PyTree, effects: PyTree, *z: PyTree) -> dict[str, Any]:
+        """The family's parameters for one row."""
+        predicted = call_differentiable(self.predictor, (params, effects, *z), "predictor")
+        if not isinstance(predicted, dict):
+            raise TypeError(
+                f"the predictor must return a dictionary of the family's parameters, as in {{'rate': …}}, but returned "
+                f"{kind_of(predicted)}."
+            )
+        return predicted
+
+    def __call__(self, params: PyTree, b: Float[Array, " q"], y: PyTree, *z: PyTree) -> Float[Array, ""]:
+        effects = self.effects_of(params, b)
+        y, z, weights = rows_of(y, z)
+        terms = jax.vmap(lambda y, *z: self.family.log_density(self.predict(params, effects, *z), y))(y, *z)
+        if weights is not None:
+            terms = jnp.where(weights == 0, 0, weights * terms)
+        return jnp.sum(terms) + jnp.sum(jax.scipy.stats.norm.logpdf(b))
+
+    def sample(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
+        """One draw of the effects, and of y in each row given them."""
+        if not z:
+            raise ValueError(
+                "draws from a mixed model need given=, the covariates of each row, which tell how many rows a group has."
+            )
+        _, z, _ = rows_of(None, z)
+        key, key_of_effects = jax.random.split(key)
+        b = jax.random.normal(key_of_effects, (self.layout.num_free,))
+        effects = self.effects_of(params, b)
+        keys = jax.random.split(key, len(jax.tree.leaves(z)[0]))
+
+        def draw(key: Array, *z: PyTree) -> PyTree:
+            return self.family.sample(key, self.predict(params, effects, *z))  # type: ignore[misc]
+
+        return jax.vmap(draw)(keys, *z)
+
+
+def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...], Array | None]:
+    """The rows of a group, of data and covariates, and how often each counts; None where each counts once."""
+    grouped = [isinstance(part, Grouped) for part in (y, *z)]
+    if grouped[0] and z and not grouped[1]:
+        raise TypeError(
+            "data is grouped and given is not, so that draws of data would not know which rows only fill up a group. Take both "
+            "from by_group."
+        )
+    weights = next((part.weights for part in (*z, y) if isinstance(part, Grouped)), None)
+    y, *rest = (part.rows if isinstance(part, Grouped) else part for part in (y, *z))
+    return y, tuple(rest), weights
+
+
+@entry_point
+def mixed(
+    family: Model,
+    predictor: UserFunction,
+    effects: PyTree,
+    *,
+    correlated: bool = False,
+    nodes: int = 1,
+    constraints: PyTree = None,
+    initial: UserFunction | None = None,
+    names: PyTree = None,
+) -> MixedModel:
+    """A model of groups of rows: a family whose parameters depend on covariates and on normal effects that a group's rows share.
+
+    Parameters
+    ----------
+    family : Model
+        One of `fisher_jax.families`, or any model whose params are a dictionary.
+    predictor : callable
+        ``predictor(params, effects, z)``, or ``predictor(params, effects)`` where there are no covariates: the dictionary of the
+        family's parameters for one row, given the effects of its group.
+    effects : pytree
+        Zeros that give the effects their names and shapes, as in ``{"intercept": 0.0, "slope": 0.0}``. `predictor` is called
+        with such a pytree.
+    correlated : bool
+        Independent effects have standard deviations ``params["sd"]``, a pytree shaped like `effects`; correlated ones a
+        covariance matrix ``params["covariance"]`` (q, q), in the order of `effects`.
+    nodes : int
+        Points of the quadrature along each axis, as for `marginal`; 1 is Laplace's approximation.
+    constraints, initial, names
+        Of the parameters, as for `Model`. Standard deviations are positive and the covariance matrix positive definite without
+        being named here.
+
+    Returns
+    -------
+    MixedModel
+        A model whose observation is a group: data, covariates and weights have a leading axis over the groups, and data and
+        covariates a second one over the rows of a group. Where groups differ in size both come from `by_group`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `marginal`.
+
+    Notes
+    -----
+    The effects are L b with b standard normal, L diagonal or the Cholesky factor of the covariance matrix: the likelihood is
+    that of normal effects, and is smooth where a standard deviation is zero.
+
+    A standard deviation whose best value is zero ends with the status "boundary": the errors of the other parameters are then
+    those with it at zero.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, jax.numpy as jnp
+    >>> def predictor(params, effects, z):
+    ...     return {"rate": jnp.exp(params["mean"] + params["slope"] * z + effects["clinic"])}
+    >>> model = fj.mixed(fj.families.poisson, predictor, {"clinic": 0.0})
+    >>> counts = jnp.array([[3, 4, 6], [0, 1, 1], [7, 9, 15], [2, 1, 4], [5, 2, 8], [1, 0, 2]])
+    >>> week = jnp.broadcast_to(jnp.arange(3.0), counts.shape)
+    >>> fit = fj.fit(model, {"mean": 0.0, "slope": 0.0, "sd": {"clinic": 1.0}}, counts, given=week)
+    >>> print(f"{fit.params['slope']:.3f} {fit.params['sd']['clinic']:.3f} {fit.converged}")
+    0.390 0.839 True
+    """
+    if not isinstance(family, Model):
+        raise TypeError(f"family is {kind_of(family)}; expected a Model such as families.poisson.")
+    check_function(predictor, "predictor", "params and effects (and z)")
+    check_flag(correlated, "correlated")
+    layout, _ = layout_of(effects)
+    density = MixedDensity(family, predictor, layout, correlated)
+    own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
+    if constraints is not None and not isinstance(constraints, dict):
+        raise TypeError(
+            f"constraints is {kind_of(constraints)}; expected a dictionary, as the parameters of a mixed model are."
+        )
+    base = marginal(density, np.zeros(layout.num_free), nodes=nodes)
+    return MixedModel(
+        base.integral,
+        sample=None if family.sample is None else density.sample,
+        constraints={**own, **(constraints or {})},
+        initial=initial,
+        names=names,
+    )
