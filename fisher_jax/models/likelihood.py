@@ -38,6 +38,7 @@ class Likelihood(NamedTuple):
     separable: bool
     auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     with_modes: Callable[[Float[Array, " p"], PyTree], PyTree] | None = None
+    is_marginal: bool = False
 
 
 class Derivatives(NamedTuple):
@@ -67,7 +68,10 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
     """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
     rows = dataset.data if dataset.given is None else (dataset.data, dataset.given)
     terms = terms_of(model, layout, values, dataset.given is not None)
-    shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
+    if model.with_modes is None:
+        shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
+    else:  # one for each group; to trace the density would take as long as all else before a first fit
+        shape = np.shape(jax.tree.leaves(rows)[0])[:1]
     auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     if model.auxiliary is not None:
         measured = first_row(jax.tree.map(jnp.asarray, dataset.data.measured))
@@ -97,7 +101,9 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
 
             rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
     with_modes = None if model.with_modes is None else modes_of(model, layout, values, dataset.given is not None)
-    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent, auxiliary, with_modes)
+    return Likelihood(
+        terms, rows, weights, shape[0], not model.is_dependent, auxiliary, with_modes, with_modes is not None
+    )
 
 
 def modes_of(
@@ -147,7 +153,10 @@ def terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]
 
 def _call_density(model: Model, arguments: tuple[Any, ...], name: str) -> Any:
     check_arity(model.log_density, ("params", "y", "z")[: len(arguments)], name)
-    value = call_differentiable(model.log_density, arguments, name)
+    if model.with_modes is None:
+        value = call_differentiable(model.log_density, arguments, name)
+    else:  # it calls the user's joint density so
+        value = model.log_density(*arguments)
     if not isinstance(value, bool | int | float | complex | np.generic | np.ndarray | jax.Array):
         raise TypeError(f"{name} must return an array but returned {kind_of(value)}.")
     return value
@@ -177,8 +186,9 @@ def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]
 
 def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
     """Terms, gradient and minus Hessian in one pass over the data."""
+    # A density with latent effects is a long program, which the derivatives entry by entry would repeat.
+    method = by_entry if flat.shape[0] <= FORWARD_UP_TO and not target.is_marginal else by_row
     target = at_modes(target, flat)
-    method = by_entry if flat.shape[0] <= FORWARD_UP_TO else by_row
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array]]:
         terms, gradient, curvature = method(lambda u: target.terms(u, rows), flat, weights)
