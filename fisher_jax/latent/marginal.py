@@ -211,8 +211,9 @@ def marginal(
     Notes
     -----
     The effects are found anew for each group at each parameter, by the step of `fit`, and derivatives by θ go through them
-    exactly to the third order (the second, where a fit needs no more). Where the search for a mode ends without a certificate the log-density is NaN: a fit then takes
-    a shorter step, or ends with the status "bad start" or "not finite" and names the group.
+    exactly to the third order (to the second where a fit needs no more). Where the search for a mode ends without a certificate
+    the log-density is NaN: a fit then takes a shorter step, or ends with the status "bad start" or "not finite" and names the
+    group.
 
     One mode is found, that to which the search leads from `effects`. Where the joint density has others it is that mode's
     contribution that counts; more nodes, and a search from another start, tell.
@@ -298,7 +299,7 @@ def _integrate(
     grid = np.stack(np.meshgrid(*[points] * q, indexing="ij"), axis=-1).reshape(-1, q)
     log_weights = np.sum(np.meshgrid(*[log_weights] * q, indexing="ij"), axis=0).reshape(-1)
     offsets = jax.vmap(lambda x: _solve_transposed(lower, x))(math.sqrt(2) * grid.astype(mode.dtype))
-    values = jax.vmap(f)(mode + offsets) + log_weights.astype(mode.dtype)
+    values = jax.vmap(f)(mode[None] + offsets) + log_weights.astype(mode.dtype)
     return jax.nn.logsumexp(values) - 0.5 * log_det + 0.5 * q * math.log(2)
 
 

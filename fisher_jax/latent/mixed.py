@@ -137,9 +137,10 @@ def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...
     y, *rest = (part.rows if isinstance(part, Grouped) else part for part in (y, *z))
     shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((y, rest, weights))}
     if len(shapes) > 1 or () in shapes:
+        of_data, *of_given = (jax.tree.map(jnp.shape, part) for part in (y, *rest))
         raise ValueError(
-            f"a group has data of shape {jax.tree.map(jnp.shape, y)} and given of {jax.tree.map(jnp.shape, tuple(rest))}; expected arrays (m, …) with the same number m of rows, of G groups (G, m, …). "
-            "fisher_jax.by_group makes them of a long table."
+            f"a group has data of shape {of_data}{f' and given of {of_given[0]}' if of_given else ''}; expected arrays (m, …) "
+            "with the same number m of rows, of G groups (G, m, …). fisher_jax.by_group makes them of a long table."
         )
     return y, tuple(rest), weights
 
