@@ -153,10 +153,7 @@ def terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]
 
 def _call_density(model: Model, arguments: tuple[Any, ...], name: str) -> Any:
     check_arity(model.log_density, ("params", "y", "z")[: len(arguments)], name)
-    if model.with_modes is None:
-        value = call_differentiable(model.log_density, arguments, name)
-    else:  # it calls the user's joint density so
-        value = model.log_density(*arguments)
+    value = call_differentiable(model.log_density, arguments, name)
     if not isinstance(value, bool | int | float | complex | np.generic | np.ndarray | jax.Array):
         raise TypeError(f"{name} must return an array but returned {kind_of(value)}.")
     return value
