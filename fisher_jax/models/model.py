@@ -113,6 +113,9 @@ class Model:
         """Why the log-density of an observation is not finite, in words; empty where the model does not know."""
         return ""
 
+    def check_data(self, data: PyTree, given: PyTree) -> None:
+        """Raise where data or covariates, as arrays, are none that the model can have; called once, where they come in."""
+
     @property
     def auxiliary(self) -> UserFunction | None:
         """The log-density of what was measured beside the observations, of a model made by `with_auxiliary`."""
