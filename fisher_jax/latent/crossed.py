@@ -238,6 +238,8 @@ def _add_up(places: list[Array], slopes: list[Array], start: Float[Array, " q"])
 class CrossedModel(MarginalModel):
     """A model made by `mixed` with ``levels=``: all rows are one observation."""
 
+    is_costly = True
+
     @property
     def joint(self) -> CrossedDensity:
         """The joint density of the rows and the effects, standardised."""

@@ -171,12 +171,16 @@ class Mode(NamedTuple):
 
 
 class _Search(NamedTuple):
+    # The best point so far.
     point: Float[Array, " q"]
     at: Derivatives
-    # λ, and how many steps were tried.
+    # λ diag, the step from there with it, and how many points were evaluated.
     damping: Float[Array, ""]
+    damped: Float[Array, " q"]
+    step: Float[Array, " q"]
+    definite: Bool[Array, ""]
     count: Int[Array, ""]
-    # Whether an undamped step from here is shorter than the tolerance.
+    # Whether an undamped step is shorter than the tolerance.
     ended: Bool[Array, ""]
 
 
@@ -185,37 +189,39 @@ def find_mode(derivatives: Callable[[Float[Array, " q"]], Derivatives], start: F
     dtype = start.dtype
     tolerance, eps = default_tolerance(dtype), float(jnp.finfo(dtype).eps)
 
-    def try_step(search: _Search) -> _Search:
-        point, at, damping, count, _ = search
-        # In the units of each effect; at least one, since a curvature may be zero or negative.
-        damped = damping * jnp.maximum(jnp.abs(at.matrix.diagonal), 1.0)
-        factors = factorize(at.matrix.plus_diagonal(damped))
-        step = factors.solve(at.gradient)
-        ended = (damping == 0) & factors.definite & (at.gradient @ step < tolerance**2)
+    def evaluate_and_step(search: _Search) -> _Search:
+        point, at, damping, damped, step, definite, count, _ = search
+        is_first = count == 0
         trial = derivatives(point + step)
         gain = trial.value - at.value
         # A gain below the rounding error of f is measured by the trapezoid of its slopes.
         is_measured = jnp.abs(gain) > 64 * eps * jnp.abs(at.value)
         gain = jnp.where(is_measured, gain, 0.5 * (at.gradient + trial.gradient) @ step)
         predicted = 0.5 * (at.gradient + damped * step) @ step
-        ratio = jnp.where(factors.definite & jnp.isfinite(trial.value), gain / predicted, -1.0)
-        accepted = (ratio > 1e-4) & jnp.all(jnp.isfinite(trial.gradient)) & ~ended
+        is_finite = jnp.isfinite(trial.value) & jnp.all(jnp.isfinite(trial.gradient))
+        ratio = jnp.where(definite & is_finite, gain / predicted, -1.0)
+        accepted = is_first | (ratio > 1e-4)
+        raised = jnp.maximum(8 * damping, LEAST_DAMPING)
         lowered = jnp.where(damping > LEAST_DAMPING, damping / 8, 0.0)
-        damping = jnp.where(
-            accepted, jnp.where(ratio > 0.25, lowered, damping), jnp.maximum(8 * damping, LEAST_DAMPING)
-        )
-        moved = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), (point + step, trial), (point, at))
-        return _Search(*moved, damping.astype(dtype), count + 1, ended)
+        next_damping = jnp.where(accepted, jnp.where(ratio > 0.25, lowered, damping), raised)
+        next_damping = jnp.where(is_first, jnp.where(is_finite, 0.0, MOST_DAMPING), next_damping).astype(dtype)
+        point, at = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), (point + step, trial), (point, at))
+        # In the units of each effect; at least one, since a curvature may be zero or negative.
+        damped = next_damping * jnp.maximum(jnp.abs(at.matrix.diagonal), 1.0)
+        factors = factorize(at.matrix.plus_diagonal(damped))
+        step = factors.solve(at.gradient)
+        ended = (next_damping == 0) & factors.definite & (at.gradient @ step < tolerance**2)
+        return _Search(point, at, next_damping, damped, step, factors.definite, count + 1, ended)
 
     def goes_on(search: _Search) -> Array:
         return ~search.ended & (search.count < STEPS) & (search.damping < MOST_DAMPING)
 
-    first = derivatives(start)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(derivatives, start))
+    zeros, no = jnp.zeros_like(start), jnp.zeros((), bool)
+    begun = _Search(start, nothing, jnp.zeros((), dtype), zeros, zeros, no, jnp.zeros((), jnp.int32), no)
+    search = jax.lax.while_loop(goes_on, evaluate_and_step, begun)
     # Where the start is not finite there is nowhere to go.
-    is_finite = jnp.isfinite(first.value) & jnp.all(jnp.isfinite(first.gradient))
-    damping = jnp.where(is_finite, 0.0, MOST_DAMPING).astype(dtype)
-    begun = _Search(start, first, damping, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-    search = jax.lax.while_loop(goes_on, try_step, begun)
+    is_finite = jnp.isfinite(search.at.value) & jnp.all(jnp.isfinite(search.at.gradient))
 
     # What is certified is computed where the search ended, whatever it did before.
     factors = factorize(search.at.matrix)
@@ -270,7 +276,8 @@ class IntegralOfMany(Integral):
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:
         y, mode = y if isinstance(y, WithMode) else self.with_mode(params, y, *z)
         mode = jax.lax.stop_gradient(mode)
-        b, gradient = mode.effects, self.gradient(params, y, *z)
+        gradient = self.gradient(params, y, *z)
+        b = mode.effects
         for _ in range(2):
             b = b + mode.factors.solve(gradient(b))
         value, _, matrix = self.derivatives(params, y, *z)(b)

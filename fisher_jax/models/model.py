@@ -100,6 +100,7 @@ class Model:
     names: PyTree = field(default=None, kw_only=True)
 
     is_dependent = False
+    is_costly = False  # whether an evaluation takes so long that nothing is gained by compiling the steps of a fit, too
 
     @property
     def with_modes(self) -> UserFunction | None:
