@@ -83,7 +83,7 @@ class Integral:
     start: tuple[float, ...]  # of the search for the mode, flat
     nodes: int
 
-    has_both_modes = True  # of differentiation
+    has_both_modes = True  # of differentiation: the joint density is called so that it has
 
     @property
     def user_function(self) -> UserFunction:

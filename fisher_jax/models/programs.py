@@ -195,8 +195,8 @@ def jit_with_model(
 def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name: str) -> Any:
     """Call a function of the user's so that JAX can differentiate it in either mode; see `numerics.autodiff_modes`.
 
-    The modes that it has by itself are stored with it, as its programs are. A density of this library that is known to have both
-    says so by `has_both_modes`.
+    The modes that it has by itself are stored with it, as its programs are. To find them it is traced several times, which a
+    function of this library that `has_both_modes` need not be.
     """
     if getattr(function, "has_both_modes", False):
         return call_user(function, arguments, name)
