@@ -17,6 +17,7 @@ from fisher_jax.models.fingerprint import digest
 from fisher_jax.reporting import listed
 from fisher_jax.tables import Table, as_numbers, describe_missing, frame_of, suggestion
 
+EFFECTS = "effects"  # the name under which covariates hold the columns that multiply effects
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
 
 
@@ -149,6 +150,44 @@ class Design:
         return matrix if len(every) == len(self.names) else matrix[:, [every.index(name) for name in self.names]]
 
 
+@dataclass(frozen=True, eq=False)
+class EffectDesign:
+    """The effects that the rows of a group share: the columns of the table that make the groups, and the designs of the effects.
+
+    Attributes
+    ----------
+    factor : tuple of str
+        The columns whose values together make the groups.
+    designs : tuple of Design
+        One for each term of the formula; each of their columns has one effect in every group.
+    correlated : bool
+        Whether the effects have a covariance matrix, or are independent.
+    """
+
+    factor: tuple[str, ...]
+    designs: tuple[Design, ...]
+    correlated: bool
+
+    @property
+    def name(self) -> str:
+        """Of the factor, as formulas write it."""
+        return ":".join(self.factor)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the effects: of the columns of the designs."""
+        return tuple(name for design in self.designs for name in design.names)
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two of them equal."""
+        return self.factor, tuple(design.key for design in self.designs), self.correlated
+
+    def matrix(self, table: Table) -> Float[np.ndarray, "n q"]:
+        """The columns that multiply the effects, for the rows of a table."""
+        return np.concatenate([design.matrix(table) for design in self.designs], axis=1)
+
+
 @dataclass(frozen=True)
 class Constant:
     """What enters beside the linear predictors without a coefficient: an offset, an exposure, a number of trials.
@@ -182,12 +221,15 @@ class Predictor:
         The offset, the exposure, and the family's parameters that are columns, as a number of trials.
     levels : tuple
         The categories of the response, where its family has categories; else empty.
+    effects : tuple of EffectDesign
+        One for each factor whose groups have effects. They are added to the first linear predictor, as an offset is.
     """
 
     map: LinearPredictors
     designs: tuple[Design, ...]
     constants: tuple[Constant, ...] = ()
     levels: tuple[Any, ...] = field(default=())
+    effects: tuple[EffectDesign, ...] = field(default=())
 
     @property
     def user_function(self) -> LinearPredictors:
@@ -196,15 +238,24 @@ class Predictor:
 
     @property
     def made_with(self) -> tuple[Any, ...]:
-        """What else a program depends on: nothing."""
-        return ()
+        """What else a program depends on: the names of effects."""
+        return tuple((design.name, design.names) for design in self.effects)
 
-    def __call__(self, params: PyTree, z: PyTree) -> dict[str, Array]:
-        return self.map(params, z)
+    def __call__(self, params: PyTree, *arguments: PyTree) -> dict[str, Array]:
+        """The family's parameters for one row: of (params, z), or of (params, effects, z) where there are effects."""
+        *effects, z = arguments
+        if not effects:
+            return self.map(params, z)
+        parts = [
+            z[EFFECTS][design.name] @ jnp.stack([effects[0][design.name][name] for name in design.names])
+            for design in self.effects
+        ]
+        return self.map(params, z | {"offset": sum(parts, z.get("offset", 0.0))})
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.map, tuple(design.key for design in self.designs), self.constants, self.levels
+        keys = *(design.key for design in self.designs), *(design.key for design in self.effects)
+        return self.map, keys, self.constants, self.levels
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -215,11 +266,14 @@ class Predictor:
     @property
     def variables(self) -> list[str]:
         """The columns that a table of covariates must have."""
-        names = {name for design in self.designs for name in design.variables}
+        every = (*self.designs, *(design for effects in self.effects for design in effects.designs))
+        names = {name for design in every for name in design.variables}
         return sorted(names | {part.source for part in self.constants if isinstance(part.source, str)})
 
-    def covariates(self, table: Any, name: str = "the table") -> dict[str, np.ndarray]:
+    def covariates(self, table: Any, name: str = "the table") -> dict[str, Any]:
         """The covariates, as `given=` takes them, of a table of pandas, polars or pyarrow, or a dictionary of columns.
+
+        Of a formula with effects those of each row, which are not in groups.
 
         Raises
         ------
@@ -236,7 +290,8 @@ class Predictor:
         pairs = zip(self.map.links, self.designs, strict=True)
         matrices = {parameter: design.matrix(view) for (parameter, _), design in pairs}
         constants = {part.role: part.values(view) for part in self.constants}
-        return matrices | constant_covariates(constants, np.arange(len(view)))
+        covariates: dict[str, Any] = matrices | constant_covariates(constants, np.arange(len(view)))
+        return covariates | effect_covariates({design.name: design.matrix(view) for design in self.effects})
 
 
 def constant_covariates(parts: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -251,6 +306,11 @@ def constant_covariates(parts: dict[str, np.ndarray], rows: np.ndarray) -> dict[
             )
         offset = np.log(parts["exposure"]) + (0.0 if offset is None else offset)
     return result if offset is None else result | {"offset": offset}
+
+
+def effect_covariates(matrices: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The columns that multiply effects, by factor, as covariates hold them; none without effects."""
+    return {EFFECTS: matrices} if matrices else {}
 
 
 def frame_for(table: Table, names: Collection[str], as_floats: Collection[str] = ()) -> Any:

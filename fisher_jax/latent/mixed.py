@@ -31,6 +31,17 @@ class MixedModel(MarginalModel):
         """The effects on the scale of the predictor."""
         return self.joint.effects_of(params, b)
 
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """Of correlated effects the standard deviations and the correlations."""
+        if not self.joint.correlated:
+            return []
+        covariance, names = np.asarray(params[COVARIANCE]), self.joint.layout.names
+        deviations = np.sqrt(np.diagonal(covariance))
+        correlation = covariance / np.outer(deviations, deviations)
+        each = [f"{name} {deviation:.5g}" for name, deviation in zip(names, deviations, strict=True)]
+        pairs = [f"{names[j]} and {names[i]} {correlation[i, j]:.4f}" for i in range(len(names)) for j in range(i)]
+        return [("Standard deviations", ", ".join(each)), ("Correlations", ", ".join(pairs) or "none")]
+
 
 @dataclass(frozen=True)
 class MixedDensity:

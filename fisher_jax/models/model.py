@@ -113,6 +113,10 @@ class Model:
         """Why the log-density of an observation is not finite, in words; empty where the model does not know."""
         return ""
 
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """What the report of a fit says of a model of this kind besides what it says of all: titles with their texts."""
+        return []
+
     @property
     def auxiliary(self) -> UserFunction | None:
         """The log-density of what was measured beside the observations, of a model made by `with_auxiliary`."""
