@@ -72,7 +72,8 @@ def by_group(table: PyTree, by: Any) -> Grouped:
     table : table, or pytree of arrays (n, …)
         A table of pandas, polars or pyarrow, a dictionary of columns, or any pytree of arrays with one row for each observation.
     by : str, sequence of str, or array (n,)
-        The column, or the columns, whose values make the groups, which is then left out of the rows; or labels.
+        The column, or the columns, whose values make the groups, which is then left out of the rows; or labels. An empty list
+        puts all rows in one group.
 
     Returns
     -------
@@ -93,6 +94,13 @@ def by_group(table: PyTree, by: Any) -> Grouped:
     Grouped(2 groups of up to 2 rows)
     """
     names = [] if isinstance(by, np.ndarray) else names_in(by)
+    if isinstance(by, list | tuple) and not len(by):
+        arrays = as_unmasked_arrays(table, "table")
+        lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(arrays)}
+        if len(lengths) != 1 or () in lengths or (0,) in lengths:
+            raise ValueError(f"table has columns of lengths {sorted(lengths)}; expected one row or more, as many in each.")
+        weights = np.ones((1, *lengths.pop()))
+        return Grouped(jax.tree.map(lambda leaf: np.asarray(leaf)[None], arrays), weights, np.array(["all rows"]))
     if isinstance(table, dict) and names and set(names) <= set(table):
         groups = groups_of([table[name] for name in names])
         rest = {name: column for name, column in table.items() if name not in names}

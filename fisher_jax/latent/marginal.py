@@ -77,6 +77,8 @@ class Integral:
     start: tuple[float, ...]  # of the search for the mode, flat
     nodes: int
 
+    has_both_modes = True  # of differentiation: the joint density is called so that it has
+
     @property
     def user_function(self) -> UserFunction:
         """Where its programs are stored; see `models.programs.owner_of`."""

@@ -1,20 +1,24 @@
 """`mixed`: a family whose parameters depend on covariates and on normal effects that the rows of a group share."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_flag, check_function, entry_point, kind_of
+from fisher_jax.errors import check_count, check_flag, check_function, entry_point, kind_of
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.marginal import MarginalModel, cholesky, marginal
 from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import UserFunction, call_differentiable
+
+if TYPE_CHECKING:
+    from fisher_jax.latent.crossed import CrossedModel
 
 SD, COVARIANCE = "sd", "covariance"  # the names under which the parameters hold the distribution of the effects
 
@@ -132,12 +136,13 @@ def mixed(
     predictor: UserFunction,
     effects: PyTree,
     *,
-    correlated: bool = False,
+    levels: dict[str, int] | None = None,
+    correlated: bool | Collection[str] = False,
     nodes: int = 1,
     constraints: PyTree = None,
     initial: UserFunction | None = None,
     names: PyTree = None,
-) -> MixedModel:
+) -> "MixedModel | CrossedModel":
     """A model of groups of rows: a family whose parameters depend on covariates and on normal effects that a group's rows share.
 
     Parameters
@@ -150,11 +155,17 @@ def mixed(
     effects : pytree
         Zeros that give the effects their names and shapes, as in ``{"intercept": 0.0, "slope": 0.0}``. `predictor` is called
         with such a pytree.
-    correlated : bool
+    levels : dict of int, optional
+        For nested and crossed effects: the keys of `effects` are then grouping factors, as in ``{"plate": 0.0, "sample":
+        {"intercept": 0.0, "slope": 0.0}}``, and `levels` says how many levels each has. All rows are one group. Covariates are a
+        table or a dictionary that holds under the name of each factor the number of the row's level, from 0; `predictor` gets
+        the effects of the row's own levels. The levels of a nested factor are those of the combination.
+    correlated : bool or names of factors
         Independent effects have standard deviations ``params["sd"]``, a pytree shaped like `effects`; correlated ones a
-        covariance matrix ``params["covariance"]`` (q, q), in the order of `effects`.
+        covariance matrix ``params["covariance"]`` (q, q), in the order of `effects`. With `levels`, ``params["sd"]`` and
+        ``params["covariance"]`` are dictionaries by factor, and the factors whose effects are correlated may be named.
     nodes : int
-        Points of the quadrature along each axis, as for `marginal`; 1 is Laplace's approximation.
+        Points of the quadrature along each axis, as for `marginal`; 1 is Laplace's approximation, the only one with `levels`.
     constraints, initial, names
         Of the parameters, as for `Model`. Standard deviations are positive and the covariance matrix positive definite without
         being named here.
@@ -193,14 +204,24 @@ def mixed(
     if not isinstance(family, Model):
         raise TypeError(f"family is {kind_of(family)}; expected a Model such as families.poisson.")
     check_function(predictor, "predictor", "params and effects (and z)")
-    check_flag(correlated, "correlated")
-    layout, _ = layout_of(effects)
-    density = MixedDensity(family, predictor, layout, correlated)
-    own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
     if constraints is not None and not isinstance(constraints, dict):
         raise TypeError(
             f"constraints is {kind_of(constraints)}; expected a dictionary, as the parameters of a mixed model are."
         )
+    if levels is not None:
+        if check_count(nodes, 1, "nodes") > 1:
+            raise ValueError(
+                f"nodes={nodes} with levels= would need a point for each combination. Use nodes=1, Laplace's."
+            )
+        from fisher_jax.latent.crossed import crossed_model  # which extends this module
+
+        return crossed_model(
+            family, predictor, effects, levels, correlated, constraints=constraints, initial=initial, names=names
+        )
+    check_flag(correlated, "correlated")
+    layout, _ = layout_of(effects)
+    density = MixedDensity(family, predictor, layout, correlated)
+    own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
     base = marginal(density, np.zeros(layout.num_free), nodes=nodes)
     return MixedModel(
         base.integral,

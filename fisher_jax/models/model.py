@@ -100,6 +100,7 @@ class Model:
     names: PyTree = field(default=None, kw_only=True)
 
     is_dependent = False
+    is_costly = False  # whether an evaluation takes so long that nothing is gained by compiling the steps of a fit, too
 
     @property
     def with_modes(self) -> UserFunction | None:
@@ -116,6 +117,9 @@ class Model:
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
         """What the report of a fit says of a model of this kind besides what it says of all: titles with their texts."""
         return []
+
+    def check_data(self, data: PyTree, given: PyTree) -> None:
+        """Raise where data or covariates, as arrays, are none that the model can have; called once, where they come in."""
 
     @property
     def auxiliary(self) -> UserFunction | None:

@@ -202,8 +202,11 @@ def jit_with_model(
 def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name: str) -> Any:
     """Call a function of the user's so that JAX can differentiate it in either mode; see `numerics.autodiff_modes`.
 
-    The modes that it has by itself are stored with it, as its programs are.
+    The modes that it has by itself are stored with it, as its programs are. To find them it is traced several times, which a
+    function of this library that `has_both_modes` need not be.
     """
+    if getattr(function, "has_both_modes", False):
+        return call_user(function, arguments, name)
     owner, rest = owner_of(function)
     modes: dict[Any, Any] = {}
     if hasattr(owner, "__dict__") and not isinstance(owner, type):
