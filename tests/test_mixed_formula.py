@@ -100,7 +100,7 @@ def _rows_of_groups(formula):
 def test_a_formula_prints_its_effects_and_counts_rows_and_groups(cbpp_fit):
     assert cbpp_fit.num_observations == 15
     text = str(cbpp())
-    assert "Observations  56 rows in 15 groups" in text
+    assert "Observations  56 rows in 15 groups of herd" in text
     assert any(line.split() == ["effects", "|", "herd", "1", "Intercept"] for line in text.splitlines())
 
 
@@ -208,6 +208,39 @@ def test_normal_effects_have_the_closed_form(name):
     expected = marginal_of_normal(rows, offset, fixed, columns, covariance, 1.2)
     value = fj.log_likelihood(mixed.model, params, mixed.data, given=mixed.given)
     np.testing.assert_allclose(value, expected, rtol=1e-11)
+
+
+def test_crossed_normal_effects_have_the_closed_form_and_levels_by_name():
+    """y = X β + effects of subjects + correlated effects of blocks + noise, all rows jointly normal."""
+    table = LINEAR.assign(block=np.arange(len(LINEAR)) % 5)
+    mixed = fj.formula("y ~ x + (1 | subject) + (x | block)", families.normal, table)
+    covariance = np.array([[1.0, 0.3], [0.3, 0.8]])
+    params = {"loc": np.array([9.0, 1.5]), "scale": np.array(1.2), "covariance": {"block": covariance}}
+    params["sd"] = {"subject": {"Intercept": np.array(0.9)}}
+    design = LINE(table)
+    same = {name: np.equal.outer(table[name].to_numpy(), table[name].to_numpy()) for name in ("subject", "block")}
+    spread = 0.81 * same["subject"] + same["block"] * (design @ covariance @ design.T) + 1.44 * np.eye(len(table))
+    expected = scipy.stats.multivariate_normal.logpdf(table["y"], design @ params["loc"], spread)
+    value = fj.log_likelihood(mixed.model, params, mixed.data, given=mixed.given)
+    np.testing.assert_allclose(value, expected, rtol=1e-11)
+    new = {"x": [0.5, 0.5], "subject": ["s3", "s10"], "block": [4, 0]}
+    covariates = mixed.predictor.covariates(new)
+    assert covariates["block"].tolist() == [4, 0]
+    assert [sorted(set(table["subject"]))[k] for k in covariates["subject"]] == ["s3", "s10"]
+    with pytest.raises(ValueError, match="the factor subject has levels in the table that the fit has not seen: 's77'"):
+        mixed.predictor.covariates({**new, "subject": ["s3", "s77"]})
+    assert f"{len(table)} rows in 30 groups of subject, 5 groups of block" in str(mixed)
+
+
+def test_a_slash_is_two_factors_of_which_one_is_nested():
+    ours, other = (
+        fj.formula(f"y ~ x + {text}", families.normal, LINEAR)
+        for text in ("(1 | half/subject)", "(1 | half) + (1 | half:subject)")
+    )
+    same_arrays((ours.data, ours.given, ours.start), (other.data, other.given, other.start))
+    assert ours.model == other.model
+    codes = ours.given.rows["half:subject"][0]
+    assert len(set(codes.tolist())) == len(set(LINEAR["half"] + LINEAR["subject"]))
 
 
 def test_two_bars_are_two_terms():
@@ -356,6 +389,7 @@ def made(text="y ~ x + (1 | clinic)", family=families.poisson, table=SMALL, **op
 
 
 NB = families.negative_binomial
+HALF = np.arange(18) % 2
 HOLES = SMALL.assign(clinic=SMALL["clinic"].where(SMALL.index > 1))
 BAD = {
     "a bar without parentheses": (made("y ~ x | clinic"), "has a bar outside parentheses.*are written .1 . g."),
@@ -380,7 +414,7 @@ BAD = {
     "missing groups": (made(table=HOLES), "missing values in 2 of 18 rows: 2 in 'clinic'"),
     "an effect twice": (made("y ~ (1 | clinic) + (x | clinic)"), "the effect `Intercept` is twice in"),
     "two blocks": (made("y ~ (x | clinic) + (0 + time | clinic)"), "effects of the same groups are all correlated, in one term"),
-    "one group": (made(table=SMALL.assign(clinic="a")), "all rows are in one group, clinic 'a'; the effects .* need"),
+    "one group": (made(table=SMALL.assign(clinic="a")), "all rows are in one group of clinic, .a.; the effects .* need"),
     "groups of several types": (made(table=SMALL.assign(clinic=[1, "a"] * 9)), "the column 'clinic' has values of several types"),
     "effects of another parameter": (made(family=NB, size="~ (1 | clinic)"), "the formula of size has effects.*that of `mean`"),
     "effects of categories": (made("clinic ~ x + (1 | event)", families.categorical), "a linear predictor for each category"),
@@ -388,7 +422,9 @@ BAD = {
     "nodes that are none": (made(nodes=0), "nodes=0 must be a whole number, at least 1"),
     "nodes in many dimensions": (made("y ~ (0 + clinic || event)", nodes=3), "nodes=3 with 5 effects"),
     "negative weights": (made(weights=np.where(np.arange(18) == 3, -1.0, 1.0)), "finite and not negative; of row 3 it is -1"),
-    "several factors": (made("y ~ x + (1 | clinic) + (1 | event)"), "effects of one factor only.*clinic, event"),
+    "nodes of several factors": (made("y ~ x + (1 | clinic) + (1 | event)", nodes=3), "nodes=3 points for each.*clinic, event"),
+    "a factor named as a covariate": (made("y ~ (1 | clinic) + (1 | rate)", table=SMALL.assign(rate=HALF)), "Rename the column"),
+    "batches of several factors": (lambda: made("y ~ x + (1 | clinic) + (1 | event)")().fit_batch("x"), "are fitted one by one"),
 }  # fmt: skip
 
 

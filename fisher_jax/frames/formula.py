@@ -1,7 +1,7 @@
 """`formula`: the model, the start, the data and the covariates that a formula and a table stand for."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,10 +25,12 @@ from fisher_jax.frames.predictor import (
     constant_covariates,
     effect_covariates,
     frame_for,
+    groups_of_rows,
     parse,
     variables_of,
 )
 from fisher_jax.input_arrays import Labels, as_labels, as_weights, check_same_labels, labels_of
+from fisher_jax.latent.crossed import CrossedModel
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.mixed import COVARIANCE, SD, MixedModel, mixed
 from fisher_jax.models.censoring import right_censored
@@ -55,7 +57,8 @@ class Formula(Reported):
     start : dict
         Starting values: those of the family for a sample without covariates, zero slopes, and effects of moderate size.
     data : array (n,), or dictionary of them
-        The response; with `event` {"time": …, "event": …}. With effects (G, m), of G groups of up to m rows.
+        The response; with `event` {"time": …, "event": …}. With effects (G, m), of G groups of up to m rows; of several factors
+        (1, n).
     given : dict of arrays, or Grouped
         A design matrix (n, p) for each parameter with a formula, and what enters beside it. With effects they are grouped, and
         hold the weights, which are those of rows, too.
@@ -65,7 +68,8 @@ class Formula(Reported):
     num_dropped : int
         How many rows were left out because a value is missing.
     groups : Groups or None
-        With effects, the labels of the groups and the rows of each, among those that are used.
+        With effects, the labels of the groups and the rows of each, among those that are used; one group of all rows where there
+        are several factors.
 
     Examples
     --------
@@ -91,7 +95,7 @@ class Formula(Reported):
     def predictor(self) -> Predictor:
         """From a table to covariates, and from these to the parameters of the family."""
         model = self.model
-        density: Any = model.joint if isinstance(model, MixedModel) else model.log_density
+        density: Any = model.joint if isinstance(model, MixedModel | CrossedModel) else model.log_density
         predictor: Predictor = density.predictor
         return predictor
 
@@ -120,6 +124,11 @@ class Formula(Reported):
         levels are the same in each group; where one does not occur its coefficient is not identified, which the status tells.
         An array has a label for each row of the table, also for those that were left out.
         """
+        if isinstance(self.model, CrossedModel):
+            raise ValueError(
+                f"the formula has effects of several factors, {listed([each.name for each in self.predictor.effects])}, for "
+                "which all rows are one observation: such data sets are fitted one by one, each by formula(…).fit()."
+            )
         names = [] if isinstance(by, np.ndarray) else names_in(by)
         whole, used = Table(self.table.native, self.table.name), np.asarray(self.table.rows)
         has_label = np.ones(len(whole), bool)
@@ -245,7 +254,8 @@ class Formula(Reported):
         dropped = f", {self.num_dropped} left out with missing values" if self.num_dropped else ""
         observations = f"{n}{dropped}"
         if self.groups is not None:
-            observations = f"{n} rows in {len(self.groups.labels)} groups{dropped}"
+            each = [f"{len(of.levels) or len(self.groups.labels)} groups of {of.name}" for of in self.predictor.effects]
+            observations = f"{n} rows in {listed(each)}{dropped}"
         facts = [("Formula", self.text), ("Observations", observations)]
         return Report(
             "A model from a formula", facts, [ReportTable(("parameter", "link", "formula", "coefficients"), rows)]
@@ -330,12 +340,14 @@ def formula(
     - ``(1 | g)``: an intercept for each group;
     - ``(1 + x | g)``, the same as ``(x | g)``: an intercept and a slope, correlated;
     - ``(1 + x || g)``, the same as ``(1 | g) + (0 + x | g)``: independent ones, also those of the columns of one category;
-    - ``(1 | g:h)``: the groups are the combinations of two columns.
+    - ``(1 | g:h)``: the groups are the combinations of two columns;
+    - ``(1 | g/h)``, the same as ``(1 | g) + (1 | g:h)``, and ``(1 | g) + (1 | h)``: effects of several factors, nested or crossed.
 
     They are added to the linear predictor of the main parameter. The model is one of `mixed`: its observations are the groups,
     whose number is `num_observations`; the estimates hold the standard deviations of independent effects,
     ``params["sd"]["g"]["Intercept"]``, printed as ``sd[Intercept | g]``, or the covariance matrix of correlated ones,
-    ``params["covariance"]``; a weight says how often a row of its group was observed.
+    ``params["covariance"]``; a weight says how often a row of its group was observed. With several factors all rows are one
+    observation, and there is a covariance matrix for each factor, ``params["covariance"]["g"]``.
 
     References
     ----------
@@ -433,6 +445,12 @@ def formula(
     given |= constant_covariates({part.role: numbers[part.role] for part in constants}, rows)
     effects, of_effects = _effects(effect_terms, table, rows)
     given |= effect_covariates(of_effects)
+    for each in effects:
+        if each.levels and each.name in given:
+            raise ValueError(
+                f"the column {each.name!r} makes groups, and has the name of other covariates of this model. Rename the column."
+            )
+        given |= {each.name: each.codes(view)} if each.levels else {}
     data: PyTree = response
     base: Model = family
     if event is not None:
@@ -466,19 +484,19 @@ def formula(
     if not effects:
         model = linked(base, predictor, constraints=constraints, names=names)
         return Formula(text, model, start, data, given, frequency, view, num_dropped)
-    (of_groups,) = effects
-    zeros = {of_groups.name: dict.fromkeys(of_groups.names, 0.0)}
-    names |= _names_of_effects(of_groups)
-    model = mixed(
-        base, predictor, zeros, correlated=of_groups.correlated, nodes=nodes, constraints=constraints, names=names
-    )
-    start |= _start_of_effects(of_groups, of_effects[of_groups.name], roles.links[main], main, response, start)
-    groups = groups_of_rows(of_groups.factor, view)
-    if len(groups.labels) == 1:
-        raise ValueError(
-            f"all rows are in one group, {of_groups.name} {str(groups.labels[0])!r}; the effects {effect_terms[0].text} need "
-            "several."
-        )
+    zeros = {each.name: dict.fromkeys(each.names, 0.0) for each in effects}
+    unit = _unit_of_effects(roles.links[main], main, response, start)
+    start |= _of_effects(effects, lambda each: _start_of_effects(each, of_effects[each.name], unit))
+    names |= _of_effects(effects, _names_of_effects)
+    options: dict[str, Any] = {"constraints": constraints, "names": names, "nodes": nodes}
+    if len(effects) == 1:
+        model = mixed(base, predictor, zeros, correlated=effects[0].correlated, **options)
+        groups = groups_of_rows(effects[0].factor, view)
+    else:
+        num_levels = {each.name: len(each.levels) for each in effects}
+        correlated = [each.name for each in effects if each.correlated]
+        model = mixed(base, predictor, zeros, levels=num_levels, correlated=correlated, **options)
+        groups = Groups(np.array(["all rows"]), [np.arange(len(rows))])
     in_groups = Grouped(*_in_groups(groups, given, frequency), groups.labels)
     return Formula(text, model, start, _in_groups(groups, data)[0], in_groups, None, view, num_dropped, groups)
 
@@ -583,8 +601,11 @@ def _check_effects(terms: tuple[EffectTerm, ...], nodes: Any, family: Family) ->
             "the model by fisher_jax.mixed; categories that have an order by families.ordered_logit."
         )
     factors = list(dict.fromkeys(term.factor_name for term in terms))
-    if len(factors) > 1:
-        raise ValueError(f"effects of one factor only can be fitted, but the formula has {listed(factors)}.")
+    if len(factors) > 1 and nodes != 1:
+        raise ValueError(
+            f"nodes={shown(nodes)} points for each combination of the effects of {listed(factors)} are too many. Leave nodes out: "
+            "several factors have Laplace's approximation."
+        )
 
 
 def _columns_of(term: EffectTerm) -> Any:
@@ -602,6 +623,7 @@ def _effects(
 ) -> tuple[tuple[EffectDesign, ...], dict[str, np.ndarray]]:
     """The designs of the effects of each factor, and the columns that multiply them."""
     effects, matrices = [], {}
+    has_several = len({term.factor for term in terms}) > 1
     for factor in dict.fromkeys(term.factor for term in terms):
         of_factor = [term for term in terms if term.factor == factor]
         designs, parts = zip(*(Design.of(_columns_of(term), table, rows) for term in of_factor), strict=True)
@@ -619,20 +641,15 @@ def _effects(
                 f"{texts}: effects of the same groups are all correlated, in one term such as (1 + x + z | g), or all independent, "
                 "as in (1 + x + z || g)."
             )
-        effects.append(EffectDesign(factor, designs, any(correlated)))
+        groups = groups_of_rows(factor, table.take(rows))
+        if len(groups.labels) == 1:
+            raise ValueError(
+                f"all rows are in one group of {':'.join(factor)}, {str(groups.labels[0])!r}; the effects {texts} need several."
+            )
+        levels = tuple(groups.labels.tolist()) if has_several else ()
+        effects.append(EffectDesign(factor, designs, any(correlated), levels))
         matrices[effects[-1].name] = np.concatenate(parts, axis=1)
     return tuple(effects), matrices
-
-
-def groups_of_rows(factor: tuple[str, ...], table: Table) -> Groups:
-    """The groups that the columns of a factor make of the rows of a table."""
-    try:
-        return groups_of([table.column(name) for name in factor])
-    except TypeError as error:
-        raise TypeError(
-            f"the column {listed([repr(name) for name in factor])} has values of several types, which have no order. "
-            "Make text of them, by .astype(str)."
-        ) from error
 
 
 def _in_groups(groups: Groups, rows: PyTree, frequency: Any = None) -> tuple[PyTree, np.ndarray]:
@@ -711,34 +728,43 @@ def _names(family: Family, predictor: Predictor) -> dict[str, tuple[str, ...]]:
     return names
 
 
-def _names_of_effects(effects: EffectDesign) -> dict[str, Any]:
+def _of_effects(effects: tuple[EffectDesign, ...], value: Callable[[EffectDesign], Any]) -> dict[str, Any]:
+    """What belongs to the distribution of effects, under the names of the parameters: by factor, but for one covariance matrix."""
+    result: dict[str, Any] = {}
+    for each in effects:
+        if each.correlated and len(effects) == 1:
+            return {COVARIANCE: value(each)}
+        result.setdefault(COVARIANCE if each.correlated else SD, {})[each.name] = value(each)
+    return result
+
+
+def _names_of_effects(effects: EffectDesign) -> Any:
     """The names of standard deviations, `sd[x | g]`, or of the entries of the covariance matrix, `covariance[x, z | g]`."""
     if not effects.correlated:
-        return {SD: {effects.name: {name: (f"{SD}[{name} | {effects.name}]",) for name in effects.names}}}
+        return {name: (f"{SD}[{name} | {effects.name}]",) for name in effects.names}
     pairs = itertools.product(effects.names, repeat=2)
-    entries = [
+    return tuple(
         f"variance[{a} | {effects.name}]" if a == b else f"{COVARIANCE}[{a}, {b} | {effects.name}]" for a, b in pairs
-    ]
-    return {COVARIANCE: tuple(entries)}
+    )
 
 
-def _start_of_effects(
-    effects: EffectDesign, matrix: np.ndarray, link: str, main: str, response: np.ndarray, start: dict[str, Any]
-) -> dict[str, Any]:
-    """Standard deviations that change the linear predictor of a usual row by one, or as much as the response varies.
+def _unit_of_effects(link: str, main: str, response: np.ndarray, start: dict[str, Any]) -> float:
+    """A change of the linear predictor from which its effects start: one, or as much as the response varies.
 
-    Where a linear predictor has limits, as the logarithm of a probability, they change it by a part of where it starts.
+    Where a linear predictor has limits, as the logarithm of a probability, it is a part of where that starts.
     """
-    unit = 1.0
     if main != "logit" and link == "identity":
-        unit = float(np.std(response)) or 1.0
-    elif link in ("sqrt", "inverse", "inverse_squared") or (main == "logit" and link in ("identity", "log")):
-        unit = 0.2 * float(np.max(np.abs(start[main]))) or 1.0
+        return float(np.std(response)) or 1.0
+    if link in ("sqrt", "inverse", "inverse_squared") or (main == "logit" and link in ("identity", "log")):
+        return 0.2 * float(np.max(np.abs(start[main]))) or 1.0
+    return 1.0
+
+
+def _start_of_effects(effects: EffectDesign, matrix: np.ndarray, unit: float) -> Any:
+    """Standard deviations with which each effect changes the linear predictor of a usual row by the unit."""
     size = np.sqrt(np.mean(matrix**2, axis=0))
     deviations = unit / np.where(size > 0, size, 1.0)
-    if effects.correlated:
-        return {COVARIANCE: np.diag(deviations**2)}
-    return {SD: {effects.name: dict(zip(effects.names, deviations.tolist(), strict=True))}}
+    return np.diag(deviations**2) if effects.correlated else dict(zip(effects.names, deviations.tolist(), strict=True))
 
 
 def _start(

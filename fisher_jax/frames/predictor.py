@@ -9,9 +9,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.errors import require
+from fisher_jax.fitting.groups import Groups, groups_of
 from fisher_jax.frames.links import links_of
 from fisher_jax.models.fingerprint import digest
 from fisher_jax.reporting import listed
@@ -162,11 +163,14 @@ class EffectDesign:
         One for each term of the formula; each of their columns has one effect in every group.
     correlated : bool
         Whether the effects have a covariance matrix, or are independent.
+    levels : tuple
+        Where there are several factors, the labels of the groups, whose numbers are covariates; else empty.
     """
 
     factor: tuple[str, ...]
     designs: tuple[Design, ...]
     correlated: bool
+    levels: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -181,11 +185,25 @@ class EffectDesign:
     @cached_property
     def key(self) -> tuple[Any, ...]:
         """What makes two of them equal."""
-        return self.factor, tuple(design.key for design in self.designs), self.correlated
+        return self.factor, tuple(design.key for design in self.designs), self.correlated, self.levels
 
     def matrix(self, table: Table) -> Float[np.ndarray, "n q"]:
         """The columns that multiply the effects, for the rows of a table."""
         return np.concatenate([design.matrix(table) for design in self.designs], axis=1)
+
+    def codes(self, table: Table) -> Int[np.ndarray, " n"]:
+        """The number of the level of each row of a table; raise for levels that were not there when the design was made."""
+        groups, numbers = groups_of_rows(self.factor, table), {level: k for k, level in enumerate(self.levels)}
+        unseen = [level for level in groups.labels.tolist() if level not in numbers]
+        if unseen:
+            raise ValueError(
+                f"the factor {self.name} has levels in {table.name} that the fit has not seen: {_listed(unseen)}. It was fitted to "
+                f"{_listed(self.levels)}."
+            )
+        codes = np.empty(len(table), np.int32)
+        for level, rows in zip(groups.labels.tolist(), groups.rows, strict=True):
+            codes[rows] = numbers[level]
+        return codes
 
 
 @dataclass(frozen=True)
@@ -268,6 +286,7 @@ class Predictor:
         """The columns that a table of covariates must have."""
         every = (*self.designs, *(design for effects in self.effects for design in effects.designs))
         names = {name for design in every for name in design.variables}
+        names |= {name for effects in self.effects if effects.levels for name in effects.factor}
         return sorted(names | {part.source for part in self.constants if isinstance(part.source, str)})
 
     def covariates(self, table: Any, name: str = "the table") -> dict[str, Any]:
@@ -291,7 +310,8 @@ class Predictor:
         matrices = {parameter: design.matrix(view) for (parameter, _), design in pairs}
         constants = {part.role: part.values(view) for part in self.constants}
         covariates: dict[str, Any] = matrices | constant_covariates(constants, np.arange(len(view)))
-        return covariates | effect_covariates({design.name: design.matrix(view) for design in self.effects})
+        codes = {design.name: design.codes(view) for design in self.effects if design.levels}
+        return covariates | effect_covariates({design.name: design.matrix(view) for design in self.effects}) | codes
 
 
 def constant_covariates(parts: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -311,6 +331,17 @@ def constant_covariates(parts: dict[str, np.ndarray], rows: np.ndarray) -> dict[
 def effect_covariates(matrices: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     """The columns that multiply effects, by factor, as covariates hold them; none without effects."""
     return {EFFECTS: matrices} if matrices else {}
+
+
+def groups_of_rows(factor: tuple[str, ...], table: Table) -> Groups:
+    """The groups that the columns of a factor make of the rows of a table."""
+    try:
+        return groups_of([table.column(name) for name in factor])
+    except TypeError as error:
+        raise TypeError(
+            f"the column {listed([repr(name) for name in factor])} has values of several types, which have no order. "
+            "Make text of them, by .astype(str)."
+        ) from error
 
 
 def frame_for(table: Table, names: Collection[str], as_floats: Collection[str] = ()) -> Any:
