@@ -485,7 +485,8 @@ def formula(
         model = linked(base, predictor, constraints=constraints, names=names)
         return Formula(text, model, start, data, given, frequency, view, num_dropped)
     zeros = {each.name: dict.fromkeys(each.names, 0.0) for each in effects}
-    unit = _unit_of_effects(roles.links[main], main, response, start)
+    is_location = main != "logit" and default_link(main, roles.constraints.get(main)) == "identity"
+    unit = _unit_of_effects(roles.links[main], main, is_location, response, start)
     start |= _of_effects(effects, lambda each: _start_of_effects(each, of_effects[each.name], unit))
     names |= _of_effects(effects, _names_of_effects)
     options: dict[str, Any] = {"constraints": constraints, "names": names, "nodes": nodes}
@@ -748,14 +749,14 @@ def _names_of_effects(effects: EffectDesign) -> Any:
     )
 
 
-def _unit_of_effects(link: str, main: str, response: np.ndarray, start: dict[str, Any]) -> float:
-    """A change of the linear predictor from which its effects start: one, or as much as the response varies.
+def _unit_of_effects(link: str, main: str, is_location: bool, response: np.ndarray, start: dict[str, Any]) -> float:
+    """A change of the linear predictor from which its effects start: one, or of a location as much as the response varies.
 
     Where a linear predictor has limits, as the logarithm of a probability, it is a part of where that starts.
     """
-    if main != "logit" and link == "identity":
+    if is_location and link == "identity":
         return float(np.std(response)) or 1.0
-    if link in ("sqrt", "inverse", "inverse_squared") or (main == "logit" and link in ("identity", "log")):
+    if link in ("identity", "sqrt", "inverse", "inverse_squared") or (main == "logit" and link == "log"):
         return 0.2 * float(np.max(np.abs(start[main]))) or 1.0
     return 1.0
 
