@@ -12,7 +12,7 @@ from jaxtyping import Float
 from fisher_jax.errors import shown
 from fisher_jax.fitting.status import Status
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.array_namespace import AnyArray, namespace
+from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace
 
 CovarianceKind = Literal["observed", "expected", "empirical", "sandwich"]
 KINDS: tuple[CovarianceKind, ...] = get_args(CovarianceKind)
@@ -34,6 +34,16 @@ def check_kind(kind: Any, *, has_expected: bool) -> None:
         raise ValueError(
             'kind="expected" needs the Fisher information under the model, and this model has no closed form of it. '
             "Fit a Model(…, information=…) with its closed form, or choose another kind."
+        )
+
+
+def check_several(num_observations: Any) -> None:
+    """Raise where all data are one observation: its score is zero at the maximum, and tells nothing of how scores vary."""
+    if not is_traced(num_observations) and np.all(np.asarray(num_observations) == 1):
+        raise ValueError(
+            "the data are one observation (of a model with crossed effects all rows are one), and how its score varies cannot be "
+            "estimated from it: there is no sandwich or empirical information. Use the observed information, or the parametric "
+            "bootstrap."
         )
 
 

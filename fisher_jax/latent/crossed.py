@@ -56,7 +56,7 @@ class Factor(NamedTuple):
             )
         spread = params[of][self.name]
         if not self.is_correlated:
-            effects = b * self.layout.flatten(spread).astype(b.dtype)
+            effects = b * jnp.broadcast_to(self.layout.flatten(spread).astype(b.dtype), b.shape)
         elif jnp.shape(spread) != (self.size, self.size):
             raise ValueError(
                 f"params[{COVARIANCE!r}][{self.name!r}] has shape {jnp.shape(spread)}; expected {(self.size, self.size)}."
@@ -86,6 +86,17 @@ class Factor(NamedTuple):
                 f"{self.levels - 1} in an integer array. numpy.unique(…, return_inverse=True) makes them of labels."
             )
         return codes
+
+
+    def describe_outside(self, codes: np.ndarray) -> str:
+        """The first row of a level that does not exist, in words; empty where there is none."""
+        outside = np.flatnonzero((codes < 0) | (codes >= self.levels))
+        if not len(outside):
+            return ""
+        return (
+            f"{self.name!r} is {codes[outside[0]]} in row {outside[0]}; its {self.levels} levels are numbered from 0 to "
+            f"{self.levels - 1}"
+        )
 
 
 class Rows(NamedTuple):
@@ -127,7 +138,7 @@ class CrossedDensity(MixedDensity):
         """The rows with the levels that they belong to."""
         if not z:
             raise ValueError("a model with levels= needs given=, which holds the level of each row by factor.")
-        y, (z,), weights = rows_of(y, z)
+        y, (z,), weights = jax.tree.map(jnp.asarray, rows_of(y, z))
         return Rows(y, z, weights, tuple(factor.codes(z).astype(jnp.int32) for factor in self.factors))
 
     def places(self, rows: Rows) -> list[Int[Array, " n"]]:
@@ -265,6 +276,14 @@ class CrossedModel(MarginalModel):
             )
         ]
 
+    def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
+        """Why the log-density is not finite, in words."""
+        rows = self.joint.rows(y, z)
+        for factor, codes in zip(self.joint.factors, rows.codes, strict=True):
+            if words := factor.describe_outside(np.asarray(codes)):
+                return f"where given {words}"
+        return super().explain(params, y, *z)
+
     def check_data(self, data: PyTree, given: PyTree) -> None:
         """Raise where a row is of a level that does not exist."""
         if given is None:
@@ -279,12 +298,8 @@ class CrossedModel(MarginalModel):
                 )
             if isinstance(codes, jax.core.Tracer):
                 continue
-            outside = np.flatnonzero((np.ravel(codes) < 0) | (np.ravel(codes) >= factor.levels))
-            if len(outside):
-                raise ValueError(
-                    f"given {factor.name!r} is {np.ravel(codes)[outside[0]]} in row {outside[0]}; its {factor.levels} levels are "
-                    f"numbered from 0 to {factor.levels - 1}."
-                )
+            if words := factor.describe_outside(np.asarray(codes)[0]):
+                raise ValueError(f"given {words}.")
 
 
 def crossed_model(
@@ -316,9 +331,9 @@ def crossed_model(
         raise ValueError(f"correlated names {unknown[0]!r}, which is no factor in effects: {', '.join(effects)}.")
     factors = []
     for name, of_level in effects.items():
-        layout, _ = layout_of(of_level)
-        if not layout.num_free:
+        if not jax.tree.leaves(of_level):
             raise ValueError(f"effects[{name!r}] holds no number. Give one for each effect of a level, as in 0.0.")
+        layout, _ = layout_of(of_level)
         count = check_count(levels[name], 1, f"levels[{name!r}]", entries=layout.num_free)
         factors.append(Factor(name, count, layout, name in names_correlated))
     size = sum(factor.levels * factor.size for factor in factors)

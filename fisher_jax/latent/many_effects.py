@@ -55,7 +55,7 @@ class Bordered(NamedTuple):
     def plus_diagonal(self, diagonal: Float[Array, " q"]) -> "Bordered":
         k, s, _ = self.blocks.shape
         first, last = diagonal[: k * s].reshape(k, s), diagonal[k * s :]
-        return Bordered(self.blocks + first[:, :, None] * jnp.eye(s, dtype=first.dtype), self.border, self.rest + jnp.diag(last))
+        return Bordered(self.blocks + jax.vmap(jnp.diag)(first), self.border, self.rest + jnp.diag(last))
 
     def to_dense(self) -> Float[Array, "q q"]:
         k, s, m = self.border.shape
@@ -130,7 +130,7 @@ def _invert_by_lapack(matrix: Float[Array, "m m"]) -> tuple[Float[Array, "m m"],
     scaled, scale = linalg.to_unit_diagonal(matrix)
     lower = jnp.linalg.cholesky(scaled, symmetrize_input=False)
     half = jax.lax.linalg.triangular_solve(lower, jnp.eye(m, dtype=matrix.dtype), left_side=True, lower=True)
-    half = half / scale
+    half = half / scale[None]
     pivots = jnp.diagonal(lower)
     definite = jnp.all(pivots**2 > linalg.singular_pivot(m, matrix.dtype))  # false where LAPACK gave NaN
     return linalg.product(half.T, half), 2.0 * jnp.sum(jnp.log(pivots) + jnp.log(scale)), definite
