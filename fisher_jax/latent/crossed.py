@@ -22,7 +22,7 @@ from fisher_jax.errors import check_count, kind_of, shown
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.many_effects import Bordered, Derivatives, IntegralOfMany
 from fisher_jax.latent.marginal import MarginalModel, cholesky
-from fisher_jax.latent.mixed import COVARIANCE, SD, MixedDensity, rows_of
+from fisher_jax.latent.mixed import COVARIANCE, SD, MixedDensity, describe_covariance, rows_of
 from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
@@ -263,6 +263,17 @@ class CrossedModel(MarginalModel):
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects of all levels on the scale of the predictor, each with an axis over the levels."""
         return self.joint.effects_of(params, b)
+
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """Of correlated effects the standard deviations and the correlations."""
+        correlated = [factor for factor in self.joint.factors if factor.is_correlated]
+        return [
+            fact
+            for factor in correlated
+            for fact in describe_covariance(
+                params[COVARIANCE][factor.name], [f"{factor.name}.{name}" for name in factor.layout.names]
+            )
+        ]
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density is not finite, in words."""

@@ -1,6 +1,6 @@
 """`mixed`: a family whose parameters depend on covariates and on normal effects that the rows of a group share."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout
 from fisher_jax.models.programs import UserFunction, call_differentiable
+from fisher_jax.numerics.array_namespace import AnyArray
 
 if TYPE_CHECKING:
     from fisher_jax.latent.crossed import CrossedModel
@@ -38,6 +39,21 @@ class MixedModel(MarginalModel):
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects on the scale of the predictor."""
         return self.joint.effects_of(params, b)
+
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """Of correlated effects the standard deviations and the correlations."""
+        return describe_covariance(params[COVARIANCE], self.joint.layout.names) if self.joint.correlated else []
+
+
+def describe_covariance(covariance: Float[AnyArray, "q q"], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Standard deviations and correlations of effects in words, for a report."""
+    covariance = np.asarray(covariance)
+    deviations = np.sqrt(np.diagonal(covariance))
+    with np.errstate(all="ignore"):  # of effects without variance there is no correlation
+        correlations = covariance / np.outer(deviations, deviations)
+    each = [f"{name} {deviation:.5g}" for name, deviation in zip(names, deviations, strict=True)]
+    pairs = [f"{names[j]} and {names[i]} {correlations[i, j]:.4f}" for i in range(len(names)) for j in range(i)]
+    return [("Standard deviations", ", ".join(each)), *([("Correlations", ", ".join(pairs))] if pairs else [])]
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,10 @@ class Model:
         """Why the log-density of an observation is not finite, in words; empty where the model does not know."""
         return ""
 
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """What the report of a fit says of a model of this kind besides what it says of all: titles with their texts."""
+        return []
+
     def check_data(self, data: PyTree, given: PyTree) -> None:
         """Raise where data or covariates, as arrays, are none that the model can have; called once, where they come in."""
 
