@@ -37,6 +37,8 @@ class Grouped:
     weights: Float[Array, "*G m"]
     labels: np.ndarray | None
 
+    holds_data = True  # and may be passed where arrays are
+
     def __init__(self, rows: PyTree, weights: Any, labels: Any = None) -> None:
         self.rows, self.weights, self.labels = rows, weights, labels
 

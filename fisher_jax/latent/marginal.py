@@ -235,7 +235,7 @@ def _integrate(
     grid = np.stack(np.meshgrid(*[points] * q, indexing="ij"), axis=-1).reshape(-1, q)
     log_weights = np.sum(np.meshgrid(*[log_weights] * q, indexing="ij"), axis=0).reshape(-1)
     offsets = jax.vmap(lambda x: _solve_transposed(lower, x))(math.sqrt(2) * grid.astype(mode.dtype))
-    values = jax.vmap(f)(mode + offsets) + log_weights.astype(mode.dtype)
+    values = jax.vmap(f)(mode[None] + offsets) + log_weights.astype(mode.dtype)
     return jax.nn.logsumexp(values) - 0.5 * log_det + 0.5 * q * math.log(2)
 
 
