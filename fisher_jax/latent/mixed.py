@@ -190,7 +190,7 @@ def mixed(
         raise TypeError(
             f"constraints is {kind_of(constraints)}; expected a dictionary, as the parameters of a mixed model are."
         )
-    base = marginal(density, np.zeros(layout.num_free), nodes=nodes)
+    base = marginal(density, np.zeros(layout.num_free, layout.dtype), nodes=nodes)
     return MixedModel(
         base.integral,
         sample=None if family.sample is None else density.sample,
