@@ -243,8 +243,9 @@ def check_no_effects(model: Model) -> None:
     """Raise for a model whose rows are groups with latent effects, of which nothing can be predicted row by row."""
     if isinstance(model, MarginalModel):
         raise ValueError(
-            "the model has latent effects, and what a row of a group is given them is not known: that is so for models made by "
-            "mixed, and for predict. See predicted_effects for the effects, and delta_method for functions of params."
+            "the model has latent effects, and what a row of a group is given them is not known: predict knows it for models "
+            "made by mixed whose observations are groups. See predicted_effects for the effects, and delta_method for functions of "
+            "params."
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -26,10 +27,9 @@ from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.input_arrays import as_labels
 from fisher_jax.latent.marginal import MarginalModel
-from fisher_jax.latent.mixed import MixedModel
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import Layout
+from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import AnyArray
@@ -56,7 +56,8 @@ class Modes(NamedTuple):
 @functools.partial(jit_with_model, static_argnums=(1,), level=1)
 def modes_at(fit: Fit, model: Model, dataset: Dataset) -> Modes:
     """Of one fit the modes of all groups, each given its own data."""
-    integral = model.integral  # type: ignore[attr-defined]
+    assert isinstance(model, MarginalModel)
+    integral = model.integral
 
     def of_group(y: PyTree, *z: PyTree) -> Modes:
         mode = integral.mode(fit.params, y, *z)
@@ -68,7 +69,8 @@ def modes_at(fit: Fit, model: Model, dataset: Dataset) -> Modes:
             return b + linalg.solve(factor, jax.grad(f)(b))
 
         def effects(free: Float[Array, " p"], b: Float[Array, " q"]) -> Float[Array, " q"]:
-            return flat_effects(model, fit.layout.constrain(free, fit.values), b)
+            effects = model.effects_of(fit.layout.constrain(free, fit.values), b)
+            return layout_of(effects)[0].flatten(effects)
 
         partials, loadings = jax.jacfwd(effects, (0, 1))(fit.free, b)
         inverse = linalg.inverse(mode.information)
@@ -86,17 +88,11 @@ def modes_of_fit(fit: Fit) -> Modes:
     return Modes(*(np.asarray(part) for part in parts))
 
 
-def flat_effects(model: Model, params: PyTree, b: Float[Array, " q"]) -> Float[Array, " q"]:
-    """The effects that b stands for, flat: on the scale of the predictor in a mixed model, b itself in any other."""
-    if isinstance(model, MixedModel):
-        return model.joint.layout.flatten(model.effects_of(params, b))
-    return b
-
-
-def effects_layout(model: Model) -> Layout:
+def effects_layout(fit: Fit, model: MarginalModel) -> Layout:
     """Names and shapes of the effects of one group."""
-    layout: Layout = model.joint.layout if isinstance(model, MixedModel) else model.integral.layout  # type: ignore[attr-defined]
-    return layout
+    params = (fit[0] if fit.has_batch else fit).params
+    effects = model.effects_of(params, jnp.zeros(len(model.integral.start), fit.layout.dtype))
+    return layout_of(jax.tree.map(np.asarray, effects))[0]
 
 
 def names_of_effects(layout: Layout) -> tuple[str, ...]:
@@ -288,7 +284,9 @@ class PredictedEffects(Reported):
         if np.ndim(self.value) != 2:
             raise ValueError("these are the effects of many fits. Take the arrays, or frame those of one: effects[0].")
         index = pd.Index(self.group_labels, name="group")
-        if len(self.names) > 1:
+        if len(self.value) == 1 and self.labels is None:  # one observation that holds all effects
+            index = pd.Index(self.names, name="effect")
+        elif len(self.names) > 1:
             index = pd.MultiIndex.from_product([index, self.names], names=["group", "effect"])
         return pd.DataFrame(self._columns(level), index=index)
 
@@ -309,14 +307,18 @@ class PredictedEffects(Reported):
             return Report(f"{title}, of shape {np.shape(self.value)}")
         num_groups, q = np.shape(self.value)
         groups = min(num_groups, max(1, SHOWN // q))
+        shown_ = min(groups * q, SHOWN)
         columns = self._columns(None)
         titles = {"estimate": "estimate", "standard_error": "std. error", "conditional_error": "given parameters"}
         headings = ("group", *(titles.get(key, f"{key} {percent(self.level)}") for key in columns))
         labels = [str(label) for label in np.asarray(self.group_labels)[:groups]]
         names = labels if q == 1 else [f"{label} {name}" for label in labels for name in self.names]
-        cells = list(zip(names, *(column[: groups * q] for column in columns.values()), strict=True))
+        if num_groups == 1 and self.labels is None:
+            headings, names = ("effect", *headings[1:]), list(self.names)
+        cells = list(zip(names[:shown_], *(column[:shown_] for column in columns.values()), strict=True))
         facts = [("Groups", f"{num_groups}"), ("Covariance of the parameters", self.description)]
-        notes = [f"{num_groups - groups} more groups are not shown: see to_frame()."] if groups < num_groups else []
+        hidden = num_groups * q - shown_
+        notes = [f"{hidden} more are not shown: see to_frame()."] if hidden else []
         missing = int(np.sum(np.any(np.isnan(self.value), axis=-1)))
         if missing:
             notes.append(f"{missing} groups have no prediction: their weight is zero, or their mode was not found.")
@@ -403,6 +405,7 @@ def predicted_effects(
     check_level(level)
     model, dataset = origin_of(fit)
     check_marginal(model)
+    assert isinstance(model, MarginalModel)
     which = fit._check(kind)
     modes = modes_of_fit(fit)
     value = precise(modes.effects)
@@ -416,4 +419,5 @@ def predicted_effects(
     known = modes.certified if dataset.weights is None else modes.certified & (np.asarray(dataset.weights) > 0)
     value = np.where(known[..., None], value, np.nan)
     conditional, total = (np.where(known[..., None, None], part, np.nan) for part in (conditional, total))
-    return PredictedEffects(value, conditional, total, effects_layout(model), level, description, labels)
+    layout = effects_layout(fit, model)
+    return PredictedEffects(value, conditional, total, layout, level, description, labels)
