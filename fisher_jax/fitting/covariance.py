@@ -95,7 +95,12 @@ def transform_covariance(
 
 
 def conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray, "q q"]:
-    """Covariance of the q entries of one fit given those entries of u that `edge` marks, whose rows and columns are zero."""
+    """Covariance of the q entries of one fit given those entries of u that `edge` marks."""
+    return transform_covariance(fit.layout.jacobian(fit.free), free_conditional_on_edge(fit, kind, edge))
+
+
+def free_conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray, "p p"]:
+    """Covariance of û of one fit given those of its entries that `edge` marks, whose rows and columns are zero."""
     rest = np.flatnonzero(~edge)
 
     def block(matrix: Any) -> Any:
@@ -108,7 +113,7 @@ def conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray
         inner = linalg.inverse(block(free_information(fit, kind)))
     whole = np.zeros((len(edge), len(edge)), inner.dtype)
     whole[np.ix_(rest, rest)] = inner
-    return transform_covariance(fit.layout.jacobian(fit.free), whole)
+    return whole
 
 
 def standard_errors(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b q"]:

@@ -67,6 +67,10 @@ class MarginalModel(Model):
         """From (params, y, z) of one group to y with the mode of its effects, which derivatives at params then start from."""
         return self.integral.with_mode
 
+    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
+        """The effects that the flat b stands for, as the joint density takes them."""
+        return self.integral.layout.constrain(b, self.integral._values)
+
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of a group is not finite, in words."""
         mode = jax.jit(self.integral.mode)(params, y, *z)

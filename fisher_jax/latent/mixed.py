@@ -257,7 +257,7 @@ def mixed(
     layout, _ = layout_of_effects(effects)
     density = MixedDensity(family, predictor, layout, correlated)
     own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
-    base = marginal(density, np.zeros(layout.num_free), nodes=nodes)
+    base = marginal(density, np.zeros(layout.num_free, layout.dtype), nodes=nodes)
     return MixedModel(
         base.integral,
         sample=None if family.sample is None else density.sample,
