@@ -59,7 +59,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     facts = [
         ("Status", f"{fit.status.label}, {int(fit.num_steps)} steps in {fit.free.dtype}"),
         ("Distance to the maximum", NO_DISTANCE.get(fit.status, distance)),
-        ("Observations", f"{n:g}, free parameters {fit.num_parameters}"),
+        ("Observations", f"{n:g}{_of_groups(fit)}, free parameters {fit.num_parameters}"),
         *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
         ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}, BIC {float(fit.bic()):.4f}"),
         ("Covariance", fit.describe(kind)),
@@ -76,6 +76,14 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     )
     notes = () if fit.status.converged else (f"NOT TO BE RELIED ON. {fit.diagnosis()}",)
     return Report("Maximum-likelihood fit", facts, [table], (*notes, *doubts))
+
+
+def _of_groups(fit: Any) -> str:
+    """What the observations of a model with latent effects are, in words; empty for other models."""
+    if fit.origin is None or fit.origin.model.with_modes is None:
+        return ""
+    rows = fit.origin.model.count_rows(*fit.origin.dataset.parts)
+    return " groups" if rows is None else f" groups, {rows:g} rows"
 
 
 def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[str, ...]) -> Report:

@@ -195,7 +195,8 @@ class HypothesisTest(Reported):
                 ("p-value", probability(self.p_value)),
             ]
             if self.mixture_p_value is not None:
-                facts.append(("p-value of the mixture", probability(self.mixture_p_value)))
+                law = f"½ χ² with {self.degrees_of_freedom - 1} and ½ χ² with {degrees} of freedom"
+                facts.append(("p-value of the mixture", f"{probability(self.mixture_p_value)}, {law}"))
         if self.covariance:
             facts.append(("Covariance", self.covariance))
         return Report(self.test, facts, notes=self.notes)

@@ -34,6 +34,7 @@ from fisher_jax.inference.hypothesis import (
 from fisher_jax.inference.replicates import draw_data
 from fisher_jax.inference.restricted_fits import fit_under, refit
 from fisher_jax.inference.unidentified import find_unidentified, values_of_null, values_under
+from fisher_jax.latent.mixed import MixedModel
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
@@ -167,8 +168,8 @@ def likelihood_ratio_test(
             "the one to use, provided that the others lie inside. The plain one is too large."
             if edge == 1
             else f"under the null {edge} parameters lie on the boundary of their range: the statistic is a mixture of "
-            "chi-squared distributions whose weights depend on the information. The p-value is too large; use a parametric "
-            "bootstrap."
+            "chi-squared distributions whose weights depend on the information. The p-value is too large; use the parametric "
+            "bootstrap, likelihood_ratio_test(…, key=jax.random.key(0))."
         )
     if not is_traced(fit) and (failures := _failures(fit, under.fit, edge, unidentified)):
         notes += failures
@@ -228,9 +229,10 @@ def _fit_null(fit: Fit, null: Any) -> _Null:
             )
         values = None if traced or fit.origin is None else values_of_null(fit, null)
         freedom = fit.num_parameters - null.num_parameters
-        return _Null(
-            _gain(fit, null), freedom, ("the restricted model",), null, values, _num_fixed_at_ends(layout, null)
+        edge = max(
+            _num_fixed_at_ends(layout, null), _num_at_ends(layout, values), _num_effects(fit) - _num_effects(null)
         )
+        return _Null(_gain(fit, null), freedom, ("the restricted model",), null, values, min(edge, freedom))
     null = read_restriction(layout, null)
     if not isinstance(null, Hypothesis):
         under = fit_under(fit, null)
@@ -261,6 +263,24 @@ def _num_fixed_at_ends(layout: Layout, null: Fit) -> int:
             at_end = np.isin(np.asarray(value, float), _ends(free[leaf.name].constraint))
             counts = counts + at_end.reshape((*counts.shape, -1)).sum(axis=-1)
     return int(np.min(counts)) if counts.size else 0
+
+
+def _num_at_ends(layout: Layout, values: Values | None) -> int:
+    """How many estimated parameters lie at an end of their range at these values, in every fit; a null without them is there."""
+    if values is None:
+        return 0
+    theta = np.asarray(layout.join(values), float)
+    return int(np.min(np.sum(theta[..., :, None] == layout.edges(), axis=(-2, -1))))
+
+
+def _num_effects(fit: Fit) -> int:
+    """How many variances of latent effects a fit of a mixed model has, each zero where another model has not its effect.
+
+    Their covariances vanish with them, and lie inside their range: with one variance on the boundary the law is the mixture of two
+    also where it is an entry of a covariance matrix (Stram and Lee 1994, case 3).
+    """
+    model = None if fit.origin is None else fit.origin.model
+    return model.num_effects if isinstance(model, MixedModel) else 0
 
 
 def _ends(constraint: Any) -> list[float]:

@@ -36,6 +36,7 @@ class Grouped:
     rows: PyTree
     weights: Float[Array, "*G m"]
     labels: np.ndarray | None
+    holds_data = True
 
     def __init__(self, rows: PyTree, weights: Any, labels: Any = None) -> None:
         self.rows, self.weights, self.labels = rows, weights, labels

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_count, check_function, entry_point
 from fisher_jax.fitting.status import Status
+from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.mode import Mode, find_mode
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
@@ -60,6 +61,14 @@ class MarginalModel(Model):
     def with_modes(self) -> Callable[..., WithMode]:
         """From (params, y, z) of one group to y with the mode of its effects, which derivatives at params then start from."""
         return self.integral.with_mode
+
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows the groups have, where `by_group` has made them."""
+        grouped = next((part for part in (given, data) if isinstance(part, Grouped)), None)
+        if grouped is None:
+            return None
+        lengths = np.sum(np.asarray(grouped.weights), axis=-1)
+        return float(np.sum(lengths if weights is None else lengths * np.asarray(weights)))
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of a group is not finite, in words."""

@@ -109,6 +109,10 @@ class Model:
         """
         return None
 
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows there are in all observations, where each is a group of rows; None of other models, or if unknown."""
+        return None
+
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of an observation is not finite, in words; empty where the model does not know."""
         return ""
