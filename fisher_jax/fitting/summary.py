@@ -138,7 +138,8 @@ def weakest(curvature: Any, free: Any, layout: Layout) -> str:
 
 def entries_at_edge(curvature: Any, layout: Layout) -> np.ndarray:
     """Which entries of u are left without information on the scale of their constraint, as at the edge of their range."""
-    return np.array(layout.unitless, bool) & (np.abs(np.diagonal(np.asarray(curvature, np.float64))) < EDGE_INFORMATION)
+    diagonal = np.diagonal(np.asarray(curvature, np.float64), axis1=-2, axis2=-1)
+    return np.array(layout.unitless, bool) & (np.abs(diagonal) < EDGE_INFORMATION)
 
 
 def escaping(curvature: Any, free: Any, last_step: Any, layout: Layout) -> str:
