@@ -34,7 +34,6 @@ from fisher_jax.inference.hypothesis import (
 from fisher_jax.inference.replicates import draw_data
 from fisher_jax.inference.restricted_fits import fit_under, refit
 from fisher_jax.inference.unidentified import find_unidentified, values_of_null, values_under
-from fisher_jax.latent.mixed import MixedModel
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
@@ -285,8 +284,7 @@ def _num_effects(fit: Fit) -> int:
     Their covariances vanish with them, and lie inside their range: with one variance on the boundary the law is the mixture of two
     also where it is an entry of a covariance matrix (Stram and Lee 1994, case 3).
     """
-    model = None if fit.origin is None else fit.origin.model
-    return model.num_effects if isinstance(model, MixedModel) else 0
+    return 0 if fit.origin is None else fit.origin.model.num_effects
 
 
 def _ends(constraint: Any) -> list[float]:

@@ -67,6 +67,11 @@ class _WithValues:
         """What distinguishes it from others of the same user's function."""
         return self.layout, self.entries
 
+    @property
+    def has_both_modes(self) -> bool:
+        """Whether JAX differentiates it either way, so that this need not be found out."""
+        return getattr(self.function.function, "has_both_modes", False)
+
     def of(self, function: Any) -> "_WithValues":
         """Another function of the old parameters as one of the two parts."""
         return replace(self, function=ById(function))

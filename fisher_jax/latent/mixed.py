@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_flag, check_function, entry_point, kind_of
 from fisher_jax.latent.grouped import Grouped
-from fisher_jax.latent.marginal import MarginalModel, cholesky, marginal
+from fisher_jax.latent.marginal import MarginalModel, cholesky, layout_of_effects, marginal
 from fisher_jax.models.constraints import positive, positive_definite
-from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.model import Model, check_arity
+from fisher_jax.models.parameters import Layout
 from fisher_jax.models.programs import UserFunction, call_differentiable
 
 SD, COVARIANCE = "sd", "covariance"  # the names under which the parameters hold the distribution of the effects
@@ -40,6 +40,10 @@ class MixedModel(MarginalModel):
         groups, length = np.shape(jax.tree.leaves(data)[0])[:2]
         return float(length * (groups if weights is None else np.sum(np.asarray(weights))))
 
+    def check_parameters(self, params: PyTree) -> None:
+        """Raise where the distribution of the effects is missing or does not fit them."""
+        self.joint.check_parameters(params)
+
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects on the scale of the predictor."""
         return self.joint.effects_of(params, b)
@@ -64,23 +68,32 @@ class MixedDensity:
         """What else it is made of."""
         return self.family, self.layout, self.correlated
 
-    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
-        """L b: the effects as the predictor takes them."""
+    def check_parameters(self, params: PyTree) -> None:
+        """Raise where the distribution of the effects is missing or does not fit them."""
         name = COVARIANCE if self.correlated else SD
         if not isinstance(params, dict) or name not in params:
             what = "covariance matrix (q, q)" if self.correlated else "standard deviations, shaped like them"
             raise ValueError(
                 f"params must be a dictionary with the effects' {what} under {name!r}, as in {{'beta': …, {name!r}: …}}."
             )
-        if not self.correlated:
-            effects = b * self.layout.flatten(params[SD])
-        else:
+        shapes, q = jax.tree.map(jnp.shape, params[name]), self.layout.num_free
+        expected = (q, q) if self.correlated else self.layout.assemble([leaf.shape for leaf in self.layout.leaves])
+        if shapes != expected:
+            each = "a row for each effect" if self.correlated else "a standard deviation for each effect, by its name"
+            raise ValueError(f"params[{name!r}] has shape {shapes}; expected {expected}, {each}.")
+
+    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
+        """L b: the effects as the predictor takes them."""
+        if self.correlated:
             lower, _ = cholesky(params[COVARIANCE])
             effects = jnp.stack([sum(lower[i, j] * b[j] for j in range(i + 1)) for i in range(len(b))])
+        else:
+            effects = b * self.layout.flatten(params[SD])
         return self.layout.constrain(effects, [None] * len(self.layout.leaves))
 
     def predict(self, params: PyTree, effects: PyTree, *z: PyTree) -> dict[str, Any]:
         """The family's parameters for one row."""
+        check_arity(self.predictor, ("params", "effects", "z")[: 2 + len(z)], "predictor")
         predicted = call_differentiable(self.predictor, (params, effects, *z), "predictor")
         if not isinstance(predicted, dict):
             raise TypeError(
@@ -92,7 +105,17 @@ class MixedDensity:
     def __call__(self, params: PyTree, b: Float[Array, " q"], y: PyTree, *z: PyTree) -> Float[Array, ""]:
         effects = self.effects_of(params, b)
         y, z, weights = rows_of(y, z)
-        terms = jax.vmap(lambda y, *z: self.family.log_density(self.predict(params, effects, *z), y))(y, *z)
+
+        def of_row(y: PyTree, *z: PyTree) -> Float[Array, ""]:
+            predicted = self.predict(params, effects, *z)
+            try:
+                return self.family.log_density(predicted, y)
+            except KeyError as error:
+                raise ValueError(
+                    f"the family needs the parameter {error}, but the predictor returned {', '.join(map(str, predicted))}."
+                ) from error
+
+        terms = jax.vmap(of_row)(y, *z)
         if weights is not None:
             terms = jnp.where(weights == 0, 0, weights * terms)
         return jnp.sum(terms) + jnp.sum(jax.scipy.stats.norm.logpdf(b))
@@ -125,6 +148,12 @@ def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...
         )
     weights = next((part.weights for part in (*z, y) if isinstance(part, Grouped)), None)
     y, *rest = (part.rows if isinstance(part, Grouped) else part for part in (y, *z))
+    shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((y, rest, weights))}
+    if len(shapes) > 1 or () in shapes:
+        raise ValueError(
+            f"a group has data of shape {jax.tree.map(jnp.shape, y)} and given of {jax.tree.map(jnp.shape, tuple(rest))}; expected arrays (m, …) with the same number m of rows, of G groups (G, m, …). "
+            "fisher_jax.by_group makes them of a long table."
+        )
     return y, tuple(rest), weights
 
 
@@ -196,7 +225,7 @@ def mixed(
         raise TypeError(f"family is {kind_of(family)}; expected a Model such as families.poisson.")
     check_function(predictor, "predictor", "params and effects (and z)")
     check_flag(correlated, "correlated")
-    layout, _ = layout_of(effects)
+    layout, _ = layout_of_effects(effects)
     density = MixedDensity(family, predictor, layout, correlated)
     own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
     if constraints is not None and not isinstance(constraints, dict):
@@ -207,7 +236,14 @@ def mixed(
     return MixedModel(
         base.integral,
         sample=None if family.sample is None else density.sample,
-        constraints={**own, **(constraints or {})},
+        constraints=_merge(own, constraints or {}),
         initial=initial,
         names=names,
     )
+
+
+def _merge(default: PyTree, given: PyTree) -> PyTree:
+    """The constraints given, and the defaults of parameters that are not among them."""
+    if not isinstance(default, dict) or not isinstance(given, dict):
+        return default if given is None else given
+    return {key: _merge(default.get(key), given.get(key)) for key in {**default, **given}}

@@ -67,7 +67,10 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
     """The log-likelihood as a function of u in `layout`. Called where jitted code is traced; checks what comes back."""
     rows = dataset.data if dataset.given is None else (dataset.data, dataset.given)
     terms = terms_of(model, layout, values, dataset.given is not None)
-    shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
+    if model.with_modes is None:
+        shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
+    else:  # to trace a marginal density takes a second, and it has one term for each row
+        shape = np.shape(jax.tree.leaves(rows)[0])[:1]
     auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     if model.auxiliary is not None:
         measured = first_row(jax.tree.map(jnp.asarray, dataset.data.measured))

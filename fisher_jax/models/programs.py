@@ -195,8 +195,11 @@ def jit_with_model(
 def call_differentiable(function: UserFunction, arguments: tuple[Any, ...], name: str) -> Any:
     """Call a function of the user's so that JAX can differentiate it in either mode; see `numerics.autodiff_modes`.
 
-    The modes that it has by itself are stored with it, as its programs are.
+    The modes that it has by itself are stored with it, as its programs are. A density of this library that is known to have both
+    says so by `has_both_modes`.
     """
+    if getattr(function, "has_both_modes", False):
+        return call_user(function, arguments, name)
     owner, rest = owner_of(function)
     modes: dict[Any, Any] = {}
     if hasattr(owner, "__dict__") and not isinstance(owner, type):
