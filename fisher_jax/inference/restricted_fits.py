@@ -76,7 +76,7 @@ class _WithValues:
         """Another function of the old parameters as one of the two parts."""
         return replace(self, function=ById(function))
 
-    def __call__(self, parts: dict[str, list[Any]], *arguments: PyTree) -> Array:
+    def __call__(self, parts: dict[str, list[Any]], *arguments: PyTree) -> Any:
         values = []
         for leaf, entries, free, given in zip(
             self.layout.leaves, self.entries, parts["estimated"], parts["given"], strict=True
@@ -196,7 +196,7 @@ class _AtParams:
     function: ById
     layout: Layout
 
-    def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Array:
+    def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Any:
         return self.function.function(self.layout.assemble(parts["params"]), *arguments)
 
 

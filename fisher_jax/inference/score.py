@@ -252,15 +252,17 @@ class _TestedEntries:
 
 
 def _scores_vanish(fit: Fit, tested: _TestedEntries, statistic: Any) -> Bool[np.ndarray, "*b"]:
-    """Where a statistic is zero because no observation has a score: at a standard deviation of latent effects of zero, say.
+    """Where a statistic is zero or does not exist because no observation has a score: at a standard deviation of latent effects of zero, say.
 
     A density of b σ with b symmetric has no slope in σ at zero. That says nothing of the variance σ², which may have one.
     """
-    suspects = np.asarray(statistic) < NO_STATISTIC
+    suspects = np.asarray(
+        ~(np.asarray(statistic) >= NO_STATISTIC)
+    )  # NaN, too, by an information that is negative there
     if not np.any(suspects):
         return suspects
     squares = np.asarray(with_data(fit, _SquaredScores(tested.layout, tested.tested, tested.nuisance)))
-    return suspects & np.any(squares == 0, axis=-1)
+    return np.asarray(suspects & np.any(squares == 0, axis=-1))
 
 
 @dataclass(frozen=True)
