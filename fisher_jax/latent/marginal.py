@@ -71,6 +71,14 @@ class MarginalModel(Model):
         """The effects that the flat b stands for, as the joint density takes them."""
         return self.integral.layout.constrain(b, self.integral._values)
 
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows the groups have, where `by_group` has made them."""
+        grouped = next((part for part in (given, data) if isinstance(part, Grouped)), None)
+        if grouped is None:
+            return None
+        lengths = np.sum(np.asarray(grouped.weights), axis=-1)
+        return float(np.sum(lengths if weights is None else lengths * np.asarray(weights)))
+
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of a group is not finite, in words."""
         mode = jax.jit(self.integral.mode)(params, y, *z)

@@ -32,6 +32,19 @@ class MixedModel(MarginalModel):
         """The joint density of a group's rows and its effects, standardised."""
         return self.integral.joint  # type: ignore[return-value]
 
+    @property
+    def num_effects(self) -> int:
+        """How many effects a group has, each with a variance of its own."""
+        return self.joint.layout.num_free
+
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows the groups have."""
+        rows = super().count_rows(data, given, weights)
+        if rows is not None:
+            return rows
+        groups, length = np.shape(jax.tree.leaves(data)[0])[:2]
+        return float(length * (groups if weights is None else np.sum(np.asarray(weights))))
+
     def check_parameters(self, params: PyTree) -> None:
         """Raise where the distribution of the effects is missing or does not fit them."""
         self.joint.check_parameters(params)

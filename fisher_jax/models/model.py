@@ -110,6 +110,10 @@ class Model:
         """
         return None
 
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows there are in all observations, where each is a group of rows; None of other models, or if unknown."""
+        return None
+
     def check_parameters(self, params: PyTree) -> None:
         """Raise where parameters lack what the model needs of them; of a bare density nothing is known."""
 
@@ -123,6 +127,11 @@ class Model:
 
     def check_data(self, data: PyTree, given: PyTree) -> None:
         """Raise where data or covariates, as arrays, are none that the model can have; called once, where they come in."""
+
+    @property
+    def num_effects(self) -> int:
+        """How many latent effects a group has of which each has a variance of its own; zero of other models."""
+        return 0
 
     @property
     def auxiliary(self) -> UserFunction | None:
