@@ -337,7 +337,7 @@ def crossed_model(
         factors.append(Factor(name, count, layout, name in names_correlated))
     size = sum(factor.levels * factor.size for factor in factors)
 
-    def cost(first: Factor) -> float:
+    def cost(first: Factor) -> int:
         dense = size - first.levels * first.size
         return first.levels * first.size * (first.size**2 + dense**2) + dense**3
 
