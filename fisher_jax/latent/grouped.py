@@ -49,16 +49,13 @@ class Grouped:
     def __getitem__(self, name: Any) -> "Grouped":
         """The columns of that name, or of several, in the same groups."""
         rows = {key: self.rows[key] for key in name} if isinstance(name, list | tuple) else self.rows[name]
-        return self._with(rows, self.weights)
+        new = Grouped.tree_unflatten(self.is_filled, (rows, self.weights))
+        new.labels = self.labels
+        return new
 
     def with_weights(self, weights: Any) -> "Grouped":
         """The same rows with other weights."""
-        return self._with(self.rows, weights)
-
-    def _with(self, rows: PyTree, weights: Any) -> "Grouped":
-        new = Grouped.tree_unflatten(self.is_filled, (rows, weights))
-        new.labels = self.labels
-        return new
+        return Grouped(self.rows, weights, self.labels)
 
     def total(self, terms: Float[Array, " m"]) -> Float[Array, ""]:
         """The sum of terms over the rows of one group, without those that only fill it up."""
@@ -126,6 +123,8 @@ def by_group(table: PyTree, by: Any) -> Grouped:
     else:
         groups, parts, _ = take_labels(by, {"table": table})
         rest = parts["table"]
+    if isinstance(rest, dict):  # whose columns may be lists
+        rest = {name: np.asarray(column) if isinstance(column, list) else column for name, column in rest.items()}
     rows = as_unmasked_arrays(rest, "table")
     arrays, _, weights, _ = split_groups(groups, rows, None, None, as_list=False)
     if weights is None:

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_count, check_function, check_pytree, entry_point, kind_of, shown
+from fisher_jax.errors import check_count, check_function, check_pytrees, entry_point, kind_of, shown
 from fisher_jax.fitting.status import Status
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.mode import Mode, find_mode
@@ -149,7 +149,7 @@ class Integral:
             of_part = dict(zip(filled, weights, strict=True))
             weighted = [part.with_weights(of_part[k]) if k in of_part else part for k, part in enumerate(parts)]
             y, z = jax.tree.unflatten(treedef, weighted)
-            return self.of_effects(params, y, *z)(jnp.asarray(self.start, float))
+            return self.of_effects(params, y, *z)(jnp.asarray(self.start))
 
         flat = flatten(jax.make_jaxpr(of_weights)([parts[k].weights for k in filled]), keep_rules=True)
         used = {operand for step in flat.steps for operand in step.operands if type(operand) is int}
@@ -272,7 +272,7 @@ def marginal(
 
 def layout_of_effects(effects: PyTree) -> tuple[Layout, tuple[float, ...]]:
     """The layout of a pytree of effects, and its numbers."""
-    check_pytree(effects, "effects")
+    check_pytrees(effects=effects)
     expected = "expected numbers that name the effects and start the search for their mode, as {'intercept': 0.0}"
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(effects) if not isinstance(leaf, jax.core.Tracer)]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(effects)):

@@ -140,20 +140,37 @@ class MixedDensity:
             terms = jnp.where(weights == 0, 0, weights * terms)
         return jnp.sum(terms) + jnp.sum(jax.scipy.stats.norm.logpdf(b))
 
-    def sample(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
-        """One draw of the effects, and of y in each row given them."""
+
+@dataclass(frozen=True)
+class MixedSample:
+    """One draw of the effects, and of y in each row given them. Equal where the densities are."""
+
+    density: MixedDensity
+
+    @property
+    def user_function(self) -> UserFunction:
+        """Where its programs are stored; see `models.programs.owner_of`."""
+        return self.density.predictor
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What else it is made of."""
+        return self.density.made_with
+
+    def __call__(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
         if not z:
             raise ValueError(
                 "draws from a mixed model need given=, the covariates of each row, which tell how many rows a group has."
             )
         _, z, _ = rows_of(None, z)
         key, key_of_effects = jax.random.split(key)
-        b = jax.random.normal(key_of_effects, (self.layout.num_free,))
-        effects = self.effects_of(params, b)
+        of_effects = jax.tree.leaves(params[COVARIANCE if self.density.correlated else SD])
+        b = jax.random.normal(key_of_effects, (self.density.layout.num_free,), jnp.result_type(*of_effects))
+        effects = self.density.effects_of(params, b)
         keys = jax.random.split(key, len(jax.tree.leaves(z)[0]))
 
         def draw(key: Array, *z: PyTree) -> PyTree:
-            return self.family.sample(key, self.predict(params, effects, *z))  # type: ignore[misc]
+            return self.density.family.sample(key, self.density.predict(params, effects, *z))  # type: ignore[misc]
 
         return jax.vmap(draw)(keys, *z)
 
@@ -273,7 +290,7 @@ def mixed(
     base = marginal(density, np.zeros(layout.num_free, layout.dtype), nodes=nodes)
     return MixedModel(
         base.integral,
-        sample=None if family.sample is None else density.sample,
+        sample=None if family.sample is None else MixedSample(density),
         constraints=_merge(own, constraints or {}),
         initial=initial,
         names=names,
