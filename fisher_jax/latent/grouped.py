@@ -98,7 +98,9 @@ def by_group(table: PyTree, by: Any) -> Grouped:
         arrays = as_unmasked_arrays(table, "table")
         lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(arrays)}
         if len(lengths) != 1 or () in lengths or (0,) in lengths:
-            raise ValueError(f"table has columns of lengths {sorted(lengths)}; expected one row or more, as many in each.")
+            raise ValueError(
+                f"table has columns of lengths {sorted(lengths)}; expected one row or more, as many in each."
+            )
         weights = np.ones((1, *lengths.pop()))
         return Grouped(jax.tree.map(lambda leaf: np.asarray(leaf)[None], arrays), weights, np.array(["all rows"]))
     if isinstance(table, dict) and names and set(names) <= set(table):

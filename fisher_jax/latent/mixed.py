@@ -199,7 +199,9 @@ def mixed(
         )
     if levels is not None:
         if check_count(nodes, 1, "nodes") > 1:
-            raise ValueError(f"nodes={nodes} with levels= would need a point for each combination. Use nodes=1, Laplace's.")
+            raise ValueError(
+                f"nodes={nodes} with levels= would need a point for each combination. Use nodes=1, Laplace's."
+            )
         from fisher_jax.latent.crossed import crossed_model  # which extends this module
 
         return crossed_model(
@@ -207,7 +209,7 @@ def mixed(
         )
     check_flag(correlated, "correlated")
     layout, _ = layout_of(effects)
-    density = MixedDensity(family, predictor, layout, correlated)
+    density = MixedDensity(family, predictor, layout, bool(correlated))
     own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
     base = marginal(density, np.zeros(layout.num_free), nodes=nodes)
     return MixedModel(

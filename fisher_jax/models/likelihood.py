@@ -38,6 +38,7 @@ class Likelihood(NamedTuple):
     separable: bool
     auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     with_modes: Callable[[Float[Array, " p"], PyTree], PyTree] | None = None
+    is_costly: bool = False
 
 
 class Derivatives(NamedTuple):
@@ -100,7 +101,8 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
 
             rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
     with_modes = None if model.with_modes is None else modes_of(model, layout, values, dataset.given is not None)
-    return Likelihood(terms, rows, weights, shape[0], not model.is_dependent, auxiliary, with_modes)
+    separable = not model.is_dependent
+    return Likelihood(terms, rows, weights, shape[0], separable, auxiliary, with_modes, model.is_costly)
 
 
 def modes_of(
@@ -181,7 +183,8 @@ def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]
 def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
     """Terms, gradient and minus Hessian in one pass over the data."""
     target = at_modes(target, flat)
-    method = by_entry if flat.shape[0] <= FORWARD_UP_TO else by_row
+    # A pass for each entry of the Hessian would be as many copies of what is costly.
+    method = by_entry if flat.shape[0] <= FORWARD_UP_TO and not target.is_costly else by_row
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array]]:
         terms, gradient, curvature = method(lambda u: target.terms(u, rows), flat, weights)
