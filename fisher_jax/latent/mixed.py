@@ -285,7 +285,7 @@ def mixed(
         )
     check_flag(correlated, "correlated")
     layout, _ = layout_of_effects(effects)
-    density = MixedDensity(family, predictor, layout, correlated)
+    density = MixedDensity(family, predictor, layout, bool(correlated))
     own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
     base = marginal(density, np.zeros(layout.num_free, layout.dtype), nodes=nodes)
     return MixedModel(

@@ -101,9 +101,8 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
 
             rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
     with_modes = None if model.with_modes is None else modes_of(model, layout, values, dataset.given is not None)
-    return Likelihood(
-        terms, rows, weights, shape[0], not model.is_dependent, auxiliary, with_modes, with_modes is not None
-    )
+    separable = not model.is_dependent
+    return Likelihood(terms, rows, weights, shape[0], separable, auxiliary, with_modes, with_modes is not None)
 
 
 def modes_of(
