@@ -205,6 +205,12 @@ def test_effects_of_many_fits_are_those_of_each(many):
         np.testing.assert_allclose(effects[k].covariance(), one.covariance(), rtol=1e-8)
     with pytest.raises(ValueError, match="many fits"):
         effects.to_frame()
+    for at in ("predicted", "average"):
+        rows, groups = np.array([0.0, 1.0, 0.0]), [4, 4, 7] if at == "predicted" else None
+        whole = fj.predict(batch, rows, effects=at, groups=groups)
+        each = [fj.predict(fit, rows, effects=at, groups=groups) for fit in fits[:3]]
+        np.testing.assert_allclose(whole.estimate, np.stack([one.estimate for one in each]), rtol=1e-10)
+        np.testing.assert_allclose(whole.covariance(), np.stack([one.covariance() for one in each]), rtol=1e-8)
 
 
 def test_the_mean_of_a_new_group_is_that_of_the_lognormal_and_the_typical_group_has_effects_of_zero(many):

@@ -1072,10 +1072,8 @@ def predict_mixed(
     range_: tuple[float, float] | None,
 ) -> "Prediction":
     """The predictions of a mixed model at predicted effects, averaged over effects, or at effects of zero; see `predict`."""
-    if fit.has_batch:
-        raise ValueError("these are many fits of a mixed model. Predict by one of them: predict(fits[0], …).")
-    joint, q = model.joint, model.joint.layout.num_free
-    conditional = linked(joint.family, GivenEffects(joint))
+    q = model.joint.layout.num_free
+    conditional = linked(model.joint.family, GivenEffects(model.joint))
     quantity, quantile_level, name = read_what(what, conditional, range_)
     function: Any = quantity
     if at == "average":
@@ -1090,60 +1088,103 @@ def predict_mixed(
                 'effects="zero".'
             )
         function = Averaged(quantity, q)
-    rows_ = group_rows(fit, model, new, groups, at)
-    dtype = fit.layout.dtype
-    modes = None
-    if at == "average":
-        z = rows_.z
-        rows = Rows(z, (False,) * len(jax.tree.leaves(z)), rows_.weights, rows_.labels)
-    elif at == "zero":
-        rows = rows_.given(np.zeros((rows_.count, q), dtype))
-    else:
-        modes = latent.modes_of_fit(fit)
-        assert fit.origin is not None
-        assert rows_.group is not None
-        weights = fit.origin.dataset.weights
-        known = modes.certified if weights is None else modes.certified & (np.asarray(weights) > 0)
-        b = np.where(known[:, None], modes.modes, np.nan).astype(dtype)
-        rows = rows_.given(b[rows_.group])
-    output = outline_of(fit, conditional, function, rows, quantile_level, name)
     covariance, description = latent.free_covariance(fit, kind)
-    k, p = len(output.names), fit.free.shape[-1]
-    value, jacobian, ends = linearize_rows(fit, conditional, function, rows, quantile_level, k)
-    if quantity.what == "quantile":
-        jacobian = without_steps(jacobian, value)
-    free = np.asarray(fit.free)
-    if modes is not None:
-        assert rows_.group is not None
-        size = max(1, min(ENTRIES // max(1, k * (p + q)), class_size(rows.count)))
-        level_ = np.asarray(quantile_level, dtype)
-
-        def of_block(index: np.ndarray) -> Any:
-            return _by_effects(function, conditional, fit.layout, fit.values, fit.free, rows.take(index), level_)
-
-        by_effects = precise(map_blocks(of_block, rows.count, size))
-        # Columns for all groups, so that predictions for different groups can be compared; or for those of these rows.
-        num_groups = len(modes.modes)
-        columns = np.arange(num_groups) if num_groups * q <= MOST_COLUMNS else np.unique(rows_.group)
-        width = p + q * len(columns)
-        check_count(rows.count, 1, "the number of rows", " (fewer groups at a time take less)", entries=k * width)
-        whole = np.zeros((rows.count, k, width))
-        slopes = precise(modes.slopes)[rows_.group]
-        whole[..., :p] = precise(jacobian) + np.einsum("mkq,mqp->mkp", by_effects, slopes)
-        place = p + q * np.searchsorted(columns, rows_.group)
-        for j in range(q):
-            whole[np.arange(rows.count), :, place + j] = by_effects[..., j]
-        matrix = np.zeros((width, width))
-        matrix[:p, :p] = covariance
-        for j, group in enumerate(columns):
-            block = slice(p + j * q, p + (j + 1) * q)
-            matrix[block, block] = modes.covariances[group]
-        jacobian, covariance = whole, matrix
-        free = np.concatenate([free, modes.modes[columns].ravel()])
+    if fit.has_batch and not len(fit):
+        raise ValueError("there are no fits in this batch.")
+    if at == "predicted":
         description += ", with the errors of the predicted effects"
-    return Prediction(
-        *(value, jacobian, ends, free, covariance, rows.weights, output, level, description), labels=rows.labels
+    output: Output | None = None
+    parts = []
+    # Data sets may have other groups and rows, so that many fits are predicted one by one, by the same programs.
+    for one, its_covariance in zip(fit, covariance, strict=True) if fit.has_batch else [(fit, covariance)]:
+        rows, modes, group = _rows_given_effects(one, model, new, groups, at)
+        if output is None:
+            output = outline_of(one, conditional, function, rows, quantile_level, name)
+        numbers = linearize_rows(one, conditional, function, rows, quantile_level, len(output.names))
+        value, jacobian, ends = map(np.asarray, numbers)
+        if quantity.what == "quantile":
+            jacobian = without_steps(jacobian, value)
+        free = np.asarray(one.free)
+        if modes is not None:
+            by_effects = _by_effects_of_rows(one, conditional, function, rows, quantile_level, jacobian.shape[-2], q)
+            free, its_covariance, jacobian = _beside_effects(free, its_covariance, jacobian, by_effects, modes, group)
+        arrays = value, jacobian, ends, free, its_covariance, rows.weights
+        parts.append(Prediction(*arrays, output, level, description, labels=rows.labels))
+    if not fit.has_batch:
+        return parts[0]
+    if len({part.value.shape for part in parts}) != 1:
+        raise ValueError(
+            "the data sets of these fits have other numbers of rows, so that their predictions make no array. Predict by each: "
+            "predict(fits[0], …)."
+        )
+    return replace(jax.tree.map(lambda *leaves: np.stack(leaves), *parts), labels=parts[0].labels)
+
+
+def _rows_given_effects(
+    fit: Fit, model: MixedModel, new: Any, groups: Any, at: str
+) -> tuple[Rows, "latent.Modes | None", Any]:
+    """The rows of one fit beside their effects; where these are predicted, the modes of all groups and the group of each row.
+
+    The mode of a group of weight zero, or that was not found, is NaN.
+    """
+    rows = group_rows(fit, model, new, groups, at)
+    q, dtype = model.joint.layout.num_free, fit.layout.dtype
+    if at == "average":
+        return Rows(rows.z, (False,) * len(jax.tree.leaves(rows.z)), rows.weights, rows.labels), None, None
+    if at == "zero":
+        return rows.given(np.zeros((rows.count, q), dtype)), None, None
+    modes = latent.modes_of_fit(fit)
+    weights = origin_of(fit).dataset.weights
+    known = modes.certified if weights is None else modes.certified & (np.asarray(weights) > 0)
+    modes = modes._replace(
+        modes=np.where(known[:, None], modes.modes, np.nan).astype(dtype),
+        # Zero, since the errors of all other rows have a product with them.
+        covariances=np.where(known[:, None, None], modes.covariances, 0.0),
     )
+    return rows.given(modes.modes[rows.group]), modes, rows.group
+
+
+def _by_effects_of_rows(
+    fit: Fit, model: Model, function: Any, rows: Rows, level: float, k: int, q: int
+) -> Float[np.ndarray, "m k q"]:
+    """The derivatives of the numbers of all rows with respect to the effects b of their groups, in blocks."""
+    size = max(1, min(ENTRIES // max(1, k * (fit.free.shape[-1] + q)), class_size(rows.count)))
+    level_ = np.asarray(level, fit.layout.dtype)
+
+    def of_block(index: np.ndarray) -> Any:
+        return _by_effects(function, model, fit.layout, fit.values, fit.free, rows.take(index), level_)
+
+    return np.asarray(precise(map_blocks(of_block, rows.count, size)))
+
+
+def _beside_effects(
+    free: np.ndarray,
+    covariance: Float[np.ndarray, "p p"],
+    jacobian: Float[np.ndarray, "m k p"],
+    by_effects: Float[np.ndarray, "m k q"],
+    modes: "latent.Modes",
+    group: Int[np.ndarray, " m"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """u with the effects b of the groups beside it, the covariance of both, and the derivatives of the rows with respect to both.
+
+    There are columns for the effects of all groups, so that predictions for different groups can be compared; where these are very
+    many, for the groups of these rows.
+    """
+    (m, k, p), q, num_groups = jacobian.shape, by_effects.shape[-1], len(modes.modes)
+    columns = np.arange(num_groups) if num_groups * q <= MOST_COLUMNS else np.unique(group)
+    width = p + q * len(columns)
+    check_count(m, 1, "the number of rows", " (fewer groups at a time take less)", entries=k * width)
+    whole = np.zeros((m, k, width), by_effects.dtype)
+    whole[..., :p] = precise(jacobian) + np.einsum("mkq,mqp->mkp", by_effects, precise(modes.slopes)[group])
+    place = p + q * np.searchsorted(columns, group)
+    matrix = np.zeros((width, width), by_effects.dtype)
+    matrix[:p, :p] = covariance
+    for j in range(q):
+        whole[np.arange(m), :, place + j] = by_effects[..., j]
+        for i in range(q):
+            starts = p + q * np.arange(len(columns))
+            matrix[starts + i, starts + j] = modes.covariances[columns, i, j]
+    return np.concatenate([free, modes.modes[columns].ravel()]), matrix, whole
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=1)
@@ -1274,7 +1315,9 @@ def predict(
     check_choice(effects, ("predicted", "average", "zero"), "effects")
     if isinstance(model, MixedModel):
         if new_axis is not None:
-            raise ValueError("new_axis is for many fits that each have rows of their own; this is one fit.")
+            raise ValueError(
+                "new_axis is not for mixed models: many fits share the rows of new. Predict by each of them."
+            )
         return predict_mixed(fit, model, new, what, groups, effects, which, level, range_)
     check_no_effects(model)
     if groups is not None or effects != "predicted":
