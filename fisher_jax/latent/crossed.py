@@ -27,6 +27,7 @@ from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import UserFunction
+from fisher_jax.numerics.array_namespace import AnyArray
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 
 
@@ -67,7 +68,7 @@ class Factor(NamedTuple):
             effects = jnp.stack(columns, axis=-1)
         return self.layout.constrain(effects, [None] * len(self.layout.leaves))
 
-    def codes(self, z: PyTree, weights: Array | None = None) -> Int[Array, " n"]:
+    def codes(self, z: PyTree, weights: Array | None = None) -> Int[AnyArray, "*b n"]:
         """The level of each row; raise where the covariates do not hold it."""
         if not isinstance(z, dict):
             raise TypeError(
@@ -338,7 +339,7 @@ def crossed_model(
         factors.append(Factor(name, count, layout, name in names_correlated))
     size = sum(factor.levels * factor.size for factor in factors)
 
-    def cost(first: Factor) -> float:
+    def cost(first: Factor) -> int:
         dense = size - first.levels * first.size
         return first.levels * first.size * (first.size**2 + dense**2) + dense**3
 
