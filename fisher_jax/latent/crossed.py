@@ -28,6 +28,7 @@ from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import UserFunction
+from fisher_jax.numerics.array_namespace import AnyArray
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 
 
@@ -68,7 +69,7 @@ class Factor(NamedTuple):
             effects = jnp.stack(columns, axis=-1)
         return self.layout.constrain(effects, [None] * len(self.layout.leaves))
 
-    def codes(self, z: PyTree, weights: Array | None = None) -> Int[Array, " n"]:
+    def codes(self, z: PyTree, weights: Array | None = None) -> Int[AnyArray, "*b n"]:
         """The level of each row; raise where the covariates do not hold it."""
         if not isinstance(z, dict):
             raise TypeError(
