@@ -328,7 +328,7 @@ def expected_information(params):
     whole = np.zeros((4, 4))
     for g in range(GROUPS):
         m, scale, sd = LENGTHS[g], float(params["scale"]), float(params["sd"]["group"])
-        design, ones = np.column_stack([np.ones(m), X[GROUP == g]]), np.ones((m, m))
+        design, ones = np.column_stack([np.ones(m), X[g == GROUP]]), np.ones((m, m))
         inverse = np.linalg.inv(scale**2 * np.eye(m) + sd**2 * ones)
         changes = 2 * scale * np.eye(m), 2 * sd * ones
         whole[:2, :2] += design.T @ inverse @ design

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from fisher_jax.errors import shown
 from fisher_jax.fitting.status import Status
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.array_namespace import AnyArray, namespace
+from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace
 
 CovarianceKind = Literal["observed", "expected", "empirical", "sandwich"]
 KINDS: tuple[CovarianceKind, ...] = get_args(CovarianceKind)
@@ -34,6 +34,16 @@ def check_kind(kind: Any, *, has_expected: bool) -> None:
         raise ValueError(
             'kind="expected" needs the Fisher information under the model, and this model has no closed form of it. '
             "Fit a Model(…, information=…) with its closed form, or choose another kind."
+        )
+
+
+def check_several(num_observations: Any) -> None:
+    """Raise where all data are one observation: its score is zero at the maximum, and tells nothing of how scores vary."""
+    if not is_traced(num_observations) and np.all(np.asarray(num_observations) == 1):
+        raise ValueError(
+            "the data are one observation (of a model with crossed effects all rows are one), and how its score varies cannot be "
+            "estimated from it: there is no sandwich or empirical information. Use the observed information, or the parametric "
+            "bootstrap."
         )
 
 
@@ -86,6 +96,11 @@ def transform_covariance(
 
 def conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray, "*b q q"]:
     """Covariance of the q entries given those entries of u that `edge` (*b, p) marks, whose rows and columns are zero."""
+    return transform_covariance(fit.layout.jacobian(fit.free), free_conditional_on_edge(fit, kind, edge))
+
+
+def free_conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray, "*b p p"]:
+    """Covariance of û given those of its entries that `edge` (*b, p) marks, whose rows and columns are zero."""
     if kind == "sandwich":
         bread = inverse_of_rest(fit.curvature, edge)
         middle = np.asarray(precise(fit.outer_product if fit.meat is None else fit.meat))
@@ -94,7 +109,7 @@ def conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray
         inner = linalg.product(linalg.product(bread, middle), bread)
     else:
         inner = inverse_of_rest(free_information(fit, kind), edge)
-    return transform_covariance(fit.layout.jacobian(fit.free), inner)
+    return inner
 
 
 def errors_given_edge(fit: Any, kind: str, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -725,6 +725,8 @@ class Fit:
                 f"kind={kind!r} was not kept ({kinds} was). Fit again with fit_batch(…, covariances=({kind!r},))."
             )
         covariances.check_kind(kind, has_expected=self.expected is not None)
+        if kind in ("empirical", "sandwich"):
+            covariances.check_several(self.num_observations)
         return cast(CovarianceKind, kind)
 
     def _check_single(self) -> None:

@@ -60,6 +60,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         ("Status", f"{fit.status.label}, {int(fit.num_steps)} steps in {fit.free.dtype}"),
         ("Distance to the maximum", NO_DISTANCE.get(fit.status, distance)),
         ("Observations", f"{n:g}{_of_groups(fit)}, free parameters {fit.num_parameters}"),
+        *(fit.origin.model.facts(fit.params) if fit.origin is not None else []),
         *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
         ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}, BIC {float(fit.bic()):.4f}"),
         ("Covariance", fit.describe(kind)),

@@ -36,14 +36,14 @@ _STIFFNESS = 100.0  # ρ at first: a round then leaves about a hundredth of h
 _MOST_ROUNDS = 30
 
 
-def fit_again(full: Fit, model: Model, params: PyTree) -> Fit:
-    """Another model fitted to the data of a fit, or to those of a batch with starts for each."""
+def fit_again(full: Fit, model: Model, params: PyTree, **options: Any) -> Fit:
+    """Another model fitted to the data of a fit, or to those of a batch with starts for each; with options of `fit`."""
     dataset = origin_of(full).dataset
     data, given, weights = dataset.parts
     if not full.has_batch:
-        return fit(model, params, data, given=given, weights=weights)
+        return fit(model, params, data, given=given, weights=weights, **options)
     axes = dict(zip(("data_axis", "given_axis", "weights_axis"), dataset.axes, strict=True))
-    return fit_batch(model, params, data, given=given, weights=weights, start_axis=0, covariances=(), **axes)
+    return fit_batch(model, params, data, given=given, weights=weights, start_axis=0, covariances=(), **axes, **options)
 
 
 # Entries at given values.

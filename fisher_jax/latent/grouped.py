@@ -49,16 +49,13 @@ class Grouped:
     def __getitem__(self, name: Any) -> "Grouped":
         """The columns of that name, or of several, in the same groups."""
         rows = {key: self.rows[key] for key in name} if isinstance(name, list | tuple) else self.rows[name]
-        return self._with(rows, self.weights)
+        new = Grouped.tree_unflatten(self.is_filled, (rows, self.weights))
+        new.labels = self.labels
+        return new
 
     def with_weights(self, weights: Any) -> "Grouped":
         """The same rows with other weights."""
-        return self._with(self.rows, weights)
-
-    def _with(self, rows: PyTree, weights: Any) -> "Grouped":
-        new = Grouped.tree_unflatten(self.is_filled, (rows, weights))
-        new.labels = self.labels
-        return new
+        return Grouped(self.rows, weights, self.labels)
 
     def total(self, terms: Float[Array, " m"]) -> Float[Array, ""]:
         """The sum of terms over the rows of one group, without those that only fill it up."""
@@ -87,7 +84,8 @@ def by_group(table: PyTree, by: Any) -> Grouped:
     table : table, or pytree of arrays (n, …)
         A table of pandas, polars or pyarrow, a dictionary of columns, or any pytree of arrays with one row for each observation.
     by : str, sequence of str, or array (n,)
-        The column, or the columns, whose values make the groups, which is then left out of the rows; or labels.
+        The column, or the columns, whose values make the groups, which is then left out of the rows; or labels. An empty list
+        puts all rows in one group.
 
     Returns
     -------
@@ -108,6 +106,15 @@ def by_group(table: PyTree, by: Any) -> Grouped:
     Grouped(2 groups of up to 2 rows)
     """
     names = [] if isinstance(by, np.ndarray) else names_in(by)
+    if isinstance(by, list | tuple) and not len(by):
+        arrays = as_unmasked_arrays(table, "table")
+        lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(arrays)}
+        if len(lengths) != 1 or () in lengths or (0,) in lengths:
+            raise ValueError(
+                f"table has columns of lengths {sorted(lengths)}; expected one row or more, as many in each."
+            )
+        weights = np.ones((1, *lengths.pop()))
+        return Grouped(jax.tree.map(lambda leaf: np.asarray(leaf)[None], arrays), weights, np.array(["all rows"]))
     if isinstance(table, dict) and names and set(names) <= set(table):
         groups = groups_of([table[name] for name in names])
         rest = {name: column for name, column in table.items() if name not in names}
@@ -116,6 +123,8 @@ def by_group(table: PyTree, by: Any) -> Grouped:
     else:
         groups, parts, _ = take_labels(by, {"table": table})
         rest = parts["table"]
+    if isinstance(rest, dict):  # whose columns may be lists
+        rest = {name: np.asarray(column) if isinstance(column, list) else column for name, column in rest.items()}
     rows = as_unmasked_arrays(rest, "table")
     arrays, _, weights, _ = split_groups(groups, rows, None, None, as_list=False)
     if weights is None:

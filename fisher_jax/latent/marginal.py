@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_count, check_function, check_pytree, entry_point, kind_of, shown
+from fisher_jax.errors import check_count, check_function, check_pytrees, entry_point, kind_of, shown
 from fisher_jax.fitting.status import Status
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.mode import Mode, find_mode
@@ -67,6 +67,10 @@ class MarginalModel(Model):
         """From (params, y, z) of one group to y with the mode of its effects, which derivatives at params then start from."""
         return self.integral.with_mode
 
+    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
+        """The effects that the flat b stands for, as the joint density takes them."""
+        return self.integral.layout.constrain(b, self.integral._values)
+
     def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
         """How many rows the groups have, where `by_group` has made them."""
         grouped = next((part for part in (given, data) if isinstance(part, Grouped)), None)
@@ -91,7 +95,7 @@ class Integral:
     start: tuple[float, ...]  # of the search for the mode, flat
     nodes: int
 
-    has_both_modes = True  # of differentiation
+    has_both_modes = True  # of differentiation: the joint density is called so that it has
 
     @property
     def user_function(self) -> UserFunction:
@@ -145,7 +149,7 @@ class Integral:
             of_part = dict(zip(filled, weights, strict=True))
             weighted = [part.with_weights(of_part[k]) if k in of_part else part for k, part in enumerate(parts)]
             y, z = jax.tree.unflatten(treedef, weighted)
-            return self.of_effects(params, y, *z)(jnp.asarray(self.start, float))
+            return self.of_effects(params, y, *z)(jnp.asarray(self.start))
 
         flat = flatten(jax.make_jaxpr(of_weights)([parts[k].weights for k in filled]), keep_rules=True)
         used = {operand for step in flat.steps for operand in step.operands if type(operand) is int}
@@ -219,8 +223,9 @@ def marginal(
     Notes
     -----
     The effects are found anew for each group at each parameter, by the step of `fit`, and derivatives by θ go through them
-    exactly to the third order (the second, where a fit needs no more). Where the search for a mode ends without a certificate the log-density is NaN: a fit then takes
-    a shorter step, or ends with the status "bad start" or "not finite" and names the group.
+    exactly to the third order (to the second where a fit needs no more). Where the search for a mode ends without a certificate
+    the log-density is NaN: a fit then takes a shorter step, or ends with the status "bad start" or "not finite" and names the
+    group.
 
     One mode is found, that to which the search leads from `effects`. Where the joint density has others it is that mode's
     contribution that counts; more nodes, and a search from another start, tell.
@@ -267,7 +272,7 @@ def marginal(
 
 def layout_of_effects(effects: PyTree) -> tuple[Layout, tuple[float, ...]]:
     """The layout of a pytree of effects, and its numbers."""
-    check_pytree(effects, "effects")
+    check_pytrees(effects=effects)
     expected = "expected numbers that name the effects and start the search for their mode, as {'intercept': 0.0}"
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(effects) if not isinstance(leaf, jax.core.Tracer)]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(effects)):
@@ -306,7 +311,7 @@ def _integrate(
     grid = np.stack(np.meshgrid(*[points] * q, indexing="ij"), axis=-1).reshape(-1, q)
     log_weights = np.sum(np.meshgrid(*[log_weights] * q, indexing="ij"), axis=0).reshape(-1)
     offsets = jax.vmap(lambda x: _solve_transposed(lower, x))(math.sqrt(2) * grid.astype(mode.dtype))
-    values = jax.vmap(f)(mode + offsets) + log_weights.astype(mode.dtype)
+    values = jax.vmap(f)(mode[None] + offsets) + log_weights.astype(mode.dtype)
     return jax.nn.logsumexp(values) - 0.5 * log_det + 0.5 * q * math.log(2)
 
 

@@ -100,6 +100,7 @@ class Model:
     names: PyTree = field(default=None, kw_only=True)
 
     is_dependent = False
+    is_costly = False  # whether an evaluation takes so long that nothing is gained by compiling the steps of a fit, too
 
     @property
     def with_modes(self) -> UserFunction | None:
@@ -119,6 +120,13 @@ class Model:
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of an observation is not finite, in words; empty where the model does not know."""
         return ""
+
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """What the report of a fit says of a model of this kind besides what it says of all: titles with their texts."""
+        return []
+
+    def check_data(self, data: PyTree, given: PyTree) -> None:
+        """Raise where data or covariates, as arrays, are none that the model can have; called once, where they come in."""
 
     @property
     def num_effects(self) -> int:
