@@ -172,7 +172,8 @@ def test_a_random_slope_with_its_covariance_has_the_mixture_of_one_and_two_degre
     test = quietly(fj.likelihood_ratio_test, fit, mixed_fit())
     freedom = 2 if correlated else 1
     assert test.degrees_of_freedom == freedom
-    laws = [stats.chi2.sf(float(test.statistic), k) if k else 0.0 for k in (freedom - 1, freedom)]
+    at_zero = float(test.statistic == 0)  # where the slope's own variance is estimated at zero
+    laws = [stats.chi2.sf(float(test.statistic), k) if k else at_zero for k in (freedom - 1, freedom)]
     np.testing.assert_allclose(test.mixture_p_value, 0.5 * sum(laws), rtol=1e-9)
     assert f"½ χ² with {freedom - 1} and ½ χ² with {freedom} degree" in words(test)
     # Without any effect two variances are zero, of whose mixture the weights are not known.
@@ -312,16 +313,14 @@ def test_the_bootstrap_of_a_variance_of_zero_ranks_the_statistic():
 
 @pytest.mark.exhaustive
 def test_the_test_of_a_variance_has_its_size_under_the_null():
-    # 2000 data sets without an effect. Of 15 groups the statistic is zero a little more often than in half of them.
-    rng = np.random.default_rng(11)
-    shape = (2000, GROUPS, int(LENGTHS.max()))
-    y = 1 + 0.5 * np.asarray(TABLE["x"].rows) + 0.7 * rng.normal(size=shape)
-    fits = quietly(fj.fit_batch, CLOSED, START, y, given=TABLE["x"])
+    # Of few groups the statistic is zero in more than half of the data sets, so that the test rejects too seldom; of 200 hardly.
+    y = np.random.default_rng(11).normal(size=(1500, 200, 3))
+    x = fj.Grouped(np.random.default_rng(12).normal(size=(200, 3)), np.ones((200, 3)))
+    fits = quietly(fj.fit_batch, CLOSED, START, y, given=x)
     test = quietly(fj.likelihood_ratio_test, fits, "sd.group = 0")
-    size = np.mean(test.mixture_p_value < 0.05)
-    assert 0.03 < size < 0.06  # the standard error is 0.005; the plain chi-squared has half of it
-    assert np.mean(test.p_value < 0.05) < 0.032
-    assert 0.5 < np.mean(test.statistic < 1e-3) < 0.7
+    assert 0.46 < np.mean(test.statistic < 1e-3) < 0.56
+    assert 0.033 < np.mean(test.mixture_p_value < 0.05) < 0.067  # three standard errors
+    assert np.mean(test.p_value < 0.05) < 0.04
 
 
 def expected_information(params):
@@ -342,13 +341,13 @@ def test_the_fisher_information_by_draws_is_the_closed_form_within_its_errors():
     params, draws = mixed_fit().params, fj.MonteCarlo(jax.random.key(0), 500)
     information = fj.fisher_information(MIXED, params, draws, given=TABLE["x"])
     difference = np.asarray(information.matrix) - expected_information(params)
-    errors = np.asarray(information.standard_errors)
+    errors = np.asarray(information.entry_errors)
     np.testing.assert_allclose(np.where(errors < 1e-10, difference, 0.0), 0.0, atol=1e-8)
     assert np.all(np.abs(difference) < 4.5 * errors + 1e-8)
     assert fj.check_information_equality(MIXED, params, draws, given=TABLE["x"]).passed
     assert fj.check_score_mean(MIXED, params, draws, given=TABLE["x"]).passed
     bound = fj.cramer_rao_bound(MIXED, params, draws, given=TABLE["x"], num_observations=GROUPS)
-    np.testing.assert_allclose(bound.matrix, np.linalg.inv(GROUPS * expected_information(params)), rtol=0.05, atol=1e-4)
+    np.testing.assert_allclose(bound.matrix, np.linalg.inv(GROUPS * expected_information(params)), rtol=0.05, atol=3e-4)
     size = fj.sample_size(MIXED, params, standard_error={"slope": 0.05}, given=TABLE["x"], expectation=draws)
     assert size.num_observations % GROUPS == 0  # the covariates are repeated as a whole
 
@@ -356,9 +355,10 @@ def test_the_fisher_information_by_draws_is_the_closed_form_within_its_errors():
 @pytest.mark.exhaustive
 def test_simulations_fit_what_the_model_draws():
     params, key = mixed_fit().params, jax.random.key(0)
-    spread = fj.sampling_distribution(CLOSED, params, key, given=TABLE["x"], num_replicates=400)
+    draws = fj.MonteCarlo(key, 500)
+    spread = fj.sampling_distribution(CLOSED, params, key, given=TABLE["x"], num_replicates=400, expectation=draws)
     predicted = np.sqrt(np.diag(np.linalg.inv(GROUPS * expected_information(params))))
-    np.testing.assert_allclose(spread.standard_deviation[:2], predicted[:2], rtol=0.15)
+    np.testing.assert_allclose(spread.standard_deviation[0][:2], predicted[:2], rtol=0.15)
     covered = fj.coverage(CLOSED, params, key, given=TABLE["x"], num_replicates=400, kinds="wald")
     assert np.all(np.asarray(covered.probability) > 0.85)
 

@@ -84,7 +84,8 @@ def _of_groups(fit: Any) -> str:
     if fit.origin is None or fit.origin.model.with_modes is None:
         return ""
     rows = fit.origin.model.count_rows(*fit.origin.dataset.parts)
-    return " groups" if rows is None else f" groups, {rows:g} rows"
+    groups = " group" if float(fit.num_observations) == 1 else " groups"
+    return groups if rows is None else f"{groups}, {rows:g} row{'' if rows == 1 else 's'}"
 
 
 def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[str, ...]) -> Report:

@@ -166,12 +166,13 @@ def influence(fit: Fit) -> Influence:
 
 
 def influence_at(
-    fit: Fit, model: Model, dataset: Dataset, edge: Bool[Array, " p"]
+    fit: Fit, model: Model, dataset: Dataset, edge: Bool[Array, " p"] | None = None
 ) -> tuple[Float[Array, "n q"], Float[Array, "n q"], Float[Array, " n"], Float[Array, " n"]]:
     """Of one fit: ∂θ̂/∂wᵢ, how θ̂ moves without observation i, how far that is in standard errors, and the weights.
 
     What `edge` marks of u is held.
     """
+    edge = jnp.zeros(fit.free.shape, bool) if edge is None else edge
     is_held = edge[:, None] | edge[None, :]
     curvature = jnp.where(is_held, jnp.eye(edge.shape[0]), precise(fit.curvature))
     # At a boundary û is no root of the score, and the implicit function theorem says nothing but about the others.

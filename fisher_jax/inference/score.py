@@ -252,7 +252,7 @@ class _TestedEntries:
 
 
 def _scores_vanish(fit: Fit, tested: _TestedEntries, statistic: Any) -> Bool[np.ndarray, "*b"]:
-    """Where a statistic is zero or does not exist because no observation has a score: at a standard deviation of latent effects of zero, say.
+    """Where a statistic is zero or missing because no observation has a score, as at a standard deviation of effects of zero.
 
     A density of b σ with b symmetric has no slope in σ at zero. That says nothing of the variance σ², which may have one.
     """
