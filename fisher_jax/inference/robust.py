@@ -21,8 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fisher_jax.errors import check_choice, check_count, entry_point, warn
-from fisher_jax.fitting.covariance import precise
-from fisher_jax.fitting.covariance import check_several
+from fisher_jax.fitting.covariance import check_several, precise
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.input_arrays import as_labels

@@ -8,6 +8,7 @@ The Cᵢ come from the derivatives of one row, for all rows at once, and are add
 the blocks of the factor with which it costs least are eliminated first (see `many_effects.py`), and the others are dense.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,6 @@ class Factor(NamedTuple):
             )
         return codes
 
-
     def describe_outside(self, codes: np.ndarray) -> str:
         """The first row of a level that does not exist, in words; empty where there is none."""
         outside = np.flatnonzero((codes < 0) | (codes >= self.levels))
@@ -153,7 +153,7 @@ class CrossedDensity(MixedDensity):
     def terms(self, params: PyTree, rows: Rows, own: list[Float[Array, " n"]]) -> Float[Array, " n"]:
         """The weighted log-density of each row, given its own effects b."""
         starts = np.cumsum([0, *(factor.size for factor in self.factors)])
-        parts = [jnp.stack(own[i:j], axis=-1) for i, j in zip(starts[:-1], starts[1:], strict=True)]
+        parts = [jnp.stack(own[i:j], axis=-1) for i, j in itertools.pairwise(starts)]
         effects = self._scaled(params, parts)
         terms = jax.vmap(lambda e, y, z: self.family.log_density(self.predict(params, e, z), y))(
             effects, rows.y, rows.z
@@ -260,7 +260,7 @@ class CrossedModel(MarginalModel):
     @property
     def algebra(self) -> str:
         """How the matrix of second derivatives in the effects is solved, as in ``block-diagonal 300 × 1, dense 25``."""
-        return self.integral.algebra  # type: ignore[attr-defined,no-any-return]
+        return self.integral.algebra  # type: ignore[attr-defined]
 
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects of all levels on the scale of the predictor, each with an axis over the levels."""
@@ -353,7 +353,7 @@ def crossed_model(
     if any(not factor.is_correlated for factor in factors):
         own[SD] = {f.name: jax.tree.map(lambda _: positive, effects[f.name]) for f in factors if not f.is_correlated}
     if names_correlated:
-        own[COVARIANCE] = {name: positive_definite for name in names_correlated}
+        own[COVARIANCE] = dict.fromkeys(names_correlated, positive_definite)
     return CrossedModel(
         CrossedIntegral(density, density.layout, (0.0,) * size, 1),
         sample=None if family.sample is None else density.sample,

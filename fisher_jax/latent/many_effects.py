@@ -11,8 +11,8 @@ The search steps by (H + λ diag)⁻¹ ∇f. Its λ is zero where steps succeed,
 positive definite, and lowered again. It ends with a certificate: H positive definite and the decrement √(∇fᵀ H⁻¹ ∇f) below the
 tolerance.
 
-Derivatives by θ go through the mode as in `marginal.py`. The log-determinant is differentiated without its factorisation. With H₀ the
-matrix at the mode, a constant whose factors are known, and Δ = H(b; θ) − H₀,
+Derivatives by θ go through the mode as in `marginal.py`. The log-determinant is differentiated without its factorisation. With H₀
+the matrix at the mode, a constant whose factors are known, and Δ = H(b; θ) − H₀,
 
     log det H = log det H₀ + tr(H₀⁻¹ Δ) − ½ tr((H₀⁻¹ Δ)²) + O(Δ³),
 
@@ -108,7 +108,9 @@ def factorize(matrix: Bordered) -> Factors:
     blocks = linalg.inverse(matrix.blocks)
     coupling = _product("kij,kjm->kim", blocks, matrix.border)
     rest, log_det_rest, definite = _invert_dense(matrix.rest - _product("ksm,ksn->mn", matrix.border, coupling))
-    log_det = jnp.sum(linalg.log_determinant(matrix.blocks)) + log_det_rest  # NaN where a block is not positive definite
+    log_det = (
+        jnp.sum(linalg.log_determinant(matrix.blocks)) + log_det_rest
+    )  # NaN where a block is not positive definite
     return Factors(blocks, coupling, rest, log_det, definite & jnp.isfinite(log_det))
 
 
@@ -179,7 +181,7 @@ class _Search(NamedTuple):
     damped: Float[Array, " q"]
     step: Float[Array, " q"]
     definite: Bool[Array, ""]
-    count: Int[Array, ""]
+    num_points: Int[Array, ""]
     # Whether an undamped step is shorter than the tolerance.
     ended: Bool[Array, ""]
 
@@ -214,7 +216,7 @@ def find_mode(derivatives: Callable[[Float[Array, " q"]], Derivatives], start: F
         return _Search(point, at, next_damping, damped, step, factors.definite, count + 1, ended)
 
     def goes_on(search: _Search) -> Array:
-        return ~search.ended & (search.count < STEPS) & (search.damping < MOST_DAMPING)
+        return ~search.ended & (search.num_points < STEPS) & (search.damping < MOST_DAMPING)
 
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(derivatives, start))
     zeros, no = jnp.zeros_like(start), jnp.zeros((), bool)
@@ -227,7 +229,7 @@ def find_mode(derivatives: Callable[[Float[Array, " q"]], Derivatives], start: F
     factors = factorize(search.at.matrix)
     decrement = jnp.sqrt(jnp.maximum(search.at.gradient @ factors.solve(search.at.gradient), 0.0))
     size = jnp.sqrt(jnp.sum(search.at.gradient**2 / jnp.maximum(jnp.abs(search.at.matrix.diagonal), 1.0)))
-    ran_out = search.count >= STEPS
+    ran_out = search.num_points >= STEPS
     conditions = [
         (~is_finite, Status.BAD_START),
         (factors.definite & (decrement < tolerance), Status.CONVERGED),
@@ -274,8 +276,8 @@ class IntegralOfMany(Integral):
         return find_mode(self.derivatives(params, y, *z), jnp.asarray(self.start, dtype))
 
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:
-        y, mode = y if isinstance(y, WithMode) else self.with_mode(params, y, *z)
-        mode = jax.lax.stop_gradient(mode)
+        y, found = y if isinstance(y, WithMode) else self.with_mode(params, y, *z)
+        mode: Mode = jax.lax.stop_gradient(found)  # type: ignore[assignment]
         gradient = self.gradient(params, y, *z)
         b = mode.effects
         for _ in range(2):

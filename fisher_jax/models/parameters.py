@@ -487,7 +487,7 @@ def _floating_dtype(kinds: list[Any], leaves: tuple[Leaf, ...], default: np.dtyp
         for (_, dtype), leaf in zip(kinds, leaves, strict=True)
     )
     dtypes = [*dtypes, default] if numbers or not dtypes else dtypes
-    # Each by itself: of float64 where x64 is off `result_type` warns.
+    # Converted one by one: JAX warns of a float64 that it is asked for and does not have.
     return np.dtype(jnp.result_type(*map(jax.dtypes.canonicalize_dtype, dtypes)))
 
 
