@@ -103,6 +103,21 @@ RIGHT = {
     "interval": lambda: (fj.interval, {"low": 0.0, "high": 1.0}),
     "MonteCarlo": lambda: (fj.MonteCarlo, {"key": KEY, "num_samples": 8, "estimator": "outer", "fallback": None}),
     "Quadrature": lambda: (fj.Quadrature, {"lower": 0.0, "upper": 1.0, "order": 16, "points": (0.5,)}),
+    "by_group": lambda: (fj.by_group, {"table": {"clinic": [1, 1, 2], "y": np.arange(3.0)}, "by": "clinic"}),
+    "marginal": lambda: (
+        fj.marginal,
+        {"joint": lambda params, b, y: norm.logpdf(y, params + b) + norm.logpdf(b), "effects": 0.0, "nodes": 3}
+        | dict.fromkeys(("sample", "constraints", "initial", "names")),
+    ),
+    "mixed": lambda: (
+        fj.mixed,
+        {
+            "family": fj.families.normal,
+            "predictor": lambda p, b, z: {"loc": p["a"] + b * z, "scale": 1.0},
+            "effects": 0.0,
+        }
+        | {"correlated": False, "nodes": 1, "constraints": {"a": fj.positive}, "initial": None, "names": None},
+    ),
     "fit": lambda: (
         fj.fit,
         {"model": MODEL, "start": START, "data": Y}

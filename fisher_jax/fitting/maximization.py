@@ -11,6 +11,7 @@ taken and ignored, so that removing an observation or fixing a parameter compile
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -114,7 +115,7 @@ def make_problem(model: Model, layout: Layout, values: Values, dataset: Dataset,
         target,
         start,
         tuple(bool(r) for r in layout.unitless),
-        num_observed(target),
+        num_observed(target) * observations_in_a_term(model, dataset),
         scoring if has_closed_form(model) else None,
     )
 
@@ -123,6 +124,13 @@ def start_at(layout: Layout, values: Values) -> Float[Array, " p"]:
     """u at the start; NaN where a start known only at run time lies outside its constraint."""
     inside = jnp.all(jnp.stack([jnp.asarray(test) for test in layout.contains(values)]))
     return jnp.where(inside, layout.unconstrain(values), jnp.nan)
+
+
+def observations_in_a_term(model: Model, dataset: Dataset) -> int:
+    """How many observations a term of the log-likelihood stands for: with latent effects, where it is a group, the rows of one."""
+    if model.with_modes is None:
+        return 1
+    return max(math.prod(np.shape(leaf)[1:2]) for leaf in jax.tree.leaves(dataset.data))
 
 
 def num_observed(target: Likelihood) -> Array:
@@ -288,10 +296,11 @@ def fit_on_host(
     """
     length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
     num_rows, size = (0, length) if model.is_dependent else (length, class_size(length))
-    if workers.platform() != "cpu" or layout.num_free > UNROLLED:
+    if workers.platform() != "cpu" or (layout.num_free > UNROLLED and not model.is_costly):
         return None
     programs, like = programs_of(model), ("fits like this", layout, optimizer, size)
-    if like in programs and programs[like].seconds > ENOUGH_SECONDS:
+    enough = math.inf if model.is_costly else ENOUGH_SECONDS
+    if like in programs and programs[like].seconds > enough:
         return None
     values = [np.asarray(value) for value in values]
     # A closed form covers the parameters that are estimated only.
@@ -310,7 +319,7 @@ def fit_on_host(
         evaluations = [_evaluation(model, whole, step.kind, values, padded) for step in optimizers]
         # By this key the next fit need not look at the data to see that a compiled loop is due.
         programs[like] = evaluations[-1]
-        if evaluations[-1].seconds > ENOUGH_SECONDS:
+        if evaluations[-1].seconds > enough:
             return None
     begun = time.perf_counter()
 
@@ -458,7 +467,15 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
             target = at_modes(problem.likelihood, u)
             problem = problem._replace(likelihood=target)
             at = evaluate(problem, kind, u)
-            finite, outer_product = outer_product_at(target, u)
+            if target.num_terms == 1 and kind == "observed" and target.weights is not None and model.auxiliary is None:
+                # The total score is that of the one term times its weight: a density that is costly is not traced again.
+                weight = jnp.where(target.weights[0] > 0, target.weights[0], 1.0)
+                outer_product = jnp.outer(at.gradient, at.gradient) / weight
+                is_finite = jnp.isfinite(at.value) & jnp.all(jnp.isfinite(at.gradient)) | ~jnp.all(jnp.isfinite(u))
+                suspect = jnp.where(is_finite, -1, 0).astype(jnp.int32)
+            else:
+                finite, outer_product = outer_product_at(target, u)
+                suspect = first_not_finite(target, u, finite)
             estimate = layout.constrained_values(u, values)
             return {
                 "value": at.value,
@@ -467,9 +484,9 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
                 "information": at.information,
                 "outer_product": outer_product,
                 "expected": total_information(model, layout, estimate, dataset, target),
-                "suspect": first_not_finite(target, u, finite),
+                "suspect": suspect,
                 "num_observations": jnp.asarray(total_weight(target), layout.dtype),
-                "num_observed": num_observed(target),
+                "num_observed": problem.num_observed,
             }
 
         u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fisher_jax.errors import check_choice, check_count, entry_point, warn
-from fisher_jax.fitting.covariance import precise
+from fisher_jax.fitting.covariance import check_several, precise
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.input_arrays import as_labels
@@ -127,6 +127,7 @@ def robust(
     check_fit(fit)
     if fit.curvature is None:
         raise ValueError("the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',)).")
+    check_several(fit.num_observations)
     if clusters is not None and lags is not None:
         raise ValueError("clusters and lags are two answers to one question; give one of them.")
     check_choice(weights, ("frequency", "sampling"), "weights", " They are what the weights given to `fit` mean.")

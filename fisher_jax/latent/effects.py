@@ -32,7 +32,7 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.array_namespace import AnyArray
+from fisher_jax.numerics.array_namespace import AnyArray, on_host
 from fisher_jax.reporting import Report, Reported, Table, listed, percent
 
 SHOWN = 30  # rows of a report
@@ -130,15 +130,21 @@ def free_covariance(fit: Fit, kind: str) -> tuple[np.ndarray, str]:
 
     Where there is none it is NaN, also with a warning.
     """
-    edge = None if fit.has_batch else fit._edge()
-    if edge is None:
+    edge = fit._edge()
+    if not np.any(edge):
         fit._warn(kind)
         return np.asarray(fit._computed(covariances.free_covariance, kind)), fit.describe(kind)
-    at_edge = np.any(np.asarray(fit.layout.jacobian(fit.free))[:, edge] != 0, axis=1)
-    names = listed([f"`{name}`" for name, mark in zip(fit.names, at_edge, strict=True) if mark])
-    warn(f"the errors are conditional on {names} at the edge, as if it were known there.")
-    matrix = covariances.free_conditional_on_edge(fit, kind, edge)
-    return np.asarray(matrix), f"{fit.describe(kind)}, given {names} at the edge"
+    if fit.has_batch:
+        rows = np.any(edge, axis=-1)
+        matrix = np.array(fit._computed(covariances.free_covariance, kind))
+        matrix[rows] = covariances.free_conditional_on_edge(on_host(fit[rows]), kind, edge[rows])
+        given = f"the parameters at their edge in {np.sum(rows)} of {len(rows)} fits"
+    else:
+        at_edge = np.any(np.asarray(fit.layout.jacobian(fit.free))[:, edge] != 0, axis=1)
+        names = listed([f"`{name}`" for name, mark in zip(fit.names, at_edge, strict=True) if mark])
+        matrix, given = covariances.free_conditional_on_edge(fit, kind, edge), f"{names} at the edge"
+    warn(f"the errors are conditional on {given}, as if known there.")
+    return np.asarray(matrix), f"{fit.describe(kind)}, given {given}"
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -130,6 +130,7 @@ def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any, missi
         raise ValueError("data holds no array. Give the observations, with a leading axis of length n.")
     if not model.is_dependent:
         _check_common_length({"data": data, "given": given})
+    model.check_data(data, given)
     check_labels(parts, (None, None, None))
     if weights is not None:
         n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]

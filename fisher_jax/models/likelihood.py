@@ -101,9 +101,8 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
 
             rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
     with_modes = None if model.with_modes is None else modes_of(model, layout, values, dataset.given is not None)
-    return Likelihood(
-        terms, rows, weights, shape[0], not model.is_dependent, auxiliary, with_modes, with_modes is not None
-    )
+    separable = not model.is_dependent
+    return Likelihood(terms, rows, weights, shape[0], separable, auxiliary, with_modes, with_modes is not None)
 
 
 def modes_of(
@@ -153,10 +152,7 @@ def terms_at_once(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]
 
 def _call_density(model: Model, arguments: tuple[Any, ...], name: str) -> Any:
     check_arity(model.log_density, ("params", "y", "z")[: len(arguments)], name)
-    if model.with_modes is None:
-        value = call_differentiable(model.log_density, arguments, name)
-    else:  # it calls the user's joint density so
-        value = model.log_density(*arguments)
+    value = call_differentiable(model.log_density, arguments, name)
     if not isinstance(value, bool | int | float | complex | np.generic | np.ndarray | jax.Array):
         raise TypeError(f"{name} must return an array but returned {kind_of(value)}.")
     return value

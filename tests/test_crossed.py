@@ -1,0 +1,430 @@
+"""Crossed and nested effects: `mixed` with levels=, all rows one observation, against dense closed forms and peers."""
+
+import functools
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import some_of
+from jax.scipy.stats import multivariate_normal
+
+import fisher_jax as fj
+from fisher_jax.latent import many_effects
+from fisher_jax.latent.many_effects import Bordered, Derivatives, factorize, find_mode
+
+
+def grid(*levels):
+    """The codes of a design in which every combination occurs once."""
+    return [codes.ravel() for codes in np.meshgrid(*map(np.arange, levels), indexing="ij")]
+
+
+# As the assay of penicillin: 24 plates, a sample of each of six batches on every plate.
+RNG = np.random.default_rng(11)
+PLATE, SAMPLE = grid(24, 6)
+ZONE = (
+    23 + 0.85 * RNG.normal(size=24)[PLATE] + 1.9 * RNG.normal(size=6)[SAMPLE] + 0.55 * RNG.normal(size=144)
+)  # the diameter in mm
+X = RNG.normal(size=144)
+TABLE = {"zone": ZONE, "x": X, "plate": PLATE, "sample": SAMPLE}
+
+
+def zone_predictor(params, effects, z):
+    return {"loc": params["mean"] + effects["plate"] + effects["sample"], "scale": params["scale"]}
+
+
+PENICILLIN = fj.mixed(
+    fj.families.normal,
+    zone_predictor,
+    {"plate": 0.0, "sample": 0.0},
+    levels={"plate": 24, "sample": 6},
+    constraints={"scale": fj.positive},
+)
+START = {"mean": 20.0, "sd": {"plate": 1.0, "sample": 1.0}, "scale": 1.0}
+
+
+def dense_zone(params, y):
+    """The same in closed form: normal with the covariance of all 144 rows."""
+    same_plate, same_sample = PLATE[:, None] == PLATE, SAMPLE[:, None] == SAMPLE
+    sd = params["sd"]
+    covariance = params["scale"] ** 2 * np.eye(144) + sd["plate"] ** 2 * same_plate + sd["sample"] ** 2 * same_sample
+    return multivariate_normal.logpdf(y, jnp.full(144, params["mean"]), covariance)
+
+
+@functools.cache
+def penicillin():
+    rows = fj.by_group(TABLE, [])
+    return fj.fit(PENICILLIN, START, rows["zone"], given=rows)
+
+
+def derivatives(density, params, with_modes=lambda params: None):
+    """Value, gradient and Hessian of a function of parameters, flat; of a marginal model the modes are found once."""
+    flat, restore = jax.flatten_util.ravel_pytree(params)
+
+    @jax.jit
+    def at(u):
+        modes = with_modes(restore(u))
+        gradient = jax.value_and_grad(lambda v: density(restore(v), modes))
+        (value, slope), push = jax.linearize(gradient, u)
+        return value, slope, jax.vmap(push)(jnp.eye(len(u)))[1]
+
+    return flat, at
+
+
+def test_a_linear_crossed_fit_is_that_of_its_dense_closed_form():
+    constraints = {"sd": {"plate": fj.positive, "sample": fj.positive}, "scale": fj.positive}
+    dense = fj.fit(fj.Model(dense_zone, constraints=constraints), START, ZONE[None])
+    fit = penicillin()
+    assert fit.converged
+    assert dense.converged
+    np.testing.assert_allclose(fit.log_likelihood, dense.log_likelihood, rtol=1e-13)
+    np.testing.assert_allclose(fit.free, dense.free, rtol=1e-9)
+    np.testing.assert_allclose(fit.covariance(), dense.covariance(), rtol=1e-9, atol=1e-13)
+
+
+def test_a_linear_crossed_fit_is_that_of_statsmodels():
+    """MixedLM of statsmodels 0.15, "plate" and "sample" as variance components of one group, reml=False."""
+    fit = penicillin()
+    np.testing.assert_allclose(fit.log_likelihood, -150.63797897043713, rtol=1e-11)
+    np.testing.assert_allclose(fit.params["mean"], 21.24270898, rtol=1e-9)
+    np.testing.assert_allclose(fit.params["sd"]["plate"], 0.63993994, rtol=1e-5)
+    np.testing.assert_allclose(fit.params["sd"]["sample"], 1.24729403, rtol=1e-5)
+    np.testing.assert_allclose(fit.params["scale"], 0.51584962, rtol=1e-5)
+    np.testing.assert_allclose(fit.standard_errors()["mean"], 0.52744837, rtol=1e-5)
+
+
+def test_correlated_slopes_of_one_factor_have_the_derivatives_of_the_closed_form():
+    def predictor(params, effects, z):
+        slope = effects["sample"]["intercept"] + effects["sample"]["slope"] * z["x"]
+        return {"loc": params["mean"] + effects["plate"] + slope, "scale": params["scale"]}
+
+    effects = {"plate": 0.0, "sample": {"intercept": 0.0, "slope": 0.0}}
+    levels = {"plate": 24, "sample": 6}
+    model = fj.mixed(fj.families.normal, predictor, effects, levels=levels, correlated=["sample"])
+
+    def dense(params):
+        rows, covariance = jnp.stack([jnp.ones(144), X], axis=-1), params["covariance"]["sample"]
+        same_plate, same_sample = PLATE[:, None] == PLATE, SAMPLE[:, None] == SAMPLE
+        among = rows @ covariance @ rows.T * same_sample + params["sd"]["plate"] ** 2 * same_plate
+        mean = jnp.full(144, params["mean"])
+        return multivariate_normal.logpdf(ZONE, mean, params["scale"] ** 2 * np.eye(144) + among)
+
+    def params_of(u):  # a covariance matrix is a symmetric one, in its derivatives too
+        sample = jnp.array([[u["var"], u["cov"]], [u["cov"], 0.5]])
+        return {"mean": u["mean"], "scale": u["scale"], "sd": {"plate": u["plate"]}, "covariance": {"sample": sample}}
+
+    u = {"mean": 22.0, "scale": 0.6, "plate": 0.7, "var": 1.5, "cov": -0.3}
+    rows = {"x": X, "plate": PLATE, "sample": SAMPLE}
+    flat, here = derivatives(
+        lambda u, y: model.log_density(params_of(u), y, rows), u, lambda u: model.with_modes(params_of(u), ZONE, rows)
+    )
+    _, closed = derivatives(lambda u, _: dense(params_of(u)), u)
+    assert model.algebra == "block-diagonal 24 × 1, dense 12"
+    for ours, theirs in zip(here(flat), closed(flat), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_nested_factors_are_levels_of_the_combination():
+    site, of_site = np.repeat(np.arange(3), 8), np.tile(np.repeat(np.arange(4), 2), 3)
+    plot = 4 * site + of_site
+    y = RNG.normal(size=3)[site] + RNG.normal(size=12)[plot] + RNG.normal(size=24)
+
+    def predictor(params, effects, z):
+        return {"loc": effects["site"] + effects["plot"], "scale": params["scale"]}
+
+    levels = {"site": 3, "plot": 12}
+    model = fj.mixed(fj.families.normal, predictor, {"site": 0.0, "plot": 0.0}, levels=levels)
+
+    def dense(params):
+        same = params["site"] ** 2 * (site[:, None] == site) + params["plot"] ** 2 * (plot[:, None] == plot)
+        return multivariate_normal.logpdf(y, jnp.zeros(24), params["scale"] ** 2 * np.eye(24) + same)
+
+    params = {"sd": {"site": 0.9, "plot": 0.8}, "scale": 1.1}
+    value = jax.jit(model.log_density)(params, y, {"site": site, "plot": plot})
+    assert model.algebra == "block-diagonal 12 × 1, dense 3"
+    np.testing.assert_allclose(value, dense({"site": 0.9, "plot": 0.8, "scale": 1.1}), rtol=1e-13)
+
+
+# Not normal: 30 plates × 4 samples, and a covariate.
+PLATE_30, SAMPLE_4 = grid(30, 4)
+X_120 = RNG.normal(size=120)
+ETA = 0.5 + 0.3 * X_120 + 0.7 * RNG.normal(size=30)[PLATE_30] + 0.6 * RNG.normal(size=4)[SAMPLE_4]
+ROWS = {"x": X_120, "plate": PLATE_30, "sample": SAMPLE_4}
+LEVELS = {"plate": 30, "sample": 4}
+
+
+def eta_of(params, effects, z):
+    return params["mean"] + 0.3 * z["x"] + effects["plate"] + effects["sample"]
+
+
+def crossed(family, predictor):
+    return fj.mixed(family, predictor, {"plate": 0.0, "sample": 0.0}, levels=LEVELS)
+
+
+FAMILIES = {
+    "poisson": (
+        fj.families.poisson,
+        lambda p, e, z: {"rate": jnp.exp(eta_of(p, e, z))},
+        RNG.poisson(np.exp(ETA)).astype(float),
+    ),
+    "bernoulli": (
+        fj.families.bernoulli,
+        lambda p, e, z: {"logit": eta_of(p, e, z)},
+        (RNG.uniform(size=120) < 1 / (1 + np.exp(-ETA))).astype(float),
+    ),
+    # Whose log-density is not concave in the effects.
+    "student_t": (
+        fj.families.student_t,
+        lambda p, e, z: {"loc": eta_of(p, e, z), "scale": 0.3, "df": 4.0},
+        ETA + 0.3 * RNG.standard_t(4, size=120),
+    ),
+}
+PARAMS = {"mean": 0.4, "sd": {"plate": 0.6, "sample": 0.5}}
+
+
+@pytest.mark.parametrize("name", some_of(FAMILIES, "bernoulli"))
+def test_second_derivatives_go_through_the_mode(name):
+    family, predictor, y = FAMILIES[name]
+    model = crossed(family, predictor)
+    flat, at = derivatives(
+        lambda p, modes: model.log_density(p, modes, ROWS), PARAMS, lambda p: model.with_modes(p, y, ROWS)
+    )
+    _, gradient, hessian = at(flat)
+
+    def differences(which, step=1e-3):
+        """Fourth-order differences of what is optimised anew at each point."""
+        g = lambda u: at(u)[which]  # noqa: E731
+        axes = step * np.eye(len(flat))
+        return np.stack(
+            [(8 * (g(flat + e) - g(flat - e)) - (g(flat + 2 * e) - g(flat - 2 * e))) / (12 * step) for e in axes]
+        )
+
+    np.testing.assert_allclose(gradient, differences(0), rtol=1e-7, atol=1e-7)
+    np.testing.assert_allclose(hessian, differences(1), rtol=1e-6, atol=1e-6)
+
+
+BERNOULLI, Y_120 = crossed(*FAMILIES["bernoulli"][:2]), FAMILIES["bernoulli"][2]
+density_of_bernoulli = jax.jit(BERNOULLI.log_density)
+
+
+@functools.cache
+def bernoulli_fit():
+    return fj.fit(BERNOULLI, PARAMS, Y_120[None], given=fj.by_group(ROWS, []))
+
+
+def test_a_fit_of_one_observation_with_more_parameters_converges():
+    fit = bernoulli_fit()
+    assert fit.status == fj.Status.CONVERGED
+    assert fit.num_observations == 1
+    assert np.all(np.isfinite(fit.covariance()))
+
+
+def test_a_factor_without_variance_ends_at_the_boundary():
+    same_in_every_sample = np.repeat(np.arange(30) % 3 > 0, 4).astype(float)
+    same_in_every_sample[::7] = 0  # or plates would be separated
+    fit = fj.fit(BERNOULLI, PARAMS, same_in_every_sample[None], given=fj.by_group(ROWS, []))
+    assert fit.status == fj.Status.BOUNDARY
+    assert fit.params["sd"]["sample"] < 1e-2
+    assert "direction: sd.sample" in repr(fit)
+
+
+def test_one_observation_has_no_sandwich():
+    for kind in ("sandwich", "empirical"):
+        with pytest.raises(ValueError, match=r"one observation .* crossed effects all rows are one"):
+            bernoulli_fit().standard_errors(kind)
+    with pytest.raises(ValueError, match="one observation"):
+        fj.robust(bernoulli_fit())
+
+
+def test_a_fit_and_its_model_survive_pickling():
+    again = pickle.loads(pickle.dumps(penicillin()))
+    assert again.params["mean"] == penicillin().params["mean"]
+
+
+def test_effects_come_by_factor_and_level():
+    fit = penicillin()
+    mode = PENICILLIN.integral.mode(fit.params, ZONE, {"plate": PLATE, "sample": SAMPLE})
+    effects = PENICILLIN.effects_of(fit.params, mode.effects)
+    sd, scale = fit.params["sd"], fit.params["scale"]
+    # Best linear unbiased predictions in closed form.
+    plate, sample = np.eye(24)[PLATE], np.eye(6)[SAMPLE]
+    variance = scale**2 * np.eye(144) + sd["plate"] ** 2 * plate @ plate.T + sd["sample"] ** 2 * sample @ sample.T
+    residuals = np.linalg.solve(variance, ZONE - fit.params["mean"])
+    np.testing.assert_allclose(effects["plate"], sd["plate"] ** 2 * plate.T @ residuals, atol=1e-8)
+    np.testing.assert_allclose(effects["sample"], sd["sample"] ** 2 * sample.T @ residuals, atol=1e-8)
+    # The information is that of all effects, dense.
+    both = np.hstack([plate * sd["plate"], sample * sd["sample"]])
+    np.testing.assert_allclose(mode.information, np.eye(30) + both.T @ both / scale**2, atol=1e-8)
+
+
+def test_rows_of_weight_zero_do_not_count():
+    weights = jnp.r_[jnp.ones(120), 0.0]
+    longer = {name: np.append(column, column[-1]) for name, column in ROWS.items()}
+    b = np.linspace(-1, 1, 34)
+    z = fj.Grouped(longer, weights)
+    with_row = BERNOULLI.joint(PARAMS, jnp.asarray(b), fj.Grouped(np.append(Y_120, np.nan), weights), z)
+    np.testing.assert_allclose(with_row, BERNOULLI.joint(PARAMS, jnp.asarray(b), Y_120, ROWS), rtol=1e-13)
+
+
+def test_draws_share_the_effects_of_their_levels():
+    params = {"mean": 0.0, "sd": {"plate": 2.0, "sample": 1.0}, "scale": 1e-9}
+    y = PENICILLIN.sample(jax.random.key(0), params, {"plate": PLATE, "sample": SAMPLE}).reshape(24, 6)
+    # Without noise, plates and samples add up.
+    np.testing.assert_allclose(y - y[:1] - y[:, :1] + y[0, 0], 0, atol=1e-7)
+    assert np.std(y[:, 0]) > 0.5
+    assert np.std(y[0]) > 0.1
+
+
+def test_it_works_in_float32():
+    narrow = lambda x: jnp.asarray(x, jnp.float32 if np.asarray(x).dtype.kind == "f" else None)  # noqa: E731
+    value = density_of_bernoulli(*jax.tree.map(narrow, (PARAMS, Y_120, ROWS)))
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, density_of_bernoulli(PARAMS, Y_120, ROWS), rtol=1e-5)
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        (None, ValueError, "needs given="),
+        (Y_120[None], TypeError, "given is ndarray"),
+        ({"x": X_120, "plate": PLATE_30}, ValueError, "no column 'sample'.* 0 to 3. It has plate, x"),
+        (ROWS | {"plate": PLATE_30 * 1.0}, TypeError, "'plate' has dtype float64.*return_inverse"),
+        (
+            ROWS | {"plate": PLATE_30 + 1},
+            ValueError,
+            "'plate' is 30 in row 116; its 30 levels are numbered from 0 to 29",
+        ),
+        (ROWS | {"sample": SAMPLE_4 - 1}, ValueError, "'sample' is -1 in row 0"),
+    ],
+)
+def test_levels_that_do_not_exist_raise(given, error, match):
+    given = {name: column[None] for name, column in given.items()} if isinstance(given, dict) else given
+    with pytest.raises(error, match=match):
+        fj.fit(BERNOULLI, PARAMS, Y_120[None], given=given)
+
+
+def test_rows_without_an_axis_of_one_observation_raise():
+    with pytest.raises(ValueError, match=r"shape \(120,\).*by_group\(table, \[\]\)"):
+        fj.fit(BERNOULLI, PARAMS, Y_120, given=ROWS)
+
+
+def test_a_level_known_only_when_compiled_code_runs_is_explained():
+    z = jax.tree.map(jnp.asarray, ROWS | {"plate": PLATE_30 + 1})
+    assert np.isnan(density_of_bernoulli(PARAMS, Y_120, z))
+    assert "'plate' is 30 in row 116" in BERNOULLI.explain(PARAMS, Y_120, z)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"effects": 0.0}, TypeError, "dictionary of grouping factors"),
+        ({"levels": {"plate": 30}}, ValueError, "levels=.*plate, sample"),
+        ({"levels": {"plate": 30, "sample": 0}}, ValueError, r"levels\['sample'\]=0 must be a whole number"),
+        ({"levels": {"plate": 30, "sample": 10**9}}, ValueError, "memory"),
+        ({"correlated": ["batch"]}, ValueError, "correlated names 'batch'"),
+        ({"nodes": 5}, ValueError, "nodes=5 with levels="),
+        ({"effects": {"plate": {}, "sample": 0.0}}, ValueError, r"effects\['plate'\] holds no number"),
+    ],
+)
+def test_wrong_factors_raise(arguments, error, match):
+    effects = arguments.pop("effects", {"plate": 0.0, "sample": 0.0})
+    with pytest.raises(error, match=match):
+        fj.mixed(fj.families.poisson, FAMILIES["poisson"][1], effects, **{"levels": LEVELS} | arguments)
+
+
+@pytest.mark.parametrize("params", [{"mean": 0.0}, {"mean": 0.0, "sd": {"plate": 1.0}}])
+def test_parameters_without_standard_deviations_raise(params):
+    with pytest.raises(ValueError, match=r"constraints name .*`sd.sample`"):
+        fj.fit(BERNOULLI, params, Y_120[None], given=fj.by_group(ROWS, []))
+    with pytest.raises(ValueError, match="standard deviations of each factor's effects under 'sd'"):
+        BERNOULLI.joint(params, jnp.zeros(34), Y_120, ROWS)
+
+
+def test_all_rows_are_one_group():
+    rows = fj.by_group(ROWS, [])
+    assert rows.rows["x"].shape == (1, 120)
+    assert np.all(rows.weights == 1)
+    assert rows.rows["plate"].dtype.kind == "i"
+    with pytest.raises(ValueError, match="columns of lengths"):
+        fj.by_group({"a": np.ones(3), "b": np.ones(2)}, [])
+
+
+# --- the algebra and the search --------------------------------------------------------------------------------------
+
+
+def bordered(k, s, m, rng):
+    """A positive definite matrix of this shape, and its dense form."""
+    factor = rng.normal(size=(k * s + m, k * s + m))
+    dense = (factor @ factor.T).reshape(k * s + m, -1)
+    keep = np.kron(np.eye(k), np.ones((s, s)))
+    dense[: k * s, : k * s] *= keep
+    dense += (1 + np.abs(dense).sum(0).max()) * np.eye(k * s + m)
+    blocks = np.stack([dense[i * s : (i + 1) * s, i * s : (i + 1) * s] for i in range(k)]) if k else np.zeros((0, s, s))
+    matrix = Bordered(*map(jnp.asarray, (blocks, dense[: k * s, k * s :].reshape(k, s, m), dense[k * s :, k * s :])))
+    return matrix, dense
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 3), (4, 2, 12), (3, 3, 0), (0, 1, 11)])
+def test_a_bordered_matrix_is_solved_as_the_dense_one(shape):
+    rng = np.random.default_rng(0)
+    matrix, dense = bordered(*shape, rng)
+    right = rng.normal(size=len(dense))
+    factors = factorize(matrix)
+    assert factors.definite
+    np.testing.assert_allclose(matrix.to_dense(), dense)
+    np.testing.assert_allclose(factors.log_det, np.linalg.slogdet(dense)[1], rtol=1e-13)
+    np.testing.assert_allclose(factors.solve(jnp.asarray(right)), np.linalg.solve(dense, right), rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 12), (3, 3, 0), (0, 1, 11)])
+def test_the_log_determinant_has_its_first_two_derivatives(shape):
+    rng = np.random.default_rng(1)
+    matrix, dense = bordered(*shape, rng)
+    change, dense_change = bordered(*shape, rng)
+    factors, ratio = factorize(matrix), np.linalg.solve(dense, dense_change)
+    below, here, above = (factors.log_det_near(jax.tree.map(lambda x: t * x, change)) for t in (-1.0, 0.0, 1.0))  # noqa: B023
+    np.testing.assert_allclose(here, factors.log_det)
+    np.testing.assert_allclose((above - below) / 2, np.trace(ratio), rtol=1e-10)
+    np.testing.assert_allclose(above - 2 * here + below, -np.trace(ratio @ ratio), rtol=1e-9)
+
+
+def searched(f, start):
+    """The mode of a function of a few numbers by the search for many."""
+
+    def at(b):
+        empty = jnp.zeros((0, 1, len(b)))
+        return Derivatives(f(b), jax.grad(f)(b), Bordered(empty[:, :, :1], empty, -jax.hessian(f)(b)))
+
+    return find_mode(at, jnp.asarray(start))
+
+
+def test_the_search_is_damped_where_newtons_step_fails():
+    # Newton's method from here diverges: the curvature fades with the distance.
+    mode = searched(lambda b: -jnp.sum(jnp.sqrt(1 + b**2)), [3.0, -20.0])
+    assert mode.certified
+    np.testing.assert_allclose(mode.effects, 0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("f", "start", "status"),
+    [
+        (lambda b: jnp.sum(jnp.log(b)), [-1.0, 1.0], fj.Status.BAD_START),
+        (lambda b: b[0] ** 2 - b[1] ** 2, [0.0, 1.0], fj.Status.INDEFINITE),
+        (lambda b: -jnp.sum(jnp.abs(b - 0.3)), [1.0, 1.0], fj.Status.STALLED),
+        (lambda b: jnp.sum(b), [0.0, 0.0], fj.Status.STEP_LIMIT),
+    ],
+)
+def test_a_search_without_a_maximum_says_so(f, start, status):
+    assert fj.Status(int(searched(f, start).status)) == status
+
+
+def test_a_batch_of_dense_matrices_is_inverted_one_by_one():
+    matrices = jnp.stack([bordered(0, 1, 11, np.random.default_rng(k))[0].rest for k in range(3)])
+    inverse, log_det, definite = jax.vmap(many_effects._invert_dense)(matrices)
+    np.testing.assert_allclose(inverse, np.linalg.inv(matrices), rtol=1e-9)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(matrices)[1])
+    assert np.all(definite)
