@@ -26,6 +26,7 @@ TOPICS = {  # by package, or by module where the package's topics differ
     "families": "Models",
     "fitting": "Fitting",
     "latent": "Models",
+    "latent.effects": "Inference",
     "frames": "Models",
     "errors": "Fitting",
     "optimizers": "Optimisers",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fisher_jax.inference.identifiability import Identifiability, identifiability
     from fisher_jax.inference.influence import Influence, influence
     from fisher_jax.inference.information_matrix_test import InformationMatrixTest, information_matrix_test
+    from fisher_jax.inference.laplace_check import LaplaceCheck, check_laplace
     from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
     from fisher_jax.inference.marginal_effects import marginal_effects
     from fisher_jax.inference.prediction import Effects, Prediction, predict
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from fisher_jax.information.cramer_rao import cramer_rao_bound
     from fisher_jax.information.derivatives import hessian, hessian_vector_product, log_likelihood, score, scores
     from fisher_jax.information.expectations import Enumeration, MonteCarlo, Quadrature, QuasiMonteCarlo
+    from fisher_jax.latent.effects import PredictedEffects, predicted_effects
     from fisher_jax.latent.grouped import Grouped, by_group
     from fisher_jax.latent.marginal import MarginalModel, marginal
     from fisher_jax.latent.mixed import mixed
@@ -105,6 +107,8 @@ _DEFINED_IN = {
     "influence": "fisher_jax.inference.influence",
     "InformationMatrixTest": "fisher_jax.inference.information_matrix_test",
     "information_matrix_test": "fisher_jax.inference.information_matrix_test",
+    "LaplaceCheck": "fisher_jax.inference.laplace_check",
+    "check_laplace": "fisher_jax.inference.laplace_check",
     "likelihood_ratio_test": "fisher_jax.inference.likelihood_ratio",
     "profile_likelihood": "fisher_jax.profile.profile_likelihood",
     "Profile": "fisher_jax.profile.profile_likelihood",
@@ -138,6 +142,8 @@ _DEFINED_IN = {
     "log_likelihood": "fisher_jax.information.derivatives",
     "score": "fisher_jax.information.derivatives",
     "scores": "fisher_jax.information.derivatives",
+    "PredictedEffects": "fisher_jax.latent.effects",
+    "predicted_effects": "fisher_jax.latent.effects",
     "Grouped": "fisher_jax.latent.grouped",
     "by_group": "fisher_jax.latent.grouped",
     "MarginalModel": "fisher_jax.latent.marginal",
@@ -199,9 +205,11 @@ __all__ = [
     "InformationMatrixTest",
     "InformationOperator",
     "InformationWarning",
+    "LaplaceCheck",
     "MarginalModel",
     "Model",
     "MonteCarlo",
+    "PredictedEffects",
     "Prediction",
     "Profile",
     "ProfileRegion",
@@ -220,6 +228,7 @@ __all__ = [
     "bootstrap",
     "by_group",
     "check_information_equality",
+    "check_laplace",
     "check_score_mean",
     "coefficient_table",
     "compare",
@@ -259,6 +268,7 @@ __all__ = [
     "positive",
     "positive_definite",
     "predict",
+    "predicted_effects",
     "profile_likelihood",
     "profile_region",
     "quantile_comparison",

@@ -46,7 +46,7 @@ class Table:
         self._frame = as_narwhals(native, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Table, (self.native, self.name, self.rows)
+        return type(self), (self.native, self.name, self.rows)
 
     @property
     def names(self) -> list[Any]:  # text, but for tables of pandas whose columns have no names
@@ -58,7 +58,7 @@ class Table:
     def take(self, rows: Any) -> "Table":
         """Some of its rows, or of the data sets that these belong to, by a slice, an index or an array."""
         numbers = np.arange(len(self._frame)) if self.rows is None else self.rows
-        return Table(self.native, self.name, numbers[rows])
+        return type(self)(self.native, self.name, numbers[rows])
 
     def to_native(self) -> Any:
         """The rows that are used, as a table of its own library."""
@@ -133,6 +133,23 @@ def frame_of(value: Any, name: str) -> Any:
         listed = ", ".join(f"{key}: {column.shape}" for key, column in columns.items())
         raise ValueError(f"the columns of {name} have the shapes {listed}; expected (n,) for each.")
     return require("pandas", "frames").DataFrame(columns)
+
+
+class TableOfGroups(Table):
+    """A table whose rows are in groups, each an observation: `rows` is (…, G, m), a group's last row again where it has fewer."""
+
+    def column(self, name: Any, purpose: str = "") -> np.ndarray:
+        """A column that is the same in all rows of a group, of which each has one value; raise for any other."""
+        values = super().column(name, purpose)
+        if places := self.missing([name]):
+            raise ValueError(describe_missing(places, self.name, values.size))
+        differs = (values != values[..., :1]).any(axis=-1)
+        if differs.any():
+            raise ValueError(
+                f"column {name!r} of {self.name} has several values in {int(differs.sum())} of {differs.size} groups, but a group "
+                "is one observation of this model. Give a column that is the same in all rows of a group."
+            )
+        return values[..., 0]
 
 
 def as_narwhals(table: Any, name: str) -> Any:

@@ -534,7 +534,7 @@ BAD = {
     "an unknown function": (made("y ~ myfun(x)"), "know no function 'myfun'"),
     "a parenthesis": (made("y ~ (x + batch"), "is not a formula: Could not find matching"),
     "no response": (made("~ x"), "must have one response and one right-hand side"),
-    "two sides": (made("y ~ x | batch"), "must have one response and one right-hand side"),
+    "two sides": (made("y ~ x | batch"), "has a bar outside parentheses"),
     "no terms": (made("y ~ 0"), "has no term"),
     "a number": (made(3), "formula is 3; expected a formula as text"),
     "a term that is not finite": (made("y ~ np.log(w - 1)"), r"'np.log\(w - 1\)' is not finite in \d+ rows"),

@@ -89,3 +89,26 @@ def test_the_step_to_the_edge_is_nearly_the_best_there(p):
 
     assert np.sqrt(step @ (scale * step)) <= 1.1 * radius
     assert gain(step) >= 0.8 * gain(best)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_first_newton_step_far_too_long_is_shortened_once_and_not_after_each_accepted_step(dtype):
+    count, unit = (
+        dtype(1e4),
+        dtype(100.0),
+    )  # log-density of a Poisson count with rate exp(unit u − 20), and a normal prior of u
+
+    def at(u):
+        rate = np.exp(unit * u - 20)
+        curvature = unit * unit * rate + 1
+        value = count * (unit * u - 20) - rate - u * u / 2
+        return Evaluation(value, [unit * (count - rate) - u], {(0, 0): curvature}, dtype(0))
+
+    state, ended, steps = begin([dtype(0)]), False, 0
+    with np.errstate(all="ignore"):
+        while not ended and steps < 40:
+            state, ended = advance(Newton(), state, at(dtype(trial(state)[0])), dtype(np.finfo(dtype).eps ** 0.5))
+            steps += 1
+    assert ended
+    assert steps < 25  # seven are the first step, shortened
+    np.testing.assert_allclose(state.point[0], (np.log(1e4) + 20) / 100, rtol=1e-5)

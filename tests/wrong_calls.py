@@ -49,6 +49,16 @@ def line():
 
 
 @functools.cache
+def pairs():
+    def predictor(params, effects, z):
+        return {"loc": params["a"] + params["b"] * z + effects, "scale": 1.0}
+
+    model = fj.mixed(fj.families.normal, predictor, 0.0)
+    shifted = Y.reshape(6, 2) + np.array([[-3.0], [1.0], [2.0], [-1.0], [0.0], [1.0]])
+    return fj.fit(model, {"a": 0.0, "b": 1.0, "sd": 1.0}, shifted, given=X.reshape(6, 2))
+
+
+@functools.cache
 def null():
     return fj.fit(fj.Model(density, constraints={"scale": fj.positive, "loc": fj.fixed}), START, Y)
 
@@ -93,6 +103,21 @@ RIGHT = {
     "interval": lambda: (fj.interval, {"low": 0.0, "high": 1.0}),
     "MonteCarlo": lambda: (fj.MonteCarlo, {"key": KEY, "num_samples": 8, "estimator": "outer", "fallback": None}),
     "Quadrature": lambda: (fj.Quadrature, {"lower": 0.0, "upper": 1.0, "order": 16, "points": (0.5,)}),
+    "by_group": lambda: (fj.by_group, {"table": {"clinic": [1, 1, 2], "y": np.arange(3.0)}, "by": "clinic"}),
+    "marginal": lambda: (
+        fj.marginal,
+        {"joint": lambda params, b, y: norm.logpdf(y, params + b) + norm.logpdf(b), "effects": 0.0, "nodes": 3}
+        | dict.fromkeys(("sample", "constraints", "initial", "names")),
+    ),
+    "mixed": lambda: (
+        fj.mixed,
+        {
+            "family": fj.families.normal,
+            "predictor": lambda p, b, z: {"loc": p["a"] + b * z, "scale": 1.0},
+            "effects": 0.0,
+        }
+        | {"correlated": False, "nodes": 1, "constraints": {"a": fj.positive}, "initial": None, "names": None},
+    ),
     "fit": lambda: (
         fj.fit,
         {"model": MODEL, "start": START, "data": Y}
@@ -145,7 +170,20 @@ RIGHT = {
     "predict": lambda: (
         fj.predict,
         {"fit": line(), "new": X, "what": "mean", "kind": None, "level": 0.95, "scale": "unconstrained"}
-        | {"new_axis": None, "model": None},
+        | {"effects": "predicted", "groups": None, "new_axis": None, "model": None},
+    ),
+    "predict of a mixed model": lambda: (
+        fj.predict,
+        {"fit": pairs(), "new": X.reshape(6, 2), "what": "mean", "kind": None, "level": 0.95, "scale": "unconstrained"}
+        | {"effects": "predicted", "groups": np.arange(6), "new_axis": None, "model": None},
+    ),
+    "predicted_effects": lambda: (
+        fj.predicted_effects,
+        {"fit": pairs(), "kind": None, "level": 0.95, "labels": list("abcdef")},
+    ),
+    "check_laplace": lambda: (
+        fj.check_laplace,
+        {"fit": pairs(), "kind": None, "nodes": 3, "key": KEY, "num_draws": 20},
     ),
     "contrast": lambda: (
         fj.predict(line()).contrast,

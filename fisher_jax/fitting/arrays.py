@@ -67,9 +67,13 @@ def evaluation(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves) -> Calla
     return lambda u, columns: evaluate_lanes(plan, kind, u, (columns[:count], columns[count:]), shared_leaves)
 
 
-def is_recursion(plan: Plan, varying: Leaves, shared: Leaves) -> bool:
-    """Whether a model of few parameters is dependent by a loop over rows, and nothing hinders that it runs in one kernel."""
-    if not plan.model.is_dependent or plan.layout.num_free > lanes.UNROLLED:
+def has_loops(plan: Plan, varying: Leaves, shared: Leaves) -> bool:
+    """Whether a model of few parameters has loops inside, and nothing hinders that it runs in one kernel.
+
+    A dependent model may loop over its rows; a marginal one searches for modes.
+    """
+    may_loop = plan.model.is_dependent or plan.model.with_modes is not None
+    if not may_loop or plan.layout.num_free > lanes.UNROLLED:
         return False
     u = jax.ShapeDtypeStruct((plan.layout.num_free, plan.num_lanes), plan.layout.dtype)
     lanes_of = [jax.ShapeDtypeStruct((*leaf.shape[1:], plan.num_lanes), leaf.dtype) for leaf in varying]
@@ -219,9 +223,13 @@ def evaluate_lanes(
     if weights is not None:
         weights = jnp.where(weights >= 0, weights, jnp.nan).astype(plan.layout.dtype)
         weights = weights if plan.differs[-1] else weights[:, None]
-    terms = _terms(plan, varying, shared, weights)
     array = lanes.to_array(u)
-    if kind == "observed":
+    terms = _terms(plan, varying, shared, weights, modes_at=array)
+    if kind == "observed" and plan.model.with_modes is not None:
+        # Such a density is a long program, which the derivatives entry by entry would repeat for each parameter.
+        value, gradient, matrix = _by_column(terms, array, weights, plan)
+        gradient, information = lanes.vector(gradient), lanes.matrix(matrix)
+    elif kind == "observed":
         value, gradient, information = (_by_entry if isinstance(u, list) else _by_column)(terms, u, weights, plan)
     elif kind == "expected" and plan.model.information is None:
         value, gradient, matrix = _scoring(plan, array, varying, shared, weights)
@@ -280,22 +288,41 @@ def weigh_rows(rows: Rows, weights: Array | None) -> Rows:
 
 
 def _terms(
-    plan: Plan, varying: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves], weights: Array | None
+    plan: Plan,
+    varying: tuple[Leaves, Leaves],
+    shared: tuple[Leaves, Leaves],
+    weights: Array | None,
+    *,
+    modes_at: Array | None = None,
 ) -> Callable[[Array], Rows]:
     """The log-densities (n, L) as a function of u, (p, L) or with an entry for each row (p, n, L).
 
-    Those of a dependent model are weighted: its rows have no parameters of their own.
+    Those of a dependent model are weighted: its rows have no parameters of their own. Of a marginal model the modes are those at
+    `modes_at`, near which the function is valid.
     """
 
     def params_of(u: Array, varying_fixed: Leaves) -> PyTree:
         return plan.layout.constrain(u, plan.values(plan.fixed(varying_fixed, shared[0])))
 
-    def some(u: Array, varying_fixed: Leaves, varying_rows: Leaves, shared_rows: Leaves) -> Array:
+    def modes(u: Array, varying_fixed: Leaves, varying_rows: Leaves, shared_rows: Leaves) -> PyTree:
+        y, z, _ = plan.observations(varying_rows, shared_rows)
+        return plan.model.with_modes(params_of(u, varying_fixed), y, *(() if z is None else (z,)))  # type: ignore[misc]
+
+    def some(
+        u: Array, varying_fixed: Leaves, varying_rows: Leaves, shared_rows: Leaves, with_modes: Any = None
+    ) -> Array:
         y, z, _ = plan.observations(varying_rows, shared_rows)
         evaluate = terms_at_once if plan.model.is_dependent else term_of
         z = () if z is None else (z,)
+        y = y if with_modes is None else with_modes
         return evaluate(plan.model, params_of(u, varying_fixed), y, z).astype(plan.layout.dtype)
 
+    if plan.model.with_modes is not None and modes_at is not None:
+        find = jax.vmap(jax.vmap(modes, in_axes=(-1, -1, -1, None), out_axes=-1), in_axes=(None, None, 0, 0))
+        found = find(modes_at, *varying, shared[1])
+        each_lane = jax.vmap(some, in_axes=(-1, -1, -1, None, -1), out_axes=-1)
+        each_row = {ndim: jax.vmap(each_lane, in_axes=(axis, None, 0, 0, 0)) for ndim, axis in ((2, None), (3, 1))}
+        return lambda u: each_row[u.ndim](u, *varying, shared[1], found)
     over_lanes = jax.vmap(some, in_axes=(-1, -1, -1, None), out_axes=-1)
     if plan.model.is_dependent:
         return lambda u: weigh_rows(over_lanes(u, *varying, shared[1]), weights)

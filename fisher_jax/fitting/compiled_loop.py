@@ -119,7 +119,8 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
 
     def at_estimate(u: Array, values: Values, dataset: Dataset) -> dict[str, Any]:
         """The entries of a fit that are differentiable functions of the estimate and the data."""
-        target = likelihood(model, layout, values, dataset)
+        # Without modes that are found before: the derivative of the curvature is of the third order (`latent.marginal`).
+        target = likelihood(model, layout, values, dataset)._replace(with_modes=None)
         terms, _, curvature = derivatives_at(target, u)
         estimate = layout.constrained_values(u, values)
         return {

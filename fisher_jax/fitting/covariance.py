@@ -94,21 +94,42 @@ def transform_covariance(
     return 0.5 * (whole + whole.mT)
 
 
-def conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray, "q q"]:
-    """Covariance of the q entries of one fit given those entries of u that `edge` marks, whose rows and columns are zero."""
-    rest = np.flatnonzero(~edge)
+def conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray, "*b q q"]:
+    """Covariance of the q entries given those entries of u that `edge` (*b, p) marks, whose rows and columns are zero."""
+    return transform_covariance(fit.layout.jacobian(fit.free), free_conditional_on_edge(fit, kind, edge))
 
-    def block(matrix: Any) -> Any:
-        return precise(np.asarray(matrix))[np.ix_(rest, rest)]
 
+def free_conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[AnyArray, "*b p p"]:
+    """Covariance of û given those of its entries that `edge` (*b, p) marks, whose rows and columns are zero."""
     if kind == "sandwich":
-        bread = linalg.inverse(block(fit.curvature))
-        inner = linalg.product(linalg.product(bread, block(fit.outer_product if fit.meat is None else fit.meat)), bread)
+        bread = inverse_of_rest(fit.curvature, edge)
+        middle = np.asarray(precise(fit.outer_product if fit.meat is None else fit.meat))
+        # Not 0 × NaN, of an outer product that is not finite at the edge.
+        middle = np.where(edge[..., :, None] | edge[..., None, :], 0.0, middle)
+        inner = linalg.product(linalg.product(bread, middle), bread)
     else:
-        inner = linalg.inverse(block(free_information(fit, kind)))
-    whole = np.zeros((len(edge), len(edge)), inner.dtype)
-    whole[np.ix_(rest, rest)] = inner
-    return transform_covariance(fit.layout.jacobian(fit.free), whole)
+        inner = inverse_of_rest(free_information(fit, kind), edge)
+    return inner
+
+
+def errors_given_edge(fit: Any, kind: str, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Standard errors (*b, q) given what `edge` marks, which parameters that is (*b, q), and whether there are any (*b).
+
+    They are NaN for what is marked; and for all where an information that is not finite at the edge leaves none for the others.
+    """
+    jacobian = np.asarray(fit.layout.jacobian(fit.free))
+    at_edge = np.any((jacobian != 0) & edge[..., None, :], axis=-1)
+    errors = np.asarray(root_diagonal(conditional_on_edge(fit, kind, edge)))
+    exist = np.all(np.isfinite(errors) | at_edge, axis=-1)
+    return np.where(at_edge | ~exist[..., None], np.nan, errors), at_edge, exist
+
+
+def inverse_of_rest(matrix: Any, edge: np.ndarray) -> Float[AnyArray, "*b p p"]:
+    """The inverse of the rows and columns that `edge` does not mark, and zero in those that it does."""
+    marked = edge[..., :, None] | edge[..., None, :]
+    unit = np.eye(edge.shape[-1])
+    inverse = linalg.inverse(np.where(marked, unit, np.asarray(precise(np.asarray(matrix)))))
+    return np.where(marked, 0.0, inverse)
 
 
 def standard_errors(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b q"]:

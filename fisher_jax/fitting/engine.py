@@ -24,7 +24,7 @@ from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, information_matrices
 from fisher_jax.fitting.maximization import HAND_OVER, Solution
 from fisher_jax.fitting.row_program import Leaves, Plan
-from fisher_jax.models.programs import programs_of
+from fisher_jax.models.programs import programs_of, quick
 from fisher_jax.numerics.differentiate import upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
@@ -265,7 +265,7 @@ def _fit_of_chunk(
     else:
         data, common = arrays.columns_of_chunk(plan, varying), shared
         evaluation = lambda common: arrays.evaluation(plan, optimizer.kind, varying, common)  # noqa: E731
-    is_kernel = name == "kernel" or (workers.platform() == "cpu" and arrays.is_recursion(plan, varying, shared))
+    is_kernel = name == "kernel" or (workers.platform() == "cpu" and arrays.has_loops(plan, varying, shared))
     of_all, of_step = (marked, as_it_is) if is_kernel else (as_it_is, marked)
 
     def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Solution:
@@ -369,10 +369,12 @@ def _compiled(
                     raise  # memory that is short now is no reason to do without for good
                 raise NoKernel(f"the kernel does not compile ({type(error).__name__}: {reason})") from error
         if workers.platform() == "cpu":
+            # The small operations of a marginal density and of the search for its modes run as fast compiled at half the cost.
+            options = cpu.COMPILER_OPTIONS | (quick(1) if plan.model.with_modes is not None else {})
             # XLA may refuse to compile a marked call, or not know an option. Without them the program is only slower.
             for marked in (cpu.one_kernel, jax.jit):
                 try:
-                    function = jax.jit(build(marked), compiler_options=cpu.COMPILER_OPTIONS)
+                    function = jax.jit(build(marked), compiler_options=options)
                     return function.lower(*arguments, *more).compile()
                 except jax.errors.JaxRuntimeError:
                     pass

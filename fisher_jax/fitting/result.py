@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.errors import FitError, check_choice, entry_point, require, warn
 from fisher_jax.fitting import covariance as covariances
@@ -36,7 +36,6 @@ from fisher_jax.models.likelihood import gradient_at, likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
-from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.numerics.differentiate import each_at
 from fisher_jax.optimizers.newton import Kind
@@ -471,6 +470,8 @@ class Fit:
 
         With `labels` these come first, as `group`. The facts are log_likelihood, decrement, num_steps, num_observations, status and
         attempt. A parameter that has the name of one is called `parameter name`. With ``kind=""`` there are no standard errors.
+        Where a fit ended with a parameter at the edge of its range, and the others at a maximum given that, the errors of the
+        others are conditional on it, with a warning.
         """
         if not self.has_batch:
             raise ValueError("this is one fit. Use to_frame.")
@@ -480,7 +481,10 @@ class Fit:
         if self.labels is not None:
             columns = {"group": np.asarray(self.labels), **columns}
         if kind != "":
-            _, errors, doubts = self._errors_and_doubts(kind)
+            used, errors, doubts = self._errors_and_doubts(kind)
+            if errors is not None:
+                errors, conditional = self._errors_in_columns(used)
+                doubts = (*doubts, conditional) if conditional else doubts
             if doubts:
                 warn(" ".join(doubts))
             if errors is not None:
@@ -496,7 +500,7 @@ class Fit:
         Of one fit a row for each name; of many a row for each fit, with the columns of `to_columns`, the status in words, and
         for each name `name z`, `name p_value`, `name lower` and `name upper`. z is the estimate divided by its standard error and
         the p-value, two-sided, that of the hypothesis that the parameter is zero; both are NaN where zero is not inside the
-        parameter's range, as for a scale. Where one fit ended with a parameter at the edge of its range, the errors of the others
+        parameter's range, as for a scale. Where a fit ended with a parameter at the edge of its range, the errors of the others
         are conditional on it, with a warning. Arguments as for `confidence_intervals`.
         """
         pd = require("pandas", "frames")
@@ -513,9 +517,13 @@ class Fit:
         columns = self.to_columns(kind)
         if self.kinds:
             kind = self._check(kind)
-            ends = self._ends(kind, level, method, "unconstrained")
             theta = np.asarray(self.layout.join(on_host(self.values)))
-            z, p_values = zero_test(theta, self._computed(covariances.standard_errors, kind), self.layout.edges())
+            errors, _ = self._errors_in_columns(kind)
+            if method == "wald":
+                ends = intervals.wald_of(on_host(self), errors, level, "unconstrained")
+            else:
+                ends = self._ends(kind, level, method, "unconstrained")
+            z, p_values = zero_test(theta, errors, self.layout.edges())
             for k, name in enumerate(self.names):
                 columns |= {f"{name} z": z[:, k], f"{name} p_value": p_values[:, k]}
                 columns |= {f"{name} lower": ends[:, k, 0], f"{name} upper": ends[:, k, 1]}
@@ -575,18 +583,25 @@ class Fit:
         doubts = tuple(doubt for doubt in self._doubts(kind) if doubt is not NO_MAXIMUM)
         return kind, self._computed(covariances.standard_errors, kind), doubts
 
+    def _errors_in_columns(self, kind: str) -> tuple[np.ndarray, str]:
+        """Of many fits the standard errors (B, q), and a sentence where some are conditional on a parameter at its edge."""
+        errors, edge = np.array(self._computed(covariances.standard_errors, kind)), self._edge()
+        rows = np.flatnonzero(np.any(edge, axis=-1))
+        if not len(rows):
+            return errors, ""
+        errors[rows], _, exist = covariances.errors_given_edge(on_host(self[rows]), kind, edge[rows])
+        return errors, (
+            f"in {int(np.sum(exist))} of {len(self)} fits, which ended with a parameter at the edge of its range, standard errors, "
+            "tests and Wald intervals of the others are conditional on that, as if it were known there."
+        )
+
     def _rows(self, kind: str, level: Any, method: str = "wald") -> tuple[list[Row], str]:
         """A row for each parameter, and a sentence where standard errors are conditional on a parameter at its edge."""
         values, at_edge, conditional = on_host(self.values), np.zeros(len(self.names), bool), False
         errors = self._computed(covariances.standard_errors, kind)
-        edge = self._edge()
-        if edge is not None:
-            jacobian = np.asarray(self.layout.jacobian(self.free))
-            at_edge = np.any(jacobian[:, edge] != 0, axis=1)
-            given_edge = covariances.root_diagonal(covariances.conditional_on_edge(on_host(self), kind, edge))
-            # An information that is not finite at the edge may leave no error for the others either.
-            conditional = bool(np.all(np.isfinite(given_edge[~at_edge])))
-            errors = np.where(at_edge | (not conditional), np.nan, given_edge)
+        if np.any(edge := self._edge()):
+            errors, at_edge, exist = covariances.errors_given_edge(on_host(self), kind, edge)
+            conditional = bool(exist)
         if not conditional or method == "profile":
             ends = self._ends(kind, level, method, "unconstrained")
         else:
@@ -610,20 +625,30 @@ class Fit:
             "were known there. The covariance has none of them."
         )
 
-    def _edge(self) -> np.ndarray | None:
-        """Of one fit, which entries of u are at the edge of their range, if the others are at a maximum given these."""
-        if self.status != Status.BOUNDARY or self.origin is None or self.curvature is None:
-            return None
+    def _edge(self) -> Bool[np.ndarray, "*b p"]:
+        """Which entries of u are at the edge of their range, in fits that ended there with the others at a maximum given these."""
+        none = np.zeros(np.shape(self.free), bool)
+        if self.origin is None or self.curvature is None:
+            return none
         curvature = np.asarray(self.curvature, np.float64)
         edge = entries_at_edge(curvature, self.layout)
-        if not 0 < edge.sum() < len(edge) or not np.isfinite(curvature).all():
-            return None
-        gradient = np.asarray(_gradient(self.origin.model, self.layout, self.values, self.origin.dataset, self.free))[
-            ~edge
-        ]
-        inverse = np.asarray(linalg.inverse(curvature[np.ix_(~edge, ~edge)]))
+        ended = (np.asarray(self.status_code) == Status.BOUNDARY) & np.isfinite(curvature).all(axis=(-2, -1))
+        ended &= np.any(edge, axis=-1) & ~np.all(edge, axis=-1)
+        if not np.any(ended):
+            return none
+        if self.has_batch:
+            from fisher_jax.fitting.map_fits import with_data
+
+            gradient = np.zeros(none.shape)
+            gradient[ended] = with_data(self[ended], _gradient_of)
+        else:
+            model, dataset = self.origin
+            gradient = np.asarray(_gradient(model, self.layout, self.values, dataset, self.free))
         # As for a fit that converged to rounding: the limit at which the distance to the maximum no longer matters.
-        return edge if gradient @ inverse @ gradient < ROUNDING_LIMIT**2 else None
+        with np.errstate(all="ignore"):
+            inverse = np.asarray(covariances.inverse_of_rest(curvature, edge))
+            squared = np.einsum("...i,...ij,...j->...", gradient, inverse, gradient)
+        return edge & (ended & (squared < ROUNDING_LIMIT**2))[..., None]
 
     def _with_names(self, matrix: Any) -> Any:
         """A matrix over the parameters with their names."""
@@ -768,6 +793,11 @@ class Fit:
 def _gradient(model: Model, layout: Layout, values: Values, dataset: Dataset, free: Any) -> Float[Array, " p"]:
     """The gradient of the log-likelihood with respect to u."""
     return gradient_at(likelihood(model, layout, values, dataset), free)[1]
+
+
+def _gradient_of(fit: Fit, model: Model, dataset: Dataset) -> Float[Array, " p"]:
+    """The same of a fit, for `map_fits.with_data`."""
+    return gradient_at(likelihood(model, fit.layout, fit.values, dataset), fit.free)[1]
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)

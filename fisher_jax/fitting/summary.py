@@ -59,7 +59,8 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     facts = [
         ("Status", f"{fit.status.label}, {int(fit.num_steps)} steps in {fit.free.dtype}"),
         ("Distance to the maximum", NO_DISTANCE.get(fit.status, distance)),
-        ("Observations", f"{n:g}, free parameters {fit.num_parameters}"),
+        ("Observations", f"{n:g}{_of_groups(fit)}, free parameters {fit.num_parameters}"),
+        *(fit.origin.model.facts(fit.params) if fit.origin is not None else []),
         *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
         ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}, BIC {float(fit.bic()):.4f}"),
         ("Covariance", fit.describe(kind)),
@@ -76,6 +77,15 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     )
     notes = () if fit.status.converged else (f"NOT TO BE RELIED ON. {fit.diagnosis()}",)
     return Report("Maximum-likelihood fit", facts, [table], (*notes, *doubts))
+
+
+def _of_groups(fit: Any) -> str:
+    """What the observations of a model with latent effects are, in words; empty for other models."""
+    if fit.origin is None or fit.origin.model.with_modes is None:
+        return ""
+    rows = fit.origin.model.count_rows(*fit.origin.dataset.parts)
+    groups = " group" if float(fit.num_observations) == 1 else " groups"
+    return groups if rows is None else f"{groups}, {rows:g} row{'' if rows == 1 else 's'}"
 
 
 def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[str, ...]) -> Report:
@@ -130,7 +140,8 @@ def weakest(curvature: Any, free: Any, layout: Layout) -> str:
 
 def entries_at_edge(curvature: Any, layout: Layout) -> np.ndarray:
     """Which entries of u are left without information on the scale of their constraint, as at the edge of their range."""
-    return np.array(layout.unitless, bool) & (np.abs(np.diagonal(np.asarray(curvature, np.float64))) < EDGE_INFORMATION)
+    diagonal = np.diagonal(np.asarray(curvature, np.float64), axis1=-2, axis2=-1)
+    return np.array(layout.unitless, bool) & (np.abs(diagonal) < EDGE_INFORMATION)
 
 
 def escaping(curvature: Any, free: Any, last_step: Any, layout: Layout) -> str:

@@ -1,7 +1,7 @@
 """`formula`: the model, the start, the data and the covariates that a formula and a table stand for."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,30 +9,38 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in, warn
+from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in, shown, warn
 from fisher_jax.families.common import Family
 from fisher_jax.fitting.fit import fit, fit_batch
-from fisher_jax.fitting.groups import groups_of
+from fisher_jax.fitting.groups import Groups, groups_of
 from fisher_jax.fitting.result import Fit, Origin
+from fisher_jax.frames.effect_terms import EffectTerm, split_effects
 from fisher_jax.frames.links import default_link, links_of
 from fisher_jax.frames.predictor import (
     Constant,
     Design,
+    EffectDesign,
     LinearPredictors,
     Predictor,
     constant_covariates,
+    effect_covariates,
     frame_for,
+    groups_of_rows,
     parse,
     variables_of,
 )
 from fisher_jax.input_arrays import Labels, as_labels, as_weights, check_same_labels, labels_of
+from fisher_jax.latent.crossed import CrossedModel
+from fisher_jax.latent.grouped import Grouped
+from fisher_jax.latent.mixed import COVARIANCE, SD, MixedModel, mixed
 from fisher_jax.models.censoring import right_censored
 from fisher_jax.models.constraints import Bounds, Constraint, Fixed, fixed
 from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import in_key_order, key_order
 from fisher_jax.reporting import Report, Reported, listed
 from fisher_jax.reporting import Table as ReportTable
-from fisher_jax.tables import MISSING, Table, describe_missing, frame_of, suggestion
+from fisher_jax.tables import MISSING, Table, TableOfGroups, describe_missing, frame_of, suggestion
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,18 +52,24 @@ class Formula(Reported):
     text : str
         The formula.
     model : Model
-        A `linked` model of the family; its predictor turns other tables into covariates.
+        A `linked` model of the family, or a `mixed` one where the formula has effects; its predictor turns other tables into
+        covariates.
     start : dict
-        Starting values: those of the family for a sample without covariates, and zero slopes.
+        Starting values: those of the family for a sample without covariates, zero slopes, and effects of moderate size.
     data : array (n,), or dictionary of them
-        The response; with `event` {"time": …, "event": …}.
-    given : dict of arrays
-        A design matrix (n, p) for each parameter with a formula, and what enters beside it.
+        The response; with `event` {"time": …, "event": …}. With effects (G, m), of G groups of up to m rows; of several factors
+        (1, n).
+    given : dict of arrays, or Grouped
+        A design matrix (n, p) for each parameter with a formula, and what enters beside it. With effects they are grouped, and
+        hold the weights, which are those of rows, too.
     weights : array (n,) or None
     table : Table
         The rows of the table that are used.
     num_dropped : int
         How many rows were left out because a value is missing.
+    groups : Groups or None
+        With effects, the labels of the groups and the rows of each, among those that are used; one group of all rows where there
+        are several factors.
 
     Examples
     --------
@@ -71,15 +85,18 @@ class Formula(Reported):
     model: Model
     start: dict[str, Any]
     data: PyTree
-    given: dict[str, np.ndarray]
+    given: dict[str, np.ndarray] | Grouped
     weights: Float[np.ndarray, " n"] | None
     table: Table
     num_dropped: int
+    groups: Groups | None = None
 
     @property
     def predictor(self) -> Predictor:
         """From a table to covariates, and from these to the parameters of the family."""
-        predictor: Predictor = self.model.log_density.predictor
+        model = self.model
+        density: Any = model.joint if isinstance(model, MixedModel | CrossedModel) else model.log_density
+        predictor: Predictor = density.predictor
         return predictor
 
     @entry_point
@@ -91,16 +108,27 @@ class Formula(Reported):
         """
         model, start = self.model, self._start(start)
         result = fit(model, start, self.data, given=self.given, weights=self.weights, **options)
-        return self._with_table(result, self.table, self.num_dropped)
+        table = self.table
+        if self.groups is not None:
+            table = TableOfGroups(table.native, table.name, np.asarray(table.rows)[self.groups.padded()])
+        return self._with_table(result, table, self.num_dropped)
 
     @entry_point
     def fit_batch(self, by: Any, start: PyTree = None, **options: Any) -> Fit:
         """Fit the model to each group of rows: `fisher_jax.fit_batch`, whose options these are.
 
+        Where the formula has effects, each of these groups is a data set with groups that have effects, as the cells of a subject
+        for each gene.
+
         `by` is the name of a column, several names, or an array of labels. The design is made once, over the whole table, so that
         levels are the same in each group; where one does not occur its coefficient is not identified, which the status tells.
         An array has a label for each row of the table, also for those that were left out.
         """
+        if isinstance(self.model, CrossedModel):
+            raise ValueError(
+                f"the formula has effects of several factors, {listed([each.name for each in self.predictor.effects])}, for "
+                "which all rows are one observation: such data sets are fitted one by one, each by formula(…).fit()."
+            )
         names = [] if isinstance(by, np.ndarray) else names_in(by)
         whole, used = Table(self.table.native, self.table.name), np.asarray(self.table.rows)
         has_label = np.ones(len(whole), bool)
@@ -136,6 +164,9 @@ class Formula(Reported):
         num_dropped = np.bincount(
             np.searchsorted(groups.labels, left_out[np.isin(left_out, groups.labels)]), minlength=len(groups.labels)
         )
+        if isinstance(self.given, Grouped):
+            result, table = self._fit_sets(self.given, groups, start, options)
+            return self._with_table(replace(result, labels=groups.labels), table, num_dropped)
         result = fit_batch(
             self.model,
             self._start(start),
@@ -147,10 +178,53 @@ class Formula(Reported):
         )
         return self._with_table(result, self.table.take(groups.padded()) if groups.is_padded else None, num_dropped)
 
+    def _fit_sets(self, grouped: Grouped, sets: Groups, start: PyTree, options: dict[str, Any]) -> tuple[Fit, Table]:
+        """Of data sets that each have groups with effects, the fits, and the table of the rows of these groups, (B, G, m).
+
+        A group is filled up by its last row, with weight zero there, and a data set by its last group, of weight zero.
+        """
+        assert self.groups is not None
+        number = np.empty(int(sets.lengths.sum()), int)  # of the group of each row
+        for k, rows in enumerate(self.groups.rows):
+            number[rows] = k
+        of_sets = [[rows[within] for within in groups_of([number[rows]]).rows] for rows in sets.rows]
+        size, longest = max(map(len, of_sets)), max(len(rows) for groups in of_sets for rows in groups)
+        places, counts = np.empty((len(of_sets), size, longest), int), np.zeros((len(of_sets), size, longest))
+        for k, groups in enumerate(of_sets):
+            for j in range(size):
+                rows = groups[min(j, len(groups) - 1)]
+                places[k, j] = np.concatenate([rows, np.repeat(rows[-1:], longest - len(rows))])
+                counts[k, j, : len(rows)] = j < len(groups)
+
+        # The arrays are over all groups: first those of the rows in their order, then those of the groups of each data set.
+        order = np.argsort(np.concatenate(self.groups.rows))
+        is_row = np.arange(grouped.weights.shape[1]) < self.groups.lengths[:, None]
+
+        def place(leaf: Any) -> Any:
+            return leaf[is_row][order][places]
+
+        given = Grouped(jax.tree.map(place, grouped.rows), place(grouped.weights) * counts)
+        leaves = jax.tree.leaves(given)
+        is_shared = all(np.array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape)) for leaf in leaves)
+        is_group = counts[..., 0]
+        fits = fit_batch(
+            self.model,
+            self._start(start),
+            jax.tree.map(place, self.data),
+            given=jax.tree.map(lambda leaf: leaf[0], given) if is_shared else given,
+            given_axis=None if is_shared else 0,
+            weights=None if is_group.all() else is_group,
+            **options,
+        )
+        return fits, TableOfGroups(self.table.native, self.table.name, np.asarray(self.table.rows)[places])
+
     def _start(self, start: PyTree) -> PyTree:
         """The start of a fit: the user's, or that of the formula in the precision that JAX has now."""
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
-        return {name: np.asarray(value, dtype) for name, value in self.start.items()} if start is None else start
+        if start is not None:
+            return start
+        arrays = [np.asarray(leaf, dtype) for leaf in jax.tree.leaves(self.start)]
+        return in_key_order(jax.tree.unflatten(jax.tree.structure(self.start), arrays), key_order(self.start))
 
     def _with_table(self, result: Fit, table: Table | None, num_dropped: Any) -> Fit:
         if np.any(num_dropped):
@@ -171,9 +245,18 @@ class Formula(Reported):
             rows.append((name, "", "one number", ""))
         for name in self.predictor.map.columns:
             rows.append((name, "", "a column of the table", ""))
+        for effects in self.predictor.effects:
+            formula = " + ".join(design.text for design in effects.designs)
+            if len(effects.names) > 1:
+                formula += ", correlated" if effects.correlated else ", independent"
+            rows.append((f"effects | {effects.name}", "", formula, listed(effects.names)))
         n = len(self.table)
         dropped = f", {self.num_dropped} left out with missing values" if self.num_dropped else ""
-        facts = [("Formula", self.text), ("Observations", f"{n}{dropped}")]
+        observations = f"{n}{dropped}"
+        if self.groups is not None:
+            each = [f"{len(of.levels) or len(self.groups.labels)} groups of {of.name}" for of in self.predictor.effects]
+            observations = f"{n} rows in {listed(each)}{dropped}"
+        facts = [("Formula", self.text), ("Observations", observations)]
         return Report(
             "A model from a formula", facts, [ReportTable(("parameter", "link", "formula", "coefficients"), rows)]
         )
@@ -191,6 +274,7 @@ def formula(
     event: Any = None,
     links: str | Mapping[str, str] | None = None,
     missing: Literal["raise", "drop"] = "raise",
+    nodes: int = 1,
     **parameters: str | float,
 ) -> Formula:
     """The model and the data that a formula stands for: the parameters of a family as functions of the columns of a table.
@@ -202,7 +286,8 @@ def formula(
     text : str
         ``"y ~ x + C(region)"``: the response, and the terms of the family's main parameter (the mean, the location, the rate, the
         logit; the scale of a Weibull). The language is that of formulaic: ``C(x)`` for categories, ``a:b``, ``a * b``, ``0 +`` for
-        no constant, ``np.log(x)``, ``bs(x, df=4)``.
+        no constant, ``np.log(x)``, ``bs(x, df=4)``. Terms such as ``(1 + x | herd)`` are normal effects that the rows of a group
+        share; see the notes.
     family : Family
         One of `fisher_jax.families`.
     frame : table
@@ -221,6 +306,9 @@ def formula(
     missing : {"raise", "drop"}
         Where a value is missing in one of the columns or arrays used (a null, NaN or NaT): raise an error that counts them, or
         leave the row out; the reports then say how many.
+    nodes : int
+        Of a formula with effects, the points of the quadrature by which they are integrated out, as for `mixed`; 1 is Laplace's
+        approximation.
     **parameters : str or float
         ``size="~ x"`` gives another parameter of the family a formula; a number holds it at that value; and a known constant of the
         family may be a column, ``trials="n"``. What is not named is estimated as one number, on its natural scale.
@@ -246,10 +334,26 @@ def formula(
     not occur; truths are 0 and 1, in one column named as the variable. A coefficient prints under the name that formulaic gives
     its column; those of other parameters than the main one as ``size[x]``.
 
+    Effects are written as in lme4. On the left of the bar stands a formula whose columns each have an effect in every group, on the
+    right the column of the table that makes the groups:
+
+    - ``(1 | g)``: an intercept for each group;
+    - ``(1 + x | g)``, the same as ``(x | g)``: an intercept and a slope, correlated;
+    - ``(1 + x || g)``, the same as ``(1 | g) + (0 + x | g)``: independent ones, also those of the columns of one category;
+    - ``(1 | g:h)``: the groups are the combinations of two columns;
+    - ``(1 | g/h)``, the same as ``(1 | g) + (1 | g:h)``, and ``(1 | g) + (1 | h)``: effects of several factors, nested or crossed.
+
+    They are added to the linear predictor of the main parameter. The model is one of `mixed`: its observations are the groups,
+    whose number is `num_observations`; the estimates hold the standard deviations of independent effects,
+    ``params["sd"]["g"]["Intercept"]``, printed as ``sd[Intercept | g]``, or the covariance matrix of correlated ones,
+    ``params["covariance"]``; a weight says how often a row of its group was observed. With several factors all rows are one
+    observation, and there is a covariance matrix for each factor, ``params["covariance"]["g"]``.
+
     References
     ----------
     Wilkinson, G. N. and Rogers, C. E. (1973), Symbolic description of factorial models for analysis of variance, Applied Statistics
-    22, 392-399.
+    22, 392-399. Bates, D., Mächler, M., Bolker, B. and Walker, S. (2015), Fitting linear mixed-effects models using lme4, J. Stat.
+    Softw. 67(1), section 2.1 and table 2.
 
     Examples
     --------
@@ -258,6 +362,13 @@ def formula(
     >>> fit = fj.formula("accidents ~ kind", fj.families.poisson, ships, exposure="service").fit()
     >>> print(fit.params["rate"].round(4))
     [-6.0096 -0.3634  0.6737]
+
+    Counts of visits in clinics, which differ by a normal effect:
+
+    >>> visits = {"clinic": list("aaabbbcccddd"), "week": [0, 1, 2] * 4, "count": [3, 4, 6, 0, 1, 1, 7, 9, 15, 2, 1, 4]}
+    >>> fit = fj.formula("count ~ week + (1 | clinic)", fj.families.poisson, visits).fit()
+    >>> print(fit.params["rate"].round(3), f"{fit.params['sd']['clinic']['Intercept']:.3f}")
+    [0.674 0.407] 0.881
     """
     check_choice(missing, MISSING, "missing")
     if not isinstance(family, Family):
@@ -266,7 +377,8 @@ def formula(
     frame = frame_of(frame, "frame")
     table = Table(frame, "the table")
     main = main_of(family)
-    parsed = parse(text, "formula")
+    without_effects, effect_terms = split_effects(text, "formula")
+    parsed = parse(without_effects, "formula")
     if getattr(parsed, "lhs", None) is None or len(parsed.lhs) != 1 or not hasattr(parsed.rhs, "required_variables"):
         raise ValueError(f"formula {text!r} must have one response and one right-hand side, as in 'y ~ x + z'.")
     if not isinstance(links, str | Mapping | None):
@@ -274,12 +386,17 @@ def formula(
             f"links is {kind_of(links)}; expected the name of a link, or a dictionary of them by parameter."
         )
     roles = _roles(family, parameters, links)
+    _check_effects(effect_terms, nodes, family)
 
     # The columns used, and the rows in which none of their values is missing.
     beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.columns}
     terms = {main: parsed.rhs, **roles.terms}
     used = variables_of(parsed.lhs).union(*(variables_of(part) for part in terms.values()))
     used |= {source for source in beside.values() if isinstance(source, str)}
+    for term in effect_terms:
+        for name in term.factor:
+            table.series(name, f", by which {term.text} makes groups")
+        used |= {*term.factor, *variables_of(_columns_of(term))}
     for name in sorted(used):
         table.series(name)
     arrays = {role: _array(source, role, frame, table) for role, source in beside.items()}
@@ -308,7 +425,8 @@ def formula(
 
     response, levels = _response(family, parsed.lhs, view)
     is_ordered = "cutpoints" in family.parameters
-    designs, given = [], {}
+    designs: list[Design] = []
+    given: dict[str, Any] = {}
     for name, part in terms.items():
         without = "Intercept" if is_ordered and name == main else ""
         design, given[name] = Design.of(part, table, rows, without=without)
@@ -325,6 +443,14 @@ def formula(
             f"an exposure belongs to a log link, but that of `{main}` is {roles.links[main]!r}. Give offset=."
         )
     given |= constant_covariates({part.role: numbers[part.role] for part in constants}, rows)
+    effects, of_effects = _effects(effect_terms, table, rows)
+    given |= effect_covariates(of_effects)
+    for each in effects:
+        if each.levels and each.name in given:
+            raise ValueError(
+                f"the column {each.name!r} makes groups, and has the name of other covariates of this model. Rename the column."
+            )
+        given |= {each.name: each.codes(view)} if each.levels else {}
     data: PyTree = response
     base: Model = family
     if event is not None:
@@ -342,18 +468,38 @@ def formula(
             tuple((name, roles.links[name]) for name in terms),
             tuple(name for name in family.parameters if name not in terms and name not in roles.columns),
             tuple(roles.columns),
-            "offset" in given,
+            "offset" in given or bool(effects),
         ),
         tuple(designs),
         tuple(constants),
         levels,
+        effects,
     )
     constraints = {name: constraint for name, constraint in roles.constraints.items() if name in predictor.map.scalars}
     constraints |= dict.fromkeys(roles.values, fixed)
-    model = linked(base, predictor, constraints=constraints, names=_names(family, predictor))
+    names = _names(family, predictor)
     start = _start(family, roles, predictor, response, given, levels)
     frequency = as_weights(numbers["weights"], "weights") if "weights" in numbers else None
-    return Formula(text, model, start, data, given, frequency, view, int(left_out.sum()))
+    num_dropped = int(left_out.sum())
+    if not effects:
+        model = linked(base, predictor, constraints=constraints, names=names)
+        return Formula(text, model, start, data, given, frequency, view, num_dropped)
+    zeros = {each.name: dict.fromkeys(each.names, 0.0) for each in effects}
+    is_location = main != "logit" and default_link(main, roles.constraints.get(main)) == "identity"
+    unit = _unit_of_effects(roles.links[main], main, is_location, response, start)
+    start |= _of_effects(effects, lambda each: _start_of_effects(each, of_effects[each.name], unit))
+    names |= _of_effects(effects, _names_of_effects)
+    options: dict[str, Any] = {"constraints": constraints, "names": names, "nodes": nodes}
+    if len(effects) == 1:
+        model = mixed(base, predictor, zeros, correlated=effects[0].correlated, **options)
+        groups = groups_of_rows(effects[0].factor, view)
+    else:
+        num_levels = {each.name: len(each.levels) for each in effects}
+        correlated = [each.name for each in effects if each.correlated]
+        model = mixed(base, predictor, zeros, levels=num_levels, correlated=correlated, **options)
+        groups = Groups(np.array(["all rows"]), [np.arange(len(rows))])
+    in_groups = Grouped(*_in_groups(groups, given, frequency), groups.labels)
+    return Formula(text, model, start, _in_groups(groups, data)[0], in_groups, None, view, num_dropped, groups)
 
 
 def main_of(family: Family) -> str:
@@ -404,7 +550,13 @@ def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[s
                 raise ValueError(f"{name} is a known constant of {family!r}; give a number or the name of a column.")
             if name == "cutpoints":
                 raise ValueError("cutpoints have no formula; their shift by covariates is the formula of `loc`.")
-            terms[name] = parse(given, f"the formula of {name}")
+            without_effects, effect_terms = split_effects(given, f"the formula of {name}")
+            if effect_terms:
+                raise ValueError(
+                    f"the formula of {name} has effects, {effect_terms[0].text}; only that of "
+                    f"`{main_of(family)}`, the first one, may have them. Write other models by fisher_jax.mixed."
+                )
+            terms[name] = parse(without_effects, f"the formula of {name}")
         elif isinstance(given, str) and is_constant:
             columns[name] = given
         else:
@@ -433,6 +585,85 @@ def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[s
             "the link of an ordered family is its own: choose families.ordered_logit or families.ordered_probit."
         )
     return _Roles(terms, values, columns, result, constraints)
+
+
+def _check_effects(terms: tuple[EffectTerm, ...], nodes: Any, family: Family) -> None:
+    """Raise for effects that there is no model of, and for nodes without effects."""
+    if not terms:
+        if nodes != 1:
+            raise ValueError(
+                f"nodes={shown(nodes)} is the number of points at which effects are integrated, and the formula has no effects, "
+                "such as (1 | g). Leave nodes out."
+            )
+        return
+    if main_of(family) == "logits":
+        raise ValueError(
+            f"{family!r} has a linear predictor for each category, for which {terms[0].text} would need effects of its own. Write "
+            "the model by fisher_jax.mixed; categories that have an order by families.ordered_logit."
+        )
+    factors = list(dict.fromkeys(term.factor_name for term in terms))
+    if len(factors) > 1 and nodes != 1:
+        raise ValueError(
+            f"nodes={shown(nodes)} points for each combination of the effects of {listed(factors)} are too many. Leave nodes out: "
+            "several factors have Laplace's approximation."
+        )
+
+
+def _columns_of(term: EffectTerm) -> Any:
+    """The left of a bar as formulaic reads it."""
+    columns = parse(term.columns, f"the left of the bar in {term.text},")
+    if hasattr(columns, "lhs") or not hasattr(columns, "required_variables"):
+        raise ValueError(f"the left of the bar in {term.text} must be one right-hand side, as in (1 + x | g).")
+    if len(columns) == 0:
+        raise ValueError(f"the left of the bar in {term.text} has no column. For an intercept write (1 | g).")
+    return columns
+
+
+def _effects(
+    terms: tuple[EffectTerm, ...], table: Table, rows: np.ndarray
+) -> tuple[tuple[EffectDesign, ...], dict[str, np.ndarray]]:
+    """The designs of the effects of each factor, and the columns that multiply them."""
+    effects, matrices = [], {}
+    has_several = len({term.factor for term in terms}) > 1
+    for factor in dict.fromkeys(term.factor for term in terms):
+        of_factor = [term for term in terms if term.factor == factor]
+        designs, parts = zip(*(Design.of(_columns_of(term), table, rows) for term in of_factor), strict=True)
+        texts = " + ".join(dict.fromkeys(term.text for term in of_factor))
+        names = [name for design in designs for name in design.names]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"the effect `{repeated[0]}` is twice in {texts}. A column by itself, without a constant, is (0 + x | g)."
+            )
+        correlated = [
+            term.correlated and len(design.names) > 1 for term, design in zip(of_factor, designs, strict=True)
+        ]
+        if any(correlated) and len(of_factor) > 1:
+            raise ValueError(
+                f"{texts}: effects of the same groups are all correlated, in one term such as (1 + x + z | g), or all independent, "
+                "as in (1 + x + z || g)."
+            )
+        groups = groups_of_rows(factor, table.take(rows))
+        if len(groups.labels) == 1:
+            raise ValueError(
+                f"all rows are in one group of {':'.join(factor)}, {str(groups.labels[0])!r}; the effects {texts} need several."
+            )
+        levels = tuple(groups.labels.tolist()) if has_several else ()
+        effects.append(EffectDesign(factor, designs, any(correlated), levels))
+        matrices[effects[-1].name] = np.concatenate(parts, axis=1)
+    return tuple(effects), matrices
+
+
+def _in_groups(groups: Groups, rows: PyTree, frequency: Any = None) -> tuple[PyTree, np.ndarray]:
+    """Arrays (n, …) as (G, m, …), the last row of a group again where it has fewer, and how often each row counts (G, m)."""
+    padded = groups.padded()
+    counts = (np.arange(padded.shape[1]) < groups.lengths[:, None]).astype(float)
+    if frequency is not None:
+        is_valid = np.isfinite(frequency) & (frequency >= 0)
+        if not is_valid.all():
+            wrong = int(np.argmin(is_valid))
+            raise ValueError(f"weights must be finite and not negative; of row {wrong} it is {frequency[wrong]}.")
+        counts = counts * np.asarray(frequency)[padded]
+    return jax.tree.map(lambda leaf: leaf[padded], rows), counts
 
 
 def _array(source: Any, role: str, frame: Any, table: Table) -> Any:
@@ -496,6 +727,45 @@ def _names(family: Family, predictor: Predictor) -> dict[str, tuple[str, ...]]:
     elif levels:
         names["cutpoints"] = tuple(f"cutpoints[{a}|{b}]" for a, b in itertools.pairwise(levels))
     return names
+
+
+def _of_effects(effects: tuple[EffectDesign, ...], value: Callable[[EffectDesign], Any]) -> dict[str, Any]:
+    """What belongs to the distribution of effects, under the names of the parameters: by factor, but for one covariance matrix."""
+    result: dict[str, Any] = {}
+    for each in effects:
+        if each.correlated and len(effects) == 1:
+            return {COVARIANCE: value(each)}
+        result.setdefault(COVARIANCE if each.correlated else SD, {})[each.name] = value(each)
+    return result
+
+
+def _names_of_effects(effects: EffectDesign) -> Any:
+    """The names of standard deviations, `sd[x | g]`, or of the entries of the covariance matrix, `covariance[x, z | g]`."""
+    if not effects.correlated:
+        return {name: (f"{SD}[{name} | {effects.name}]",) for name in effects.names}
+    pairs = itertools.product(effects.names, repeat=2)
+    return tuple(
+        f"variance[{a} | {effects.name}]" if a == b else f"{COVARIANCE}[{a}, {b} | {effects.name}]" for a, b in pairs
+    )
+
+
+def _unit_of_effects(link: str, main: str, is_location: bool, response: np.ndarray, start: dict[str, Any]) -> float:
+    """A change of the linear predictor from which its effects start: one, or of a location as much as the response varies.
+
+    Where a linear predictor has limits, as the logarithm of a probability, it is a part of where that starts.
+    """
+    if is_location and link == "identity":
+        return float(np.std(response)) or 1.0
+    if link in ("identity", "sqrt", "inverse", "inverse_squared") or (main == "logit" and link == "log"):
+        return 0.2 * float(np.max(np.abs(start[main]))) or 1.0
+    return 1.0
+
+
+def _start_of_effects(effects: EffectDesign, matrix: np.ndarray, unit: float) -> Any:
+    """Standard deviations with which each effect changes the linear predictor of a usual row by the unit."""
+    size = np.sqrt(np.mean(matrix**2, axis=0))
+    deviations = unit / np.where(size > 0, size, 1.0)
+    return np.diag(deviations**2) if effects.correlated else dict(zip(effects.names, deviations.tolist(), strict=True))
 
 
 def _start(

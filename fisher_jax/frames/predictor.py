@@ -9,14 +9,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.errors import require
+from fisher_jax.fitting.groups import Groups, groups_of
 from fisher_jax.frames.links import links_of
 from fisher_jax.models.fingerprint import digest
 from fisher_jax.reporting import listed
 from fisher_jax.tables import Table, as_numbers, describe_missing, frame_of, suggestion
 
+EFFECTS = "effects"  # the name under which covariates hold the columns that multiply effects
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
 
 
@@ -149,6 +151,61 @@ class Design:
         return matrix if len(every) == len(self.names) else matrix[:, [every.index(name) for name in self.names]]
 
 
+@dataclass(frozen=True, eq=False)
+class EffectDesign:
+    """The effects that the rows of a group share: the columns of the table that make the groups, and the designs of the effects.
+
+    Attributes
+    ----------
+    factor : tuple of str
+        The columns whose values together make the groups.
+    designs : tuple of Design
+        One for each term of the formula; each of their columns has one effect in every group.
+    correlated : bool
+        Whether the effects have a covariance matrix, or are independent.
+    levels : tuple
+        Where there are several factors, the labels of the groups, whose numbers are covariates; else empty.
+    """
+
+    factor: tuple[str, ...]
+    designs: tuple[Design, ...]
+    correlated: bool
+    levels: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the factor, as formulas write it."""
+        return ":".join(self.factor)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the effects: of the columns of the designs."""
+        return tuple(name for design in self.designs for name in design.names)
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two of them equal."""
+        return self.factor, tuple(design.key for design in self.designs), self.correlated, self.levels
+
+    def matrix(self, table: Table) -> Float[np.ndarray, "n q"]:
+        """The columns that multiply the effects, for the rows of a table."""
+        return np.concatenate([design.matrix(table) for design in self.designs], axis=1)
+
+    def codes(self, table: Table) -> Int[np.ndarray, " n"]:
+        """The number of the level of each row of a table; raise for levels that were not there when the design was made."""
+        groups, numbers = groups_of_rows(self.factor, table), {level: k for k, level in enumerate(self.levels)}
+        unseen = [level for level in groups.labels.tolist() if level not in numbers]
+        if unseen:
+            raise ValueError(
+                f"the factor {self.name} has levels in {table.name} that the fit has not seen: {_listed(unseen)}. It was fitted to "
+                f"{_listed(self.levels)}."
+            )
+        codes = np.empty(len(table), np.int32)
+        for level, rows in zip(groups.labels.tolist(), groups.rows, strict=True):
+            codes[rows] = numbers[level]
+        return codes
+
+
 @dataclass(frozen=True)
 class Constant:
     """What enters beside the linear predictors without a coefficient: an offset, an exposure, a number of trials.
@@ -182,12 +239,15 @@ class Predictor:
         The offset, the exposure, and the family's parameters that are columns, as a number of trials.
     levels : tuple
         The categories of the response, where its family has categories; else empty.
+    effects : tuple of EffectDesign
+        One for each factor whose groups have effects. They are added to the first linear predictor, as an offset is.
     """
 
     map: LinearPredictors
     designs: tuple[Design, ...]
     constants: tuple[Constant, ...] = ()
     levels: tuple[Any, ...] = field(default=())
+    effects: tuple[EffectDesign, ...] = field(default=())
 
     @property
     def user_function(self) -> LinearPredictors:
@@ -196,15 +256,24 @@ class Predictor:
 
     @property
     def made_with(self) -> tuple[Any, ...]:
-        """What else a program depends on: nothing."""
-        return ()
+        """What else a program depends on: the names of effects."""
+        return tuple((design.name, design.names) for design in self.effects)
 
-    def __call__(self, params: PyTree, z: PyTree) -> dict[str, Array]:
-        return self.map(params, z)
+    def __call__(self, params: PyTree, *arguments: PyTree) -> dict[str, Array]:
+        """The family's parameters for one row: of (params, z), or of (params, effects, z) where there are effects."""
+        *effects, z = arguments
+        if not effects:
+            return self.map(params, z)
+        parts = [
+            z[EFFECTS][design.name] @ jnp.stack([effects[0][design.name][name] for name in design.names])
+            for design in self.effects
+        ]
+        return self.map(params, z | {"offset": sum(parts, z.get("offset", 0.0))})
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return self.map, tuple(design.key for design in self.designs), self.constants, self.levels
+        keys = *(design.key for design in self.designs), *(design.key for design in self.effects)
+        return self.map, keys, self.constants, self.levels
 
     def __hash__(self) -> int:
         return hash(self._key)
@@ -215,11 +284,15 @@ class Predictor:
     @property
     def variables(self) -> list[str]:
         """The columns that a table of covariates must have."""
-        names = {name for design in self.designs for name in design.variables}
+        every = (*self.designs, *(design for effects in self.effects for design in effects.designs))
+        names = {name for design in every for name in design.variables}
+        names |= {name for effects in self.effects if effects.levels for name in effects.factor}
         return sorted(names | {part.source for part in self.constants if isinstance(part.source, str)})
 
-    def covariates(self, table: Any, name: str = "the table") -> dict[str, np.ndarray]:
+    def covariates(self, table: Any, name: str = "the table") -> dict[str, Any]:
         """The covariates, as `given=` takes them, of a table of pandas, polars or pyarrow, or a dictionary of columns.
+
+        Of a formula with effects those of each row, which are not in groups.
 
         Raises
         ------
@@ -236,7 +309,9 @@ class Predictor:
         pairs = zip(self.map.links, self.designs, strict=True)
         matrices = {parameter: design.matrix(view) for (parameter, _), design in pairs}
         constants = {part.role: part.values(view) for part in self.constants}
-        return matrices | constant_covariates(constants, np.arange(len(view)))
+        covariates: dict[str, Any] = matrices | constant_covariates(constants, np.arange(len(view)))
+        codes = {design.name: design.codes(view) for design in self.effects if design.levels}
+        return covariates | effect_covariates({design.name: design.matrix(view) for design in self.effects}) | codes
 
 
 def constant_covariates(parts: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -251,6 +326,22 @@ def constant_covariates(parts: dict[str, np.ndarray], rows: np.ndarray) -> dict[
             )
         offset = np.log(parts["exposure"]) + (0.0 if offset is None else offset)
     return result if offset is None else result | {"offset": offset}
+
+
+def effect_covariates(matrices: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The columns that multiply effects, by factor, as covariates hold them; none without effects."""
+    return {EFFECTS: matrices} if matrices else {}
+
+
+def groups_of_rows(factor: tuple[str, ...], table: Table) -> Groups:
+    """The groups that the columns of a factor make of the rows of a table."""
+    try:
+        return groups_of([table.column(name) for name in factor])
+    except TypeError as error:
+        raise TypeError(
+            f"the column {listed([repr(name) for name in factor])} has values of several types, which have no order. "
+            "Make text of them, by .astype(str)."
+        ) from error
 
 
 def frame_for(table: Table, names: Collection[str], as_floats: Collection[str] = ()) -> Any:

@@ -25,6 +25,7 @@ from fisher_jax.fitting.intervals import as_leaves
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.parameter_functions import OfParameters, Output, as_function, linearize, outline
 from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.fitting.status import Status
 from fisher_jax.inference.influence import influence_of_units
 from fisher_jax.inference.replicates import (
     failures,
@@ -139,11 +140,17 @@ class Bootstrap(Reported):
         groups = [(fits, "the replicates' fits", "every figure")]
         if self.left_out is not None:
             groups.append((self.left_out, "the fits with one left out", "the acceleration"))
-        return notes + [
+        notes += [
             f"of {name} failed: {failures(fits)} of {len(fits)}. They are left out of {result}."
             for fits, name, result in groups
             if failures(fits)
         ]
+        if np.any(np.asarray(fits.status_code) == Status.BOUNDARY):
+            notes.append(
+                "Those at a boundary had a parameter at the edge of its range, as a variance at zero: without them the "
+                "distribution of its estimate is cut off there. profile_likelihood gives an interval that reaches to the edge."
+            )
+        return notes
 
     @entry_point
     def replicates(self, function: Function = None) -> Float[np.ndarray, "*f r k"]:

@@ -15,6 +15,7 @@ from fisher_jax.reporting import Report, Reported, Table, number, percent
 
 Shown = Literal["standard_error", "z", "p_value", "interval"]
 CRITERIA = {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}
+BY_COUNT = ("aicc", "bic")  # those that depend on the number of observations
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,6 +112,8 @@ def compare(
     The models need not be nested, and none need be true. AIC and AICc estimate predictive accuracy for models that are nearly
     right, TIC for any, with a larger variance; BIC selects the true model as n grows. A weight is not a probability.
 
+    A model with latent effects counts groups. Beside one of the same rows without groups it has no AICc and BIC (NaN).
+
     References
     ----------
     Burnham, K. P. and Anderson, D. R. (2002), Model Selection and Multimodel Inference, 2nd ed., eqs. (2.2), (2.4), (2.9).
@@ -137,6 +140,15 @@ def compare(
                 f"{float(fit.num_observations):g} observations), whose likelihoods cannot be compared. Fit all to the same."
             )
     values = {name: np.array([float(getattr(fit, name)()) for fit in fits.values()]) for name in ("aic", "aicc", "bic")}
+    counts = {name: float(fit.num_observations) for name, fit in fits.items()}
+    if not np.allclose(list(counts.values()), counts[first_name], rtol=1e-5):  # groups in one, and rows in another
+        if criterion in BY_COUNT:
+            stated = ", ".join(f"{count:g} of {name!r}" for name, count in counts.items())
+            raise ValueError(
+                f"criterion={criterion!r} depends on the number of observations, which are groups in some of these fits and "
+                f"rows in others: {stated}. Compare them by 'aic'."
+            )
+        values |= {name: np.full(len(fits), np.nan) for name in BY_COUNT}
     # Without the warning of `tic` about a fit that failed, since the status stands beside it.
     values["tic"] = np.array(
         [
@@ -370,6 +382,9 @@ def named_fits(fits: Any, named: dict[str, Any]) -> dict[str, Fit]:
 def same_data(fit: Fit, other: Fit) -> bool:
     """Whether two fits have as many observations, and the same ones as far as both have their data."""
     counts, other_counts = np.asarray(fit.num_observations), np.asarray(other.num_observations)
+    rows, other_rows = (_count_rows(each) for each in (fit, other))
+    if (rows is None) != (other_rows is None):  # groups of rows, and the rows themselves
+        return bool(np.isclose(counts if rows is None else rows, other_counts if other_rows is None else other_rows))
     if counts.shape != other_counts.shape or not np.allclose(counts, other_counts, rtol=1e-5):
         return False
     if fit.origin is None or other.origin is None:
@@ -379,6 +394,13 @@ def same_data(fit: Fit, other: Fit) -> bool:
     (leaves, treedef), (other_leaves, other_treedef) = flattened
     same_form = treedef == other_treedef  # each model may take its data in its own form, and these cannot be compared
     return _alike(mine.weights, others.weights) and (not same_form or all(map(_alike, leaves, other_leaves)))
+
+
+def _count_rows(fit: Fit) -> float | None:
+    """How many rows the groups of a fit have whose observations are groups; None of others, and of many fits."""
+    if fit.origin is None or fit.has_batch:
+        return None
+    return fit.origin.model.count_rows(*fit.origin.dataset.parts)
 
 
 def _alike(x: Any, y: Any) -> bool:

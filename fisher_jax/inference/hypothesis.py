@@ -179,11 +179,13 @@ class HypothesisTest(Reported):
             return Report(f"{self.test} of {listed(self.hypothesis)}")
         degrees = f"{self.degrees_of_freedom} degree{'s' * (self.degrees_of_freedom != 1)}"
         distribution = self.distribution or f"chi-squared with {degrees} of freedom"
+        mixture = f"½ χ² with {self.degrees_of_freedom - 1} and ½ χ² with {degrees} of freedom"
         facts = [("Null hypothesis", listed(self.hypothesis))]
         if jnp.ndim(self.statistic):
             p = np.ravel(np.asarray(self.p_value if self.mixture_p_value is None else self.mixture_p_value))
             missing = int(np.sum(np.isnan(p)))
-            facts += [("Tests", str(p.size)), ("Distribution", distribution)]
+            law = distribution if self.distribution or self.mixture_p_value is None else mixture
+            facts += [("Tests", str(p.size)), ("Distribution", law)]
             facts += [("p-value", f"below {level:g} in {int(np.sum(p < level))}") for level in (0.05, 0.001)]
             if missing < p.size:
                 facts.append(("Smallest p-value", f"{probability(np.nanmin(p))}, of number {int(np.nanargmin(p))}"))
@@ -195,7 +197,7 @@ class HypothesisTest(Reported):
                 ("p-value", probability(self.p_value)),
             ]
             if self.mixture_p_value is not None:
-                facts.append(("p-value of the mixture", probability(self.mixture_p_value)))
+                facts.append(("p-value of the mixture", f"{probability(self.mixture_p_value)}, {mixture}"))
         if self.covariance:
             facts.append(("Covariance", self.covariance))
         return Report(self.test, facts, notes=self.notes)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.errors import entry_point, require
@@ -22,7 +22,7 @@ from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import likelihood, scores_at
+from fisher_jax.models.likelihood import at_modes, likelihood, scores_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
@@ -58,6 +58,8 @@ class Influence(Reported):
         The parameters.
     one_step : bool
         Whether the deletions take leverage into account.
+    at_edge : tuple of str
+        The parameters held at the edge of their range, of one fit that ended there.
     """
 
     derivatives: np.ndarray
@@ -66,6 +68,7 @@ class Influence(Reported):
     weights: np.ndarray
     names: tuple[str, ...]
     one_step: bool
+    at_edge: tuple[str, ...] = ()
 
     @property
     def jackknife_covariance(self) -> np.ndarray:
@@ -101,6 +104,8 @@ class Influence(Reported):
             ("Move it farther than", f"{FAR:g} standard errors: {int(np.sum(~(self.distances <= FAR)))}"),
             ("Left out", "one Newton step on the others" if self.one_step else "to first order, a term each"),
         ]
+        if self.at_edge:
+            facts.append(("Held at the edge", ", ".join(self.at_edge)))
         titles = ("without", "std. errors", *(f"Δ {name}" for name in self.names))
         num_undefined = int(np.sum(np.isnan(self.distances)))
         notes = [f"{num_undefined} without a step (-): {_NO_STEP}"] if num_undefined else []
@@ -119,8 +124,9 @@ def influence(fit: Fit) -> Influence:
     Returns
     -------
     Influence
-        `derivatives` and `deletions` in the user's parametrisation. NaN for a fit at a boundary, or whose curvature is not
-        positive definite; a `FitWarning` then says why.
+        `derivatives` and `deletions` in the user's parametrisation. For a fit at a boundary they are those of the other parameters,
+        with the one at its edge held there; NaN where the others are at no maximum given that, or the curvature is not positive
+        definite. A `FitWarning` then says why.
 
     Raises
     ------
@@ -149,19 +155,30 @@ def influence(fit: Fit) -> Influence:
     if fit.curvature is None:
         raise ValueError("the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',)).")
     fit._warn()
-    derivatives, deletions, far, weights = map(np.asarray, with_data(fit, influence_at))
-    return Influence(derivatives, deletions, far, weights, fit.names, not origin_of(fit).model.is_dependent)
+    edge, one_step = fit._edge(), not origin_of(fit).model.is_dependent
+    edges: dict[str, Any] = {"each" if fit.has_batch else "shared": (edge,)}
+    derivatives, deletions, far, weights = map(np.asarray, with_data(fit, influence_at, **edges))
+    at_edge: tuple[str, ...] = ()
+    if not fit.has_batch:
+        moved = np.any((np.asarray(fit.layout.jacobian(fit.free)) != 0) & edge, axis=1)
+        at_edge = tuple(name for name, mark in zip(fit.names, moved, strict=True) if mark)
+    return Influence(derivatives, deletions, far, weights, fit.names, one_step, at_edge)
 
 
 def influence_at(
-    fit: Fit, model: Model, dataset: Dataset
+    fit: Fit, model: Model, dataset: Dataset, edge: Bool[Array, " p"] | None = None
 ) -> tuple[Float[Array, "n q"], Float[Array, "n q"], Float[Array, " n"], Float[Array, " n"]]:
-    """Of one fit: ∂θ̂/∂wᵢ, how θ̂ moves without observation i, how far that is in standard errors, and the weights."""
-    curvature = precise(fit.curvature)
-    # At a boundary û is no root of the score, and the implicit function theorem says nothing.
-    curvature = jnp.where(fit.status_code == Status.BOUNDARY, jnp.nan, curvature)
+    """Of one fit: ∂θ̂/∂wᵢ, how θ̂ moves without observation i, how far that is in standard errors, and the weights.
+
+    What `edge` marks of u is held.
+    """
+    edge = jnp.zeros(fit.free.shape, bool) if edge is None else edge
+    is_held = edge[:, None] | edge[None, :]
+    curvature = jnp.where(is_held, jnp.eye(edge.shape[0]), precise(fit.curvature))
+    # At a boundary û is no root of the score, and the implicit function theorem says nothing but about the others.
+    curvature = jnp.where((fit.status_code == Status.BOUNDARY) & ~jnp.any(edge), jnp.nan, curvature)
     # Without weights: a weighted likelihood puts another row where the weight is zero, but the derivative there is of interest.
-    target = likelihood(model, fit.layout, fit.values, replace(dataset, weights=None))
+    target = at_modes(likelihood(model, fit.layout, fit.values, replace(dataset, weights=None)), fit.free)
     weights = precise(jnp.ones((target.num_terms,)) if dataset.weights is None else jnp.asarray(dataset.weights))
     p = fit.free.shape[0]
 
@@ -171,6 +188,7 @@ def influence_at(
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"]) -> tuple[Array, float]:
         scores, hessians = map(precise, each_at(target.terms, fit.free, rows))
+        scores, hessians = jnp.where(edge, 0.0, scores), jnp.where(is_held, 0.0, hessians)
         others = curvature[None] + weights[:, None, None] * hessians
         steps = jax.vmap(lambda other, score: solve(other, score[None])[0])(others, -weights[:, None] * scores)
         return jnp.concatenate([solve(curvature, scores), steps], axis=1), 0.0
@@ -180,7 +198,7 @@ def influence_at(
         pairs, _ = in_chunks(target.rows, weights, max(16, CHUNK_ENTRIES // p**2), of_chunk, weights.dtype)
         derivatives, steps = pairs[:, :p], jnp.where(weights[:, None] == 0, 0.0, pairs[:, p:])
     else:  # every term may need all the data, so that a Hessian of each would cost n passes
-        derivatives = solve(curvature, precise(scores_at(target, fit.free)))
+        derivatives = solve(curvature, jnp.where(edge, 0.0, precise(scores_at(target, fit.free))))
         steps = -weights[:, None] * derivatives
     squared = jnp.sum(jnp.matmul(steps, curvature, precision="highest") * steps, axis=1)
 

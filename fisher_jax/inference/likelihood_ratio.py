@@ -105,6 +105,11 @@ def likelihood_ratio_test(
     A statistic below zero by no more than rounding and the fit's decrement explain is set to zero. A fit that has not converged
     gets a note and a `FitWarning`. In float32 the difference is summed over observations where the fits have their data.
 
+    Of a model with latent effects the null may be a fit with fewer effects, or to the rows without groups. Its variances are zero
+    under the null: with one of them, with its covariances or without, the statistic is a mixture of two chi-squareds (Stram and
+    Lee, cases 1 and 3), for many groups; with few the probability of zero is above a half and the p-value too large (Crainiceanu
+    and Ruppert). With several variances at zero the law is not known in closed form: use the bootstrap.
+
     Parameters without information under the null are detected from the scores of `fit`'s model at the null's parameters,
     matched by name; not under a transformation, nor where another null model has other names.
 
@@ -114,9 +119,10 @@ def likelihood_ratio_test(
     References
     ----------
     Wilks, S. S. (1938), Ann. Math. Statist. 9, 60-62; Self, S. G. and Liang, K.-Y. (1987), J. Amer. Statist. Assoc. 82,
-    605-610, cases 5 and 6; Davies, R. B. (1977), Biometrika 64, 247-254, and (1987), Biometrika 74, 33-43, for parameters
-    without information under the null; Davison, A. C. and Hinkley, D. V. (1997), Bootstrap Methods and their Application,
-    eq. (4.11).
+    605-610, cases 5 and 6; Stram, D. O. and Lee, J. W. (1994), Biometrics 50, 1171-1177; Crainiceanu, C. M. and Ruppert, D.
+    (2004), J. R. Stat. Soc. B 66, 165-185; Davies, R. B. (1977), Biometrika 64, 247-254, and (1987), Biometrika 74, 33-43, for
+    parameters without information under the null; Davison, A. C. and Hinkley, D. V. (1997), Bootstrap Methods and their
+    Application, eq. (4.11).
 
     Examples
     --------
@@ -167,8 +173,8 @@ def likelihood_ratio_test(
             "the one to use, provided that the others lie inside. The plain one is too large."
             if edge == 1
             else f"under the null {edge} parameters lie on the boundary of their range: the statistic is a mixture of "
-            "chi-squared distributions whose weights depend on the information. The p-value is too large; use a parametric "
-            "bootstrap."
+            "chi-squared distributions whose weights depend on the information. The p-value is too large; use the parametric "
+            "bootstrap, likelihood_ratio_test(…, key=jax.random.key(0))."
         )
     if not is_traced(fit) and (failures := _failures(fit, under.fit, edge, unidentified)):
         notes += failures
@@ -228,9 +234,10 @@ def _fit_null(fit: Fit, null: Any) -> _Null:
             )
         values = None if traced or fit.origin is None else values_of_null(fit, null)
         freedom = fit.num_parameters - null.num_parameters
-        return _Null(
-            _gain(fit, null), freedom, ("the restricted model",), null, values, _num_fixed_at_ends(layout, null)
+        edge = max(
+            _num_fixed_at_ends(layout, null), _num_at_ends(layout, values), _num_effects(fit) - _num_effects(null)
         )
+        return _Null(_gain(fit, null), freedom, ("the restricted model",), null, values, min(edge, freedom))
     null = read_restriction(layout, null)
     if not isinstance(null, Hypothesis):
         under = fit_under(fit, null)
@@ -261,6 +268,23 @@ def _num_fixed_at_ends(layout: Layout, null: Fit) -> int:
             at_end = np.isin(np.asarray(value, float), _ends(free[leaf.name].constraint))
             counts = counts + at_end.reshape((*counts.shape, -1)).sum(axis=-1)
     return int(np.min(counts)) if counts.size else 0
+
+
+def _num_at_ends(layout: Layout, values: Values | None) -> int:
+    """How many estimated parameters lie at an end of their range at these values, in every fit; a null without them is there."""
+    if values is None:
+        return 0
+    theta = np.asarray(layout.join(values), float)
+    return int(np.min(np.sum(theta[..., :, None] == layout.edges(), axis=(-2, -1))))
+
+
+def _num_effects(fit: Fit) -> int:
+    """How many variances of latent effects a fit of a mixed model has, each zero where another model has not its effect.
+
+    Their covariances vanish with them, and lie inside their range: with one variance on the boundary the law is the mixture of two
+    also where it is an entry of a covariance matrix (Stram and Lee 1994, case 3).
+    """
+    return 0 if fit.origin is None else fit.origin.model.num_effects
 
 
 def _ends(constraint: Any) -> list[float]:
@@ -325,14 +349,16 @@ def _failures(fit: Fit, null: Fit | None, edge: int, unidentified: np.ndarray) -
     for label, each in (("alternative", fit), ("null", null)):
         if each is None or np.all(each.converged):
             continue
+        status = np.asarray(each.status_code)
+        at_edge = (label == "alternative" and edge > 0) & (status == Status.BOUNDARY)
+        on_ridge = (label == "null") & unidentified & np.isin(status, (Status.SINGULAR_INFORMATION, Status.BOUNDARY))
+        failed = ~np.asarray(each.converged) & ~at_edge & ~on_ridge
+        if not np.any(failed):
+            continue
         if each.has_batch:
             notes.append(
-                f"{int(np.sum(~each.converged))} fits of the {label} did not converge; their results are not to be relied on."
+                f"{int(np.sum(failed))} fits of the {label} did not converge; their results are not to be relied on."
             )
-            continue
-        at_edge = label == "alternative" and edge and each.status == Status.BOUNDARY
-        on_ridge = label == "null" and bool(unidentified)
-        if at_edge or (on_ridge and each.status in (Status.SINGULAR_INFORMATION, Status.BOUNDARY)):
             continue
         notes.append(
             f"the fit of the {label} ended with status {each.status.label}, so the test is not to be relied on."
@@ -357,6 +383,15 @@ def _bootstrap(
         source = origin_of(null), null.layout, null.values
     else:
         source = origin, fit.layout, fit.values  # it has no sampler, which is an error
+    if isinstance(null, Fit) and null.origin is not None:
+        forms: list[Any] = [
+            jax.tree.structure((each.dataset.data, each.dataset.given)) for each in (origin, null.origin)
+        ]
+        if forms[0] != forms[1]:
+            raise ValueError(
+                f"the bootstrap fits both models to the same draws, and these take data of other forms: {forms[0]} and {forms[1]}. "
+                "Give the null as values, as 'sd.group = 0', or write it for data of the same form."
+            )
     by_leaf = [] if starts is None else stacked_starts(fit.layout, fit.values, starts)
     other_starts = [fit.layout.assemble(list(leaves)) for leaves in zip(*by_leaf, strict=True)]
     settings: dict[str, Any] = {"weights_axis": None, "covariances": ("observed",)}

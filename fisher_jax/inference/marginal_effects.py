@@ -29,6 +29,7 @@ from fisher_jax.inference.prediction import (
     Rows,
     What,
     as_table,
+    check_no_effects,
     check_row_weights,
     linearize_rows,
     model_of,
@@ -390,6 +391,7 @@ def marginal_effects(
     if names == [] or (names is not None and len(set(names)) < len(names)):
         raise TypeError(f"variables={shown(variables)} must be a name or a sequence of different names.")
     model = model_of(fit, model)
+    check_no_effects(model)
     quantity, quantile_level, name = read_what(what, model)
     which = fit._check(kind)
     predictor = predictor_of(model)

@@ -4,18 +4,23 @@ A prediction of row z is m(θ̂, z), m the mean of y given z, a parameter of its
 order its variance is J V Jᵀ with J = ∂m/∂u and V the covariance of û; rows share û, so that the covariance of two of them is
 J_a V J_bᵀ. The J of all rows are kept, which are as many numbers as a design matrix has. Averages, differences and ratios of
 predictions are linear in them and need no further pass over the model.
+
+A mixed model predicts a row given effects: those of its group, at their mode b*, none, or all that there may be, averaged. At the
+mode the prediction m(û, b*) errs by (∂m/∂u + ∂m/∂b ∂b*/∂u)(û − u) and by ∂m/∂b times the error of b* given the parameters, which
+is independent of û and of covariance H⁻¹ (see `latent/effects.py`). So the b of all groups stand beside u, with their H⁻¹ beside V,
+and what is written above holds as it is.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import map_blocks
 from fisher_jax.errors import (
@@ -34,17 +39,21 @@ from fisher_jax.errors import (
     warn,
 )
 from fisher_jax.fitting import covariance as covariances
-from fisher_jax.fitting.covariance import CovarianceKind
+from fisher_jax.fitting.covariance import CovarianceKind, precise
 from fisher_jax.fitting.intervals import Scale, normal_quantile, two_sided
 from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.padding import class_size
 from fisher_jax.fitting.parameter_functions import Output, in_one_row, outline
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.frames.predictor import Predictor
-from fisher_jax.input_arrays import as_unmasked_array, labels_of
+from fisher_jax.input_arrays import as_labels, as_unmasked_array, labels_of
+from fisher_jax.latent import effects as latent
+from fisher_jax.latent.grouped import Grouped
+from fisher_jax.latent.marginal import MOST_DIMENSIONS, MarginalModel
+from fisher_jax.latent.mixed import MixedDensity, MixedModel
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import as_unmasked_arrays, axis_first, axis_of_each, check_given, common_size, first_of
-from fisher_jax.models.linked import LinkedModel
+from fisher_jax.models.linked import LinkedModel, linked
 from fisher_jax.models.model import Model, as_model, check_quantile, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values, path_name
 from fisher_jax.models.programs import ById, call_differentiable, jit_with_model
@@ -57,6 +66,11 @@ ENTRIES = 2**21  # rows times numbers times parameters in memory at once
 SHOWN = 30  # rows of a report
 TITLES = {"estimate": "estimate", "standard_error": "std. error", "z": "z", "p_value": "p-value"}
 What = str | float | Callable[..., PyTree]
+AtEffects = Literal["predicted", "average", "zero"]
+AVERAGED_AT = (51, 21, 11)  # points along each axis of one, two and three effects, over which a prediction is averaged
+MOST_COLUMNS = (
+    2048  # effects of all groups, up to which predictions for some groups have columns for all and can be compared
+)
 
 
 # --- what is predicted of one row -----------------------------------------------------------------------------------------
@@ -115,6 +129,39 @@ class Quantity:
             )
         value, leaf = parameters[self.what]
         return value, leaf.constraint
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The mean of a quantity over the effects of a new group, by Gauss-Hermite quadrature; its rows are those of covariates."""
+
+    quantity: Quantity
+    num_effects: int
+
+    @property
+    def what(self) -> str:
+        """As that of the quantity."""
+        return self.quantity.what
+
+    @property
+    def function(self) -> ById | None:
+        """As that of the quantity."""
+        return self.quantity.function
+
+    def __call__(self, model: Model, layout: Layout, params: PyTree, z: tuple[PyTree, ...], level: Any) -> PyTree:
+        """Its numbers."""
+        q = self.num_effects
+        points, weights = np.polynomial.hermite_e.hermegauss(AVERAGED_AT[q - 1])  # of exp(−x²/2)
+        grid = np.stack(np.meshgrid(*[points] * q, indexing="ij"), axis=-1).reshape(-1, q)
+        products = np.prod(np.meshgrid(*[weights / weights.sum()] * q, indexing="ij"), axis=0).ravel()
+        values = jax.vmap(lambda b: self.quantity(model, layout, params, ((b, *z),), level))(
+            jnp.asarray(grid, layout.dtype)
+        )
+        return jax.tree.map(lambda value: jnp.tensordot(jnp.asarray(products, value.dtype), value, 1), values)
+
+    def ends(self, model: Model, layout: Layout, params: PyTree, z: tuple[PyTree, ...]) -> tuple[Any, Any]:
+        """The ends of the range of the quantity, which is that of its mean."""
+        return self.quantity.ends(model, layout, params, ((jnp.zeros(self.num_effects, layout.dtype), *z),))
 
 
 def read_what(what: Any, model: Model, range_: tuple[float, float] | None = None) -> tuple[Quantity, float, str]:
@@ -190,6 +237,16 @@ def model_of(fit: Fit, model: Any) -> Model:
             "as a function of params and use delta_method."
         )
     return model
+
+
+def check_no_effects(model: Model) -> None:
+    """Raise for a model whose rows are groups with latent effects, of which nothing can be predicted row by row."""
+    if isinstance(model, MarginalModel):
+        raise ValueError(
+            "the model has latent effects, and what a row of a group is given them is not known: predict knows it for models "
+            "made by mixed whose observations are groups. See predicted_effects for the effects, and delta_method for functions of "
+            "params."
+        )
 
 
 def predictor_of(model: Model) -> Predictor | None:
@@ -831,6 +888,321 @@ def _check_contrast_weights(weights: Any, count: int) -> np.ndarray:
     return np.atleast_2d(array)
 
 
+# --- mixed models: rows given effects ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GivenEffects:
+    """The predictor of a mixed model as one of rows (b, z), or (b,), with the effects that b stands for."""
+
+    joint: MixedDensity
+
+    @property
+    def user_function(self) -> Any:
+        """Where its programs are stored; see `models.programs.owner_of`."""
+        return self.joint
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What else it is made of."""
+        return ()
+
+    def __call__(self, params: PyTree, row: tuple[PyTree, ...]) -> dict[str, Any]:
+        b, *z = row
+        return self.joint.predict(params, self.joint.effects_of(params, b), *z)
+
+
+@dataclass(frozen=True)
+class GroupRows:
+    """Rows of covariates z (R, …) of a mixed model, None where it takes none, and the group of each among those of the fit.
+
+    `group` is None where groups do not matter, or are not those of the fit.
+    """
+
+    z: PyTree
+    group: Int[np.ndarray, " R"] | None
+    weights: Any = None
+    labels: Any = None
+
+    @property
+    def count(self) -> int:
+        """R."""
+        leaves = jax.tree.leaves(self.z)
+        return len(leaves[0]) if leaves else (1 if self.group is None else len(self.group))
+
+    def given(self, b: Float[AnyArray, "R q"]) -> Rows:
+        """The rows beside the effects."""
+        given = (b,) if self.z is None else (b, self.z)
+        return Rows(given, (False,) * len(jax.tree.leaves(given)), self.weights, self.labels)
+
+
+def group_rows(fit: Fit, model: MixedModel, new: Any, groups: Any, at: str) -> GroupRows:
+    """The rows to predict, and the groups that they belong to."""
+    dataset = None if fit.origin is None else fit.origin.dataset
+    labels = None if dataset is None else dataset.group_labels
+    num_groups = 0 if dataset is None else len(jax.tree.leaves(dataset.data)[0])
+    own = _ungrouped(dataset.given, dataset.data) if dataset is not None else None
+    if new is None:
+        if dataset is None:
+            origin_of(fit)
+        if groups is not None:
+            raise ValueError("groups are those of the rows of new. Leave it out for the rows of the fit, or give new.")
+        assert dataset is not None
+        assert own is not None
+        names = np.arange(num_groups) if labels is None else labels
+        if own.rows is None:
+            if at != "predicted":
+                return GroupRows(None, None)
+            return GroupRows(None, np.arange(num_groups), dataset.weights, names)
+        weights = None if dataset.weights is None and own.weights is None else own.weights_of_rows(dataset.weights)
+        return GroupRows(own.rows, own.group, weights, own.labels(names))
+    if own is not None and own.rows is None:
+        raise ValueError("new was given, but the model was fitted without covariates. Leave new out.")
+    table = predictor = None
+    if isinstance(model.joint.predictor, Predictor):
+        predictor = model.joint.predictor
+        if is_table(new) or (isinstance(new, dict) and not isinstance(new, Grouped)):
+            table = Table(frame_of(new, "new"), "new")
+    if not isinstance(new, Grouped):
+        check_pytrees(new=new)
+    row_labels = next((each[0] for leaf in jax.tree.leaves(new) if (each := labels_of(leaf))), None)
+    if table is not None and predictor is not None:
+        new = predictor.covariates(table, "new")
+        factor: Any = next((effect.factor for effect in getattr(predictor, "effects", ())), None)
+        if groups is None and factor is not None and at == "predicted":
+            columns = [np.asarray(table.series(name, ", which has the groups").to_numpy()) for name in factor]
+            groups = (
+                columns[0] if len(columns) == 1 else [", ".join(map(str, row)) for row in zip(*columns, strict=True)]
+            )
+    own_labels = new.labels if isinstance(new, Grouped) else None
+    rows = _ungrouped(check_given(model, new, "new"), None, depth_of=None if own is None else own.rows)
+    if own is not None:
+        hint = " Rows may stand in groups, with one axis more." + (
+            " The model came from a formula: give a table with its columns." if predictor is not None else ""
+        )
+        _check_like_the_fit(own.rows, rows.rows, hint)
+    result = GroupRows(rows.rows, None, None, row_labels if rows.group is None else None)
+    _warn_of_missing(result.given(jnp.zeros((result.count, 1))))
+    if at != "predicted":
+        return replace(result, labels=result.labels if rows.group is None else rows.labels(own_labels))
+    if dataset is None:
+        origin_of(fit)
+    if groups is None:
+        groups = own_labels
+    elsewhere = 'For groups that the fit has no data of give effects="average" or effects="zero".'
+    if groups is None:
+        if rows.group is None or rows.num_groups != num_groups:
+            raise ValueError(
+                f"new has {result.count} rows, and the fit {num_groups} groups; which group a row belongs to is not known. Give "
+                f"groups=, the label of each. {elsewhere}"
+            )
+        return replace(result, group=rows.group, labels=rows.labels(labels))
+    expected = result.count if rows.group is None else rows.num_groups
+    groups = as_labels(groups, "groups")
+    if groups.shape != (expected,):
+        unit = "row" if rows.group is None else "group"
+        raise ValueError(f"groups has shape {groups.shape}; expected ({expected},), one label for each {unit} of new.")
+    known = (np.arange(num_groups) if labels is None else labels).tolist()
+    place = {label: k for k, label in enumerate(known)}
+    unknown = [shown(label) for label in dict.fromkeys(groups.tolist()) if label not in place]
+    if unknown:
+        what = "labels" if labels is not None else "numbers, since it was not made from by_group,"
+        raise ValueError(
+            f"groups has {listed(unknown)}, which the fit does not have: the {what} of its groups are "
+            f"{listed([shown(label) for label in known])}. {elsewhere}"
+        )
+    positions = np.array([place[label] for label in groups.tolist()], int)
+    if rows.group is None:
+        return replace(result, group=positions)
+    return replace(result, group=positions[rows.group], labels=rows.labels(groups))
+
+
+@dataclass(frozen=True)
+class Ungrouped:
+    """Rows (R, …), the number of the group of each, and its number in the group; None for rows that do not stand in groups."""
+
+    rows: PyTree
+    group: Int[np.ndarray, " R"] | None
+    within: Int[np.ndarray, " R"] | None
+    weights: Float[np.ndarray, " R"] | None
+    num_groups: int
+
+    def weights_of_rows(self, of_groups: Any) -> Float[np.ndarray, " R"]:
+        """The weight of each row, its own times that of its group."""
+        weights = np.ones(len(self.group)) if self.weights is None else self.weights  # type: ignore[arg-type]
+        return weights if of_groups is None else weights * np.asarray(of_groups)[self.group]
+
+    def labels(self, names: Any) -> list[str]:
+        """A label for each row, that of its group and its number there."""
+        names = np.arange(self.num_groups) if names is None else names
+        return [f"{names[g]}, {k}" for g, k in zip(self.group, self.within, strict=True)]  # type: ignore[arg-type]
+
+
+def _ungrouped(tree: PyTree, data: PyTree, depth_of: PyTree = None) -> Ungrouped:
+    """The rows of covariates in groups, without those that fill up; `data` may know which these are.
+
+    Rows that have as many axes as those of `depth_of` do not stand in groups.
+    """
+    grouped = next((part for part in (tree, data) if isinstance(part, Grouped)), None)
+    rows = tree.rows if isinstance(tree, Grouped) else tree
+    leaves = jax.tree.leaves(rows)
+    if not leaves:
+        return Ungrouped(None, None, None, None, 0)
+    like = jax.tree.leaves(depth_of)
+    if grouped is None and data is None and (not like or np.ndim(leaves[0]) <= np.ndim(like[0])):
+        return Ungrouped(rows, None, None, None, 0)
+    shape = np.shape(leaves[0])[:2]
+    if any(np.shape(leaf)[:2] != shape for leaf in leaves) or len(shape) < 2:
+        raise ValueError(f"new has rows in groups of several shapes: {[np.shape(leaf) for leaf in leaves]}.")
+    weights = np.ones(shape) if grouped is None else np.asarray(grouped.weights)
+    group, within = np.nonzero(weights > 0)
+    rows = jax.tree.map(lambda leaf: leaf[group, within], rows)
+    return Ungrouped(rows, group, within, None if grouped is None else weights[group, within], shape[0])
+
+
+def predict_mixed(
+    fit: Fit,
+    model: MixedModel,
+    new: Any,
+    what: Any,
+    groups: Any,
+    at: str,
+    kind: str,
+    level: float,
+    range_: tuple[float, float] | None,
+) -> "Prediction":
+    """The predictions of a mixed model at predicted effects, averaged over effects, or at effects of zero; see `predict`."""
+    q = model.joint.layout.num_free
+    conditional = linked(model.joint.family, GivenEffects(model.joint))
+    quantity, quantile_level, name = read_what(what, conditional, range_)
+    function: Any = quantity
+    if at == "average":
+        if quantity.what == "quantile":
+            raise ValueError(
+                'the average of quantiles over effects is no quantile of anything. Give effects="zero" for the quantile of a group '
+                'with effects of zero, or effects="predicted".'
+            )
+        if q > MOST_DIMENSIONS:
+            raise ValueError(
+                f"the model has {q} effects, and an average over them is a quadrature in up to {MOST_DIMENSIONS}. Give "
+                'effects="zero".'
+            )
+        function = Averaged(quantity, q)
+    covariance, description = latent.free_covariance(fit, kind)
+    if fit.has_batch and not len(fit):
+        raise ValueError("there are no fits in this batch.")
+    if at == "predicted":
+        description += ", with the errors of the predicted effects"
+    output: Output | None = None
+    parts = []
+    # Data sets may have other groups and rows, so that many fits are predicted one by one, by the same programs.
+    for one, its_covariance in zip(fit, covariance, strict=True) if fit.has_batch else [(fit, covariance)]:
+        rows, modes, group = _rows_given_effects(one, model, new, groups, at)
+        if output is None:
+            output = outline_of(one, conditional, function, rows, quantile_level, name)
+        numbers = linearize_rows(one, conditional, function, rows, quantile_level, len(output.names))
+        value, jacobian, ends = map(np.asarray, numbers)
+        if quantity.what == "quantile":
+            jacobian = without_steps(jacobian, value)
+        free = np.asarray(one.free)
+        if modes is not None:
+            by_effects = _by_effects_of_rows(one, conditional, function, rows, quantile_level, jacobian.shape[-2], q)
+            free, its_covariance, jacobian = _beside_effects(free, its_covariance, jacobian, by_effects, modes, group)
+        arrays = value, jacobian, ends, free, its_covariance, rows.weights
+        parts.append(Prediction(*arrays, output, level, description, labels=rows.labels))
+    if not fit.has_batch:
+        return parts[0]
+    if len({part.value.shape for part in parts}) != 1:
+        raise ValueError(
+            "the data sets of these fits have other numbers of rows, so that their predictions make no array. Predict by each: "
+            "predict(fits[0], …)."
+        )
+    return replace(jax.tree.map(lambda *leaves: np.stack(leaves), *parts), labels=parts[0].labels)
+
+
+def _rows_given_effects(
+    fit: Fit, model: MixedModel, new: Any, groups: Any, at: str
+) -> tuple[Rows, "latent.Modes | None", Any]:
+    """The rows of one fit beside their effects; where these are predicted, the modes of all groups and the group of each row.
+
+    The mode of a group of weight zero, or that was not found, is NaN.
+    """
+    rows = group_rows(fit, model, new, groups, at)
+    q, dtype = model.joint.layout.num_free, fit.layout.dtype
+    if at == "average":
+        return Rows(rows.z, (False,) * len(jax.tree.leaves(rows.z)), rows.weights, rows.labels), None, None
+    if at == "zero":
+        return rows.given(np.zeros((rows.count, q), dtype)), None, None
+    modes = latent.modes_of_fit(fit)
+    weights = origin_of(fit).dataset.weights
+    known = modes.certified if weights is None else modes.certified & (np.asarray(weights) > 0)
+    modes = modes._replace(
+        modes=np.where(known[:, None], modes.modes, np.nan).astype(dtype),
+        # Zero, since the errors of all other rows have a product with them.
+        covariances=np.where(known[:, None, None], modes.covariances, 0.0),
+    )
+    return rows.given(modes.modes[rows.group]), modes, rows.group
+
+
+def _by_effects_of_rows(
+    fit: Fit, model: Model, function: Any, rows: Rows, level: float, k: int, q: int
+) -> Float[np.ndarray, "m k q"]:
+    """The derivatives of the numbers of all rows with respect to the effects b of their groups, in blocks."""
+    size = max(1, min(ENTRIES // max(1, k * (fit.free.shape[-1] + q)), class_size(rows.count)))
+    level_ = np.asarray(level, fit.layout.dtype)
+
+    def of_block(index: np.ndarray) -> Any:
+        return _by_effects(function, model, fit.layout, fit.values, fit.free, rows.take(index), level_)
+
+    return np.asarray(precise(map_blocks(of_block, rows.count, size)))
+
+
+def _beside_effects(
+    free: np.ndarray,
+    covariance: Float[np.ndarray, "p p"],
+    jacobian: Float[np.ndarray, "m k p"],
+    by_effects: Float[np.ndarray, "m k q"],
+    modes: "latent.Modes",
+    group: Int[np.ndarray, " m"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """u with the effects b of the groups beside it, the covariance of both, and the derivatives of the rows with respect to both.
+
+    There are columns for the effects of all groups, so that predictions for different groups can be compared; where these are very
+    many, for the groups of these rows.
+    """
+    (m, k, p), q, num_groups = jacobian.shape, by_effects.shape[-1], len(modes.modes)
+    columns = np.arange(num_groups) if num_groups * q <= MOST_COLUMNS else np.unique(group)
+    width = p + q * len(columns)
+    check_count(m, 1, "the number of rows", " (fewer groups at a time take less)", entries=k * width)
+    whole = np.zeros((m, k, width), by_effects.dtype)
+    whole[..., :p] = precise(jacobian) + np.einsum("mkq,mqp->mkp", by_effects, precise(modes.slopes)[group])
+    place = p + q * np.searchsorted(columns, group)
+    matrix = np.zeros((width, width), by_effects.dtype)
+    matrix[:p, :p] = covariance
+    for j in range(q):
+        whole[np.arange(m), :, place + j] = by_effects[..., j]
+        for i in range(q):
+            starts = p + q * np.arange(len(columns))
+            matrix[starts + i, starts + j] = modes.covariances[columns, i, j]
+    return np.concatenate([free, modes.modes[columns].ravel()]), matrix, whole
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=1)
+def _by_effects(
+    function: Quantity, model: Model, layout: Layout, values: Values, free: Any, given: PyTree, level: Any
+) -> Float[Array, "m k q"]:
+    """The derivatives of the numbers of all rows (b, z) with respect to b."""
+    params = layout.constrain(free, values)
+
+    def of_row(row: tuple[PyTree, ...]) -> Array:
+        def numbers(b: Float[Array, " q"]) -> Float[Array, " k"]:
+            return in_one_row(function(model, layout, params, ((b, *row[1:]),), level)).astype(free.dtype)
+
+        return jax.jacfwd(numbers)(row[0])
+
+    return jax.vmap(of_row)(given)
+
+
 # --- predict ----------------------------------------------------------------------------------------------------------
 
 
@@ -843,6 +1215,8 @@ def predict(
     kind: CovarianceKind | None = None,
     level: float = 0.95,
     scale: Scale | Interval = "unconstrained",
+    effects: AtEffects = "predicted",
+    groups: Any = None,
     new_axis: Any = None,
     model: Any = None,
 ) -> Prediction:
@@ -869,6 +1243,14 @@ def predict(
         logarithm of what is positive, the logit of a probability. The range of a parameter is its constraint, that of a mean
         or quantile the model's `support`, that of a function the whole line unless an interval is given, as
         `fisher_jax.positive`. "natural" makes symmetric intervals.
+    effects : {"predicted", "average", "zero"}
+        Of a model made by `mixed`. "predicted": at the predicted effects of the group that a row belongs to, with their errors.
+        "average": the mean over the effects of a new group, by quadrature, in up to three effects; not for quantiles. "zero": for
+        a group whose effects are zero.
+    groups : array, optional
+        Of a mixed model, for `new` and predicted effects: the label of the group of each row, or of each group of rows; numbers
+        from 0 where the fit has no labels. By default those of `new` where it comes from `by_group`; else `new` must have the
+        groups of the fit in their order.
     new_axis : int, None or pytree of them
         For many fits that each have rows of their own: the axis of `new` over the fits.
     model : Model, optional
@@ -898,6 +1280,10 @@ def predict(
     those of the linear predictor mapped back, as statsmodels' ``get_prediction`` gives them; for a probit link, of which the logit
     is taken here, they differ in the second order.
 
+    Of a mixed model `new` has rows (m, …), or rows in groups (G, m, …), or is what `by_group` returns; the predictions are one for
+    each row, without those that fill up groups. Predicted effects are drawn towards zero: their intervals cover on average over
+    groups, not for each group. A mean at predicted effects is that given the effects at their mode.
+
     Cost: p passes of the predictor forward over all rows, in blocks; m p numbers are kept. Other rows, levels and fits of
     the model compile nothing, up to the size class of m.
 
@@ -925,8 +1311,18 @@ def predict(
     else:
         check_choice(scale, ("unconstrained", "natural"), "scale", " Or give a constraint, as fisher_jax.positive.")
         range_ = (-math.inf, math.inf) if scale == "natural" else None
-    quantity, quantile_level, name = read_what(what, model, range_)
     which = fit._check(kind)
+    check_choice(effects, ("predicted", "average", "zero"), "effects")
+    if isinstance(model, MixedModel):
+        if new_axis is not None:
+            raise ValueError(
+                "new_axis is not for mixed models: many fits share the rows of new. Predict by each of them."
+            )
+        return predict_mixed(fit, model, new, what, groups, effects, which, level, range_)
+    check_no_effects(model)
+    if groups is not None or effects != "predicted":
+        raise ValueError("effects and groups are for models made by mixed; this one has no effects. Leave them out.")
+    quantity, quantile_level, name = read_what(what, model, range_)
     rows = rows_of(fit, model, new, new_axis)
     output = outline_of(fit, model, quantity, rows, quantile_level, name)
     fit._warn(which)
@@ -940,7 +1336,7 @@ def predict(
     )
 
 
-def outline_of(fit: Fit, model: Model, function: Quantity, rows: Rows, level: float, name: str) -> Output:
+def outline_of(fit: Fit, model: Model, function: Quantity | Averaged, rows: Rows, level: float, name: str) -> Output:
     """The names and shapes of the numbers of one row, learnt without running anything."""
     first = jax.tree.map(
         lambda leaf, differs: jax.ShapeDtypeStruct(

@@ -18,6 +18,7 @@ from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.result import Fit, Origin, join_fits, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.robust import cluster_codes
+from fisher_jax.latent.grouped import Grouped
 from fisher_jax.models.auxiliary import AuxiliaryModel
 from fisher_jax.models.drawing import check_sampler, draw_data_sets, draw_measured
 from fisher_jax.models.parameters import Layout, Values
@@ -324,6 +325,8 @@ def draw_data(origin: Origin, layout: Layout, values: Values, key: Array, count:
 def check_drawn(origin: Origin, drawn: PyTree, rows: int) -> None:
     """Raise where a sampler does not draw data like those fitted."""
     model, data = origin.model, origin.dataset.data
+    if isinstance(data, Grouped) and not isinstance(drawn, Grouped):
+        data = data.rows  # which of them only fill up a group the covariates tell, drawn for or not
     structure: Any = jax.tree.structure(data)
     expected = [leaf.shape if model.is_dependent else (rows, *leaf.shape[1:]) for leaf in jax.tree.leaves(data)]
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(drawn)]

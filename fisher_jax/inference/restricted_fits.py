@@ -12,7 +12,7 @@ likelihood.
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -36,14 +36,14 @@ _STIFFNESS = 100.0  # ρ at first: a round then leaves about a hundredth of h
 _MOST_ROUNDS = 30
 
 
-def fit_again(full: Fit, model: Model, params: PyTree) -> Fit:
-    """Another model fitted to the data of a fit, or to those of a batch with starts for each."""
+def fit_again(full: Fit, model: Model, params: PyTree, **options: Any) -> Fit:
+    """Another model fitted to the data of a fit, or to those of a batch with starts for each; with options of `fit`."""
     dataset = origin_of(full).dataset
     data, given, weights = dataset.parts
     if not full.has_batch:
-        return fit(model, params, data, given=given, weights=weights)
+        return fit(model, params, data, given=given, weights=weights, **options)
     axes = dict(zip(("data_axis", "given_axis", "weights_axis"), dataset.axes, strict=True))
-    return fit_batch(model, params, data, given=given, weights=weights, start_axis=0, covariances=(), **axes)
+    return fit_batch(model, params, data, given=given, weights=weights, start_axis=0, covariances=(), **axes, **options)
 
 
 # Entries at given values.
@@ -67,7 +67,16 @@ class _WithValues:
         """What distinguishes it from others of the same user's function."""
         return self.layout, self.entries
 
-    def __call__(self, parts: dict[str, list[Any]], *arguments: PyTree) -> Array:
+    @property
+    def has_both_modes(self) -> bool:
+        """Whether JAX differentiates it either way, so that this need not be found out."""
+        return getattr(self.function.function, "has_both_modes", False)
+
+    def of(self, function: Any) -> "_WithValues":
+        """Another function of the old parameters as one of the two parts."""
+        return replace(self, function=ById(function))
+
+    def __call__(self, parts: dict[str, list[Any]], *arguments: PyTree) -> Any:
         values = []
         for leaf, entries, free, given in zip(
             self.layout.leaves, self.entries, parts["estimated"], parts["given"], strict=True
@@ -119,6 +128,16 @@ def refit(full: Fit, hypothesis: Hypothesis) -> Fit:
     return fit_again(full, restricted, parts)
 
 
+class _MarginalInParts(Model):
+    """A model with latent effects in other parameters, whose modes are found at the old ones that these stand for."""
+
+    @property
+    def with_modes(self) -> Any:
+        """From (parts, y, z) of a group to y with the mode of its effects."""
+        density = self.log_density
+        return density.of(density.function.function.with_mode)
+
+
 def _remake(
     model: Model, wrap: Callable[[Any], Any], penalize: Callable[[Any], Any] | None = None, *, constraints: PyTree
 ) -> Model:
@@ -127,7 +146,8 @@ def _remake(
     if isinstance(model, AuxiliaryModel):
         base = Model(rows(model.base.log_density), constraints=constraints)
         return add_auxiliary(base, wrap(model.auxiliary), None)
-    return (DependentModel if model.is_dependent else Model)(rows(model.log_density), constraints=constraints)
+    remade = DependentModel if model.is_dependent else Model if model.with_modes is None else _MarginalInParts
+    return remade(rows(model.log_density), constraints=constraints)
 
 
 # Functions of the parameters equal to zero.
@@ -159,6 +179,10 @@ class _Penalized:
     restriction: ById
     layout: Layout
 
+    def of(self, function: Any) -> "_AtParams":
+        """Another function of the old parameters as one of the same parts, without the penalty."""
+        return _AtParams(ById(function), self.layout)
+
     def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Array:
         away = _standardized(self.restriction, self.layout, parts)
         penalty = jnp.sum(parts["multiplier"] * away) - 0.5 * parts["stiffness"] * jnp.sum(away**2)
@@ -172,7 +196,7 @@ class _AtParams:
     function: ById
     layout: Layout
 
-    def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Array:
+    def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Any:
         return self.function.function(self.layout.assemble(parts["params"]), *arguments)
 
 

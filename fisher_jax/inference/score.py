@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.blocks import blocks_of
 from fisher_jax.errors import call_user, check_choice, entry_point, names_in, shown, to_numpy, warn
@@ -54,6 +54,7 @@ from fisher_jax.reporting import listed
 ROUNDING = 1e4
 # A function `enters` is the model's log-density if its scores agree to this part of their size.
 SAME_SCORES = 1e-2
+NO_STATISTIC = 1e-20  # below which a statistic may be zero because all scores are
 
 INFORMATION = {
     "observed": "observed information at the null estimate",
@@ -100,7 +101,9 @@ def score_test(
     -------
     HypothesisTest
         Chi-squared; of candidates the statistic is (K,), of many fits it has a leading axis B. NaN where V is not positive
-        definite: where a candidate is a linear combination of the model's covariates, or the observed information is indefinite.
+        definite: where a candidate is a linear combination of the model's covariates, or the observed information is indefinite;
+        and where the score of a tested parameter is zero for every observation, as that of a standard deviation of latent effects
+        at zero: `likelihood_ratio_test` tests it.
 
     Raises
     ------
@@ -154,6 +157,9 @@ def score_test(
     if candidates is None:
         tested, hypothesis = _tested_entries(null_fit, freed, kind)
         statistic, freedom, reason = with_data(null_fit, tested), len(hypothesis), ""
+        if np.any(vanishing := _scores_vanish(null_fit, tested, statistic)):
+            statistic = jnp.where(vanishing, jnp.nan, statistic)
+            reason = "the score vanishes for every observation, whose density is even in the parameter there; or "
     else:
         statistic, freedom = _candidate_statistics(null_fit, candidates, enters, kind)
         hypothesis = ("each candidate's effect = 0" if freedom == 1 else "each group's effects = 0",)
@@ -243,6 +249,34 @@ class _TestedEntries:
             blocks(information),
             None if outer_product is None else blocks(outer_product),
         )
+
+
+def _scores_vanish(fit: Fit, tested: _TestedEntries, statistic: Any) -> Bool[np.ndarray, "*b"]:
+    """Where a statistic is zero or missing because no observation has a score, as at a standard deviation of effects of zero.
+
+    A density of b σ with b symmetric has no slope in σ at zero. That says nothing of the variance σ², which may have one.
+    """
+    suspects = np.asarray(
+        ~(np.asarray(statistic) >= NO_STATISTIC)
+    )  # NaN, too, by an information that is negative there
+    if not np.any(suspects):
+        return suspects
+    squares = np.asarray(with_data(fit, _SquaredScores(tested.layout, tested.tested, tested.nuisance)))
+    return np.asarray(suspects & np.any(squares == 0, axis=-1))
+
+
+@dataclass(frozen=True)
+class _SquaredScores:
+    """The sum of squared scores of each tested entry, of one null fit and its data."""
+
+    layout: Layout
+    tested: tuple[int, ...]
+    nuisance: tuple[int, ...]
+
+    def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Float[Array, " k"]:
+        target = likelihood(model, self.layout, fit.values, dataset)
+        free = self.layout.unconstrain(fit.values).at[np.array(self.nuisance, int)].set(fit.free)
+        return jnp.diagonal(outer_product_at(target, free)[1])[np.array(self.tested, int)]
 
 
 def _tested_entries(fit: Fit, freed: Any, kind: str) -> tuple[_TestedEntries, tuple[str, ...]]:

@@ -23,11 +23,12 @@ from fisher_jax.errors import check_count, kind_of, shown
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.many_effects import Bordered, Derivatives, IntegralOfMany
 from fisher_jax.latent.marginal import MarginalModel, cholesky
-from fisher_jax.latent.mixed import COVARIANCE, SD, MixedDensity, rows_of
+from fisher_jax.latent.mixed import COVARIANCE, SD, MixedDensity, describe_covariance, rows_of
 from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import UserFunction
+from fisher_jax.numerics.array_namespace import AnyArray
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
 
 
@@ -68,7 +69,7 @@ class Factor(NamedTuple):
             effects = jnp.stack(columns, axis=-1)
         return self.layout.constrain(effects, [None] * len(self.layout.leaves))
 
-    def codes(self, z: PyTree, weights: Array | None = None) -> Int[Array, " n"]:
+    def codes(self, z: PyTree, weights: Array | None = None) -> Int[AnyArray, "*b n"]:
         """The level of each row; raise where the covariates do not hold it."""
         if not isinstance(z, dict):
             raise TypeError(
@@ -258,6 +259,17 @@ class CrossedModel(MarginalModel):
         """The effects of all levels on the scale of the predictor, each with an axis over the levels."""
         return self.joint.effects_of(params, b)
 
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """Of correlated effects the standard deviations and the correlations."""
+        correlated = [factor for factor in self.joint.factors if factor.is_correlated]
+        return [
+            fact
+            for factor in correlated
+            for fact in describe_covariance(
+                params[COVARIANCE][factor.name], [f"{factor.name}.{name}" for name in factor.layout.names]
+            )
+        ]
+
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density is not finite, in words."""
         rows = self.joint.rows(y, z)
@@ -320,7 +332,7 @@ def crossed_model(
         factors.append(Factor(name, count, layout, name in names_correlated))
     size = sum(factor.levels * factor.size for factor in factors)
 
-    def cost(first: Factor) -> float:
+    def cost(first: Factor) -> int:
         dense = size - first.levels * first.size
         return first.levels * first.size * (first.size**2 + dense**2) + dense**3
 

@@ -24,6 +24,8 @@ class Grouped:
         1 for a row, 0 for one that only fills up a group; of one group (m,).
     labels : array (G,) or None
         The labels of the groups, in their order; not a part of the pytree.
+    is_filled : bool
+        Whether any weight may be other than 1, so that the rows must not be used without their weights.
 
     Examples
     --------
@@ -36,27 +38,37 @@ class Grouped:
     rows: PyTree
     weights: Float[Array, "*G m"]
     labels: np.ndarray | None
+    holds_data = True
 
     holds_data = True  # and may be passed where arrays are
 
     def __init__(self, rows: PyTree, weights: Any, labels: Any = None) -> None:
         self.rows, self.weights, self.labels = rows, weights, labels
+        self.is_filled = isinstance(weights, jax.core.Tracer) or bool(np.any(np.asarray(weights) != 1))
 
     def __getitem__(self, name: Any) -> "Grouped":
         """The columns of that name, or of several, in the same groups."""
         rows = {key: self.rows[key] for key in name} if isinstance(name, list | tuple) else self.rows[name]
-        return Grouped(rows, self.weights, self.labels)
+        new = Grouped.tree_unflatten(self.is_filled, (rows, self.weights))
+        new.labels = self.labels
+        return new
+
+    def with_weights(self, weights: Any) -> "Grouped":
+        """The same rows with other weights."""
+        return Grouped(self.rows, weights, self.labels)
 
     def total(self, terms: Float[Array, " m"]) -> Float[Array, ""]:
         """The sum of terms over the rows of one group, without those that only fill it up."""
         return jnp.sum(jnp.where(self.weights == 0, 0, self.weights * terms))
 
-    def tree_flatten(self) -> tuple[tuple[PyTree, Any], None]:
-        return (self.rows, self.weights), None
+    def tree_flatten(self) -> tuple[tuple[PyTree, Any], bool]:
+        return (self.rows, self.weights), self.is_filled
 
     @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[PyTree, Any]) -> "Grouped":
-        return cls(*children)
+    def tree_unflatten(cls, is_filled: bool, children: tuple[PyTree, Any]) -> "Grouped":
+        new = object.__new__(cls)  # whose parts may be anything that JAX puts in the place of arrays
+        (new.rows, new.weights), new.labels, new.is_filled = children, None, is_filled
+        return new
 
     def __repr__(self) -> str:
         shape = np.shape(self.weights)
@@ -106,9 +118,13 @@ def by_group(table: PyTree, by: Any) -> Grouped:
     if isinstance(table, dict) and names and set(names) <= set(table):
         groups = groups_of([table[name] for name in names])
         rest = {name: column for name, column in table.items() if name not in names}
+    elif isinstance(table, dict) and isinstance(by, str):
+        raise ValueError(f"by={by!r} is no column of the table, which has {', '.join(map(str, table))}.")
     else:
         groups, parts, _ = take_labels(by, {"table": table})
         rest = parts["table"]
+    if isinstance(rest, dict):  # whose columns may be lists
+        rest = {name: np.asarray(column) if isinstance(column, list) else column for name, column in rest.items()}
     rows = as_unmasked_arrays(rest, "table")
     arrays, _, weights, _ = split_groups(groups, rows, None, None, as_list=False)
     if weights is None:

@@ -15,9 +15,12 @@ Derivatives must go through the mode, which depends on θ. The search runs witho
 
     b ← b + H₀⁻¹ ∇_b f(b; θ),
 
-H₀ being fixed at the mode. They do not move it where θ is, but each makes one more order of its derivatives right: after the
-first step b has the slope of b*(θ), by the implicit function theorem, after the second its curvature. The value then has exact
-first and second derivatives, in forward and in reverse mode. (One step gives an exact gradient and a wrong Hessian.)
+H₀ being fixed at the mode. They do not move it where θ is, but each makes one more order of its derivatives right: at a distance δ
+from there, a step leaves O(δᵏ⁺¹) of an error O(δᵏ). After the first b has the slope of b*(θ), by the implicit function theorem,
+after the second its curvature, and the value has exact first and second derivatives, in forward and in reverse mode. (One step
+gives an exact gradient and a wrong Hessian.) A fit gives the mode, found once where it differentiates, and two steps are taken. A
+density that is called by itself finds its mode and takes three, since bias corrections and derivatives of a covariance are of the
+third order. The third step takes a fifth more time to compile and to run.
 """
 
 import math
@@ -30,14 +33,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_count, check_function, entry_point
+from fisher_jax.errors import check_count, check_function, check_pytrees, entry_point, kind_of, shown
 from fisher_jax.fitting.status import Status
+from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.mode import Mode, find_mode
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import UserFunction, call_differentiable
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.jaxprs import flatten
 
+MOST_NODES = 100  # up to which numpy's have been tested
 MOST_DIMENSIONS = 3  # of a quadrature: with nine nodes 729 points
 
 
@@ -70,6 +76,18 @@ class MarginalModel(Model):
     def with_modes(self) -> Callable[..., WithMode]:
         """From (params, y, z) of one group to y with the mode of its effects, which derivatives at params then start from."""
         return self.integral.with_mode
+
+    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
+        """The effects that the flat b stands for, as the joint density takes them."""
+        return self.integral.layout.constrain(b, self.integral._values)
+
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows the groups have, where `by_group` has made them."""
+        grouped = next((part for part in (given, data) if isinstance(part, Grouped)), None)
+        if grouped is None:
+            return None
+        lengths = np.sum(np.asarray(grouped.weights), axis=-1)
+        return float(np.sum(lengths if weights is None else lengths * np.asarray(weights)))
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of a group is not finite, in words."""
@@ -111,9 +129,14 @@ class Integral:
 
     def of_effects(self, params: PyTree, y: PyTree, *z: PyTree) -> Callable[[Float[Array, " q"]], Float[Array, ""]]:
         """f(b) = log p(y, b; θ) of one group as a function of the flat effects."""
+        check_arity(self.joint, ("params", "effects", "y", "z")[: 3 + len(z)], "joint")
 
         def f(b: Float[Array, " q"]) -> Float[Array, ""]:
             value = call_differentiable(self.joint, (params, self.layout.constrain(b, self._values), y, *z), "joint")
+            if not isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array):
+                raise TypeError(
+                    f"joint must return the log-density of a group, a number, but returned {kind_of(value)}."
+                )
             if jnp.shape(value) != ():
                 raise ValueError(
                     f"joint(params, effects, {'y, z' if z else 'y'}) must return a scalar for ONE group, the sum over its rows and "
@@ -125,23 +148,47 @@ class Integral:
 
     def mode(self, params: PyTree, y: PyTree, *z: PyTree) -> Mode:
         """The mode of the effects of one group, without derivatives."""
-        params, y, z = jax.lax.stop_gradient((params, y, z))
-        dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
-        dtype = jnp.result_type(*(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)))
-        return find_mode(self.of_effects(params, y, *z), jnp.asarray(self.start, dtype))
+        params, y, z = jax.tree.map(_without_derivative, (params, y, z))
+        dtypes = [leaf.dtype for leaf in map(jnp.asarray, _numbers(params)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        dtype = jnp.result_type(*dtypes) if dtypes else jnp.asarray(0.0).dtype
+        self._check_weights(params, y, z)
+        return find_mode(jax.jit(self.of_effects(params, y, *z)), jnp.asarray(self.start, dtype))
+
+    def _check_weights(self, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> None:
+        """Raise where rows that only fill up a group would count, since the joint density does not depend on their weights."""
+        parts, treedef = jax.tree.flatten((y, z), is_leaf=lambda part: isinstance(part, Grouped))
+        filled = [k for k, part in enumerate(parts) if isinstance(part, Grouped) and part.is_filled]
+        if not filled:
+            return
+
+        def of_weights(weights: list[Array]) -> Array:
+            of_part = dict(zip(filled, weights, strict=True))
+            weighted = [part.with_weights(of_part[k]) if k in of_part else part for k, part in enumerate(parts)]
+            y, z = jax.tree.unflatten(treedef, weighted)
+            return self.of_effects(params, y, *z)(jnp.asarray(self.start))
+
+        flat = flatten(jax.make_jaxpr(of_weights)([parts[k].weights for k in filled]), keep_rules=True)
+        used = {operand for step in flat.steps for operand in step.operands if type(operand) is int}
+        if used.isdisjoint(flat.inputs):
+            raise ValueError(
+                "joint does not use the weights of the groups, so that rows which only fill up a group would count. Sum over the "
+                "rows by y.total(terms), y being what by_group made, or multiply the terms by y.weights."
+            )
 
     def with_mode(self, params: PyTree, y: PyTree, *z: PyTree) -> WithMode:
         """The observations of one group with the mode of its effects."""
         return WithMode(y, self.mode(params, y, *z))
 
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:
+        num_steps = 2 if isinstance(y, WithMode) else 3
         y, mode = y if isinstance(y, WithMode) else self.with_mode(params, y, *z)
-        f = self.of_effects(params, y, *z)
+        # Traced once for all its uses below.
+        f = jax.jit(self.of_effects(params, y, *z))
         mode = jax.lax.stop_gradient(mode)
         b, information = mode.effects, mode.information
         factor, gradient = linalg.factorize(information), jax.grad(f)
         # Derivatives by the data, too, go through these steps.
-        for _ in range(2):
+        for _ in range(num_steps):
             b = b + linalg.solve(factor, gradient(b))
         hessian = jax.jacfwd(jax.jacfwd(f) if len(b) <= 3 else gradient)(b)
         value = _integrate(f, b, -hessian, self.nodes)
@@ -192,8 +239,12 @@ def marginal(
     Notes
     -----
     The effects are found anew for each group at each parameter, by the step of `fit`, and derivatives by θ go through them
-    exactly to the second order. Where the search for a mode ends without a certificate the log-density is NaN: a fit then takes
-    a shorter step, or ends with the status "bad start" or "not finite" and names the group. Third derivatives are not exact.
+    exactly to the third order (to the second where a fit needs no more). Where the search for a mode ends without a certificate
+    the log-density is NaN: a fit then takes a shorter step, or ends with the status "bad start" or "not finite" and names the
+    group.
+
+    One mode is found, that to which the search leads from `effects`. Where the joint density has others it is that mode's
+    contribution that counts; more nodes, and a search from another start, tell.
 
     Hundreds of effects are one dense matrix: of q effects the derivatives take q passes over the joint density, and memory for
     some tens of q² numbers. Where rows touch a few effects each, as with crossed factors, `mixed` with ``levels=`` is far faster.
@@ -225,12 +276,9 @@ def marginal(
     """
     check_function(joint, "joint", "params, effects and y")
     nodes = check_count(nodes, 1, "nodes")
-    layout, values = layout_of(effects)
-    start = tuple(np.asarray(layout.join(values), float).tolist())
-    if not start:
-        raise ValueError(
-            "effects holds no number. Give where the search for their mode starts, as in {'intercept': 0.0}."
-        )
+    if nodes > MOST_NODES:
+        raise ValueError(f"nodes={nodes} must be at most {MOST_NODES}; 25 are enough for nearly any density.")
+    layout, start = layout_of_effects(effects)
     if nodes > 1 and len(start) > MOST_DIMENSIONS:
         raise ValueError(
             f"nodes={nodes} with {len(start)} effects needs {nodes}^{len(start)} points for each group; a quadrature is for up to "
@@ -242,6 +290,32 @@ def marginal(
 
         integral = IntegralOfMany(joint, layout, start, nodes)
     return MarginalModel(integral, sample=sample, constraints=constraints, initial=initial, names=names)
+
+
+def layout_of_effects(effects: PyTree) -> tuple[Layout, tuple[float, ...]]:
+    """The layout of a pytree of effects, and its numbers."""
+    check_pytrees(effects=effects)
+    expected = "expected numbers that name the effects and start the search for their mode, as {'intercept': 0.0}"
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(effects) if not isinstance(leaf, jax.core.Tracer)]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(effects)):
+        raise TypeError(f"effects is traced; {expected}, known when the model is made.")
+    if sum(leaf.size for leaf in leaves) == 0:
+        raise ValueError(f"effects={shown(effects)} holds no number; {expected}.")
+    if any(leaf.dtype.kind not in "iuf" for leaf in leaves):
+        raise TypeError(f"effects={shown(effects)}; {expected}.")
+    if not all(np.all(np.isfinite(leaf)) for leaf in leaves):
+        raise ValueError(f"effects={shown(effects)} is not finite; {expected}.")
+    layout, values = layout_of(effects)
+    return layout, tuple(np.asarray(layout.join(values), float).tolist())
+
+
+def _numbers(tree: PyTree) -> list[Any]:
+    """The leaves that are numbers; parameters may hold functions besides."""
+    return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype") or isinstance(leaf, int | float)]
+
+
+def _without_derivative(leaf: Any) -> Any:
+    return jax.lax.stop_gradient(leaf) if hasattr(leaf, "dtype") else leaf
 
 
 def _integrate(
@@ -259,7 +333,7 @@ def _integrate(
     grid = np.stack(np.meshgrid(*[points] * q, indexing="ij"), axis=-1).reshape(-1, q)
     log_weights = np.sum(np.meshgrid(*[log_weights] * q, indexing="ij"), axis=0).reshape(-1)
     offsets = jax.vmap(lambda x: _solve_transposed(lower, x))(math.sqrt(2) * grid.astype(mode.dtype))
-    values = jax.vmap(f)(mode + offsets) + log_weights.astype(mode.dtype)
+    values = jax.vmap(f)(mode[None] + offsets) + log_weights.astype(mode.dtype)
     return jax.nn.logsumexp(values) - 0.5 * log_det + 0.5 * q * math.log(2)
 
 

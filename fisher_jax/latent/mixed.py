@@ -1,6 +1,6 @@
 """`mixed`: a family whose parameters depend on covariates and on normal effects that the rows of a group share."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_count, check_flag, check_function, entry_point, kind_of
 from fisher_jax.latent.grouped import Grouped
-from fisher_jax.latent.marginal import MarginalModel, cholesky, marginal
+from fisher_jax.latent.marginal import MarginalModel, cholesky, layout_of_effects, marginal
 from fisher_jax.models.constraints import positive, positive_definite
-from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.model import Model, check_arity
+from fisher_jax.models.parameters import Layout
 from fisher_jax.models.programs import UserFunction, call_differentiable
+from fisher_jax.numerics.array_namespace import AnyArray
 
 if TYPE_CHECKING:
     from fisher_jax.latent.crossed import CrossedModel
@@ -31,9 +32,41 @@ class MixedModel(MarginalModel):
         """The joint density of a group's rows and its effects, standardised."""
         return self.integral.joint  # type: ignore[return-value]
 
+    @property
+    def num_effects(self) -> int:
+        """How many effects a group has, each with a variance of its own."""
+        return self.joint.layout.num_free
+
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows the groups have."""
+        rows = super().count_rows(data, given, weights)
+        if rows is not None:
+            return rows
+        groups, length = np.shape(jax.tree.leaves(data)[0])[:2]
+        return float(length * (groups if weights is None else np.sum(np.asarray(weights))))
+
+    def check_parameters(self, params: PyTree) -> None:
+        """Raise where the distribution of the effects is missing or does not fit them."""
+        self.joint.check_parameters(params)
+
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects on the scale of the predictor."""
         return self.joint.effects_of(params, b)
+
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """Of correlated effects the standard deviations and the correlations."""
+        return describe_covariance(params[COVARIANCE], self.joint.layout.names) if self.joint.correlated else []
+
+
+def describe_covariance(covariance: Float[AnyArray, "q q"], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Standard deviations and correlations of effects in words, for a report."""
+    covariance = np.asarray(covariance)
+    deviations = np.sqrt(np.diagonal(covariance))
+    with np.errstate(all="ignore"):  # of effects without variance there is no correlation
+        correlations = covariance / np.outer(deviations, deviations)
+    each = [f"{name} {deviation:.5g}" for name, deviation in zip(names, deviations, strict=True)]
+    pairs = [f"{names[j]} and {names[i]} {correlations[i, j]:.4f}" for i in range(len(names)) for j in range(i)]
+    return [("Standard deviations", ", ".join(each)), *([("Correlations", ", ".join(pairs))] if pairs else [])]
 
 
 @dataclass(frozen=True)
@@ -55,23 +88,32 @@ class MixedDensity:
         """What else it is made of."""
         return self.family, self.layout, self.correlated
 
-    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
-        """L b: the effects as the predictor takes them."""
+    def check_parameters(self, params: PyTree) -> None:
+        """Raise where the distribution of the effects is missing or does not fit them."""
         name = COVARIANCE if self.correlated else SD
         if not isinstance(params, dict) or name not in params:
             what = "covariance matrix (q, q)" if self.correlated else "standard deviations, shaped like them"
             raise ValueError(
                 f"params must be a dictionary with the effects' {what} under {name!r}, as in {{'beta': …, {name!r}: …}}."
             )
-        if not self.correlated:
-            effects = b * self.layout.flatten(params[SD])
-        else:
+        shapes, q = jax.tree.map(jnp.shape, params[name]), self.layout.num_free
+        expected = (q, q) if self.correlated else self.layout.assemble([leaf.shape for leaf in self.layout.leaves])
+        if shapes != expected:
+            each = "a row for each effect" if self.correlated else "a standard deviation for each effect, by its name"
+            raise ValueError(f"params[{name!r}] has shape {shapes}; expected {expected}, {each}.")
+
+    def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
+        """L b: the effects as the predictor takes them."""
+        if self.correlated:
             lower, _ = cholesky(params[COVARIANCE])
             effects = jnp.stack([sum(lower[i, j] * b[j] for j in range(i + 1)) for i in range(len(b))])
+        else:
+            effects = b * self.layout.flatten(params[SD])
         return self.layout.constrain(effects, [None] * len(self.layout.leaves))
 
     def predict(self, params: PyTree, effects: PyTree, *z: PyTree) -> dict[str, Any]:
         """The family's parameters for one row."""
+        check_arity(self.predictor, ("params", "effects", "z")[: 2 + len(z)], "predictor")
         predicted = call_differentiable(self.predictor, (params, effects, *z), "predictor")
         if not isinstance(predicted, dict):
             raise TypeError(
@@ -83,25 +125,52 @@ class MixedDensity:
     def __call__(self, params: PyTree, b: Float[Array, " q"], y: PyTree, *z: PyTree) -> Float[Array, ""]:
         effects = self.effects_of(params, b)
         y, z, weights = rows_of(y, z)
-        terms = jax.vmap(lambda y, *z: self.family.log_density(self.predict(params, effects, *z), y))(y, *z)
+
+        def of_row(y: PyTree, *z: PyTree) -> Float[Array, ""]:
+            predicted = self.predict(params, effects, *z)
+            try:
+                return self.family.log_density(predicted, y)
+            except KeyError as error:
+                raise ValueError(
+                    f"the family needs the parameter {error}, but the predictor returned {', '.join(map(str, predicted))}."
+                ) from error
+
+        terms = jax.vmap(of_row)(y, *z)
         if weights is not None:
             terms = jnp.where(weights == 0, 0, weights * terms)
         return jnp.sum(terms) + jnp.sum(jax.scipy.stats.norm.logpdf(b))
 
-    def sample(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
-        """One draw of the effects, and of y in each row given them."""
+
+@dataclass(frozen=True)
+class MixedSample:
+    """One draw of the effects, and of y in each row given them. Equal where the densities are."""
+
+    density: MixedDensity
+
+    @property
+    def user_function(self) -> UserFunction:
+        """Where its programs are stored; see `models.programs.owner_of`."""
+        return self.density.predictor
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What else it is made of."""
+        return self.density.made_with
+
+    def __call__(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
         if not z:
             raise ValueError(
                 "draws from a mixed model need given=, the covariates of each row, which tell how many rows a group has."
             )
         _, z, _ = rows_of(None, z)
         key, key_of_effects = jax.random.split(key)
-        b = jax.random.normal(key_of_effects, (self.layout.num_free,))
-        effects = self.effects_of(params, b)
+        of_effects = jax.tree.leaves(params[COVARIANCE if self.density.correlated else SD])
+        b = jax.random.normal(key_of_effects, (self.density.layout.num_free,), jnp.result_type(*of_effects))
+        effects = self.density.effects_of(params, b)
         keys = jax.random.split(key, len(jax.tree.leaves(z)[0]))
 
         def draw(key: Array, *z: PyTree) -> PyTree:
-            return self.family.sample(key, self.predict(params, effects, *z))  # type: ignore[misc]
+            return self.density.family.sample(key, self.density.predict(params, effects, *z))  # type: ignore[misc]
 
         return jax.vmap(draw)(keys, *z)
 
@@ -116,6 +185,13 @@ def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...
         )
     weights = next((part.weights for part in (*z, y) if isinstance(part, Grouped)), None)
     y, *rest = (part.rows if isinstance(part, Grouped) else part for part in (y, *z))
+    shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((y, rest, weights))}
+    if len(shapes) > 1 or () in shapes:
+        of_data, *of_given = (jax.tree.map(jnp.shape, part) for part in (y, *rest))
+        raise ValueError(
+            f"a group has data of shape {of_data}{f' and given of {of_given[0]}' if of_given else ''}; expected arrays (m, …) "
+            "with the same number m of rows, of G groups (G, m, …). fisher_jax.by_group makes them of a long table."
+        )
     return y, tuple(rest), weights
 
 
@@ -208,14 +284,21 @@ def mixed(
             family, predictor, effects, levels, correlated, constraints=constraints, initial=initial, names=names
         )
     check_flag(correlated, "correlated")
-    layout, _ = layout_of(effects)
+    layout, _ = layout_of_effects(effects)
     density = MixedDensity(family, predictor, layout, bool(correlated))
     own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
-    base = marginal(density, np.zeros(layout.num_free), nodes=nodes)
+    base = marginal(density, np.zeros(layout.num_free, layout.dtype), nodes=nodes)
     return MixedModel(
         base.integral,
-        sample=None if family.sample is None else density.sample,
-        constraints={**own, **(constraints or {})},
+        sample=None if family.sample is None else MixedSample(density),
+        constraints=_merge(own, constraints or {}),
         initial=initial,
         names=names,
     )
+
+
+def _merge(default: PyTree, given: PyTree) -> PyTree:
+    """The constraints given, and the defaults of parameters that are not among them."""
+    if not isinstance(default, dict) or not isinstance(given, dict):
+        return default if given is None else given
+    return {key: _merge(default.get(key), given.get(key)) for key in {**default, **given}}

@@ -31,7 +31,7 @@ from fisher_jax.tables import MISSING, as_column, as_columns, is_column, is_tabl
     jax.tree_util.register_dataclass,
     data_fields=["data", "given", "weights"],
     meta_fields=["size", "differs"],
-    drop_fields=["num_masked", "table"],
+    drop_fields=["num_masked", "table", "group_labels"],
 )
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -53,6 +53,9 @@ class Dataset:
     table : Table or None
         The table that the data come from, with the rows that they are, for columns by name; of many data sets it has a first axis
         over them. No part of the pytree.
+    group_labels : array (n,), or None
+        Of a model with latent effects, whose observations are groups, their labels where `by_group` made them. No part of the
+        pytree.
     """
 
     data: PyTree
@@ -62,6 +65,7 @@ class Dataset:
     differs: tuple[bool, ...] = field(default=(), kw_only=True)
     num_masked: Any = field(default=None, kw_only=True)
     table: Any = field(default=None, kw_only=True)
+    group_labels: Any = field(default=None, kw_only=True)
 
     @property
     def parts(self) -> tuple[PyTree, PyTree, Any]:
@@ -95,7 +99,7 @@ class Dataset:
         leaves, treedef = jax.tree.flatten(self.parts)
         taken = [leaf[rows] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
         table = None if self.table is None else self.table.take(rows)
-        return Dataset(*jax.tree.unflatten(treedef, taken), table=table)
+        return Dataset(*jax.tree.unflatten(treedef, taken), table=table, group_labels=self.group_labels)
 
     def column(self, name: str) -> Any:
         """A column by its name: of the table that the data come from, else of covariates or data that are a dictionary."""
@@ -142,7 +146,7 @@ def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any, missi
                     f"weights must be finite and not negative; weights[{first}] is {host[first]}. "
                     "A weight of zero leaves an observation out."
                 )
-    return without_masks(model, Dataset(data, given, weights))
+    return replace(without_masks(model, Dataset(data, given, weights)), group_labels=_labels_of_groups(parts))
 
 
 def check_datasets(
@@ -180,7 +184,13 @@ def check_datasets(
         for leaf, differs in zip(leaves, dataset.differs, strict=True)
     ]
     data, given, weights = jax.tree.unflatten(treedef, leaves)
-    return replace(dataset, data=data, given=given, weights=weights)
+    return replace(dataset, data=data, given=given, weights=weights, group_labels=_labels_of_groups(parts))
+
+
+def _labels_of_groups(parts: dict[str, PyTree]) -> Any:
+    """The labels of groups that `by_group` made, None where there are none: arrays lose them."""
+    holders = [part for part in parts.values() if getattr(part, "holds_data", False)]
+    return next((part.labels for part in holders if getattr(part, "labels", None) is not None), None)
 
 
 def place_measured(model: Model, data: PyTree, axis: Any) -> tuple[PyTree, Any]:

@@ -38,7 +38,7 @@ class Likelihood(NamedTuple):
     separable: bool
     auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     with_modes: Callable[[Float[Array, " p"], PyTree], PyTree] | None = None
-    is_costly: bool = False
+    is_marginal: bool = False
 
 
 class Derivatives(NamedTuple):
@@ -70,8 +70,8 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
     terms = terms_of(model, layout, values, dataset.given is not None)
     if model.with_modes is None:
         shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
-    else:  # one term for each group; to trace the search for the modes takes long
-        shape = jnp.shape(jax.tree.leaves(rows)[0])[:1]
+    else:  # one for each group; to trace the density would take as long as all else before a first fit
+        shape = np.shape(jax.tree.leaves(rows)[0])[:1]
     auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     if model.auxiliary is not None:
         measured = first_row(jax.tree.map(jnp.asarray, dataset.data.measured))
@@ -102,7 +102,7 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
             rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
     with_modes = None if model.with_modes is None else modes_of(model, layout, values, dataset.given is not None)
     separable = not model.is_dependent
-    return Likelihood(terms, rows, weights, shape[0], separable, auxiliary, with_modes, model.is_costly)
+    return Likelihood(terms, rows, weights, shape[0], separable, auxiliary, with_modes, with_modes is not None)
 
 
 def modes_of(
@@ -182,9 +182,9 @@ def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]
 
 def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
     """Terms, gradient and minus Hessian in one pass over the data."""
+    # A density with latent effects is a long program, which the derivatives entry by entry would repeat.
+    method = by_entry if flat.shape[0] <= FORWARD_UP_TO and not target.is_marginal else by_row
     target = at_modes(target, flat)
-    # A pass for each entry of the Hessian would be as many copies of what is costly.
-    method = by_entry if flat.shape[0] <= FORWARD_UP_TO and not target.is_costly else by_row
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array]]:
         terms, gradient, curvature = method(lambda u: target.terms(u, rows), flat, weights)

@@ -110,12 +110,28 @@ class Model:
         """
         return None
 
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows there are in all observations, where each is a group of rows; None of other models, or if unknown."""
+        return None
+
+    def check_parameters(self, params: PyTree) -> None:
+        """Raise where parameters lack what the model needs of them; of a bare density nothing is known."""
+
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of an observation is not finite, in words; empty where the model does not know."""
         return ""
 
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """What the report of a fit says of a model of this kind besides what it says of all: titles with their texts."""
+        return []
+
     def check_data(self, data: PyTree, given: PyTree) -> None:
         """Raise where data or covariates, as arrays, are none that the model can have; called once, where they come in."""
+
+    @property
+    def num_effects(self) -> int:
+        """How many latent effects a group has of which each has a variance of its own; zero of other models."""
+        return 0
 
     @property
     def auxiliary(self) -> UserFunction | None:
@@ -303,4 +319,5 @@ def check_start(layout: Layout, values: Values, which: str = "") -> None:
 
 def flatten_parameters(model: Model, params: PyTree) -> tuple[Layout, Values]:
     """The layout of the user's parameters under the model's constraints, and their array leaves."""
+    model.check_parameters(params)
     return layout_of(params, model.table)

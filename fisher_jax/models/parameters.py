@@ -487,7 +487,8 @@ def _floating_dtype(kinds: list[Any], leaves: tuple[Leaf, ...], default: np.dtyp
         for (_, dtype), leaf in zip(kinds, leaves, strict=True)
     )
     dtypes = [*dtypes, default] if numbers or not dtypes else dtypes
-    return np.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(*dtypes)))
+    # Converted one by one: JAX warns of a float64 that it is asked for and does not have.
+    return np.dtype(jnp.result_type(*map(jax.dtypes.canonicalize_dtype, dtypes)))
 
 
 def _match(table: Constraints, paths: list[Any]) -> list[Constraint]:

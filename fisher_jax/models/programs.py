@@ -28,12 +28,16 @@ MANY = 4  # functions made at one place before a warning: two or three are model
 
 
 class ById:
-    """A function compared by equality where it has one (two partials may be equal), else by identity."""
+    """A function compared by equality where it has one (two partials may be equal), else by identity.
+
+    Methods are equal where their objects are: Python asks for the same object.
+    """
 
     def __init__(self, function: Any) -> None:
         self.function = function
+        self.compared = (function.__func__, function.__self__) if inspect.ismethod(function) else function
         try:
-            self.hash = hash(function)
+            self.hash = hash(self.compared)
         except TypeError:  # an Equinox module with arrays inside
             self.hash = id(function)
 
@@ -46,7 +50,7 @@ class ById:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ById) or self.hash != other.hash:
             return False
-        return self.function is other.function or (self.hash != id(self.function) and self.function == other.function)
+        return self.function is other.function or (self.hash != id(self.function) and self.compared == other.compared)
 
 
 class Programs(dict[Any, Any]):
@@ -73,7 +77,10 @@ def owner_of(function: Any) -> tuple[Any, tuple[Any, ...]]:
     For a bound method it is the object, for a wrapper of this library, which is made anew at each call, its `user_function`.
     """
     if inspect.ismethod(function):
-        return function.__self__, (function.__func__,)
+        if not hasattr(function.__self__, "user_function"):
+            return function.__self__, (function.__func__,)
+        owner, rest = owner_of(function.__self__)
+        return owner, (function.__func__, *rest)
     if not hasattr(function, "user_function"):
         return function, ()
     owner, rest = owner_of(function.user_function)

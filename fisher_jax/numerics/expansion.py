@@ -907,21 +907,21 @@ _NEEDS_DTYPE = frozenset({"dot_general", *(name for name in _ARRAYS if name.star
 
 def _scan(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
     params = step.equation.params
-    length, (consts, transform_covariance) = params["length"], scan_counts(step.equation)
+    length, (consts, num_carried) = params["length"], scan_counts(step.equation)
     if length > MAX_LENGTH:
         raise CannotExpand(f"a scan of {length} steps (at most {MAX_LENGTH} are unrolled)")
     (flat,), mask = step.inner, scan_needs(step, exact)[0]
     fixed, carry, xs = (
         arrays[:consts],
-        arrays[consts : consts + transform_covariance],
-        arrays[consts + transform_covariance :],
+        arrays[consts : consts + num_carried],
+        arrays[consts + num_carried :],
     )
     rows: list[Any] = [None] * length
     for k in reversed(range(length)) if params["reverse"] else range(length):
         results = _evaluate(s, flat, [*fixed, *carry, *(_wrap(x[k]) for x in xs)], mask)
-        carry, rows[k] = results[:transform_covariance], results[transform_covariance:]
+        carry, rows[k] = results[:num_carried], results[num_carried:]
     if not length:
-        return [*carry, *(_objects(v.aval.shape, []) for v in step.equation.outvars[transform_covariance:])]
+        return [*carry, *(_objects(v.aval.shape, []) for v in step.equation.outvars[num_carried:])]
     return [*carry, *(np.stack(column) for column in zip(*rows, strict=True))]
 
 

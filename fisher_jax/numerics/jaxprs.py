@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -147,14 +148,26 @@ def bind(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def while_loop(step: Step, operands: Sequence[Any], evaluate: Callable[[Flat, list[Any]], list[Any]]) -> Sequence[Any]:
-    """The results of a `while` for other operands; `evaluate` runs its condition and its body."""
+    """The results of a `while` for other operands; `evaluate` runs its condition and its body.
+
+    A loop that is mapped has a condition for each of its members, along the first axes of what it carries; those that have ended
+    wait.
+    """
     params, (condition, body) = step.equation.params, step.inner
     first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    return jax.lax.while_loop(
-        lambda carry: evaluate(condition, [*operands[:first], *carry])[0],
-        lambda carry: evaluate(body, [*operands[first:second], *carry]),
-        list(operands[second:]),
-    )
+
+    def goes_on(carry: list[Any]) -> Any:
+        return evaluate(condition, [*operands[:first], *carry])[0]
+
+    def advance(carry: list[Any]) -> list[Any]:
+        results = evaluate(body, [*operands[first:second], *carry])
+        if params["cond_jaxpr"].out_avals[0].shape == ():
+            return results
+        going = goes_on(carry)
+        to = lambda x: going.reshape(going.shape + (1,) * (x.ndim - going.ndim))  # noqa: E731
+        return [jnp.where(to(new), new, old) for new, old in zip(results, carry, strict=True)]
+
+    return jax.lax.while_loop(lambda carry: jnp.any(goes_on(carry)), advance, list(operands[second:]))
 
 
 def scan_counts(equation: Any) -> tuple[int, int]:
@@ -181,8 +194,8 @@ def scan_needs(step: Step, hit: Sequence[bool]) -> tuple[list[bool], list[bool]]
     while True:
         exact = flat.exact(tuple(mask))
         needed = [v in exact for v in flat.inputs]
-        transform_covariance = [n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)]
-        needed[consts : consts + carry] = transform_covariance
-        if transform_covariance == mask[:carry]:
+        carried = [n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)]
+        needed[consts : consts + carry] = carried
+        if carried == mask[:carry]:
             return mask, needed
-        mask[:carry] = transform_covariance
+        mask[:carry] = carried

@@ -170,7 +170,10 @@ class Newton:
         surprise = xp.abs(gain - predicted)
         growth = xp.where(surprise < self.trusted_within * predicted, self.fast_growth, self.growth)
         good = xp.where(gain > self.grow_above * predicted, growth * length, length)
-        after_acceptance = xp.where(gain < self.shrink_below * predicted, self.cut * length, xp.maximum(radius, good))
+        # After a rejection the step went to the edge, and its length is the radius: what rejections left of the radius is in the
+        # units of a scale that ends with them (`guarded` in `advance`).
+        good = xp.where(rejections > 0, good, xp.maximum(radius, good))
+        after_acceptance = xp.where(gain < self.shrink_below * predicted, self.cut * length, good)
         return xp.where(
             accepted, after_acceptance, length * self.cut * 0.5 ** xp.minimum(rejections, 40).astype(gain.dtype)
         )
@@ -391,7 +394,9 @@ def advance(
     # concave.
     scale = _positive(diagonal, at.gradient)
     pull = xp.sqrt(lanes.dot(at.gradient, lanes.each(lambda g, d: g / d, at.gradient, scale)))
-    extent = xp.where(taken & factor.definite, 0.0, xp.where(fresh, pull, state.radius))
+    # A rejection at a point where ℓ is concave changes no scale: in another, the radius would mean another length.
+    concave = xp.where(taken, factor.definite, state.definite)
+    extent = xp.where(concave, 0.0, xp.where(fresh, pull, state.radius))
 
     def guarded(d: Entry, g: Entry, u: Entry) -> Entry:
         leap = LONGEST_LEAP * xp.maximum(1.0, xp.abs(u))

@@ -461,7 +461,15 @@ def _notes(profile: Profile) -> tuple[str, ...]:
         notes.append(f"the fit did not converge: {profile.fit.diagnosis()}")
     names = profile.names
     for (k, side), code in np.ndenumerate(profile.end_codes):
-        if code != End.CUT_OFF:
+        edge = profile.interval[k, side]
+        if code == End.NEVER_FALLS and np.isfinite(edge):
+            notes.append(
+                f"{names[k]}, {('lower', 'upper')[side]} end: the interval goes to {number(edge)}, the edge of the range, where "
+                f"the profile has fallen by {max(profile.fallen[k, side], 0.0):.4g} of {cut_of(profile.level):.4g} nats only. "
+                f"Were the true value {number(edge)} itself, about {percent(0.5 * (1 + profile.level))} of intervals at this "
+                "cut-off would hold it."
+            )
+        elif code != End.CUT_OFF:
             notes.append(
                 f"{names[k]}, {('lower', 'upper')[side]} end: {End(int(code)).words}; at "
                 f"{number(profile.reached[k, side])} the profile has fallen by {max(profile.fallen[k, side], 0.0):.4g} of "

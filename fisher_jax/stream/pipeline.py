@@ -261,8 +261,8 @@ def _columns(fits: Fit) -> Columns:
     """The columns of `Fit.to_columns` for all its kinds of covariance, and the matrices."""
     columns = fits.to_columns("")
     for kind in fits.kinds:
-        covariance = fits._computed(covariance_kinds.covariance, kind)  # the status stands beside it, so no warning
-        errors = covariance_kinds.root_diagonal(covariance)
+        covariance = fits._computed(covariance_kinds.covariance, kind)
+        errors, _ = fits._errors_in_columns(kind)  # the status stands beside it, so no warning
         suffix = "" if kind == fits.kinds[0] else f" ({kind})"
         columns |= {f"{name} standard error{suffix}": errors[:, k] for k, name in enumerate(fits.names)}
         columns[f"covariance ({kind})"] = covariance
