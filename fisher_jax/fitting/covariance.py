@@ -120,7 +120,7 @@ def errors_given_edge(fit: Any, kind: str, edge: np.ndarray) -> tuple[np.ndarray
     jacobian = np.asarray(fit.layout.jacobian(fit.free))
     at_edge = np.any((jacobian != 0) & edge[..., None, :], axis=-1)
     errors = np.asarray(root_diagonal(conditional_on_edge(fit, kind, edge)))
-    exist = np.all(np.isfinite(errors) | at_edge, axis=-1)
+    exist = np.asarray(np.all(np.isfinite(errors) | at_edge, axis=-1))  # of one fit a scalar otherwise
     return np.where(at_edge | ~exist[..., None], np.nan, errors), at_edge, exist
 
 

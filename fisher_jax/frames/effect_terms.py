@@ -27,8 +27,11 @@ class EffectTerm(NamedTuple):
         return ":".join(self.factor)
 
 
-def split_effects(formula: Any, what: str) -> tuple[str, tuple[EffectTerm, ...]]:
-    """A formula without its terms of effects, and these; raise where a bar is not in a term that can be read."""
+def split_effects(formula: Any, what: str) -> tuple[Any, tuple[EffectTerm, ...]]:
+    """A formula without its terms of effects, and these; raise where a bar is not in a term that can be read.
+
+    What is no text is left as it is, for the error of `parse`.
+    """
     if not isinstance(formula, str) or "|" not in formula:
         return formula, ()
     text, mask = formula, _mask(formula, what)

@@ -961,7 +961,11 @@ def group_rows(fit: Fit, model: MixedModel, new: Any, groups: Any, at: str) -> G
     table = predictor = None
     if isinstance(model.joint.predictor, Predictor):
         predictor = model.joint.predictor
-        if is_table(new) or (isinstance(new, dict) and not isinstance(new, Grouped)):
+        # A dictionary of columns, unless it has the arrays that the fit has.
+        is_arrays = (
+            own is not None and isinstance(own.rows, dict) and isinstance(new, dict) and own.rows.keys() == new.keys()
+        )
+        if is_table(new) or (isinstance(new, dict) and not is_arrays):
             table = Table(frame_of(new, "new"), "new")
     if not isinstance(new, Grouped):
         check_pytrees(new=new)
@@ -1249,8 +1253,8 @@ def predict(
         a group whose effects are zero.
     groups : array, optional
         Of a mixed model, for `new` and predicted effects: the label of the group of each row, or of each group of rows; numbers
-        from 0 where the fit has no labels. By default those of `new` where it comes from `by_group`; else `new` must have the
-        groups of the fit in their order.
+        from 0 where the fit has no labels. By default those of `new` where it comes from `by_group`, or is the table of a formula,
+        which names the column; else `new` must have the groups of the fit in their order.
     new_axis : int, None or pytree of them
         For many fits that each have rows of their own: the axis of `new` over the fits.
     model : Model, optional
