@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import some_of
-from jax.scipy.stats import multivariate_normal
+from jax.scipy.stats import multivariate_normal, norm
 
 import fisher_jax as fj
 from fisher_jax.latent import many_effects
@@ -351,6 +351,26 @@ def test_all_rows_are_one_group():
     assert rows.rows["plate"].dtype.kind == "i"
     with pytest.raises(ValueError, match="columns of lengths"):
         fj.by_group({"a": np.ones(3), "b": np.ones(2)}, [])
+
+
+def test_many_effects_of_any_joint_density_are_dense():
+    """A random walk with an error at each of 12 times, whose closed form is normal."""
+    times = np.minimum.outer(np.arange(1, 13), np.arange(1, 13))
+    y = np.cumsum(np.random.default_rng(2).normal(size=12))
+
+    def joint(params, walk, y):
+        steps = jnp.diff(walk, prepend=0.0)
+        return jnp.sum(norm.logpdf(y, walk, 0.5)) + jnp.sum(norm.logpdf(steps, 0.0, params["sd"]))
+
+    def dense(params, _):
+        return multivariate_normal.logpdf(y, jnp.zeros(12), 0.25 * np.eye(12) + params["sd"] ** 2 * times)
+
+    model = fj.marginal(joint, np.zeros(12))
+    assert model.algebra == "dense 12"
+    flat, here = derivatives(model.log_density, {"sd": 0.8}, lambda params: model.with_modes(params, y))
+    _, closed = derivatives(dense, {"sd": 0.8})
+    for ours, theirs in zip(here(flat), closed(flat), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10)
 
 
 # --- the algebra and the search --------------------------------------------------------------------------------------

@@ -250,17 +250,10 @@ def _add_up(places: list[Array], slopes: list[Array], start: Float[Array, " q"])
 class CrossedModel(MarginalModel):
     """A model made by `mixed` with ``levels=``: all rows are one observation."""
 
-    is_costly = True
-
     @property
     def joint(self) -> CrossedDensity:
         """The joint density of the rows and the effects, standardised."""
         return self.integral.joint  # type: ignore[return-value]
-
-    @property
-    def algebra(self) -> str:
-        """How the matrix of second derivatives in the effects is solved, as in ``block-diagonal 300 × 1, dense 25``."""
-        return self.integral.algebra  # type: ignore[attr-defined]
 
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects of all levels on the scale of the predictor, each with an axis over the levels."""

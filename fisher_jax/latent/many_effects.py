@@ -247,10 +247,7 @@ def find_mode(derivatives: Callable[[Float[Array, " q"]], Derivatives], start: F
 class IntegralOfMany(Integral):
     """log ∫ exp(joint) over many effects by Laplace's approximation; H is dense here."""
 
-    @property
-    def algebra(self) -> str:
-        """How H is solved, in words."""
-        return f"dense {len(self.start)}"
+    is_costly = True
 
     def derivatives(self, params: PyTree, y: PyTree, *z: PyTree) -> Callable[[Array], Derivatives]:
         """f, its gradient and H of one group, as a function of the flat effects."""

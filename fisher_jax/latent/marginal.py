@@ -63,6 +63,16 @@ class MarginalModel(Model):
         return self.log_density
 
     @property
+    def is_costly(self) -> bool:  # type: ignore[override]
+        """Of many effects."""
+        return self.integral.is_costly
+
+    @property
+    def algebra(self) -> str:
+        """How the matrix of second derivatives in the effects is solved, as in ``dense 40``."""
+        return self.integral.algebra
+
+    @property
     def with_modes(self) -> Callable[..., WithMode]:
         """From (params, y, z) of one group to y with the mode of its effects, which derivatives at params then start from."""
         return self.integral.with_mode
@@ -96,6 +106,7 @@ class Integral:
     nodes: int
 
     has_both_modes = True  # of differentiation: the joint density is called so that it has
+    is_costly = False  # see `Model`
 
     @property
     def user_function(self) -> UserFunction:
@@ -106,6 +117,11 @@ class Integral:
     def made_with(self) -> tuple[Any, ...]:
         """What else it is made of."""
         return self.layout, self.start, self.nodes
+
+    @property
+    def algebra(self) -> str:
+        """How the matrix of second derivatives in the effects is solved, in words."""
+        return f"dense {len(self.start)}"
 
     @property
     def _values(self) -> list[Any]:
@@ -230,6 +246,9 @@ def marginal(
     One mode is found, that to which the search leads from `effects`. Where the joint density has others it is that mode's
     contribution that counts; more nodes, and a search from another start, tell.
 
+    Hundreds of effects are one dense matrix: of q effects the derivatives take q passes over the joint density, and memory for
+    some tens of q² numbers. Where rows touch a few effects each, as with crossed factors, `mixed` with ``levels=`` is far faster.
+
     The observed information, the sandwich, tests and intervals are those of the approximated likelihood. `check_laplace` tells
     how far that is from the exact one.
 
@@ -265,9 +284,12 @@ def marginal(
             f"nodes={nodes} with {len(start)} effects needs {nodes}^{len(start)} points for each group; a quadrature is for up to "
             f"{MOST_DIMENSIONS} effects. Use nodes=1, Laplace's approximation."
         )
-    return MarginalModel(
-        Integral(joint, layout, start, nodes), sample=sample, constraints=constraints, initial=initial, names=names
-    )
+    integral = Integral(joint, layout, start, nodes)
+    if len(start) > linalg.UNROLLED:
+        from fisher_jax.latent.many_effects import IntegralOfMany  # which extends `Integral`
+
+        integral = IntegralOfMany(joint, layout, start, nodes)
+    return MarginalModel(integral, sample=sample, constraints=constraints, initial=initial, names=names)
 
 
 def layout_of_effects(effects: PyTree) -> tuple[Layout, tuple[float, ...]]:
