@@ -1,5 +1,6 @@
 """Crossed and nested effects: `mixed` with levels=, all rows one observation, against dense closed forms and peers."""
 
+import dataclasses
 import functools
 import pickle
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import some_of
 from jax.scipy.stats import multivariate_normal, norm
+from scipy.stats import chi2
 
 import fisher_jax as fj
 from fisher_jax.latent import many_effects
@@ -227,6 +229,34 @@ def test_a_factor_without_variance_ends_at_the_boundary():
     assert fit.status == fj.Status.BOUNDARY
     assert fit.params["sd"]["sample"] < 1e-2
     assert "direction: sd.sample" in repr(fit)
+
+
+def test_a_factor_less_is_a_null_of_the_same_data_whose_variance_is_zero():
+    """One factor is fitted by groups; two are one observation."""
+    model = fj.mixed(
+        fj.families.normal,
+        lambda params, effects, z: {"loc": params["mean"] + effects["sample"], "scale": params["scale"]},
+        {"sample": 0.0},
+        constraints={"scale": fj.positive},
+    )
+    rows = fj.by_group({"zone": ZONE, "plate": PLATE}, SAMPLE)
+    null = fj.fit(model, {"mean": 20.0, "sd": {"sample": 1.0}, "scale": 1.0}, rows["zone"], given=rows)
+    test = fj.likelihood_ratio_test(penicillin(), null)
+    statistic = 2 * float(penicillin().log_likelihood - null.log_likelihood)
+    np.testing.assert_allclose(test.statistic, statistic, rtol=1e-8)
+    np.testing.assert_allclose(test.mixture_p_value, 0.5 * chi2.sf(statistic, 1), rtol=1e-6)
+    assert "no information" not in str(test)  # since the score of one observation vanishes at every maximum
+    others = fj.by_group({"zone": ZONE[::-1] + np.arange(144), "plate": PLATE}, SAMPLE)
+    with pytest.raises(ValueError, match="the two fits are of different data"):
+        fj.likelihood_ratio_test(penicillin(), fj.fit(model, null.params, others["zone"], given=others))
+
+
+def test_criteria_of_one_observation_count_its_rows_and_without_them_there_are_none():
+    fit = penicillin()
+    np.testing.assert_allclose(fit.bic(), 4 * np.log(144) - 2 * float(fit.log_likelihood))
+    np.testing.assert_allclose(fit.aicc(), 8 * 144 / 139 - 2 * float(fit.log_likelihood))
+    assert np.isnan(dataclasses.replace(fit, origin=None).bic())
+    assert "BIC" not in str(dataclasses.replace(fit, origin=None))
 
 
 def test_one_observation_has_no_sandwich():

@@ -646,6 +646,10 @@ MISUSES = {
         lambda: marginal_with(rows_joint, data=VISITS),
         "does not use the weights of the groups",
     ),
+    "and with many effects": (
+        lambda: marginal_with(lambda p, b, y: rows_joint(p, jnp.sum(b), y), np.zeros(9), data=VISITS),
+        "does not use the weights of the groups",
+    ),
     "and in a compiled joint": (lambda: marginal_with(jax.jit(rows_joint), data=VISITS), "y.total"),
     "a vector": (lambda: marginal_with(lambda p, b, y: b + y), r"scalar for ONE group.*returned shape \(3,\)"),
     "no number": (lambda: marginal_with(lambda p, b, y: None), "joint must return the log-density.*returned NoneType"),

@@ -381,23 +381,33 @@ class Fit:
 
     @entry_point
     def bic(self) -> Float[AnyArray, "*b"]:
-        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations."""
-        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        """Schwarz's Bayesian information criterion p log n − 2ℓ, for the n observations; NaN where there is one or none.
+
+        Of one fit of a model with latent effects n is the number of groups; of rows where all rows are one observation.
+        """
+        n, log_likelihood = on_host((self._count(), self.log_likelihood))
         xp = namespace(n)
-        return self.num_parameters * xp.log(xp.where(n > 0, n, np.nan)) - 2.0 * log_likelihood
+        return self.num_parameters * xp.log(xp.where(n > 1, n, np.nan)) - 2.0 * log_likelihood
 
     @entry_point
     def aicc(self) -> Float[AnyArray, "*b"]:
-        """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ; NaN where n ≤ p + 1.
+        """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ, n as for `bic`; NaN where n ≤ p + 1.
 
         References
         ----------
         Hurvich, C. M. and Tsai, C.-L. (1989), Biometrika 76, 297-307.
         """
-        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        n, log_likelihood = on_host((self._count(), self.log_likelihood))
         xp, left = namespace(n), n - self.num_parameters - 1
         penalty = xp.where(left > 0, 2.0 * self.num_parameters * n / xp.where(left > 0, left, 1.0), np.nan)
         return penalty - 2.0 * log_likelihood
+
+    def _count(self) -> Any:
+        """The number of observations that `bic` and `aicc` take; of one that holds all rows, that of the rows."""
+        if self.has_batch or self.origin is None or isinstance(self.num_observations, jax.core.Tracer):
+            return self.num_observations
+        rows = self.origin.model.count_rows(*self.origin.dataset.parts) if self.num_observations == 1 else None
+        return self.num_observations if rows is None else np.asarray(rows)
 
     @entry_point
     def tic(self) -> Float[AnyArray, "*b"]:

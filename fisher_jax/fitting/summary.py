@@ -55,6 +55,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     distance = f"{float(fit.decrement):.1e} standard errors (decrement)"
     if not math.isfinite(float(fit.decrement)):
         distance = "unknown, the curvature is not positive definite"
+    bic = "" if math.isnan(float(fit.bic())) else f", BIC {float(fit.bic()):.4f}"
     n, num_masked = float(fit.num_observations), 0 if fit.num_masked is None else int(fit.num_masked)
     facts = [
         ("Status", f"{fit.status.label}, {int(fit.num_steps)} steps in {fit.free.dtype}"),
@@ -62,7 +63,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         ("Observations", f"{n:g}{_of_groups(fit)}, free parameters {fit.num_parameters}"),
         *(fit.origin.model.facts(fit.params) if fit.origin is not None else []),
         *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
-        ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}, BIC {float(fit.bic()):.4f}"),
+        ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}{bic}"),
         ("Covariance", fit.describe(kind)),
         *([("Intervals", "by profile likelihood")] if method == "profile" else []),
     ]

@@ -11,6 +11,7 @@ from fisher_jax.errors import check_choice, check_level, entry_point, require, w
 from fisher_jax.fitting.covariance import CovarianceKind, takeuchi
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import COLUMNS
+from fisher_jax.latent.grouped import Grouped
 from fisher_jax.reporting import Report, Reported, Table, number, percent
 
 Shown = Literal["standard_error", "z", "p_value", "interval"]
@@ -383,8 +384,13 @@ def same_data(fit: Fit, other: Fit) -> bool:
     """Whether two fits have as many observations, and the same ones as far as both have their data."""
     counts, other_counts = np.asarray(fit.num_observations), np.asarray(other.num_observations)
     rows, other_rows = (_count_rows(each) for each in (fit, other))
-    if (rows is None) != (other_rows is None):  # groups of rows, and the rows themselves
-        return bool(np.isclose(counts if rows is None else rows, other_counts if other_rows is None else other_rows))
+    if (
+        rows is not None or other_rows is not None
+    ):  # groups of rows, perhaps other groups in each, or the rows themselves
+        totals = counts if rows is None else rows, other_counts if other_rows is None else other_rows
+        if fit.origin is None or other.origin is None:
+            return bool(np.isclose(*totals))
+        return bool(np.isclose(*totals)) and all(map(_alike, _sorted_values(fit), _sorted_values(other)))
     if counts.shape != other_counts.shape or not np.allclose(counts, other_counts, rtol=1e-5):
         return False
     if fit.origin is None or other.origin is None:
@@ -401,6 +407,20 @@ def _count_rows(fit: Fit) -> float | None:
     if fit.origin is None or fit.has_batch:
         return None
     return fit.origin.model.count_rows(*fit.origin.dataset.parts)
+
+
+def _sorted_values(fit: Fit) -> list[np.ndarray]:
+    """The data of all rows, in groups or not, in an order that does not depend on the groups."""
+    assert fit.origin is not None
+    data, given, weights = fit.origin.dataset.parts
+    grouped = next((part for part in (given, data) if isinstance(part, Grouped)), None)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(data.rows if isinstance(data, Grouped) else data)]
+    counted = np.ones(np.shape(leaves[0])[:1] if grouped is None else np.shape(grouped.weights), bool)
+    if grouped is not None:
+        counted &= np.asarray(grouped.weights) > 0
+    if weights is not None:
+        counted &= np.asarray(weights > 0).reshape(-1, *[1] * (counted.ndim - 1))
+    return [np.sort(leaf[counted], axis=None) for leaf in leaves]
 
 
 def _alike(x: Any, y: Any) -> bool:

@@ -255,6 +255,11 @@ class CrossedModel(MarginalModel):
         """The joint density of the rows and the effects, standardised."""
         return self.integral.joint  # type: ignore[return-value]
 
+    @property
+    def num_effects(self) -> int:
+        """How many effects the factors have, each with a variance of its own."""
+        return sum(factor.size for factor in self.joint.factors)
+
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects of all levels on the scale of the predictor, each with an axis over the levels."""
         return self.joint.effects_of(params, b)
