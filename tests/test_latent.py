@@ -322,7 +322,10 @@ def test_a_group_whose_mode_is_not_found_at_the_start_is_named():
     groups = np.stack([ONLY["one mode"]] * 2 + [ONLY["kink"]] + [ONLY["one mode"]])
     fit = fj.fit(ODD, 0.2, groups)
     assert fit.status is Status.BAD_START
-    assert "observation 2, where the mode of the latent effects was not found (stalled)" in fit.diagnosis()
+    expected = (
+        "observation 2, where the mode of the latent effects was not found (stalled: joint may have a kink in an effect"
+    )
+    assert expected in fit.diagnosis()
 
 
 def test_a_trial_point_without_a_mode_shortens_the_step():
@@ -644,10 +647,6 @@ def marginal_with(joint, effects=0.0, data=PATIENTS, **settings):
 MISUSES = {
     "filled rows that count": (
         lambda: marginal_with(rows_joint, data=VISITS),
-        "does not use the weights of the groups",
-    ),
-    "and with many effects": (
-        lambda: marginal_with(lambda p, b, y: rows_joint(p, jnp.sum(b), y), np.zeros(9), data=VISITS),
         "does not use the weights of the groups",
     ),
     "and in a compiled joint": (lambda: marginal_with(jax.jit(rows_joint), data=VISITS), "y.total"),

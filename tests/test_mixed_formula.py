@@ -1,6 +1,7 @@
 """Effects in formulas: published mixed models from any table, closed forms, quadrature, groups of any size and order, bad input."""
 
 import copy
+import dataclasses
 import itertools
 import pickle
 import warnings
@@ -17,6 +18,7 @@ import statsmodels.formula.api as smf
 
 import fisher_jax as fj
 from fisher_jax import families
+from fisher_jax.fitting.result import Origin
 from fisher_jax.frames.effect_terms import split_effects
 
 # Contagious bovine pleuropneumonia (R, lme4::cbpp): herd, incidence, size, period.
@@ -115,6 +117,20 @@ def test_labels_of_groups_and_the_table_stay_with_the_fit(cbpp_fit):
 def test_clusters_are_columns_that_are_the_same_within_groups(cbpp_fit):
     with pytest.raises(ValueError, match=r"robust: column 'size' .* has several values in 1[0-9] of 15 groups"):
         fj.robust(cbpp_fit, clusters="size")
+
+
+def test_rows_that_stand_for_several_are_not_drawn_as_one(cbpp_fit):
+    """What is drawn for such a row would count twice, and replicates would vary by too much."""
+    model, dataset = cbpp_fit.origin
+    given = dataset.given.with_weights(2.0 * np.asarray(dataset.given.weights))
+    fit = dataclasses.replace(cbpp_fit, origin=Origin(model, dataclasses.replace(dataset, given=given)))
+    for draw in (
+        lambda: fj.bootstrap(fit, jax.random.key(0), 10, method="parametric"),
+        lambda: fj.likelihood_ratio_test(fit, "sd[Intercept | herd] = 0", key=jax.random.key(0)),
+        lambda: fj.check_laplace(fit, key=jax.random.key(0)),
+    ):
+        with pytest.raises(ValueError, match=r"rows have weights such as 2.*in the table once for each time"):
+            draw()
 
 
 # Linear mixed models --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from fisher_jax.fitting.summary import (
     FIXED,
     Row,
     batch_report,
+    edge_in_words,
     entries_at_edge,
     escaping,
     fit_report,
@@ -39,7 +40,7 @@ from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.numerics.differentiate import each_at
 from fisher_jax.optimizers.newton import Kind
-from fisher_jax.reporting import Report, listed
+from fisher_jax.reporting import Report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -629,10 +630,9 @@ class Fit:
                     rows.append(Row(name + AT_EDGE if next(marks) else name, *map(float, next(numbers))))
         if not conditional:
             return rows, ""
-        names = listed([f"`{name}`" for name, mark in zip(self.names, at_edge, strict=True) if mark])
         return rows, (
-            f"standard errors, tests and Wald intervals of the other parameters are conditional on {names} at the edge, as if it "
-            "were known there. The covariance has none of them."
+            "standard errors, tests and Wald intervals of the other parameters are conditional on "
+            f"{edge_in_words(self.layout, edge, at_edge)}, as if it were known there. The covariance has none of them."
         )
 
     def _edge(self) -> Bool[np.ndarray, "*b p"]:

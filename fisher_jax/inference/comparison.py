@@ -12,6 +12,7 @@ from fisher_jax.fitting.covariance import CovarianceKind, takeuchi
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import COLUMNS
 from fisher_jax.latent.grouped import Grouped
+from fisher_jax.latent.marginal import MarginalModel
 from fisher_jax.reporting import Report, Reported, Table, number, percent
 
 Shown = Literal["standard_error", "z", "p_value", "interval"]
@@ -382,6 +383,10 @@ def named_fits(fits: Any, named: dict[str, Any]) -> dict[str, Fit]:
 
 def same_data(fit: Fit, other: Fit) -> bool:
     """Whether two fits have as many observations, and the same ones as far as both have their data."""
+    models = [each.origin.model for each in (fit, other) if each.origin is not None]
+    if fit.has_batch and other.has_batch and any(isinstance(model, MarginalModel) for model in models):
+        # Whether groups of rows and rows are of the same data is seen from those of the first fits.
+        return len(fit) == len(other) and (not len(fit) or same_data(fit[0], other[0]))
     counts, other_counts = np.asarray(fit.num_observations), np.asarray(other.num_observations)
     rows, other_rows = (_count_rows(each) for each in (fit, other))
     if (

@@ -25,6 +25,7 @@ from fisher_jax.fitting.covariance import CovarianceKind, precise
 from fisher_jax.fitting.intervals import as_leaves, normal_quantile
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.fitting.summary import edge_in_words
 from fisher_jax.input_arrays import as_labels
 from fisher_jax.latent.marginal import MarginalModel
 from fisher_jax.models.dataset import Dataset
@@ -141,8 +142,7 @@ def free_covariance(fit: Fit, kind: str) -> tuple[np.ndarray, str]:
         given = f"the parameters at their edge in {np.sum(rows)} of {len(rows)} fits"
     else:
         at_edge = np.any(np.asarray(fit.layout.jacobian(fit.free))[:, edge] != 0, axis=1)
-        names = listed([f"`{name}`" for name, mark in zip(fit.names, at_edge, strict=True) if mark])
-        matrix, given = covariances.free_conditional_on_edge(fit, kind, edge), f"{names} at the edge"
+        matrix, given = covariances.free_conditional_on_edge(fit, kind, edge), edge_in_words(fit.layout, edge, at_edge)
     warn(f"the errors are conditional on {given}, as if known there.")
     return np.asarray(matrix), f"{fit.describe(kind)}, given {given}"
 

@@ -270,7 +270,6 @@ class IntegralOfMany(Integral):
         params, y, z = jax.lax.stop_gradient((params, y, z))
         dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
         dtype = jnp.result_type(*(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)))
-        self._check_weights(params, y, z)
         return find_mode(self.derivatives(params, y, *z), jnp.asarray(self.start, dtype))
 
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:

@@ -45,6 +45,12 @@ from fisher_jax.numerics.jaxprs import flatten
 
 MOST_NODES = 100  # up to which numpy's have been tested
 MOST_DIMENSIONS = 3  # of a quadrature: with nine nodes 729 points
+WITHOUT_MODE = {  # what a joint density is likely to lack
+    Status.STEP_LIMIT: "joint may rise without end; does it hold the log-density of the effects?",
+    Status.SINGULAR_INFORMATION: "joint may not depend on an effect; does it hold the log-density of each?",
+    Status.STALLED: "joint may have a kink in an effect, as abs has, or no maximum",
+    Status.INDEFINITE: "the search ended between modes; give other numbers in effects, from which it starts",
+}
 
 
 class WithMode(NamedTuple):
@@ -93,7 +99,10 @@ class MarginalModel(Model):
         """Why the log-density of a group is not finite, in words."""
         mode = jax.jit(self.integral.mode)(params, y, *z)
         status = Status(int(mode.status))
-        return "" if status.converged else f"where the mode of the latent effects was not found ({status.label})"
+        if status.converged:
+            return ""
+        cause = WITHOUT_MODE.get(status, "")
+        return f"where the mode of the latent effects was not found ({status.label}{cause and f': {cause}'})"
 
 
 @dataclass(frozen=True)
@@ -244,7 +253,8 @@ def marginal(
     group.
 
     One mode is found, that to which the search leads from `effects`. Where the joint density has others it is that mode's
-    contribution that counts; more nodes, and a search from another start, tell.
+    contribution that counts. More nodes tell where modes overlap; where they lie apart, a fit with other numbers in `effects`, and
+    the draws of `check_laplace`.
 
     Hundreds of effects are one dense matrix: of q effects the derivatives take q passes over the joint density, and memory for
     some tens of q² numbers. Where rows touch a few effects each, as with crossed factors, `mixed` with ``levels=`` is far faster.

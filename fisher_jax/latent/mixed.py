@@ -195,6 +195,21 @@ def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...
     return y, tuple(rest), weights
 
 
+def check_rows_drawn_once(model: Model, given: PyTree) -> None:
+    """Raise where a row of a mixed model stands for several equal ones: a draw of it would be one that is counted as often."""
+    if not isinstance(model, MarginalModel) or not isinstance(model.integral.joint, MixedDensity):
+        return
+    for part in jax.tree.leaves(given, is_leaf=lambda part: isinstance(part, Grouped)):
+        if isinstance(part, Grouped) and not isinstance(part.weights, jax.core.Tracer):
+            weights = np.asarray(part.weights)
+            if not np.all(np.isin(weights, (0, 1))):
+                first = weights[~np.isin(weights, (0, 1))][0]
+                raise ValueError(
+                    f"draws from the model, in which rows have weights such as {first:g}: what is drawn for a row would count as "
+                    "often, as no sample of several rows does. Put such a row in the table once for each time, without weights."
+                )
+
+
 @entry_point
 def mixed(
     family: Model,
