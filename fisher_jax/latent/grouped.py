@@ -38,7 +38,6 @@ class Grouped:
     rows: PyTree
     weights: Float[Array, "*G m"]
     labels: np.ndarray | None
-    holds_data = True
 
     holds_data = True  # and may be passed where arrays are
 
