@@ -238,7 +238,8 @@ def marginal(
     -------
     MarginalModel
         A model whose observation is a group: every function of fisher_jax takes it. Arrays have a leading axis over the groups; a
-        group's rows come next, the same number in each: `by_group` fills them up.
+        group's rows come next, the same number in each. Where groups differ in size `by_group` fills them up, and `joint` gets a
+        `Grouped`: the rows of the group are ``y.rows``, and ``y.total(terms)`` is the sum over them.
 
     Raises
     ------

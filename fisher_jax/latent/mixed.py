@@ -286,12 +286,12 @@ def mixed(
     check_flag(correlated, "correlated")
     layout, _ = layout_of_effects(effects)
     density = MixedDensity(family, predictor, layout, bool(correlated))
-    own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
+    ranges = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
     base = marginal(density, np.zeros(layout.num_free, layout.dtype), nodes=nodes)
     return MixedModel(
         base.integral,
         sample=None if family.sample is None else MixedSample(density),
-        constraints=_merge(own, constraints or {}),
+        constraints=_merge(ranges, constraints or {}),
         initial=initial,
         names=names,
     )
