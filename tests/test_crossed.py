@@ -336,6 +336,12 @@ def test_wrong_factors_raise(arguments, error, match):
         fj.mixed(fj.families.poisson, FAMILIES["poisson"][1], effects, **{"levels": LEVELS} | arguments)
 
 
+def test_a_constraint_of_one_factor_leaves_the_others_positive():
+    effects, constraints = {"plate": 0.0, "sample": 0.0}, {"sd": {"sample": fj.fixed}}
+    model = fj.mixed(fj.families.poisson, FAMILIES["poisson"][1], effects, levels=LEVELS, constraints=constraints)
+    assert model.constraints == {"sd": {"plate": fj.positive, "sample": fj.fixed}}
+
+
 @pytest.mark.parametrize(
     ("params", "match"),
     [

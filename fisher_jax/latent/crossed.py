@@ -29,6 +29,7 @@ from fisher_jax.latent.mixed import (
     MixedDensity,
     check_spread,
     describe_covariance,
+    merge_constraints,
     rows_of,
     scale_effects,
 )
@@ -360,7 +361,7 @@ def crossed_model(
     return CrossedModel(
         CrossedIntegral(density, density.layout, (0.0,) * size, 1),
         sample=None if family.sample is None else density.sample,
-        constraints={**own, **(constraints or {})},
+        constraints=merge_constraints(own, constraints or {}),
         initial=initial,
         names=names,
     )

@@ -303,14 +303,14 @@ def mixed(
     return MixedModel(
         base.integral,
         sample=None if family.sample is None else MixedSample(density),
-        constraints=_merge(ranges, constraints or {}),
+        constraints=merge_constraints(ranges, constraints or {}),
         initial=initial,
         names=names,
     )
 
 
-def _merge(default: PyTree, given: PyTree) -> PyTree:
+def merge_constraints(default: PyTree, given: PyTree) -> PyTree:
     """The constraints given, and the defaults of parameters that are not among them."""
     if not isinstance(default, dict) or not isinstance(given, dict):
         return default if given is None else given
-    return {key: _merge(default.get(key), given.get(key)) for key in {**default, **given}}
+    return {key: merge_constraints(default.get(key), given.get(key)) for key in {**default, **given}}
