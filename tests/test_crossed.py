@@ -366,12 +366,27 @@ def test_wrong_factors_raise(arguments, error, match):
         fj.mixed(fj.families.poisson, FAMILIES["poisson"][1], effects, **{"levels": LEVELS} | arguments)
 
 
-@pytest.mark.parametrize("params", [{"mean": 0.0}, {"mean": 0.0, "sd": {"plate": 1.0}}])
-def test_parameters_without_standard_deviations_raise(params):
-    with pytest.raises(ValueError, match=r"constraints name .*`sd.sample`"):
+def test_a_constraint_of_one_factor_leaves_the_others_positive():
+    effects, constraints = {"plate": 0.0, "sample": 0.0}, {"sd": {"sample": fj.fixed}}
+    model = fj.mixed(fj.families.poisson, FAMILIES["poisson"][1], effects, levels=LEVELS, constraints=constraints)
+    assert model.constraints == {"sd": {"plate": fj.positive, "sample": fj.fixed}}
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"mean": 0.0}, "standard deviations of each factor's effects under 'sd'"),
+        ({"mean": 0.0, "sd": {"plate": 1.0}}, "'sd': {'sample': …}"),
+        (
+            {"mean": 0.0, "sd": {"plate": {"x": 1.0}, "sample": 1.0}},
+            r"params\['sd'\]\['plate'\] has shape .*expected \(\)",
+        ),
+        ({"mean": 0.0, "sd": {"plate": np.ones(2), "sample": 1.0}}, r"params\['sd'\]\['plate'\] has shape \(2,\)"),
+    ],
+)
+def test_parameters_without_the_distribution_of_a_factor_raise(params, match):
+    with pytest.raises(ValueError, match=match):
         fj.fit(BERNOULLI, params, Y_120[None], given=fj.by_group(ROWS, []))
-    with pytest.raises(ValueError, match="standard deviations of each factor's effects under 'sd'"):
-        BERNOULLI.joint(params, jnp.zeros(34), Y_120, ROWS)
 
 
 def test_all_rows_are_one_group():

@@ -631,6 +631,10 @@ def rows_joint(params, b, y):
     return jnp.sum(poisson.logpmf(y.rows, jnp.exp(params["mean"] + b))) + norm.logpdf(b)
 
 
+def many_effects_joint(params, b, y):
+    return rows_joint(params, jnp.sum(b), y) - jnp.sum(b**2)
+
+
 def constant(params, b, y):
     return -(b**2)
 
@@ -650,6 +654,10 @@ MISUSES = {
         "does not use the weights of the groups",
     ),
     "and in a compiled joint": (lambda: marginal_with(jax.jit(rows_joint), data=VISITS), "y.total"),
+    "and with many effects": (
+        lambda: marginal_with(many_effects_joint, np.zeros(9), data=VISITS),
+        "weights of the groups",
+    ),
     "a vector": (lambda: marginal_with(lambda p, b, y: b + y), r"scalar for ONE group.*returned shape \(3,\)"),
     "no number": (lambda: marginal_with(lambda p, b, y: None), "joint must return the log-density.*returned NoneType"),
     "another arity": (lambda: marginal_with(lambda p, y: 0.0), r"called as joint\(params, effects, y\)"),

@@ -20,7 +20,7 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax.fitting.result import Origin
-from fisher_jax.inference import prediction as module
+from fisher_jax.inference import predicted_rows, prediction
 
 RNG = np.random.default_rng(7)
 N = 80
@@ -126,7 +126,7 @@ def test_the_covariance_of_predictions_is_that_of_their_derivatives():
 def test_rows_in_blocks_are_those_taken_at_once(monkeypatch):
     fit, fits = counts(), many()
     whole, batch, effects = fj.predict(fit), fj.predict(fits, NEW), fj.marginal_effects(fit, variables="x[1]")
-    monkeypatch.setattr(module, "ENTRIES", 2 * 3)  # two rows
+    monkeypatch.setattr(predicted_rows, "ENTRIES", 2 * 3)  # two rows
     for part, reference in ((fj.predict(fit), whole), (fj.predict(fits, NEW), batch)):
         np.testing.assert_allclose(part.estimate, reference.estimate, rtol=1e-14)
         np.testing.assert_allclose(part.standard_errors(), reference.standard_errors(), rtol=1e-13)
@@ -157,7 +157,9 @@ def test_intervals_stay_in_the_range_and_are_made_on_its_scale():
 
 
 def test_an_interval_below_an_end_is_made_on_the_logarithm_of_the_distance():
-    low, high = module._intervals_within(np, np.array([-2.0]), np.array([1.0]), np.array([-np.inf]), np.array([0.0]))
+    low, high = prediction._intervals_within(
+        np, np.array([-2.0]), np.array([1.0]), np.array([-np.inf]), np.array([0.0])
+    )
     np.testing.assert_allclose([low[0], high[0]], [-2.0 * np.exp(0.5), -2.0 * np.exp(-0.5)], rtol=1e-14)
 
 
@@ -617,8 +619,8 @@ def test_reports_show_the_first_rows_and_how_many_there_are_more():
     text = str(fj.predict(counts()))
     assert text.startswith("Predictions: mean\n  Covariance  inverse observed information")
     assert re.search(r"\n  row +estimate +std. error +lower 95 % +upper 95 %\n", text)
-    assert len(re.findall(r"\n  \d+ +\d\.\d", text)) == module.SHOWN
-    assert f"{N - module.SHOWN} more are not shown: see to_frame()." in text
+    assert len(re.findall(r"\n  \d+ +\d\.\d", text)) == prediction.SHOWN
+    assert f"{N - prediction.SHOWN} more are not shown: see to_frame()." in text
     text = str(fj.marginal_effects(counts(), at="mean"))
     assert re.search(r"dy/dx at the means +estimate +std. error +z +p-value +lower 95 % +upper 95 %", text)
     assert "<table>" in fj.predict(counts(), NEW)._repr_html_()

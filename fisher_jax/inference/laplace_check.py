@@ -130,7 +130,7 @@ class LaplaceCheck(Reported):
         return Report(title, facts, [Table(tuple(columns), list(zip(*cells, strict=True)))], self._interpretation())
 
     def _interpretation(self) -> list[str]:
-        own, sentences = _approximation(self.nodes[0]), []
+        approximation, sentences = _approximation(self.nodes[0]), []
         if self.shift is not None:
             shift = self._counted(np.abs(self.shift))
             if np.any(np.isnan(shift)):
@@ -138,13 +138,13 @@ class LaplaceCheck(Reported):
             elif np.max(shift, initial=0.0) > NEGLIGIBLE:
                 moved = listed([f"`{name}`" for name, far in zip(self.names, shift > NEGLIGIBLE, strict=True) if far])
                 sentences.append(
-                    f"{own} is not enough for these data: by {self.nodes[1]} nodes {moved} moves by more than {NEGLIGIBLE:g} "
-                    f"standard errors, at most by {np.max(shift):.2g}. Fit with nodes={self.nodes[1]}, and check that fit with "
-                    "more."
+                    f"{approximation} is not enough for these data: by {self.nodes[1]} nodes {moved} moves by more than "
+                    f"{NEGLIGIBLE:g} standard errors, at most by {np.max(shift):.2g}. Fit with nodes={self.nodes[1]}, and "
+                    "check that fit with more."
                 )
             else:
                 sentences.append(
-                    f"{own} is enough for these data: by {self.nodes[1]} nodes no estimate moves by more than "
+                    f"{approximation} is enough for these data: by {self.nodes[1]} nodes no estimate moves by more than "
                     f"{np.max(shift, initial=0.0):.2g} standard errors."
                 )
         if self.bias is not None:
@@ -158,8 +158,8 @@ class LaplaceCheck(Reported):
                     [f"`{name}`" for name, far in zip(self.names, at_least > NEGLIGIBLE, strict=True) if far]
                 )
                 sentences.append(
-                    f"The mean score of data drawn at the estimate is not zero: {own} biases {biased}, by up to {largest} "
-                    "standard errors. (Or the sampler is not that of the joint density.)"
+                    f"The mean score of data drawn at the estimate is not zero: {approximation} biases {biased}, by up to "
+                    f"{largest} standard errors. (Or the sampler is not that of the joint density.)"
                 )
             elif self.p_value < 0.01:
                 sentences.append(
@@ -265,13 +265,13 @@ def check_laplace(
     model, dataset = origin_of(fit)
     effects.check_marginal(model)
     assert isinstance(model, MarginalModel)
-    own, q = model.integral.nodes, len(model.integral.start)
+    nodes_of_fit, q = model.integral.nodes, len(model.integral.start)
     nodes = check_count(nodes, 2, "nodes")
     num_draws = check_count(num_draws, 2, "num_draws")
     which = fit._check(kind)
     has_quadrature = q <= MOST_DIMENSIONS
-    if has_quadrature and nodes <= own:
-        raise ValueError(f"nodes={nodes}, but the fit has {own} nodes already. Give more than these.")
+    if has_quadrature and nodes <= nodes_of_fit:
+        raise ValueError(f"nodes={nodes}, but the fit has {nodes_of_fit} nodes already. Give more than these.")
     if key is not None:
         check_key(key)
         if fit.has_batch:
@@ -316,7 +316,7 @@ def check_laplace(
         decrement=decrement,
         **by_draws._asdict(),
         num_draws=num_draws if key is not None else 0,
-        nodes=(own, nodes),
+        nodes=(nodes_of_fit, nodes),
         names=fit.names,
     )
 

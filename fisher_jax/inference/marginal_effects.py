@@ -23,14 +23,12 @@ from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.parameter_functions import in_one_row, name_within
 from fisher_jax.fitting.result import Fit
 from fisher_jax.frames.predictor import Predictor
-from fisher_jax.inference.prediction import (
-    Effects,
+from fisher_jax.inference.predicted_rows import (
     Quantity,
     Rows,
     What,
     as_table,
     check_no_effects,
-    check_row_weights,
     linearize_rows,
     model_of,
     outline_of,
@@ -40,6 +38,7 @@ from fisher_jax.inference.prediction import (
     table_of_fit,
     without_steps,
 )
+from fisher_jax.inference.prediction import Effects, check_row_weights
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics.array_namespace import namespace

@@ -21,7 +21,7 @@ from fisher_jax.fitting.intervals import normal_quantile
 from fisher_jax.fitting.map_fits import check_fit, of_each
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap import Bootstrap
-from fisher_jax.inference.prediction import as_table, predictor_of
+from fisher_jax.inference.predicted_rows import as_table, predictor_of
 from fisher_jax.models.model import check_quantile
 from fisher_jax.models.programs import ById, call_differentiable
 from fisher_jax.profile.profile_likelihood import profile_likelihood

@@ -22,8 +22,17 @@ from jaxtyping import Array, Float, Int, PyTree
 from fisher_jax.errors import check_count, kind_of, shown
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.many_effects import Bordered, Derivatives, IntegralOfMany
-from fisher_jax.latent.marginal import MarginalModel, cholesky
-from fisher_jax.latent.mixed import COVARIANCE, SD, MixedDensity, describe_covariance, rows_of
+from fisher_jax.latent.marginal import MarginalModel
+from fisher_jax.latent.mixed import (
+    COVARIANCE,
+    SD,
+    MixedDensity,
+    check_spread,
+    describe_covariance,
+    merge_constraints,
+    rows_of,
+    scale_effects,
+)
 from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
@@ -45,29 +54,26 @@ class Factor(NamedTuple):
         """How many effects a level has."""
         return self.layout.num_free
 
+    @property
+    def spread_name(self) -> str:
+        """Under which name the parameters hold the distribution of the effects, by factor."""
+        return COVARIANCE if self.is_correlated else SD
+
     def scale(self, params: PyTree, b: Float[Array, "*l s"]) -> PyTree:
-        """The effects of levels on the scale of the predictor: standard normal b times standard deviations or a Cholesky factor."""
-        of, what = (
-            (COVARIANCE, "covariance matrix (q, q) of each factor's effects")
-            if self.is_correlated
-            else (SD, "standard deviations of each factor's effects")
-        )
+        """The effects of levels on the scale of the predictor."""
+        return scale_effects(b, params[self.spread_name][self.name], self.layout, correlated=self.is_correlated)
+
+    def check_parameters(self, params: PyTree) -> None:
+        """Raise where the distribution of the effects is missing or does not fit them."""
+        of = self.spread_name
         if not isinstance(params, dict) or not isinstance(params.get(of), dict) or self.name not in params[of]:
+            what = "covariance matrix (q, q)" if self.is_correlated else "standard deviations"
             raise ValueError(
-                f"params must be a dictionary with the {what} under {of!r}, as in {{'beta': …, {of!r}: {{{self.name!r}: …}}}}."
+                f"params must be a dictionary with the {what} of each factor's effects under {of!r}, as in "
+                f"{{'beta': …, {of!r}: {{{self.name!r}: …}}}}."
             )
-        spread = params[of][self.name]
-        if not self.is_correlated:
-            effects = b * jnp.broadcast_to(self.layout.flatten(spread).astype(b.dtype), b.shape)
-        elif jnp.shape(spread) != (self.size, self.size):
-            raise ValueError(
-                f"params[{COVARIANCE!r}][{self.name!r}] has shape {jnp.shape(spread)}; expected {(self.size, self.size)}."
-            )
-        else:
-            lower, _ = cholesky(spread)
-            columns = [sum(lower[i, j] * b[..., j] for j in range(i + 1)) for i in range(self.size)]
-            effects = jnp.stack(columns, axis=-1)
-        return self.layout.constrain(effects, [None] * len(self.layout.leaves))
+        place = f"params[{of!r}][{self.name!r}]"
+        check_spread(params[of][self.name], self.layout, place, correlated=self.is_correlated)
 
     def codes(self, z: PyTree, weights: Array | None = None) -> Int[AnyArray, "*b n"]:
         """The level of each row; raise where the covariates do not hold it."""
@@ -300,6 +306,11 @@ class CrossedModel(MarginalModel):
             if words := factor.describe_outside(np.asarray(codes)[0]):
                 raise ValueError(f"given {words}.")
 
+    def check_parameters(self, params: PyTree) -> None:
+        """Raise where the distribution of a factor's effects is missing or does not fit them."""
+        for factor in self.joint.factors:
+            factor.check_parameters(params)
+
 
 def crossed_model(
     family: Model,
@@ -355,7 +366,7 @@ def crossed_model(
     return CrossedModel(
         CrossedIntegral(density, density.layout, (0.0,) * size, 1),
         sample=None if family.sample is None else density.sample,
-        constraints={**own, **(constraints or {})},
+        constraints=merge_constraints(own, constraints or {}),
         initial=initial,
         names=names,
     )

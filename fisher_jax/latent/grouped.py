@@ -38,7 +38,6 @@ class Grouped:
     rows: PyTree
     weights: Float[Array, "*G m"]
     labels: np.ndarray | None
-    holds_data = True
 
     holds_data = True  # and may be passed where arrays are
 
@@ -104,6 +103,8 @@ def by_group(table: PyTree, by: Any) -> Grouped:
     >>> visits = fj.by_group({"clinic": ["a", "a", "b"], "patients": [3.0, 5.0, 2.0]}, "clinic")
     >>> visits
     Grouped(2 groups of up to 2 rows)
+
+    With a column of the counts and one of the weeks a fit is ``fit(model, start, visits["count"], given=visits["week"])``.
     """
     names = [] if isinstance(by, np.ndarray) else names_in(by)
     if isinstance(by, list | tuple) and not len(by):

@@ -267,14 +267,12 @@ class IntegralOfMany(Integral):
         return jax.grad(self.of_effects(params, y, *z))
 
     def mode(self, params: PyTree, y: PyTree, *z: PyTree) -> Mode:  # type: ignore[override]
-        params, y, z = jax.lax.stop_gradient((params, y, z))
-        dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
-        dtype = jnp.result_type(*(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)))
-        return find_mode(self.derivatives(params, y, *z), jnp.asarray(self.start, dtype))
+        start, params, y, z = self._prepare_search(params, y, z)
+        return find_mode(self.derivatives(params, y, *z), start)
 
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:
-        y, found = y if isinstance(y, WithMode) else self.with_mode(params, y, *z)
-        mode: Mode = jax.lax.stop_gradient(found)  # type: ignore[assignment]
+        y, at = y if isinstance(y, WithMode) else self.with_mode(params, y, *z)
+        mode: Mode = jax.lax.stop_gradient(at)  # type: ignore[assignment]
         gradient = self.gradient(params, y, *z)
         b = mode.effects
         for _ in range(2):

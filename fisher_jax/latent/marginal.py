@@ -157,11 +157,20 @@ class Integral:
 
     def mode(self, params: PyTree, y: PyTree, *z: PyTree) -> Mode:
         """The mode of the effects of one group, without derivatives."""
+        start, params, y, z = self._prepare_search(params, y, z)
+        return find_mode(jax.jit(self.of_effects(params, y, *z)), start)
+
+    def _prepare_search(
+        self, params: PyTree, y: PyTree, z: tuple[PyTree, ...]
+    ) -> tuple[Float[Array, " q"], PyTree, PyTree, tuple[PyTree, ...]]:
+        """The start of a search in the dtype of the parameters, and what these and the observations are without derivatives."""
         params, y, z = jax.tree.map(_without_derivative, (params, y, z))
-        dtypes = [leaf.dtype for leaf in map(jnp.asarray, _numbers(params)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        # Parameters may hold functions besides numbers.
+        numbers = [leaf for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype") or isinstance(leaf, int | float)]
+        dtypes = [leaf.dtype for leaf in map(jnp.asarray, numbers) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(*dtypes) if dtypes else jnp.asarray(0.0).dtype
         self._check_weights(params, y, z)
-        return find_mode(jax.jit(self.of_effects(params, y, *z)), jnp.asarray(self.start, dtype))
+        return jnp.asarray(self.start, dtype), params, y, z
 
     def _check_weights(self, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> None:
         """Raise where rows that only fill up a group would count, since the joint density does not depend on their weights."""
@@ -238,7 +247,8 @@ def marginal(
     -------
     MarginalModel
         A model whose observation is a group: every function of fisher_jax takes it. Arrays have a leading axis over the groups; a
-        group's rows come next, the same number in each: `by_group` fills them up.
+        group's rows come next, the same number in each. Where groups differ in size `by_group` fills them up, and `joint` gets a
+        `Grouped`: the rows of the group are ``y.rows``, and ``y.total(terms)`` is the sum over them.
 
     Raises
     ------
@@ -248,9 +258,9 @@ def marginal(
     Notes
     -----
     The effects are found anew for each group at each parameter, by the step of `fit`, and derivatives by θ go through them
-    exactly to the third order (to the second where a fit needs no more). Where the search for a mode ends without a certificate
-    the log-density is NaN: a fit then takes a shorter step, or ends with the status "bad start" or "not finite" and names the
-    group.
+    exactly to the third order, of more than eight effects to the second. A fit needs the second; derivatives of its covariance
+    are of the third. Where the search for a mode ends without a certificate the log-density is NaN: a fit then takes a shorter
+    step, or ends with the status "bad start" or "not finite" and names the group.
 
     One mode is found, that to which the search leads from `effects`. Where the joint density has others it is that mode's
     contribution that counts. More nodes tell where modes overlap; where they lie apart, a fit with other numbers in `effects`, and
@@ -317,11 +327,6 @@ def layout_of_effects(effects: PyTree) -> tuple[Layout, tuple[float, ...]]:
         raise ValueError(f"effects={shown(effects)} is not finite; {expected}.")
     layout, values = layout_of(effects)
     return layout, tuple(np.asarray(layout.join(values), float).tolist())
-
-
-def _numbers(tree: PyTree) -> list[Any]:
-    """The leaves that are numbers; parameters may hold functions besides."""
-    return [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype") or isinstance(leaf, int | float)]
 
 
 def _without_derivative(leaf: Any) -> Any:

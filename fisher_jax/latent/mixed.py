@@ -96,20 +96,12 @@ class MixedDensity:
             raise ValueError(
                 f"params must be a dictionary with the effects' {what} under {name!r}, as in {{'beta': …, {name!r}: …}}."
             )
-        shapes, q = jax.tree.map(jnp.shape, params[name]), self.layout.num_free
-        expected = (q, q) if self.correlated else self.layout.assemble([leaf.shape for leaf in self.layout.leaves])
-        if shapes != expected:
-            each = "a row for each effect" if self.correlated else "a standard deviation for each effect, by its name"
-            raise ValueError(f"params[{name!r}] has shape {shapes}; expected {expected}, {each}.")
+        check_spread(params[name], self.layout, f"params[{name!r}]", correlated=self.correlated)
 
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """L b: the effects as the predictor takes them."""
-        if self.correlated:
-            lower, _ = cholesky(params[COVARIANCE])
-            effects = jnp.stack([sum(lower[i, j] * b[j] for j in range(i + 1)) for i in range(len(b))])
-        else:
-            effects = b * self.layout.flatten(params[SD])
-        return self.layout.constrain(effects, [None] * len(self.layout.leaves))
+        spread = params[COVARIANCE if self.correlated else SD]
+        return scale_effects(b, spread, self.layout, correlated=self.correlated)
 
     def predict(self, params: PyTree, effects: PyTree, *z: PyTree) -> dict[str, Any]:
         """The family's parameters for one row."""
@@ -173,6 +165,26 @@ class MixedSample:
             return self.density.family.sample(key, self.density.predict(params, effects, *z))  # type: ignore[misc]
 
         return jax.vmap(draw)(keys, *z)
+
+
+def check_spread(spread: PyTree, layout: Layout, place: str, *, correlated: bool) -> None:
+    """Raise where standard deviations or a covariance matrix, which params hold at `place`, do not fit the effects."""
+    shapes, q = jax.tree.map(jnp.shape, spread), layout.num_free
+    expected = (q, q) if correlated else layout.assemble([leaf.shape for leaf in layout.leaves])
+    if shapes != expected:
+        each = "a row for each effect" if correlated else "a standard deviation for each effect, by its name"
+        raise ValueError(f"{place} has shape {shapes}; expected {expected}, {each}.")
+
+
+def scale_effects(b: Float[Array, "*l q"], spread: PyTree, layout: Layout, *, correlated: bool) -> PyTree:
+    """Effects as the predictor takes them: standard normal b times standard deviations, or the Cholesky factor of a covariance."""
+    if correlated:
+        lower, _ = cholesky(spread)
+        columns = [sum(lower[i, j] * b[..., j] for j in range(i + 1)) for i in range(b.shape[-1])]
+        effects = jnp.stack(columns, axis=-1)
+    else:
+        effects = b * jnp.broadcast_to(layout.flatten(spread).astype(b.dtype), b.shape)
+    return layout.constrain(effects, [None] * len(layout.leaves))
 
 
 def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...], Array | None]:
@@ -301,19 +313,19 @@ def mixed(
     check_flag(correlated, "correlated")
     layout, _ = layout_of_effects(effects)
     density = MixedDensity(family, predictor, layout, bool(correlated))
-    own = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
+    ranges = {COVARIANCE: positive_definite} if correlated else {SD: jax.tree.map(lambda _: positive, effects)}
     base = marginal(density, np.zeros(layout.num_free, layout.dtype), nodes=nodes)
     return MixedModel(
         base.integral,
         sample=None if family.sample is None else MixedSample(density),
-        constraints=_merge(own, constraints or {}),
+        constraints=merge_constraints(ranges, constraints or {}),
         initial=initial,
         names=names,
     )
 
 
-def _merge(default: PyTree, given: PyTree) -> PyTree:
+def merge_constraints(default: PyTree, given: PyTree) -> PyTree:
     """The constraints given, and the defaults of parameters that are not among them."""
     if not isinstance(default, dict) or not isinstance(given, dict):
         return default if given is None else given
-    return {key: _merge(default.get(key), given.get(key)) for key in {**default, **given}}
+    return {key: merge_constraints(default.get(key), given.get(key)) for key in {**default, **given}}
