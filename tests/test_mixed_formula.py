@@ -15,6 +15,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import statsmodels.formula.api as smf
+from helpers import some_of
 
 import fisher_jax as fj
 from fisher_jax import families
@@ -322,12 +323,12 @@ COUNTS = pd.DataFrame(
 )
 LEVELS = COUNTS.groupby("subject")["x"].transform(lambda x: RNG.normal(scale=0.8))
 COUNTS["y"] = RNG.negative_binomial(4, 4 / (4 + np.exp(2.0 + 0.3 * COUNTS["x"] + LEVELS)))
-COUNTS_FORMULA = ("y ~ x + (1 | subject)", families.negative_binomial)
+COUNTS_FORMULA = "y ~ x + (1 | subject)"
 
 
-def counts_by_gene():
+def counts_by_gene(family):
     """With one row left out, whose covariate is missing."""
-    return fj.formula(*COUNTS_FORMULA, COUNTS.assign(x=COUNTS["x"].where(COUNTS.index != 2)), missing="drop")
+    return fj.formula(COUNTS_FORMULA, family, COUNTS.assign(x=COUNTS["x"].where(COUNTS.index != 2)), missing="drop")
 
 
 def test_each_data_set_of_a_batch_has_its_own_groups(monkeypatch):
@@ -340,27 +341,32 @@ def test_each_data_set_of_a_batch_has_its_own_groups(monkeypatch):
 
     monkeypatch.setattr(fj.frames.formula, "fit_batch", fit_batch)
     with pytest.raises(InterruptedError):
-        counts_by_gene().fit_batch(by="gene")
+        counts_by_gene(families.poisson).fit_batch(by="gene")
     model, start, data = calls["arguments"]
     np.testing.assert_array_equal(calls["weights"], [[1] * 7, [1] * 6 + [0], [1] * 7])
     given = jax.tree.map(lambda leaf: leaf[1], calls["given"])
     ours = fj.log_likelihood(model, start, data[1], given=given, weights=calls["weights"][1])
-    alone = fj.formula(*COUNTS_FORMULA, COUNTS[COUNTS["gene"] == "b"])
+    alone = fj.formula(COUNTS_FORMULA, families.poisson, COUNTS[COUNTS["gene"] == "b"])
     np.testing.assert_allclose(ours, fj.log_likelihood(alone.model, start, alone.data, given=alone.given), rtol=1e-12)
     np.testing.assert_array_equal(given.weights.sum(axis=1)[:6], alone.given.weights.sum(axis=1))
     assert calls["given"].weights[0].sum() == (COUNTS["gene"] == "a").sum() - 1
 
 
+OF_COUNTS = {"poisson": ("Intercept", "x"), "negative_binomial": ("Intercept", "x", "size")}
+
+
 @pytest.mark.slow
-def test_a_batch_of_negative_binomial_counts_with_effects_ends_at_maxima():
-    fits = counts_by_gene().fit_batch(by="gene")
+@pytest.mark.parametrize("name", some_of(OF_COUNTS, "poisson"))
+def test_a_batch_of_counts_with_effects_ends_at_maxima(name):
+    family = getattr(families, name)
+    fits = counts_by_gene(family).fit_batch(by="gene")
     assert fits.labels.tolist() == ["a", "b", "c"]
     assert fits.num_observations.tolist() == [7, 6, 7]
     assert fits.num_masked.tolist() == [1, 0, 0]
     one = fits["b"]
     assert one.converged
-    assert one.names == ("Intercept", "x", "size", "sd[Intercept | subject]")
-    alone = fj.formula(*COUNTS_FORMULA, COUNTS[COUNTS["gene"] == "b"])
+    assert one.names == (*OF_COUNTS[name], "sd[Intercept | subject]")
+    alone = fj.formula(COUNTS_FORMULA, family, COUNTS[COUNTS["gene"] == "b"])
     at = [fj.log_likelihood(alone.model, params, alone.data, given=alone.given) for params in _moved(one.params)]
     np.testing.assert_allclose(at[0], one.log_likelihood, rtol=1e-10)
     assert max(at[1:]) < at[0]
