@@ -379,10 +379,21 @@ class Fit:
         n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
         return 2.0 * namespace(n).where(n > 0, self.num_parameters, np.nan) - 2.0 * log_likelihood
 
+    @property
+    def _sample_size(self) -> Any:
+        """The n of information criteria: observations, or rows where all are one observation."""
+        if self.has_batch or self.origin is None or self.origin.model.with_modes is None or is_traced(self):
+            return self.num_observations
+        rows = self.origin.model.count_rows(*self.origin.dataset.parts) if float(self.num_observations) == 1 else None
+        return self.num_observations if rows is None else np.asarray(rows)
+
     @entry_point
     def bic(self) -> Float[AnyArray, "*b"]:
-        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations."""
-        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations.
+
+        Where all rows are one observation, as with crossed effects, n is the number of rows.
+        """
+        n, log_likelihood = on_host((self._sample_size, self.log_likelihood))
         xp = namespace(n)
         return self.num_parameters * xp.log(xp.where(n > 0, n, np.nan)) - 2.0 * log_likelihood
 
@@ -394,7 +405,7 @@ class Fit:
         ----------
         Hurvich, C. M. and Tsai, C.-L. (1989), Biometrika 76, 297-307.
         """
-        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        n, log_likelihood = on_host((self._sample_size, self.log_likelihood))
         xp, left = namespace(n), n - self.num_parameters - 1
         penalty = xp.where(left > 0, 2.0 * self.num_parameters * n / xp.where(left > 0, left, 1.0), np.nan)
         return penalty - 2.0 * log_likelihood
