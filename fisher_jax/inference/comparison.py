@@ -13,7 +13,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import COLUMNS
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.marginal import MarginalModel
-from fisher_jax.reporting import Report, Reported, Table, number, percent
+from fisher_jax.reporting import Report, Reported, Table, listed, number, percent
 
 Shown = Literal["standard_error", "z", "p_value", "interval"]
 CRITERIA = {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}
@@ -107,7 +107,8 @@ def compare(
     ------
     ValueError, TypeError
         If fewer than two fits are given, or fits of different data: likelihoods of different observations, or of
-        transformed ones (y and log y), cannot be compared. For batches use `aic()` and its like, which are arrays.
+        transformed ones (y and log y), cannot be compared, nor restricted likelihoods of models with other coefficients. For
+        batches use `aic()` and its like, which are arrays.
 
     Notes
     -----
@@ -141,6 +142,7 @@ def compare(
                 f"{first_name!r} and {name!r} are fits of different data ({float(first.num_observations):g} and "
                 f"{float(fit.num_observations):g} observations), whose likelihoods cannot be compared. Fit all to the same."
             )
+        check_same_integrals(first, fit, first_name, name)
     values = {name: np.array([float(getattr(fit, name)()) for fit in fits.values()]) for name in ("aic", "aicc", "bic")}
     counts = {name: float(fit.num_observations) for name, fit in fits.items()}
     if not np.allclose(list(counts.values()), counts[first_name], rtol=1e-5):  # groups in one, and rows in another
@@ -405,6 +407,19 @@ def same_data(fit: Fit, other: Fit) -> bool:
     (leaves, treedef), (other_leaves, other_treedef) = flattened
     same_form = treedef == other_treedef  # each model may take its data in its own form, and these cannot be compared
     return _alike(mine.weights, others.weights) and (not same_form or all(map(_alike, leaves, other_leaves)))
+
+
+def check_same_integrals(fit: Fit, other: Fit, name: str, other_name: str) -> None:
+    """Raise where restricted likelihoods are of other error contrasts, or one is restricted and the other is not."""
+    if fit.origin is None or other.origin is None:
+        return  # their models are not known
+    integrated, others = fit.origin.model.integrated, other.origin.model.integrated
+    if sorted(integrated) != sorted(others):
+        lists = [listed([f"`{name}`" for name in names]) if names else "none" for names in (integrated, others)]
+        raise ValueError(
+            f"the likelihood of {name!r} is integrated over {lists[0]} and that of {other_name!r} over {lists[1]}: restricted "
+            "likelihoods of models with other coefficients cannot be compared. Fit both by maximum likelihood, without reml=."
+        )
 
 
 def _count_rows(fit: Fit) -> float | None:

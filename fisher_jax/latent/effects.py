@@ -31,6 +31,7 @@ from fisher_jax.latent.marginal import MarginalModel
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.parameters import Table as ParameterTable
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import AnyArray, on_host
@@ -93,7 +94,8 @@ def effects_layout(fit: Fit, model: MarginalModel) -> Layout:
     """Names and shapes of the effects of one group."""
     params = (fit[0] if fit.has_batch else fit).params
     effects = model.effects_of(params, jnp.zeros(len(model.integral.start), fit.layout.dtype))
-    return layout_of(jax.tree.map(np.asarray, effects))[0]
+    # As it comes, for `jax.tree.map` would put its keys in another order than that of the modes.
+    return layout_of(effects, ParameterTable((), model.effect_names))[0]
 
 
 def names_of_effects(layout: Layout) -> tuple[str, ...]:

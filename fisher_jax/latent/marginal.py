@@ -38,7 +38,7 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.mode import Mode, find_mode
 from fisher_jax.models.model import Model, check_arity
-from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.parameters import EntryNames, Layout, layout_of
 from fisher_jax.models.programs import UserFunction, call_differentiable
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.jaxprs import flatten
@@ -82,6 +82,11 @@ class MarginalModel(Model):
     def with_modes(self) -> Callable[..., WithMode]:
         """From (params, y, z) of one group to y with the mode of its effects, which derivatives at params then start from."""
         return self.integral.with_mode
+
+    @property
+    def effect_names(self) -> EntryNames:
+        """Names of the entries of vectors among the effects, where they have names."""
+        return ()
 
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects that the flat b stands for, as the joint density takes them."""
