@@ -115,6 +115,14 @@ def test_clusters_are_columns_that_are_the_same_within_groups(cbpp_fit):
         fj.robust(cbpp_fit, clusters="size")
 
 
+def test_a_wald_test_of_a_variance_of_zero_warns(cbpp_fit):
+    with pytest.warns(
+        fj.FitWarning, match=r"puts `sd.Intercept . herd.` on the boundary of its range.*likelihood_ratio_test"
+    ):
+        test = fj.wald_test(cbpp_fit, "sd[Intercept | herd] = 0")
+    assert "boundary" in str(test)
+
+
 def test_rows_that_stand_for_several_are_not_drawn_as_one(cbpp_fit):
     """What is drawn for such a row would count twice, and replicates would vary by too much."""
     model, dataset = cbpp_fit.origin

@@ -25,7 +25,7 @@ from fisher_jax.inference.hypothesis import (
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import is_traced
-from fisher_jax.reporting import in_fits
+from fisher_jax.reporting import in_fits, listed
 
 
 @entry_point
@@ -53,6 +53,11 @@ def wald_test(
         Chi-squared with as many degrees of freedom as there are restrictions. NaN, with a `FitWarning`, where the covariance
         is NaN or H V Hᵀ is not positive definite.
 
+    Warns
+    -----
+    FitWarning
+        Where hypothesised values are on the boundary of their range, such as a variance of zero, with a note.
+
     Raises
     ------
     ValueError, TypeError
@@ -64,8 +69,7 @@ def wald_test(
     Sizes of a nominal 5 % test, one parameter of four families (`benchmarks/calibration.py`): 2.4 to 6.7 % at n = 25,
     4.6 to 6.2 at 50, 4.5 to 5.1 at 500.
 
-    W depends on the parametrisation: shape = 1 and log shape = 0 give different W, unlike the likelihood-ratio test. It is not
-    chi-squared where the null is on the boundary of the range (a variance of zero).
+    W depends on the parametrisation: shape = 1 and log shape = 0 give different W, unlike the likelihood-ratio test.
 
     References
     ----------
@@ -89,9 +93,19 @@ def wald_test(
     which = fit._check(kind)
     restriction = read_restriction(fit.layout, restriction)
     values: tuple[np.ndarray, ...] = ()
+    notes: tuple[str, ...] = ()
     if isinstance(restriction, Hypothesis):
         names, statements, values = restriction.names, restriction.statements, (restriction.values,)
-        statistic_of = WaldStatistic(Entries(free_positions(fit.layout, restriction)))
+        places = free_positions(fit.layout, restriction)
+        statistic_of = WaldStatistic(Entries(places))
+        at_end = np.any(np.asarray(restriction.values)[:, None] == fit.layout.edges()[np.asarray(places)], axis=-1)
+        if np.any(at_end):
+            marked = listed([f"`{name}`" for name, mark in zip(names, at_end, strict=True) if mark])
+            notes = (
+                f"the null puts {marked} on the boundary of its range, where the statistic is not chi-squared and depends on the "
+                "scale of the parameter. Use likelihood_ratio_test, and of it the p-value of the mixture.",
+            )
+            warn(notes[0])
     else:
         names = outline(restriction, fit, "restriction").names
         statements = statements_of(restriction, names)
@@ -105,7 +119,7 @@ def wald_test(
                 f"the covariance of the restrictions is not positive definite{in_fits(indefinite)}, so there is no statistic. A "
                 "sandwich with fewer clusters than restrictions, or with two ways of clusters, can be so; test fewer at once."
             )
-    return chi_squared_test(statistic, len(names), "Wald test", statements, fit.describe(which))
+    return chi_squared_test(statistic, len(names), "Wald test", statements, fit.describe(which), notes)
 
 
 @dataclass(frozen=True)
