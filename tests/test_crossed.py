@@ -1,5 +1,6 @@
 """Crossed and nested effects: `mixed` with levels=, all rows one observation, against dense closed forms and peers."""
 
+import dataclasses
 import functools
 import pickle
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import some_of
 from jax.scipy.stats import multivariate_normal, norm
+from scipy.stats import chi2
 
 import fisher_jax as fj
 from fisher_jax.latent import many_effects
@@ -92,6 +94,100 @@ def test_a_linear_crossed_fit_is_that_of_statsmodels():
     np.testing.assert_allclose(fit.params["sd"]["sample"], 1.24729403, rtol=1e-5)
     np.testing.assert_allclose(fit.params["scale"], 0.51584962, rtol=1e-5)
     np.testing.assert_allclose(fit.standard_errors()["mean"], 0.52744837, rtol=1e-5)
+
+
+def restricted_model(family=fj.families.normal, predictor=zone_predictor, reml=None, **options):
+    options = {"levels": {"plate": 24, "sample": 6}, "constraints": {"scale": fj.positive}} | options
+    reml = {"mean": 0.0} if reml is None else reml
+    return fj.mixed(family, predictor, {"plate": 0.0, "sample": 0.0}, reml=reml, **options)
+
+
+@functools.cache
+def restricted():
+    rows = fj.by_group(TABLE, [])
+    return fj.fit(restricted_model(), {name: START[name] for name in ("sd", "scale")}, rows["zone"], given=rows)
+
+
+def test_restricted_maximum_likelihood_is_that_of_statsmodels():
+    """MixedLM of statsmodels 0.15, "plate" and "sample" as variance components of one group, reml=True."""
+    fit, effects = restricted(), fj.predicted_effects(restricted())
+    assert fit.names == ("sd.plate", "sd.sample", "scale")
+    np.testing.assert_allclose(fit.log_likelihood, -150.31947810742008, rtol=1e-11)
+    np.testing.assert_allclose(fit.params["sd"]["plate"], 0.64098918, rtol=1e-5)
+    np.testing.assert_allclose(fit.params["sd"]["sample"], 1.36010617, rtol=1e-5)
+    np.testing.assert_allclose(fit.params["scale"], 0.51583473, rtol=1e-5)
+    np.testing.assert_allclose(effects.estimate["mean"], [21.24270898], rtol=1e-9)
+    np.testing.assert_allclose(effects.standard_errors()["mean"], [0.57208573], rtol=1e-5)
+    # Given the variances the error is that of generalised least squares, which lme4 prints.
+    sd = fit.params["sd"]
+    variance = fit.params["scale"] ** 2 * np.eye(144) + sd["plate"] ** 2 * (PLATE[:, None] == PLATE)
+    precision = np.linalg.inv(variance + sd["sample"] ** 2 * (SAMPLE[:, None] == SAMPLE))
+    np.testing.assert_allclose(effects.standard_errors(conditional=True)["mean"], [precision.sum() ** -0.5], rtol=1e-9)
+
+
+def test_restricted_likelihoods_of_other_coefficients_are_not_compared():
+    with pytest.raises(
+        ValueError, match=r"'ml' is integrated over none and that of 'reml' over `mean`.*cannot be compared"
+    ):
+        fj.compare(ml=penicillin(), reml=restricted())
+    with pytest.raises(ValueError, match="restricted likelihoods of models with other coefficients"):
+        fj.likelihood_ratio_test(penicillin(), restricted())
+    assert "integrated over `mean`; their estimates: predicted_effects(fit)" in repr(restricted())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"family": fj.families.student_t}, ValueError, "student_t.*is for families.normal"),
+        ({"levels": None}, ValueError, "reml= needs levels="),
+        ({"reml": 0.0}, TypeError, "reml is 0.0; expected a dictionary"),
+        ({"reml": {"plate": 0.0}}, ValueError, "reml names 'plate'"),
+        ({"reml": {"mean": np.nan}}, ValueError, "not finite"),
+        ({"names": {"mean": ("a", "b")}}, ValueError, "names of `mean` has 2 names"),
+    ],
+)
+def test_wrong_coefficients_to_integrate_raise(options, error, match):
+    with pytest.raises(error, match=match):
+        restricted_model(**options)
+
+
+@pytest.mark.parametrize(
+    "predictor",
+    [
+        lambda p, e, z: {"loc": jnp.exp(p["mean"]) + e["plate"] + e["sample"], "scale": p["scale"]},
+        lambda p, e, z: {"loc": p["mean"] * (1 + e["plate"]) + e["sample"], "scale": p["scale"]},
+        lambda p, e, z: {"loc": p["mean"] + e["plate"] + e["sample"], "scale": p["scale"] + 0.1 * p["mean"] ** 2},
+    ],
+)
+def test_coefficients_are_integrated_of_linear_predictors_only(predictor):
+    density = restricted_model(predictor=predictor).log_density
+    with pytest.raises(ValueError, match="exactly where `loc` is linear"):
+        jax.eval_shape(density, {"sd": START["sd"], "scale": 1.0}, ZONE, {"plate": PLATE, "sample": SAMPLE})
+
+
+def test_coefficients_that_rows_do_not_identify_are_explained():
+    def predictor(params, effects, z):
+        return {"loc": params["beta"][0] + params["beta"][1] + effects["plate"], "scale": params["scale"]}
+
+    model = fj.mixed(fj.families.normal, predictor, {"plate": 0.0}, levels={"plate": 24}, reml={"beta": np.zeros(2)})
+    words = model.explain({"sd": {"plate": 1.0}, "scale": 1.0}, jnp.asarray(ZONE), {"plate": jnp.asarray(PLATE)})
+    assert words == "where the rows do not identify the coefficients: columns depend linearly on each other"
+
+
+def test_information_criteria_count_rows_where_all_are_one_observation():
+    fit = penicillin()
+    np.testing.assert_allclose(fit.bic(), 4 * np.log(144) - 2 * fit.log_likelihood)
+    np.testing.assert_allclose(fit.aicc(), fit.aic() + 2 * 4 * 5 / (144 - 5))
+
+
+def test_each_effect_of_a_factor_has_a_variance_that_a_test_may_set_to_zero():
+    assert PENICILLIN.num_effects == 2
+
+
+def test_models_made_anew_are_equal():
+    again = [restricted_model() for _ in range(2)]
+    assert again[0].log_density == again[1].log_density
+    assert again[0].sample == again[1].sample
 
 
 def test_correlated_slopes_of_one_factor_have_the_derivatives_of_the_closed_form():
@@ -227,6 +323,34 @@ def test_a_factor_without_variance_ends_at_the_boundary():
     assert fit.status == fj.Status.BOUNDARY
     assert fit.params["sd"]["sample"] < 1e-2
     assert "direction: sd.sample" in repr(fit)
+
+
+def test_a_factor_less_is_a_null_of_the_same_data_whose_variance_is_zero():
+    """One factor is fitted by groups; two are one observation."""
+    model = fj.mixed(
+        fj.families.normal,
+        lambda params, effects, z: {"loc": params["mean"] + effects["sample"], "scale": params["scale"]},
+        {"sample": 0.0},
+        constraints={"scale": fj.positive},
+    )
+    rows = fj.by_group({"zone": ZONE, "plate": PLATE}, SAMPLE)
+    null = fj.fit(model, {"mean": 20.0, "sd": {"sample": 1.0}, "scale": 1.0}, rows["zone"], given=rows)
+    test = fj.likelihood_ratio_test(penicillin(), null)
+    statistic = 2 * float(penicillin().log_likelihood - null.log_likelihood)
+    np.testing.assert_allclose(test.statistic, statistic, rtol=1e-8)
+    np.testing.assert_allclose(test.mixture_p_value, 0.5 * chi2.sf(statistic, 1), rtol=1e-6)
+    assert "no information" not in str(test)  # since the score of one observation vanishes at every maximum
+    others = fj.by_group({"zone": ZONE[::-1] + np.arange(144), "plate": PLATE}, SAMPLE)
+    with pytest.raises(ValueError, match="the two fits are of different data"):
+        fj.likelihood_ratio_test(penicillin(), fj.fit(model, null.params, others["zone"], given=others))
+
+
+def test_criteria_of_one_observation_count_its_rows_and_without_them_there_are_none():
+    fit = penicillin()
+    np.testing.assert_allclose(fit.bic(), 4 * np.log(144) - 2 * float(fit.log_likelihood))
+    np.testing.assert_allclose(fit.aicc(), 8 * 144 / 139 - 2 * float(fit.log_likelihood))
+    assert np.isnan(dataclasses.replace(fit, origin=None).bic())
+    assert "BIC" not in str(dataclasses.replace(fit, origin=None))
 
 
 def test_one_observation_has_no_sandwich():

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data_sets import CBPP_ANIMALS, CBPP_CASES, CBPP_HERD, CBPP_PERIOD
+from data_sets import cbpp_fit
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
@@ -16,7 +16,8 @@ from fisher_jax.fitting.result import Origin
 from fisher_jax.models.dataset import Dataset
 
 # Mixed model of growth: known to be exact, since everything is normal.
-SD, SCALE = {"intercept": 0.8, "slope": 0.4}, 0.5
+# The effects are not in the order of the alphabet.
+SD, SCALE = {"intercept": 0.8, "gain": 0.4}, 0.5
 SIZES = (3, 5, 2, 4, 5, 1)
 NAMES = ("ash", "beech", "elm", "fir", "oak", "yew")
 X = np.concatenate([np.linspace(-1.0, 1.0, size) if size > 1 else [0.5] for size in SIZES])
@@ -28,14 +29,14 @@ TREES = fj.by_group({"tree": np.array(NAMES)[GROUP], "height": Y, "x": X}, "tree
 
 
 def growth(params, effects, z):
-    loc = params["beta"][0] + params["beta"][1] * z + effects["intercept"] + effects["slope"] * z
+    loc = params["beta"][0] + params["beta"][1] * z + effects["intercept"] + effects["gain"] * z
     return {"loc": loc, "scale": params["scale"]}
 
 
 @pytest.fixture(scope="module")
 def known():
     """Variances known, as in Henderson's equations."""
-    zeros, constraints = {"intercept": 0.0, "slope": 0.0}, {"sd": fj.fixed, "scale": fj.fixed}
+    zeros, constraints = {"intercept": 0.0, "gain": 0.0}, {"sd": fj.fixed, "scale": fj.fixed}
     model = fj.mixed(fj.families.normal, growth, zeros, constraints=constraints)
     start = {"beta": np.zeros(2), "sd": SD, "scale": SCALE}
     return fj.fit(model, start, TREES["height"], given=TREES["x"])
@@ -47,7 +48,7 @@ def henderson(sd=SD, scale=SCALE):
     z[np.arange(len(X)), 2 * GROUP], z[np.arange(len(X)), 2 * GROUP + 1] = 1.0, X
     design = np.column_stack([np.ones(len(X)), X, z])
     matrix = design.T @ design / scale**2
-    matrix[2:, 2:] += np.diag(np.tile([sd["intercept"] ** -2, sd["slope"] ** -2], 6))
+    matrix[2:, 2:] += np.diag(np.tile([sd["intercept"] ** -2, sd["gain"] ** -2], 6))
     inverse = np.linalg.inv(matrix)
     return inverse @ design.T @ Y / scale**2, inverse, design
 
@@ -58,14 +59,14 @@ def test_effects_of_a_linear_model_with_known_variances_are_henderson_s_predicti
     np.testing.assert_allclose(effects.value, solution[2:].reshape(6, 2), atol=1e-10)
     blocks = np.stack([inverse[2 + 2 * g : 4 + 2 * g, 2 + 2 * g : 4 + 2 * g] for g in range(6)])
     np.testing.assert_allclose(effects.covariance(), blocks, rtol=1e-9)
-    np.testing.assert_allclose(effects.standard_errors()["slope"] ** 2, blocks[:, 1, 1], rtol=1e-9)
+    np.testing.assert_allclose(effects.standard_errors()["gain"] ** 2, blocks[:, 1, 1], rtol=1e-9)
 
 
 def test_the_conditional_covariance_leaves_out_the_uncertainty_of_the_parameters(known):
     effects = fj.predicted_effects(known)
     for g in range(6):
         z = np.column_stack([np.ones(SIZES[g]), X[g == GROUP]])
-        inverse = np.linalg.inv(z.T @ z / SCALE**2 + np.diag([SD["intercept"] ** -2, SD["slope"] ** -2]))
+        inverse = np.linalg.inv(z.T @ z / SCALE**2 + np.diag([SD["intercept"] ** -2, SD["gain"] ** -2]))
         np.testing.assert_allclose(effects.covariance(conditional=True)[g], inverse, rtol=1e-9, atol=1e-15)
     assert np.all(effects.standard_errors()["intercept"] > effects.standard_errors(conditional=True)["intercept"])
 
@@ -84,18 +85,18 @@ def test_predictions_for_known_groups_have_henderson_s_errors_within_and_between
 def test_effects_print_as_a_table_with_the_labels_of_by_group(known):
     effects = fj.predicted_effects(known, level=0.9)
     text = str(effects)
-    for part in ("Predicted effects: intercept, slope", "beech slope", "given parameters", "lower 90 %"):
+    for part in ("Predicted effects: intercept, gain", "beech gain", "given parameters", "lower 90 %"):
         assert part in text
     frame = effects.to_frame()
     assert frame.index.names == ["group", "effect"]
-    assert frame.loc[("elm", "slope"), "estimate"] == effects.estimate["slope"][2]
+    assert frame.loc[("elm", "gain"), "estimate"] == effects.estimate["gain"][2]
     ranked = effects.ranked("intercept")
     assert list(ranked.labels) == [NAMES[k] for k in np.argsort(-effects.estimate["intercept"])]
     np.testing.assert_array_equal(ranked.estimate["intercept"], np.sort(effects.estimate["intercept"])[::-1])
-    ends = effects.prediction_intervals(level=0.9)["slope"]
+    ends = effects.prediction_intervals(level=0.9)["gain"]
     assert frame["upper"].to_numpy()[1] == ends[0, 1]
-    width = norm.ppf(0.95) * effects.standard_errors()["slope"]
-    np.testing.assert_allclose(ends[:, 1] - effects.estimate["slope"], width, rtol=1e-6)
+    width = norm.ppf(0.95) * effects.standard_errors()["gain"]
+    np.testing.assert_allclose(ends[:, 1] - effects.estimate["gain"], width, rtol=1e-6)
 
 
 def test_labels_may_be_given_and_effects_survive_a_copy_and_pickle(known):
@@ -250,7 +251,7 @@ def test_predictions_by_label_take_a_table_in_groups(known):
     effects = fj.predicted_effects(known).estimate
     beta = known.params["beta"]
     for k, (group, x) in enumerate([(0, 0.1), (4, 0.2), (4, 0.4)]):
-        expected = beta[0] + beta[1] * x + effects["intercept"][group] + effects["slope"][group] * x
+        expected = beta[0] + beta[1] * x + effects["intercept"][group] + effects["gain"][group] * x
         assert prediction.estimate[k] == pytest.approx(expected, rel=1e-9)
     assert list(prediction.labels) == ["ash, 0", "oak, 0", "oak, 1"]
 
@@ -321,29 +322,20 @@ def test_a_group_of_weight_zero_has_no_prediction(many):
 
 
 # Cases of a disease in herds: Laplace's approximation by glmmTMB, 25 nodes by lme4, both typed from R.
-HERDS = fj.by_group({"herd": CBPP_HERD, "cases": CBPP_CASES, "animals": CBPP_ANIMALS, "period": CBPP_PERIOD}, "herd")
 BY_LAPLACE = np.array([-1.3985325, -0.99233229, -1.1286713, -1.5803137, np.exp(-0.44275947)])
 BY_QUADRATURE = np.array([-1.3992304, -0.99140367, -1.1278195, -1.5794707, 0.647518479])
 ERRORS = np.array([0.23247205, 0.30664249, 0.32663781, 0.4274366, 0.27802104 * np.exp(-0.44275947)])
 
 
-def disease(params, effects, z):
-    periods = jnp.stack([jnp.ones(()), *(z["period"] == k for k in (2, 3, 4))])
-    return {"trials": z["animals"], "logit": periods @ params["beta"] + effects["herd"]}
-
-
 def test_nodes_move_the_fit_to_cbpp_by_as_much_as_lme4_differs_from_glmmtmb():
-    model = fj.mixed(fj.families.binomial, disease, {"herd": 0.0})
-    start = {"beta": np.array([-1.4, -1.0, -1.0, -1.5]), "sd": {"herd": 0.6}}
-    fit = fj.fit(model, start, HERDS["cases"], given=HERDS[["animals", "period"]])
-    check = fj.check_laplace(fit)
+    check = fj.check_laplace(cbpp_fit(1), nodes=25)
     assert check.passed
     np.testing.assert_allclose(check.shift, (BY_QUADRATURE - BY_LAPLACE) / ERRORS, atol=2e-4)
-    np.testing.assert_allclose(check.refit.log_likelihood, -91.98336904, atol=2e-4)  # nine nodes for 25
-    assert "Laplace's approximation is enough for these data: by 9 nodes no estimate moves" in str(check)
+    np.testing.assert_allclose(check.refit.log_likelihood, -91.98336904, atol=1e-6)
+    assert "Laplace's approximation is enough for these data: by 25 nodes no estimate moves" in str(check)
     assert "by more than 0.029" in str(check)
-    with pytest.raises(ValueError, match="nodes=9, but the fit has 9 nodes already"):
-        fj.check_laplace(check.refit)
+    with pytest.raises(ValueError, match="nodes=25, but the fit has 25 nodes already"):
+        fj.check_laplace(check.refit, nodes=25)
 
 
 # Answers of two by each person, who differ much: the groups tell next to nothing of their effects.

@@ -417,6 +417,19 @@ def test_a_batch_of_mixed_models_is_the_fits_one_by_one():
 
 
 @pytest.mark.exhaustive
+def test_many_fits_with_effects_are_tested_against_as_many_without():
+    def density(params, y, x):
+        return jax.scipy.stats.poisson.logpmf(y, jnp.exp(params["mean"] + params["slope"] * x))
+
+    rows = counts()[:, np.asarray(TABLE["x"].weights) > 0]
+    nulls = fj.fit_batch(fj.Model(density), {"mean": 0.0, "slope": 0.0}, rows, given=X)
+    test = quietly(fj.likelihood_ratio_test, gene_fits(), nulls)
+    gains = np.maximum(gene_fits().log_likelihood - nulls.log_likelihood, 0.0)
+    np.testing.assert_allclose(test.statistic, 2 * gains, atol=1e-6)
+    np.testing.assert_allclose(test.mixture_p_value[0], 0.5 * stats.chi2.sf(test.statistic[0], 1), rtol=1e-9)
+
+
+@pytest.mark.exhaustive
 def test_genes_in_float32_and_from_disk_are_the_same(tmp_path):
     fits, small = gene_fits(), jax.tree.map(np.float32, (POISSON_START, counts(), TABLE["x"]))
     single = fj.fit_batch(POISSON, small[0], small[1], given=small[2])

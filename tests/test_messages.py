@@ -176,6 +176,7 @@ MISUSE = {
     "optimiser not called": (lambda: fj.fit(density, START, Y, optimizer=optax.adam), TypeError, "must be an optax transformation"),
     "newton in a chain": (lambda: fj.fit(density, START, Y, optimizer=optax.chain(fj.optimizers.newton(), optax.scale(0.5))), ValueError, "whole optimisers.*scale_by_information"),
     "integers that do not fit": (lambda: large_integers(), ValueError, "integers from 3000000000 to 4000000000 do not fit int32.*Enable it"),
+    "a method for a kind": (lambda: fitted().confidence_intervals("profile"), ValueError, "kind='profile' is unknown.*method='profile'"),
     "unknown covariance": (lambda: fitted().covariance("robust"), ValueError, "kind='robust' is unknown; choose from 'observed'"),
     "expected without a route": (lambda: fitted().standard_errors("expected"), ValueError, 'kind="expected" needs the Fisher information'),
     "sandwich as information": (lambda: fitted().information("sandwich"), ValueError, "is a covariance, not an information"),

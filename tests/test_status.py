@@ -12,6 +12,8 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax import Status
+from fisher_jax.fitting.summary import edge_in_words, escaping
+from fisher_jax.models.model import flatten_parameters
 
 
 def normal(params, y):
@@ -497,3 +499,13 @@ def test_a_singular_empirical_information_is_warned_of_with_its_direction():
     assert fit.converged
     with pytest.warns(fj.FitWarning, match=r"standard_errors: .*empirical information is singular \(direction: "):
         assert np.all(np.isnan(fit.standard_errors("empirical")))
+
+
+def test_a_covariance_matrix_at_its_edge_is_called_singular():
+    """Effects that are perfectly correlated: no variance is zero, and none is held at a value."""
+    constraints = {"covariance": fj.positive_definite, "scale": fj.positive}
+    layout, _ = flatten_parameters(fj.Model(normal, constraints=constraints), {"covariance": np.eye(2), "scale": 1.0})
+    curvature, edge = np.diag([1.0, 1.0, 0.0, 1.0]), np.array([False, False, True, False])
+    at_edge = np.array([False, False, False, True, False])
+    assert escaping(curvature, np.zeros(4), np.zeros(4), layout) == "covariance towards a singular matrix"
+    assert edge_in_words(layout, edge, at_edge) == "`covariance` as a singular matrix at the edge"

@@ -25,6 +25,7 @@ from fisher_jax.fitting.summary import (
     FIXED,
     Row,
     batch_report,
+    edge_in_words,
     entries_at_edge,
     escaping,
     fit_report,
@@ -39,7 +40,7 @@ from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.numerics.differentiate import each_at
 from fisher_jax.optimizers.newton import Kind
-from fisher_jax.reporting import Report, listed
+from fisher_jax.reporting import Report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -379,22 +380,33 @@ class Fit:
         n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
         return 2.0 * namespace(n).where(n > 0, self.num_parameters, np.nan) - 2.0 * log_likelihood
 
+    @property
+    def _sample_size(self) -> Any:
+        """The n of information criteria: observations, or rows where all are one observation."""
+        if self.has_batch or self.origin is None or self.origin.model.with_modes is None or is_traced(self):
+            return self.num_observations
+        rows = self.origin.model.count_rows(*self.origin.dataset.parts) if float(self.num_observations) == 1 else None
+        return self.num_observations if rows is None else np.asarray(rows)
+
     @entry_point
     def bic(self) -> Float[AnyArray, "*b"]:
-        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations."""
-        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations, or one.
+
+        Where all rows are one observation, as with crossed effects, n is the number of rows.
+        """
+        n, log_likelihood = on_host((self._sample_size, self.log_likelihood))
         xp = namespace(n)
-        return self.num_parameters * xp.log(xp.where(n > 0, n, np.nan)) - 2.0 * log_likelihood
+        return self.num_parameters * xp.log(xp.where(n > 1, n, np.nan)) - 2.0 * log_likelihood
 
     @entry_point
     def aicc(self) -> Float[AnyArray, "*b"]:
-        """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ; NaN where n ≤ p + 1.
+        """AIC with the correction for few observations, 2p n / (n − p − 1) − 2ℓ, n as for `bic`; NaN where n ≤ p + 1.
 
         References
         ----------
         Hurvich, C. M. and Tsai, C.-L. (1989), Biometrika 76, 297-307.
         """
-        n, log_likelihood = on_host((self.num_observations, self.log_likelihood))
+        n, log_likelihood = on_host((self._sample_size, self.log_likelihood))
         xp, left = namespace(n), n - self.num_parameters - 1
         penalty = xp.where(left > 0, 2.0 * self.num_parameters * n / xp.where(left > 0, left, 1.0), np.nan)
         return penalty - 2.0 * log_likelihood
@@ -619,10 +631,9 @@ class Fit:
                     rows.append(Row(name + AT_EDGE if next(marks) else name, *map(float, next(numbers))))
         if not conditional:
             return rows, ""
-        names = listed([f"`{name}`" for name, mark in zip(self.names, at_edge, strict=True) if mark])
         return rows, (
-            f"standard errors, tests and Wald intervals of the other parameters are conditional on {names} at the edge, as if it "
-            "were known there. The covariance has none of them."
+            "standard errors, tests and Wald intervals of the other parameters are conditional on "
+            f"{edge_in_words(self.layout, edge, at_edge)}, as if it were known there. The covariance has none of them."
         )
 
     def _edge(self) -> Bool[np.ndarray, "*b p"]:

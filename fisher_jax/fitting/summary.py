@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fisher_jax.fitting.status import EDGE_INFORMATION, Status
+from fisher_jax.models.constraints import PositiveDefinite
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics import linalg
-from fisher_jax.reporting import TEST_FORMATS, Report, Table, percent
+from fisher_jax.reporting import TEST_FORMATS, Report, Table, listed, percent
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "greatest": 1.0}
@@ -55,6 +56,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     distance = f"{float(fit.decrement):.1e} standard errors (decrement)"
     if not math.isfinite(float(fit.decrement)):
         distance = "unknown, the curvature is not positive definite"
+    bic = "" if math.isnan(float(fit.bic())) else f", BIC {float(fit.bic()):.4f}"
     n, num_masked = float(fit.num_observations), 0 if fit.num_masked is None else int(fit.num_masked)
     facts = [
         ("Status", f"{fit.status.label}, {int(fit.num_steps)} steps in {fit.free.dtype}"),
@@ -62,7 +64,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         ("Observations", f"{n:g}{_of_groups(fit)}, free parameters {fit.num_parameters}"),
         *(fit.origin.model.facts(fit.params) if fit.origin is not None else []),
         *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
-        ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}, BIC {float(fit.bic()):.4f}"),
+        ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}{bic}"),
         ("Covariance", fit.describe(kind)),
         *([("Intervals", "by profile likelihood")] if method == "profile" else []),
     ]
@@ -150,11 +152,32 @@ def escaping(curvature: Any, free: Any, last_step: Any, layout: Layout) -> str:
         return unknown
     names, faint = layout.free_names, entries_at_edge(curvature, layout)
     if faint.any():
-        return ", ".join(names[k] for k in np.flatnonzero(faint))
+        parts, start = [], 0
+        for _, leaf in layout.free_leaves:
+            marked = start + np.flatnonzero(faint[start : start + leaf.free_size])
+            start += leaf.free_size
+            if isinstance(leaf.constraint, PositiveDefinite):  # its entries have no edge, the matrix has
+                parts += [f"{leaf.name} towards a singular matrix"] if len(marked) else []
+            else:
+                parts += [names[k] for k in marked]
+        return ", ".join(parts)
     step = np.asarray(last_step, np.float64)
     if not np.any(step):
         return names[int(np.argmax(np.where(layout.unitless, np.abs(np.asarray(free)), 0.0)))]
     return linalg.describe_direction(step, names)
+
+
+def edge_in_words(layout: Layout, edge: np.ndarray, at_edge: np.ndarray) -> str:
+    """What is at the edge of its range where entries `edge` of u are, and with them `at_edge` of θ."""
+    parts, start, first = [], 0, 0
+    for _, leaf in layout.free_leaves:
+        marks, entries = edge[start : start + leaf.free_size], at_edge[first : first + leaf.size]
+        start, first = start + leaf.free_size, first + leaf.size
+        if isinstance(leaf.constraint, PositiveDefinite):
+            parts += [f"`{leaf.name}` as a singular matrix"] if np.any(marks) else []
+        else:
+            parts += [f"`{name}`" for name, mark in zip(leaf.entry_names, entries, strict=True) if mark]
+    return f"{listed(parts)} at the edge"
 
 
 def _unknown(curvature: Any) -> str:

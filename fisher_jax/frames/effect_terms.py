@@ -59,7 +59,7 @@ def split_effects(formula: Any, what: str) -> tuple[Any, tuple[EffectTerm, ...]]
                 f"{what} {formula!r}: the effects {term} are a term by themselves, joined to others by +. For the product of x and "
                 "an effect write (0 + x | g)."
             )
-        terms.append(_read(term, term_mask, what))
+        terms.append(_read(term, term_mask))
         # What is left must mean the same to formulaic: one + beside the term goes with it, or the implied constant stays.
         if operators[0] == "+":
             before, mask_before = (part.rstrip()[:-1].rstrip() for part in (before, mask_before))
@@ -111,30 +111,28 @@ def _parentheses(mask: str) -> list[tuple[int, int]]:
     return places
 
 
-def _read(text: str, mask: str, what: str) -> list[EffectTerm]:
+def _read(text: str, mask: str) -> list[EffectTerm]:
     """The terms that one pair of parentheses stands for: one for each factor."""
     inner = list(mask[1:-1])
     for start, stop in _parentheses(mask[1:-1]):
         if "|" in inner[start:stop]:
             raise ValueError(
-                f"{what}: {text} has a bar in parentheses within parentheses. Write each term of effects by itself, as in "
+                f"{text} has a bar in parentheses within parentheses. Write each term of effects by itself, as in "
                 "(1 | g) + (1 | h)."
             )
         inner[start:stop] = HIDDEN * (stop - start)
     bars = list(re.finditer(r"\|+", "".join(inner)))
     if len(bars) > 1 or len(bars[0].group()) > 2:
-        raise ValueError(f"{what}: {text} has several bars; expected one, (1 + x | g), or two together, (1 + x || g).")
+        raise ValueError(f"{text} has several bars; expected one, (1 + x | g), or two together, (1 + x || g).")
     columns, grouping = text[1 : 1 + bars[0].start()].strip(), text[1 + bars[0].end() : -1].strip()
     if not columns or not grouping:
         side = "left" if not columns else "right"
-        raise ValueError(
-            f"{what}: {text} has nothing on the {side} of its bar; expected (columns | groups), as in (1 | g)."
-        )
+        raise ValueError(f"{text} has nothing on the {side} of its bar; expected (columns | groups), as in (1 | g).")
     correlated = bars[0].group() == "|"
-    return [EffectTerm(text, columns, factor, correlated) for factor in _factors(grouping, text, what)]
+    return [EffectTerm(text, columns, factor, correlated) for factor in _factors(grouping, text)]
 
 
-def _factors(grouping: str, text: str, what: str) -> list[tuple[str, ...]]:
+def _factors(grouping: str, text: str) -> list[tuple[str, ...]]:
     """The factors of the right of a bar: `a/b` has a and a:b."""
     parts = re.split(r"([:/])", re.sub(r"\s*([:/])\s*", r"\1", grouping)) if "`" not in grouping else None
     if parts is None:  # names in backticks may hold anything
@@ -143,7 +141,7 @@ def _factors(grouping: str, text: str, what: str) -> list[tuple[str, ...]]:
     is_name = all(re.fullmatch(r"`[^`]+`|[^\W\d][\w.]*", name) for name in names)
     if not is_name or len(names) != len(operators) + 1 or not set(operators) <= {":", "/"}:
         raise ValueError(
-            f"{what}: {text} has the groups {grouping!r}; expected the name of a column, or names joined by : or /. Compute the "
+            f"{text} has the groups {grouping!r}; expected the name of a column, or names joined by : or /. Compute the "
             "column first."
         )
     factors: list[tuple[str, ...]] = []

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.errors import check_choice, entry_point, is_number, kind_of, names_in, shown, warn
+from fisher_jax.errors import check_choice, check_flag, entry_point, is_number, kind_of, names_in, shown, warn
 from fisher_jax.families.common import Family
 from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.groups import Groups, groups_of
@@ -126,8 +126,9 @@ class Formula(Reported):
         """
         if isinstance(self.model, CrossedModel):
             raise ValueError(
-                f"the formula has effects of several factors, {listed([each.name for each in self.predictor.effects])}, for "
-                "which all rows are one observation: such data sets are fitted one by one, each by formula(…).fit()."
+                f"all rows of a formula with effects of several factors or with reml=True (here of "
+                f"{listed([each.name for each in self.predictor.effects])}) are one observation: such data sets are fitted one by "
+                "one, each by formula(…).fit()."
             )
         names = [] if isinstance(by, np.ndarray) else names_in(by)
         whole, used = Table(self.table.native, self.table.name), np.asarray(self.table.rows)
@@ -275,6 +276,7 @@ def formula(
     links: str | Mapping[str, str] | None = None,
     missing: Literal["raise", "drop"] = "raise",
     nodes: int = 1,
+    reml: bool = False,
     **parameters: str | float,
 ) -> Formula:
     """The model and the data that a formula stands for: the parameters of a family as functions of the columns of a table.
@@ -309,6 +311,9 @@ def formula(
     nodes : int
         Of a formula with effects, the points of the quadrature by which they are integrated out, as for `mixed`; 1 is Laplace's
         approximation.
+    reml : bool
+        Restricted maximum likelihood, of the normal family with effects and the identity link: the coefficients of the formula are
+        integrated out, too. They are no parameters of the fit then; `predicted_effects` has their estimates, first of all.
     **parameters : str or float
         ``size="~ x"`` gives another parameter of the family a formula; a number holds it at that value; and a known constant of the
         family may be a column, ``trials="n"``. What is not named is estimated as one number, on its natural scale.
@@ -386,7 +391,8 @@ def formula(
             f"links is {kind_of(links)}; expected the name of a link, or a dictionary of them by parameter."
         )
     roles = _roles(family, parameters, links)
-    _check_effects(effect_terms, nodes, family)
+    check_flag(reml, "reml")
+    _check_effects(effect_terms, nodes, family, bool(reml))
 
     # The columns used, and the rows in which none of their values is missing.
     beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.columns}
@@ -443,7 +449,7 @@ def formula(
             f"an exposure belongs to a log link, but that of `{main}` is {roles.links[main]!r}. Give offset=."
         )
     given |= constant_covariates({part.role: numbers[part.role] for part in constants}, rows)
-    effects, of_effects = _effects(effect_terms, table, rows)
+    effects, of_effects = _effects(effect_terms, table, rows, reml)
     given |= effect_covariates(of_effects)
     for each in effects:
         if each.levels and each.name in given:
@@ -490,12 +496,14 @@ def formula(
     start |= _of_effects(effects, lambda each: _start_of_effects(each, of_effects[each.name], unit))
     names |= _of_effects(effects, _names_of_effects)
     options: dict[str, Any] = {"constraints": constraints, "names": names, "nodes": nodes}
-    if len(effects) == 1:
+    if not effects[0].levels:
         model = mixed(base, predictor, zeros, correlated=effects[0].correlated, **options)
         groups = groups_of_rows(effects[0].factor, view)
     else:
         num_levels = {each.name: len(each.levels) for each in effects}
         correlated = [each.name for each in effects if each.correlated]
+        if reml:
+            options["reml"] = {main: np.zeros_like(start.pop(main))}
         model = mixed(base, predictor, zeros, levels=num_levels, correlated=correlated, **options)
         groups = Groups(np.array(["all rows"]), [np.arange(len(rows))])
     in_groups = Grouped(*_in_groups(groups, given, frequency), groups.labels)
@@ -587,8 +595,15 @@ def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[s
     return _Roles(terms, values, columns, result, constraints)
 
 
-def _check_effects(terms: tuple[EffectTerm, ...], nodes: Any, family: Family) -> None:
-    """Raise for effects that there is no model of, and for nodes without effects."""
+def _check_effects(terms: tuple[EffectTerm, ...], nodes: Any, family: Family, reml: bool) -> None:
+    """Raise for effects that there is no model of, and for what belongs to effects without them."""
+    if not terms and reml:
+        raise ValueError(
+            "reml=True is for formulas with effects, such as (1 | g). Of a linear model without them the estimate of the variance "
+            "by restricted maximum likelihood is the sum of squared residuals divided by n − p."
+        )
+    if reml and nodes != 1:
+        raise ValueError(f"nodes={shown(nodes)} with reml=True: the integral is exact without more. Leave nodes out.")
     if not terms:
         if nodes != 1:
             raise ValueError(
@@ -620,11 +635,11 @@ def _columns_of(term: EffectTerm) -> Any:
 
 
 def _effects(
-    terms: tuple[EffectTerm, ...], table: Table, rows: np.ndarray
+    terms: tuple[EffectTerm, ...], table: Table, rows: np.ndarray, reml: bool
 ) -> tuple[tuple[EffectDesign, ...], dict[str, np.ndarray]]:
     """The designs of the effects of each factor, and the columns that multiply them."""
     effects, matrices = [], {}
-    has_several = len({term.factor for term in terms}) > 1
+    has_levels = reml or len({term.factor for term in terms}) > 1  # where all rows are one observation
     for factor in dict.fromkeys(term.factor for term in terms):
         of_factor = [term for term in terms if term.factor == factor]
         designs, parts = zip(*(Design.of(_columns_of(term), table, rows) for term in of_factor), strict=True)
@@ -647,7 +662,7 @@ def _effects(
             raise ValueError(
                 f"all rows are in one group of {':'.join(factor)}, {str(groups.labels[0])!r}; the effects {texts} need several."
             )
-        levels = tuple(groups.labels.tolist()) if has_several else ()
+        levels = tuple(groups.labels.tolist()) if has_levels else ()
         effects.append(EffectDesign(factor, designs, any(correlated), levels))
         matrices[effects[-1].name] = np.concatenate(parts, axis=1)
     return tuple(effects), matrices
@@ -733,7 +748,7 @@ def _of_effects(effects: tuple[EffectDesign, ...], value: Callable[[EffectDesign
     """What belongs to the distribution of effects, under the names of the parameters: by factor, but for one covariance matrix."""
     result: dict[str, Any] = {}
     for each in effects:
-        if each.correlated and len(effects) == 1:
+        if each.correlated and not each.levels:
             return {COVARIANCE: value(each)}
         result.setdefault(COVARIANCE if each.correlated else SD, {})[each.name] = value(each)
     return result

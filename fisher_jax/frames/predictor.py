@@ -19,6 +19,12 @@ from fisher_jax.reporting import listed
 from fisher_jax.tables import Table, as_numbers, describe_missing, frame_of, suggestion
 
 EFFECTS = "effects"  # the name under which covariates hold the columns that multiply effects
+IN_PLACE_OF = {  # functions of formulas of R
+    "offset": "An offset is an argument: formula(…, offset='t').",
+    "cbind": "The response of families.binomial is the number of successes, and the trials an argument: formula(…, trials='n').",
+    "Surv": "The response is the time, and whether it is that of an event an argument: formula(…, event='died').",
+    "factor": "Write C(…).",
+}
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")
 
 
@@ -93,7 +99,9 @@ class Design:
         )
         names = tuple(matrix.model_spec.column_names)
         if len(names) == 0:
-            raise ValueError(f"the formula {str(terms)!r} has no term.")
+            raise ValueError(
+                "the right-hand side has no term. It needs a constant or a column of the table, besides effects of groups."
+            )
         design = cls(str(terms), matrix.model_spec, tuple(name for name in names if name != without), variables)
         return design, design._check(np.asarray(matrix, float))
 
@@ -432,10 +440,11 @@ def _variables_of(factors: Iterable[Any]) -> set[str]:
             if root in transforms.TRANSFORMS:
                 continue
             if "." not in variable and {role.value for role in variable.roles} == {"callable"}:
-                raise ValueError(
-                    f"formulas know no function {root!r}; they know those of numpy, as np.log, and C, I, bs, poly, center, scale. "
-                    "Compute the column first."
+                instead = IN_PLACE_OF.get(
+                    root,
+                    "They know those of numpy, as np.log, and C, I, bs, poly, center, scale. Compute the column first.",
                 )
+                raise ValueError(f"formulas know no function {root!r}. {instead}")
             names.add(root)
     return names
 

@@ -11,7 +11,9 @@ from fisher_jax.errors import check_choice, check_level, entry_point, require, w
 from fisher_jax.fitting.covariance import CovarianceKind, takeuchi
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import COLUMNS
-from fisher_jax.reporting import Report, Reported, Table, number, percent
+from fisher_jax.latent.grouped import Grouped
+from fisher_jax.latent.marginal import MarginalModel
+from fisher_jax.reporting import Report, Reported, Table, listed, number, percent
 
 Shown = Literal["standard_error", "z", "p_value", "interval"]
 CRITERIA = {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}
@@ -105,7 +107,8 @@ def compare(
     ------
     ValueError, TypeError
         If fewer than two fits are given, or fits of different data: likelihoods of different observations, or of
-        transformed ones (y and log y), cannot be compared. For batches use `aic()` and its like, which are arrays.
+        transformed ones (y and log y), cannot be compared, nor restricted likelihoods of models with other coefficients. For
+        batches use `aic()` and its like, which are arrays.
 
     Notes
     -----
@@ -139,6 +142,7 @@ def compare(
                 f"{first_name!r} and {name!r} are fits of different data ({float(first.num_observations):g} and "
                 f"{float(fit.num_observations):g} observations), whose likelihoods cannot be compared. Fit all to the same."
             )
+        check_same_integrals(first, fit, first_name, name)
     values = {name: np.array([float(getattr(fit, name)()) for fit in fits.values()]) for name in ("aic", "aicc", "bic")}
     counts = {name: float(fit.num_observations) for name, fit in fits.items()}
     if not np.allclose(list(counts.values()), counts[first_name], rtol=1e-5):  # groups in one, and rows in another
@@ -381,10 +385,19 @@ def named_fits(fits: Any, named: dict[str, Any]) -> dict[str, Fit]:
 
 def same_data(fit: Fit, other: Fit) -> bool:
     """Whether two fits have as many observations, and the same ones as far as both have their data."""
+    models = [each.origin.model for each in (fit, other) if each.origin is not None]
+    if fit.has_batch and other.has_batch and any(isinstance(model, MarginalModel) for model in models):
+        # Whether groups of rows and rows are of the same data is seen from those of the first fits.
+        return len(fit) == len(other) and (not len(fit) or same_data(fit[0], other[0]))
     counts, other_counts = np.asarray(fit.num_observations), np.asarray(other.num_observations)
     rows, other_rows = (_count_rows(each) for each in (fit, other))
-    if (rows is None) != (other_rows is None):  # groups of rows, and the rows themselves
-        return bool(np.isclose(counts if rows is None else rows, other_counts if other_rows is None else other_rows))
+    if (
+        rows is not None or other_rows is not None
+    ):  # groups of rows, perhaps other groups in each, or the rows themselves
+        totals = counts if rows is None else rows, other_counts if other_rows is None else other_rows
+        if fit.origin is None or other.origin is None:
+            return bool(np.isclose(*totals))
+        return bool(np.isclose(*totals)) and all(map(_alike, _sorted_values(fit), _sorted_values(other)))
     if counts.shape != other_counts.shape or not np.allclose(counts, other_counts, rtol=1e-5):
         return False
     if fit.origin is None or other.origin is None:
@@ -396,11 +409,38 @@ def same_data(fit: Fit, other: Fit) -> bool:
     return _alike(mine.weights, others.weights) and (not same_form or all(map(_alike, leaves, other_leaves)))
 
 
+def check_same_integrals(fit: Fit, other: Fit, name: str, other_name: str) -> None:
+    """Raise where restricted likelihoods are of other error contrasts, or one is restricted and the other is not."""
+    if fit.origin is None or other.origin is None:
+        return  # their models are not known
+    integrated, others = fit.origin.model.integrated, other.origin.model.integrated
+    if sorted(integrated) != sorted(others):
+        lists = [listed([f"`{name}`" for name in names]) if names else "none" for names in (integrated, others)]
+        raise ValueError(
+            f"the likelihood of {name!r} is integrated over {lists[0]} and that of {other_name!r} over {lists[1]}: restricted "
+            "likelihoods of models with other coefficients cannot be compared. Fit both by maximum likelihood, without reml=."
+        )
+
+
 def _count_rows(fit: Fit) -> float | None:
     """How many rows the groups of a fit have whose observations are groups; None of others, and of many fits."""
     if fit.origin is None or fit.has_batch:
         return None
     return fit.origin.model.count_rows(*fit.origin.dataset.parts)
+
+
+def _sorted_values(fit: Fit) -> list[np.ndarray]:
+    """The data of all rows, in groups or not, in an order that does not depend on the groups."""
+    assert fit.origin is not None
+    data, given, weights = fit.origin.dataset.parts
+    grouped = next((part for part in (given, data) if isinstance(part, Grouped)), None)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(data.rows if isinstance(data, Grouped) else data)]
+    counted = np.ones(np.shape(leaves[0])[:1] if grouped is None else np.shape(grouped.weights), bool)
+    if grouped is not None:
+        counted &= np.asarray(grouped.weights) > 0
+    if weights is not None:
+        counted &= np.asarray(weights > 0).reshape(-1, *[1] * (counted.ndim - 1))
+    return [np.sort(leaf[counted], axis=None) for leaf in leaves]
 
 
 def _alike(x: Any, y: Any) -> bool:

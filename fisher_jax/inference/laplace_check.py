@@ -26,6 +26,7 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.inference.restricted_fits import fit_again
 from fisher_jax.latent import effects
 from fisher_jax.latent.marginal import MOST_DIMENSIONS, MarginalModel
+from fisher_jax.latent.mixed import check_rows_drawn_once
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.drawing import check_sampler, draw_data_sets
 from fisher_jax.models.likelihood import likelihood, scores_at
@@ -238,7 +239,8 @@ def check_laplace(
     Laplace's approximation is poor where a group tells little about its effects and these vary much: binary data in small groups,
     above all. The two checks differ in what they show: a fit with more nodes how far the approximation moves this estimate, draws
     how far it moves estimates on average over data from the fitted model. Draws need no quadrature, so that they serve any number
-    of effects; they also fail where the sampler is not that of the joint density.
+    of effects; they also fail where the sampler is not that of the joint density. Only draws tell of a second mode of the joint
+    density that lies apart: with any number of nodes a quadrature sees the surroundings of one mode.
 
     References
     ----------
@@ -277,6 +279,7 @@ def check_laplace(
                 "draws are for one fit. Leave key out, or check one of the fits: check_laplace(fits[0], …)."
             )
         check_sampler(model)
+        check_rows_drawn_once(model, dataset.given)
         fit._check("observed")
         if num_draws <= fit.num_parameters + 1:
             raise ValueError(

@@ -22,7 +22,7 @@ from fisher_jax.fitting.map_fits import BLOCK, check_fit, with_data
 from fisher_jax.fitting.result import Fit, join_fits, origin_of
 from fisher_jax.fitting.several_starts import stacked_starts
 from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
-from fisher_jax.inference.comparison import same_data
+from fisher_jax.inference.comparison import check_same_integrals, same_data
 from fisher_jax.inference.hypothesis import (
     Hypothesis,
     HypothesisTest,
@@ -232,6 +232,7 @@ def _fit_null(fit: Fit, null: Any) -> _Null:
                 "the two fits are of different data. Likelihoods can be compared only of the same observations: fit "
                 "both models to these, the ones with missing covariates left out of both."
             )
+        check_same_integrals(fit, null, "the larger model", "the null")
         values = None if traced or fit.origin is None else values_of_null(fit, null)
         freedom = fit.num_parameters - null.num_parameters
         edge = max(

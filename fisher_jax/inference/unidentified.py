@@ -80,8 +80,11 @@ def values_of_null(full: Fit, null: Fit) -> Values | None:
 def find_unidentified(full: Fit, values: Values) -> tuple[Bool[np.ndarray, "*b"], str]:
     """Whether some parameters have no information at these values though they have at the estimate, of a fit or of each of many.
 
-    Also a predicate of which "the data" is the subject, with the names of the parameters.
+    Also a predicate of which "the data" is the subject, with the names of the parameters. One observation, as of crossed effects,
+    does not tell: its score vanishes at a maximum.
     """
+    if np.all(np.asarray(full.num_observations) <= 1):
+        return np.zeros(np.shape(full.status_code), bool), ""
     natural = full.layout.natural()
     theta, at_null = (np.asarray(natural.join(each), float) for each in (full.values, values))
     # Entries at an end of their range are left out: the null fixes them there, whatever their scores.

@@ -6,6 +6,13 @@ Row i depends on the effects of its own level of each factor, r numbers in all, 
 
 The Cᵢ come from the derivatives of one row, for all rows at once, and are added up into H. Levels of one factor never share a row:
 the blocks of the factor with which it costs least are eliminated first (see `many_effects.py`), and the others are dense.
+
+Restricted maximum likelihood integrates the coefficients β of a linear predictor, too, over a flat prior: they are p more numbers
+on which every row depends, in the dense part, without the identity. For a normal response with mean X β + Z b it is exact:
+
+    ∫ N(y; X β, V) dβ = N(y; X β̂, V) (2π)^{p/2} det(Xᵀ V⁻¹ X)^{−1/2},   β̂ the estimate by generalised least squares,
+
+the likelihood of error contrasts (Harville 1974) but for the constant ½ log det(Xᵀ X).
 """
 
 import itertools
@@ -20,13 +27,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.errors import check_count, kind_of, shown
+from fisher_jax.families.location_scale import normal
+from fisher_jax.families.positive import lognormal
+from fisher_jax.fitting.status import Status
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.many_effects import Bordered, Derivatives, IntegralOfMany
-from fisher_jax.latent.marginal import MarginalModel
+from fisher_jax.latent.marginal import MarginalModel, layout_of_effects
 from fisher_jax.latent.mixed import (
     COVARIANCE,
     SD,
     MixedDensity,
+    MixedSample,
     check_spread,
     describe_covariance,
     merge_constraints,
@@ -35,10 +46,13 @@ from fisher_jax.latent.mixed import (
 )
 from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.parameters import EntryNames, Layout, layout_of, name_table
+from fisher_jax.models.parameters import Table as ParameterTable
 from fisher_jax.models.programs import UserFunction
 from fisher_jax.numerics.array_namespace import AnyArray
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
+from fisher_jax.numerics.jaxprs import flatten
+from fisher_jax.reporting import listed
 
 
 class Factor(NamedTuple):
@@ -123,20 +137,37 @@ class CrossedDensity(MixedDensity):
     """
 
     factors: tuple[Factor, ...]
+    coefficients: Layout | None = None  # those integrated, a dictionary
+    entry_names: EntryNames = ()  # of vectors among them
 
     @property
     def made_with(self) -> tuple[Any, ...]:
-        return *super().made_with, self.factors
+        return *super().made_with, self.factors, self.coefficients, self.entry_names
+
+    @property
+    def num_random(self) -> int:
+        """How many effects there are of all levels."""
+        return sum(factor.levels * factor.size for factor in self.factors)
+
+    @property
+    def num_coefficients(self) -> int:
+        """How many coefficients are integrated."""
+        return 0 if self.coefficients is None else self.coefficients.num_free
 
     def by_level(self, b: Float[Array, " q"]) -> list[Float[Array, "levels size"]]:
         """The flat effects as one matrix for each factor."""
         ends = np.cumsum([factor.levels * factor.size for factor in self.factors])
-        parts = jnp.split(b, ends[:-1])
+        parts = jnp.split(b, ends)[:-1]
         return [part.reshape(factor.levels, factor.size) for part, factor in zip(parts, self.factors, strict=True)]
 
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
-        """The effects of all levels on the scale of the predictor, each with an axis over the levels."""
-        return self._scaled(params, self.by_level(b))
+        """Coefficients that are integrated, and the effects of all levels as the predictor takes them, with an axis over levels."""
+        return self._restored(b[self.num_random :]) | self._scaled(params, self.by_level(b))
+
+    def _restored(self, coefficients: Float[Array, "*l p"]) -> dict[str, PyTree]:
+        """The coefficients integrated, by their names."""
+        layout = self.coefficients
+        return {} if layout is None else layout.constrain(coefficients, [None] * len(layout.leaves))
 
     def _scaled(self, params: PyTree, parts: list[Float[Array, "*l s"]]) -> dict[str, PyTree]:
         return {factor.name: factor.scale(params, b) for factor, b in zip(self.factors, parts, strict=True)}
@@ -154,21 +185,45 @@ class CrossedDensity(MixedDensity):
         for factor, codes in zip(self.factors, rows.codes, strict=True):
             places += [start + codes * factor.size + k for k in range(factor.size)]
             start += factor.levels * factor.size
-        return places
+        return places + [jnp.full_like(rows.codes[0], start + k) for k in range(self.num_coefficients)]
 
     def terms(self, params: PyTree, rows: Rows, own: list[Float[Array, " n"]]) -> Float[Array, " n"]:
         """The weighted log-density of each row, given its own effects b."""
-        starts = np.cumsum([0, *(factor.size for factor in self.factors)])
-        parts = [jnp.stack(own[i:j], axis=-1) for i, j in itertools.pairwise(starts)]
-        effects = self._scaled(params, parts)
-        terms = jax.vmap(lambda e, y, z: self.family.log_density(self.predict(params, e, z), y))(
-            effects, rows.y, rows.z
-        )
+        predicted = jax.vmap(lambda own, z: self.predict_from(params, own, z))(own, rows.z)
+        terms = jax.vmap(self.family.log_density)(predicted, rows.y)
         terms = jnp.asarray(terms, own[0].dtype)
         return terms if rows.weights is None else jnp.where(rows.weights == 0, 0, rows.weights * terms)
 
+    def predict_from(self, params: PyTree, own: list[Float[Array, ""]], z: PyTree) -> dict[str, Any]:
+        """The family's parameters for one row, given its own effects b and the coefficients."""
+        starts = np.cumsum([0, *(factor.size for factor in self.factors)])
+        effects = self._scaled(params, [jnp.stack(own[i:j]) for i, j in itertools.pairwise(starts)])
+        if self.coefficients is not None:
+            params = params | self._restored(jnp.stack(own[starts[-1] :]))
+        return self.predict(params, effects, z)
+
+    def check_linear(self, params: PyTree, rows: Rows) -> None:
+        """Raise where the integral over coefficients would not be exact: where derivatives of a row's location depend on them."""
+        if self.coefficients is None:
+            return
+        row = jax.tree.map(lambda leaf: leaf[0], rows.z)
+        own = [jnp.zeros(())] * (sum(factor.size for factor in self.factors) + self.num_coefficients)
+
+        def of_row(own: list[Array]) -> tuple[Any, Any]:
+            predicted = self.predict_from(params, own, row)
+            return jax.jacfwd(lambda own: self.predict_from(params, own, row)["loc"])(own), predicted["scale"]
+
+        flat = flatten(jax.make_jaxpr(of_row)(own), keep_rules=True)
+        used = {operand for step in flat.steps for operand in step.operands if type(operand) is int}
+        if not (used | {o for o in flat.outputs if type(o) is int}).isdisjoint(flat.inputs):
+            raise ValueError(
+                "reml= integrates coefficients exactly where `loc` is linear in them and in the effects, and `scale` does not "
+                "depend on them. The predictor is not of this kind: leave reml= out, for maximum likelihood."
+            )
+
     def log_density_of_effects(self, rows: Rows, b: Float[Array, " q"]) -> Float[Array, ""]:
         """log p(b); not a number where a row is of a level that does not exist."""
+        b = b[: self.num_random]
         value = -0.5 * (b @ b) - 0.5 * len(b) * math.log(2 * math.pi)
         for factor, codes in zip(self.factors, rows.codes, strict=True):
             value = jnp.where(jnp.any((codes < 0) | (codes >= factor.levels)), jnp.nan, value)
@@ -179,18 +234,34 @@ class CrossedDensity(MixedDensity):
         own = [b[place] for place in self.places(rows)]
         return jnp.sum(self.terms(params, rows, own)) + self.log_density_of_effects(rows, b)
 
-    def sample(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
-        """One draw of the effects, and of y in each row given them."""
-        rows = self.rows(None, z)
+
+@dataclass(frozen=True)
+class CrossedSample(MixedSample):
+    """One draw of the effects of all levels, and of y in each row given them. Equal where the densities are.
+
+    Coefficients that are integrated are where their search starts: the distribution of error contrasts does not depend on them.
+    """
+
+    density: CrossedDensity
+    coefficients: tuple[float, ...] = ()
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        return *super().made_with, self.coefficients
+
+    def __call__(self, key: Array, params: PyTree, *z: PyTree) -> PyTree:
+        density = self.density
+        rows = density.rows(None, z)
         key, key_of_effects = jax.random.split(key)
-        b = jax.random.normal(key_of_effects, (sum(factor.levels * factor.size for factor in self.factors),))
-        parts = [part[codes] for part, codes in zip(self.by_level(b), rows.codes, strict=True)]
+        dtypes = [jnp.result_type(leaf) for name in (SD, COVARIANCE) for leaf in jax.tree.leaves(params.get(name))]
+        b = jax.random.normal(key_of_effects, (density.num_random,), jnp.result_type(*dtypes))
+        b = jnp.concatenate([b, jnp.asarray(self.coefficients, b.dtype)])
+        own = [b[place] for place in density.places(rows)]
 
-        def draw(key: Array, effects: PyTree, z: PyTree) -> PyTree:
-            return self.family.sample(key, self.predict(params, effects, z))  # type: ignore[misc]
+        def draw(key: Array, own: list[Array], z: PyTree) -> PyTree:
+            return density.family.sample(key, density.predict_from(params, own, z))  # type: ignore[misc]
 
-        keys = jax.random.split(key, len(rows.codes[0]))
-        return jax.vmap(draw)(keys, self._scaled(params, parts), rows.z)
+        return jax.vmap(draw)(jax.random.split(key, len(rows.codes[0])), own, rows.z)
 
 
 @dataclass(frozen=True)
@@ -203,12 +274,13 @@ class CrossedIntegral(IntegralOfMany):
     def algebra(self) -> str:
         """How H is solved, in words."""
         first, *others = self.joint.factors
-        dense = sum(factor.levels * factor.size for factor in others)
+        dense = sum(factor.levels * factor.size for factor in others) + self.joint.num_coefficients
         return f"block-diagonal {first.levels} × {first.size}" + (f", dense {dense}" if dense else "")
 
     def derivatives(self, params: PyTree, y: PyTree, *z: PyTree) -> Callable[[Array], Derivatives]:
         """f, its gradient and H, as a function of the flat effects."""
         joint, rows = self.joint, self.joint.rows(y, z)
+        joint.check_linear(params, rows)
         places = joint.places(rows)
         k, s, r = joint.factors[0].levels, joint.factors[0].size, len(places)
         m = len(self.start) - k * s
@@ -232,7 +304,8 @@ class CrossedIntegral(IntegralOfMany):
             blocks, border, rest = jnp.split(sums, [k * s * s, k * s * (s + m)])
             matrix = Bordered(blocks.reshape(k, s, s), border.reshape(k, s, m), rest.reshape(m, m))
             value = jnp.sum(terms) + joint.log_density_of_effects(rows, b)
-            return Derivatives(value, _add_up(places, slopes, -b), matrix.plus_diagonal(jnp.ones_like(b)))
+            prior = self._prior(b.dtype)
+            return Derivatives(value, _add_up(places, slopes, -prior * b), matrix.plus_diagonal(prior))
 
         return at
 
@@ -243,9 +316,13 @@ class CrossedIntegral(IntegralOfMany):
 
         def at(b: Float[Array, " q"]) -> Float[Array, " q"]:
             _, slopes = first_order(lambda own: joint.terms(params, rows, own), [b[place] for place in places])
-            return _add_up(places, slopes, -b)
+            return _add_up(places, slopes, -self._prior(b.dtype) * b)
 
         return at
+
+    def _prior(self, dtype: Any) -> Float[Array, " q"]:
+        """The information of the prior: one of each effect, zero of coefficients."""
+        return jnp.concatenate([jnp.ones(self.joint.num_random, dtype), jnp.zeros(self.joint.num_coefficients, dtype)])
 
 
 def _add_up(places: list[Array], slopes: list[Array], start: Float[Array, " q"]) -> Float[Array, " q"]:
@@ -265,16 +342,40 @@ class CrossedModel(MarginalModel):
         """The effects of all levels on the scale of the predictor, each with an axis over the levels."""
         return self.joint.effects_of(params, b)
 
+    @property
+    def num_effects(self) -> int:
+        """How many effects a level has, over all factors, each with a variance of its own."""
+        return sum(factor.size for factor in self.joint.factors)
+
+    @property
+    def effect_names(self) -> EntryNames:
+        """Names of the entries of coefficients that are integrated."""
+        return self.joint.entry_names
+
+    @property
+    def integrated(self) -> tuple[str, ...]:
+        """The coefficients that are integrated, as in restricted maximum likelihood."""
+        return () if self.joint.coefficients is None else self.joint.coefficients.names
+
+    def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
+        """How many rows there are."""
+        rows = super().count_rows(data, given, weights)
+        return float(np.shape(jax.tree.leaves(data)[0])[1]) if rows is None else rows
+
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
-        """Of correlated effects the standard deviations and the correlations."""
-        correlated = [factor for factor in self.joint.factors if factor.is_correlated]
-        return [
+        """Of correlated effects the standard deviations and the correlations; the coefficients that are integrated."""
+        facts = [
             fact
-            for factor in correlated
+            for factor in self.joint.factors
+            if factor.is_correlated
             for fact in describe_covariance(
                 params[COVARIANCE][factor.name], [f"{factor.name}.{name}" for name in factor.layout.names]
             )
         ]
+        if self.integrated:
+            names = listed([f"`{name}`" for name in self.integrated], 4)
+            facts.append(("Restricted likelihood", f"integrated over {names}; their estimates: predicted_effects(fit)"))
+        return facts
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density is not finite, in words."""
@@ -282,6 +383,8 @@ class CrossedModel(MarginalModel):
         for factor, codes in zip(self.joint.factors, rows.codes, strict=True):
             if words := factor.describe_outside(np.asarray(codes)):
                 return f"where given {words}"
+        if self.integrated and Status(int(jax.jit(self.integral.mode)(params, y, *z).status)) == Status.INDEFINITE:
+            return "where the rows do not identify the coefficients: columns depend linearly on each other"
         return super().explain(params, y, *z)
 
     def check_data(self, data: PyTree, given: PyTree) -> None:
@@ -317,6 +420,7 @@ def crossed_model(
     constraints: PyTree,
     initial: UserFunction | None,
     names: PyTree,
+    reml: Any,
 ) -> CrossedModel:
     """The model of `mixed` with ``levels=``, whose arguments these are."""
     if not isinstance(effects, dict) or not effects:
@@ -341,7 +445,17 @@ def crossed_model(
         layout, _ = layout_of(of_level)
         count = check_count(levels[name], 1, f"levels[{name!r}]", entries=layout.num_free)
         factors.append(Factor(name, count, layout, name in names_correlated))
-    size = sum(factor.levels * factor.size for factor in factors)
+    coefficients: Layout | None = None
+    starts: tuple[float, ...] = ()
+    entry_names: EntryNames = ()
+    if reml is not None:
+        _check_coefficients(family, reml, effects)
+        of_coefficients = {name: names[name] for name in names if name in reml} if isinstance(names, dict) else {}
+        names = {name: names[name] for name in names if name not in reml} if of_coefficients else names
+        entry_names = name_table(of_coefficients)
+        coefficients, _ = layout_of(reml, ParameterTable((), entry_names))
+        starts = layout_of_effects(reml)[1]
+    size = sum(factor.levels * factor.size for factor in factors) + len(starts)
 
     def cost(first: Factor) -> int:
         dense = size - first.levels * first.size
@@ -349,19 +463,39 @@ def crossed_model(
 
     factors.sort(key=cost)
     dense = size - factors[0].levels * factors[0].size
-    if dense:  # the border and the dense part, each about six times at once
+    if dense > len(starts):  # the border and the dense part, each about six times at once
         largest = max(factors[1:], key=lambda factor: factor.levels * factor.size)
         check_count(largest.levels, 1, f"levels[{largest.name!r}]", entries=6 * size * dense // largest.levels)
-    density = CrossedDensity(family, predictor, layout_of(np.zeros(size))[0], bool(names_correlated), tuple(factors))
+    layout, _ = layout_of(np.zeros(size))
+    density = CrossedDensity(
+        family, predictor, layout, bool(names_correlated), tuple(factors), coefficients, entry_names
+    )
     own: dict[str, Any] = {}
     if any(not factor.is_correlated for factor in factors):
         own[SD] = {f.name: jax.tree.map(lambda _: positive, effects[f.name]) for f in factors if not f.is_correlated}
     if names_correlated:
         own[COVARIANCE] = dict.fromkeys(names_correlated, positive_definite)
     return CrossedModel(
-        CrossedIntegral(density, density.layout, (0.0,) * size, 1),
-        sample=None if family.sample is None else density.sample,
+        CrossedIntegral(density, density.layout, (0.0,) * (size - len(starts)) + starts, 1),
+        sample=None if family.sample is None else CrossedSample(density, starts),
         constraints=merge_constraints(own, constraints or {}),
         initial=initial,
         names=names,
     )
+
+
+def _check_coefficients(family: Model, reml: Any, effects: dict[str, Any]) -> None:
+    """Raise where the integral over coefficients is not exact, and where they are not named."""
+    if family not in (normal, lognormal):
+        raise ValueError(
+            f"reml= with {family!r}: restricted maximum likelihood is for families.normal and families.lognormal, where the "
+            "integral over coefficients is exact. Leave reml= out, for maximum likelihood."
+        )
+    if not isinstance(reml, dict):
+        raise TypeError(
+            f"reml is {shown(reml)}; expected a dictionary of the coefficients that are integrated, zeros of their shapes, as in "
+            "{'beta': numpy.zeros(3)}."
+        )
+    if both := [name for name in reml if name in effects or name in (SD, COVARIANCE)]:
+        raise ValueError(f"reml names {both[0]!r}, which is the name of effects or of their distribution. Rename it.")
+    layout_of_effects(reml)

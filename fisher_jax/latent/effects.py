@@ -25,11 +25,13 @@ from fisher_jax.fitting.covariance import CovarianceKind, precise
 from fisher_jax.fitting.intervals import as_leaves, normal_quantile
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.fitting.summary import edge_in_words
 from fisher_jax.input_arrays import as_labels
 from fisher_jax.latent.marginal import MarginalModel
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.parameters import Table as ParameterTable
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import AnyArray, on_host
@@ -92,7 +94,8 @@ def effects_layout(fit: Fit, model: MarginalModel) -> Layout:
     """Names and shapes of the effects of one group."""
     params = (fit[0] if fit.has_batch else fit).params
     effects = model.effects_of(params, jnp.zeros(len(model.integral.start), fit.layout.dtype))
-    return layout_of(jax.tree.map(np.asarray, effects))[0]
+    # As it comes, for `jax.tree.map` would put its keys in another order than that of the modes.
+    return layout_of(effects, ParameterTable((), model.effect_names))[0]
 
 
 def names_of_effects(layout: Layout) -> tuple[str, ...]:
@@ -141,8 +144,7 @@ def free_covariance(fit: Fit, kind: str) -> tuple[np.ndarray, str]:
         given = f"the parameters at their edge in {np.sum(rows)} of {len(rows)} fits"
     else:
         at_edge = np.any(np.asarray(fit.layout.jacobian(fit.free))[:, edge] != 0, axis=1)
-        names = listed([f"`{name}`" for name, mark in zip(fit.names, at_edge, strict=True) if mark])
-        matrix, given = covariances.free_conditional_on_edge(fit, kind, edge), f"{names} at the edge"
+        matrix, given = covariances.free_conditional_on_edge(fit, kind, edge), edge_in_words(fit.layout, edge, at_edge)
     warn(f"the errors are conditional on {given}, as if known there.")
     return np.asarray(matrix), f"{fit.describe(kind)}, given {given}"
 

@@ -38,13 +38,19 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.mode import Mode, find_mode
 from fisher_jax.models.model import Model, check_arity
-from fisher_jax.models.parameters import Layout, layout_of
+from fisher_jax.models.parameters import EntryNames, Layout, layout_of
 from fisher_jax.models.programs import UserFunction, call_differentiable
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.jaxprs import flatten
 
 MOST_NODES = 100  # up to which numpy's have been tested
 MOST_DIMENSIONS = 3  # of a quadrature: with nine nodes 729 points
+WITHOUT_MODE = {  # what a joint density is likely to lack
+    Status.STEP_LIMIT: "joint may rise without end; does it hold the log-density of the effects?",
+    Status.SINGULAR_INFORMATION: "joint may not depend on an effect; does it hold the log-density of each?",
+    Status.STALLED: "joint may have a kink in an effect, as abs has, or no maximum",
+    Status.INDEFINITE: "the search ended between modes; give other numbers in effects, from which it starts",
+}
 
 
 class WithMode(NamedTuple):
@@ -77,6 +83,11 @@ class MarginalModel(Model):
         """From (params, y, z) of one group to y with the mode of its effects, which derivatives at params then start from."""
         return self.integral.with_mode
 
+    @property
+    def effect_names(self) -> EntryNames:
+        """Names of the entries of vectors among the effects, where they have names."""
+        return ()
+
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects that the flat b stands for, as the joint density takes them."""
         return self.integral.layout.constrain(b, self.integral._values)
@@ -93,7 +104,10 @@ class MarginalModel(Model):
         """Why the log-density of a group is not finite, in words."""
         mode = jax.jit(self.integral.mode)(params, y, *z)
         status = Status(int(mode.status))
-        return "" if status.converged else f"where the mode of the latent effects was not found ({status.label})"
+        if status.converged:
+            return ""
+        cause = WITHOUT_MODE.get(status, "")
+        return f"where the mode of the latent effects was not found ({status.label}{cause and f': {cause}'})"
 
 
 @dataclass(frozen=True)
@@ -254,7 +268,8 @@ def marginal(
     step, or ends with the status "bad start" or "not finite" and names the group.
 
     One mode is found, that to which the search leads from `effects`. Where the joint density has others it is that mode's
-    contribution that counts; more nodes, and a search from another start, tell.
+    contribution that counts. More nodes tell where modes overlap; where they lie apart, a fit with other numbers in `effects`, and
+    the draws of `check_laplace`.
 
     Hundreds of effects are one dense matrix: of q effects the derivatives take q passes over the joint density, and memory for
     some tens of q² numbers. Where rows touch a few effects each, as with crossed factors, `mixed` with ``levels=`` is far faster.

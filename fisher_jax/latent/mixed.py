@@ -207,6 +207,21 @@ def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...
     return y, tuple(rest), weights
 
 
+def check_rows_drawn_once(model: Model, given: PyTree) -> None:
+    """Raise where a row of a mixed model stands for several equal ones: a draw of it would be one that is counted as often."""
+    if not isinstance(model, MarginalModel) or not isinstance(model.integral.joint, MixedDensity):
+        return
+    for part in jax.tree.leaves(given, is_leaf=lambda part: isinstance(part, Grouped)):
+        if isinstance(part, Grouped) and not isinstance(part.weights, jax.core.Tracer):
+            weights = np.asarray(part.weights)
+            if not np.all(np.isin(weights, (0, 1))):
+                first = weights[~np.isin(weights, (0, 1))][0]
+                raise ValueError(
+                    f"draws from the model, in which rows have weights such as {first:g}: what is drawn for a row would count as "
+                    "often, as no sample of several rows does. Put such a row in the table once for each time, without weights."
+                )
+
+
 @entry_point
 def mixed(
     family: Model,
@@ -215,6 +230,7 @@ def mixed(
     *,
     levels: dict[str, int] | None = None,
     correlated: bool | Collection[str] = False,
+    reml: PyTree = None,
     nodes: int = 1,
     constraints: PyTree = None,
     initial: UserFunction | None = None,
@@ -241,6 +257,11 @@ def mixed(
         Independent effects have standard deviations ``params["sd"]``, a pytree shaped like `effects`; correlated ones a
         covariance matrix ``params["covariance"]`` (q, q), in the order of `effects`. With `levels`, ``params["sd"]`` and
         ``params["covariance"]`` are dictionaries by factor, and the factors whose effects are correlated may be named.
+    reml : dict, optional
+        For restricted maximum likelihood, with `levels` and the normal family: zeros that give the coefficients of the linear
+        predictor their names and shapes, as in ``{"beta": numpy.zeros(3)}``. They are integrated over a flat prior, and are
+        parameters no longer: `predictor` finds them in `params` as before, `fit.params` holds the standard deviations alone, and
+        `predicted_effects` has the estimates of coefficients.
     nodes : int
         Points of the quadrature along each axis, as for `marginal`; 1 is Laplace's approximation, the only one with `levels`.
     constraints, initial, names
@@ -263,8 +284,16 @@ def mixed(
     The effects are L b with b standard normal, L diagonal or the Cholesky factor of the covariance matrix: the likelihood is
     that of normal effects, and is smooth where a standard deviation is zero.
 
+    Restricted likelihoods of models with other coefficients are of other data, as it were, and cannot be compared. They have the
+    constant of lme4, nlme and statsmodels, which leave out ½ log det(XᵀX). The errors of coefficients in `predicted_effects`
+    contain the uncertainty of the variances, as those of statsmodels; lme4 and nlme print the conditional ones.
+
     A standard deviation whose best value is zero ends with the status "boundary": the errors of the other parameters are then
     those with it at zero.
+
+    References
+    ----------
+    Harville, D. A. (1974), Bayesian inference for variance components using only error contrasts, Biometrika 61, 383-385, eq. (2).
 
     Examples
     --------
@@ -293,7 +322,13 @@ def mixed(
         from fisher_jax.latent.crossed import crossed_model  # which extends this module
 
         return crossed_model(
-            family, predictor, effects, levels, correlated, constraints=constraints, initial=initial, names=names
+            *(family, predictor, effects, levels, correlated),
+            **{"constraints": constraints, "initial": initial, "names": names, "reml": reml},
+        )
+    if reml is not None:
+        raise ValueError(
+            "reml= needs levels=, for all rows depend on the coefficients that are integrated, and are one group. With one "
+            "factor, too: effects={'subject': …} and levels={'subject': 18}."
         )
     check_flag(correlated, "correlated")
     layout, _ = layout_of_effects(effects)

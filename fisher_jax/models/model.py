@@ -134,6 +134,11 @@ class Model:
         return 0
 
     @property
+    def integrated(self) -> tuple[str, ...]:
+        """The coefficients over which a restricted likelihood is integrated, by name; none of other models."""
+        return ()
+
+    @property
     def auxiliary(self) -> UserFunction | None:
         """The log-density of what was measured beside the observations, of a model made by `with_auxiliary`."""
         return None

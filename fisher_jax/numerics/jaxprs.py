@@ -156,18 +156,18 @@ def while_loop(step: Step, operands: Sequence[Any], evaluate: Callable[[Flat, li
     params, (condition, body) = step.equation.params, step.inner
     first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
 
-    def goes_on(carry: list[Any]) -> Any:
-        return evaluate(condition, [*operands[:first], *carry])[0]
+    run = lambda part, consts, carry: evaluate(part, [*consts, *carry])  # noqa: E731
+    goes_on = lambda carry: run(condition, operands[:first], carry)[0]  # noqa: E731
+    advance = lambda carry: run(body, operands[first:second], carry)  # noqa: E731
+    if params["cond_jaxpr"].out_avals[0].shape == ():
+        return jax.lax.while_loop(goes_on, advance, list(operands[second:]))
 
-    def advance(carry: list[Any]) -> list[Any]:
-        results = evaluate(body, [*operands[first:second], *carry])
-        if params["cond_jaxpr"].out_avals[0].shape == ():
-            return results
+    def advance_some(carry: list[Any]) -> list[Any]:
         going = goes_on(carry)
         to = lambda x: going.reshape(going.shape + (1,) * (x.ndim - going.ndim))  # noqa: E731
-        return [jnp.where(to(new), new, old) for new, old in zip(results, carry, strict=True)]
+        return [jnp.where(to(new), new, old) for new, old in zip(advance(carry), carry, strict=True)]
 
-    return jax.lax.while_loop(lambda carry: jnp.any(goes_on(carry)), advance, list(operands[second:]))
+    return jax.lax.while_loop(lambda carry: jnp.any(goes_on(carry)), advance_some, list(operands[second:]))
 
 
 def scan_counts(equation: Any) -> tuple[int, int]:

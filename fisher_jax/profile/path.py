@@ -102,6 +102,9 @@ def follow(
     logit, say. It is infinite where there is none, and NaN where g may have a range that it does not leave.
     """
     cut, span = jnp.asarray(cut, free.dtype), jnp.asarray(span, free.dtype)
+    evaluate = jax.jit(
+        evaluate
+    )  # traced once for its shapes and for the loop, which is most of the wait for a long density
 
     def is_running(walk: _Walk) -> Bool[Array, ""]:
         return (walk.path.end == End.RUNNING) & (walk.path.trips < MOST_TRIPS) & (walk.num_points < MOST_POINTS)

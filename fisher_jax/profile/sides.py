@@ -176,17 +176,15 @@ def _follow_sides(
             return function(layout.constrain(u, values)).astype(layout.dtype)[column]
         return layout.join(layout.constrained_values(u, values))[column]
 
-    def of_column(column: Array) -> Sides:
+    def of_side(column: Array, sign: Array) -> Path:
         def restriction(u: Float[Array, " p"]) -> Float[Array, ""]:
             # A parameter is followed on the scale of its constraint, on which it has no edge.
             return number(column, u) if function is not None else layout.coordinates(u)[column]
 
         evaluate = functools.partial(look, target, restriction, best, units, constrained)
+        return follow(evaluate, free, sign, cut, spans[column] if function is None else jnp.nan)
 
-        def of_side(sign: Array) -> Path:
-            return follow(evaluate, free, sign, cut, spans[column] if function is None else jnp.nan)
-
-        paths = jax.vmap(of_side)(jnp.array([-1.0, 1.0], layout.dtype))
+    def of_column(column: Array, paths: Path) -> Sides:
         estimate, slopes = jax.value_and_grad(lambda u: number(column, u))(free)
         points = jax.vmap(jax.vmap(lambda u: number(column, u)))(paths.frees)
         at_end = jax.vmap(lambda u: number(column, u))(paths.end_free)
@@ -204,7 +202,12 @@ def _follow_sides(
             frees=paths.frees,
         )
 
-    return jax.vmap(of_column)(jnp.asarray(columns))
+    # One level of `vmap`, for each takes several passes over the loops in a density.
+    columns = jnp.asarray(columns)
+    signs = jnp.tile(jnp.array([-1.0, 1.0], layout.dtype), len(columns))
+    paths = jax.vmap(of_side)(jnp.repeat(columns, 2), signs)
+    of_columns = jax.tree.map(lambda leaf: leaf.reshape(len(columns), 2, *leaf.shape[1:]), paths)
+    return jax.vmap(of_column)(columns, of_columns)
 
 
 _profiles_of_few = jit_with_model(_follow_sides, static_argnums=(0, 1, 2), level=0)
