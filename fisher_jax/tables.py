@@ -120,21 +120,6 @@ class Table:
         return result
 
 
-def frame_of(value: Any, name: str) -> Any:
-    """A table as it is, and a dictionary of columns as one of pandas; raise for anything else."""
-    if is_table(value):
-        return value
-    if not isinstance(value, dict) or not value:
-        kind = "an empty dictionary" if isinstance(value, dict) else kind_of(value)
-        raise TypeError(f"{name} is {kind}; expected a table of pandas, polars or pyarrow, or a dictionary of columns.")
-    columns = {key: np.atleast_1d(to_numpy(column, f"{name} {key!r}")) for key, column in value.items()}
-    shapes = {column.shape for column in columns.values()}
-    if len(shapes) > 1 or len(next(iter(shapes))) != 1:
-        listed = ", ".join(f"{key}: {column.shape}" for key, column in columns.items())
-        raise ValueError(f"the columns of {name} have the shapes {listed}; expected (n,) for each.")
-    return require("pandas", "frames").DataFrame(columns)
-
-
 class TableOfGroups(Table):
     """A table whose rows are in groups, each an observation: `rows` is (…, G, m), a group's last row again where it has fewer."""
 
@@ -150,6 +135,21 @@ class TableOfGroups(Table):
                 "is one observation of this model. Give a column that is the same in all rows of a group."
             )
         return values[..., 0]
+
+
+def frame_of(value: Any, name: str) -> Any:
+    """A table as it is, and a dictionary of columns as one of pandas; raise for anything else."""
+    if is_table(value):
+        return value
+    if not isinstance(value, dict) or not value:
+        kind = "an empty dictionary" if isinstance(value, dict) else kind_of(value)
+        raise TypeError(f"{name} is {kind}; expected a table of pandas, polars or pyarrow, or a dictionary of columns.")
+    columns = {key: np.atleast_1d(to_numpy(column, f"{name} {key!r}")) for key, column in value.items()}
+    shapes = {column.shape for column in columns.values()}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+        listed = ", ".join(f"{key}: {column.shape}" for key, column in columns.items())
+        raise ValueError(f"the columns of {name} have the shapes {listed}; expected (n,) for each.")
+    return require("pandas", "frames").DataFrame(columns)
 
 
 def as_narwhals(table: Any, name: str) -> Any:

@@ -107,7 +107,7 @@ def likelihood_ratio_test(
 
     Of a model with latent effects the null may be a fit with fewer effects, or to the rows without groups. Its variances are zero
     under the null: with one of them, with its covariances or without, the statistic is a mixture of two chi-squareds (Stram and
-    Lee, cases 1 and 3), for many groups; with few the probability of zero is above a half and the p-value too large (Crainiceanu
+    Lee, cases 1 to 3), for many groups; with few the probability of zero is above a half and the p-value too large (Crainiceanu
     and Ruppert). With several variances at zero the law is not known in closed form: use the bootstrap.
 
     Parameters without information under the null are detected from the scores of `fit`'s model at the null's parameters,
