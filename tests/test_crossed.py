@@ -1,5 +1,6 @@
 """Crossed and nested effects: `mixed` with levels=, all rows one observation, against dense closed forms and peers."""
 
+import dataclasses
 import functools
 import pickle
 
@@ -141,6 +142,8 @@ def test_restricted_likelihoods_of_other_coefficients_are_not_compared():
         fj.compare(ml=penicillin(), reml=restricted())
     with pytest.raises(ValueError, match="restricted likelihoods of models with other coefficients"):
         fj.likelihood_ratio_test(penicillin(), restricted())
+    without_model = dataclasses.replace(penicillin(), origin=None)
+    np.testing.assert_array_equal(fj.compare(one=penicillin(), again=without_model).difference, 0.0)
     assert "integrated over `mean`; their estimates: predicted_effects(fit)" in repr(restricted())
 
 

@@ -389,13 +389,13 @@ class Fit:
 
     @entry_point
     def bic(self) -> Float[AnyArray, "*b"]:
-        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations.
+        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where n is below two.
 
-        Where all rows are one observation, as with crossed effects, n is the number of rows.
+        Where all rows are one observation, as with crossed effects, n is the number of rows, which a loaded fit does not know.
         """
         n, log_likelihood = on_host((self._sample_size, self.log_likelihood))
         xp = namespace(n)
-        return self.num_parameters * xp.log(xp.where(n > 0, n, np.nan)) - 2.0 * log_likelihood
+        return self.num_parameters * xp.log(xp.where(n > 1, n, np.nan)) - 2.0 * log_likelihood
 
     @entry_point
     def aicc(self) -> Float[AnyArray, "*b"]:
