@@ -85,6 +85,17 @@ def test_a_linear_crossed_fit_is_that_of_its_dense_closed_form():
     np.testing.assert_allclose(fit.covariance(), dense.covariance(), rtol=1e-9, atol=1e-13)
 
 
+def test_a_batch_of_crossed_fits_is_that_of_each():
+    rows = fj.by_group({name: TABLE[name] for name in ("plate", "sample")}, [])
+    fits = fj.fit_batch(PENICILLIN, START, jnp.stack([ZONE, ZONE + 1.0])[:, None], given=rows)
+    assert np.all(fits.converged)
+    np.testing.assert_allclose(fits.log_likelihood, penicillin().log_likelihood, rtol=1e-12)
+    np.testing.assert_allclose(fits.params["mean"], penicillin().params["mean"] + np.arange(2.0), rtol=1e-9)
+    np.testing.assert_allclose(
+        fits[1].standard_errors()["sd"]["sample"], penicillin().standard_errors()["sd"]["sample"]
+    )
+
+
 def test_a_linear_crossed_fit_is_that_of_statsmodels():
     """MixedLM of statsmodels 0.15, "plate" and "sample" as variance components of one group, reml=False."""
     fit = penicillin()
@@ -132,6 +143,8 @@ def test_restricted_likelihoods_of_other_coefficients_are_not_compared():
         fj.compare(ml=penicillin(), reml=restricted())
     with pytest.raises(ValueError, match="restricted likelihoods of models with other coefficients"):
         fj.likelihood_ratio_test(penicillin(), restricted())
+    without_model = dataclasses.replace(penicillin(), origin=None)
+    np.testing.assert_array_equal(fj.compare(one=penicillin(), again=without_model).difference, 0.0)
     assert "integrated over `mean`; their estimates: predicted_effects(fit)" in repr(restricted())
 
 

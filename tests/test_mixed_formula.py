@@ -473,6 +473,10 @@ BAD = {
     "negative weights": (made(weights=np.where(np.arange(18) == 3, -1.0, 1.0)), "finite and not negative; of row 3 it is -1"),
     "nodes of several factors": (made("y ~ x + (1 | clinic) + (1 | event)", nodes=3), "nodes=3 points for each.*clinic, event"),
     "a factor named as a covariate": (made("y ~ (1 | clinic) + (1 | rate)", table=SMALL.assign(rate=HALF)), "Rename the column"),
+    "restricted without effects": (made("y ~ x", families.normal, reml=True), "reml=True is for formulas with effects"),
+    "a restricted likelihood of counts": (made(reml=True), "reml= with families.poisson.*is for families.normal"),
+    "nodes of a restricted likelihood": (made(family=families.normal, nodes=3, reml=True), "the integral is exact without more"),
+    "reml as text": (made(family=families.normal, reml="yes"), "reml='yes' must be True or False"),
     "batches of several factors": (lambda: made("y ~ x + (1 | clinic) + (1 | event)")().fit_batch("x"), "are fitted one by one"),
 }  # fmt: skip
 
@@ -482,6 +486,14 @@ def test_bad_input_is_named_with_what_to_do(name):
     act, words = BAD[name]
     with pytest.raises((ValueError, TypeError), match=words):
         act()
+
+
+def test_coefficients_of_a_restricted_likelihood_are_no_parameters_of_the_fit():
+    restricted = fj.formula("time ~ x + (1 + x | clinic)", families.normal, SMALL, reml=True)
+    assert set(restricted.start) == {"scale", "covariance"}
+    assert np.shape(restricted.start["covariance"]["clinic"]) == (2, 2)
+    assert restricted.model.integrated == ("Intercept", "x")
+    assert "dense 2" in restricted.model.algebra
 
 
 def test_rows_without_a_group_are_left_out_on_request():

@@ -36,6 +36,7 @@ ENGINES = ("kernel", "arrays")
 # rare. On a GPU a call costs as much as the fits of some thousand data sets.
 CAPACITIES = {"cpu": (512, 8192), "gpu": (1024, 8192, 2**17)}
 MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does not need more
+FEW_BYTES = 2**22  # of the data of one chunk, with which a costly model is sooner done compiled fast than run fast
 MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
 OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
 COPIES = 3  # of its data that a chunk needs there
@@ -370,7 +371,9 @@ def _compiled(
                 raise NoKernel(f"the kernel does not compile ({type(error).__name__}: {reason})") from error
         if workers.platform() == "cpu":
             # The small operations of a marginal density and of the search for its modes run as fast compiled at half the cost.
-            options = cpu.COMPILER_OPTIONS | (quick(1) if plan.model.with_modes is not None else {})
+            # With many effects that would still be half a minute: by an eighth of it they run four times slower.
+            level = 0 if plan.model.is_costly and capacity * each < FEW_BYTES else 1
+            options = cpu.COMPILER_OPTIONS | (quick(level) if plan.model.with_modes is not None else {})
             # XLA may refuse to compile a marked call, or not know an option. Without them the program is only slower.
             for marked in (cpu.one_kernel, jax.jit):
                 try:

@@ -390,9 +390,9 @@ class Fit:
 
     @entry_point
     def bic(self) -> Float[AnyArray, "*b"]:
-        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where there are no observations, or one.
+        """Schwarz's Bayesian information criterion p log n − 2ℓ; NaN where n is below two.
 
-        Where all rows are one observation, as with crossed effects, n is the number of rows.
+        Where all rows are one observation, as with crossed effects, n is the number of rows, which a loaded fit does not know.
         """
         n, log_likelihood = on_host((self._sample_size, self.log_likelihood))
         xp = namespace(n)

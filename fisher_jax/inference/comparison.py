@@ -391,12 +391,10 @@ def same_data(fit: Fit, other: Fit) -> bool:
         return len(fit) == len(other) and (not len(fit) or same_data(fit[0], other[0]))
     counts, other_counts = np.asarray(fit.num_observations), np.asarray(other.num_observations)
     rows, other_rows = (_count_rows(each) for each in (fit, other))
-    if (
-        rows is not None or other_rows is not None
-    ):  # groups of rows, perhaps other groups in each, or the rows themselves
+    if rows is not None or other_rows is not None:  # groups of rows, perhaps others in each, or the rows themselves
         totals = counts if rows is None else rows, other_counts if other_rows is None else other_rows
-        if fit.origin is None or other.origin is None:
-            return bool(np.isclose(*totals))
+        if fit.origin is None or other.origin is None:  # a fit without its model does not tell whether it counts groups
+            return bool(np.all(np.isclose(*totals) | np.isclose(counts, other_counts)))
         return bool(np.isclose(*totals)) and all(map(_alike, _sorted_values(fit), _sorted_values(other)))
     if counts.shape != other_counts.shape or not np.allclose(counts, other_counts, rtol=1e-5):
         return False
