@@ -31,14 +31,7 @@ EC50_CONCENTRATION, EC50_COUNTS = _stored("ec50")
 BEETLE_DOSE, BEETLE_EXPOSED, BEETLE_DIED = _stored("beetles")
 
 # Contagious bovine pleuropneumonia (Lesnoff et al. 2004; `cbpp` of R's lme4): herd, new cases, animals, period.
-CBPP_HERD, CBPP_CASES, CBPP_ANIMALS, CBPP_PERIOD = _rows(
-    """1 2 14 1  1 3 12 2  1 4 9 3  1 0 5 4  2 3 22 1  2 1 18 2  2 1 21 3  3 8 22 1  3 2 16 2  3 0 16 3  3 2 20 4  4 2 10 1
-    4 0 10 2  4 2 9 3  4 0 6 4  5 5 18 1  5 0 25 2  5 0 24 3  5 1 4 4  6 3 17 1  6 0 17 2  6 0 18 3  6 1 20 4  7 8 16 1
-    7 1 10 2  7 3 9 3  7 0 5 4  8 12 34 1  9 2 9 1  9 0 6 2  9 0 8 3  9 0 6 4  10 1 22 1  10 1 22 2  10 0 18 3
-    10 2 22 4  11 0 25 1  11 5 27 2  11 3 22 3  11 1 22 4  12 2 10 1  12 1 8 2  12 0 6 3  12 0 5 4  13 1 21 1  13 2 24 2
-    13 0 19 3  13 0 23 4  14 11 19 1  14 0 2 2  14 0 3 3  14 0 2 4  15 1 19 1  15 1 15 2  15 1 15 3  15 0 15 4""",
-    columns=4,
-)
+CBPP = dict(zip(("herd", "incidence", "size", "period"), _stored("cbpp").astype(int), strict=True))
 
 # Germination of Orobanche seeds (Crowder 1978): seeds, germinated, dilution (0: 1/1, 1: 1/25, 2: 1/625).
 OROBANCHE_SEEDS, OROBANCHE_GERMINATED, OROBANCHE_DILUTION = _rows(
@@ -310,3 +303,19 @@ PORT_PIRIE = np.array([
     4.01, 4.11, 4.24, 3.96, 4.21, 3.74, 3.85, 3.88, 3.66, 4.11, 3.71, 4.18, 3.9, 3.78, 3.91, 3.72, 4.0, 3.66, 3.62,
     4.33, 4.55, 3.75, 4.08, 3.9, 3.88, 3.94, 4.33,
 ])  # fmt: skip
+
+# cbpp with a normal effect of each herd.
+
+HERDS = fj.by_group(CBPP, "herd")
+
+
+def cbpp_predictor(params, effects, z):
+    period = jnp.where(z["period"] == jnp.arange(1, 5), 1.0, 0.0).at[0].set(1.0)  # the first is the reference
+    return {"logit": jnp.sum(period * params["beta"]) + effects["herd"], "trials": z["size"]}
+
+
+@functools.cache
+def cbpp_fit(nodes):
+    model = fj.mixed(fj.families.binomial, cbpp_predictor, {"herd": 0.0}, nodes=nodes)
+    start = {"beta": np.zeros(4), "sd": {"herd": 1.0}}
+    return fj.fit(model, start, HERDS["incidence"], given=HERDS[["size", "period"]])

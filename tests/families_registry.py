@@ -344,3 +344,7 @@ FAMILIES: dict[str, Family] = dict(
         ),
     ]
 )
+
+# Made of the log-gammas and factors that others here and in `densities.py` are made of: where each takes long to compile they
+# are in the exhaustive run.
+COMPOSED = ("beta_binomial", "dirichlet", "multivariate_normal")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from densities import DENSITIES
-from families_registry import FAMILIES
+from families_registry import COMPOSED, FAMILIES
 from helpers import some_of
 from jax.experimental.pallas import triton
 from jax.scipy.stats import norm
@@ -457,8 +457,6 @@ def typed(tree, dtype):
     return jax.tree.map(lambda x: np.asarray(x, dtype if np.asarray(x).dtype.kind == "f" else None), tree)
 
 
-# In the exhaustive run: what is made of the log-gammas and factors that others in this list and below are made of.
-COMPOSED = ("beta_binomial", "dirichlet", "multivariate_normal")
 ON_CARDS = [name for name in FAMILIES if name != "von_mises"]
 
 

@@ -13,7 +13,7 @@ import pandas
 import pytest
 import scipy.integrate
 import scipy.stats
-from data_sets import CBPP_ANIMALS, CBPP_CASES, CBPP_HERD, CBPP_PERIOD
+from data_sets import cbpp_fit
 from helpers import compiled_programs, some_of
 from jax.scipy.special import gammaln
 from jax.scipy.stats import multivariate_normal, norm, poisson
@@ -24,14 +24,6 @@ from fisher_jax import Status
 from fisher_jax.models.programs import programs_of
 
 # A published case: `cbpp` by lme4 and glmmTMB ---------------------------------------------------------------------------
-
-HERDS = fj.by_group({"herd": CBPP_HERD, "cases": CBPP_CASES, "animals": CBPP_ANIMALS, "period": CBPP_PERIOD}, "herd")
-
-
-def cbpp_predictor(params, effects, z):
-    period = jnp.where(z["period"] == jnp.arange(1, 5), 1.0, 0.0).at[0].set(1.0)  # the first is the reference
-    return {"logit": jnp.sum(period * params["beta"]) + effects["herd"], "trials": z["animals"]}
-
 
 # nodes: estimates and standard errors of R, and the log-likelihood with all constants. Laplace is glmmTMB's, whose last is log sd;
 # lme4's, by 25 nodes, leaves out the constant −41.97835377 in what its `logLik` returns.
@@ -52,9 +44,7 @@ CBPP_IN_R = {
 @pytest.mark.parametrize("nodes", CBPP_IN_R)
 def test_cbpp_is_that_of_glmmtmb_by_laplace_and_of_lme4_by_quadrature(nodes):
     estimates, errors, log_likelihood = CBPP_IN_R[nodes]
-    model = fj.mixed(fj.families.binomial, cbpp_predictor, {"herd": 0.0}, nodes=nodes)
-    start = {"beta": np.zeros(4), "sd": {"herd": 1.0}}
-    fit = fj.fit(model, start, HERDS["cases"], given=HERDS[["animals", "period"]])
+    fit = cbpp_fit(nodes)
     assert fit.status is Status.CONVERGED
     sd, own_errors = float(fit.params["sd"]["herd"]), fit.standard_errors()
     ours = np.array([*fit.params["beta"], np.log(sd)])

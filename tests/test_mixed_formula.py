@@ -5,6 +5,7 @@ import itertools
 import pickle
 import warnings
 
+import data_sets
 import jax
 import numpy as np
 import pandas as pd
@@ -14,18 +15,13 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import statsmodels.formula.api as smf
+from helpers import some_of
 
 import fisher_jax as fj
 from fisher_jax import families
 from fisher_jax.frames.effect_terms import split_effects
 
-# Contagious bovine pleuropneumonia (R, lme4::cbpp): herd, incidence, size, period.
-_TEXT = """1 2 14 1  1 3 12 2  1 4 9 3  1 0 5 4  2 3 22 1  2 1 18 2  2 1 21 3  3 8 22 1  3 2 16 2  3 0 16 3  3 2 20 4  4 2 10 1
-    4 0 10 2  4 2 9 3  4 0 6 4  5 5 18 1  5 0 25 2  5 0 24 3  5 1 4 4  6 3 17 1  6 0 17 2  6 0 18 3  6 1 20 4  7 8 16 1
-    7 1 10 2  7 3 9 3  7 0 5 4  8 12 34 1  9 2 9 1  9 0 6 2  9 0 8 3  9 0 6 4  10 1 22 1  10 1 22 2  10 0 18 3  10 2 22 4
-    11 0 25 1  11 5 27 2  11 3 22 3  11 1 22 4  12 2 10 1  12 1 8 2  12 0 6 3  12 0 5 4  13 1 21 1  13 2 24 2  13 0 19 3
-    13 0 23 4  14 11 19 1  14 0 2 2  14 0 3 3  14 0 2 4  15 1 19 1  15 1 15 2  15 1 15 3  15 0 15 4"""
-CBPP = pd.DataFrame(np.array(_TEXT.split(), int).reshape(-1, 4), columns=["herd", "incidence", "size", "period"])
+CBPP = pd.DataFrame(data_sets.CBPP)
 WITH_CATEGORIES = CBPP.assign(herd=CBPP["herd"].map("{:02d}".format).astype("category"))
 CBPP_FORMULA = ("incidence ~ C(period) + (1 | herd)", families.binomial)
 
@@ -327,12 +323,12 @@ COUNTS = pd.DataFrame(
 )
 LEVELS = COUNTS.groupby("subject")["x"].transform(lambda x: RNG.normal(scale=0.8))
 COUNTS["y"] = RNG.negative_binomial(4, 4 / (4 + np.exp(2.0 + 0.3 * COUNTS["x"] + LEVELS)))
-COUNTS_FORMULA = ("y ~ x + (1 | subject)", families.negative_binomial)
+COUNTS_FORMULA = "y ~ x + (1 | subject)"
 
 
-def counts_by_gene():
+def counts_by_gene(family):
     """With one row left out, whose covariate is missing."""
-    return fj.formula(*COUNTS_FORMULA, COUNTS.assign(x=COUNTS["x"].where(COUNTS.index != 2)), missing="drop")
+    return fj.formula(COUNTS_FORMULA, family, COUNTS.assign(x=COUNTS["x"].where(COUNTS.index != 2)), missing="drop")
 
 
 def test_each_data_set_of_a_batch_has_its_own_groups(monkeypatch):
@@ -345,27 +341,32 @@ def test_each_data_set_of_a_batch_has_its_own_groups(monkeypatch):
 
     monkeypatch.setattr(fj.frames.formula, "fit_batch", fit_batch)
     with pytest.raises(InterruptedError):
-        counts_by_gene().fit_batch(by="gene")
+        counts_by_gene(families.poisson).fit_batch(by="gene")
     model, start, data = calls["arguments"]
     np.testing.assert_array_equal(calls["weights"], [[1] * 7, [1] * 6 + [0], [1] * 7])
     given = jax.tree.map(lambda leaf: leaf[1], calls["given"])
     ours = fj.log_likelihood(model, start, data[1], given=given, weights=calls["weights"][1])
-    alone = fj.formula(*COUNTS_FORMULA, COUNTS[COUNTS["gene"] == "b"])
+    alone = fj.formula(COUNTS_FORMULA, families.poisson, COUNTS[COUNTS["gene"] == "b"])
     np.testing.assert_allclose(ours, fj.log_likelihood(alone.model, start, alone.data, given=alone.given), rtol=1e-12)
     np.testing.assert_array_equal(given.weights.sum(axis=1)[:6], alone.given.weights.sum(axis=1))
     assert calls["given"].weights[0].sum() == (COUNTS["gene"] == "a").sum() - 1
 
 
+OF_COUNTS = {"poisson": ("Intercept", "x"), "negative_binomial": ("Intercept", "x", "size")}
+
+
 @pytest.mark.slow
-def test_a_batch_of_negative_binomial_counts_with_effects_ends_at_maxima():
-    fits = counts_by_gene().fit_batch(by="gene")
+@pytest.mark.parametrize("name", some_of(OF_COUNTS, "poisson"))
+def test_a_batch_of_counts_with_effects_ends_at_maxima(name):
+    family = getattr(families, name)
+    fits = counts_by_gene(family).fit_batch(by="gene")
     assert fits.labels.tolist() == ["a", "b", "c"]
     assert fits.num_observations.tolist() == [7, 6, 7]
     assert fits.num_masked.tolist() == [1, 0, 0]
     one = fits["b"]
     assert one.converged
-    assert one.names == ("Intercept", "x", "size", "sd[Intercept | subject]")
-    alone = fj.formula(*COUNTS_FORMULA, COUNTS[COUNTS["gene"] == "b"])
+    assert one.names == (*OF_COUNTS[name], "sd[Intercept | subject]")
+    alone = fj.formula(COUNTS_FORMULA, family, COUNTS[COUNTS["gene"] == "b"])
     at = [fj.log_likelihood(alone.model, params, alone.data, given=alone.given) for params in _moved(one.params)]
     np.testing.assert_allclose(at[0], one.log_likelihood, rtol=1e-10)
     assert max(at[1:]) < at[0]

@@ -39,7 +39,7 @@ from fisher_jax.models.dataset import (
     first_of,
     to_numpy_unless_on_device,
 )
-from fisher_jax.models.likelihood import likelihood, outer_product_at, term_of, terms_at_once
+from fisher_jax.models.likelihood import at_modes, likelihood, outer_product_at, term_of, terms_at_once
 from fisher_jax.models.model import Model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import Layout, Values, in_key_order, key_order, merge, split_by, typed
 from fisher_jax.models.programs import jit_with_model
@@ -432,7 +432,7 @@ def _suspects(
 
     def one(varying: Leaves) -> Any:
         values, *parts = jax.tree.unflatten(treedef, merge(mapped, varying[1:], shared))
-        target = likelihood(model, layout, values, Dataset(*parts))
+        target = at_modes(likelihood(model, layout, values, Dataset(*parts)), varying[0])
         return first_not_finite(target, varying[0], outer_product_at(target, varying[0])[0])
 
     return jax.vmap(one)(varying)

@@ -32,6 +32,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import (
+    at_modes,
     derivatives_at,
     gradient_at,
     likelihood,
@@ -137,7 +138,7 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
         problem = make_problem(model, layout, values, dataset, start_at(layout, values))
         tolerance, max_steps = jnp.asarray(tolerance, layout.dtype), jnp.asarray(max_steps, jnp.int32)
         solution = maximize(problem, optimizer, tolerance, max_steps)
-        target, started = problem.likelihood, jnp.all(jnp.isfinite(problem.start))
+        target, started = at_modes(problem.likelihood, solution.free), jnp.all(jnp.isfinite(problem.start))
         reached = layout.constrained_values(solution.free, values)
         estimate = [jnp.where(started, new, old) for new, old in zip(reached, values, strict=True)]
         finite_scores, outer_product = outer_product_at(target, solution.free)

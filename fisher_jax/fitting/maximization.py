@@ -40,6 +40,7 @@ from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import (
     Likelihood,
     at_modes,
+    derivatives_and_scores_at,
     derivatives_at,
     gradient_at,
     likelihood,
@@ -77,6 +78,7 @@ FOREIGN_STEPS = 10_000
 MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`many_rows`)
 LARGE_TABLE = 2**16  # entries of an array that a density closes over, above which it is not compiled in
 ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
+ENOUGH_OF_MARGINAL = 10.0  # of a model with latent effects
 
 Expected = Callable[[Float[Array, " p"]], tuple[Float[Array, " n"], Float[Array, " p"], Float[Array, "p p"]]]
 
@@ -166,7 +168,11 @@ def scoring_of(
 
 def first_not_finite(target: Likelihood, free: Float[Array, " p"], finite_scores: Bool[Array, " n"]) -> Int[Array, ""]:
     """Index of the first observation whose log-density or score is not finite; −1 where there is none, or no start."""
-    finite = finite_scores & jnp.isfinite(terms_at(target, free))
+    return first_of(finite_scores & jnp.isfinite(terms_at(target, free)), free)
+
+
+def first_of(finite: Bool[Array, " n"], free: Float[Array, " p"]) -> Int[Array, ""]:
+    """Index of the first observation that is not finite; −1 where there is none, or no start."""
     started = jnp.all(jnp.isfinite(free))
     return jnp.where(jnp.all(finite) | ~started, -1, jnp.argmin(finite)).astype(jnp.int32)
 
@@ -299,7 +305,7 @@ def fit_on_host(
     if workers.platform() != "cpu" or (layout.num_free > UNROLLED and not model.is_costly):
         return None
     programs, like = programs_of(model), ("fits like this", layout, optimizer, size)
-    enough = math.inf if model.is_costly else ENOUGH_SECONDS
+    enough = ENOUGH_SECONDS if model.with_modes is None else math.inf if model.is_costly else ENOUGH_OF_MARGINAL
     if like in programs and programs[like].seconds > enough:
         return None
     values = [np.asarray(value) for value in values]
@@ -466,16 +472,24 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
             problem = make_problem(model, layout, values, dataset, u)
             target = at_modes(problem.likelihood, u)
             problem = problem._replace(likelihood=target)
-            at = evaluate(problem, kind, u)
-            if target.num_terms == 1 and kind == "observed" and target.weights is not None and model.auxiliary is None:
-                # The total score is that of the one term times its weight: a density that is costly is not traced again.
-                weight = jnp.where(target.weights[0] > 0, target.weights[0], 1.0)
-                outer_product = jnp.outer(at.gradient, at.gradient) / weight
-                is_finite = jnp.isfinite(at.value) & jnp.all(jnp.isfinite(at.gradient)) | ~jnp.all(jnp.isfinite(u))
-                suspect = jnp.where(is_finite, -1, 0).astype(jnp.int32)
+            plain = kind == "observed" and model.auxiliary is None
+            if plain and target.is_marginal and target.num_terms > 1:
+                # A long program, so that the density is traced once for all that is asked of it.
+                derivatives, finite, outer_product = derivatives_and_scores_at(target, u)
+                value, rounding = sum_with_rounding(derivatives.terms)
+                at = Evaluation(value, derivatives.gradient, derivatives.curvature, rounding)
+                suspect = first_of(finite & jnp.isfinite(derivatives.terms), u)
             else:
-                finite, outer_product = outer_product_at(target, u)
-                suspect = first_not_finite(target, u, finite)
+                at = evaluate(problem, kind, u)
+                if plain and target.num_terms == 1 and target.weights is not None:
+                    # The total score is that of the one term times its weight.
+                    outer_product = jnp.outer(at.gradient, at.gradient) / jnp.where(
+                        target.weights[0] > 0, target.weights[0], 1.0
+                    )
+                    suspect = first_of((jnp.isfinite(at.value) & jnp.all(jnp.isfinite(at.gradient)))[None], u)
+                else:
+                    finite, outer_product = outer_product_at(target, u)
+                    suspect = first_not_finite(target, u, finite)
             estimate = layout.constrained_values(u, values)
             return {
                 "value": at.value,

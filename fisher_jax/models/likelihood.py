@@ -197,6 +197,30 @@ def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
     return Derivatives(terms, gradient, curvature)
 
 
+def derivatives_and_scores_at(
+    target: Likelihood, flat: Float[Array, " p"]
+) -> tuple[Derivatives, Bool[Array, " n"], Float[Array, "p p"]]:
+    """`derivatives_at` and `outer_product_at` from one trace of a long density; of separable terms without auxiliary data."""
+    target = at_modes(target, flat)
+
+    def term_and_score(u: Array, row: PyTree) -> tuple[Array, Array]:
+        return jax.value_and_grad(lambda u: target.terms(u, jax.tree.map(lambda leaf: leaf[None], row))[0])(u)
+
+    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array, Array]]:
+        (terms, scores), push = jax.linearize(lambda u: jax.vmap(term_and_score, in_axes=(None, 0))(u, rows), flat)
+        counted = scores if weights is None else jnp.where((weights == 0)[:, None], 0.0, scores)
+        axes = jnp.eye(flat.shape[0], dtype=flat.dtype)
+        curvature = -batched(lambda axis: jnp.sum(weigh(push(axis)[1], weights), axis=0), axes, len(terms))
+        # In one array, as chunks are joined: the terms, and zero where all scores are finite.
+        by_row = jnp.stack([weigh(terms, weights), jnp.sum(0.0 * counted, axis=1)], axis=1)
+        weighted = weigh(scores, weights)
+        products = sum_of_products(weighted, counted)
+        return by_row, (jnp.sum(weighted, axis=0), 0.5 * (curvature + curvature.T), products)
+
+    by_row, (gradient, curvature, products) = _in_chunks(target, flat, of_chunk)
+    return Derivatives(by_row[:, 0], gradient, curvature), by_row[:, 1] == 0, products
+
+
 def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Array, " n"], Float[Array, " p"]]:
     """Weighted terms and the gradient of their sum."""
     target = at_modes(target, flat)
