@@ -1,5 +1,7 @@
 """Derivatives against closed forms, in either mode, whole or in chunks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
+from fisher_jax.information.derivatives import check_arguments
 from fisher_jax.models import likelihood as likelihoods
 
 N = 400
@@ -134,3 +137,27 @@ def test_single_precision_parameters_with_double_precision_data_in_uneven_chunks
         exact = function(regression, np.asarray(beta, float), **data)
         np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-2)
     assert fj.empirical_fisher(regression, beta, **data).matrix.dtype == jnp.float32
+
+
+def test_one_pass_gives_all_derivatives_and_scores_in_chunks_that_overlap(monkeypatch):
+    """What a fit with latent effects takes, here of a regression, whose closed form is known."""
+    monkeypatch.setattr(likelihoods, "CHUNK_ENTRIES", 2**10)  # two chunks of 200 of the 399 rows
+    beta, y, x = problem(4)
+    y, x, w = y[1:], x[1:], np.random.default_rng(0).integers(0, 4, N - 1).astype(float)
+    model, layout, values, dataset = check_arguments(normal_regression(), beta, y, x, w)
+
+    @jax.jit
+    def one_pass(y):
+        target = likelihoods.likelihood(model, layout, values, dataclasses.replace(dataset, data=y))
+        return likelihoods.derivatives_and_scores_at(target, jnp.asarray(beta))
+
+    derivatives, finite, products = one_pass(y)
+    s = x * ((y - x @ beta) / 1.5**2)[:, None]
+    np.testing.assert_allclose(derivatives.terms, w * norm.logpdf(y, x @ beta, 1.5), rtol=1e-12)
+    np.testing.assert_allclose(derivatives.gradient, w @ s, rtol=1e-10)
+    np.testing.assert_allclose(derivatives.curvature, (x.T * w) @ x / 1.5**2, rtol=1e-10, atol=1e-9)
+    np.testing.assert_allclose(products, (s.T * w) @ s, rtol=1e-10, atol=1e-9)
+    assert np.all(finite)
+    uncounted, counted = np.flatnonzero(w == 0)[5], np.flatnonzero(w)[-5]
+    y[[uncounted, counted]] = np.nan
+    assert np.flatnonzero(~one_pass(y)[1]).tolist() == [counted]
