@@ -461,7 +461,7 @@ def test_a_constraint_of_one_standard_deviation_leaves_the_others_positive():
 
 
 def test_models_are_copied_pickled_and_made_anew_and_compile_nothing():
-    groups = np.stack([ONLY["one mode"]] * 3)
+    groups = np.stack([ONLY["one mode"]] * 4)
 
     def anew():
         return fj.marginal(lambda params, b, y: odd_joint(params, b, y), 0.0)
