@@ -244,7 +244,7 @@ def test_a_fit_and_its_model_survive_pickling():
 
 def test_effects_come_by_factor_and_level():
     fit = penicillin()
-    mode = PENICILLIN.integral.mode(fit.params, ZONE, {"plate": PLATE, "sample": SAMPLE})
+    mode = jax.jit(PENICILLIN.integral.mode)(fit.params, ZONE, {"plate": PLATE, "sample": SAMPLE})
     effects = PENICILLIN.effects_of(fit.params, mode.effects)
     sd, scale = fit.params["sd"], fit.params["scale"]
     # Best linear unbiased predictions in closed form.
@@ -393,11 +393,17 @@ def test_a_bordered_matrix_is_solved_as_the_dense_one(shape):
     rng = np.random.default_rng(0)
     matrix, dense = bordered(*shape, rng)
     right = rng.normal(size=len(dense))
-    factors = factorize(matrix)
-    assert factors.definite
-    np.testing.assert_allclose(matrix.to_dense(), dense)
-    np.testing.assert_allclose(factors.log_det, np.linalg.slogdet(dense)[1], rtol=1e-13)
-    np.testing.assert_allclose(factors.solve(jnp.asarray(right)), np.linalg.solve(dense, right), rtol=1e-10)
+
+    @jax.jit
+    def solve(matrix, right):
+        factors = factorize(matrix)
+        return factors.definite, factors.log_det, factors.solve(right), matrix.to_dense()
+
+    definite, log_det, solved, as_dense = solve(matrix, right)
+    assert definite
+    np.testing.assert_allclose(as_dense, dense)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(dense)[1], rtol=1e-13)
+    np.testing.assert_allclose(solved, np.linalg.solve(dense, right), rtol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 12), (3, 3, 0), (0, 1, 11)])
@@ -405,9 +411,15 @@ def test_the_log_determinant_has_its_first_two_derivatives(shape):
     rng = np.random.default_rng(1)
     matrix, dense = bordered(*shape, rng)
     change, dense_change = bordered(*shape, rng)
-    factors, ratio = factorize(matrix), np.linalg.solve(dense, dense_change)
-    below, here, above = (factors.log_det_near(jax.tree.map(lambda x: t * x, change)) for t in (-1.0, 0.0, 1.0))  # noqa: B023
-    np.testing.assert_allclose(here, factors.log_det)
+    ratio = np.linalg.solve(dense, dense_change)
+
+    @jax.jit
+    def near(t):
+        factors = factorize(matrix)
+        return factors.log_det_near(jax.tree.map(lambda x: t * x, change)), factors.log_det
+
+    (below, _), (here, log_det), (above, _) = map(near, (-1.0, 0.0, 1.0))
+    np.testing.assert_allclose(here, log_det)
     np.testing.assert_allclose((above - below) / 2, np.trace(ratio), rtol=1e-10)
     np.testing.assert_allclose(above - 2 * here + below, -np.trace(ratio @ ratio), rtol=1e-9)
 
@@ -419,7 +431,7 @@ def searched(f, start):
         empty = jnp.zeros((0, 1, len(b)))
         return Derivatives(f(b), jax.grad(f)(b), Bordered(empty[:, :, :1], empty, -jax.hessian(f)(b)))
 
-    return find_mode(at, jnp.asarray(start))
+    return jax.jit(lambda start: find_mode(at, start))(jnp.asarray(start))
 
 
 def test_the_search_is_damped_where_newtons_step_fails():
