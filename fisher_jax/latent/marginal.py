@@ -41,6 +41,7 @@ from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import UserFunction, call_differentiable
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.differentiate import by_entry
 from fisher_jax.numerics.jaxprs import flatten
 
 MOST_NODES = 100  # up to which numpy's have been tested
@@ -187,11 +188,19 @@ class Integral:
         mode = jax.lax.stop_gradient(mode)
         b, information = mode.effects, mode.information
         factor, gradient = linalg.factorize(information), jax.grad(f)
+        if len(b) == 1:  # of one effect forward derivatives are the shorter program
+
+            def gradient(b: Float[Array, " q"]) -> Float[Array, " q"]:
+                return jax.jvp(f, (b,), (jnp.ones_like(b),))[1][None]
+
         # Derivatives by the data, too, go through these steps.
         for _ in range(num_steps):
             b = b + linalg.solve(factor, gradient(b))
-        hessian = jax.jacfwd(jax.jacfwd(f) if len(b) <= 3 else gradient)(b)
-        value = _integrate(f, b, -hessian, self.nodes)
+        if len(b) == 1:
+            (at_mode,), _, information = by_entry(lambda b: f(b)[None], b, None)
+        else:
+            at_mode, information = f(b), -jax.jacfwd(jax.jacfwd(f) if len(b) <= 3 else gradient)(b)
+        value = _integrate(f, at_mode, b, information, self.nodes)
         # The density of a group whose mode is not certified is not known: the fit tries a shorter step, or reports the group.
         return jnp.where(mode.certified, value, jnp.nan)
 
@@ -319,15 +328,19 @@ def _without_derivative(leaf: Any) -> Any:
 
 
 def _integrate(
-    f: Callable[[Array], Array], mode: Float[Array, " q"], information: Float[Array, "q q"], nodes: int
+    f: Callable[[Array], Array],
+    at_mode: Float[Array, ""],
+    mode: Float[Array, " q"],
+    information: Float[Array, "q q"],
+    nodes: int,
 ) -> Float[Array, ""]:
-    """log ∫ exp f by Gauss-Hermite quadrature at `nodes` points along each axis, about a mode of f."""
+    """log ∫ exp f by Gauss-Hermite quadrature at `nodes` points along each axis, about a mode of f and with its value there."""
     q = len(mode)
     if q > MOST_DIMENSIONS:
-        return f(mode) - 0.5 * _log_determinant(information) + 0.5 * q * math.log(2 * math.pi)
+        return at_mode - 0.5 * _log_determinant(information) + 0.5 * q * math.log(2 * math.pi)
     lower, log_det = cholesky(information)
     if nodes == 1:
-        return f(mode) - 0.5 * log_det + 0.5 * q * math.log(2 * math.pi)
+        return at_mode - 0.5 * log_det + 0.5 * q * math.log(2 * math.pi)
     points, weights = np.polynomial.hermite.hermgauss(nodes)
     log_weights = np.log(weights) + points**2
     grid = np.stack(np.meshgrid(*[points] * q, indexing="ij"), axis=-1).reshape(-1, q)
