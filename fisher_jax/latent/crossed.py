@@ -363,8 +363,9 @@ class CrossedModel(MarginalModel):
         return float(np.shape(jax.tree.leaves(data)[0])[1]) if rows is None else rows
 
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
-        """Of correlated effects the standard deviations and the correlations; the coefficients that are integrated."""
-        facts = [
+        """How the effects are integrated; standard deviations and correlations of correlated ones; integrated coefficients."""
+        facts = super().facts(params)
+        facts += [
             fact
             for factor in self.joint.factors
             if factor.is_correlated

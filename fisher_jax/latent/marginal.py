@@ -101,6 +101,18 @@ class MarginalModel(Model):
         lengths = np.sum(np.asarray(grouped.weights), axis=-1)
         return float(np.sum(lengths if weights is None else lengths * np.asarray(weights)))
 
+    def facts(self, params: PyTree) -> list[tuple[str, str]]:
+        """How the effects are integrated."""
+        integral = self.integral
+        q, nodes = len(integral.start), integral.nodes
+        by = "Laplace's approximation" if nodes == 1 else f"quadrature at {nodes**q} points"
+        return [
+            (
+                "Latent effects",
+                f"{q} of each group, by {by} ({self.algebra})" if q > 3 else f"{q} of each group, by {by}",
+            )
+        ]
+
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of a group is not finite, in words."""
         mode = jax.jit(self.integral.mode)(params, y, *z)

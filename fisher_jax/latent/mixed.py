@@ -54,8 +54,11 @@ class MixedModel(MarginalModel):
         return self.joint.effects_of(params, b)
 
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
-        """Of correlated effects the standard deviations and the correlations."""
-        return describe_covariance(params[COVARIANCE], self.joint.layout.names) if self.joint.correlated else []
+        """How the effects are integrated; of correlated effects the standard deviations and the correlations."""
+        correlated = self.joint.correlated
+        return super().facts(params) + (
+            describe_covariance(params[COVARIANCE], self.joint.layout.names) if correlated else []
+        )
 
 
 def describe_covariance(covariance: Float[AnyArray, "q q"], names: Sequence[str]) -> list[tuple[str, str]]:
