@@ -58,7 +58,7 @@ def coverage_table(genes):
     rng = np.random.default_rng(3)
     z = design(rng)
     counts = draw(rng, z, genes, TRUTH["size"])
-    fits = fj.fit_batch(with_size, start(), counts, given=z)
+    fits = fj.fit_batch(negative_binomial(), start(), counts, given=z)
     converged = np.asarray(fits.converged)
     at_edge = np.asarray(fits.status) == fj.Status.BOUNDARY
     print(f"\n{genes} genes: {converged.mean():.2%} converged, {at_edge.mean():.2%} at an edge")

@@ -29,7 +29,11 @@ def check_kind(kind: Any, *, has_expected: bool) -> None:
     """Raise for a kind that does not exist, or that this fit cannot give."""
     if not isinstance(kind, str) or kind not in KINDS:
         hint = "" if isinstance(kind, str) else " A level is given by its name, as in level=0.9."
-        hint = " Profile intervals are a method, method='profile'." if kind == "profile" else hint
+        hint = (
+            " Profile intervals are a method, method='profile'."
+            if isinstance(kind, str) and kind == "profile"
+            else hint
+        )
         raise ValueError(f"kind={shown(kind)} is unknown; choose from {', '.join(map(repr, KINDS))}.{hint}")
     if kind == "expected" and not has_expected:
         raise ValueError(
