@@ -1,6 +1,7 @@
 """Models with latent effects: values of R, exact derivatives, closed forms, true statuses, clear errors."""
 
 import copy
+import functools
 import gc
 import itertools
 import pickle
@@ -21,7 +22,7 @@ from jax.scipy.stats import t as student_t
 
 import fisher_jax as fj
 from fisher_jax import Status
-from fisher_jax.models.programs import programs_of
+from fisher_jax.models.programs import SAME_SUMS, programs_of
 
 # A published case: `cbpp` by lme4 and glmmTMB ---------------------------------------------------------------------------
 
@@ -126,7 +127,8 @@ def marginal_anew(joint, q, nodes):
     grid = np.array(list(itertools.product(x, repeat=q)))
     log_weights = np.array([sum(each) for each in itertools.product(np.log(w) + x**2, repeat=q)])
 
-    @jax.jit
+    # Without what makes sums differ from run to run.
+    @functools.partial(jax.jit, compiler_options=SAME_SUMS)
     @jax.vmap
     def value(theta, y, z):
         def f(b):

@@ -132,6 +132,8 @@ def test_rows_that_stand_for_several_are_not_drawn_as_one(cbpp_fit):
         lambda: fj.bootstrap(fit, jax.random.key(0), 10, method="parametric"),
         lambda: fj.likelihood_ratio_test(fit, "sd[Intercept | herd] = 0", key=jax.random.key(0)),
         lambda: fj.check_laplace(fit, key=jax.random.key(0)),
+        lambda: fj.fisher_information(model, fit.params, fj.MonteCarlo(jax.random.key(0), 10), given=given),
+        lambda: fj.check_score_mean(model, fit.params, fj.MonteCarlo(jax.random.key(0), 10), given=given),
     ):
         with pytest.raises(ValueError, match=r"rows have weights such as 2.*in the table once for each time"):
             draw()

@@ -308,28 +308,23 @@ def _terms(
         y, z, _ = plan.observations(varying_rows, shared_rows)
         return plan.model.with_modes(params_of(u, varying_fixed), y, *(() if z is None else (z,)))  # type: ignore[misc]
 
-    def some(
-        u: Array, varying_fixed: Leaves, varying_rows: Leaves, shared_rows: Leaves, y_with_modes: Any = None
-    ) -> Array:
+    def some(u: Array, varying_fixed: Leaves, varying_rows: Leaves, shared_rows: Leaves, y_with_modes: Any) -> Array:
         y, z, _ = plan.observations(varying_rows, shared_rows)
         evaluate = terms_at_once if plan.model.is_dependent else term_of
         z = () if z is None else (z,)
         y = y if y_with_modes is None else y_with_modes
         return evaluate(plan.model, params_of(u, varying_fixed), y, z).astype(plan.layout.dtype)
 
+    y_with_modes = None
     if plan.model.with_modes is not None and modes_at is not None:
-        over_lanes = jax.vmap(with_modes, in_axes=(-1, -1, -1, None), out_axes=-1)
-        y_with_modes = jax.vmap(over_lanes, in_axes=(None, None, 0, 0))(modes_at, *varying, shared[1])
-        over_lanes = jax.vmap(some, in_axes=(-1, -1, -1, None, -1), out_axes=-1)
-        by_row = jax.vmap(over_lanes, in_axes=(1, None, 0, 0, 0))
-        alike = jax.vmap(over_lanes, in_axes=(None, None, 0, 0, 0))
-        return lambda u: (by_row if u.ndim == 3 else alike)(u, *varying, shared[1], y_with_modes)
-    over_lanes = jax.vmap(some, in_axes=(-1, -1, -1, None), out_axes=-1)
+        find = jax.vmap(jax.vmap(with_modes, in_axes=(-1, -1, -1, None), out_axes=-1), in_axes=(None, None, 0, 0))
+        y_with_modes = find(modes_at, *varying, shared[1])
+    over_lanes = jax.vmap(some, in_axes=(-1, -1, -1, None, -1), out_axes=-1)
     if plan.model.is_dependent:
-        return lambda u: weigh_rows(over_lanes(u, *varying, shared[1]), weights)
-    by_row = jax.vmap(over_lanes, in_axes=(1, None, 0, 0))
-    alike = jax.vmap(over_lanes, in_axes=(None, None, 0, 0))
-    return lambda u: (by_row if u.ndim == 3 else alike)(u, *varying, shared[1])
+        return lambda u: weigh_rows(over_lanes(u, *varying, shared[1], None), weights)
+    by_row = jax.vmap(over_lanes, in_axes=(1, None, 0, 0, 0))
+    alike = jax.vmap(over_lanes, in_axes=(None, None, 0, 0, 0))
+    return lambda u: (by_row if u.ndim == 3 else alike)(u, *varying, shared[1], y_with_modes)
 
 
 def _by_entry(

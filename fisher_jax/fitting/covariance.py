@@ -28,12 +28,11 @@ DESCRIPTIONS = {
 def check_kind(kind: Any, *, has_expected: bool) -> None:
     """Raise for a kind that does not exist, or that this fit cannot give."""
     if not isinstance(kind, str) or kind not in KINDS:
-        hint = "" if isinstance(kind, str) else " A level is given by its name, as in level=0.9."
-        hint = (
-            " Profile intervals are a method, method='profile'."
-            if isinstance(kind, str) and kind == "profile"
-            else hint
-        )
+        hint = " Profile intervals are a method, method='profile'."
+        if not isinstance(kind, str):
+            hint = " A level is given by its name, as in level=0.9."
+        elif kind != "profile":
+            hint = ""
         raise ValueError(f"kind={shown(kind)} is unknown; choose from {', '.join(map(repr, KINDS))}.{hint}")
     if kind == "expected" and not has_expected:
         raise ValueError(
@@ -111,10 +110,8 @@ def free_conditional_on_edge(fit: Any, kind: str, edge: np.ndarray) -> Float[Any
         middle = np.asarray(precise(fit.outer_product if fit.meat is None else fit.meat))
         # Not 0 × NaN, of an outer product that is not finite at the edge.
         middle = np.where(edge[..., :, None] | edge[..., None, :], 0.0, middle)
-        inner = linalg.product(linalg.product(bread, middle), bread)
-    else:
-        inner = inverse_of_rest(free_information(fit, kind), edge)
-    return inner
+        return linalg.product(linalg.product(bread, middle), bread)
+    return inverse_of_rest(free_information(fit, kind), edge)
 
 
 def errors_given_edge(fit: Any, kind: str, edge: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

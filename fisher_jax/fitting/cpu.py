@@ -15,17 +15,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from fisher_jax.models.programs import SAME_SUMS
 from fisher_jax.numerics.fusion import evaluate_in_stages
 
 # Below that LLVM contracts other products, and results differ in their last bits; above, data leave the cache.
 LEAST_LANES = 64
 ONE_KERNEL = {"xla_cpu_small_call": "true", "inlineable": "false"}
 # fisher_jax runs one thread for each core, so Eigen's are off. Vectors of 512 bits are worth 1.1 to 1.4 times where there are
-# any. Sums that XLA hands to a library (YNNPACK, from JAX 0.11 on by default) cannot be part of a kernel.
+# any. Sums that XLA hands to a library (YNNPACK, see `SAME_SUMS`) cannot be part of a kernel either.
 COMPILER_OPTIONS = {
     "xla_cpu_multi_thread_eigen": False,
     "xla_cpu_prefer_vector_width": 512,
-    "xla_cpu_experimental_ynn_fusion_type": "",
+    **SAME_SUMS,
 }
 
 

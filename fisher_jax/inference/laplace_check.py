@@ -26,7 +26,6 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.inference.restricted_fits import fit_again
 from fisher_jax.latent import effects
 from fisher_jax.latent.marginal import MOST_DIMENSIONS, MarginalModel
-from fisher_jax.latent.mixed import check_rows_drawn_once
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.drawing import check_sampler, draw_data_sets
 from fisher_jax.models.likelihood import likelihood, scores_at
@@ -278,8 +277,7 @@ def check_laplace(
             raise ValueError(
                 "draws are for one fit. Leave key out, or check one of the fits: check_laplace(fits[0], …)."
             )
-        check_sampler(model)
-        check_rows_drawn_once(model, dataset.given)
+        check_sampler(model, dataset.given)
         fit._check("observed")
         if num_draws <= fit.num_parameters + 1:
             raise ValueError(

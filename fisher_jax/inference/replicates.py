@@ -19,7 +19,6 @@ from fisher_jax.fitting.result import Fit, Origin, join_fits, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.robust import cluster_codes
 from fisher_jax.latent.grouped import Grouped
-from fisher_jax.latent.mixed import check_rows_drawn_once
 from fisher_jax.models.auxiliary import AuxiliaryModel
 from fisher_jax.models.drawing import check_sampler, draw_data_sets, draw_measured
 from fisher_jax.models.parameters import Layout, Values
@@ -190,8 +189,7 @@ def num_draws(fits: Fit, schemes: SchemeOfEach) -> int:
 def _draw_of_each(block: Fit, schemes: SchemeOfEach, keys: Array, start: int, count: int, rows: int) -> dict[str, Any]:
     """`count` data sets drawn from each of many fits, as arguments of `fit_batch`; rows that a fit does not have weigh zero."""
     model, dataset = origin_of(block)
-    check_sampler(model)
-    check_rows_drawn_once(model, dataset.given)
+    check_sampler(model, dataset.given)
     data, given, weights = [], [], []
     for k in range(len(block)):
         fit = block[k]
@@ -342,8 +340,7 @@ def check_drawn(origin: Origin, drawn: PyTree, rows: int) -> None:
 def given_of_draws(origin: Origin) -> tuple[PyTree, Any]:
     """Covariates of each observation to be drawn, and the weights of the terms; frequency weights become repeated rows."""
     model, dataset = origin
-    check_sampler(model)
-    check_rows_drawn_once(model, dataset.given)
+    check_sampler(model, dataset.given)
     if dataset.weights is None or model.is_dependent:
         return dataset.given, dataset.weights
     times = whole_weights(dataset.weights)

@@ -225,6 +225,8 @@ def _check(identity: str, model: Any, params: PyTree, expectation: Any, given: P
     compute = _compute_by_rule if isinstance(expectation, Quadrature) else _compute
     if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
         expectation = replace(expectation, estimator="outer" if identity == SCORE_MEAN else "hessian", fallback=None)
+    if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
+        model.check_draws(given)
     return compute(model, layout.natural(), values, expectation, given, identity, level)
 
 

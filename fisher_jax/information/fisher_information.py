@@ -161,6 +161,7 @@ def expected_information(
     if isinstance(expectation, Quadrature | Enumeration):
         compute = _by_quadrature if isinstance(expectation, Quadrature) else _by_enumeration
     else:
+        model.check_draws(given)
         # Few draws take less time than XLA's full optimisation of the program.
         compute = _by_few_draws if are_few(model, layout, expectation, given) else _by_draws
         num_samples = expectation.num_samples * num_rows(model, given)

@@ -663,6 +663,7 @@ def _of_linked(model: Any, layout: Layout, values: Values, given: PyTree) -> Mat
 
 def _of_draws(model: Model, layout: Layout, values: Values, expectation: Any, given: PyTree) -> Matrix:
     """The mean of s sᵀ, or of −H, over draws from the model."""
+    model.check_draws(given)
     theta = layout.unconstrain(values)
     pairs = num_pairs(model, expectation, given)
     make = lambda layout, values: unit_terms(model, layout, values, given is not None)  # noqa: E731

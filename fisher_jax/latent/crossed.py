@@ -15,6 +15,7 @@ on which every row depends, in the dense part, without the identity. For a norma
 the likelihood of error contrasts (Harville 1974) but for the constant ½ log det(Xᵀ X).
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -32,12 +33,13 @@ from fisher_jax.families.positive import lognormal
 from fisher_jax.fitting.status import Status
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.many_effects import Bordered, Derivatives, IntegralOfMany
-from fisher_jax.latent.marginal import MarginalModel, layout_of_effects
+from fisher_jax.latent.marginal import MarginalModel, effects_in, layout_of_effects
 from fisher_jax.latent.mixed import (
     COVARIANCE,
     SD,
     MixedDensity,
     MixedSample,
+    check_rows_drawn_once,
     check_spread,
     describe_covariance,
     merge_constraints,
@@ -45,6 +47,7 @@ from fisher_jax.latent.mixed import (
     scale_effects,
 )
 from fisher_jax.models.constraints import positive, positive_definite
+from fisher_jax.models.linked import log_density_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import EntryNames, Layout, layout_of, name_table
 from fisher_jax.models.parameters import Table as ParameterTable
@@ -166,8 +169,7 @@ class CrossedDensity(MixedDensity):
 
     def _restored(self, coefficients: Float[Array, "*l p"]) -> dict[str, PyTree]:
         """The coefficients integrated, by their names."""
-        layout = self.coefficients
-        return {} if layout is None else layout.constrain(coefficients, [None] * len(layout.leaves))
+        return {} if self.coefficients is None else effects_in(self.coefficients, coefficients)
 
     def _scaled(self, params: PyTree, parts: list[Float[Array, "*l s"]]) -> dict[str, PyTree]:
         return {factor.name: factor.scale(params, b) for factor, b in zip(self.factors, parts, strict=True)}
@@ -190,7 +192,7 @@ class CrossedDensity(MixedDensity):
     def terms(self, params: PyTree, rows: Rows, own: list[Float[Array, " n"]]) -> Float[Array, " n"]:
         """The weighted log-density of each row, given its own effects b."""
         predicted = jax.vmap(lambda own, z: self.predict_from(params, own, z))(own, rows.z)
-        terms = jax.vmap(self.family.log_density)(predicted, rows.y)
+        terms = jax.vmap(functools.partial(log_density_of, self.family))(predicted, rows.y)
         terms = jnp.asarray(terms, own[0].dtype)
         return terms if rows.weights is None else jnp.where(rows.weights == 0, 0, rows.weights * terms)
 
@@ -213,9 +215,7 @@ class CrossedDensity(MixedDensity):
             predicted = self.predict_from(params, own, row)
             return jax.jacfwd(lambda own: self.predict_from(params, own, row)["loc"])(own), predicted["scale"]
 
-        flat = flatten(jax.make_jaxpr(of_row)(own), keep_rules=True)
-        used = {operand for step in flat.steps for operand in step.operands if type(operand) is int}
-        if not (used | {o for o in flat.outputs if type(o) is int}).isdisjoint(flat.inputs):
+        if flatten(jax.make_jaxpr(of_row)(own), keep_rules=True).uses_inputs():
             raise ValueError(
                 "reml= integrates coefficients exactly where `loc` is linear in them and in the effects, and `scale` does not "
                 "depend on them. The predictor is not of this kind: leave reml= out, for maximum likelihood."
@@ -337,6 +337,10 @@ class CrossedModel(MarginalModel):
     def joint(self) -> CrossedDensity:
         """The joint density of the rows and the effects, standardised."""
         return self.integral.joint  # type: ignore[return-value]
+
+    def check_draws(self, given: PyTree) -> None:
+        """Raise where a row stands for several."""
+        check_rows_drawn_once(given)
 
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects of all levels on the scale of the predictor, each with an axis over the levels."""

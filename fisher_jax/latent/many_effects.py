@@ -254,9 +254,8 @@ class IntegralOfMany(Integral):
         f = self.of_effects(params, y, *z)
 
         def at(b: Float[Array, " q"]) -> Derivatives:
-            value, gradient = jax.value_and_grad(f)(b)
-            _, push = jax.linearize(jax.grad(f), b)
-            hessian = jax.lax.map(push, jnp.eye(len(b), dtype=b.dtype), batch_size=BATCH)
+            (value, gradient), push = jax.linearize(jax.value_and_grad(f), b)
+            hessian = jax.lax.map(lambda axis: push(axis)[1], jnp.eye(len(b), dtype=b.dtype), batch_size=BATCH)
             empty = jnp.zeros((0, 1, len(b)), b.dtype)
             return Derivatives(value, gradient, Bordered(empty[:, :, :1], empty, -0.5 * (hessian + hessian.T)))
 

@@ -91,7 +91,7 @@ class MarginalModel(Model):
 
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects that the flat b stands for, as the joint density takes them."""
-        return self.integral.layout.constrain(b, self.integral._values)
+        return effects_in(self.integral.layout, b)
 
     def count_rows(self, data: PyTree, given: PyTree, weights: Any) -> float | None:
         """How many rows the groups have, where `by_group` has made them."""
@@ -106,12 +106,8 @@ class MarginalModel(Model):
         integral = self.integral
         q, nodes = len(integral.start), integral.nodes
         by = "Laplace's approximation" if nodes == 1 else f"quadrature at {nodes**q} points"
-        return [
-            (
-                "Latent effects",
-                f"{q} of each group, by {by} ({self.algebra})" if q > 3 else f"{q} of each group, by {by}",
-            )
-        ]
+        algebra = f" ({self.algebra})" if q > MOST_DIMENSIONS else ""
+        return [("Latent effects", f"{q} of each group, by {by}{algebra}")]
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """Why the log-density of a group is not finite, in words."""
@@ -150,16 +146,12 @@ class Integral:
         """How the matrix of second derivatives in the effects is solved, in words."""
         return f"dense {len(self.start)}"
 
-    @property
-    def _values(self) -> list[Any]:
-        return [None] * len(self.layout.leaves)
-
     def of_effects(self, params: PyTree, y: PyTree, *z: PyTree) -> Callable[[Float[Array, " q"]], Float[Array, ""]]:
         """f(b) = log p(y, b; θ) of one group as a function of the flat effects."""
         check_arity(self.joint, ("params", "effects", "y", "z")[: 3 + len(z)], "joint")
 
         def f(b: Float[Array, " q"]) -> Float[Array, ""]:
-            value = call_differentiable(self.joint, (params, self.layout.constrain(b, self._values), y, *z), "joint")
+            value = call_differentiable(self.joint, (params, effects_in(self.layout, b), y, *z), "joint")
             if not isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array):
                 raise TypeError(
                     f"joint must return the log-density of a group, a number, but returned {kind_of(value)}."
@@ -203,9 +195,7 @@ class Integral:
             y, z = jax.tree.unflatten(treedef, weighted)
             return self.of_effects(params, y, *z)(jnp.asarray(self.start))
 
-        flat = flatten(jax.make_jaxpr(of_weights)([parts[k].weights for k in filled]), keep_rules=True)
-        used = {operand for step in flat.steps for operand in step.operands if type(operand) is int}
-        if used.isdisjoint(flat.inputs):
+        if not flatten(jax.make_jaxpr(of_weights)([parts[k].weights for k in filled]), keep_rules=True).uses_inputs():
             raise ValueError(
                 "joint does not use the weights of the groups, so that rows which only fill up a group would count. Sum over the "
                 "rows by y.total(terms), y being what by_group made, or multiply the terms by y.weights."
@@ -353,6 +343,11 @@ def layout_of_effects(effects: PyTree) -> tuple[Layout, tuple[float, ...]]:
         raise ValueError(f"effects={shown(effects)} is not finite; {expected}.")
     layout, values = layout_of(effects)
     return layout, tuple(np.asarray(layout.join(values), float).tolist())
+
+
+def effects_in(layout: Layout, b: Float[Array, "*l q"]) -> PyTree:
+    """The effects that the flat b holds, as a pytree."""
+    return layout.constrain(b, [None] * len(layout.leaves))
 
 
 def _without_derivative(leaf: Any) -> Any:

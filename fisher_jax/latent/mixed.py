@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_count, check_flag, check_function, entry_point, kind_of
 from fisher_jax.latent.grouped import Grouped
-from fisher_jax.latent.marginal import MarginalModel, cholesky, layout_of_effects, marginal
+from fisher_jax.latent.marginal import MarginalModel, cholesky, effects_in, layout_of_effects, marginal
 from fisher_jax.models.constraints import positive, positive_definite
+from fisher_jax.models.linked import call_predictor, log_density_of
 from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout
-from fisher_jax.models.programs import UserFunction, call_differentiable
+from fisher_jax.models.programs import UserFunction
 from fisher_jax.numerics.array_namespace import AnyArray
 
 if TYPE_CHECKING:
@@ -49,16 +50,20 @@ class MixedModel(MarginalModel):
         """Raise where the distribution of the effects is missing or does not fit them."""
         self.joint.check_parameters(params)
 
+    def check_draws(self, given: PyTree) -> None:
+        """Raise where a row stands for several."""
+        check_rows_drawn_once(given)
+
     def effects_of(self, params: PyTree, b: Float[Array, " q"]) -> PyTree:
         """The effects on the scale of the predictor."""
         return self.joint.effects_of(params, b)
 
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
         """How the effects are integrated; of correlated effects the standard deviations and the correlations."""
-        correlated = self.joint.correlated
-        return super().facts(params) + (
-            describe_covariance(params[COVARIANCE], self.joint.layout.names) if correlated else []
-        )
+        facts = super().facts(params)
+        if self.joint.correlated:
+            facts += describe_covariance(params[COVARIANCE], self.joint.layout.names)
+        return facts
 
 
 def describe_covariance(covariance: Float[AnyArray, "q q"], names: Sequence[str]) -> list[tuple[str, str]]:
@@ -109,26 +114,14 @@ class MixedDensity:
     def predict(self, params: PyTree, effects: PyTree, *z: PyTree) -> dict[str, Any]:
         """The family's parameters for one row."""
         check_arity(self.predictor, ("params", "effects", "z")[: 2 + len(z)], "predictor")
-        predicted = call_differentiable(self.predictor, (params, effects, *z), "predictor")
-        if not isinstance(predicted, dict):
-            raise TypeError(
-                f"the predictor must return a dictionary of the family's parameters, as in {{'rate': …}}, but returned "
-                f"{kind_of(predicted)}."
-            )
-        return predicted
+        return call_predictor(self.predictor, (params, effects, *z))
 
     def __call__(self, params: PyTree, b: Float[Array, " q"], y: PyTree, *z: PyTree) -> Float[Array, ""]:
         effects = self.effects_of(params, b)
         y, z, weights = rows_of(y, z)
 
         def of_row(y: PyTree, *z: PyTree) -> Float[Array, ""]:
-            predicted = self.predict(params, effects, *z)
-            try:
-                return self.family.log_density(predicted, y)
-            except KeyError as error:
-                raise ValueError(
-                    f"the family needs the parameter {error}, but the predictor returned {', '.join(map(str, predicted))}."
-                ) from error
+            return log_density_of(self.family, self.predict(params, effects, *z), y)
 
         terms = jax.vmap(of_row)(y, *z)
         if weights is not None:
@@ -187,7 +180,7 @@ def scale_effects(b: Float[Array, "*l q"], spread: PyTree, layout: Layout, *, co
         effects = jnp.stack(columns, axis=-1)
     else:
         effects = b * jnp.broadcast_to(layout.flatten(spread).astype(b.dtype), b.shape)
-    return layout.constrain(effects, [None] * len(layout.leaves))
+    return effects_in(layout, effects)
 
 
 def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...], Array | None]:
@@ -210,10 +203,8 @@ def rows_of(y: PyTree, z: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...
     return y, tuple(rest), weights
 
 
-def check_rows_drawn_once(model: Model, given: PyTree) -> None:
+def check_rows_drawn_once(given: PyTree) -> None:
     """Raise where a row of a mixed model stands for several equal ones: a draw of it would be one that is counted as often."""
-    if not isinstance(model, MarginalModel) or not isinstance(model.integral.joint, MixedDensity):
-        return
     for part in jax.tree.leaves(given, is_leaf=lambda part: isinstance(part, Grouped)):
         if isinstance(part, Grouped) and not isinstance(part.weights, jax.core.Tracer):
             weights = np.asarray(part.weights)

@@ -16,8 +16,8 @@ from fisher_jax.models.programs import jit_with_model
 _DRAWS_AT_ONCE = 2**14  # under vmap a rejection sampler runs as long as the slowest draw
 
 
-def check_sampler(model: Model) -> None:
-    """Raise where the model has no sampler."""
+def check_sampler(model: Model, given: PyTree) -> None:
+    """Raise where the model has no sampler, or none for these covariates."""
     if isinstance(model, AuxiliaryModel) and model.base.sample is not None and model.draw_auxiliary is None:
         raise ValueError(
             "draws from the model, and its auxiliary measurement has no sampler. Give with_auxiliary(…, sample=function(key, "
@@ -27,6 +27,7 @@ def check_sampler(model: Model) -> None:
         raise ValueError(
             "draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
         )
+    model.check_draws(given)
 
 
 def draw_measured(

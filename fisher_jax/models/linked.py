@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import check_function, entry_point
+from fisher_jax.errors import check_function, entry_point, kind_of
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import UserFunction, call_differentiable
@@ -31,6 +31,27 @@ class LinkedModel(Model):
         return layout, self.family.information(predicted)  # type: ignore[misc]
 
 
+def call_predictor(predictor: UserFunction, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """What a user's predictor returns: a family's parameters for one observation; raise where it is no dictionary."""
+    predicted = call_differentiable(predictor, arguments, "predictor")
+    if not isinstance(predicted, dict):
+        raise TypeError(
+            f"the predictor must return a dictionary of the family's parameters, as in {{'rate': …}}, but returned "
+            f"{kind_of(predicted)}."
+        )
+    return predicted
+
+
+def log_density_of(family: Model, predicted: dict[str, Any], y: PyTree) -> Array:
+    """The family's log-density of one observation at predicted parameters; raise where one is missing."""
+    try:
+        return family.log_density(predicted, y)
+    except KeyError as error:
+        raise ValueError(
+            f"the family needs the parameter {error}, but the predictor returned {', '.join(sorted(map(str, predicted)))}."
+        ) from error
+
+
 @dataclass(frozen=True)
 class _Linked:
     """One of a family's functions, with its parameters predicted. Equal where family and predictor are."""
@@ -50,25 +71,12 @@ class _Linked:
 
     def predict(self, params: PyTree, *z: PyTree) -> dict[str, Any]:
         """η as a dictionary, as the family takes it."""
-        predicted = call_differentiable(self.predictor, (params, *z), "predictor")
-        if not isinstance(predicted, dict):
-            raise TypeError(
-                f"the predictor must return a dictionary of the family's parameters, as in "
-                f"{{'rate': …}}, but returned {type(predicted).__name__}."
-            )
-        return predicted
+        return call_predictor(self.predictor, (params, *z))
 
 
 class _LogDensity(_Linked):
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Array:
-        predicted = self.predict(params, *z)
-        try:
-            return self.family.log_density(predicted, y)
-        except KeyError as error:
-            raise ValueError(
-                f"the family needs the parameter {error}, but the predictor returned "
-                f"{', '.join(sorted(map(str, predicted)))}."
-            ) from error
+        return log_density_of(self.family, self.predict(params, *z), y)
 
     def layout(self, params: PyTree, *z: PyTree) -> tuple[Layout, Float[Array, " e"], dict[str, Any]]:
         """The layout of η, η flat, and η as a dictionary."""

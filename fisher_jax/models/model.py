@@ -128,6 +128,9 @@ class Model:
     def check_data(self, data: PyTree, given: PyTree) -> None:
         """Raise where data or covariates, as arrays, are none that the model can have; called once, where they come in."""
 
+    def check_draws(self, given: PyTree) -> None:
+        """Raise where a draw given these covariates would not be one of the data that the log-density counts."""
+
     @property
     def num_effects(self) -> int:
         """How many latent effects a group has of which each has a variance of its own; zero of other models."""

@@ -27,17 +27,18 @@ MAX_SHARED = 32  # functions whose programs outlive them; each some megabytes
 MANY = 4  # functions made at one place before a warning: two or three are models to compare
 
 
-class ById:
-    """A function compared by equality where it has one (two partials may be equal), else by identity.
+# XLA's fusions with YNNPACK, which JAX 0.11 turned on, race: sums in a mapped function differ from run to run, by much now and then
+# (seen with jaxlib 0.11.2 and 0.12.0 in a quadrature over five thousand groups; never without them).
+SAME_SUMS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
-    Methods are equal where their objects are: Python asks for the same object.
-    """
+
+class ById:
+    """A function compared by equality where it has one (two partials may be equal), else by identity."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
-        self.compared = (function.__func__, function.__self__) if inspect.ismethod(function) else function
         try:
-            self.hash = hash(self.compared)
+            self.hash = hash(function)
         except TypeError:  # an Equinox module with arrays inside
             self.hash = id(function)
 
@@ -50,7 +51,7 @@ class ById:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ById) or self.hash != other.hash:
             return False
-        return self.function is other.function or (self.hash != id(self.function) and self.compared == other.compared)
+        return self.function is other.function or (self.hash != id(self.function) and self.function == other.function)
 
 
 class Programs(dict[Any, Any]):
@@ -77,10 +78,7 @@ def owner_of(function: Any) -> tuple[Any, tuple[Any, ...]]:
     For a bound method it is the object, for a wrapper of this library, which is made anew at each call, its `user_function`.
     """
     if inspect.ismethod(function):
-        if not hasattr(function.__self__, "user_function"):
-            return function.__self__, (function.__func__,)
-        owner, rest = owner_of(function.__self__)
-        return owner, (function.__func__, *rest)
+        return function.__self__, (function.__func__,)
     if not hasattr(function, "user_function"):
         return function, ()
     owner, rest = owner_of(function.user_function)
@@ -144,13 +142,17 @@ def _shared_programs(function: Any) -> Programs:
     return programs
 
 
-def quick(level: int) -> dict[str, Any]:
-    """Compiler options for a program that runs for less time than it compiles; a later JAX may not know them."""
-    return {"xla_backend_optimization_level": level, "xla_cpu_use_fusion_emitters": False}
+def quick(level: int | None) -> dict[str, Any]:
+    """Compiler options for a program that runs for less time than it compiles; with None for any. A later JAX may not know them."""
+    if level is None:
+        return SAME_SUMS
+    # A compile option of JAX 0.10 only, whose emitters are the slower to compile.
+    emitters = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+    return {"xla_backend_optimization_level": level, **emitters, **SAME_SUMS}
 
 
 @functools.cache
-def quick_options(level: int) -> dict[str, Any] | None:
+def quick_options(level: int | None) -> dict[str, Any] | None:
     """The options of `quick`; None where this JAX or device does not know them.
 
     Of a dozen programs that draw and differentiate, level 1 took 0.45 of the default's time to compile and as long to run, level 0
@@ -172,8 +174,8 @@ def jit_with_model(
     """`jax.jit` for a function one of whose static arguments is `model`, with which its programs are stored.
 
     The static arguments are the key of a program in `programs_of(model)`. The program itself must not refer to the model (see
-    there), so it takes the model from its caller where it is traced. With a `level` it is compiled by the `quick_options` of that
-    level, unless it is a part of a larger program.
+    there), so it takes the model from its caller where it is traced. It is compiled by the `quick_options` of its `level`, unless
+    it is a part of a larger program.
     """
     place = list(inspect.signature(function).parameters).index("model")
 
@@ -182,8 +184,8 @@ def jit_with_model(
         model = arguments[place]
         static = {k: arguments[k] for k in static_argnums if k != place}
         arrays = [array for k, array in enumerate(arguments) if k not in static_argnums]
-        quick = level is not None and not is_traced(arrays)
-        key = function, model.program_key, quick, *static.items()
+        is_whole = not is_traced(arrays)
+        key = function, model.program_key, is_whole, *static.items()
         programs = programs_of(model)
         if key not in programs:
 
@@ -192,7 +194,7 @@ def jit_with_model(
                 fixed, rest = static | {place: _traced.model()}, iter(arrays)
                 return function(*(fixed[k] if k in fixed else next(rest) for k in range(len(fixed) + len(arrays))))
 
-            programs[key] = jax.jit(traced, compiler_options=quick_options(level) if quick else None)
+            programs[key] = jax.jit(traced, compiler_options=quick_options(level) if is_whole else None)
         _traced.model = weakref.ref(model)
         return programs[key](*arrays)
 

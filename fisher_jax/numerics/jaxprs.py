@@ -49,6 +49,11 @@ class Flat:
         inside = (name for step in self.steps for flat in step.inner for name in flat.primitives())
         return {step.name for step in self.steps}.union(inside)
 
+    def uses_inputs(self) -> bool:
+        """Whether an operation or an output depends on an argument."""
+        used = {o for o in (*self.outputs, *(o for step in self.steps for o in step.operands)) if type(o) is int}
+        return not used.isdisjoint(self.inputs)
+
     def exact(self, mask: tuple[bool, ...]) -> set[int]:
         """The variables on which the masked outputs depend."""
         if mask not in self._exact:

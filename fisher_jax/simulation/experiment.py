@@ -14,7 +14,6 @@ from fisher_jax.errors import check_count, check_key, check_pytrees
 from fisher_jax.information.draw_pairs import terms_per_draw
 from fisher_jax.information.expectations import MonteCarlo
 from fisher_jax.information.fisher_information import check_point
-from fisher_jax.latent.mixed import check_rows_drawn_once
 from fisher_jax.models.drawing import check_sampler, draw_data_sets
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -52,8 +51,7 @@ def make_experiment(model: Any, params: PyTree, given: PyTree, num_observations:
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, given))):
         raise TypeError("runs on the host and cannot be called under jit, vmap or grad. Call it outside.")
     model, layout, values, given = check_point(model, params, given)
-    check_sampler(model)
-    check_rows_drawn_once(model, given)
+    check_sampler(model, given)
     if model.is_dependent:
         # The sampler alone decides how long a series is.
         n = terms_per_draw(model, layout, values, MonteCarlo(jax.random.key(0), 2), given)
