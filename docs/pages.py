@@ -30,6 +30,7 @@ TOPICS = {  # by package, or by module where the package's topics differ
     "frames": "Models",
     "errors": "Fitting",
     "optimizers": "Optimisers",
+    "sources": "Fitting",
     "stream": "Fitting",
     "profile": "Inference",
     "inference": "Inference",
@@ -208,7 +209,7 @@ def _of_object(name: str, item: Any, public: dict[str, Any]) -> str:
     """The docstring by mkdocstrings, and for a record the functions that return it, with their examples."""
     lines = [f"::: {item.__module__}.{item.__qualname__}"]
     if inspect.isclass(item):
-        offered = {f"stream.{inner}": getattr(fisher_jax.stream, inner) for inner in fisher_jax.stream.__all__}
+        offered = {f"sources.{inner}": getattr(fisher_jax.sources, inner) for inner in fisher_jax.sources.__all__}
         functions = public | offered
         makers = [maker for maker, other in functions.items() if _returns(other, item)]
         if makers:

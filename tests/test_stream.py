@@ -23,8 +23,8 @@ from jax.scipy.stats import gamma, norm
 
 import fisher_jax as fj
 from fisher_jax.models.fingerprint import fingerprint, unknown
+from fisher_jax.sources import as_ragged, source_of
 from fisher_jax.stream.ledger import differences, sole_writer
-from fisher_jax.stream.source import as_ragged, source_of
 
 START = {"shape": 1.0, "rate": 1.0}
 SETS, ROWS = 60, 25
@@ -84,7 +84,7 @@ def as_npy(data, folder):
 
 def as_lists(data, folder):
     pq.write_table(pa.table({"y": list(data), "id": np.arange(SETS)}), folder / "y.parquet", row_group_size=9)
-    return fj.stream.parquet(folder / "y.parquet", "y")
+    return fj.sources.parquet(folder / "y.parquet", "y")
 
 
 def as_fixed_lists_in_a_folder(data, folder):
@@ -98,7 +98,7 @@ def as_fixed_lists_in_a_folder(data, folder):
 def as_number_columns(data, folder):
     names = [f"year {k}" for k in range(ROWS)]
     pq.write_table(pa.table(dict(zip(names, data.T, strict=True))), folder / "y.parquet")
-    return fj.stream.parquet(folder / "y.parquet", names)
+    return fj.sources.parquet(folder / "y.parquet", names)
 
 
 SOURCES = {
@@ -170,7 +170,7 @@ def test_data_sets_may_differ_in_length(form, tmp_path):
         [draw(n) for n in lengths] for draw in (lambda n: rng.gamma(3.0, 0.5, n), lambda n: rng.integers(1, 3, n))
     )
     pq.write_table(pa.table({"y": ys, "w": weights}), tmp_path / "in.parquet", row_group_size=6)
-    parquet = {name: fj.stream.parquet(tmp_path / "in.parquet", name, ragged=True) for name in "yw"}
+    parquet = {name: fj.sources.parquet(tmp_path / "in.parquet", name, ragged=True) for name in "yw"}
     arrays = {"y": as_ragged(ys), "w": as_ragged(weights)}
     source = parquet if form == "parquet" else arrays
     expected = fj.fit_batch(MODEL, START, ys, weights=weights)
@@ -211,7 +211,7 @@ def test_a_start_from_initial_and_numbers_by_name_from_parquet(tmp_path):
     rng = np.random.default_rng(4)
     x, y = rng.normal(size=(2, 30, ROWS))
     pq.write_table(pa.table({"x": list(x), "y": list(y)}), tmp_path / "in.parquet")
-    columns = fj.stream.parquet(tmp_path / "in.parquet", {"left": "x", "right": "y"})
+    columns = fj.sources.parquet(tmp_path / "in.parquet", {"left": "x", "right": "y"})
     model = fj.Model(
         lambda p, y: norm.logpdf(y["right"], p * y["left"]),
         initial=lambda data: jnp.mean(data["left"] * data["right"]),
@@ -367,7 +367,7 @@ def test_parquet_that_holds_no_data_sets_raises(tmp_path):
         "d": "no column",
     }.items():
         with pytest.raises((TypeError, ValueError), match=message):
-            stream(fj.stream.parquet(tmp_path / "in.parquet", column), tmp_path / "fits.zarr")
+            stream(fj.sources.parquet(tmp_path / "in.parquet", column), tmp_path / "fits.zarr")
 
 
 def test_a_missing_library_is_named_with_its_extra(data, tmp_path, monkeypatch):
@@ -421,7 +421,7 @@ def test_a_parquet_page_that_does_not_match_its_checksum_is_an_error(data, tmp_p
     content[3000] ^= 0x10  # a bit of one number
     path.write_bytes(content)
     with pytest.raises(OSError, match=r"y\.parquet is damaged: .*CRC checksum"):
-        stream(fj.stream.parquet(path, "y"), tmp_path / "fits.zarr")
+        stream(fj.sources.parquet(path, "y"), tmp_path / "fits.zarr")
 
 
 def test_results_in_parquet_carry_checksums(data, tmp_path):

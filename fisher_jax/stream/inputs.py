@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from fisher_jax.models.fingerprint import Table, digest, fingerprint
 from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import KeyOrder, in_key_order, key_order, path_name
-from fisher_jax.stream.source import Arrays, Source, check_lengths, check_not_empty, is_ragged, source_of
+from fisher_jax.sources import Arrays, Source, check_lengths, check_not_empty, is_ragged, source_of
 
 MOST_IN_A_BLOCK = 2**16
 BYTES_IN_A_BLOCK = 2**26  # of data and results; some three blocks are in memory at a time

@@ -117,11 +117,11 @@ def fit_stream(
     ----------
     model, start
         As for `fit_batch`. One start for each data set (``start_axis=0``) may come from any source.
-    source : array, pytree of arrays, path, list, iterator, or what `stream.parquet` returns
+    source : array, pytree of arrays, path, list, iterator, or what `sources.parquet` returns
         The observations of all data sets. An array, or a dict or tuple of arrays, has a leading axis over data sets; it may
         be a memory map or a Zarr array, and is read a block at a time. A path ends in .npy, .zarr or .parquet, or is a folder
         of Parquet files. A list or an iterator holds chunks: arrays or pytrees of them, of any length each. Data sets that
-        differ in length come from ``stream.parquet(…, ragged=True)`` or as a numpy array of arrays, its dtype object.
+        differ in length come from ``sources.parquet(…, ragged=True)`` or as a numpy array of arrays, its dtype object.
     sink : str or pathlib.Path
         Where the results go: a folder ending in .zarr (a Zarr group) or in .parquet (a Parquet file for each block).
     given, weights

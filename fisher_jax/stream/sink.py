@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.errors import require, shown
+from fisher_jax.sources import Parquet
 from fisher_jax.stream.ledger import PARTIAL, Ledger, reach_disk
-from fisher_jax.stream.source import Parquet
 
 Columns = dict[str, np.ndarray]
 

@@ -15,6 +15,8 @@ from fisher_jax.errors import check_pytree, entry_point, require
 from fisher_jax.input_arrays import labels_of
 from fisher_jax.models.parameters import path_name
 
+__all__ = ["Parquet", "parquet"]
+
 PARQUET_ROWS = 2**14  # read at once, whatever the row groups
 PARQUET_BUFFER = 2**20  # bytes read at once of a column; without it, a row group's whole column would be
 
@@ -51,7 +53,7 @@ def source_of(source: Any, name: str) -> Source:
         return Chunks(source, name)
     raise TypeError(
         f"{name} is a {type(source).__name__}. Give an array, memory map or Zarr array with a leading axis over data "
-        "sets, a dict or tuple of them, a path to .npy, .zarr or Parquet, stream.parquet(path, columns), or a list or "
+        "sets, a dict or tuple of them, a path to .npy, .zarr or Parquet, sources.parquet(path, columns), or a list or "
         "iterator of chunks."
     )
 
@@ -252,7 +254,7 @@ def parquet(path: str | Path, columns: PyTree = None, *, ragged: bool = False) -
     >>> import pyarrow as pa, pyarrow.parquet as pq
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> pq.write_table(pa.table({"station": [7, 8], "1990": [3.0, 1.0], "1991": [4.0, 2.0]}), folder / "rain.parquet")
-    >>> source = fj.stream.parquet(folder / "rain.parquet", ["1990", "1991"])
+    >>> source = fj.sources.parquet(folder / "rain.parquet", ["1990", "1991"])
     >>> print(next(source.blocks(0, 10)))
     [[3. 4.]
      [1. 2.]]
@@ -266,7 +268,7 @@ class Parquet:
     Examples
     --------
     >>> import fisher_jax as fj
-    >>> source = fj.stream.parquet("catalogue.parquet", "flux")  # doctest: +SKIP
+    >>> source = fj.sources.parquet("catalogue.parquet", "flux")  # doctest: +SKIP
     """
 
     def __init__(self, path: str | Path, columns: PyTree, *, ragged: bool) -> None:
@@ -340,7 +342,7 @@ def _array(column: Any, name: str, *, ragged: bool = False) -> np.ndarray:
         if len(lengths) and lengths.min() < lengths.max():
             raise ValueError(
                 f"the lists in column {name!r} differ in length ({lengths.min()} to {lengths.max()}). Give "
-                "stream.parquet(…, ragged=True) if these are data sets of different lengths."
+                "sources.parquet(…, ragged=True) if these are data sets of different lengths."
             )
         length = int(lengths[0]) if len(lengths) else 0
     return inside.reshape(len(column), length, *inside.shape[1:])
