@@ -16,7 +16,7 @@ LINE = 100  # characters in a line of notes
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Rows whose first cell is a name and whose others are numbers or texts, under the headings `columns`.
 
     Attributes
@@ -98,7 +98,7 @@ class Report:
     title : str
     facts : sequence of (label, text)
         Above the tables.
-    tables : sequence of Table
+    tables : sequence of ReportTable
         The first is the one that `to_frame` and `to_latex` give.
     notes : sequence of str
         Sentences below the tables.
@@ -106,7 +106,7 @@ class Report:
 
     title: str
     facts: Sequence[tuple[str, str]] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[ReportTable] = ()
     notes: Sequence[str] = ()
 
     def __str__(self) -> str:
@@ -153,7 +153,7 @@ class Reported(abc.ABC):
         return self.summary()._repr_html_()
 
 
-def matrix_table(matrix: Any, errors: Any, names: Sequence[str], most: int = 12) -> Table:
+def matrix_table(matrix: Any, errors: Any, names: Sequence[str], most: int = 12) -> ReportTable:
     """The first rows and columns of a named matrix, as `value ± error` where any entry has an error."""
     matrix, errors = np.asarray(matrix), None if errors is None or not np.any(errors) else np.asarray(errors)
     shown = tuple(names[:most])
@@ -162,7 +162,7 @@ def matrix_table(matrix: Any, errors: Any, names: Sequence[str], most: int = 12)
         for i, name in enumerate(shown)
     ]
     caption = f"the first {most} of {len(names)} parameters are shown" if len(names) > most else ""
-    return Table(("", *shown), rows, caption)
+    return ReportTable(("", *shown), rows, caption)
 
 
 def number(x: Any) -> str:

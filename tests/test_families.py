@@ -28,7 +28,7 @@ CASES = [pytest.param(name, k, id=f"{name}-{k}") for name in SCALAR for k in ran
 
 def free(name):
     """The parameters that are estimated."""
-    table = dict(FAMILIES[name].model.table.constraints)
+    table = dict(FAMILIES[name].model.declarations.constraints)
     return [key for key in FAMILIES[name].points[0] if table.get((key,)) != fj.fixed]
 
 
@@ -853,7 +853,7 @@ def assert_inside(name, start):
     """Finite, of shape as in the registry and strictly inside the constraints."""
     params = FAMILIES[name].points[0]
     assert {key: np.shape(value) for key, value in start.items()} == {key: np.shape(params[key]) for key in params}
-    table = dict(FAMILIES[name].model.table.constraints)
+    table = dict(FAMILIES[name].model.declarations.constraints)
     for key, value in start.items():
         assert np.all(np.isfinite(value)), (key, value)
         if (key,) in table and key in free(name):

@@ -271,7 +271,7 @@ def test_two_bars_are_two_terms():
         for text in ("(x || subject)", "(1 | subject) + (0 + x | subject)")
     )
     same_arrays((ours.data, ours.given, ours.start), (other.data, other.given, other.start))
-    assert ours.model.table == other.model.table
+    assert ours.model.declarations == other.model.declarations
 
 
 def test_combinations_of_columns_are_groups():

@@ -28,7 +28,7 @@ ODD = {
     "2nd": 1.0,
     "held": 3.0,
 }
-LAYOUT = layout_of(ODD, fj.Model(lambda params, y: y, constraints={"held": fj.fixed}).table)[0]
+LAYOUT = layout_of(ODD, fj.Model(lambda params, y: y, constraints={"held": fj.fixed}).declarations)[0]
 
 
 def linear_log_density(params, y, z):
@@ -136,7 +136,7 @@ def test_entries_that_have_names_are_named_by_them_and_by_their_index():
         lambda params, y: y, constraints={"scale": fj.fixed}, names={"beta": ("const", "age", "x:z"), "scale": ("s",)}
     )
     # Written in another order than JAX's, with what is fixed between.
-    layout = layout_of({"beta": np.zeros(3), "scale": np.ones(1), "a": 0.0}, model.table)[0]
+    layout = layout_of({"beta": np.zeros(3), "scale": np.ones(1), "a": 0.0}, model.declarations)[0]
     assert layout.names == ("const", "age", "x:z", "a")
     for text, row in {
         "age = 1": (0, 1, 0, 0),
@@ -260,13 +260,13 @@ def test_bounds_as_tuples_are_intervals():
         linear_log_density,
         constraints={"scale": fj.positive, "const": fj.interval(None, 2), "x:z": fj.interval(-1, 1)},
     )
-    layouts = [layout_of(linear().params, each.table)[0] for each in (model, written)]
+    layouts = [layout_of(linear().params, each.declarations)[0] for each in (model, written)]
     assert layouts[0] == layouts[1]
     assert fj.interval(None, None) == fj.interval(-np.inf, np.inf) == layout_of(1.0)[0].leaves[0].constraint
 
 
 def test_a_tuple_of_bounds_for_a_tuple_of_parameters_is_a_tree():
-    table = fj.Model(lambda params, y: y, constraints=((0, None), (None, 1), (None, None))).table
+    table = fj.Model(lambda params, y: y, constraints=((0, None), (None, 1), (None, None))).declarations
     constraints = [leaf.constraint for leaf in layout_of((1.0, 0.0, 0.0), table)[0].leaves]
     assert constraints[:2] == [fj.positive, fj.interval(None, 1)]
     assert not constraints[2].restricts

@@ -23,7 +23,7 @@ from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, check_quantile
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
-from fisher_jax.reporting import Report, Reported, Table, percent
+from fisher_jax.reporting import Report, Reported, ReportTable, percent
 
 ComparisonScale = Literal["data", "gumbel", "exponential", "normal", "uniform"]
 Envelope = Literal["order statistics", "simulated"]
@@ -86,7 +86,7 @@ class QuantileComparison(Reported):
         shown = range(n) if n <= 2 * _SHOWN else [*range(_SHOWN), *range(n - _SHOWN, n)]
         columns = self.observed, self.expected, self.lower, self.upper
         rows = [(f"{k + 1}", *(column[k] for column in columns)) for k in shown]
-        return Report("Quantiles", facts, [Table(("rank", "observed", "expected", "lower", "upper"), rows)])
+        return Report("Quantiles", facts, [ReportTable(("rank", "observed", "expected", "lower", "upper"), rows)])
 
     @entry_point
     def to_frame(self) -> Any:

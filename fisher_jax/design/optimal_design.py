@@ -18,7 +18,7 @@ from fisher_jax.information import Covariance, Information
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import path_name
 from fisher_jax.numerics import linalg
-from fisher_jax.reporting import Report, Reported, Table, listed, number
+from fisher_jax.reporting import Report, Reported, ReportTable, listed, number
 
 DEPENDENT = 1e-9  # singular value of the rows of K, each of length one, below which one follows from the others
 
@@ -209,7 +209,7 @@ class Design(Reported):
                 coordinates[label] = values[(slice(None), *index)]
         weights = [f"{weight:.6f}" for weight in np.asarray(self.weights)]
         numbers = map(str, range(len(weights)))
-        table = Table(
+        table = ReportTable(
             ("point", *coordinates, "weight"), list(zip(numbers, *coordinates.values(), weights, strict=True))
         )
         optimal = self.status == "optimal"

@@ -9,7 +9,7 @@ from fisher_jax.fitting.status import EDGE_INFORMATION, Status
 from fisher_jax.models.constraints import PositiveDefinite
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics import linalg
-from fisher_jax.reporting import TEST_FORMATS, Report, Table, listed, percent
+from fisher_jax.reporting import TEST_FORMATS, Report, ReportTable, listed, percent
 
 ATTEMPTS = ("as asked", "stronger damping", "another start", "float64")
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "greatest": 1.0}
@@ -71,7 +71,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     columns = ["parameter", "estimate", "std. error", "z", "p-value", *(f"{end} {percent(level)}" for end in ENDS)]
     # Where zero is a value of no parameter there is nothing to test.
     shown = [k for k in range(len(columns)) if k not in (3, 4) or not all(math.isnan(row.z) for row in rows)]
-    table = Table(
+    table = ReportTable(
         tuple(columns[k] for k in shown),
         [tuple(row[k] for k in shown) for row in rows],
         keys=tuple(Row._fields[k] for k in shown[1:]),
@@ -129,7 +129,7 @@ def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[
             diagnosis = fits[first].diagnosis().split(" Likely causes")[0]
             label = "" if fits.labels is None else f" ({fits.labels[first]})"
             notes.append(f"Fit {first}{label}, the first with its status: {diagnosis}")
-    return Report("Maximum-likelihood fits", facts, [Table(("", *QUANTILES), rows)], (*notes, *doubts))
+    return Report("Maximum-likelihood fits", facts, [ReportTable(("", *QUANTILES), rows)], (*notes, *doubts))
 
 
 def weakest(curvature: Any, free: Any, layout: Layout) -> str:

@@ -38,8 +38,7 @@ from fisher_jax.models.constraints import Bounds, Constraint, Fixed, fixed
 from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import in_key_order, key_order
-from fisher_jax.reporting import Report, Reported, listed
-from fisher_jax.reporting import Table as ReportTable
+from fisher_jax.reporting import Report, Reported, ReportTable, listed
 from fisher_jax.tables import MISSING, Table, TableOfGroups, describe_missing, frame_of, suggestion
 
 
@@ -535,7 +534,7 @@ class _Roles:
 def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None) -> _Roles:
     """What the keywords say about the parameters of the family; raise for those that it does not have."""
     constraints = {
-        path[0]: c.constraint if isinstance(c, Bounds) else c for path, c in family.table.constraints if path
+        path[0]: c.constraint if isinstance(c, Bounds) else c for path, c in family.declarations.constraints if path
     }
     terms, values, columns = {}, {}, {}
     others = [name for name in family.parameters if name != main_of(family)]

@@ -41,7 +41,7 @@ from fisher_jax.models.auxiliary import AuxiliaryModel
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.programs import ById
-from fisher_jax.reporting import Report, Reported, Table, in_fits, percent
+from fisher_jax.reporting import Report, Reported, ReportTable, in_fits, percent
 
 METHODS = ("nonparametric", "parametric", "block", "circular block")
 ACCELERATIONS = ("infinitesimal", "jackknife")
@@ -300,7 +300,7 @@ class Bootstrap(Reported):
             *(f"{end} {percent(float(level))}" for end in ("lower", "upper")),
         )
         rows = [(name, *row) for name, row in zip(names, numbers, strict=True)]
-        return Report("Bootstrap", facts, [Table(titles, rows, caption)], self.notes)
+        return Report("Bootstrap", facts, [ReportTable(titles, rows, caption)], self.notes)
 
     @entry_point
     def to_frame(self) -> Any:

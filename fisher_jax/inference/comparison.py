@@ -13,7 +13,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.summary import COLUMNS
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.marginal import MarginalModel
-from fisher_jax.reporting import Report, Reported, Table, listed, number, percent
+from fisher_jax.reporting import Report, Reported, ReportTable, listed, number, percent
 
 Shown = Literal["standard_error", "z", "p_value", "interval"]
 CRITERIA = {"aic": "AIC", "aicc": "AICc", "bic": "BIC", "tic": "TIC"}
@@ -80,7 +80,7 @@ class Comparison(Reported):
         columns = [self.names, texts(self.log_likelihood, 3), map(str, self.num_parameters), *criteria]
         rows = list(zip(*columns, texts(self.weight, 3), self.status, strict=True))
         failed = [name for name, status in zip(self.names, self.status, strict=True) if "converged" not in status]
-        return Report("Comparison of fits", facts, [Table(titles, rows)], _failure(failed))
+        return Report("Comparison of fits", facts, [ReportTable(titles, rows)], _failure(failed))
 
 
 @entry_point
@@ -243,7 +243,7 @@ class CoefficientTable(Reported):
         for name, numbers in zip(self.parameters, self.numbers, strict=True):
             rows.append((name, *("" if np.isnan(x[0]) else f"{x[0]:.4g}" for x in numbers)))
             rows.append(("", *(self._in_brackets(x, 4) for x in numbers)))
-        return Table(("", *self.names), rows, foot=self._foot()).to_latex()
+        return ReportTable(("", *self.names), rows, foot=self._foot()).to_latex()
 
     def _foot(self) -> list[tuple[str, ...]]:
         return [(label, *(f"{x:.2f}" if x % 1 else f"{x:g}" for x in numbers)) for label, numbers in self.facts.items()]
@@ -261,7 +261,7 @@ class CoefficientTable(Reported):
             return f"{numbers[0]:.5g} {brackets}" if brackets else number(numbers[0])
 
         rows = [(name, *map(text, numbers)) for name, numbers in zip(self.parameters, self.numbers, strict=True)]
-        table = Table(("parameter", *self.names), rows, foot=self._foot())
+        table = ReportTable(("parameter", *self.names), rows, foot=self._foot())
         what = {"standard_error": "standard errors", "z": "z", "p_value": "p-values"}.get(
             self.show, f"{percent(self.level)} intervals"
         )

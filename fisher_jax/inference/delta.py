@@ -20,7 +20,7 @@ from fisher_jax.fitting.summary import COLUMNS
 from fisher_jax.models.parameter_names import LinearCombinations
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics.array_namespace import is_traced
-from fisher_jax.reporting import TEST_FORMATS, Report, Reported, Table, listed, percent
+from fisher_jax.reporting import TEST_FORMATS, Report, Reported, ReportTable, listed, percent
 
 FLAT_BELOW = 1e-3  # first-order standard errors, in units of the second-order change
 SHOWN = 30  # rows of a report
@@ -119,7 +119,7 @@ class DeltaEstimate(Reported):
         rows = [(name, *row) for name, row in zip(self.names, self._numbers(), strict=True)]
         notes = [f"{len(rows) - SHOWN} more are not shown: see to_frame()."] if len(rows) > SHOWN else []
         notes += _flatness(np.asarray(self.flat), self.names)
-        table = Table(titles, rows[:SHOWN], keys=COLUMNS, formats=TEST_FORMATS)
+        table = ReportTable(titles, rows[:SHOWN], keys=COLUMNS, formats=TEST_FORMATS)
         return Report("Delta method", [("Covariance", self.description)], [table], notes)
 
 

@@ -26,7 +26,7 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import is_traced
-from fisher_jax.reporting import Report, Reported, Table, number
+from fisher_jax.reporting import Report, Reported, ReportTable, number
 
 SINGULAR = 0.5  # power of ε under which an eigenvalue at unit diagonal is zero: a fit is no nearer to its maximum
 LOADS = 1e-4  # relative length of the part of a gradient along directions without information, above which it depends on them
@@ -139,7 +139,7 @@ class Identifiability(Reported):
         return Report(
             title,
             facts,
-            [Table(("direction", "eigenvalue", "information"), rows)],
+            [ReportTable(("direction", "eigenvalue", "information"), rows)],
             notes + [self.status] * bool(self.status),
         )
 

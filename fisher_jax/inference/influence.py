@@ -27,7 +27,7 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import each_at
-from fisher_jax.reporting import Report, Reported, Table
+from fisher_jax.reporting import Report, Reported, ReportTable
 
 SHOWN = 10  # observations of a report
 FAR = 0.5  # standard errors: an estimate that moves by more would be read differently
@@ -109,7 +109,7 @@ class Influence(Reported):
         titles = ("without", "std. errors", *(f"Δ {name}" for name in self.names))
         num_undefined = int(np.sum(np.isnan(self.distances)))
         notes = [f"{num_undefined} without a step (-): {_NO_STEP}"] if num_undefined else []
-        return Report("Influence of single observations", facts, [Table(titles, rows)], notes)
+        return Report("Influence of single observations", facts, [ReportTable(titles, rows)], notes)
 
 
 @entry_point

@@ -32,7 +32,7 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import each_at, weigh
-from fisher_jax.reporting import Report, Reported, Table, number
+from fisher_jax.reporting import Report, Reported, ReportTable, number
 
 FEWEST = 19  # replicates by which a p-value could be 5 %
 LEAST_VARIANCE = 1e-8  # relative to the largest: variances below are those of indicators that are zero by construction
@@ -80,7 +80,7 @@ class InformationMatrixTest(Reported):
             ("p-value", f"{number(self.p_value)}, by {num} replicates from the model"),
         ]
         rows = list(zip(self.names, np.asarray(self.indicators), strict=True))
-        return Report("Information-matrix test", facts, [Table(("indicator", "z"), rows)], self.notes)
+        return Report("Information-matrix test", facts, [ReportTable(("indicator", "z"), rows)], self.notes)
 
 
 jax.tree_util.register_dataclass(

@@ -33,7 +33,7 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
-from fisher_jax.reporting import Report, Reported, Table, listed, number, probability, with_error
+from fisher_jax.reporting import Report, Reported, ReportTable, listed, number, probability, with_error
 
 NEGLIGIBLE = (
     0.1  # standard errors: a shift below it changes no conclusion, and the coverage of a 95 % interval by 0.1 %
@@ -126,7 +126,9 @@ class LaplaceCheck(Reported):
             cells.append([with_error(*pair) for pair in zip(self.bias, self.bias_error, strict=True)])
             text = f"p = {probability(self.p_value)}, T² = {number(self.statistic)}, {self.num_draws} data sets"
             facts.append(("Mean score of draws is zero", text))
-        return Report(title, facts, [Table(tuple(columns), list(zip(*cells, strict=True)))], self._interpretation())
+        return Report(
+            title, facts, [ReportTable(tuple(columns), list(zip(*cells, strict=True)))], self._interpretation()
+        )
 
     def _interpretation(self) -> list[str]:
         approximation, sentences = _approximation(self.nodes[0]), []

@@ -52,8 +52,7 @@ from fisher_jax.input_arrays import as_unmasked_array
 from fisher_jax.latent.mixed import MixedModel
 from fisher_jax.models.constraints import Interval
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace
-from fisher_jax.reporting import TEST_FORMATS, Report, Reported, listed, percent
-from fisher_jax.reporting import Table as ReportTable
+from fisher_jax.reporting import TEST_FORMATS, Report, Reported, ReportTable, listed, percent
 
 SHOWN = 30  # rows of a report
 TITLES = {"estimate": "estimate", "standard_error": "std. error", "z": "z", "p_value": "p-value"}

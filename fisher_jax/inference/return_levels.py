@@ -25,7 +25,7 @@ from fisher_jax.inference.predicted_rows import as_table, predictor_of
 from fisher_jax.models.model import check_quantile
 from fisher_jax.models.programs import ById, call_differentiable
 from fisher_jax.profile.profile_likelihood import profile_likelihood
-from fisher_jax.reporting import Report, Reported, Table, number, percent
+from fisher_jax.reporting import Report, Reported, ReportTable, number, percent
 
 Method = Literal["delta", "profile", "bootstrap"]
 
@@ -84,7 +84,7 @@ class ReturnLevels(Reported):
         titles = ("period", "level", "std. error", *(f"{end} {percent(self.level)}" for end in ("lower", "upper")))
         rows = [(number(period), *row) for period, row in zip(self.periods, numbers, strict=True)]
         keys = ("level", "standard_error", "lower", "upper")
-        return Report("Return levels", facts, [Table(titles, rows, caption, keys=keys)], self.notes)
+        return Report("Return levels", facts, [ReportTable(titles, rows, caption, keys=keys)], self.notes)
 
     @entry_point
     def to_frame(self) -> Any:

@@ -530,7 +530,7 @@ class _InFamily:
     def _parameter(self, model: LinkedModel, params: PyTree, z: tuple[PyTree, ...]) -> tuple[dict, int, Leaf, Array]:
         """All parameters of the family, the place of the one that the offset adds to, and its leaf and unconstrained value."""
         family_params = dict(model.log_density.predict(params, *z))
-        layout = layout_of(family_params, model.family.table)[0]
+        layout = layout_of(family_params, model.family.declarations)[0]
         leaves = {leaf.name: leaf for _, leaf in layout.free_leaves}
         names, name = ", ".join(leaves), self.name
         if name is None:

@@ -27,7 +27,7 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.moments import covariance_of_moments
 from fisher_jax.numerics import linalg
-from fisher_jax.reporting import Report, Reported, Table, probability
+from fisher_jax.reporting import Report, Reported, ReportTable, probability
 
 SCORE_MEAN, INFORMATION_EQUALITY = "E[s] = 0", "Cov(s) = −E[H]"
 
@@ -101,7 +101,7 @@ class Check(Reported):
         if self.regularity.limit != 1.0:
             facts.append(("p-value", f"{probability(self.p_value)} for the largest |z| of {len(rows)}"))
         title = f"Check of {self.identity}: {'passed' if self.passed else 'FAILED'}"
-        return Report(title, facts, [Table(columns, rows)], self._interpretation())
+        return Report(title, facts, [ReportTable(columns, rows)], self._interpretation())
 
     def _interpretation(self) -> list[str]:
         of_score, failed, sentences = self.identity == SCORE_MEAN, not float(self.p_value) > self.level, []

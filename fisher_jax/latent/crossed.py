@@ -49,8 +49,7 @@ from fisher_jax.latent.mixed import (
 from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.linked import log_density_of
 from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import EntryNames, Layout, layout_of, name_table
-from fisher_jax.models.parameters import Table as ParameterTable
+from fisher_jax.models.parameters import Declarations, EntryNames, Layout, layout_of, names_by_path
 from fisher_jax.models.programs import UserFunction
 from fisher_jax.numerics.array_namespace import AnyArray
 from fisher_jax.numerics.differentiate import first_order, second_order, upper_triangle
@@ -457,8 +456,8 @@ def crossed_model(
         _check_coefficients(family, reml, effects)
         of_coefficients = {name: names[name] for name in names if name in reml} if isinstance(names, dict) else {}
         names = {name: names[name] for name in names if name not in reml} if of_coefficients else names
-        entry_names = name_table(of_coefficients)
-        coefficients, _ = layout_of(reml, ParameterTable((), entry_names))
+        entry_names = names_by_path(of_coefficients)
+        coefficients, _ = layout_of(reml, Declarations((), entry_names))
         starts = layout_of_effects(reml)[1]
     size = sum(factor.levels * factor.size for factor in factors) + len(starts)
 

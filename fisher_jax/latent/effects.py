@@ -30,12 +30,11 @@ from fisher_jax.input_arrays import as_labels
 from fisher_jax.latent.marginal import MarginalModel
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
-from fisher_jax.models.parameters import Layout, layout_of
-from fisher_jax.models.parameters import Table as ParameterTable
+from fisher_jax.models.parameters import Declarations, Layout, layout_of
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import AnyArray, on_host
-from fisher_jax.reporting import Report, Reported, Table, listed, percent
+from fisher_jax.reporting import Report, Reported, ReportTable, listed, percent
 
 SHOWN = 30  # rows of a report
 
@@ -95,7 +94,7 @@ def effects_layout(fit: Fit, model: MarginalModel) -> Layout:
     params = (fit[0] if fit.has_batch else fit).params
     effects = model.effects_of(params, jnp.zeros(len(model.integral.start), fit.layout.dtype))
     # As it comes, for `jax.tree.map` would put its keys in another order than that of the modes.
-    return layout_of(effects, ParameterTable((), model.effect_names))[0]
+    return layout_of(effects, Declarations((), model.effect_names))[0]
 
 
 def names_of_effects(layout: Layout) -> tuple[str, ...]:
@@ -330,7 +329,7 @@ class PredictedEffects(Reported):
         missing = int(np.sum(np.any(np.isnan(self.value), axis=-1)))
         if missing:
             notes.append(f"{missing} groups have no prediction: their weight is zero, or their mode was not found.")
-        return Report(title, facts, [Table(headings, cells, keys=tuple(columns))], notes)
+        return Report(title, facts, [ReportTable(headings, cells, keys=tuple(columns))], notes)
 
 
 jax.tree_util.register_dataclass(

@@ -23,7 +23,7 @@ class _RightCensored:
     @property
     def made_with(self) -> tuple[Any, ...]:
         """What else it is made of."""
-        return self.model.table, self.model.function_keys
+        return self.model.declarations, self.model.function_keys
 
     def __call__(self, params: PyTree, y: dict[str, Array], *z: PyTree) -> Array:
         if not isinstance(y, dict):

@@ -30,10 +30,10 @@ _DEEPEST = 40
 # programs would store too much.
 LARGE = 2**16
 
-Table = dict[str, Any]
+Fingerprint = dict[str, Any]  # a plain value, or a digest, for each part of a function or a value, by name
 
 # With the code of a function, which IPython's %autoreload replaces in place.
-_contents: weakref.WeakKeyDictionary[Any, tuple[Any, tuple[str | None, Table]]] = weakref.WeakKeyDictionary()
+_contents: weakref.WeakKeyDictionary[Any, tuple[Any, tuple[str | None, Fingerprint]]] = weakref.WeakKeyDictionary()
 
 
 class _Seen(dict[int, tuple[str, Any]]):
@@ -46,18 +46,18 @@ class _Seen(dict[int, tuple[str, Any]]):
         self.to_share, self.left = to_share, LARGE if to_share else math.inf
 
 
-def fingerprint(value: Any, name: str, *, to_share: bool = False) -> Table:
+def fingerprint(value: Any, name: str, *, to_share: bool = False) -> Fingerprint:
     """The table of `value`, each row's name beginning with `name`.
 
     Where a function's programs are to be shared (`to_share`), more is unknown: arrays beyond `LARGE`, and empty lists, dicts and
     sets, which may be caches that fill when it is called.
     """
-    table: Table = {}
+    table: Fingerprint = {}
     _add(value, name, table, _Seen(to_share=to_share), 0)
     return table
 
 
-def content_of(function: Any) -> tuple[str | None, Table]:
+def content_of(function: Any) -> tuple[str | None, Fingerprint]:
     """A hash of a function's fingerprint at its first use, which functions that do the same share, and that fingerprint.
 
     The hash is None where a part is unknown. What a function closes over counts as fixed from its first use, as for `jax.jit`;
@@ -75,7 +75,7 @@ def content_of(function: Any) -> tuple[str | None, Table]:
     return content
 
 
-def unknown(table: Table) -> list[str]:
+def unknown(table: Fingerprint) -> list[str]:
     """The names of the rows that are unknown."""
     return sorted(name for name, value in table.items() if isinstance(value, str) and value.startswith(UNKNOWN))
 
@@ -94,7 +94,7 @@ def of_array(array: Any) -> str:
     return f"{array.dtype.str} {array.shape} {digest(np.ascontiguousarray(array).tobytes())}"
 
 
-def _add(value: Any, name: str, table: Table, seen: _Seen, depth: int) -> None:
+def _add(value: Any, name: str, table: Fingerprint, seen: _Seen, depth: int) -> None:
     """Add the rows of one value and its parts."""
     if depth > _DEEPEST:
         table[name] = f"{UNKNOWN}: nested too deeply"
@@ -128,7 +128,7 @@ def _add(value: Any, name: str, table: Table, seen: _Seen, depth: int) -> None:
             _add(part, f"{name}{end}", table, seen, depth + 1)
 
 
-def _parts(value: Any, table: Table, name: str) -> list[tuple[str, Any]]:
+def _parts(value: Any, table: Fingerprint, name: str) -> list[tuple[str, Any]]:
     """The parts of a value, each with the end of its row's name; the row of the value itself is added to the table."""
     if isinstance(value, types.CodeType):
         compiled = (
@@ -171,7 +171,7 @@ def _parts(value: Any, table: Table, name: str) -> list[tuple[str, Any]]:
     return _parts_of_object(value, table, name)
 
 
-def _parts_of_function(function: types.FunctionType, table: Table, name: str) -> list[tuple[str, Any]]:
+def _parts_of_function(function: types.FunctionType, table: Fingerprint, name: str) -> list[tuple[str, Any]]:
     code = function.__code__
     parts: list[tuple[str, Any]] = [("", code)]
     parts += [(" defaults", function.__defaults__)] if function.__defaults__ else []
@@ -193,7 +193,7 @@ def _parts_of_function(function: types.FunctionType, table: Table, name: str) ->
     return parts
 
 
-def _parts_of_object(value: Any, table: Table, name: str) -> list[tuple[str, Any]]:
+def _parts_of_object(value: Any, table: Fingerprint, name: str) -> list[tuple[str, Any]]:
     """A record or an object with fields: its class and those."""
     call = type(value).__call__ if callable(value) else None
     fields = getattr(type(value), "__dataclass_fields__", None)

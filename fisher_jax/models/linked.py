@@ -82,7 +82,7 @@ class _LogDensity(_Linked):
         """The layout of η, η flat, and η as a dictionary."""
         # In JAX's order, so that η flat is what `jax.tree.leaves` gives.
         predicted = jax.tree.map(lambda eta: eta, self.predict(params, *z))
-        layout, values = layout_of(predicted, self.family.table)
+        layout, values = layout_of(predicted, self.family.declarations)
         return layout.natural(), layout.join([jnp.asarray(value) for value in values]), predicted
 
 

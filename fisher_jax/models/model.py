@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from fisher_jax.errors import call_user, check_function, entry_point, is_number, kind_of, shown
 from fisher_jax.models.fingerprint import content_of
-from fisher_jax.models.parameters import Layout, Table, Values, constraint_table, layout_of, name_table
+from fisher_jax.models.parameters import Declarations, Layout, Values, constraints_by_path, layout_of, names_by_path
 from fisher_jax.models.programs import ById, UserFunction, owner_of
 
 # The functions that a model may have besides its log-density, and what each is a function of.
@@ -163,8 +163,8 @@ class Model:
                     f"support={shown(self.support)} must be a pair of numbers, the lower end first, as in (0, math.inf), or a "
                     "function of params that returns one."
                 )
-        table = Table(constraint_table(self.constraints), name_table(self.names))
-        key = (type(self), *(f if isinstance(f, tuple) else ById(f) for f in self._functions), table)
+        declared = Declarations(constraints_by_path(self.constraints), names_by_path(self.names))
+        key = (type(self), *(f if isinstance(f, tuple) else ById(f) for f in self._functions), declared)
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
 
@@ -174,7 +174,7 @@ class Model:
         return self.log_density, *(getattr(self, name) for name in _FUNCTIONS), self.support
 
     @property
-    def table(self) -> Table:
+    def declarations(self) -> Declarations:
         """Constraints and names of entries by path, hashable."""
         return self._key[-1]  # type: ignore[attr-defined]
 
@@ -200,7 +200,7 @@ class Model:
     @functools.cached_property
     def program_key(self) -> tuple[Any, ...]:
         """What a compiled program depends on of the model."""
-        return type(self), *self.function_keys, self.table
+        return type(self), *self.function_keys, self.declarations
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the key: functions are hashed by identity, which a copy or another process does not share."""
@@ -328,4 +328,4 @@ def check_start(layout: Layout, values: Values, which: str = "") -> None:
 def flatten_parameters(model: Model, params: PyTree) -> tuple[Layout, Values]:
     """The layout of the user's parameters under the model's constraints, and their array leaves."""
     model.check_parameters(params)
-    return layout_of(params, model.table)
+    return layout_of(params, model.declarations)

@@ -35,14 +35,14 @@ KeyOrder = tuple[tuple[Any, ...] | None, tuple[Any, ...]] | None
 
 
 @dataclass(frozen=True)
-class Table:
-    """What a model says of its parameters, hashable: constraints, and names of entries, by path."""
+class Declarations:
+    """What a model declares about its parameters, hashable: constraints, and names of entries, by path."""
 
     constraints: Constraints = ()
     names: EntryNames = ()
 
 
-NO_TABLE = Table()
+NO_DECLARATIONS = Declarations()
 
 
 _SILENT = np.errstate(all="ignore")  # the statuses report infinities and NaN, in numpy as in JAX
@@ -312,7 +312,7 @@ def _leaves_in_order(tree: PyTree, order: KeyOrder) -> list[Any]:
     return [leaf for part, its_order in zip(parts, below, strict=True) for leaf in _leaves_in_order(part, its_order)]
 
 
-def name_table(names: PyTree) -> EntryNames:
+def names_by_path(names: PyTree) -> EntryNames:
     """A user's tree of names for the entries of vectors as pairs of a path and the names, hashable."""
     if names is None:
         return ()
@@ -332,7 +332,7 @@ def name_table(names: PyTree) -> EntryNames:
     return tuple(table)
 
 
-def constraint_table(constraints: PyTree) -> Constraints:
+def constraints_by_path(constraints: PyTree) -> Constraints:
     """A user's tree of constraints as pairs of a path and a constraint, hashable."""
     check_pytree(constraints, "constraints")
 
@@ -356,12 +356,12 @@ def constraint_table(constraints: PyTree) -> Constraints:
     return tuple(table)
 
 
-def layout_of(params: PyTree, table: Table = NO_TABLE) -> tuple[Layout, Values]:
+def layout_of(params: PyTree, declarations: Declarations = NO_DECLARATIONS) -> tuple[Layout, Values]:
     """The layout of a user's parameters, and their array leaves. Integers become floating numbers, unless `fixed`."""
     check_pytrees(params=params)
     leaves, treedef = jax.tree.flatten(as_parameters(params))
     default = jax.dtypes.canonicalize_dtype(np.float64)
-    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), default, table, key_order(params))
+    layout = _cached_layout(treedef, tuple(map(_signature, leaves)), default, declarations, key_order(params))
     return layout, [leaf for leaf, static in zip(leaves, layout.statics, strict=True) if static is _ARRAY]
 
 
@@ -430,21 +430,21 @@ class _Static:
 
 @functools.lru_cache(maxsize=1024)
 def _cached_layout(
-    treedef: Any, signature: tuple[Any, ...], default: np.dtype, table: Table, order: KeyOrder
+    treedef: Any, signature: tuple[Any, ...], default: np.dtype, declarations: Declarations, order: KeyOrder
 ) -> Layout:
     """The layout of leaves like these; `default` is JAX's floating dtype, which is a setting that may change."""
     skeleton = jax.tree.unflatten(treedef, range(len(signature)))
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(skeleton)[0]]
-    constraints = _match(table.constraints, paths)
+    constraints = _match(declarations.constraints, paths)
     statics = tuple(kind.leaf if isinstance(kind, _Static) else _ARRAY for kind in signature)
     leaves = tuple(
         _make_leaf(path_name(path), kind, constraint)
         for path, kind, constraint in zip(paths, signature, constraints, strict=True)
         if not isinstance(kind, _Static)
     )
-    if table.names:
+    if declarations.names:
         of_leaves = [path for path, kind in zip(paths, signature, strict=True) if not isinstance(kind, _Static)]
-        leaves = _with_names(leaves, of_leaves, dict(table.names))
+        leaves = _with_names(leaves, of_leaves, dict(declarations.names))
     if not leaves:
         raise ValueError("params holds no array. Give a pytree of floating numbers, as in {'scale': 1.0}.")
     kinds = [kind for kind in signature if not isinstance(kind, _Static)]

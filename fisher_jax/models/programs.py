@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from fisher_jax.errors import call_user, warn
-from fisher_jax.models.fingerprint import PROGRAMS, Table, content_of, unknown
+from fisher_jax.models.fingerprint import PROGRAMS, Fingerprint, content_of, unknown
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.numerics.autodiff_modes import in_both_modes
 
@@ -66,7 +66,7 @@ class Programs(dict[Any, Any]):
 
 _shared: OrderedDict[str, Programs] = OrderedDict()  # by content of the function, the last used at the end
 _last_made: dict[
-    tuple[str, int, str], tuple[int, Table]
+    tuple[str, int, str], tuple[int, Fingerprint]
 ] = {}  # by place in the user's code: how many, and the last one's content
 _lock = threading.RLock()  # reentrant, since a warning may run code of the user's
 _traced = threading.local()  # a weak reference to the model of the program that is called

@@ -21,7 +21,7 @@ from fisher_jax.models.programs import ById
 from fisher_jax.numerics.array_namespace import on_host
 from fisher_jax.profile.path import End
 from fisher_jax.profile.sides import Sides, cut_of, profile_sides, profile_sides_of_each
-from fisher_jax.reporting import Report, Reported, Table, number, percent
+from fisher_jax.reporting import Report, Reported, ReportTable, number, percent
 
 MOST_RESTARTS = 5
 _FITS_AT_ONCE = 4096  # of a batch, whose curves are in memory with room for the longest
@@ -163,7 +163,7 @@ class Profile(Reported):
             numbers = np.array([[_median(numbers[:, k, j]) for j in range(5)] for k in range(len(self.names))])
         rows = [(name, *row) for name, row in zip(self.names, numbers, strict=True)]
         keys = ("estimate", "lower", "upper", "lower_over_wald", "upper_over_wald")
-        return Report("Profile likelihood", facts, [Table(titles, rows, caption, keys=keys)], self.notes)
+        return Report("Profile likelihood", facts, [ReportTable(titles, rows, caption, keys=keys)], self.notes)
 
     @entry_point
     def to_frame(self) -> Any:

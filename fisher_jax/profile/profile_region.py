@@ -21,7 +21,7 @@ from fisher_jax.profile.path import End
 from fisher_jax.profile.profile_likelihood import MOST_RESTARTS, Numbers, fit_higher, numbers_meant
 from fisher_jax.profile.rays import Rays, follow_rays, pair_at
 from fisher_jax.profile.sides import cut_of
-from fisher_jax.reporting import Report, Reported, Table, listed, number, percent
+from fisher_jax.reporting import Report, Reported, ReportTable, listed, number, percent
 
 _STEEP = 0.7  # radians between a chord and the boundary at its ends, above which another ray is followed between
 _SHORT = 0.02  # chords shorter than this part of the largest radius need none
@@ -137,7 +137,7 @@ class ProfileRegion(Reported):
         ]
         titles = ("parameter", "estimate", "std. error", "least point", "greatest point")
         keys = ("estimate", "standard_error", "least", "greatest")
-        return Report("Profile region", facts, [Table(titles, rows, keys=keys)], self.notes)
+        return Report("Profile region", facts, [ReportTable(titles, rows, keys=keys)], self.notes)
 
     @entry_point
     def to_frame(self) -> Any:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import check_count, check_key, entry_point, require, warn
 from fisher_jax.information.expectations import Expectation
 from fisher_jax.models.model import Model
-from fisher_jax.reporting import Report, Reported, Table, with_error
+from fisher_jax.reporting import Report, Reported, ReportTable, with_error
 from fisher_jax.simulation.experiment import check_sizes, make_experiment
 from fisher_jax.simulation.sampling_distribution import (
     Estimator,
@@ -80,7 +80,7 @@ class ConvergenceRate(Reported):
         headings = ("parameter", *(f"sd, n = {n}" for n in self.num_observations), "exponent of n")
         notes = ["regular models have the exponent −½."]
         notes += dict.fromkeys(note for each in self.distributions for note in each.notes)
-        return Report("Rate of convergence", facts, [Table(headings, rows)], notes)
+        return Report("Rate of convergence", facts, [ReportTable(headings, rows)], notes)
 
 
 jax.tree_util.register_dataclass(ConvergenceRate, [f.name for f in fields(ConvergenceRate)], [])

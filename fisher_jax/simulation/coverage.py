@@ -16,7 +16,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.bootstrap import bootstrap
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.model import Model
-from fisher_jax.reporting import Report, Reported, Table, percent
+from fisher_jax.reporting import Report, Reported, ReportTable, percent
 from fisher_jax.simulation.experiment import Experiment, check_sizes, draw_blocks, key_for_other_draws, make_experiment
 
 BY_BOOTSTRAP = ("percentile", "basic", "bca")
@@ -101,7 +101,7 @@ class Coverage(Reported):
         if unbounded := int(np.sum(self.num_unbounded)):
             notes.append(f"{unbounded} intervals have an end at infinity; they are left out of the mean lengths.")
         title = f"Coverage of nominal {percent(self.level)} intervals"
-        return Report(title, facts, [Table(("parameter", "n", *self.kinds), rows)], notes)
+        return Report(title, facts, [ReportTable(("parameter", "n", *self.kinds), rows)], notes)
 
 
 _STATIC = ("num_observations", "kinds", "names", "level")

@@ -25,7 +25,7 @@ from fisher_jax.models.parameters import Values
 from fisher_jax.moments import Estimate
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import AnyArray
-from fisher_jax.reporting import Report, Reported, Table, number, with_error
+from fisher_jax.reporting import Report, Reported, ReportTable, number, with_error
 from fisher_jax.simulation.experiment import draw_blocks, make_experiment
 from fisher_jax.simulation.normality import moments, standard_deviations
 
@@ -89,7 +89,7 @@ class SampleSize(Reported):
                 rows = [[*row, with_error(*pair)] for row, *pair in zip(rows, *self.simulated, strict=True)]
             failed = f", of which {self.num_failed} failed" if self.num_failed else ""
             facts.append(("Data sets drawn", f"{self.num_replicates}{failed}"))
-        return Report("Sample size", facts, [Table(tuple(headings), [tuple(row) for row in rows])])
+        return Report("Sample size", facts, [ReportTable(tuple(headings), [tuple(row) for row in rows])])
 
 
 @entry_point

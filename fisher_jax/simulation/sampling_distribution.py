@@ -20,7 +20,7 @@ from fisher_jax.information.fisher_information import check_expectation
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.moments import Estimate
-from fisher_jax.reporting import Report, Table, number, with_error
+from fisher_jax.reporting import Report, ReportTable, number, with_error
 from fisher_jax.simulation.asymptotics import predict
 from fisher_jax.simulation.experiment import Experiment, draw_blocks, key_for_other_draws, make_experiment
 from fisher_jax.simulation.normality import NormalComparison, moments, standard_deviations
@@ -185,7 +185,7 @@ class SamplingDistribution(NormalComparison):
             for k, name in enumerate(self.names)
         ]
         title = f"Sampling distribution of {self.estimator}, {self.num_observations} observations"
-        return Report(title, facts, [Table(headings, rows)], list(self.notes))
+        return Report(title, facts, [ReportTable(headings, rows)], list(self.notes))
 
 
 _STATIC = ("num_observations", "names", "rank", "estimator", "notes")

@@ -18,7 +18,7 @@ from fisher_jax.models.likelihood import likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
-from fisher_jax.reporting import Report, Table, number, probability, with_error
+from fisher_jax.reporting import Report, ReportTable, number, probability, with_error
 from fisher_jax.simulation.asymptotics import coordinates, describe_singular, information_of
 from fisher_jax.simulation.experiment import draw_blocks, key_for_other_draws, make_experiment
 from fisher_jax.simulation.normality import NormalComparison, standard_deviations
@@ -89,7 +89,7 @@ class ScoreDistribution(NormalComparison):
         headings = ("parameter", "mean", "std. dev.", "asymptotic", "skewness", "distance", "p")
         title = f"Scores n^(−1/2) Σ sᵢ at the truth, {self.num_observations} observations"
         facts = self._facts(f"{self.num_failed} have no finite score", "zero", "the information")
-        return Report(title, facts, [Table(headings, rows)], list(self.notes))
+        return Report(title, facts, [ReportTable(headings, rows)], list(self.notes))
 
 
 _STATIC = ("num_observations", "names", "rank", "notes")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.models.fingerprint import Table, digest, fingerprint
+from fisher_jax.models.fingerprint import Fingerprint, digest, fingerprint
 from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import KeyOrder, in_key_order, key_order, path_name
 from fisher_jax.sources import Arrays, Source, check_lengths, check_not_empty, is_ragged, source_of
@@ -64,9 +64,9 @@ class Inputs:
         """The arguments of `fit` for the first data set."""
         return self._together({name: source.first() for name, source in self.sources.items()})
 
-    def fingerprint(self) -> Table:
+    def fingerprint(self) -> Fingerprint:
         """The shared values, and of the sources their shapes, dtypes and first data set."""
-        table: Table = {f"{name}_axis": str(axis) for name, axis in self.axes.items()}
+        table: Fingerprint = {f"{name}_axis": str(axis) for name, axis in self.axes.items()}
         for name, value in self.shared.items():
             table |= fingerprint(value, name)
         for name, source in self.sources.items():

@@ -21,7 +21,7 @@ import numpy as np
 
 from fisher_jax._version import __version__
 from fisher_jax.errors import warn
-from fisher_jax.models.fingerprint import Table, fingerprint, unknown
+from fisher_jax.models.fingerprint import Fingerprint, fingerprint, unknown
 from fisher_jax.models.model import Model
 
 if sys.platform != "win32":
@@ -95,9 +95,9 @@ class Ledger:
         return self.folder / f"block-{number:08d}.json"
 
 
-def manifest_of(model: Model, sources: Table, settings: dict[str, Any], size: int) -> dict[str, Any]:
+def manifest_of(model: Model, sources: Fingerprint, settings: dict[str, Any], size: int) -> dict[str, Any]:
     """All that the results depend on, as plain values."""
-    table: Table = {
+    table: Fingerprint = {
         "fisher_jax": __version__,
         "jax": jax.__version__,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",

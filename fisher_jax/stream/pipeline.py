@@ -20,7 +20,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.workers import devices_of
 from fisher_jax.models.model import Model, as_model
-from fisher_jax.reporting import Report, Reported, Table
+from fisher_jax.reporting import Report, Reported, ReportTable
 from fisher_jax.stream.inputs import default_block, inputs_of
 from fisher_jax.stream.ledger import manifest_of, sole_writer
 from fisher_jax.stream.sink import Columns, Sink, sink_at
@@ -83,7 +83,7 @@ class StreamResult(Reported):
         ]
         rows = [(label, str(k), f"{100 * k / self.num_fits:.4g} %") for label, k in self.statuses.items()]
         note = f"not fingerprinted, so that a change would not be noticed: {', '.join(self.unknown)}"
-        table = Table(("status", "fits", "fraction"), rows)
+        table = ReportTable(("status", "fits", "fraction"), rows)
         return Report(f"{self.num_fits} fits in {self.path}", facts, [table], [note] if self.unknown else [])
 
 
