@@ -1,11 +1,15 @@
-"""Where data sets come from: arrays that are read a block at a time, chunks of any size made into blocks, Parquet files."""
+"""What is read in blocks: arrays on disk, chunks of any size, Parquet files.
+
+Of `fit_stream` an entry along the leading axis is a data set, of `fit` a row of the one data set, which `RowSource` reads.
+"""
 
 import itertools
 import math
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,7 +19,9 @@ from fisher_jax.errors import check_pytree, entry_point, require
 from fisher_jax.input_arrays import labels_of
 from fisher_jax.models.parameters import path_name
 
-__all__ = ["Parquet", "parquet"]
+__all__ = ["Chunks", "Parquet", "chunks", "parquet"]
+
+Block = TypeVar("Block")
 
 PARQUET_ROWS = 2**14  # read at once, whatever the row groups
 PARQUET_BUFFER = 2**20  # bytes read at once of a column; without it, a row group's whole column would be
@@ -56,6 +62,13 @@ def source_of(source: Any, name: str) -> Source:
         "sets, a dict or tuple of them, a path to .npy, .zarr or Parquet, sources.parquet(path, columns), or a list or "
         "iterator of chunks."
     )
+
+
+def is_source(value: Any) -> bool:
+    """Whether an argument of `fit` stands for rows that are read in blocks: a path, a Zarr array or group, or a source."""
+    # Of the class: a table may have a column of that name.
+    has = [hasattr(type(value), name) for name in ("blocks", "first", "nchunks_initialized", "arrays", "group_keys")]
+    return isinstance(value, str | Path) or has[2] or (has[0] and has[1]) or (has[3] and has[4])
 
 
 def _open(path: Path, name: str) -> Any:
@@ -161,28 +174,81 @@ def _check_chunks(array: Any, label: str) -> None:
         )
 
 
-class Chunks:
-    """Chunks in order, each a pytree of arrays with a leading axis of any length. An iterator can be read once."""
+@entry_point
+def chunks(parts: Iterable[PyTree] | Callable[[], Iterable[PyTree]]) -> "Chunks":
+    """A source made of chunks in order, each a pytree of arrays with a leading axis of any length.
 
-    def __init__(self, chunks: Iterable[PyTree], name: str) -> None:
-        self.name = name
-        filled: Iterable[Arrays] = (part for part in (Arrays(chunk, name) for chunk in chunks) if part.length)
+    Parameters
+    ----------
+    parts : sequence, iterable, or callable
+        The chunks: a list of them, an object that can be iterated over again, or a function without arguments that returns them
+        anew each time it is called. `fit` reads them once for each pass, so that it cannot take an iterator, which is used up after
+        the first; `fit_stream` can.
+
+    Returns
+    -------
+    Chunks
+        Give it as `data`, `given` or `weights` of `fit`, or as a source of `fit_stream`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no chunk; or, where they are read, if a chunk differs from the first in structure, dtype or shape of a row.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, numpy as np
+    >>> def read():
+    ...     for year in range(3):  # each from a file of its own, say
+    ...         yield np.array([2.0, 4.0, 3.0]) + year
+    >>> fit = fj.fit(fj.families.poisson, {"rate": 1.0}, fj.sources.chunks(read))
+    >>> print(f"{fit.params['rate']:.3f} {fit.num_observations:g} {fit.engine}")
+    4.000 9 source
+    """
+    if not callable(parts) and not isinstance(parts, Iterable):
+        raise TypeError(
+            f"chunks is a {type(parts).__name__}; expected a list of chunks, or a function that returns them."
+        )
+    return Chunks(parts, "chunks")
+
+
+class Chunks:
+    """The source that `chunks` makes: chunks in order, each a pytree of arrays with a leading axis of any length.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj, numpy as np
+    >>> source = fj.sources.chunks([np.ones(3), np.zeros(2)])
+    >>> print([len(block) for block in source.blocks(0, 2)])
+    [2, 2, 1]
+    """
+
+    def __init__(self, parts: Iterable[PyTree] | Callable[[], Iterable[PyTree]], name: str) -> None:
+        self.name, self._parts = name, parts
+        self.is_iterator = isinstance(parts, Iterator)
         self.length: int | None = None
-        if isinstance(chunks, Sequence):
-            filled = list(filled)
-            self.length = sum(part.length for part in filled)
-        rest = iter(filled)
-        head = next(rest, None)
+        if isinstance(parts, Sequence):
+            self.length = sum(part.length for part in self._filled())
+        self._rest = self._filled()
+        head = next(self._rest, None)
         if head is None:
             raise ValueError(_EMPTY.format(name=name))
         self._first = head.first()
-        self._chunks = itertools.chain([head], rest)
+        self._rest = itertools.chain([head], self._rest)
+
+    def _filled(self) -> Iterator[Arrays]:
+        """The chunks that hold something."""
+        parts = self._parts() if callable(self._parts) else self._parts
+        return (part for part in (Arrays(chunk, self.name) for chunk in parts) if part.length)
 
     def first(self) -> PyTree:
         return self._first
 
     def blocks(self, start: int, size: int) -> Iterator[PyTree]:
-        return rechunk(self._chunks, start, size, self.name)
+        return rechunk(self._rest if self.is_iterator else self._filled(), start, size, self.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Chunks, (self._parts, self.name)
 
 
 def rechunk(chunks: Iterable[Arrays], skip: int, size: int, name: str) -> Iterator[PyTree]:
@@ -225,7 +291,7 @@ def _join(parts: list[PyTree]) -> PyTree:
 
 @entry_point
 def parquet(path: str | Path, columns: PyTree = None, *, ragged: bool = False) -> "Parquet":
-    """A source for `fit_stream`: a Parquet file, or a folder of them in order of their names; one row is one data set.
+    """A source: a Parquet file, or a folder of them in order of their names; one row is an observation of `fit`, or a data set.
 
     Parameters
     ----------
@@ -241,7 +307,8 @@ def parquet(path: str | Path, columns: PyTree = None, *, ragged: bool = False) -
     Returns
     -------
     Parquet
-        Give it as `source`, `given`, `weights` or `start`.
+        Give it as `data`, `given` or `weights` of `fit`, which reads columns of one file together, or as `source`, `given`,
+        `weights` or `start` of `fit_stream`.
 
     Notes
     -----
@@ -271,8 +338,8 @@ class Parquet:
     >>> source = fj.sources.parquet("catalogue.parquet", "flux")  # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, columns: PyTree, *, ragged: bool) -> None:
-        self.path, self.ragged = Path(path), ragged
+    def __init__(self, path: str | Path, columns: PyTree, *, ragged: bool, missing: str = "") -> None:
+        self.path, self.ragged, self.missing = Path(path), ragged, missing
         module = require("pyarrow.parquet", "stream")
         self._paths = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not self._paths:
@@ -287,6 +354,21 @@ class Parquet:
                 raise ValueError(f"{str(path)!r} has no column {name!r}; it has {', '.join(map(repr, available))}.")
         self.columns = columns
         self.length: int = sum(file.metadata.num_rows for file in self._files)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Open files belong to one process.
+        return _reopen, (self.path, self.columns, self.ragged, self.missing)
+
+    @property
+    def names(self) -> list[str]:
+        """All columns of the file, read or not."""
+        return list(self._files[0].schema_arrow.names)
+
+    def labels(self, name: str) -> Iterator[np.ndarray]:
+        """A column of numbers or text, some rows at a time."""
+        for file in self._files:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[name], use_threads=False):
+                yield batch.column(0).to_numpy(zero_copy_only=False)
 
     def first(self) -> PyTree:
         return Arrays(next(self._chunks(0, 1)), str(self.path)).first()
@@ -315,20 +397,36 @@ class Parquet:
     def _tree(self, batch: Any) -> PyTree:
         def read(part: Any) -> np.ndarray:
             if isinstance(part, str):
-                return _array(batch.column(part), part, ragged=self.ragged)
-            return np.stack([_array(batch.column(name), name) for name in part], axis=1)
+                return _array(batch.column(part), part, ragged=self.ragged, missing=self.missing)
+            arrays = [_array(batch.column(name), name, missing=self.missing) for name in part]
+            masked = any(isinstance(array, np.ma.MaskedArray) for array in arrays)
+            return np.ma.stack(arrays, axis=1) if masked else np.stack(arrays, axis=1)
 
         return jax.tree.map(read, self.columns, is_leaf=lambda part: isinstance(part, list))
 
 
-def _array(column: Any, name: str, *, ragged: bool = False) -> np.ndarray:
-    """A column of numbers (B,), or of lists of one length (B, n); where they are `ragged`, an array (B,) of arrays."""
-    if column.null_count:
-        raise ValueError(
-            f"column {name!r} has {column.null_count} missing values in one stretch of rows. Fill them in, and give "
-            "them weight zero."
-        )
-    if not hasattr(column, "flatten") or not hasattr(column.type, "value_type"):
+def _reopen(path: Path, columns: PyTree, ragged: bool, missing: str) -> Parquet:
+    return Parquet(path, columns, ragged=ragged, missing=missing)
+
+
+def _array(column: Any, name: str, *, ragged: bool = False, missing: str = "") -> np.ndarray:
+    """A column of numbers (B,), or of lists of one length (B, n); where they are `ragged`, an array (B,) of arrays.
+
+    With `missing`, as `fit` has it, NaN is missing like a null: "drop" masks the entries, "raise" raises.
+    """
+    is_list = hasattr(column, "flatten") and hasattr(column.type, "value_type")
+    if missing == "drop" and not is_list:
+        is_missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+        if is_missing.any():
+            kind = column.type.to_pandas_dtype()
+            return np.ma.MaskedArray(column.fill_null(0).to_numpy(zero_copy_only=False).astype(kind), is_missing)
+    count = column.null_count
+    if missing == "raise" and not is_list and str(column.type) in ("float", "double", "halffloat"):
+        count = int(np.sum(column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)))
+    if count:
+        remedy = "Fill them in, and give them weight zero." if not missing else 'Fill them in, or give missing="drop".'
+        raise ValueError(f"column {name!r} has {count} missing values in one stretch of rows. {remedy}")
+    if not is_list:
         array = column.to_numpy(zero_copy_only=False)
         if array.dtype.kind not in "biuf":
             raise TypeError(f"column {name!r} holds {column.type}, where numbers were expected.")
@@ -346,6 +444,131 @@ def _array(column: Any, name: str, *, ragged: bool = False) -> np.ndarray:
             )
         length = int(lengths[0]) if len(lengths) else 0
     return inside.reshape(len(column), length, *inside.shape[1:])
+
+
+class RowSource:
+    """The rows of one data set, read in blocks: observations, covariates and weights in step, each a source or in memory.
+
+    `missing` is that of `fit`, and is obeyed where values can be missing: in Parquet files.
+    """
+
+    def __init__(self, data: Any, given: Any, weights: Any, missing: str) -> None:
+        self.arguments = (data, given, weights, missing)
+        self.has_given, self.has_weights = given is not None, weights is not None
+        sources = {}
+        for name, value in (("data", data), ("given", given), ("weights", weights)):
+            if value is not None:
+                sources[name] = source = source_of(value, name)
+                check_not_empty(source, name)
+                if getattr(source, "is_iterator", False):
+                    raise TypeError(
+                        f"{name} is an iterator of chunks, which can be read once, and a fit reads its data once for each step. "
+                        "Give sources.chunks(function), a function that returns the chunks anew each time, or a list of them."
+                    )
+                if getattr(source, "ragged", False):
+                    raise ValueError(f"{name} is a ragged source, of many data sets. Use fit_stream.")
+        lengths = {name: source.length for name, source in sources.items() if source.length is not None}
+        _check_same_rows(lengths)
+        self.length: int | None = next(iter(lengths.values()), None)
+        # Columns of one file are read together: of such a reader each block is a dictionary of the parts.
+        self.files = {name: source for name, source in sources.items() if isinstance(source, Parquet)}
+        self._sources = {name: source for name, source in sources.items() if name not in self.files}
+        self._joint = [
+            Parquet(
+                path,
+                {name: source.columns for name, source in self.files.items() if source.path == path},
+                ragged=False,
+                missing=missing,
+            )
+            for path in dict.fromkeys(source.path for source in self.files.values())
+        ]
+
+    @property
+    def arguments_by_name(self) -> dict[str, Any]:
+        """The arguments of `fit`, to read the same rows again."""
+        return dict(zip(("data", "given", "weights", "missing"), self.arguments, strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowSource, self.arguments
+
+    def __deepcopy__(self, memo: Any) -> "RowSource":
+        return self  # nothing of it changes, and arrays on disk would be copied into memory
+
+    def blocks(self, size: int) -> Iterator[tuple[PyTree, PyTree, Any]]:
+        """Data, covariates and weights of `size` rows at a time; the next are read while these are used."""
+        return read_ahead(self._blocks(size))
+
+    def _blocks(self, size: int) -> Iterator[tuple[PyTree, PyTree, Any]]:
+        joint = [source.blocks(0, size) for source in self._joint]
+        single = {name: source.blocks(0, size) for name, source in self._sources.items()}
+        names, start = [*self.files, *self._sources], 0
+        while True:
+            parts: dict[str, PyTree] = {name: next(reader, None) for name, reader in single.items()}
+            for reader in joint:
+                parts |= next(reader, {})
+            leaves = {name: jax.tree.leaves(parts.get(name)) for name in names}
+            rows = {name: start + (len(those[0]) if those else 0) for name, those in leaves.items()}
+            _check_same_rows(rows)
+            if rows["data"] == start:
+                return
+            weights = parts.get("weights")
+            if weights is not None:
+                _check_weights(weights, start)
+            yield parts["data"], parts.get("given"), weights
+            start = rows["data"]
+
+    def column(self, name: str) -> np.ndarray:
+        """One column in memory: of a Parquet file that is read, else of covariates or data that are a dictionary."""
+        for file in self._joint:
+            if name in file.names:
+                return np.concatenate(list(file.labels(name)))
+        parts = []
+        for data, given, _ in self.blocks(PARQUET_ROWS):
+            holders = [part for part in (given, data) if isinstance(part, dict) and name in part]
+            if not holders:
+                names = [key for file in self._joint for key in file.names]
+                names += [str(key) for part in (given, data) if isinstance(part, dict) for key in part]
+                having = f" (it has {', '.join(names)})" if names else ""
+                raise ValueError(
+                    f"there is no column {name!r} in the source of this fit{having}. Give the labels as an array."
+                )
+            parts.append(np.asarray(holders[0][name]))
+        return np.concatenate(parts)
+
+    def describe(self) -> str:
+        """Where the data come from, in words."""
+        data = self.arguments[0]
+        return str(
+            self.files["data"].path if "data" in self.files else data if isinstance(data, str | Path) else "a source"
+        )
+
+
+def _check_same_rows(lengths: dict[str, int]) -> None:
+    if len(set(lengths.values())) > 1:
+        texts = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ValueError(f"the numbers of rows differ ({texts}). All need the same, one row for each observation.")
+
+
+def _check_weights(weights: Any, start: int) -> None:
+    host = np.ma.filled(weights, 0)
+    if host.ndim != 1:
+        raise ValueError(f"weights are rows of shape {host.shape[1:]}; expected one number for each observation.")
+    is_valid = np.isfinite(host) & (host >= 0)
+    if not is_valid.all():
+        k = int(np.argmin(is_valid))
+        raise ValueError(
+            f"weights must be finite and not negative; weights[{start + k}] is {host[k]}. A weight of zero leaves an "
+            "observation out."
+        )
+
+
+def read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same blocks, each read in a thread while the one before is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="fisher_jax reader") as pool:
+        following = pool.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = pool.submit(next, blocks, None)
+            yield block
 
 
 _EMPTY = "{name} is empty: it holds no data set. If it is an iterator, was it read before?"

@@ -34,8 +34,10 @@ from fisher_jax.fitting.maximization import (
     fit_on_host,
 )
 from fisher_jax.fitting.padding import check_list, each_initial, is_ragged, size_classes
+from fisher_jax.fitting.passes import Passes, check_newton, fit_by_passes, start_of_source
 from fisher_jax.fitting.result import Fit, Origin, join_fits
 from fisher_jax.fitting.several_starts import fit_from_starts
+from fisher_jax.fitting.sharded import fit_sharded, is_sharded, sharded_rows
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import check_dataset, check_datasets, check_labels
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
@@ -43,6 +45,8 @@ from fisher_jax.models.parameters import as_parameters, typed
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
+from fisher_jax.sources import RowSource, is_source
+from fisher_jax.tables import MISSING
 
 if TYPE_CHECKING:
     import optax  # not at run time, since it takes as long to import as the rest
@@ -64,6 +68,7 @@ def fit(
     max_steps: float | int | Array | None = None,
     starts: int | PyTree = None,
     key: Array | None = None,
+    progress: bool = False,
 ) -> Fit:
     """Fit a model by maximum likelihood: maximise ℓ(θ) = Σ wᵢ log p(yᵢ; θ) over the constrained parameters.
 
@@ -81,13 +86,18 @@ def fit(
         its columns, ``{"height": array, …}``, and a column an array. Rows are taken in their order: what comes from pandas must
         have the same index in `data`, `given` and `weights`. A row with an entry that is masked (`numpy.ma`), here or in `given`,
         gets weight zero; `summary` counts them.
+
+        More rows than memory holds are read in blocks from a source: a path to .npy, .zarr or Parquet, a Zarr array or group,
+        `sources.parquet(path, columns)` or `sources.chunks(…)`. `given` and `weights` are then sources too, read in step, or arrays
+        in memory. Arrays that lie on several devices, split along their leading axis, stay there.
     given : pytree, optional
         Covariates with the same leading axis; a table becomes a dictionary of its columns.
     weights : array (n,), optional
         Frequency weights: an observation of weight w counts as w equal ones, zero leaves it out, whatever it holds.
     missing : {"raise", "drop"}
         Where a value is missing in a table or one of its columns (a null, NaN or NaT): raise an error that counts them by column,
-        or leave the row out, as a masked one. NaN in a plain array is a number like another, of which the status tells.
+        or leave the row out, as a masked one. NaN in a plain array is a number like another, of which the status tells. A Parquet
+        file counts as a table.
     optimizer : optax.GradientTransformation, optional
         Default `optimizers.newton()`. Any optax transformation will do; make it once and pass the same object again,
         since a new one compiles anew.
@@ -104,6 +114,9 @@ def fit(
         parameters, each leaf with a leading axis over the starts.
     key : jax.random.key, optional
         What a number of starts is drawn with.
+    progress : bool
+        Where the data come from a source, show a bar for each pass over them, with the log-likelihood and the decrement (needs the
+        extra `progress`).
 
     Returns
     -------
@@ -123,6 +136,10 @@ def fit(
     ℓ, its gradient and Hessian. Near the maximum the step is Newton's; see `optimizers.newton`. Constraints are obeyed by
     maximising over unconstrained u; the covariance is that of θ.
 
+    With a source each step is one pass over the data, and one more computes the outer product of the scores. Sums keep their
+    rounding errors: the result depends on neither the size of blocks nor the number of cores. Two blocks are in memory, one being
+    read while the other is evaluated. ``start=None`` takes the model's `initial` of the first block.
+
     A fit is a function of the data, covariates, weights and fixed parameters: `jax.jvp` and `jax.grad` through it, and through its
     covariances, give the derivatives of the maximum by the implicit function theorem, NaN where the fit is not certified.
 
@@ -138,9 +155,22 @@ def fit(
     3.00 1.87 True
     """
     model = as_model(model)
-    check_pytrees(data=data, given=given, weights=weights)
-    dataset = check_dataset(model, data, given, weights, missing)
-    params = starting_parameters(model, start, dataset.data, dataset.given)
+    passes = rows = None
+    if is_source(data) or is_source(given) or is_source(weights):
+        check_flag(progress, "progress")
+        check_choice(missing, MISSING, "missing")
+        passes = Passes(model, RowSource(data, given, weights, missing), progress=progress)
+        params = start_of_source(passes, start)
+    elif is_sharded(data):
+        if start is None:
+            raise ValueError("start=None needs the data in one place, but they lie on several devices. Give a start.")
+        rows, params = sharded_rows(model, data, given, weights), start
+    else:
+        check_pytrees(data=data, given=given, weights=weights)
+        dataset = check_dataset(model, data, given, weights, missing)
+        params = starting_parameters(model, start, dataset.data, dataset.given)
+    if passes is None and progress is not False:
+        raise ValueError(f"progress={shown(progress)} is for data from a source, which are read in passes.")
     layout, values = flatten_parameters(model, params)
     check_something_estimated(layout)
     check_start(layout, values)
@@ -152,6 +182,14 @@ def fit(
     if max_steps is None:
         max_steps = default_steps(optimizer)
     values = typed(layout, values)
+    if passes is not None:
+        check_newton(optimizer, starts)
+        if is_traced(values, tolerance, max_steps):
+            raise TypeError("a source is read on the host, so not under jit, vmap or grad. Call it outside.")
+        return fit_by_passes(passes, layout, optimizer, values, tolerance, int(max_steps))
+    if rows is not None:
+        check_newton(optimizer, starts)
+        return fit_sharded(rows, model, layout, optimizer, values, tolerance, int(max_steps))
     if starts is not None:
         if is_traced(values, dataset, tolerance, max_steps, starts):
             raise TypeError(
@@ -301,6 +339,11 @@ def fit_batch(
             devices=devices,
             num_lanes=num_lanes,
             progress=progress,
+        )
+    if is_source(data) or is_source(given) or is_source(weights):
+        raise TypeError(
+            "many data sets that are read in blocks are fitted by fit_stream(model, start, source, sink). fit takes a source "
+            "of the rows of one data set."
         )
     check_pytrees(start=start, data=data, given=given, weights=weights)
     if any(

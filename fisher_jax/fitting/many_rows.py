@@ -16,10 +16,9 @@ from jaxtyping import Array
 from fisher_jax.fitting import cpu, workers
 from fisher_jax.fitting import row_program as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
-from fisher_jax.fitting.padding import pad_dataset
 from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.models.auxiliary import auxiliary_derivatives, first_row
-from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.dataset import Dataset, pad_dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model, programs_of
@@ -40,7 +39,7 @@ class Rows:
     """A data set dealt to the lanes of all cores, for evaluations at any parameters."""
 
     def __init__(self, model: Model, layout: Layout, values: Values, dataset: Dataset) -> None:
-        self.model, self.layout = model, layout
+        self.layout = layout
         fixed = [value for value, leaf in zip(values, layout.leaves, strict=True) if leaf.is_fixed]
         rows = np.shape(jax.tree.leaves(dataset.data)[0])[0]
         self.num_workers = workers.num_cores()
@@ -94,39 +93,53 @@ class Rows:
         return Evaluation(high, gradient.sum(axis=-1) + once_gradient, matrix + once_information, low)
 
     def _programs(self, kind: Kind) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The programs that bring the data into columns, and that evaluate one worker's rows."""
-        plan, varying, shared = self.plan, self.varying[0], self.shared
-        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in [*varying, *shared])
-        key = ("many rows", jax.config.read("jax_enable_x64"), plan.layout, plan.treedef, kind, shapes)
-        programs = programs_of(self.model)
-        if key in programs:
-            if isinstance(programs[key], CannotExpand):
-                raise programs[key].again()
-            return programs[key]
-        try:
-            rows = row_programs.rows_of(plan, kind, varying, shared)
-        except CannotExpand as error:
-            programs[key] = error.again()
-            raise
-        like = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
+        return programs_of_lanes(self.plan, kind, self.varying[0], self.shared)
 
-        def prepare(varying: Leaves, shared: Leaves) -> tuple[Leaves, Leaves]:
-            data, common = row_programs.columns_of_chunk(plan, rows, varying, shared)
-            return common, [jnp.moveaxis(leaf, 0, -1) for leaf in data]
 
-        def evaluate(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
-            def run(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
-                each = [jnp.broadcast_to(u[i], (LEAST_LANES,)) for i in range(len(u))]
-                at = row_programs.evaluate_columns(plan, rows, common, each, columns)
-                return at.value, at.rounding, jnp.stack(at.gradient), jnp.stack(list(at.information.values()))
+def programs_of_lanes(
+    plan: Plan, kind: Kind, varying: Leaves, shared: Leaves
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The programs that bring rows in lanes into columns, and that evaluate them, compiled for arrays of these shapes.
 
-            return cpu.one_kernel(run)(u, common, columns)
+    The second returns for each lane the value and what rounding took from it, (L,), the gradient (p, L) and the information's upper
+    triangle (p (p + 1) / 2, L).
 
-        arguments = [like(leaf) for leaf in varying], [like(leaf) for leaf in shared]
-        u = jax.ShapeDtypeStruct((self.layout.num_free,), self.layout.dtype)
-        options = cpu.COMPILER_OPTIONS
-        first = jax.jit(prepare, compiler_options=options)
-        columns = jax.eval_shape(prepare, *arguments)
-        compiled = jax.jit(evaluate, compiler_options=options).lower(u, *columns).compile()
-        programs[key] = first.lower(*arguments).compile(), compiled
+    Raises
+    ------
+    CannotExpand
+        Where the density has no row program.
+    """
+    shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in [*varying, *shared])
+    key = ("many rows", jax.config.read("jax_enable_x64"), plan.layout, plan.treedef, kind, shapes)
+    programs = programs_of(plan.model)
+    if key in programs:
+        if isinstance(programs[key], CannotExpand):
+            raise programs[key].again()
         return programs[key]
+    try:
+        rows = row_programs.rows_of(plan, kind, varying, shared)
+    except CannotExpand as error:
+        programs[key] = error.again()
+        raise
+    like = lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype))  # noqa: E731
+
+    def prepare(varying: Leaves, shared: Leaves) -> tuple[Leaves, Leaves]:
+        data, common = row_programs.columns_of_chunk(plan, rows, varying, shared)
+        return common, [jnp.moveaxis(leaf, 0, -1) for leaf in data]
+
+    def evaluate(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
+        def run(u: Array, common: Leaves, columns: Leaves) -> tuple[Array, ...]:
+            each = [jnp.broadcast_to(u[i], (LEAST_LANES,)) for i in range(len(u))]
+            at = row_programs.evaluate_columns(plan, rows, common, each, columns)
+            return at.value, at.rounding, jnp.stack(at.gradient), jnp.stack(list(at.information.values()))
+
+        return cpu.one_kernel(run)(u, common, columns)
+
+    arguments = [like(leaf) for leaf in varying], [like(leaf) for leaf in shared]
+    u = jax.ShapeDtypeStruct((plan.layout.num_free,), plan.layout.dtype)
+    options = cpu.COMPILER_OPTIONS
+    first = jax.jit(prepare, compiler_options=options)
+    columns = jax.eval_shape(prepare, *arguments)
+    compiled = jax.jit(evaluate, compiler_options=options).lower(u, *columns).compile()
+    programs[key] = first.lower(*arguments).compile(), compiled
+    return programs[key]

@@ -13,7 +13,7 @@ taken and ignored, so that removing an observation or fixing a parameter compile
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.many_rows import Rows
-from fisher_jax.fitting.padding import class_size, pad_dataset
+from fisher_jax.fitting.padding import class_size
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import (
     EDGE_DISTANCE,
@@ -36,7 +36,7 @@ from fisher_jax.fitting.status import (
 )
 from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
 from fisher_jax.models.constraints import Unconstrained
-from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.dataset import Dataset, pad_dataset
 from fisher_jax.models.likelihood import (
     Likelihood,
     at_modes,
@@ -328,20 +328,48 @@ def fit_on_host(
         if evaluations[-1].seconds > enough:
             return None
     begun = time.perf_counter()
+    calls = [functools.partial(evaluation.call, values=values, dataset=padded) for evaluation in evaluations]
+    # What is compiled returns everything in each step.
+    fit = step_on_host(
+        layout, whole, optimizers, calls, values, tolerance, max_steps, always_whole=num_rows <= MOST_ROWS
+    )
+    if whole is not layout and int(fit.status_code) > Status.CONVERGED_TO_ROUNDING:
+        return fit_on_host(model, layout, optimizer, values, dataset, tolerance, max_steps, free_all=False)
+    evaluations[-1].seconds += time.perf_counter() - begun
+    return replace(fit, engine="host" if num_rows <= MOST_ROWS else "rows")
 
+
+def step_on_host(
+    layout: Layout,
+    whole: Layout,
+    optimizers: list[Newton],
+    calls: Sequence[Callable[..., dict[str, Any]]],
+    values: Values,
+    tolerance: Any,
+    max_steps: int,
+    *,
+    always_whole: bool = False,
+    watch: Callable[[State], None] = lambda state: None,
+) -> Fit:
+    """The fit by steps in numpy, by each optimiser in turn: the first hands over to the next near the maximum.
+
+    `calls` evaluate: `call(u)` returns value, rounding, gradient and information, and `call(u, whole=True)`, or every call where
+    `always_whole`, also what the fit reports besides. `whole` is the layout of u, which may hold fixed parameters among the free
+    ones of `layout`. `watch` is called after each step.
+    """
     # Where the free entries of the layout are among those of the whole one: in u, and in θ.
     in_u, in_theta = (_places(layout, whole, size) for size in ("free_size", "size"))
     steps = 0
     with np.errstate(all="ignore"):  # NaN and infinities are what a status explains
         u = np.asarray(whole.unconstrain(values))
         start = point = u[in_u]
-        for step, evaluation in zip(optimizers, evaluations, strict=True):
+        for step, call in zip(optimizers, calls, strict=True):
             hands_over = step is not optimizers[-1]
             aim = np.asarray(HAND_OVER if hands_over else tolerance, layout.dtype)[()]
             state, ended = begin(lanes.vector(point)), False
             while not ended:
                 u[in_u] = lanes.to_array(trial(state))
-                at, evaluated = jax.device_get(evaluation.call(u, values, padded)), u.copy()
+                at, evaluated = jax.device_get(call(u)), u.copy()
                 reached = Evaluation(
                     at["value"][()],
                     lanes.vector(at["gradient"][in_u]),
@@ -351,23 +379,21 @@ def fit_on_host(
                 state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.unitless)
                 # In the precision of the fit: numpy widens float32 scalars that meet float64 ones.
                 state = jax.tree.map(lambda x: layout.dtype.type(x) if x.dtype.kind == "f" else x, state)
+                watch(state)
                 ended = bool(done) or steps + int(state.count) >= max_steps
                 ended = ended or (hands_over and bool(is_within(state, aim)))
             point = np.asarray(lanes.to_array(next_start(state, aim) if hands_over else state.point))
             steps += int(state.count)
         u[in_u] = point
-        # What is compiled returns everything in each step; the last was seldom rejected.
-        if num_rows > MOST_ROWS or not np.array_equal(u, evaluated):
-            at = jax.device_get(evaluations[-1].call(u, values, padded, whole=True))
+        if not always_whole or not np.array_equal(u, evaluated):  # the last step was seldom rejected
+            at = jax.device_get(calls[-1](u, whole=True))
         status = certify(
             state, lanes.vector(start), at["num_observed"], tolerance, max_steps, layout.unitless, num_steps=steps
         )
         estimate = layout.constrained_values(point, values)
-    if whole is not layout and int(status) > Status.CONVERGED_TO_ROUNDING:
-        return fit_on_host(model, layout, optimizer, values, dataset, tolerance, max_steps, free_all=False)
     is_not_finite = int(status) in (Status.BAD_START, Status.NOT_FINITE)
     expected = at["expected"]
-    fit = Fit(
+    return Fit(
         values=[np.asarray(value) for value in estimate],
         log_likelihood=np.asarray(state.at.value + state.at.rounding),
         status_code=np.asarray(status, np.int32),
@@ -383,10 +409,7 @@ def fit_on_host(
         attempt=np.zeros((), np.int8),
         layout=layout,
         kinds=KINDS,
-        engine="host" if num_rows <= MOST_ROWS else "rows",
     )
-    evaluations[-1].seconds += time.perf_counter() - begun
-    return fit
 
 
 def _layout_with_fixed(model: Model, layout: Layout, values: Values) -> Layout:
@@ -434,7 +457,7 @@ def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
 def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Dataset) -> Callable[..., dict[str, Any]]:
     """An evaluation by rows in lanes; with `whole` also the other entries that the compiled one of few rows returns."""
 
-    def call(u: np.ndarray, values: Values, _: Any, *, whole: bool = False) -> dict[str, Any]:
+    def call(u: np.ndarray, values: Values, dataset: Any, *, whole: bool = False) -> dict[str, Any]:
         at = rows.evaluate(u, kind)
         result = {"value": at.value, "rounding": at.rounding, "gradient": at.gradient, "information": at.information}
         if not whole:

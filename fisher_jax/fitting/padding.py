@@ -9,7 +9,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.input_arrays import as_weights
-from fisher_jax.models.dataset import Dataset, as_arrays, check_dataset, check_labels, place_measured, without_masks
+from fisher_jax.models.dataset import (
+    Dataset,
+    as_arrays,
+    check_dataset,
+    check_labels,
+    pad,
+    place_measured,
+    without_masks,
+)
 from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import in_key_order, key_order
 
@@ -141,31 +149,6 @@ def class_size(length: int) -> int:
     """The next of 1, 2, 3, 4, 6, 8, 12, …: at most half as long again."""
     power = 2 << (max(length, 2) - 1).bit_length() - 1
     return 3 * power // 4 if length <= 3 * power // 4 else power
-
-
-def pad(tree: PyTree, length: int, size: int) -> PyTree:
-    """Each array of `length` rows with copies of its last row added up to `size`, ones where there is none.
-
-    What is added has weight zero; a copy of a row is inside the support of the density, so that its derivatives are finite.
-    Arrays that do not have a row for each observation stay as they are.
-    """
-
-    def pad_leaf(leaf: Any) -> np.ndarray:
-        leaf = np.asarray(leaf)
-        if leaf.ndim == 0 or len(leaf) != length or length == size:
-            return leaf
-        last = leaf[-1:] if length else np.ones((1, *leaf.shape[1:]), leaf.dtype)
-        return np.concatenate([leaf, np.repeat(last, size - length, axis=0)])
-
-    return jax.tree.map(pad_leaf, tree)
-
-
-def pad_dataset(dataset: Dataset, size: int, dtype: Any) -> Dataset:
-    """A data set of independent observations with rows of weight zero added up to `size`."""
-    length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
-    weights = np.ones(length, dtype) if dataset.weights is None else np.asarray(dataset.weights, dtype)
-    weights = np.concatenate([weights, np.zeros(size - length, dtype)])
-    return Dataset(pad(dataset.data, length, size), pad(dataset.given, length, size), weights)
 
 
 def _stacked(trees: list[PyTree]) -> PyTree:

@@ -54,6 +54,11 @@ IRREGULAR = (
     "of -1/2 or less: the estimate is not asymptotically normal there, and standard errors, Wald intervals and chi-squared "
     "tests have no theory to rest on (Smith 1985, Biometrika 72, 67-90). sampling_distribution shows how it varies."
 )
+NOT_IN_MEMORY = (
+    "needs the data in memory, but those of this fit are in {where}. Of such a fit there are covariances of every kind, Wald "
+    "intervals and tests, and for data read in blocks robust by clusters, profile_likelihood and influence. For the rest fit a "
+    "part of the rows as arrays, or all where they fit into memory."
+)
 FACTS = ("log_likelihood", "decrement", "num_steps", "num_observations", "status", "attempt")
 BLOCK = 2**14  # fits that a method works on at once, so that what it holds meanwhile stays small
 
@@ -63,6 +68,34 @@ class Origin(NamedTuple):
 
     model: Model
     dataset: Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class SourceOrigin:
+    """In place of `Origin`, the model and the rows of a fit whose data are not in memory.
+
+    Attributes
+    ----------
+    model : Model
+    rows : RowSource or None
+        What the data are read from; None where they lie on several devices.
+    description : str
+        Where the data are, in words.
+    num_rows, num_blocks, num_passes : int
+        How many rows there are, in how many blocks they were read, and how often.
+    """
+
+    model: Model
+    rows: Any
+    description: str
+    num_rows: int
+    num_blocks: int
+    num_passes: int
+
+    @property
+    def dataset(self) -> Dataset:
+        """Raises: there is no data set in memory."""
+        raise ValueError(NOT_IN_MEMORY.format(where=self.description))
 
 
 class Optimum(NamedTuple):
@@ -112,11 +145,11 @@ class Fit:
     kinds : tuple of str
         The kinds of covariance that can be computed from it.
     engine : str
-        How the fit was run: "host" and "rows" (steps on the host), "loop", "kernel", "arrays", "lock-step"; empty after a
-        transformation.
-    origin : Origin or None
-        The model and the data. No part of the pytree: None once the fit has passed through a transformation; and None where the
-        data sets came as a list.
+        How the fit was run: "host" and "rows" (steps on the host), "source" and "devices" (the same, over rows that are read in
+        blocks or lie on several devices), "loop", "kernel", "arrays", "lock-step"; empty after a transformation.
+    origin : Origin, SourceOrigin or None
+        The model and the data, or where they are read from. No part of the pytree: None once the fit has passed through a
+        transformation; and None where the data sets came as a list.
     optima : tuple of Optimum
         Of a fit from several starts: every certified maximum that was reached, the highest first. No part of the pytree.
     num_masked : integer array (*b), or None where nothing is masked
@@ -165,7 +198,7 @@ class Fit:
     layout: Layout
     kinds: tuple[str, ...] = KINDS
     engine: str = ""
-    origin: Origin | None = None
+    origin: Origin | SourceOrigin | None = None
     optima: tuple[Optimum, ...] = ()
     meat: Float[AnyArray, "*b p p"] | None = None
     robust: str = ""
@@ -647,6 +680,8 @@ class Fit:
         ended &= np.any(edge, axis=-1) & ~np.all(edge, axis=-1)
         if not np.any(ended):
             return none
+        if isinstance(self.origin, SourceOrigin):
+            return none  # not looked for, since it would take another pass
         if self.has_batch:
             from fisher_jax.fitting.map_fits import with_data
 
@@ -676,10 +711,15 @@ class Fit:
     ) -> Float[AnyArray, "*b q 2"]:
         if method == "wald":
             return self._computed(intervals.wald, kind, level, scale, require_maximum)
-        from fisher_jax.profile.sides import profile_ends
+        from fisher_jax.fitting.passes import passes_of
+        from fisher_jax.profile.sides import profile_ends, profile_sides_by_passes
 
-        model, dataset = origin_of(self)
-        ends = profile_ends(model, dataset, self.layout, (self.values, self.free, self.curvature), level)
+        maximum, passes = (self.values, self.free, self.curvature), passes_of(self)
+        if passes is not None:
+            columns = np.arange(len(self.names))
+            ends = profile_sides_by_passes(passes, self.layout, maximum, None, columns, level).ends
+        else:
+            ends = profile_ends(*origin_of(self), self.layout, maximum, level)
         missing = np.any(np.isnan(ends), axis=-1)
         if np.any(missing):
             if self.has_batch:
@@ -696,13 +736,13 @@ class Fit:
             if int(self.suspect) >= 0:
                 rows = math.inf
                 if (
-                    self.origin is not None and self.origin.model.auxiliary is not None
+                    isinstance(self.origin, Origin) and self.origin.model.auxiliary is not None
                 ):  # whose term comes after those of the rows
                     rows = len(jax.tree.leaves(self.origin.dataset.data)[0])
                 if int(self.suspect) >= rows:
                     return "first at the auxiliary measurement"
                 return f"first at observation {int(self.suspect)}{self._explained()}"
-            if self.origin is None or self.origin.model.is_dependent:
+            if not isinstance(self.origin, Origin) or self.origin.model.is_dependent:
                 return ""
             # Value and slope are finite, so it must be the second derivative of some log-density.
             model, dataset = self.origin
@@ -719,7 +759,7 @@ class Fit:
 
     def _explained(self) -> str:
         """What the model knows about the observation at which its density is not finite."""
-        if self.origin is None:
+        if not isinstance(self.origin, Origin):
             return ""
         model, dataset = self.origin
         row = [part for part in (dataset.data, dataset.given) if part is not None]
@@ -838,7 +878,14 @@ def origin_of(fit: Fit) -> Origin:
             "needs the data, which this fit no longer has: a transformation (jit, vmap, tree.map) and a file leave them out. "
             "Use a fit as `fit` returned it."
         )
+    if isinstance(fit.origin, SourceOrigin):
+        raise ValueError(NOT_IN_MEMORY.format(where=fit.origin.description))
     return fit.origin
+
+
+def model_of(fit: Fit) -> Model:
+    """The model of a fit, wherever its data are; raise where it does not have it."""
+    return fit.origin.model if isinstance(fit.origin, SourceOrigin) else origin_of(fit).model
 
 
 def join_fits(parts: list[Fit], order: np.ndarray) -> Fit:

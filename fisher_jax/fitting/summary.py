@@ -63,6 +63,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         ("Distance to the maximum", NO_DISTANCE.get(fit.status, distance)),
         ("Observations", f"{n:g}{_of_groups(fit)}, free parameters {fit.num_parameters}"),
         *(fit.origin.model.facts(fit.params) if fit.origin is not None else []),
+        *(_read(fit.origin) if hasattr(fit.origin, "num_passes") else []),
         *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
         ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}{bic}"),
         ("Covariance", fit.describe(kind)),
@@ -79,6 +80,12 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     )
     notes = () if fit.status.converged else (f"NOT TO BE RELIED ON. {fit.diagnosis()}",)
     return Report("Maximum-likelihood fit", facts, [table], (*notes, *doubts))
+
+
+def _read(origin: Any) -> list[tuple[str, str]]:
+    """Where the data are that are not in memory, and how often they were read."""
+    blocks = f"{origin.num_blocks} block{'' if origin.num_blocks == 1 else 's'}"
+    return [("Data", f"{origin.num_rows} rows in {origin.description}, {blocks}, {origin.num_passes} passes")]
 
 
 def _of_groups(fit: Any) -> str:

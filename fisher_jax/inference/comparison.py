@@ -9,7 +9,7 @@ import numpy as np
 
 from fisher_jax.errors import check_choice, check_level, entry_point, require, warn
 from fisher_jax.fitting.covariance import CovarianceKind, takeuchi
-from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.result import Fit, Origin, SourceOrigin
 from fisher_jax.fitting.summary import COLUMNS
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.marginal import MarginalModel
@@ -398,7 +398,9 @@ def same_data(fit: Fit, other: Fit) -> bool:
         return bool(np.isclose(*totals)) and all(map(_alike, _sorted_values(fit), _sorted_values(other)))
     if counts.shape != other_counts.shape or not np.allclose(counts, other_counts, rtol=1e-5):
         return False
-    if fit.origin is None or other.origin is None:
+    if isinstance(fit.origin, SourceOrigin) and isinstance(other.origin, SourceOrigin):
+        return fit.origin.num_rows == other.origin.num_rows and fit.origin.description == other.origin.description
+    if not isinstance(fit.origin, Origin) or not isinstance(other.origin, Origin):
         return True
     mine, others = fit.origin.dataset, other.origin.dataset
     flattened: list[Any] = [jax.tree.flatten(dataset.data) for dataset in (mine, others)]
@@ -422,7 +424,7 @@ def check_same_integrals(fit: Fit, other: Fit, name: str, other_name: str) -> No
 
 def _count_rows(fit: Fit) -> float | None:
     """How many rows the groups of a fit have whose observations are groups; None of others, and of many fits."""
-    if fit.origin is None or fit.has_batch:
+    if not isinstance(fit.origin, Origin) or fit.has_batch:
         return None
     return fit.origin.model.count_rows(*fit.origin.dataset.parts)
 

@@ -7,6 +7,7 @@ observation out changes its weight by all of it, which the derivative follows to
 """
 
 import functools
+import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.errors import entry_point, require
 from fisher_jax.fitting.covariance import precise
 from fisher_jax.fitting.map_fits import check_fit, with_data
+from fisher_jax.fitting.passes import Passes, passes_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.dataset import Dataset
@@ -30,6 +32,7 @@ from fisher_jax.numerics.differentiate import each_at
 from fisher_jax.reporting import Report, Reported, ReportTable
 
 SHOWN = 10  # observations of a report
+IN_MEMORY = 2**28  # bytes of an array of influences
 FAR = 0.5  # standard errors: an estimate that moves by more would be read differently
 _NO_STEP = (
     "at the estimate the curvature of the others is not positive definite. Either this observation alone determines a parameter, "
@@ -138,6 +141,9 @@ def influence(fit: Fit) -> Influence:
     Nothing is refitted: one score and one Hessian for each observation, and a p × p solve. A deletion is one Newton step, so
     it is exact where the log-likelihood is quadratic.
 
+    Of a fit to data that are read in blocks it takes one pass. Arrays of more than 256 MiB are then in temporary files, mapped to
+    memory, and nothing is held at an edge.
+
     References
     ----------
     Cook, R. D. and Weisberg, S. (1982), Residuals and Influence in Regression, eq. (5.2.4), for the step; Giordano, R. et al.
@@ -155,6 +161,9 @@ def influence(fit: Fit) -> Influence:
     if fit.curvature is None:
         raise ValueError("the curvature was not kept. Fit again with fit_batch(…, covariances=('observed',)).")
     fit._warn()
+    if (passes := passes_of(fit)) is not None:
+        derivatives, deletions, far, weights = _by_passes(fit, passes)
+        return Influence(derivatives, deletions, far, weights, fit.names, True)
     edge, one_step = fit._edge(), not origin_of(fit).model.is_dependent
     edges: dict[str, Any] = {"each" if fit.has_batch else "shared": (edge,)}
     derivatives, deletions, far, weights = map(np.asarray, with_data(fit, influence_at, **edges))
@@ -163,6 +172,31 @@ def influence(fit: Fit) -> Influence:
         moved = np.any((np.asarray(fit.layout.jacobian(fit.free)) != 0) & edge, axis=1)
         at_edge = tuple(name for name, mark in zip(fit.names, moved, strict=True) if mark)
     return Influence(derivatives, deletions, far, weights, fit.names, one_step, at_edge)
+
+
+def _by_passes(fit: Fit, passes: Passes) -> tuple[np.ndarray, ...]:
+    """`influence_at` of rows that are read in blocks; what is larger than `IN_MEMORY` is in a temporary file, mapped to memory."""
+    num_rows, q = fit.origin.num_rows, len(fit.names)  # type: ignore[union-attr]
+    arrays: list[np.ndarray] = []
+    for shape in ((num_rows, q), (num_rows, q), (num_rows,), (num_rows,)):
+        if 8 * num_rows * q <= IN_MEMORY:
+            arrays.append(np.empty(shape))
+        else:
+            with tempfile.TemporaryFile() as file:  # it stays until the array is gone
+                arrays.append(np.memmap(file, np.float64, "w+", shape=shape))
+
+    def of_piece(piece: Dataset) -> Any:
+        return jax.device_get(_influence_at(passes.model, fit, piece))
+
+    for start, count, parts in passes.over(of_piece, fit.layout.dtype):
+        for array, part in zip(arrays, parts, strict=True):
+            array[start : start + count] = part[:count]
+    return tuple(arrays)
+
+
+@functools.partial(jit_with_model, static_argnums=(0,), level=1)
+def _influence_at(model: Model, fit: Fit, dataset: Dataset) -> tuple[Array, Array, Array, Array]:
+    return influence_at(fit, model, dataset)
 
 
 def influence_at(

@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 from fisher_jax.errors import FitWarning, check_count, check_key, entry_point, warn
 from fisher_jax.fitting.fit import fit_batch
 from fisher_jax.fitting.map_fits import BLOCK, check_fit, with_data
-from fisher_jax.fitting.result import Fit, join_fits, origin_of
+from fisher_jax.fitting.result import Fit, Origin, join_fits, origin_of
 from fisher_jax.fitting.several_starts import stacked_starts
 from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
 from fisher_jax.inference.comparison import check_same_integrals, same_data
@@ -294,7 +294,7 @@ def _ends(constraint: Any) -> list[float]:
 
 def _gain(fit: Fit, null: Fit) -> Any:
     """ℓ(θ̂) − ℓ(θ̂₀), from the differences of the terms, in float64, where a log-likelihood in float32 is too coarse."""
-    has_data = fit.origin is not None and null.origin is not None and fit.free.size
+    has_data = isinstance(fit.origin, Origin) and isinstance(null.origin, Origin) and fit.free.size
     if not has_data or fit.layout.dtype != np.float32:
         at_maximum, at_null = on_host((fit.log_likelihood, null.log_likelihood))
         return at_maximum - at_null

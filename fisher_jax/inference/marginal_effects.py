@@ -21,7 +21,7 @@ from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting.covariance import CovarianceKind
 from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.parameter_functions import in_one_row, name_within
-from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.result import Fit, Origin
 from fisher_jax.frames.predictor import Predictor
 from fisher_jax.inference.predicted_rows import (
     Quantity,
@@ -415,7 +415,7 @@ def marginal_effects(
     if predictor is not None and table is not None:
         of_variables = _variables_of_table(table, predictor, names, dummy, row_weights, at)
     else:
-        fitted = rows if fit.origin is None else rows_of(fit, model, None, None)
+        fitted = rows if not isinstance(fit.origin, Origin) else rows_of(fit, model, None, None)
         of_variables = _variables_of_arrays(rows, fitted, names, dummy, row_weights, at)
     if method.endswith("ex") and (changes := [v.label for v in of_variables if v.is_change]):
         raise ValueError(

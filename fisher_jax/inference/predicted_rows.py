@@ -15,7 +15,7 @@ from fisher_jax.blocks import map_blocks
 from fisher_jax.errors import check_function, check_pytrees, is_number, shown, warn
 from fisher_jax.fitting.padding import class_size
 from fisher_jax.fitting.parameter_functions import Output, in_one_row, outline
-from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.frames.predictor import Predictor
 from fisher_jax.input_arrays import labels_of
 from fisher_jax.latent.marginal import MarginalModel
@@ -157,7 +157,10 @@ def model_of(fit: Fit, model: Any) -> Model:
             "the fit no longer has its model: transformations (jit, vmap, tree.map), files and lists of data sets leave it out. "
             "Give it: model=…."
         )
-    model = origin_of(fit).model if model is None else as_model(model)
+    if model is None:
+        assert fit.origin is not None
+        model = fit.origin.model
+    model = as_model(model)
     if model.is_dependent:
         raise ValueError(
             "the model is `dependent`: what it says of a time depends on the times before, not on one row. Write the prediction "
@@ -186,7 +189,7 @@ def as_table(model: Model, fit: Fit, new: Any) -> Table | None:
     """The table meant by `new` where the model came from a formula: a table, or a dictionary of its columns; else None."""
     if predictor_of(model) is None or not (is_table(new) or isinstance(new, dict)):
         return None
-    given = None if fit.origin is None else fit.origin.dataset.given
+    given = fit.origin.dataset.given if isinstance(fit.origin, Origin) else None
     if isinstance(new, dict) and isinstance(given, dict) and given.keys() == new.keys():
         return None  # arrays as the fit has them
     return Table(frame_of(new, "new"), "new")
@@ -194,13 +197,13 @@ def as_table(model: Model, fit: Fit, new: Any) -> Table | None:
 
 def table_of_fit(fit: Fit) -> Table | None:
     """The table that a fit of a formula comes from, with the rows that were used; None where it does not have one."""
-    table = None if fit.origin is None else fit.origin.dataset.table
+    table = fit.origin.dataset.table if isinstance(fit.origin, Origin) else None
     return None if table is None or np.ndim(table.rows) > 1 else table
 
 
 def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
     """The rows to predict, checked against those of the fit where it has them."""
-    dataset = None if fit.origin is None else fit.origin.dataset
+    dataset = fit.origin.dataset if isinstance(fit.origin, Origin) else None
     if new is None:
         if dataset is None:
             origin_of(fit)

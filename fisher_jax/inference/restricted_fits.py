@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.map_fits import of_each
 from fisher_jax.fitting.parameter_functions import OfParameters, numbers_of, outline
-from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.fitting.passes import passes_of
+from fisher_jax.fitting.result import Fit, model_of, origin_of
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.inference.wald import WaldStatistic, check_rank
 from fisher_jax.models.auxiliary import AuxiliaryModel, add_auxiliary
@@ -38,6 +39,8 @@ _MOST_ROUNDS = 30
 
 def fit_again(full: Fit, model: Model, params: PyTree, **options: Any) -> Fit:
     """Another model fitted to the data of a fit, or to those of a batch with starts for each; with options of `fit`."""
+    if (passes := passes_of(full)) is not None:
+        return fit(model, params, **passes.rows.arguments_by_name, **options)
     dataset = origin_of(full).dataset
     data, given, weights = dataset.parts
     if not full.has_batch:
@@ -91,7 +94,7 @@ class _WithValues:
 
 def refit(full: Fit, hypothesis: Hypothesis) -> Fit:
     """The fit, or the fits of a batch, with entries at their hypothesised values; from the estimates of the others."""
-    model, layout, batched = origin_of(full).model, full.layout, full.has_batch
+    model, layout, batched = model_of(full), full.layout, full.has_batch
     inside = dict(zip((i for i, _ in layout.free_leaves), layout.contains(full.values), strict=True))
     parts: dict[str, list[Any]] = {"estimated": [], "given": []}
     constraints: dict[str, list[Any]] = {"estimated": [], "given": []}
@@ -217,7 +220,7 @@ def _standardized_of_each(
 def fit_under(full: Fit, restriction: Any) -> UnderRestriction:
     """Fit again where `restriction(params)` is zero, from the estimates without it, by the method of multipliers."""
     names = outline(restriction, full, "restriction").names
-    model, layout, by_id = origin_of(full).model, full.layout, ById(restriction)
+    model, layout, by_id = model_of(full), full.layout, ById(restriction)
     _, slopes, variance = of_each(full, WaldStatistic(OfParameters(by_id)), "observed")
     check_rank(np.asarray(slopes), names)
 

@@ -11,6 +11,7 @@ K estimates the variance of the total score Σ wᵢ sᵢ, from the scores at the
 Each is multiplied by a factor for small samples.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,11 +24,14 @@ from jaxtyping import Array, Bool, Float, Int
 from fisher_jax.errors import check_choice, check_count, entry_point, warn
 from fisher_jax.fitting.covariance import check_several, precise
 from fisher_jax.fitting.map_fits import check_fit, with_data
+from fisher_jax.fitting.passes import Passes, passes_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.input_arrays import as_labels
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import auxiliary_variance, likelihood, scores_at
 from fisher_jax.models.model import Model
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.differentiate import weigh
 from fisher_jax.reporting import in_fits
@@ -134,8 +138,11 @@ def robust(
     correction = correction if correction is not None else "none" if clusters is None else "G/(G-1)"
     choices = [name for name in CORRECTIONS if clusters is not None or "G" not in name]
     check_choice(correction, choices, "correction", "" if clusters is not None else " G needs clusters.")
+    passes = passes_of(fit)
     if lags is not None:
         lags = check_count(lags, 0, "lags", entries=0)
+        if passes is not None:
+            raise ValueError("lags= needs observations and those before them in memory. Clusters are read in blocks.")
         frequencies = fit.origin and fit.origin.dataset.weights
         # A time is observed once: an observation counted twice would be correlated with itself at lag zero only.
         if weights == "frequency" and frequencies is not None and not np.isin(np.asarray(frequencies), (0, 1)).all():
@@ -148,7 +155,10 @@ def robust(
     meat = _Meat(groups, lags, weights == "sampling", correction)
     labels = tuple(jnp.asarray(code, jnp.int32) for code in codes)
     of_each = any(way.ndim == 2 for way in labels)
-    middle, outer_product, indefinite = with_data(fit, meat, () if of_each else labels, labels if of_each else ())
+    if passes is not None:
+        middle, outer_product, indefinite = meat.by_passes(fit, passes, codes)
+    else:
+        middle, outer_product, indefinite = with_data(fit, meat, () if of_each else labels, labels if of_each else ())
 
     description = meat.describe(of_each)
     undefined = ~np.all(np.isfinite(np.asarray(middle)), axis=(-2, -1)) & np.asarray(fit.converged)
@@ -239,12 +249,63 @@ class _Meat:
         # What counts once is by itself, whatever the clusters, and known by its model only.
         once = precise(auxiliary_variance(target, fit.free))
         middle, outer_product = middle + once, outer_product + once
-        if len(labels) < 2:
-            return middle, outer_product, jnp.array(False)
-        scaled, _ = linalg.to_unit_diagonal(middle)
-        scaled = jnp.where(jnp.all(jnp.isfinite(scaled)), scaled, jnp.eye(p, dtype=scaled.dtype))
-        rounding = 100.0 * p * jnp.finfo(scores.dtype).eps  # that of the scores, whatever they are added up in
-        return middle, outer_product, jnp.linalg.eigvalsh(scaled)[0] < -rounding
+        return middle, outer_product, _is_indefinite(middle, scores.dtype) if len(labels) > 1 else jnp.array(False)
+
+    def by_passes(
+        self, fit: Fit, passes: Passes, codes: list[Int[np.ndarray, " n"]]
+    ) -> tuple[Float[Array, "p p"], Float[Array, "p p"], Bool[Array, ""]]:
+        """The same by one pass over rows that are read in blocks: the scores of each cluster are added up as they come."""
+        p, num_rows = fit.layout.num_free, fit.origin.num_rows  # type: ignore[union-attr]
+        for way in codes:
+            if way.shape != (num_rows,):
+                raise ValueError(
+                    f"clusters has {len(way)} labels, but the source has {num_rows} rows. Give one label for each."
+                )
+        plain, sampled, num_counted = np.zeros((p, p)), np.zeros((p, p)), 0
+        totals = [np.zeros((num, p)) for num in self.groups]
+        present = [np.zeros(num, bool) for num in self.groups]
+
+        def scores_of(piece: Dataset) -> tuple[np.ndarray, np.ndarray]:
+            return np.asarray(_scores_of_piece(passes.model, fit.layout, fit.values, piece, fit.free)), piece.weights
+
+        for start, count, (scores, weights) in passes.over(scores_of, fit.layout.dtype):
+            weights = np.asarray(weights[:count, None], np.float64)
+            counted = np.where(weights == 0, 0.0, scores[:count].astype(np.float64))
+            plain += counted.T @ (weights * counted)
+            sampled += (weights * counted).T @ (weights * counted)
+            num_counted += int(np.sum(weights > 0))
+            for way, sums, mark in zip(codes, totals, present, strict=True):
+                clusters, places = np.unique(way[start : start + count], return_inverse=True)
+                for j in range(p):
+                    sums[clusters, j] += np.bincount(places, weights[:, 0] * counted[:, j], len(clusters))
+                mark[way[start : start + count][weights[:, 0] > 0]] = True
+        factor = CORRECTIONS[self.correction][1]
+        n = precise(jnp.asarray(num_counted if self.sampling else fit.num_observations, fit.layout.dtype))
+        if not self.groups:
+            return factor(n, p, n) * (sampled if self.sampling else plain), jnp.asarray(plain), jnp.array(False)
+        parts = [
+            factor(n, p, precise(jnp.asarray(np.sum(mark), fit.layout.dtype)))
+            * _product(jnp.asarray(sums), jnp.asarray(sums))
+            for sums, mark in zip(totals, present, strict=True)
+        ]
+        middle = parts[0] if len(parts) == 1 else parts[0] + parts[1] - parts[2]
+        is_indefinite = _is_indefinite(middle, fit.layout.dtype) if len(parts) > 1 else jnp.array(False)
+        return middle, jnp.asarray(plain), is_indefinite
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=1)
+def _scores_of_piece(
+    model: Model, layout: Layout, values: Values, dataset: Dataset, free: Float[Array, " p"]
+) -> Float[Array, "n p"]:
+    return scores_at(likelihood(model, layout, values, dataset), free)
+
+
+def _is_indefinite(middle: Float[Array, "p p"], dtype: Any) -> Bool[Array, ""]:
+    """Whether it has a negative eigenvalue, by more than the rounding of the scores, whatever these are added up in."""
+    p = middle.shape[0]
+    scaled, _ = linalg.to_unit_diagonal(middle)
+    scaled = jnp.where(jnp.all(jnp.isfinite(scaled)), scaled, jnp.eye(p, dtype=scaled.dtype))
+    return jnp.linalg.eigvalsh(scaled)[0] < -100.0 * p * jnp.finfo(dtype).eps
 
 
 def _product(left: Float[Array, "m p"], right: Float[Array, "m p"]) -> Float[Array, "p p"]:
@@ -256,7 +317,10 @@ def _labels(fit: Fit, clusters: Any) -> Any:
     """The labels with those of columns in place of their names."""
     if isinstance(clusters, tuple):
         return tuple(_labels(fit, way) for way in clusters)
-    return origin_of(fit).dataset.column(clusters) if isinstance(clusters, str) else clusters
+    if not isinstance(clusters, str):
+        return clusters
+    passes = passes_of(fit)
+    return origin_of(fit).dataset.column(clusters) if passes is None else passes.rows.column(clusters)
 
 
 def _codes_of_ways(clusters: Any, *, by_group: bool) -> list[Int[np.ndarray, "*b n"]]:

@@ -27,7 +27,7 @@ from fisher_jax.errors import call_user, check_choice, entry_point, names_in, sh
 from fisher_jax.fitting.covariance import KINDS, CovarianceKind, precise
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.maximization import scoring_of
-from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.fitting.result import Fit, model_of
 from fisher_jax.inference.hypothesis import HypothesisTest, chi_squared_test
 from fisher_jax.information import Scoring, has_closed_form
 from fisher_jax.information.closed_form import predicted
@@ -139,7 +139,7 @@ def score_test(
         raise ValueError("freed and candidates are two tests; give one of them.")
     if candidates is None and enters is not None:
         raise ValueError("enters says where candidates enter, but there are none. Give candidates=.")
-    has_expected = has_closed_form(origin_of(null_fit).model) and not callable(enters)
+    has_expected = has_closed_form(model_of(null_fit)) and not callable(enters)
     if kind is None:
         kind = "expected" if has_expected else "observed"
     check_choice(kind, KINDS, "kind")
@@ -382,7 +382,7 @@ def _candidate_statistics(fit: Fit, candidates: Any, enters: Any, kind: str) -> 
         )
     columns = columns[:, :, None] if columns.ndim == 2 else columns
     n, count, degrees = columns.shape
-    model = origin_of(fit).model
+    model = model_of(fit)
     if model.is_dependent:
         raise ValueError(
             "candidates need a log-density of one observation, and the terms of a dependent model may each "

@@ -11,12 +11,14 @@ Davies, R. B. (1977), Biometrika 64, 247-254; (1987), Biometrika 74, 33-43.
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
 from fisher_jax.fitting.map_fits import with_data
+from fisher_jax.fitting.passes import passes_of
 from fisher_jax.fitting.result import Fit
 from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.inference.identifiability import decompose
@@ -71,7 +73,7 @@ def values_of_null(full: Fit, null: Fit) -> Values | None:
         edge = getattr(constraint, end) if isinstance(constraint, Interval) else np.inf
         if np.isfinite(edge):
             trial = [np.full_like(value, edge) if k == i else value for k, value in enumerate(values)]
-            log_likelihood, _ = with_data(replace(full, values=trial), _at_values)
+            log_likelihood, _ = _at(replace(full, values=trial))
             if np.allclose(log_likelihood, null.log_likelihood, rtol=SAME, atol=0.0):
                 return trial
     return None
@@ -94,7 +96,7 @@ def find_unidentified(full: Fit, values: Values) -> tuple[Bool[np.ndarray, "*b"]
     least = np.maximum(eps**2 * np.abs(away), 2 * eps * np.abs(at_null))
     moved = np.where(inside, at_null, at_null + np.sign(away) * least).astype(full.layout.dtype)
     moved_values = natural.constrained_values(moved, full.values)
-    (_, squares), (_, squares_null) = (with_data(fit, _at_values) for fit in (full, replace(full, values=moved_values)))
+    (_, squares), (_, squares_null) = (_at(fit) for fit in (full, replace(full, values=moved_values)))
     before, after = (np.diagonal(np.asarray(each), axis1=-2, axis2=-1) for each in (squares, squares_null))
     tiny = eps**VANISHED
     # Also relative to the parameters' sizes, or a scale that is far larger under the null would seem to have vanished.
@@ -113,6 +115,16 @@ def find_unidentified(full: Fit, values: Values) -> tuple[Bool[np.ndarray, "*b"]
     names = ", ".join(name for name, is_named in zip(full.names, named, strict=True) if is_named)
     affected = np.asarray(np.any(vanished | mixed, axis=-1))
     return affected, f"have no information about {names}" if np.any(vanished) else f"do not identify {names} separately"
+
+
+def _at(fit: Fit) -> tuple[Any, Any]:
+    """`_at_values`, wherever the data are."""
+    passes = passes_of(fit)
+    if passes is None:
+        return with_data(fit, _at_values)
+    layout = fit.layout.natural()
+    (at,) = passes.evaluate(layout, fit.values, [layout.join(fit.values)], "empirical")
+    return at.value, at.information
 
 
 def _at_values(fit: Fit, model: Model, dataset: Dataset) -> tuple[Array, Array]:

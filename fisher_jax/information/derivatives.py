@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_pytrees, entry_point
 from fisher_jax.information.matrix import Information
-from fisher_jax.models.dataset import Dataset, check_dataset
+from fisher_jax.models.dataset import Dataset, check_dataset, pad_dataset
 from fisher_jax.models.likelihood import (
     Likelihood,
     derivatives_at,
@@ -25,7 +26,10 @@ from fisher_jax.models.model import Model, as_model, flatten_parameters
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.differentiate import weigh
+from fisher_jax.numerics.exact_sums import Sums
+from fisher_jax.sources import RowSource, is_source
 
+ROWS_IN_A_BLOCK = 2**16
 ROUTES = {
     "observed": "observed: minus the mean Hessian at the data",
     "empirical": "empirical: mean outer product of the scores at the data",
@@ -36,6 +40,11 @@ def check_arguments(
     model: Any, params: PyTree, data: PyTree, given: PyTree, weights: Any
 ) -> tuple[Model, Layout, Values, Dataset]:
     """Check the arguments of a function of parameters and data. The layout is the natural one, so that flat means θ."""
+    if is_source(data) or is_source(given) or is_source(weights):
+        raise TypeError(
+            "takes arrays in memory. Of data read in blocks there are log_likelihood, score, hessian, observed_information and "
+            "empirical_fisher."
+        )
     model = as_model(model)
     check_pytrees(data=data, given=given, weights=weights)
     layout, values = flatten_parameters(model, params)
@@ -61,6 +70,37 @@ _observed = jit_at_data(lambda target, theta, layout: derivatives_at(target, the
 _empirical = jit_at_data(lambda target, theta, layout: outer_product_at(target, theta)[1] / total_weight(target))
 
 
+_outer_product = jit_at_data(lambda target, theta, layout: outer_product_at(target, theta)[1])
+
+
+def _of_source(function: Callable[..., Any], model: Any, params: PyTree, data: Any, given: Any, weights: Any) -> Any:
+    """A total over rows that are read in blocks, with the layout, and the sum of the weights; None where the data are in memory.
+
+    The last block is filled up by rows of weight zero, so that one program serves all.
+    """
+    if not (is_source(data) or is_source(given) or is_source(weights)):
+        return None
+    model = as_model(model)
+    if model.is_dependent or model.with_modes is not None or model.auxiliary is not None:
+        raise ValueError(
+            "rows that are read in blocks must be independent observations, without latent effects or an auxiliary "
+            "measurement. Give the data as arrays."
+        )
+    layout, values = flatten_parameters(model, params)
+    layout, total_weight, treedef = layout.natural(), Sums(), None
+    sums: list[Sums] = []
+    for parts in RowSource(data, given, weights, "raise").blocks(ROWS_IN_A_BLOCK):
+        dataset = pad_dataset(check_dataset(model, *parts), ROWS_IN_A_BLOCK, layout.dtype)
+        leaves, treedef = jax.tree.flatten(function(model, layout, values, dataset))
+        sums = sums or [Sums() for _ in leaves]
+        for total, leaf in zip(sums, leaves, strict=True):
+            total.add(leaf)
+        total_weight.add(dataset.weights)
+    totals = [jnp.asarray(total.high + total.low, layout.dtype) for total in sums]
+    weight = np.sum(total_weight.high + total_weight.low)
+    return jax.tree.unflatten(treedef, totals), layout, jnp.asarray(weight, layout.dtype)
+
+
 @jit_at_data
 def _product_with(target: Likelihood, theta: Array, layout: Layout, vector: Values) -> Values:
     push = jax.jvp(lambda flat: gradient_at(target, flat)[1], (theta,), (layout.join(vector),))[1]
@@ -81,7 +121,7 @@ def log_likelihood(
         The parameters θ, any pytree of floating arrays.
     data : pytree
         The observations, each leaf with a leading axis of length n. Rows with a masked entry, here or in `given`, get weight
-        zero; what comes from pandas must have the same index everywhere.
+        zero; what comes from pandas must have the same index everywhere. Or a source that is read in blocks, as for `fit`.
     given : pytree, optional
         Covariates with the same leading axis, handed to the log-density as its third argument.
     weights : array (n,), optional
@@ -106,6 +146,8 @@ def log_likelihood(
     >>> print(f"{fj.log_likelihood(log_density, {'loc': 0.0, 'scale': 1.0}, jnp.array([1.0, 2.0])):.4f}")
     -4.3379
     """
+    if (total := _of_source(_log_likelihood, model, params, data, given, weights)) is not None:
+        return total[0]
     return _log_likelihood(*check_arguments(model, params, data, given, weights))
 
 
@@ -141,6 +183,8 @@ def score(
     >>> print(fj.score(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0]))["loc"])
     3.0
     """
+    if (total := _of_source(_score, model, params, data, given, weights)) is not None:
+        return total[1].assemble(total[0])
     arguments = check_arguments(model, params, data, given, weights)
     return arguments[1].assemble(_score(*arguments))
 
@@ -219,6 +263,8 @@ def hessian(
     >>> print(fj.hessian(log_density, {"loc": 0.0}, jnp.array([1.0, 2.0])))
     [[-2.]]
     """
+    if (total := _of_source(_hessian, model, params, data, given, weights)) is not None:
+        return total[0]
     return _hessian(*check_arguments(model, params, data, given, weights))
 
 
@@ -309,6 +355,8 @@ def observed_information(
     >>> print(found.matrix)
     [[0.5]]
     """
+    if (total := _of_source(_hessian, model, params, data, given, weights)) is not None:
+        return Information(-total[0] / total[2], total[1].names, ROUTES["observed"])
     arguments = check_arguments(model, params, data, given, weights)
     return Information(_observed(*arguments), arguments[1].names, ROUTES["observed"])
 
@@ -346,5 +394,7 @@ def empirical_fisher(
     >>> print(found.matrix)
     [[0.25]]
     """
+    if (total := _of_source(_outer_product, model, params, data, given, weights)) is not None:
+        return Information(total[0] / total[2], total[1].names, ROUTES["empirical"])
     arguments = check_arguments(model, params, data, given, weights)
     return Information(_empirical(*arguments), arguments[1].names, ROUTES["empirical"])

@@ -311,6 +311,31 @@ def _with_row_before(leaf: np.ndarray, masked: np.ndarray) -> np.ndarray:
     return np.where(all_masked.reshape(to_entries), filled.dtype.type(1), filled)
 
 
+def pad(tree: PyTree, length: int, size: int) -> PyTree:
+    """Each array of `length` rows with copies of its last row added up to `size`, ones where there is none.
+
+    What is added has weight zero; a copy of a row is inside the support of the density, so that its derivatives are finite.
+    Arrays that do not have a row for each observation stay as they are.
+    """
+
+    def pad_leaf(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        if leaf.ndim == 0 or len(leaf) != length or length == size:
+            return leaf
+        last = leaf[-1:] if length else np.ones((1, *leaf.shape[1:]), leaf.dtype)
+        return np.concatenate([leaf, np.repeat(last, size - length, axis=0)])
+
+    return jax.tree.map(pad_leaf, tree)
+
+
+def pad_dataset(dataset: Dataset, size: int, dtype: Any) -> Dataset:
+    """A data set of independent observations with rows of weight zero added up to `size`."""
+    length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    weights = np.ones(length, dtype) if dataset.weights is None else np.asarray(dataset.weights, dtype)
+    weights = np.concatenate([weights, np.zeros(size - length, dtype)])
+    return Dataset(pad(dataset.data, length, size), pad(dataset.given, length, size), weights)
+
+
 def on_device(leaf: Any) -> bool:
     """Whether an array lies in the memory of one device that is not a CPU; it should stay there."""
     return isinstance(leaf, jax.Array) and [device.platform != "cpu" for device in leaf.devices()] == [True]

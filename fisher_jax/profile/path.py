@@ -64,7 +64,7 @@ class Path(NamedTuple):
     trips: Int[Array, ""]
 
 
-class _Walk(NamedTuple):
+class Walk(NamedTuple):
     """The state of a lane."""
 
     # Changed by every trip.
@@ -105,17 +105,27 @@ def follow(
     evaluate = jax.jit(
         evaluate
     )  # traced once for its shapes and for the loop, which is most of the wait for a long density
+    walk = begin(jax.eval_shape(evaluate, free), free)
+    walk = jax.lax.while_loop(is_running, lambda walk: advance(walk, evaluate(walk.trial), side, cut, span), walk)
+    return finish(walk, side, cut)
 
-    def is_running(walk: _Walk) -> Bool[Array, ""]:
-        return (walk.path.end == End.RUNNING) & (walk.path.trips < MOST_TRIPS) & (walk.num_points < MOST_POINTS)
 
-    # The first trip evaluates the estimate itself: before the loop that would compile all derivatives a second time.
-    blank: Any = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(evaluate, free))
+def is_running(walk: Walk) -> Bool[Array, "*l"]:
+    """Whether the side goes on, or each of many."""
+    return (walk.path.end == End.RUNNING) & (walk.path.trips < MOST_TRIPS) & (walk.num_points < MOST_POINTS)
+
+
+def begin(point: Any, free: Float[Array, " p"]) -> Walk:
+    """Before the first trip, which evaluates the estimate itself: here that would compile all derivatives a second time.
+
+    `point` has the shapes of a `Point`.
+    """
+    blank: Any = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), point)
     zero: Any = jnp.zeros((), free.dtype)
     count: Any = jnp.zeros((), jnp.int32)
     drops = jnp.full((MOST_POINTS,), jnp.nan, free.dtype)
     frees = jnp.full((MOST_POINTS, *free.shape), jnp.nan, free.dtype)
-    walk = _Walk(
+    return Walk(
         trial=free,
         predicted=jnp.array(True),
         leapt=jnp.array(False),
@@ -126,7 +136,10 @@ def follow(
         **dict.fromkeys(("origin", "unit", "inside", "expected_drop", "goal", "stride"), zero),
         **dict.fromkeys(("tries", "bracketed", "flat", "num_points", "failures"), count),
     )
-    walk = jax.lax.while_loop(is_running, lambda walk: _advance(walk, evaluate(walk.trial), side, cut, span), walk)
+
+
+def finish(walk: Walk, side: Array, cut: Any) -> Path:
+    """The side as far as it came."""
     # So far away that rounding alone moves the slope, and hardly fallen on the way.
     way = side * (walk.base.value - walk.origin)
     flat = (way > _VERY_FAR * walk.unit) & (walk.base.drop < _NEARLY_FLAT * cut)
@@ -134,7 +147,7 @@ def follow(
     return walk.path._replace(end=end.astype(jnp.int32))
 
 
-def _advance(walk: _Walk, there: Point, side: Array, cut: Array, span: Array) -> _Walk:
+def advance(walk: Walk, there: Point, side: Array, cut: Array, span: Array) -> Walk:
     """One trip: judge the point evaluated, then go on, back nearer to the path, or back to its last point."""
     first = walk.num_points == 0
     walk = walk._replace(path=walk.path._replace(trips=walk.path.trips + 1), tries=walk.tries + 1)
@@ -183,7 +196,7 @@ def _newton(point: Point, goal: Array) -> Float[Array, " p"]:
     return point.inward + point.tangent * (goal - point.value)
 
 
-def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
+def _onward(walk: Walk, side: Array, cut: Array, span: Array) -> Walk:
     """The point is on the path: write it down, judge whether this is the end, and predict the next."""
     here, first = walk.here, walk.num_points == 0
     # ℓ at the maximum near by, which is half a squared distance higher.
@@ -270,7 +283,7 @@ def _onward(walk: _Walk, side: Array, cut: Array, span: Array) -> _Walk:
     )
 
 
-def _back(walk: _Walk, cut: Array, span: Array) -> _Walk:
+def _back(walk: Walk, cut: Array, span: Array) -> Walk:
     """No restricted maximum was reached at the goal: aim at a nearer one, or end here."""
     base, failures = walk.base, walk.failures + 1
     ahead = 0.25 * (walk.goal - base.value)

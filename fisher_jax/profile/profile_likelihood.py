@@ -13,6 +13,7 @@ from fisher_jax.errors import check_level, entry_point, require, warn
 from fisher_jax.fitting.fit import fit as fit_once
 from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.parameter_functions import as_function, numbers_of, outline
+from fisher_jax.fitting.passes import passes_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.parameter_names import LinearCombinations, choose_estimated
@@ -20,7 +21,7 @@ from fisher_jax.models.parameters import Values
 from fisher_jax.models.programs import ById
 from fisher_jax.numerics.array_namespace import on_host
 from fisher_jax.profile.path import End
-from fisher_jax.profile.sides import Sides, cut_of, profile_sides, profile_sides_of_each
+from fisher_jax.profile.sides import Sides, cut_of, profile_sides, profile_sides_by_passes, profile_sides_of_each
 from fisher_jax.reporting import Report, Reported, ReportTable, number, percent
 
 MOST_RESTARTS = 5
@@ -281,7 +282,8 @@ def profile_likelihood(
     """
     check_fit(fit)
     check_level(level)
-    origin_of(fit)
+    if passes_of(fit) is None:
+        origin_of(fit)
     fit._check("observed")
     fit._warn()
     if function is not None and parameters is not None:
@@ -319,7 +321,7 @@ def _profile_one(
     fit: Fit, numbers: Numbers | None, columns: Int[np.ndarray, " m"], names: tuple[str, ...], level: float
 ) -> Profile:
     """The profiles of one fit, made again where a better point is met."""
-    model, dataset = origin_of(fit)
+    passes = passes_of(fit)
     best, restarts = fit, 0
     # A fit that stopped too early goes on from where it did.
     better = fit_higher(fit, fit.values) if fit.status in _UNFINISHED else None
@@ -327,7 +329,10 @@ def _profile_one(
         if better is not None:
             best, restarts = better, restarts + 1
         maximum = best.values, best.free, jnp.asarray(best.curvature)
-        sides = profile_sides(model, dataset, best.layout, maximum, numbers, columns, level)
+        if passes is not None:
+            sides = profile_sides_by_passes(passes, best.layout, maximum, numbers, columns, level)
+        else:
+            sides = profile_sides(*origin_of(fit), best.layout, maximum, numbers, columns, level)
         falls = np.where(sides.codes == End.BETTER_FOUND, sides.fallen, np.inf)
         if restarts == MOST_RESTARTS or not np.any(np.isfinite(falls)):
             break
@@ -431,9 +436,13 @@ def fit_higher(best: Fit, values: Values) -> Fit | None:
     """A fit to the same data from these parameters, if it ends higher."""
     if not all(map(bool, best.layout.contains(values))):
         return None
-    model, dataset = origin_of(best)
     start = best.layout.assemble([np.asarray(value) for value in values])
-    other = fit_once(model, start, dataset.data, given=dataset.given, weights=dataset.weights)
+    passes = passes_of(best)
+    if passes is not None:
+        other = fit_once(passes.model, start, **passes.rows.arguments_by_name)
+    else:
+        model, dataset = origin_of(best)
+        other = fit_once(model, start, dataset.data, given=dataset.given, weights=dataset.weights)
     return other if float(other.log_likelihood) > float(best.log_likelihood) else None
 
 

@@ -64,6 +64,24 @@ def look(
     be zero; `drop` is then that at h = 0, to first order.
     """
     at = derivatives_at(target, free)
+    rounding = 2 * jnp.finfo(free.dtype).eps * jnp.sum(jnp.abs(at.terms))
+    drop = jnp.sum(best - at.terms)
+    return point_at(at.gradient, at.curvature, drop, rounding, restriction, units, constrained, free, held)
+
+
+def point_at(
+    gradient: Float[Array, " p"],
+    curvature: Float[Array, "p p"],
+    drop: Float[Array, ""],
+    rounding: Float[Array, ""],
+    restriction: Restriction,
+    units: Float[Array, " p"],
+    constrained: Bool[Array, " p"],
+    free: Float[Array, " p"],
+    held: Restriction | None = None,
+) -> Point:
+    """The same from the gradient of ℓ and minus its Hessian at u, what it has fallen by, and the rounding error of that."""
+    slope_of_all, diagonal = gradient, jnp.abs(jnp.diagonal(curvature))
     value, slopes = jax.value_and_grad(restriction)(free)
     direction = units * slopes
     # With R' y = (change of g, change of h): y in the unit change of g along the path, and in the step back to h = 0.
@@ -78,9 +96,7 @@ def look(
         back.append(-off / corner_held)
     k = len(mirrors)  # directions that are split off
 
-    gradient = _reflect(mirrors, units * at.gradient)
-    drop = jnp.sum(best - at.terms)
-    curvature = at.curvature
+    gradient = _reflect(mirrors, units * gradient)
     if held is None:
         slope = gradient[0] / corner  # λ
     else:
@@ -104,9 +120,8 @@ def look(
     bend = -(stiffness - jnp.sum(linalg.solve_lower(factor, mixed) ** 2))  # the Schur complement
 
     # On a logarithmic scale information fades as e^{−|u|} towards an edge: leap as far back as makes it about a tenth.
-    left = jnp.abs(jnp.diagonal(at.curvature))
-    faint = (left < _FAINT) & (left > 0) & jnp.isfinite(at.gradient)
-    leap = jnp.where(faint, jnp.sign(at.gradient) * jnp.log(10 * _FAINT / jnp.where(faint, left, 1.0)), 0.0)
+    faint = (diagonal < _FAINT) & (diagonal > 0) & jnp.isfinite(slope_of_all)
+    leap = jnp.where(faint, jnp.sign(slope_of_all) * jnp.log(10 * _FAINT / jnp.where(faint, diagonal, 1.0)), 0.0)
     # Not along g itself, or h, which are to stay where they are.
     moves = jnp.abs(direction) >= 0.5 * jnp.abs(corner)
     if held is not None:
@@ -115,7 +130,7 @@ def look(
     return Point(
         free=free,
         drop=drop,
-        rounding=2 * jnp.finfo(free.dtype).eps * jnp.sum(jnp.abs(at.terms)),
+        rounding=rounding,
         value=value,
         slope=slope,
         bend=bend,

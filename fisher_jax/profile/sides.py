@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, map_blocks
+from fisher_jax.fitting.passes import Passes
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
@@ -17,8 +18,8 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import on_host
-from fisher_jax.profile.path import End, Path, follow
-from fisher_jax.profile.restricted import look
+from fisher_jax.profile.path import End, Path, Walk, advance, begin, finish, follow, is_running
+from fisher_jax.profile.restricted import Point, look, point_at
 
 SPAN = 3.0  # on a logarithmic or logistic scale
 ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
@@ -165,29 +166,59 @@ def _follow_sides(
     values, free, curvature = maximum
     target = likelihood(model, layout, values, dataset)
     best = terms_at(target, free)
-    # Units of u: the standard errors that its entries have if the others do not move.
-    diagonal = jnp.abs(jnp.diagonal(curvature))
-    units = 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
-    inverse, constrained = linalg.inverse(curvature), jnp.array(layout.unitless)
-    spans = jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), SPAN, jnp.inf)
-
-    def number(column: Array, u: Float[Array, " p"]) -> Float[Array, ""]:
-        if function is not None:
-            return function(layout.constrain(u, values)).astype(layout.dtype)[column]
-        return layout.join(layout.constrained_values(u, values))[column]
+    spans = _spans(layout)
 
     def of_side(column: Array, sign: Array) -> Path:
-        def restriction(u: Float[Array, " p"]) -> Float[Array, ""]:
-            # A parameter is followed on the scale of its constraint, on which it has no edge.
-            return number(column, u) if function is not None else layout.coordinates(u)[column]
-
-        evaluate = functools.partial(look, target, restriction, best, units, constrained)
+        restriction = functools.partial(_followed, layout, function, values, column)
+        evaluate = functools.partial(look, target, restriction, best, _units(curvature), jnp.array(layout.unitless))
         return follow(evaluate, free, sign, cut, spans[column] if function is None else jnp.nan)
 
+    # One level of `vmap`, for each takes several passes over the loops in a density.
+    columns = jnp.asarray(columns)
+    signs = jnp.tile(jnp.array([-1.0, 1.0], layout.dtype), len(columns))
+    paths = jax.vmap(of_side)(jnp.repeat(columns, 2), signs)
+    return _sides_of_paths(layout, function, maximum, columns, paths)
+
+
+def _units(curvature: Float[Array, "p p"]) -> Float[Array, " p"]:
+    """Units of u: the standard errors that its entries have if the others do not move."""
+    diagonal = jnp.abs(jnp.diagonal(curvature))
+    return 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
+
+
+def _spans(layout: Layout) -> Float[Array, " m"]:
+    """A large change of each parameter; see `follow`."""
+    return jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), SPAN, jnp.inf)
+
+
+def _number(
+    layout: Layout, function: Function | None, values: Values, column: Array, u: Float[Array, " p"]
+) -> Float[Array, ""]:
+    """One of the numbers of a function, or an entry of θ."""
+    if function is not None:
+        return function(layout.constrain(u, values)).astype(layout.dtype)[column]
+    return layout.join(layout.constrained_values(u, values))[column]
+
+
+def _followed(
+    layout: Layout, function: Function | None, values: Values, column: Array, u: Float[Array, " p"]
+) -> Float[Array, ""]:
+    """The same on the scale on which it is followed: a parameter on that of its constraint, on which it has no edge."""
+    return layout.coordinates(u)[column] if function is None else _number(layout, function, values, column, u)
+
+
+def _sides_of_paths(
+    layout: Layout, function: Function | None, maximum: Maximum, columns: Int[Array, " m"], paths: Path
+) -> Sides:
+    """The record of the paths of both sides of each function, one after the other."""
+    values, free, curvature = maximum
+    inverse = linalg.inverse(curvature)
+
     def of_column(column: Array, paths: Path) -> Sides:
-        estimate, slopes = jax.value_and_grad(lambda u: number(column, u))(free)
-        points = jax.vmap(jax.vmap(lambda u: number(column, u)))(paths.frees)
-        at_end = jax.vmap(lambda u: number(column, u))(paths.end_free)
+        number = functools.partial(_number, layout, function, values, column)
+        estimate, slopes = jax.value_and_grad(number)(free)
+        points = jax.vmap(jax.vmap(number))(paths.frees)
+        at_end = jax.vmap(number)(paths.end_free)
         last = jnp.maximum(jnp.sum(jnp.isfinite(paths.drops), axis=-1) - 1, 0)[:, None]
         return Sides(
             estimates=estimate,
@@ -202,12 +233,107 @@ def _follow_sides(
             frees=paths.frees,
         )
 
-    # One level of `vmap`, for each takes several passes over the loops in a density.
-    columns = jnp.asarray(columns)
-    signs = jnp.tile(jnp.array([-1.0, 1.0], layout.dtype), len(columns))
-    paths = jax.vmap(of_side)(jnp.repeat(columns, 2), signs)
     of_columns = jax.tree.map(lambda leaf: leaf.reshape(len(columns), 2, *leaf.shape[1:]), paths)
     return jax.vmap(of_column)(columns, of_columns)
+
+
+def profile_sides_by_passes(
+    passes: Passes,
+    layout: Layout,
+    maximum: Maximum,
+    function: Function | None,
+    columns: Int[np.ndarray, " m"],
+    level: Any,
+) -> Sides:
+    """`profile_sides` for rows that are read in blocks: each pass over them evaluates the next point of every side under way."""
+    model, (values, free, _), cut = passes.model, maximum, cut_of(level)
+    columns = np.asarray(columns)
+    (best,) = passes.evaluate(layout, values, [free], "observed")
+    walks, (sides_of_lanes, columns_of_lanes) = None, (np.tile([-1.0, 1.0], len(columns)), np.repeat(columns, 2))
+    evaluations = [best] * len(sides_of_lanes)
+    running = np.ones(len(evaluations), bool)
+    while np.any(running):
+        drops = [(best.value - at.value) + (best.rounding - at.rounding) for at in evaluations]
+        stacked = [np.stack([getattr(at, name) for at in evaluations]) for name in ("gradient", "information")]
+        lanes = jnp.asarray(sides_of_lanes, layout.dtype), columns_of_lanes
+        there = (*stacked, np.array(drops, layout.dtype), np.array([at.value for at in evaluations]))
+        if walks is None:
+            walks = _begin_walks(model, layout, function, maximum, lanes, there)
+        walks = _advance_walks(model, layout, function, maximum, walks, lanes, there, cut)
+        running = np.asarray(is_running(walks))
+        trials = np.asarray(walks.trial)[running]
+        if len(trials):
+            for k, at in zip(np.flatnonzero(running), passes.evaluate(layout, values, trials, "observed"), strict=True):
+                evaluations[k] = at
+    found = jax.device_get(_finish_walks(model, layout, function, maximum, walks, lanes, columns, cut))
+    return found._replace(ends=_ends_of(found, layout, function, columns))
+
+
+Lanes = tuple[Float[Any, " l"], Int[Any, " l"]]  # the side of each, and its column
+There = tuple[Float[Any, "l p"], Float[Any, "l p p"], Float[Any, " l"], Float[Any, " l"]]
+
+
+def _points(
+    layout: Layout, function: Function | None, maximum: Maximum, trials: Float[Array, "l p"], lanes: Lanes, there: There
+) -> Point:
+    """The `Point` of each lane, from gradient, curvature, fall and value at its trial."""
+    values, _, curvature = maximum
+
+    def of_lane(free: Array, column: Array, gradient: Array, information: Array, drop: Array, value: Array) -> Point:
+        restriction = functools.partial(_followed, layout, function, values, column)
+        rounding = 2 * jnp.finfo(free.dtype).eps * jnp.abs(value)
+        unitless = jnp.array(layout.unitless)
+        return point_at(gradient, information, drop, rounding, restriction, _units(curvature), unitless, free)
+
+    return jax.vmap(of_lane)(trials, lanes[1], *there)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
+def _begin_walks(
+    model: Model, layout: Layout, function: Function | None, maximum: Maximum, lanes: Lanes, there: There
+) -> Walk:
+    trials = jnp.broadcast_to(maximum[1], (len(lanes[1]), layout.num_free))
+    shapes = jax.eval_shape(lambda trials: _points(layout, function, maximum, trials, lanes, there), trials)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
+    return jax.vmap(functools.partial(begin, one))(trials)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
+def _advance_walks(
+    model: Model,
+    layout: Layout,
+    function: Function | None,
+    maximum: Maximum,
+    walks: Walk,
+    lanes: Lanes,
+    there: There,
+    cut: Any,
+) -> Walk:
+    """One trip of every side that is under way."""
+    spans = _spans(layout)[lanes[1]] if function is None else jnp.full(len(lanes[1]), jnp.nan)
+    points = _points(layout, function, maximum, walks.trial, lanes, there)
+    cut = jnp.asarray(cut, layout.dtype)
+
+    def of_lane(walk: Walk, point: Point, side: Array, span: Array) -> Walk:
+        onward = advance(walk, point, side, cut, span)
+        return jax.tree.map(lambda new, old: jnp.where(is_running(walk), new, old), onward, walk)
+
+    return jax.vmap(of_lane)(walks, points, lanes[0], spans.astype(layout.dtype))
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
+def _finish_walks(
+    model: Model,
+    layout: Layout,
+    function: Function | None,
+    maximum: Maximum,
+    walks: Walk,
+    lanes: Lanes,
+    columns: Int[Array, " m"],
+    cut: Any,
+) -> Sides:
+    paths = jax.vmap(lambda walk, side: finish(walk, side, cut))(walks, lanes[0])
+    return _sides_of_paths(layout, function, maximum, columns, paths)
 
 
 _profiles_of_few = jit_with_model(_follow_sides, static_argnums=(0, 1, 2), level=0)
