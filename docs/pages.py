@@ -32,6 +32,7 @@ TOPICS = {  # by package, or by module where the package's topics differ
     "optimizers": "Optimisers",
     "sources": "Fitting",
     "stream": "Fitting",
+    "xarray": "Fitting",
     "profile": "Inference",
     "inference": "Inference",
     "checking": "Inference",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fisher_jax._version import __version__
 
 if TYPE_CHECKING:
-    from fisher_jax import families, moments, optimizers, plots, sources
+    from fisher_jax import families, moments, optimizers, plots, sources, xarray
     from fisher_jax.checking.quantile_comparison import QuantileComparison, quantile_comparison
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
@@ -80,6 +80,7 @@ _DEFINED_IN = {
     "optimizers": "",
     "plots": "",
     "sources": "",
+    "xarray": "",
     "FitError": "fisher_jax.errors",
     "FitWarning": "fisher_jax.errors",
     "Enumeration": "fisher_jax.information.expectations",
@@ -285,6 +286,7 @@ __all__ = [
     "unit_interval",
     "wald_test",
     "with_auxiliary",
+    "xarray",
 ]
 
 

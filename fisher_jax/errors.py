@@ -1,5 +1,6 @@
 """Errors and warnings of fits, the checks of arguments that all entry points share, and errors in user functions."""
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -12,7 +13,7 @@ import sysconfig
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -129,8 +130,20 @@ def _is_ours(error: BaseException) -> bool:
     return line.filename.startswith(PACKAGE) and (line.line or "").startswith("raise")
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without this library's warnings in this thread, where a status stands beside every number that one would be about."""
+    before, _calls.silent = getattr(_calls, "silent", False), True
+    try:
+        yield
+    finally:
+        _calls.silent = before
+
+
 def warn(text: str, category: type[Warning] = FitWarning) -> None:
     """Warn with the name of the public function that the user called, at the line that called it."""
+    if getattr(_calls, "silent", False):
+        return
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back

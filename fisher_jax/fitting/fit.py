@@ -353,25 +353,18 @@ def fit_batch(
         raise TypeError(
             "runs on the host and cannot be called under jit, vmap or grad. Call it outside, or use jax.vmap of fit."
         )
-    optimizer = newton() if optimizer is None else optimizer
-    check_optimizer(optimizer)
-    if isinstance(optimizer, Newton) and optimizer.kind == "expected" and not has_closed_form(model):
-        raise ValueError(NO_EXPECTED)
-    check_stopping(tolerance, max_steps)
-    kinds = check_kinds(covariances, model)
-    for name, flag in (("retry", retry), ("float64_finish", float64_finish), ("progress", progress)):
-        check_flag(flag, name)
-    if float64_finish and not has_float64():
-        raise ValueError("float64_finish needs float64: switch JAX's option jax_enable_x64 on at the start.")
-    whole = isinstance(num_lanes, int | np.integer) and not isinstance(num_lanes, bool)
-    if num_lanes is not None:
-        if not whole or num_lanes < LEAST_LANES or num_lanes % 16:
-            raise ValueError(f"num_lanes={shown(num_lanes)} must be a multiple of 16, at least {LEAST_LANES}.")
-        num_lanes = check_count(num_lanes, LEAST_LANES, "num_lanes")
-    if engine is not None:
-        check_choice(engine, ENGINES, "engine", " Leave it out for the one that suits the model.")
-    options = Options(
-        model, optimizer, tolerance, max_steps, kinds, num_lanes, engine, workers.devices_of(devices), progress
+    options = batch_options(
+        model,
+        optimizer=optimizer,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        covariances=covariances,
+        retry=retry,
+        float64_finish=float64_finish,
+        engine=engine,
+        devices=devices,
+        num_lanes=num_lanes,
+        progress=progress,
     )
     start = as_parameters(start)
     finish = functools.partial(fit_all, options, retry=retry, float64_finish=float64_finish)
@@ -418,6 +411,42 @@ def _fit_groups(model: Model, start: PyTree, parts: dict[str, Any], by: Any, **o
     if origin is not None and table is not None:
         origin = Origin(model, replace(origin.dataset, table=table.take(groups.padded())))
     return replace(fits, origin=origin, labels=groups.labels)
+
+
+def batch_options(
+    model: Model,
+    *,
+    optimizer: Any,
+    tolerance: Any,
+    max_steps: Any,
+    covariances: Any,
+    retry: Any,
+    float64_finish: Any,
+    engine: Any,
+    devices: Any,
+    num_lanes: Any,
+    progress: Any = False,
+) -> Options:
+    """The checked settings of `fit_batch`; raise where one is invalid."""
+    optimizer = newton() if optimizer is None else optimizer
+    check_optimizer(optimizer)
+    if isinstance(optimizer, Newton) and optimizer.kind == "expected" and not has_closed_form(model):
+        raise ValueError(NO_EXPECTED)
+    check_stopping(tolerance, max_steps)
+    kinds = check_kinds(covariances, model)
+    for name, flag in (("retry", retry), ("float64_finish", float64_finish), ("progress", progress)):
+        check_flag(flag, name)
+    if float64_finish and not has_float64():
+        raise ValueError("float64_finish needs float64: switch JAX's option jax_enable_x64 on at the start.")
+    whole = isinstance(num_lanes, int | np.integer) and not isinstance(num_lanes, bool)
+    if num_lanes is not None:
+        if not whole or num_lanes < LEAST_LANES or num_lanes % 16:
+            raise ValueError(f"num_lanes={shown(num_lanes)} must be a multiple of 16, at least {LEAST_LANES}.")
+        num_lanes = check_count(num_lanes, LEAST_LANES, "num_lanes")
+    if engine is not None:
+        check_choice(engine, ENGINES, "engine", " Leave it out for the one that suits the model.")
+    where = workers.devices_of(devices)
+    return Options(model, optimizer, tolerance, max_steps, kinds, num_lanes, engine, where, progress)
 
 
 def check_optimizer(optimizer: Any) -> None:

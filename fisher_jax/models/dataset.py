@@ -288,7 +288,7 @@ def without_masks(model: Model, dataset: Dataset) -> Dataset:
         if isinstance(leaf, np.ma.MaskedArray):
             entries = np.ma.getmaskarray(leaf)
             rows = np.asarray(entries.reshape(*entries.shape[: 1 + differ], -1).any(axis=-1))
-            leaves[k], masked[differ] = _with_row_before(np.asarray(leaf), rows), masked[differ] | rows
+            leaves[k], masked[differ] = with_row_before(np.asarray(leaf), rows), masked[differ] | rows
     left_out = masked[False] | masked[True]
     weights = np.ones(left_out.shape) if dataset.weights is None else dataset.weights
     weights = namespace(weights).where(left_out, 0, weights)
@@ -301,7 +301,7 @@ def without_masks(model: Model, dataset: Dataset) -> Dataset:
     return Dataset(data, given, weights, size=dataset.size, differs=differs, num_masked=num_masked)
 
 
-def _with_row_before(leaf: np.ndarray, masked: np.ndarray) -> np.ndarray:
+def with_row_before(leaf: np.ndarray, masked: np.ndarray) -> np.ndarray:
     """The array with the last unmasked row before in place of each masked row, else the first after; ones where all are masked."""
     place = np.maximum.accumulate(np.where(masked, -1, np.arange(masked.shape[-1])), axis=-1)
     place = np.where(place < 0, np.argmin(masked, axis=-1)[..., None], place)
