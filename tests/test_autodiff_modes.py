@@ -57,7 +57,7 @@ POINT = jnp.array([0.8, 1.7])
 def test_a_function_of_one_mode_has_hessians_by_both(mode):
     function, same = FUNCTIONS[mode]
     known = {}
-    ready, expected = in_both_modes(function, (POINT,), known), jax.hessian(same)(POINT)
+    ready, expected = in_both_modes(function, (POINT,), known), jax.jit(jax.hessian(same))(POINT)
     assert set(known.values()) == {mode}
     for hessian in (jax.jacfwd(jax.jacfwd(ready)), jax.jacfwd(jax.grad(ready))):
         np.testing.assert_allclose(jax.jit(hessian)(POINT), expected, rtol=1e-6, atol=1e-7)
