@@ -4,10 +4,13 @@ Three processes: one writes the data (annual maxima, n = 50, location and scale 
 fisher_jax and says how much is then resident; one streams. The last first fits blocks of a hundred thousand in memory, then
 streams, then fits in memory again, all warm, and compares with the mean of the two, so that a slow moment of the machine meets
 both. Resident memory is the largest while streaming, pages of the source included.
+
+With `parts`: two processes, each a part on half of the cores, against one process on all, in turn; times are those of the calls.
 """
 
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -97,6 +100,45 @@ def measure(source, sink):
     }))  # fmt: skip
 
 
+def do_part(source, sink, part, parts, devices):
+    """In this process: warm, wait for the others, then stream a part, or the whole where there is one part."""
+    fj = imported()
+    import numpy as np
+
+    ys = np.load(source, mmap_mode="r")
+    settings = {"devices": int(devices), "block": 2**13}
+    own = f"{sink}.warm.{part}.zarr"
+    fj.fit_stream(fj.families.gev, START, ys[: 2**13], own, **settings)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    start = time.perf_counter()
+    which = None if parts == "1" else (int(part), int(parts))
+    fj.fit_stream(fj.families.gev, START, ys, sink, part=which, **settings)
+    print(time.perf_counter() - start, flush=True)
+
+
+def measure_parts(source, folder, repeats=3):
+    """Seconds of one process, and of two at the same time, with as many threads in all."""
+    import os
+
+    threads = len(os.sched_getaffinity(0))
+    seconds = {1: [], 2: []}
+    for k in range(repeats):
+        for parts in (1, 2):
+            sink = str(pathlib.Path(folder, f"parts-{k}-{parts}.zarr"))
+            command = [sys.executable, __file__, "part", source, sink]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            runs = [subprocess.Popen([*command, str(part), str(parts), str(max(1, threads // parts))], **pipes)
+                    for part in range(parts)]  # fmt: skip
+            for run in runs:
+                run.stdout.readline()
+            for run in runs:
+                run.stdin.write("go\n")
+                run.stdin.flush()
+            seconds[parts].append(max(float(run.communicate()[0]) for run in runs))
+    return seconds
+
+
 def with_warnings_ignored(function):
     import warnings
 
@@ -110,6 +152,14 @@ def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         source = str(pathlib.Path(folder, "maxima.npy"))
         subprocess.run([sys.executable, __file__, "write", source, str(fits)], check=True)
+        if "parts" in arguments:
+            seconds = measure_parts(source, folder)
+            one, two = (statistics.median(seconds[parts]) for parts in (1, 2))
+            rows = [["seconds of one process", f"{one:.2f}"], ["seconds of two parts", f"{two:.2f}"]]
+            harness.table(
+                f"{fits} GEV fits in parts", ["median"], [*rows, ["two parts / one process", f"{two / one:.2f}"]]
+            )
+            return
         command = [sys.executable, __file__, "measure", source, folder]
         result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     if "--json" in arguments:
@@ -133,5 +183,7 @@ if __name__ == "__main__":
         write(sys.argv[2], int(sys.argv[3]))
     elif sys.argv[1:2] == ["measure"]:
         measure(*sys.argv[2:])
+    elif sys.argv[1:2] == ["part"]:
+        do_part(*sys.argv[2:])
     else:
         main(sys.argv[1:])

@@ -6,6 +6,7 @@ Of `fit_stream` an entry along the leading axis is a data set, of `fit` a row of
 import itertools
 import math
 import mmap
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = ["Chunks", "Parquet", "chunks", "parquet"]
 
 Block = TypeVar("Block")
 
+URL = re.compile(r"\w[\w+.-]+:/")  # a drive of Windows has one letter
 PARQUET_ROWS = 2**14  # read at once, whatever the row groups
 PARQUET_BUFFER = 2**20  # bytes read at once of a column; without it, a row group's whole column would be
 
@@ -45,7 +47,7 @@ class Source(Protocol):
 def source_of(source: Any, name: str) -> Source:
     """The source that the user's argument stands for."""
     if isinstance(source, str | Path):
-        source = _open(Path(source), name)
+        source = open_path(source, name)
     if hasattr(source, "blocks") and hasattr(source, "first"):
         return source
     if hasattr(source, "arrays") and hasattr(source, "group_keys"):  # a Zarr group
@@ -71,6 +73,11 @@ def is_source(value: Any) -> bool:
     return isinstance(value, str | Path) or has[2] or (has[0] and has[1]) or (has[3] and has[4])
 
 
+def open_path(path: str | Path, name: str) -> Any:
+    """What is at a path or URL, by its ending."""
+    return _open_url(str(path), name) if URL.match(str(path)) else _open(Path(path), name)
+
+
 def _open(path: Path, name: str) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{name} {str(path)!r} does not exist.")
@@ -84,6 +91,33 @@ def _open(path: Path, name: str) -> Any:
         f"the format of {name} {str(path)!r} does not follow from its name, as it does of .npy, .zarr, .parquet or a folder "
         "of Parquet files. Open it and give the array."
     )
+
+
+def _open_url(url: str, name: str) -> Any:
+    """What an object store holds, or whatever else fsspec reads."""
+    files, path = _at_url(url, name)
+    if not files.exists(path):
+        raise FileNotFoundError(f"{name} {url!r} does not exist.")
+    if isinstance(path, str) and files.protocol in (("file", "local"), "file"):
+        return _open(Path(path), name)
+    if path.rstrip("/").endswith(".zarr"):
+        return require("zarr", "stream").open(url, mode="r")
+    if path.endswith(".parquet") or (files.isdir(path) and files.glob(f"{path}/*.parquet")):
+        return Parquet(url, None, ragged=False)
+    raise ValueError(
+        f"the format of {name} {url!r} does not follow from its name, as it does of .zarr, .parquet or a folder of Parquet "
+        "files. Copy others to a disk."
+    )
+
+
+def _at_url(url: str, name: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    if "://" not in url:
+        raise ValueError(f"{name} {url!r} is a pathlib.Path of a URL, which has lost a slash. Give the URL as text.")
+    try:
+        return require("fsspec.core", "stream").url_to_fs(url)
+    except ImportError as error:  # of the package for this kind of store
+        raise ImportError(f"{name} {url!r} cannot be read: {error}.") from error
 
 
 def _members(group: Any) -> PyTree:
@@ -114,7 +148,7 @@ class Arrays:
             if hasattr(
                 type(leaf), "nchunks_initialized"
             ):  # a Zarr array; of the array itself this would count its chunks
-                _check_chunks(leaf, label)
+                check_chunks(leaf, label)
             self.leaves[label] = np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
         lengths = {label: int(leaf.shape[0]) for label, leaf in self.leaves.items()}
         check_lengths(lengths)
@@ -144,7 +178,7 @@ def _in_memory(leaf: Any, start: int, stop: int) -> np.ndarray:
     return part
 
 
-def _check_chunks(array: Any, label: str) -> None:
+def check_chunks(array: Any, label: str) -> None:
     """Raise where chunks of a Zarr array are missing, which Zarr itself reads as the fill value.
 
     A fill value that is not a number passes: the data sets that it stands in end with a status that says so.
@@ -296,7 +330,7 @@ def parquet(path: str | Path, columns: PyTree = None, *, ragged: bool = False) -
     Parameters
     ----------
     path : str or pathlib.Path
-        The file or folder.
+        The file or folder; or its URL, as "s3://bucket/rain.parquet", which is read through fsspec.
     columns : str, list of str, or a dict or tuple of them
         Which columns make the pytree that the model sees. A name stands for that column: lists of one length n give (B, n),
         lists of lists (B, n, …), numbers (B,). A list of names stands for number columns side by side, (B, n). A dict or
@@ -339,13 +373,21 @@ class Parquet:
     """
 
     def __init__(self, path: str | Path, columns: PyTree, *, ragged: bool, missing: str = "") -> None:
-        self.path, self.ragged, self.missing = Path(path), ragged, missing
+        self.path: str | Path = str(path) if URL.match(str(path)) else Path(path)
+        self.ragged, self.missing = ragged, missing
         module = require("pyarrow.parquet", "stream")
-        self._paths = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+        self._paths: list[Any]
+        if isinstance(self.path, Path):
+            self._paths = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
+            opened = self._paths
+        else:
+            files, inside = _at_url(self.path, "the Parquet file")
+            self._paths = sorted(files.glob(f"{inside}/*.parquet")) if files.isdir(inside) else [inside]
+            opened = [files.open(each, "rb") for each in self._paths]
         if not self._paths:
             raise ValueError(f"the folder {str(path)!r} holds no file named *.parquet.")
         settings = {"buffer_size": PARQUET_BUFFER, "pre_buffer": False, "page_checksum_verification": True}
-        self._files = [module.ParquetFile(each, **settings) for each in self._paths]
+        self._files = [module.ParquetFile(each, **settings) for each in opened]
         available = self._files[0].schema_arrow.names
         if columns is None:
             columns = available[0] if len(available) == 1 else {name: name for name in available}

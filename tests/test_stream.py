@@ -130,7 +130,8 @@ def test_results_do_not_depend_on_sink_or_block(form, block, data, expected, tmp
 def test_sinks_are_read_by_their_own_libraries(data, expected, tmp_path):
     stream(data, tmp_path / "fits.zarr")
     group = zarr.open_group(str(tmp_path / "fits.zarr"), mode="r")
-    assert dict(group.arrays()).keys() == expected.to_columns().keys() | {"covariance (observed)"}
+    columns = expected.to_columns().keys() | {"covariance (observed)"}
+    assert dict(group.arrays()).keys() == columns | {"parameter", "parameter_"}
     stream(data, tmp_path / "fits.parquet")
     table = pq.read_table(tmp_path / "fits.parquet")
     np.testing.assert_array_equal(table["rate"], expected.params["rate"])

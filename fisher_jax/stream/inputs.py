@@ -1,6 +1,6 @@
 """What a stream of fits reads: each argument either shared by all data sets or a source, and blocks of all of them together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,6 +43,24 @@ class Inputs:
     def length(self) -> int | None:
         """B, or `None` if no source knows it."""
         return next((source.length for source in self.sources.values() if source.length is not None), None)
+
+    @property
+    def iterators(self) -> list[str]:
+        """The arguments whose lengths are known only in the end."""
+        return [name for name, source in self.sources.items() if source.length is None]
+
+    def runs(self, blocks: Iterable[int], size: int) -> Iterator[tuple[int, int, Block]]:
+        """The blocks of these ascending numbers, each with its number and the number of data sets in it."""
+        numbers = iter(blocks)
+        number = next(numbers, None)
+        while number is not None:
+            for rows, block in self.blocks(number * size, size):
+                yield number, rows, block
+                before, number = number, next(numbers, None)
+                if number != before + 1:  # they are read on from there
+                    break
+            else:
+                return
 
     def blocks(self, start: int, size: int) -> Iterator[tuple[int, Block]]:
         """Blocks, each with the number of data sets in it."""
@@ -111,15 +129,18 @@ def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
     return Inputs(shared, sources, axes, key_order(start))
 
 
-def default_block(model: Model, inputs: Inputs, num_kinds: int) -> int:
-    """A power of two of data sets whose data and results stay within bounds."""
+def default_block(model: Model, inputs: Inputs, num_kinds: int, parts: int) -> int:
+    """A power of two of data sets whose data and results stay within bounds; of several parts each has some four at least."""
     first = inputs.first()
     params = starting_parameters(model, first.start, first.data, first.given)
     entries = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     differing = [source.first() for source in inputs.sources.values()]
     size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(differing))
     size += 8 * (num_kinds + bool(num_kinds)) * entries**2  # covariances, and the information that they come from
-    return min(MOST_IN_A_BLOCK, 2 ** max(0, (BYTES_IN_A_BLOCK // max(size, 1)).bit_length() - 1))
+    most = BYTES_IN_A_BLOCK // max(size, 1)
+    if parts > 1 and inputs.length is not None:  # so that parts differ little in length
+        most = min(most, inputs.length // (4 * parts))
+    return min(MOST_IN_A_BLOCK, 2 ** max(0, most.bit_length() - 1))
 
 
 def _divide(value: PyTree, axis: Any, name: str) -> tuple[PyTree, PyTree]:

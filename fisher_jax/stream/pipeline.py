@@ -1,19 +1,22 @@
 """Fits from disk to disk: blocks are read, fitted and written at the same time, each in a thread of its own."""
 
 import contextlib
+import functools
+import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_count, check_flag, entry_point, require
+from fisher_jax.errors import check_count, check_flag, entry_point, require, shown
 from fisher_jax.fitting import covariance as covariance_kinds
 from fisher_jax.fitting.fit import check_kinds, check_optimizer, check_stopping, fit_batch
 from fisher_jax.fitting.result import Fit
@@ -22,8 +25,12 @@ from fisher_jax.fitting.workers import devices_of
 from fisher_jax.models.model import Model, as_model
 from fisher_jax.reporting import Report, Reported, ReportTable
 from fisher_jax.stream.inputs import default_block, inputs_of
-from fisher_jax.stream.ledger import manifest_of, sole_writer
-from fisher_jax.stream.sink import Columns, Sink, sink_at
+from fisher_jax.stream.labelled import Grid, by_cell, dataset_of
+from fisher_jax.stream.ledger import check_file_system, manifest_of, part_of, sole_writer, writer_of
+from fisher_jax.stream.sink import Columns, Sink, ZarrSink, sink_at
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,15 +42,21 @@ class StreamResult(Reported):
     path : pathlib.Path
         Where they are.
     num_fits : int
-        How many.
+        How many; of a part, those in it.
     statuses : dict of str to int
-        The count of each status that occurred.
+        The count of each status that occurred in them.
     num_resumed : int
         How many of them an earlier run had left.
     seconds : float
         What this run took.
     unknown : tuple of str
         Parts of the model or settings that could not be fingerprinted, so that a change in them would not have been noticed.
+    part : tuple of int, or None
+        Which part this was, and of how many.
+    num_in_sink : int
+        How many fits of all parts were in the sink when this call ended.
+    unfinished : tuple of int
+        The parts that had something left to do then; empty where all fits are there.
 
     Examples
     --------
@@ -62,17 +75,44 @@ class StreamResult(Reported):
     num_resumed: int
     seconds: float
     unknown: tuple[str, ...]
+    part: tuple[int, int] | None
+    num_in_sink: int
+    unfinished: tuple[int, ...]
     sink: Sink = field(repr=False)
 
     @entry_point
     def open(self) -> Any:
-        """The results as a Zarr group, or as a pyarrow data set, of which nothing is yet read."""
+        """The results as a Zarr group, or as a pyarrow data set, of which nothing is yet read.
+
+        Raises a `ValueError` while parts are unfinished.
+        """
+        self._check_finished()
         return self.sink.open()
 
     @entry_point
     def to_columns(self) -> Columns:
-        """All columns in memory: those of `Fit.to_columns`, and covariances (B, q, q)."""
+        """All columns in memory: those of `Fit.to_columns`, and covariances (B, q, q).
+
+        Raises a `ValueError` while parts are unfinished.
+        """
+        self._check_finished()
         return self.sink.read()
+
+    @entry_point
+    def to_xarray(self) -> "xr.Dataset":
+        """The results in a Zarr sink as a Dataset over the cells of a labelled source (needs the extra `xarray`).
+
+        Its variables have the names of those of `fisher_jax.xarray.fit`: estimate, standard_error, covariance, …, status. Only
+        coordinates are read; the others are Dask's arrays. Of other sources the dimension is `data_set`. Raises a `ValueError`
+        while parts are unfinished.
+        """
+        self._check_finished()
+        manifest = self.sink.ledger.manifest
+        if manifest is None or not isinstance(self.sink, ZarrSink):
+            raise ValueError(
+                f"{self.path} is no Zarr sink. Read it by open or to_columns, or give a sink that ends in .zarr."
+            )
+        return dataset_of(self.path, manifest)
 
     @entry_point
     def summary(self) -> Report:
@@ -81,10 +121,26 @@ class StreamResult(Reported):
             ("this run", f"{self.num_fits - self.num_resumed} fits in {self.seconds:.1f} s"),
             ("an earlier run", f"{self.num_resumed} fits"),
         ]
+        of = ""
+        if self.part is not None:
+            k, parts = self.part
+            of = f" of part {k} of {parts}"
+            facts.append(("all parts", f"{self.num_in_sink} fits"))
+            facts.append(("unfinished parts", _listed(self.unfinished) if self.unfinished else "none"))
         rows = [(label, str(k), f"{100 * k / self.num_fits:.4g} %") for label, k in self.statuses.items()]
         note = f"not fingerprinted, so that a change would not be noticed: {', '.join(self.unknown)}"
         table = ReportTable(("status", "fits", "fraction"), rows)
-        return Report(f"{self.num_fits} fits in {self.path}", facts, [table], [note] if self.unknown else [])
+        return Report(f"{self.num_fits} fits{of} in {self.path}", facts, [table], [note] if self.unknown else [])
+
+    def _check_finished(self) -> None:
+        # Other parts may have gone on since.
+        manifest = self.sink.ledger.manifest
+        unfinished, fits = self.sink.ledger.unfinished(manifest) if manifest else (self.unfinished, 0)
+        if unfinished:
+            raise ValueError(
+                f"{self.path} holds {fits} fits, and these parts are unfinished: {_listed(unfinished)}. Wait for them, or do them: "
+                f"fit_stream(…, part=(k, {self.part[1] if self.part else 1})) for each, or fit_stream(…) without part for all."
+            )
 
 
 @entry_point
@@ -110,8 +166,12 @@ def fit_stream(
     block: int | None = None,
     sink_format: str | None = None,
     overwrite: bool = False,
+    part: tuple[int, int] | None = None,
+    dim: str | None = None,
 ) -> StreamResult:
     """Fit a model to more data sets than memory holds, from disk to disk; after an interruption, call it again to go on.
+
+    Several processes, on one machine or on many with a common file system, each do a part of it: `part`.
 
     Parameters
     ----------
@@ -120,7 +180,8 @@ def fit_stream(
     source : array, pytree of arrays, path, list, iterator, or what `sources.parquet` returns
         The observations of all data sets. An array, or a dict or tuple of arrays, has a leading axis over data sets; it may
         be a memory map or a Zarr array, and is read a block at a time. A path ends in .npy, .zarr or .parquet, or is a folder
-        of Parquet files. A list or an iterator holds chunks: arrays or pytrees of them, of any length each. Data sets that
+        of Parquet files; a URL, as "s3://bucket/y.zarr", of .zarr or Parquet is read through fsspec. A list or an iterator holds
+        chunks: arrays or pytrees of them, of any length each. Data sets that
         differ in length come from ``sources.parquet(…, ragged=True)`` or as a numpy array of arrays, its dtype object.
     sink : str or pathlib.Path
         Where the results go: a folder ending in .zarr (a Zarr group) or in .parquet (a Parquet file for each block).
@@ -140,7 +201,18 @@ def fit_stream(
     sink_format : {"zarr", "parquet"}, optional
         If the sink's name does not end so.
     overwrite : bool
-        Discard what the sink holds, if it is the results of an earlier stream, and start anew.
+        Discard what the sink holds, if it is the results of an earlier stream, and start anew. Not with `part`, where a process
+        that starts late would discard what others have written.
+    part : tuple of int, optional
+        (k, K): do part k of K, counted from 0, a contiguous share of the blocks, as in ``part=(task_id, num_tasks)``. All K calls
+        are alike but for k, run in any order or at the same time, and write to one sink. The lengths of all sources must be
+        known. A part that was lost is done by calling it again, and what all lost parts left by a call without `part`.
+    dim : str, optional
+        The observations lie along this dimension of labelled arrays (needs the extra `xarray`). `source` is then a DataArray, a
+        Dataset (a dictionary of its variables), or a Zarr array or group with named dimensions, or the path of one; each cell of
+        its other dimensions, in C order, is a data set. Covariates and weights are labelled, too, and broadcast by name; what lies
+        along `dim` only is shared. NaN is a missing value: its row gets weight zero. Cells are read a block at a time, so the
+        arrays on disk should be chunked along the cells, not along `dim`. The axes of the arguments follow from the names.
 
     Returns
     -------
@@ -154,9 +226,9 @@ def fit_stream(
         settings or another source: the difference is named. If chunks of a Zarr array are missing, which Zarr would read as
         its fill value. Numerical trouble never raises: look at the column `status`.
     RuntimeError
-        If another thread or process is writing to the sink.
+        If another thread or process is writing to the sink, or to the same part of it; its process and machine are named.
     OSError
-        If a page of a Parquet file does not match its checksum.
+        If a page of a Parquet file does not match its checksum, or the file system of the sink is none that this works on.
 
     Notes
     -----
@@ -172,6 +244,15 @@ def fit_stream(
 
     Reading and writing happen in threads of their own beside the fits. A generator runs in the reading thread.
 
+    The last part to finish completes the sink. Until then `StreamResult.unfinished` names the parts that are not done, `open`
+    and `to_columns` raise, and in a Zarr sink rows that are not yet fitted have the status −1. With `part` the default of
+    `block` is small enough for each part to have some four blocks at least. Results do not depend on the number of parts.
+
+    The sink's file system must rename files and folders as a whole, and keep locks (``flock``) among all machines that write:
+    local disks do, and so do NFS, Lustre (mounted with ``flock``, not ``localflock``), GPFS and CephFS; object stores do
+    not, mounted as a folder or not. Each call tries it out beside the sink, as far as one machine can, and raises an
+    `OSError` if it fails. Without `part` a file system that keeps no locks is a warning.
+
     Examples
     --------
     >>> import fisher_jax as fj, numpy as np, pathlib, tempfile
@@ -185,6 +266,7 @@ def fit_stream(
     """
     began = time.perf_counter()
     model = as_model(model)
+    part = _check_part(part)
     flags = {"retry": retry, "float64_finish": float64_finish, "progress": progress, "overwrite": overwrite}
     for name, flag in flags.items():
         check_flag(flag, name)
@@ -195,11 +277,35 @@ def fit_stream(
     axes = {"start": start_axis, "given": given_axis, "weights": weights_axis}
     arguments = {"source": source, "start": start, "given": given, "weights": weights}
     target = sink_at(sink, sink_format)
-    with sole_writer(target.path):
-        target.ledger.check_place(overwrite=overwrite)
+    trees = [value for value in arguments.values() if not isinstance(value, Iterator)]
+    if dim is None and any(type(leaf).__module__.startswith("xarray") for leaf in jax.tree.leaves(trees)):
+        raise TypeError(
+            "an argument is an array of xarray, whose names need dim: the dimension that observations lie along."
+        )
+    if overwrite and part is not None:
+        raise ValueError(
+            f"overwrite=True with part={part}: a part that starts late would discard what others have written. Remove "
+            f"{target.path} before the first part starts, and leave overwrite out."
+        )
+    ledger, writer_name = target.ledger, writer_of(part)
+    with sole_writer(target.path, part):
+        check_file_system(target.path, writer_name)
+        ledger.check_place(overwrite=overwrite)
+        grid = Grid({}, {})
+        if dim is not None:
+            arguments, axes, grid = by_cell(arguments, dim, is_dependent=model.is_dependent)
+            grid = grid.encoded() if isinstance(target, ZarrSink) else grid
         inputs = inputs_of(arguments, axes)
+        if part is not None and inputs.iterators:
+            raise ValueError(
+                f"the length of {inputs.iterators[0]} is unknown, so that it has no parts: it is an iterator. Give an array, a "
+                "path or a list of chunks, or leave part out."
+            )
         kinds = check_kinds(covariances, model)
-        size = default_block(model, inputs, len(kinds)) if block is None else check_count(block, 1, "block")
+        begun = None if overwrite else ledger.manifest
+        # A call without `part` does what is left of a sink that was begun in parts.
+        parts = part[1] if part is not None else begun["settings"].get("parts", 1) if begun else 1
+        size = default_block(model, inputs, len(kinds), parts) if block is None else check_count(block, 1, "block")
         settings: dict[str, Any] = {
             "optimizer": optimizer,
             "tolerance": tolerance,
@@ -208,53 +314,108 @@ def fit_stream(
             "retry": retry,
             "float64_finish": float64_finish,
         }
-        manifest = manifest_of(model, inputs.fingerprint(), settings, size)
-        finished = [] if overwrite else target.ledger.finished(manifest)
-        counts = sum(finished, Counter[str]())
-        num_resumed, number = counts.total(), len(finished)
+        length = inputs.length
+        table = inputs.fingerprint() | (grid.fingerprint() if grid.sizes else {})
+        manifest = manifest_of(model, table, settings, size, parts, length)
+        manifest |= {
+            "cells": grid.sizes,
+            "coordinates": {name: list(each.dims) for name, each in grid.coordinates.items()},
+        }
+        if begun is not None:
+            ledger.check_settings(manifest)
+        marked = set[int]() if overwrite else ledger.marked()
+        share: Iterable[int]
+        if length is None or inputs.iterators:  # read in order, once, to their ends
+            finished = list(itertools.takewhile(marked.__contains__, itertools.count()))
+            share = () if finished and ledger.complete else itertools.count(len(finished))
+        else:
+            mine = part_of(*part, length, size) if part is not None else part_of(0, 1, length, size)
+            finished = [number for number in mine if number in marked]
+            share = [number for number in mine if number not in marked]
+        ledger.remove_partial(mine if part is not None else None, writer_name)
+        counts = ledger.statuses(finished)
+        num_resumed = counts.total()
         settings |= {f"{name}_axis": axis for name, axis in axes.items()} | {"devices": devices}
         with contextlib.ExitStack() as stack:
             bar = None
             if progress:
                 tqdm = require("tqdm.auto", "progress").tqdm
-                bar = stack.enter_context(tqdm(total=inputs.length, initial=num_resumed, unit=" fits"))
+                total = length if part is None or length is None else min(mine.stop * size, length) - mine.start * size
+                bar = stack.enter_context(tqdm(total=total, initial=num_resumed, unit=" fits"))
                 bar.set_postfix(counts)
             reader, writer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
-            is_complete = finished and target.ledger.complete
-            blocks = iter(()) if is_complete else inputs.blocks(num_resumed, size)
+            blocks = inputs.runs(share, size)
             # While a block is fitted, the next is read and the one before is written.
             following, written = reader.submit(next, blocks, None), None
             while (read := following.result()) is not None:
-                rows, part = read
+                number, rows, arrays = read
                 following = reader.submit(next, blocks, None)
-                first_row = counts.total()
+                first_row = number * size
                 try:
-                    columns = _columns(
-                        fit_batch(model, part.start, part.data, given=part.given, weights=part.weights, **settings)
+                    fits = fit_batch(
+                        model, arrays.start, arrays.data, given=arrays.given, weights=arrays.weights, **settings
                     )
+                    columns = _columns(fits)
                 except (TypeError, ValueError) as error:
                     error.add_note(
                         f"This came up in the data sets {first_row} to {first_row + rows - 1} of the source."
                     )
                     raise
+                labels = grid.columns(first_row, first_row + rows) if grid.sizes else {}
+                if clash := labels.keys() & columns.keys():
+                    raise ValueError(f"coordinates have the names of results: {', '.join(sorted(clash))}. Rename them.")
+                columns = labels | columns
                 if written is None:  # not before: arguments for which fit_batch raises must leave no trace
-                    target.ledger.begin(manifest, overwrite=overwrite)
+                    lay_out = functools.partial(
+                        target.lay_out,
+                        columns=columns,
+                        names=fits.names,
+                        coordinates=grid.attributes(),
+                        length=length,
+                        size=size,
+                    )
+                    manifest["parameters"] = list(fits.names)
+                    ledger.begin(manifest, lay_out, writer_name, overwrite=overwrite)
                 else:
                     written.result()
                 codes, numbers = np.unique(columns["status"], return_counts=True)
                 statuses = Counter({Status(int(code)).label: int(k) for code, k in zip(codes, numbers, strict=True)})
                 written = writer.submit(_write, target, number, first_row, size, columns, statuses)
-                number, counts = number + 1, counts + statuses
+                counts = counts + statuses
                 if bar is not None:
                     bar.set_postfix(counts, refresh=False)
                     bar.update(rows)
             if written is not None:
                 written.result()
-            if not is_complete:
-                target.ledger.close()
+        unfinished, num_in_sink = ledger.unfinished(manifest) if part is not None else ((), counts.total())
+        if not unfinished and not ledger.complete:
+            target.close()
+            ledger.close(writer_name)
     seconds = time.perf_counter() - began
     unknown = tuple(manifest["not fingerprinted"])
-    return StreamResult(target.path, counts.total(), dict(counts), num_resumed, seconds, unknown, target)
+    result = (target.path, counts.total(), dict(counts), num_resumed, seconds, unknown)
+    return StreamResult(*result, part, num_in_sink, unfinished, target)
+
+
+def _check_part(part: Any) -> tuple[int, int] | None:
+    if part is None:
+        return None
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise TypeError(
+            f"part={shown(part)} must be two whole numbers (k, K): which part, counted from 0, of how many."
+        )
+    k, parts = check_count(part[0], 0, "k of part=(k, K)"), check_count(part[1], 1, "K of part=(k, K)")
+    if k >= parts:
+        raise ValueError(
+            f"part=({k}, {parts}): there are the parts 0 to {parts - 1}. Count them from 0: if task numbers begin with 1, "
+            "give (task - 1, number of tasks)."
+        )
+    return k, parts
+
+
+def _listed(parts: tuple[int, ...]) -> str:
+    more = f" and {len(parts) - 20} more" if len(parts) > 20 else ""
+    return f"{', '.join(map(str, parts[:20]))}{more} ({len(parts)} in all)" if more else ", ".join(map(str, parts))
 
 
 def _columns(fits: Fit) -> Columns:

@@ -1,20 +1,38 @@
 """Where the results go: a Zarr group with an array for each column, or a folder of Parquet files, one for each block."""
 
+import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fisher_jax.errors import require, shown
-from fisher_jax.sources import Parquet
-from fisher_jax.stream.ledger import PARTIAL, Ledger, reach_disk
+from fisher_jax.fitting.status import Status
+from fisher_jax.fitting.summary import ATTEMPTS
+from fisher_jax.sources import URL, Parquet
+from fisher_jax.stream.ledger import PARTIAL, Ledger, reach_disk, write_durably
 
 Columns = dict[str, np.ndarray]
 
+NOT_FITTED = -1  # the status of a row that is not yet written
+LONG_NAMES = {
+    "log_likelihood": "maximum of the log-likelihood, in nats",
+    "decrement": "Newton decrement: the distance to the maximum in standard errors",
+    "num_steps": "number of steps",
+    "num_observations": "number of observations, or the sum of their weights",
+    "status": "how the fit ended",
+    "attempt": "where the fit started",
+}
+FLAGS = {
+    "status": {NOT_FITTED: "not fitted yet", **{int(status): status.label for status in Status}},
+    "attempt": {NOT_FITTED: "not fitted yet", **dict(enumerate(ATTEMPTS))},
+}
+
 
 class ZarrSink:
-    """A folder that `zarr.open_group` opens: an array (B, …) for each column, a chunk of it for each block."""
+    """A folder that `zarr.open_group` and `xarray.open_zarr` open: an array (B, …) for each column, a chunk for each block."""
 
     def __init__(self, path: Path) -> None:
         self.zarr = require("zarr", "stream")
@@ -22,28 +40,102 @@ class ZarrSink:
         # Zarr warns of unknown files in the folder of a group, but never looks into that of an array.
         self.ledger = Ledger(path, path / "status" / "_fisher_jax")
 
+    def lay_out(
+        self,
+        folder: Path,
+        columns: Columns,
+        names: Sequence[str],
+        coordinates: Mapping[str, dict[str, Any]],
+        length: int | None,
+        size: int,
+    ) -> None:
+        """Make the arrays, of their full length where it is known, with the names of their axes and the coordinates.
+
+        `names` are those of the parameters; of the columns `coordinates` (with their attributes) lie along the data sets.
+        """
+        dims: list[str] = []
+        for dim in ("data_set", "parameter", "parameter_"):
+            while dim in columns or dim in dims:  # a parameter has the name of an axis
+                dim += "_"
+            dims.append(dim)
+        group = self.zarr.open_group(
+            str(folder), mode="w", zarr_format=3, attributes={"coordinates": " ".join([*coordinates, *dims[1:]])}
+        )
+        for name, column in columns.items():
+            shape, chunks = (length or 0, *column.shape[1:]), (size, *column.shape[1:])
+            kind = column.dtype.kind
+            # No row may look like a fit before it is one.
+            missing: Any = np.nan if kind == "f" else "" if kind in "UTO" else False if kind == "b" else NOT_FITTED
+            group.create_array(
+                name,
+                shape=shape,
+                chunks=chunks,
+                dtype=str if kind in "UTO" else column.dtype,
+                fill_value=missing,
+                dimension_names=dims[: len(shape)],
+                attributes=coordinates.get(name, _attributes(name)),
+            )
+        for dim in dims[1:]:
+            along = group.create_array(
+                dim,
+                shape=(len(names),),
+                chunks=(len(names),),
+                dtype=str,
+                fill_value="",
+                dimension_names=[dim],
+                attributes={"long_name": "name of the parameter"},
+            )
+            along[:] = np.array(names, dtype=object)
+        if length is not None:
+            self._consolidate(folder)
+
     def write(self, number: int, start: int, size: int, columns: Columns) -> None:
         """Write the rows from `start` on, a block of at most `size`, and wait until they are on the disk."""
-        group = self.zarr.open_group(str(self.path), mode="a")
-        written = [self.path, self.path / "zarr.json"]
+        group = self.zarr.open_group(str(self.path), mode="r+", use_consolidated=False)
+        written = []
         for name, column in columns.items():
-            if name not in group:
-                empty, chunks = (0, *column.shape[1:]), (size, *column.shape[1:])
-                missing = np.nan if column.dtype.kind == "f" else -1  # no row may look like a fit before it is one
-                group.create_array(name, shape=empty, chunks=chunks, dtype=column.dtype, fill_value=missing)
             array = group[name]
-            array.resize((start + len(column), *column.shape[1:]))
+            if array.shape[0] < start + len(column):
+                array.resize((start + len(column), *column.shape[1:]))
             array[start : start + len(column)] = column
             folder = self.path / name
             chunk = folder / "c" / str(number)
             written += [folder, folder / "zarr.json", folder / "c", chunk, *chunk.rglob("*")]
         reach_disk(path for path in written if path.exists())  # a chunk of nothing but NaN is not stored
 
+    def close(self) -> None:
+        """Say once more, where readers look first, what the arrays are, now that nothing changes in them."""
+        if "consolidated_metadata" not in json.loads((self.path / "zarr.json").read_text(encoding="utf-8")):
+            self._consolidate(self.path)
+
     def open(self) -> Any:
         return self.zarr.open_group(str(self.path), mode="r")
 
     def read(self) -> Columns:
-        return {name: np.asarray(array[:]) for name, array in self.open().arrays()}
+        arrays = dict(self.open().arrays())
+        along = arrays["status"].metadata.dimension_names[0]
+        leave_out = (self.ledger.manifest or {})["coordinates"]
+        return {
+            name: np.asarray(array[:])
+            for name, array in arrays.items()
+            if array.metadata.dimension_names[0] == along and name not in leave_out
+        }
+
+    def _consolidate(self, folder: Path) -> None:
+        # Zarr's own function warns that other readers may not know of it; xarray warns where it is missing.
+        group = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+        arrays = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/zarr.json")}
+        group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
+        write_durably(folder / "zarr.json", group)
+
+
+def _attributes(name: str) -> dict[str, Any]:
+    """What xarray and others show of a column, by the conventions for climate and forecast data (CF)."""
+    attributes: dict[str, Any] = {"long_name": LONG_NAMES.get(name, name)}
+    if name in FLAGS:
+        words = [text.replace(" ", "_") for text in FLAGS[name].values()]
+        attributes |= {"flag_values": list(FLAGS[name]), "flag_meanings": " ".join(words)}
+    return attributes
 
 
 class ParquetSink:
@@ -53,6 +145,9 @@ class ParquetSink:
         self.arrow, self.parquet = (require(name, "stream") for name in ("pyarrow", "pyarrow.parquet"))
         self.path = path
         self.ledger = Ledger(path, path / "_fisher_jax")  # what begins with an underscore is not read as data
+
+    def lay_out(self, folder: Path, **_: Any) -> None:
+        """Nothing: each file says what it holds."""
 
     def write(self, number: int, start: int, size: int, columns: Columns) -> None:
         """As for `ZarrSink`."""
@@ -68,11 +163,16 @@ class ParquetSink:
         partial.replace(whole)
         reach_disk([self.path])
 
+    def close(self) -> None:
+        """Nothing: each file is complete."""
+
     def open(self) -> Any:
         return require("pyarrow.dataset", "stream").dataset(str(self.path), format="parquet")
 
     def read(self) -> Columns:
-        source = Parquet(self.path, {name: name for name in self.open().schema.names}, ragged=False)
+        leave_out = (self.ledger.manifest or {})["coordinates"]
+        columns = {name: name for name in self.open().schema.names if name not in leave_out}
+        source = Parquet(self.path, columns, ragged=False)
         return next(source.blocks(0, source.length or 0))
 
 
@@ -85,6 +185,12 @@ def sink_at(path: Any, form: Any) -> Sink:
         raise TypeError(
             f"sink must be a path that ends in .zarr or .parquet, got {type(path).__name__}. For results in memory "
             "use fit_batch."
+        )
+    if URL.match(os.fspath(path)):
+        raise ValueError(
+            f"the sink {os.fspath(path)!r} is on an object store, where files cannot be renamed, as fit_stream must. Give a "
+            "path on a disk or a shared file system, and copy the complete sink, as in "
+            f"fsspec.filesystem({os.fspath(path).split(':')[0]!r}).put(sink, url, recursive=True)."
         )
     path = Path(path)
     sinks: dict[str, Any] = {"zarr": ZarrSink, "parquet": ParquetSink}
