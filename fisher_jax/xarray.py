@@ -24,7 +24,7 @@ from fisher_jax.fitting.batch import check_something_estimated
 from fisher_jax.fitting.fit import batch_options, fit_batch
 from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
-from fisher_jax.fitting.workers import devices_of
+from fisher_jax.fitting.workers import devices_of, threads_of_dask_worker
 from fisher_jax.models.dataset import with_row_before
 from fisher_jax.models.homogeneity import powers_of_parameters
 from fisher_jax.models.likelihood import term_of, terms_at_once
@@ -64,7 +64,8 @@ PARTS = {
     "statistic": "_statistic",
     "p_value": "_p_value",
 }
-# Blocks of Dask's threads come at once, and each uses all cores: one at a time, and what is compiled for one serves the others.
+# Blocks of Dask's threads come at once: one at a time uses all cores, or all threads of its worker, and what is compiled for one
+# serves the others.
 _engine = threading.Lock()
 NO_DATA = "no cell has data, so it is not known what functions return. Leave functions out."
 
@@ -651,6 +652,9 @@ class _Cells:
         start, data, given, _ = jax.tree.unflatten(self.treedef, leaves)
         marks = jax.tree.unflatten(self.treedef, [0 if about.varies else -1 for about in self.inputs])
         start_axis, data_axis, given_axis, _ = jax.tree.map(lambda mark: None if mark < 0 else 0, marks)
+        settings = self.settings
+        if settings["devices"] is None:
+            settings = settings | {"devices": threads_of_dask_worker()}
         with _engine, jax.enable_x64(self.x64), silent():
             fits = fit_batch(
                 self.model,
@@ -661,7 +665,7 @@ class _Cells:
                 start_axis=start_axis,
                 data_axis=data_axis,
                 given_axis=given_axis,
-                **self.settings,
+                **settings,
             )
             found = list(zip(_of_fits(self.outputs), _numbers_of(fits), strict=True))
             fits = fits[:2] if to_learn else fits

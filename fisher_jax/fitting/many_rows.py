@@ -77,7 +77,7 @@ class Rows:
         def work(k: int) -> None:
             parts[k] = jax.device_get(evaluate(u, *self.columns[kind][k]))
 
-        workers.run(work, range(self.num_workers), self.num_workers)
+        workers.run(work, range(self.num_workers), workers.num_threads())
         value, rounding, gradient, triangle = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
         dtype, p = self.layout.dtype, len(u)
         once_value, once_gradient, *once = (0.0,) * 4 if self.once is None else self.once(u)

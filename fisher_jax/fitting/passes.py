@@ -111,7 +111,7 @@ class Passes:
         self.num_passes += 1
         start = num_blocks = num_observed = num_masked = 0
         total_weight = Sums()
-        num_workers = workers.num_cores() if workers.platform() == "cpu" else 1
+        num_workers = workers.num_threads() if workers.platform() == "cpu" else 1
         size = self.rows_in_a_piece
         with self._bar() as advance:
             for parts in self.rows.blocks(self.rows_in_a_block):

@@ -37,6 +37,7 @@ from fisher_jax.models.likelihood import gradient_at, likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
+from fisher_jax.models.travel import check_precision
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.numerics.differentiate import each_at
 from fisher_jax.optimizers.newton import Kind
@@ -880,6 +881,7 @@ def origin_of(fit: Fit) -> Origin:
         )
     if isinstance(fit.origin, SourceOrigin):
         raise ValueError(NOT_IN_MEMORY.format(where=fit.origin.description))
+    check_precision(fit.origin.model)
     return fit.origin
 
 

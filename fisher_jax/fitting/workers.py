@@ -1,6 +1,7 @@
 """Several workers: a thread for each core that the process may use, or some threads for each device."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -21,6 +22,20 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_of_dask_worker() -> int | None:
+    """How many tasks the worker of Dask runs at once whose task this is; None outside such tasks."""
+    module = sys.modules.get("distributed.worker")
+    try:
+        return None if module is None else int(module.get_worker().state.nthreads)
+    except ValueError:
+        return None
+
+
+def num_threads() -> int:
+    """The threads that a call starts by default: one for each core, but in a task of Dask one, since its worker counts tasks."""
+    return num_cores() if threads_of_dask_worker() is None else 1
+
+
 def default_device() -> Any:
     """The device that JAX computes on by default."""
     chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
@@ -38,7 +53,7 @@ def devices_of(asked: Any) -> Devices:
     default, is_chosen = default_device(), jax.config.jax_default_device is not None  # type: ignore[attr-defined]
     on_cpu, others = default.platform == "cpu", jax.local_devices(backend=default.platform)
     if asked is None:
-        asked = num_cores() if on_cpu else [default] if is_chosen else others
+        asked = num_threads() if on_cpu else [default] if is_chosen else others
     if isinstance(asked, int | np.integer) and not isinstance(asked, bool) and asked >= 1:
         if on_cpu:
             return (None,) * check_count(asked, 1, "devices")

@@ -154,7 +154,8 @@ def _parts(value: Any, table: Fingerprint, name: str) -> list[tuple[str, Any]]:
         return [(" object", value.__self__)]
     if isinstance(value, functools.partial):
         table[name] = "partial"
-        return [(" function", value.func), (" arguments", value.args), (" keywords", value.keywords)]
+        keywords = [(" keywords", value.keywords)] if value.keywords else []
+        return [(" function", value.func), (" arguments", value.args), *keywords]
     if isinstance(value, types.FunctionType):
         return _parts_of_function(value, table, name)
     if callable(value) and hasattr(value, "__wrapped__") and _is_library(type(value)):  # jax.jit and its like

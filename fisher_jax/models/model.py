@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fisher_jax.errors import call_user, check_function, entry_point, is_number, kind_of, shown
+from fisher_jax.models import travel
 from fisher_jax.models.fingerprint import content_of
 from fisher_jax.models.parameters import Declarations, Layout, Values, constraints_by_path, layout_of, names_by_path
 from fisher_jax.models.programs import ById, UserFunction, owner_of
@@ -202,14 +203,27 @@ class Model:
         """What a compiled program depends on of the model."""
         return type(self), *self.function_keys, self.declarations
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name and state; a process that has the model of this name does without the state."""
+        return travel.arrive, (type(self), travel.name_of(self)), self.__getstate__()
+
     def __getstate__(self) -> dict[str, Any]:
-        """Without the key: functions are hashed by identity, which a copy or another process does not share."""
+        """Without the key: functions are hashed by identity, which another process does not share."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_key" in self.__dict__:  # it was here already
+            return
         for name, value in state.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
+        travel.stay(self)
+
+    def __copy__(self) -> "Model":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
+        return self
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
@@ -284,6 +298,7 @@ def check_quantile(model: Model) -> None:
 def as_model(model: Any) -> Model:
     """The model meant by a `Model` or a bare log-density."""
     if isinstance(model, Model):
+        travel.check_precision(model)
         return model
     if callable(model) and not isinstance(model, type):
         return Model(model)
