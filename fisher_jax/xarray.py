@@ -7,10 +7,12 @@ and of Dask-backed arrays each chunk is one, later. It goes through a block in s
 views of the arrays, since the engine copies each of its own small chunks anyway.
 """
 
+import functools
 import math
 import threading
 import uuid
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -246,32 +248,28 @@ def fit(
         raise ValueError(f"the dimension {empty!r} has length 0: there is nothing to fit.")
 
     # What all cells share is passed as it is; what differs, with the dimensions of the cells that it has.
+    row_sizes = tuple(sizes[name] for name in axes.rows)
     is_varying = [
-        isinstance(leaf.array, xr.DataArray) and bool(set(leaf.array.dims) & set(axes.cells)) for leaf in leaves
+        isinstance(leaf.array, xr.DataArray) and bool(set(leaf.array.dims) & {*axes.cells}) for leaf in leaves
     ]
     of_data = [k for k, leaf in enumerate(leaves) if leaf.role == "data"]
     if not any(is_varying[k] for k in of_data):  # one cell, or one data set from several starts
-        is_varying = [varying or k == of_data[0] for k, varying in enumerate(is_varying)]
-    inputs, shared = [], []
-    for leaf, varying in zip(leaves, is_varying, strict=True):
-        array = leaf.array
+        is_varying[of_data[0]] = True
+    inputs, variables = [], []
+    for leaf, varies in zip(leaves, is_varying, strict=True):
+        array, has_rows, num_entries = leaf.array, False, np.ndim(leaf.array)
         if isinstance(array, xr.DataArray):
-            variable, has_rows = _arranged(leaf, axes, sizes)
-            num_entries = sum(name in axes.entries for name in variable.dims)
-            inputs.append(_Input(leaf.name, leaf.role, varying, has_rows, num_entries))
-            array = variable if varying else np.asarray(variable.compute().data)
-            if not varying:
-                array = _with_rows(array, has_rows, tuple(sizes[name] for name in axes.rows), (), leaf.role)
-        else:
-            inputs.append(_Input(leaf.name, leaf.role, varying, False, np.ndim(array)))
-            if leaf.role == "given":
-                array = np.broadcast_to(array, (math.prod(sizes[name] for name in axes.rows),))
-        shared.append(array)
-    variables = [array for array, varying in zip(shared, is_varying, strict=True) if varying]
-    shared = [None if varying else array for array, varying in zip(shared, is_varying, strict=True)]
+            array, has_rows = _arranged(leaf, axes, sizes)
+            num_entries = sum(name in axes.entries for name in array.dims)
+            if varies:
+                variables.append(array)
+            else:
+                array = _with_rows(np.asarray(array.compute().data), has_rows, row_sizes, (), leaf.role)
+        elif leaf.role == "given":
+            array = np.broadcast_to(array, (math.prod(row_sizes),))
+        inputs.append(_Input(leaf.name, leaf.role, None if varies else array, has_rows, num_entries))
 
-    row_sizes = tuple(sizes[name] for name in axes.rows)
-    layout, values, outline = _outline(model, treedef, key_order(trees["start"]), inputs, shared, variables, row_sizes)
+    layout, values, outline = _outline(model, treedef, key_order(trees["start"]), inputs, variables, row_sizes)
     base = _outputs_of_fits(layout, options.kinds, float64_finish=float64_finish)
     coords = _coordinates(labelled, axes, [PARAMETER, PARAMETER_2, UNITS, *(output.name for output in base)])
     cells = _Cells(
@@ -279,19 +277,21 @@ def fit(
         treedef,
         key_order(trees["start"]),
         tuple(inputs),
-        tuple(shared),
         row_sizes,
         settings,
         dict(functions or {}),
         bool(jax.config.read("jax_enable_x64")),
         tuple(base),
+        None if functions else (),
     )
-    arrays_are_lazy = any(variable.chunks is not None for variable in variables)
-    outputs, results = (_lazily if arrays_are_lazy else _in_memory)(cells, variables, axes)
+    if any(variable.chunks is not None for variable in variables):
+        outputs, results = _lazily(cells, variables, axes)
+    else:
+        outputs, results = cells.fit(_arrays_of(variables, axes))
     of_rows = [leaf for leaf in leaves if leaf.role in ("data", "given")]
     result = _as_dataset(outputs, results, axes, coords, layout, options.kinds)
     if any(UNITS in leaf.array.attrs for leaf in of_rows if isinstance(leaf.array, xr.DataArray)):
-        result = result.assign_coords({UNITS: (PARAMETER, _units(model, layout, values, outline, of_rows))})
+        result = result.assign_coords({UNITS: (PARAMETER, _label(_units(model, layout, values, outline, of_rows)))})
     source = data if isinstance(data, xr.Dataset) else next(leaf.array for leaf in leaves if leaf.role == "data")
     return result.assign_attrs({name: value for name, value in source.attrs.items() if name not in OF_VALUES})
 
@@ -509,89 +509,129 @@ def _with_rows(array: Any, has_rows: bool, row_sizes: tuple[int, ...], cells: tu
 
 
 class _Input(NamedTuple):
-    """What a block function must know of an array: its role, whether it differs among cells, and its axes behind theirs."""
+    """What a block function must know of an array: its role, itself if all cells share it, and its axes behind those of cells."""
 
     name: str
     role: str
-    varies: bool
+    shared: Any  # None where it differs among cells
     has_rows: bool
     num_entries: int
+
+
+class _Slab(NamedTuple):
+    """Cells that one call of the engine fits: their place in the block, which of them have data, and arguments of `fit_batch`."""
+
+    place: tuple[slice, ...]
+    has_data: np.ndarray
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _Cells:
     """Fits the cells of a block: a function of plain arrays, which other threads and processes can call.
 
-    `inputs` says what each array is, in the order of the leaves of (start, data, given, weights), which `treedef` puts together;
-    `shared` has those that all cells share, None in the places of those that the call brings.
+    `inputs` says what each array is, in the order of the leaves of (start, data, given, weights), which `treedef` puts together.
+    `outputs` are the variables that every result has, `of_functions` those that `functions` add, None until they are known.
     """
 
     model: Model
     treedef: Any
     start_order: Any
     inputs: tuple[_Input, ...]
-    shared: tuple[Any, ...]
     row_sizes: tuple[int, ...]
     settings: dict[str, Any]
     functions: dict[str, Callable[[Fit], Any]]
     x64: bool
     outputs: tuple[_Output, ...] = field(repr=False)
+    of_functions: tuple[_Output, ...] | None = field(repr=False)
 
     def __dask_tokenize__(self) -> str:
         return uuid.uuid4().hex  # functions of a user have no name that is sure to tell them apart
 
     def __call__(self, *arrays: Any) -> tuple[np.ndarray, ...]:
         """The variables of the result of a block whose outputs are known."""
-        _, results = self.fit(arrays)
-        return tuple(results)
+        return tuple(self.fit(arrays)[1])
 
-    def fit(self, arrays: Sequence[Any], *, to_learn: bool = False) -> tuple[list[_Output], list[np.ndarray]]:
-        """What the results are, and the results, each with the axes of the cells first.
+    def fit(self, arrays: Sequence[Any]) -> tuple[list[_Output], list[np.ndarray]]:
+        """What the results are, and the results, each with the axes of the cells first."""
+        shape, prepared = self._slabs_of(arrays)
+        outputs: list[_Output] = []
+        results: list[np.ndarray] = []
 
-        Outputs of `functions` are those of the first cells with data, unless they are known already. With `to_learn` these
-        alone are fitted, to return what the outputs are without results.
-        """
-        varying = [k for k, leaf in enumerate(self.inputs) if leaf.varies]
-        behind = [len(self.row_sizes) * self.inputs[k].has_rows + self.inputs[k].num_entries for k in varying]
-        leading = [array.shape[: array.ndim - count] for array, count in zip(arrays, behind, strict=True)]
-        shape = np.broadcast_shapes(*leading)
-        outputs = list(self.outputs)
-        results = [np.full((*shape, *output.shape), output.empty, output.dtype) for output in outputs]
-        bytes_each = sum(
-            array.dtype.itemsize * math.prod(array.shape[array.ndim - count :])
-            for array, count in zip(arrays, behind, strict=True)
-        )
-        for slab in _slabs(shape, bytes_each, len(devices_of(self.settings["devices"]))):
-            leaves = list(self.shared)
-            for k, array, axes in zip(varying, arrays, leading, strict=True):
-                # By name an array may lack dimensions of the cells, or have them with length one.
-                own = slab[len(shape) - len(axes) :]
-                part = array[tuple(np.s_[:] if size == 1 else cut for size, cut in zip(axes, own, strict=True))]
-                leaves[k] = self._stacked(self.inputs[k], part, tuple(cut.stop - cut.start for cut in slab))
-            whole, found = self._fit_cells(leaves, to_learn=to_learn)
-            if found is None:
-                continue
-            if to_learn:
-                return [output for output, _ in found], []
-            if len(outputs) == len(_of_fits(outputs)):  # the first fits tell what functions return
-                new = [output for output, _ in found[len(outputs) :]]
-                outputs += new
-                results += [np.full((*shape, *output.shape), output.empty, output.dtype) for output in new]
-            if [(output.name, output.shape) for output, _ in found] != [
-                (output.name, output.shape) for output in outputs
-            ]:
-                both = [sorted(f"{o.name} {o.shape}" for o in some) for some in (outputs, [o for o, _ in found])]
-                raise ValueError(
-                    f"functions return {', '.join(both[1])} for some cells, and {', '.join(both[0])} for others: the names "
-                    "and shapes must be the same for all."
-                )
-            for result, (output, numbers) in zip(results, found, strict=True):
+        def add(new: Sequence[_Output]) -> None:
+            outputs.extend(new)
+            results.extend(np.full((*shape, *output.shape), output.empty, output.dtype) for output in new)
+
+        def store(slab: _Slab, fits: Fit, others: list[np.ndarray]) -> None:
+            with jax.enable_x64(self.x64), silent():
+                numbers = [*_numbers_of(fits), *others]
+            for result, output, part in zip(results, outputs, numbers, strict=True):
                 # A view, since slabs are contiguous; the ellipsis keeps a result without axes from becoming a number.
-                place: Any = (*slab, ...)
-                result[place].reshape(-1, *output.shape)[whole] = numbers
-        if len(outputs) == len(_of_fits(outputs)) and self.functions and not to_learn:
+                place: Any = (*slab.place, ...)
+                result[place].reshape(-1, *output.shape)[slab.has_data] = part
+
+        add(self.outputs)
+        of_functions = self.of_functions
+        add(of_functions or ())
+        # Beside the engine a thread prepares the next slab and stores the results of the last, in the order they are submitted.
+        with ThreadPoolExecutor(1, thread_name_prefix="fisher_jax slabs") as beside:
+            following, stored = beside.submit(next, prepared, None), []
+            while (slab := following.result()) is not None:
+                following = beside.submit(next, prepared, None)
+                if not slab.has_data.any():
+                    continue
+                fits, found = self._fit_slab(slab)
+                new = [output for output, _ in found]
+                if of_functions is None:  # the first fits tell what functions return
+                    add(new)
+                    of_functions = tuple(new)
+                if [(output.name, output.shape) for output in new] != [
+                    (output.name, output.shape) for output in of_functions
+                ]:
+                    both = [sorted(f"{output.name} {output.shape}" for output in some) for some in (of_functions, new)]
+                    raise ValueError(
+                        f"functions return {', '.join(both[1])} for some cells, and {', '.join(both[0])} for others: the "
+                        "names and shapes must be the same for all."
+                    )
+                stored.append(beside.submit(store, slab, fits, [numbers for _, numbers in found]))
+            for future in stored:
+                future.result()
+        if of_functions is None:
             raise ValueError(NO_DATA)
         return outputs, results
+
+    def learn(self, arrays: Sequence[Any]) -> tuple[_Output, ...] | None:
+        """The variables that functions return, from the first cells with data; None where there are none."""
+        for slab in self._slabs_of(arrays)[1]:
+            if slab.has_data.any():
+                return tuple(output for output, _ in self._fit_slab(slab, 2)[1])
+        return None
+
+    def _slabs_of(self, arrays: Sequence[Any]) -> tuple[tuple[int, ...], Iterator[_Slab]]:
+        """The sizes of the block along the dimensions of cells, and its cells in slabs, each prepared when it is asked for."""
+        varying = [leaf for leaf in self.inputs if leaf.shared is None]
+        behind = [len(self.row_sizes) * leaf.has_rows + leaf.num_entries for leaf in varying]
+        splits = [array.ndim - count for array, count in zip(arrays, behind, strict=True)]
+        shape = np.broadcast_shapes(*(array.shape[:split] for array, split in zip(arrays, splits, strict=True)))
+        bytes_each = sum(
+            array.dtype.itemsize * math.prod(array.shape[split:]) for array, split in zip(arrays, splits, strict=True)
+        )
+
+        # Settings of Dask and JAX that hold for this thread decide how many workers there are.
+        places = _places(shape, bytes_each, len(devices_of(self.settings["devices"])))
+
+        def slabs() -> Iterator[_Slab]:
+            for place in places:
+                cells, parts = tuple(cut.stop - cut.start for cut in place), []
+                for leaf, array, split in zip(varying, arrays, splits, strict=True):
+                    # By name an array may lack dimensions of the cells, or have them with length one.
+                    sides = zip(array.shape[:split], place[len(shape) - split :], strict=True)
+                    part = array[tuple(np.s_[:] if size == 1 else cut for size, cut in sides)]
+                    parts.append(self._stacked(leaf, part, cells))
+                rest = iter(parts)
+                yield self._prepare(place, [next(rest) if leaf.shared is None else leaf.shared for leaf in self.inputs])
+
+        return shape, slabs()
 
     def _stacked(self, leaf: _Input, part: Any, cells: tuple[int, ...]) -> np.ndarray:
         """The slab of one array with one axis for cells and, unless it is a start, one for observations; a view if it can be."""
@@ -603,18 +643,14 @@ class _Cells:
         part = np.broadcast_to(part, (*cells, *behind)).reshape(math.prod(cells), *behind)
         return _with_rows(part, leaf.has_rows, self.row_sizes, part.shape[:1], leaf.role)
 
-    def _fit_cells(self, leaves: list[Any], *, to_learn: bool) -> tuple[np.ndarray, list[tuple[_Output, Any]] | None]:
-        """The cells of a slab that have data, (B,), and each output with its numbers for these; None where there are none."""
-        size = next(len(leaf) for leaf, about in zip(leaves, self.inputs, strict=True) if about.varies)
-        roles = [about.role for about in self.inputs]
-        left_out: Any = False
+    def _prepare(self, place: tuple[slice, ...], leaves: list[Any]) -> _Slab:
+        """What is missing gets weight zero and the observation before it in its place; cells without data are left out."""
+        size = math.prod(cut.stop - cut.start for cut in place)
         missing = [
-            _missing(leaf, 1 + about.varies) if about.role in ("data", "given") else None
+            _missing(leaf, 1 + (about.shared is None)) if about.role in ("data", "given") else None
             for leaf, about in zip(leaves, self.inputs, strict=True)
         ]
-        for places in missing:
-            left_out = left_out if places is None else left_out | places
-        weights_at = roles.index("weights") if "weights" in roles else None
+        left_out: Any = functools.reduce(np.logical_or, (places for places in missing if places is not None), False)
         has_missing = bool(np.any(left_out))
         if self.model.is_dependent and has_missing:
             raise ValueError(
@@ -623,6 +659,7 @@ class _Cells:
                 "by which the terms leave them out."
             )
         weights: Any = None
+        weights_at = next((k for k, about in enumerate(self.inputs) if about.role == "weights"), None)
         if weights_at is not None:
             weights = np.where(left_out, 0, leaves[weights_at]) if has_missing else leaves[weights_at]
             if np.any(np.isnan(weights)):
@@ -633,50 +670,51 @@ class _Cells:
         elif any(places is not None for places in missing) and not self.model.is_dependent:
             # By the dtypes alone, so that all slabs and chunks run one program. One byte each, since they are copied.
             weights = (~np.broadcast_to(left_out, (size, math.prod(self.row_sizes)))).view(np.uint8)
-        whole = np.ones(size, bool)
+        has_data = np.ones(size, bool)
         if weights is not None:
             weights = np.broadcast_to(weights, (size, weights.shape[-1]))
             if has_missing or weights_at is not None:
-                whole = np.any(weights != 0, axis=1)
-        if not whole.any():
-            return whole, None
-        chosen: Any = None if whole.all() else whole
+                has_data = np.any(weights != 0, axis=1)
+        if not has_data.any():
+            return _Slab(place, has_data, {})
+        chosen = slice(None) if has_data.all() else has_data
         for k, (about, places) in enumerate(zip(self.inputs, missing, strict=True)):
-            if about.varies and chosen is not None:
+            if about.shared is None:
                 leaves[k], places = leaves[k][chosen], None if places is None else places[chosen]
             if places is not None and places.any():
                 leaves[k] = _filled(leaves[k], places)
-        weights = weights if weights is None or chosen is None else weights[chosen]
+        weights = None if weights is None else weights[chosen]
         if weights_at is not None:
             leaves[weights_at] = weights
         start, data, given, _ = jax.tree.unflatten(self.treedef, leaves)
-        marks = jax.tree.unflatten(self.treedef, [0 if about.varies else -1 for about in self.inputs])
-        start_axis, data_axis, given_axis, _ = jax.tree.map(lambda mark: None if mark < 0 else 0, marks)
-        settings = self.settings
+        axes = jax.tree.unflatten(self.treedef, [0 if about.shared is None else -1 for about in self.inputs])
+        start_axis, data_axis, given_axis, _ = jax.tree.map(lambda axis: None if axis < 0 else axis, axes)
+        arguments = {
+            "start": in_key_order(start, self.start_order),
+            "data": data,
+            "given": given,
+            "weights": weights,
+            "start_axis": start_axis,
+            "data_axis": data_axis,
+            "given_axis": given_axis,
+        }
+        return _Slab(place, has_data, arguments)
+
+    def _fit_slab(self, slab: _Slab, most: int | None = None) -> tuple[Fit, list[tuple[_Output, np.ndarray]]]:
+        """Its fits, and what functions return of them, or of the first `most`."""
+        settings, found = self.settings, []
         if settings["devices"] is None:
             settings = settings | {"devices": threads_of_dask_worker()}
         with _engine, jax.enable_x64(self.x64), silent():
-            fits = fit_batch(
-                self.model,
-                in_key_order(start, self.start_order),
-                data,
-                given=given,
-                weights=weights,
-                start_axis=start_axis,
-                data_axis=data_axis,
-                given_axis=given_axis,
-                **settings,
-            )
-            found = list(zip(_of_fits(self.outputs), _numbers_of(fits), strict=True))
-            fits = fits[:2] if to_learn else fits
+            fits = fit_batch(self.model, **slab.arguments, **settings)[:most]
             for name, function in self.functions.items():
                 for output, numbers in _outputs_of(name, function(fits), len(fits)):
                     too_few = (fits.status_code == Status.TOO_FEW_OBSERVATIONS).reshape(-1, *(1,) * len(output.shape))
                     found.append((output, np.where(too_few, np.nan, numbers)))
-        return whole, found
+        return fits, found
 
 
-def _slabs(shape: tuple[int, ...], bytes_each: int, num_workers: int) -> Iterator[tuple[slice, ...]]:
+def _places(shape: tuple[int, ...], bytes_each: int, num_workers: int) -> Iterator[tuple[slice, ...]]:
     """Parts of the cells, of nearly the same size: whole along the last axes, single along the first."""
     workers = max(LEAST_WORKERS, num_workers)
     most = max(1, min(CELLS_EACH * workers, BYTES_EACH * workers // max(bytes_each, 1)))
@@ -715,7 +753,6 @@ def _outline(
     treedef: Any,
     start_order: Any,
     inputs: Sequence[_Input],
-    shared: Sequence[Any],
     variables: Sequence[Any],
     row_sizes: tuple[int, ...],
 ) -> tuple[Layout, Values, tuple[PyTree, PyTree]]:
@@ -724,14 +761,14 @@ def _outline(
     Traces the density once, so that an error in it is raised at the call, also where the fits come later.
     """
     n, varying, outlines, starts = math.prod(row_sizes), iter(variables), [], []
-    for about, array in zip(inputs, shared, strict=True):
-        array = next(varying) if about.varies else array
+    for about in inputs:
+        array = next(varying) if about.shared is None else about.shared
         entries = np.shape(array)[np.ndim(array) - about.num_entries :]
         dtype = jax.dtypes.canonicalize_dtype(array.dtype if hasattr(array, "dtype") else type(array))
         leading = () if about.role == "start" else (n,)
         outlines.append(jax.ShapeDtypeStruct((*leading, *entries), dtype))
         if about.role == "start":
-            starts.append(np.full(entries, np.nan, array.dtype) if about.varies else array)
+            starts.append(np.full(entries, np.nan, array.dtype) if about.shared is None else array)
     start, data, given, _ = jax.tree.unflatten(treedef, [*starts, *outlines[len(starts) :]])
     if start is None:
         orders: list[Any] = []
@@ -748,7 +785,7 @@ def _outline(
         start, start_order = nan, orders[0]
     layout, values = flatten_parameters(model, in_key_order(start, start_order))
     check_something_estimated(layout)
-    if starts and not any(about.varies for about in inputs if about.role == "start"):
+    if starts and not any(about.shared is None for about in inputs if about.role == "start"):
         check_start(layout, values)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), layout.dtype), layout.assemble(values))
     if not model.is_dependent:
@@ -777,12 +814,6 @@ def _outputs_of_fits(layout: Layout, kinds: tuple[str, ...], *, float64_finish: 
         _Output("num_steps", (), (), np.int32, 0),
         _Output("status", (), (), np.int8, int(Status.TOO_FEW_OBSERVATIONS)),
     ]
-
-
-def _of_fits(outputs: Sequence[_Output]) -> list[_Output]:
-    """Those of the outputs that every result has."""
-    last = [output.name for output in outputs].index("status")
-    return list(outputs[: last + 1])
 
 
 def _numbers_of(fits: Fit) -> list[Any]:
@@ -868,42 +899,32 @@ def _coordinates(leaves: list[_Leaf], axes: _Axes, reserved: list[str]) -> Any:
     return coords
 
 
-def _in_memory(cells: _Cells, variables: list[Any], axes: _Axes) -> tuple[list[_Output], list[Any]]:
-    """The results of arrays in memory."""
-    arrays = []
-    for variable in variables:
-        absent = tuple(np.s_[:] if name in variable.dims else None for name in axes.cells)
-        arrays.append(variable.data[(*absent, ...)])
-    return cells.fit(arrays)
+def _arrays_of(variables: list[Any], axes: _Axes) -> list[Any]:
+    """Their arrays, with an axis of length one for each dimension of the cells that they lack."""
+    return [
+        variable.data[(*(np.s_[:] if name in variable.dims else None for name in axes.cells), ...)]
+        for variable in variables
+    ]
 
 
 def _lazily(cells: _Cells, variables: list[Any], axes: _Axes) -> tuple[list[_Output], list[Any]]:
     """The results of Dask-backed arrays, which are computed a block at a time when they are asked for."""
     xr = require("xarray", "xarray")
-    if cells.functions:
-        chunks: dict[Hashable, tuple[int, ...]] = {}
-        for variable in variables:
-            chunks = dict(variable.chunksizes) | chunks
+    if cells.of_functions is None:
+        # As if chunks were those of the results: a block of each array at the same cells.
+        chunks = xr.Dataset(dict(enumerate(variables))).unify_chunks().chunksizes
         divided = [name for name in axes.cells if name in chunks]
-        starts = {name: np.cumsum([0, *chunks[name]]) for name in divided}
+        edges = {name: np.cumsum([0, *chunks[name]]) for name in divided}
         for numbers in np.ndindex(*(len(chunks[name]) for name in divided)):
-            block = {
-                name: slice(starts[name][k], starts[name][k + 1]) for name, k in zip(divided, numbers, strict=True)
-            }
-            parts = [
-                variable.isel({name: cut for name, cut in block.items() if name in variable.dims}).compute()
-                for variable in variables
-            ]
-            absent = [tuple(np.s_[:] if name in part.dims else None for name in axes.cells) for part in parts]
-            outputs, _ = cells.fit(
-                [part.data[(*key, ...)] for part, key in zip(parts, absent, strict=True)], to_learn=True
-            )
-            if len(outputs) > len(cells.outputs):
-                cells = replace(cells, outputs=tuple(outputs))
+            cut = {name: slice(*edges[name][k : k + 2]) for name, k in zip(divided, numbers, strict=True)}
+            block = [part.isel(cut, missing_dims="ignore").compute() for part in variables]
+            of_functions = cells.learn(_arrays_of(block, axes))
+            if of_functions is not None:
+                cells = replace(cells, of_functions=of_functions)
                 break
         else:
             raise ValueError(NO_DATA)
-    outputs = list(cells.outputs)
+    outputs = [*cells.outputs, *(cells.of_functions or ())]
     sizes = {name: size for output in outputs for name, size in zip(output.dims, output.shape, strict=True)}
     results = xr.apply_ufunc(
         cells,
@@ -944,12 +965,19 @@ def _as_dataset(
         output.name: ((*axes.cells, *output.dims), result, descriptions.get(output.name, {}))
         for output, result in zip(outputs, results, strict=True)
     }
-    labels: dict[str, Any] = {PARAMETER: list(layout.names)}
+    labels: dict[str, Any] = {PARAMETER: layout.names}
     if kinds:
-        labels[PARAMETER_2] = list(layout.names)
+        labels[PARAMETER_2] = layout.names
     for output in outputs:
-        labels |= {name: list(along) for name, along in output.labels}
-    return xr.Dataset(variables, coords=coords).assign_coords({name: (name, along) for name, along in labels.items()})
+        labels |= dict(output.labels)
+    return xr.Dataset(variables, coords=coords).assign_coords(
+        {name: (name, _label(along)) for name, along in labels.items()}
+    )
+
+
+def _label(along: Sequence[Any]) -> np.ndarray:
+    """Labels as an array; text as objects, since Zarr has no specification for text of fixed length."""
+    return np.array(along, object if isinstance(along[0], str) else None)
 
 
 def _units(
