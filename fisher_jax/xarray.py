@@ -5,9 +5,11 @@ does not depend on how the arrays are divided: which dimensions are cells, which
 weights. Then `_Cells` takes blocks of plain arrays, cells first, and returns blocks of results; in memory one block is all of it,
 and of Dask-backed arrays each chunk is one, later. It goes through a block in slabs of about one size: each is a `fit_batch` on
 views of the arrays, since the engine copies each of its own small chunks anyway.
+
+`fit_stream` arranges labelled arrays by the same `arrange`, reads and fits blocks of cells by the same `CellArguments`, and
+describes its results by the same `as_dataset`.
 """
 
-import functools
 import math
 import threading
 import uuid
@@ -72,7 +74,7 @@ _engine = threading.Lock()
 NO_DATA = "no cell has data, so it is not known what functions return. Leave functions out."
 
 
-class _Leaf(NamedTuple):
+class Leaf(NamedTuple):
     """An array of an argument: its name in messages, its role, and the labelled array."""
 
     name: str
@@ -80,11 +82,11 @@ class _Leaf(NamedTuple):
     array: Any
 
     @property
-    def is_lazy(self) -> bool:
-        return self.array.chunks is not None
+    def attributes(self) -> Mapping[str, Any]:
+        return getattr(self.array, "attrs", {})
 
 
-class _Axes(NamedTuple):
+class Axes(NamedTuple):
     """Which dimensions are what: of the cells, of the observations, and of the entries of one of them."""
 
     cells: tuple[Hashable, ...]
@@ -199,7 +201,6 @@ def fit(
     >>> print(result.estimate.sel(parameter="rate").values.round(2), result.num_observations.values, result.status.values)
     [3.  0.5] [3. 2.] [0 0]
     """
-    xr = require("xarray", "xarray")
     model = as_model(model)
     if model.auxiliary is not None:
         raise ValueError("a model with an auxiliary measurement has no labelled form yet. Use fit_batch with arrays.")
@@ -228,11 +229,58 @@ def fit(
     }
     _check_functions(functions)
 
-    # The arrays, in one list, and which of their dimensions are what.
-    arguments = {"start": start, "data": data, "given": given, "weights": weights}
-    trees = {role: _plain_tree(xr, role, tree) for role, tree in arguments.items()}
-    leaves = [leaf for role, tree in trees.items() for leaf in _leaves_of(xr, role, tree)]  # type: ignore[arg-type]
-    treedef = jax.tree.structure(tuple(trees.values()))
+    arguments, leaves, axes, sizes, variables = arrange(
+        model, {"start": start, "data": data, "given": given, "weights": weights}, dim, entry_dims
+    )
+    for leaf in leaves:
+        _check_one_chunk(leaf, axes)
+    variables = [in_order(variable, axes, sizes) for variable in variables]
+    layout, values, outline = arguments.outline(variables)
+    number = np.dtype(np.float64) if float64_finish else layout.dtype
+    base = outputs_of_fits(layout.names, number, options.kinds)
+    coords = coordinates_of(leaves, axes, [PARAMETER, PARAMETER_2, UNITS, *(output.name for output in base)])
+    cells = _Cells(
+        **vars(arguments),
+        settings=settings,
+        functions=dict(functions or {}),
+        x64=bool(jax.config.read("jax_enable_x64")),
+        outputs=tuple(base),
+        of_functions=None if functions else (),
+    )
+    if any(variable.chunks is not None for variable in variables):
+        outputs, results = _lazily(cells, variables, axes)
+    else:
+        outputs, results = cells.fit(_arrays_of(variables, axes))
+    result = as_dataset(outputs, results, axes.cells, coords, layout.names, options.kinds)
+    if (units := units_of(model, layout, values, outline, leaves)) is not None:
+        result = result.assign_coords({UNITS: (PARAMETER, _label(units))})
+    return result.assign_attrs(attributes_of(data, leaves))
+
+
+def _check_functions(functions: Any) -> None:
+    """Raise unless these are functions by name."""
+    if functions is None:
+        return
+    if not isinstance(functions, Mapping) or not all(isinstance(name, str) for name in functions):
+        raise TypeError(
+            f"functions={shown(functions)} must be a dictionary of functions of the fits, by the name of the result."
+        )
+    for name, function in functions.items():
+        check_function(function, f"functions[{name!r}]", "a Fit with a batch axis")
+
+
+def arrange(
+    model: Model, arguments: Mapping[str, PyTree], dim: Any, entry_dims: Any
+) -> tuple["CellArguments", list[Leaf], Axes, dict[Hashable, int], list[Any]]:
+    """What the arguments amount to: how blocks of cells are put together, all arrays, their dimensions, and those that differ.
+
+    `arguments` are start, data, given and weights in this order, by the names that they have in messages. The arrays that differ
+    among cells are returned as they are, variables of xarray, of which nothing is read.
+    """
+    xr = require("xarray", "xarray")
+    roles: dict[Any, str] = dict(zip(("start", "data", "given", "weights"), arguments, strict=True))
+    trees = {role: _plain_tree(xr, role, arguments[name]) for role, name in roles.items()}
+    leaves = [leaf for role, name in roles.items() for leaf in _leaves_of(xr, role, name, trees[role])]
     labelled = [leaf for leaf in leaves if isinstance(leaf.array, xr.DataArray)]
     axes = _axes_of(
         [leaf for leaf in labelled if leaf.role == "data"], _names(dim, "dim"), _names(entry_dims, "entry_dims")
@@ -259,53 +307,19 @@ def fit(
     for leaf, varies in zip(leaves, is_varying, strict=True):
         array, has_rows, num_entries = leaf.array, False, np.ndim(leaf.array)
         if isinstance(array, xr.DataArray):
-            array, has_rows = _arranged(leaf, axes, sizes)
+            has_rows = bool(set(array.dims) & set(axes.rows))
             num_entries = sum(name in axes.entries for name in array.dims)
             if varies:
-                variables.append(array)
+                variables.append(array.variable)
             else:
-                array = _with_rows(np.asarray(array.compute().data), has_rows, row_sizes, (), leaf.role)
+                array = np.asarray(in_order(array.variable, axes, sizes).compute().data)
+                array = _with_rows(array, has_rows, row_sizes, (), leaf.role)
         elif leaf.role == "given":
             array = np.broadcast_to(array, (math.prod(row_sizes),))
         inputs.append(_Input(leaf.name, leaf.role, None if varies else array, has_rows, num_entries))
-
-    layout, values, outline = _outline(model, treedef, key_order(trees["start"]), inputs, variables, row_sizes)
-    base = _outputs_of_fits(layout, options.kinds, float64_finish=float64_finish)
-    coords = _coordinates(labelled, axes, [PARAMETER, PARAMETER_2, UNITS, *(output.name for output in base)])
-    cells = _Cells(
-        model,
-        treedef,
-        key_order(trees["start"]),
-        tuple(inputs),
-        row_sizes,
-        settings,
-        dict(functions or {}),
-        bool(jax.config.read("jax_enable_x64")),
-        tuple(base),
-        None if functions else (),
-    )
-    if any(variable.chunks is not None for variable in variables):
-        outputs, results = _lazily(cells, variables, axes)
-    else:
-        outputs, results = cells.fit(_arrays_of(variables, axes))
-    of_rows = [leaf for leaf in leaves if leaf.role in ("data", "given")]
-    result = _as_dataset(outputs, results, axes, coords, layout, options.kinds)
-    if any(UNITS in leaf.array.attrs for leaf in of_rows if isinstance(leaf.array, xr.DataArray)):
-        result = result.assign_coords({UNITS: (PARAMETER, _label(_units(model, layout, values, outline, of_rows)))})
-    source = data if isinstance(data, xr.Dataset) else next(leaf.array for leaf in leaves if leaf.role == "data")
-    return result.assign_attrs({name: value for name, value in source.attrs.items() if name not in OF_VALUES})
-
-
-def _check_functions(functions: Any) -> None:
-    """Raise unless these are functions by name."""
-    if functions is None:
-        return
-    if not isinstance(functions, Mapping) or not all(isinstance(name, str) for name in functions):
-        raise TypeError(
-            f"functions={shown(functions)} must be a dictionary of functions of the fits, by the name of the result."
-        )
-    for name, function in functions.items():
-        check_function(function, f"functions[{name!r}]", "a Fit with a batch axis")
+    treedef, start_order = jax.tree.structure(tuple(trees.values())), key_order(trees["start"])
+    cells = CellArguments(model, treedef, start_order, tuple(inputs), row_sizes)
+    return cells, leaves, axes, sizes, variables
 
 
 def _names(names: Any, argument: str) -> tuple[Hashable, ...]:
@@ -343,18 +357,22 @@ class _Box:
         self.array = array
 
 
-def _leaves_of(xr: Any, role: Literal["start", "data", "given", "weights"], tree: PyTree) -> Iterator[_Leaf]:
+def _leaves_of(
+    xr: Any, role: Literal["start", "data", "given", "weights"], argument: str, tree: PyTree
+) -> Iterator[Leaf]:
     """The arrays of an argument, each checked to be of numbers."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     if role == "data" and not leaves:
-        raise ValueError("data holds no array. Give a DataArray, a Dataset, or a dictionary or tuple of DataArrays.")
+        raise ValueError(
+            f"{argument} holds no array. Give a DataArray, a Dataset, or a dictionary or tuple of DataArrays."
+        )
     for path, leaf in leaves:
-        name = f"{role} {path_name(path)}" if path else role
+        name = f"{argument} {path_name(path)}" if path else argument
         if isinstance(leaf, _Box):
             _check_numbers(name, leaf.array)
-            yield _Leaf(name, role, leaf.array)
+            yield Leaf(name, role, leaf.array)
         elif role == "start" or (role == "given" and is_number(leaf)):
-            yield _Leaf(name, role, leaf)
+            yield Leaf(name, role, leaf)
         else:
             raise TypeError(
                 f"{name} is {shown(leaf)}, an object of {kind_of(leaf)} without names of dimensions. Give a DataArray, "
@@ -401,7 +419,7 @@ def _is_date(array: Any) -> bool:
     return hasattr(first, "year") and hasattr(first, "month")
 
 
-def _axes_of(data: list[_Leaf], rows: tuple[Hashable, ...], entries: tuple[Hashable, ...]) -> _Axes:
+def _axes_of(data: list[Leaf], rows: tuple[Hashable, ...], entries: tuple[Hashable, ...]) -> Axes:
     """The dimensions of cells, observations and entries, in the order of the data."""
     names = list(dict.fromkeys(name for leaf in data for name in leaf.array.dims))
     for leaf in data:
@@ -415,11 +433,11 @@ def _axes_of(data: list[_Leaf], rows: tuple[Hashable, ...], entries: tuple[Hasha
     if both:
         raise ValueError(f"{min(map(str, both))!r} is in dim and in entry_dims; an axis is one or the other.")
     cells = tuple(name for name in names if name not in rows and name not in entries)
-    return _Axes(cells, rows, entries)
+    return Axes(cells, rows, entries)
 
 
-def _check_dimensions(leaf: _Leaf, axes: _Axes) -> None:
-    """Raise for a dimension that is neither one of the data nor announced, and for chunks along one that a fit needs whole."""
+def _check_dimensions(leaf: Leaf, axes: Axes) -> None:
+    """Raise for a dimension that is neither one of the data nor announced."""
     dims = leaf.array.dims
     allowed = {"start": (*axes.cells, *axes.entries), "weights": (*axes.cells, *axes.rows)}.get(
         leaf.role, (*axes.cells, *axes.rows, *axes.entries)
@@ -434,7 +452,11 @@ def _check_dimensions(leaf: _Leaf, axes: _Axes) -> None:
         raise ValueError(
             f"{leaf.name} has the dimension {strange[0]!r}; expected some of {', '.join(map(repr, allowed))} ({hint})."
         )
-    for name, chunks in (leaf.array.chunksizes if leaf.is_lazy else {}).items():
+
+
+def _check_one_chunk(leaf: Leaf, axes: Axes) -> None:
+    """Raise where an array of Dask is in chunks along a dimension that a fit needs whole."""
+    for name, chunks in getattr(leaf.array, "chunksizes", {}).items():
         if name not in axes.cells and len(chunks) > 1:
             raise ValueError(
                 f"{leaf.name} is in {len(chunks)} chunks along {name!r}, and a fit needs all observations of a cell. Make them one "
@@ -442,10 +464,10 @@ def _check_dimensions(leaf: _Leaf, axes: _Axes) -> None:
             )
 
 
-def _check_aligned(leaves: list[_Leaf]) -> None:
+def _check_aligned(leaves: list[Leaf]) -> None:
     """Raise where two arrays have other lengths or coordinates along a dimension of one name."""
-    firsts: dict[Hashable, _Leaf] = {}
-    indexed: dict[Hashable, _Leaf] = {}
+    firsts: dict[Hashable, Leaf] = {}
+    indexed: dict[Hashable, Leaf] = {}
     for leaf in leaves:
         for name in leaf.array.dims:
             first = firsts.setdefault(name, leaf)
@@ -486,15 +508,12 @@ def _calendar(index: Any) -> str:
     return "standard" if getattr(index.dtype, "kind", "") == "M" else ""
 
 
-def _arranged(leaf: _Leaf, axes: _Axes, sizes: Mapping[Hashable, int]) -> tuple[Any, bool]:
-    """The variable with cells first, then all dimensions of observations or none, then entries; and whether it has the former."""
-    variable = leaf.array.variable
-    has_rows = bool(set(variable.dims) & set(axes.rows))
-    if has_rows:
+def in_order(variable: Any, axes: Axes, sizes: Mapping[Hashable, int]) -> Any:
+    """The variable with cells first, then all dimensions of observations or none, then entries."""
+    if set(variable.dims) & set(axes.rows):
         missing = {name: sizes[name] for name in axes.rows if name not in variable.dims}
         variable = variable.set_dims({**missing, **variable.sizes})
-    order = [name for name in (*axes.cells, *axes.rows, *axes.entries) if name in variable.dims]
-    return variable.transpose(*order), has_rows
+    return variable.transpose(*(name for name in (*axes.cells, *axes.rows, *axes.entries) if name in variable.dims))
 
 
 def _with_rows(array: Any, has_rows: bool, row_sizes: tuple[int, ...], cells: tuple[int, ...], role: str) -> Any:
@@ -517,6 +536,10 @@ class _Input(NamedTuple):
     has_rows: bool
     num_entries: int
 
+    @property
+    def varies(self) -> bool:
+        return self.shared is None
+
 
 class _Slab(NamedTuple):
     """Cells that one call of the engine fits: their place in the block, which of them have data, and arguments of `fit_batch`."""
@@ -527,11 +550,10 @@ class _Slab(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Cells:
-    """Fits the cells of a block: a function of plain arrays, which other threads and processes can call.
+class CellArguments:
+    """Makes the arguments of `fit_batch` of plain arrays of some cells.
 
     `inputs` says what each array is, in the order of the leaves of (start, data, given, weights), which `treedef` puts together.
-    `outputs` are the variables that every result has, `of_functions` those that `functions` add, None until they are known.
     """
 
     model: Model
@@ -539,6 +561,128 @@ class _Cells:
     start_order: Any
     inputs: tuple[_Input, ...]
     row_sizes: tuple[int, ...]
+
+    def stacked(self, leaf: _Input, part: Any, cells: tuple[int, ...]) -> np.ndarray:
+        """The slab of one array with one axis for cells and, unless it is a start, one for observations; a view if it can be."""
+        if isinstance(part, np.ma.MaskedArray):  # of Dask only: xarray's own arrays have NaN
+            part = np.ma.filled(part.astype(np.result_type(part.dtype, np.float32)), np.nan)
+        part = np.asarray(part)
+        count = len(self.row_sizes) * leaf.has_rows + leaf.num_entries
+        behind = part.shape[part.ndim - count :]
+        part = np.broadcast_to(part, (*cells, *behind)).reshape(math.prod(cells), *behind)
+        return _with_rows(part, leaf.has_rows, self.row_sizes, part.shape[:1], leaf.role)
+
+    def of_cells(self, leaves: list[Any], *, at_least_one: bool = False) -> tuple[np.ndarray, dict[str, Any]]:
+        """Which cells have data, (B,), and the arguments of `fit_batch` for these, none where there are none.
+
+        Missing values have weight zero, with the observation before in their places. With `at_least_one` the first cell counts as
+        one with data where none has: its fit has the status of one without.
+        """
+        leaves = list(leaves)
+        size = next(len(leaf) for leaf, about in zip(leaves, self.inputs, strict=True) if about.varies)
+        roles = [about.role for about in self.inputs]
+        left_out: Any = False
+        missing = [
+            _missing(leaf, 1 + about.varies) if about.role in ("data", "given") else None
+            for leaf, about in zip(leaves, self.inputs, strict=True)
+        ]
+        for places in missing:
+            left_out = left_out if places is None else left_out | places
+        weights_at = roles.index("weights") if "weights" in roles else None
+        has_missing = bool(np.any(left_out))
+        if self.model.is_dependent and has_missing:
+            raise ValueError(
+                "there are missing values (NaN), and the model is `dependent`: a weight of zero leaves out a term, but "
+                "the missing value would enter those after it. Fill them in, with an indicator as given=, "
+                "by which the terms leave them out."
+            )
+        weights: Any = None
+        if weights_at is not None:
+            weights = np.where(left_out, 0, leaves[weights_at]) if has_missing else leaves[weights_at]
+            if np.any(np.isnan(weights)):
+                raise ValueError(
+                    f"{self.inputs[weights_at].name} is missing (NaN) where data are not. Give an observation that is to be left "
+                    "out weight zero, by .fillna(0)."
+                )
+        elif any(places is not None for places in missing) and not self.model.is_dependent:
+            # By the dtypes alone, so that all slabs and chunks run one program. One byte each, since they are copied.
+            weights = (~np.broadcast_to(left_out, (size, math.prod(self.row_sizes)))).view(np.uint8)
+        whole = np.ones(size, bool)
+        if weights is not None:
+            weights = np.broadcast_to(weights, (size, weights.shape[-1]))
+            if has_missing or weights_at is not None:
+                whole = np.any(weights != 0, axis=1)
+        if not whole.any():
+            if not at_least_one:
+                return whole, {}
+            whole[0] = True
+        chosen: Any = None if whole.all() else whole
+        for k, (about, places) in enumerate(zip(self.inputs, missing, strict=True)):
+            if about.varies and chosen is not None:
+                leaves[k], places = leaves[k][chosen], None if places is None else places[chosen]
+            if places is not None and places.any():
+                leaves[k] = _filled(leaves[k], places)
+        weights = weights if weights is None or chosen is None else weights[chosen]
+        if weights_at is not None:
+            leaves[weights_at] = weights
+        start, data, given, _ = jax.tree.unflatten(self.treedef, leaves)
+        start = in_key_order(start, self.start_order)
+        marks = jax.tree.unflatten(self.treedef, [0 if about.varies else -1 for about in self.inputs])
+        axes = jax.tree.map(lambda mark: None if mark < 0 else 0, marks)
+        arguments = {"start": start, "data": data, "given": given, "weights": weights}
+        return whole, arguments | dict(zip(("start_axis", "data_axis", "given_axis"), axes, strict=False))
+
+    def outline(self, variables: Sequence[Any]) -> tuple[Layout, Values, tuple[PyTree, PyTree]]:
+        """The parameters, their start as far as all cells share it, and the shapes of an observation and its covariates.
+
+        Of `variables`, the arrays that differ, only dtypes and the lengths of the axes of entries count. Traces the density
+        once, so that an error in it is raised at the call, also where the fits come later.
+        """
+        n, varying, outlines, starts = math.prod(self.row_sizes), iter(variables), [], []
+        start_order = self.start_order
+        for about in self.inputs:
+            array = next(varying) if about.varies else about.shared
+            entries = np.shape(array)[np.ndim(array) - about.num_entries :]
+            dtype = jax.dtypes.canonicalize_dtype(array.dtype if hasattr(array, "dtype") else type(array))
+            leading = () if about.role == "start" else (n,)
+            outlines.append(jax.ShapeDtypeStruct((*leading, *entries), dtype))
+            if about.role == "start":
+                starts.append(np.full(entries, np.nan, array.dtype) if about.varies else array)
+        start, data, given, _ = jax.tree.unflatten(self.treedef, [*starts, *outlines[len(starts) :]])
+        if start is None:
+            orders: list[Any] = []
+
+            def initial(data: PyTree, given: PyTree) -> PyTree:
+                params = starting_parameters(self.model, None, data, given)
+                orders.append(key_order(params))
+                return params
+
+            shapes = jax.eval_shape(initial, data, given)
+            nan = jax.tree.map(
+                lambda leaf: np.full(leaf.shape, np.nan if leaf.dtype.kind == "f" else 0, leaf.dtype), shapes
+            )
+            start, start_order = nan, orders[0]
+        layout, values = flatten_parameters(self.model, in_key_order(start, start_order))
+        check_something_estimated(layout)
+        if starts and not any(about.varies for about in self.inputs if about.role == "start"):
+            check_start(layout, values)
+        params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), layout.dtype), layout.assemble(values))
+        if not self.model.is_dependent:
+            data, given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (data, given))
+        of_rows = terms_at_once if self.model.is_dependent else term_of
+        jax.eval_shape(
+            lambda params, y, *z: of_rows(self.model, params, y, z), params, data, *(() if given is None else (given,))
+        )
+        return layout, values, (data, given)
+
+
+@dataclass(frozen=True)
+class _Cells(CellArguments):
+    """Fits the cells of a block: a function of plain arrays, which other threads and processes can call.
+
+    `outputs` are the variables that every result has, `of_functions` those that `functions` add, None until they are known.
+    """
+
     settings: dict[str, Any]
     functions: dict[str, Callable[[Fit], Any]]
     x64: bool
@@ -609,7 +753,7 @@ class _Cells:
 
     def _slabs_of(self, arrays: Sequence[Any]) -> tuple[tuple[int, ...], Iterator[_Slab]]:
         """The sizes of the block along the dimensions of cells, and its cells in slabs, each prepared when it is asked for."""
-        varying = [leaf for leaf in self.inputs if leaf.shared is None]
+        varying = [leaf for leaf in self.inputs if leaf.varies]
         behind = [len(self.row_sizes) * leaf.has_rows + leaf.num_entries for leaf in varying]
         splits = [array.ndim - count for array, count in zip(arrays, behind, strict=True)]
         shape = np.broadcast_shapes(*(array.shape[:split] for array, split in zip(arrays, splits, strict=True)))
@@ -627,78 +771,12 @@ class _Cells:
                     # By name an array may lack dimensions of the cells, or have them with length one.
                     sides = zip(array.shape[:split], place[len(shape) - split :], strict=True)
                     part = array[tuple(np.s_[:] if size == 1 else cut for size, cut in sides)]
-                    parts.append(self._stacked(leaf, part, cells))
+                    parts.append(self.stacked(leaf, part, cells))
                 rest = iter(parts)
-                yield self._prepare(place, [next(rest) if leaf.shared is None else leaf.shared for leaf in self.inputs])
+                leaves = [next(rest) if leaf.varies else leaf.shared for leaf in self.inputs]
+                yield _Slab(place, *self.of_cells(leaves))
 
         return shape, slabs()
-
-    def _stacked(self, leaf: _Input, part: Any, cells: tuple[int, ...]) -> np.ndarray:
-        """The slab of one array with one axis for cells and, unless it is a start, one for observations; a view if it can be."""
-        if isinstance(part, np.ma.MaskedArray):  # of Dask only: xarray's own arrays have NaN
-            part = np.ma.filled(part.astype(np.result_type(part.dtype, np.float32)), np.nan)
-        part = np.asarray(part)
-        count = len(self.row_sizes) * leaf.has_rows + leaf.num_entries
-        behind = part.shape[part.ndim - count :]
-        part = np.broadcast_to(part, (*cells, *behind)).reshape(math.prod(cells), *behind)
-        return _with_rows(part, leaf.has_rows, self.row_sizes, part.shape[:1], leaf.role)
-
-    def _prepare(self, place: tuple[slice, ...], leaves: list[Any]) -> _Slab:
-        """What is missing gets weight zero and the observation before it in its place; cells without data are left out."""
-        size = math.prod(cut.stop - cut.start for cut in place)
-        missing = [
-            _missing(leaf, 1 + (about.shared is None)) if about.role in ("data", "given") else None
-            for leaf, about in zip(leaves, self.inputs, strict=True)
-        ]
-        left_out: Any = functools.reduce(np.logical_or, (places for places in missing if places is not None), False)
-        has_missing = bool(np.any(left_out))
-        if self.model.is_dependent and has_missing:
-            raise ValueError(
-                "there are missing values (NaN), and the model is `dependent`: a weight of zero leaves out a term, but "
-                "the missing value would enter those after it. Fill them in, with an indicator as given=, "
-                "by which the terms leave them out."
-            )
-        weights: Any = None
-        weights_at = next((k for k, about in enumerate(self.inputs) if about.role == "weights"), None)
-        if weights_at is not None:
-            weights = np.where(left_out, 0, leaves[weights_at]) if has_missing else leaves[weights_at]
-            if np.any(np.isnan(weights)):
-                raise ValueError(
-                    f"{self.inputs[weights_at].name} is missing (NaN) where data are not. Give an observation that is to be left "
-                    "out weight zero, by .fillna(0)."
-                )
-        elif any(places is not None for places in missing) and not self.model.is_dependent:
-            # By the dtypes alone, so that all slabs and chunks run one program. One byte each, since they are copied.
-            weights = (~np.broadcast_to(left_out, (size, math.prod(self.row_sizes)))).view(np.uint8)
-        has_data = np.ones(size, bool)
-        if weights is not None:
-            weights = np.broadcast_to(weights, (size, weights.shape[-1]))
-            if has_missing or weights_at is not None:
-                has_data = np.any(weights != 0, axis=1)
-        if not has_data.any():
-            return _Slab(place, has_data, {})
-        chosen = slice(None) if has_data.all() else has_data
-        for k, (about, places) in enumerate(zip(self.inputs, missing, strict=True)):
-            if about.shared is None:
-                leaves[k], places = leaves[k][chosen], None if places is None else places[chosen]
-            if places is not None and places.any():
-                leaves[k] = _filled(leaves[k], places)
-        weights = None if weights is None else weights[chosen]
-        if weights_at is not None:
-            leaves[weights_at] = weights
-        start, data, given, _ = jax.tree.unflatten(self.treedef, leaves)
-        axes = jax.tree.unflatten(self.treedef, [0 if about.shared is None else -1 for about in self.inputs])
-        start_axis, data_axis, given_axis, _ = jax.tree.map(lambda axis: None if axis < 0 else axis, axes)
-        arguments = {
-            "start": in_key_order(start, self.start_order),
-            "data": data,
-            "given": given,
-            "weights": weights,
-            "start_axis": start_axis,
-            "data_axis": data_axis,
-            "given_axis": given_axis,
-        }
-        return _Slab(place, has_data, arguments)
 
     def _fit_slab(self, slab: _Slab, most: int | None = None) -> tuple[Fit, list[tuple[_Output, np.ndarray]]]:
         """Its fits, and what functions return of them, or of the first `most`."""
@@ -748,59 +826,9 @@ def _filled(leaf: np.ndarray, places: np.ndarray) -> np.ndarray:
     return leaf
 
 
-def _outline(
-    model: Model,
-    treedef: Any,
-    start_order: Any,
-    inputs: Sequence[_Input],
-    variables: Sequence[Any],
-    row_sizes: tuple[int, ...],
-) -> tuple[Layout, Values, tuple[PyTree, PyTree]]:
-    """The parameters, their start as far as all cells share it, and the shapes of an observation and its covariates.
-
-    Traces the density once, so that an error in it is raised at the call, also where the fits come later.
-    """
-    n, varying, outlines, starts = math.prod(row_sizes), iter(variables), [], []
-    for about in inputs:
-        array = next(varying) if about.shared is None else about.shared
-        entries = np.shape(array)[np.ndim(array) - about.num_entries :]
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype if hasattr(array, "dtype") else type(array))
-        leading = () if about.role == "start" else (n,)
-        outlines.append(jax.ShapeDtypeStruct((*leading, *entries), dtype))
-        if about.role == "start":
-            starts.append(np.full(entries, np.nan, array.dtype) if about.shared is None else array)
-    start, data, given, _ = jax.tree.unflatten(treedef, [*starts, *outlines[len(starts) :]])
-    if start is None:
-        orders: list[Any] = []
-
-        def initial(data: PyTree, given: PyTree) -> PyTree:
-            params = starting_parameters(model, None, data, given)
-            orders.append(key_order(params))
-            return params
-
-        shapes = jax.eval_shape(initial, data, given)
-        nan = jax.tree.map(
-            lambda leaf: np.full(leaf.shape, np.nan if leaf.dtype.kind == "f" else 0, leaf.dtype), shapes
-        )
-        start, start_order = nan, orders[0]
-    layout, values = flatten_parameters(model, in_key_order(start, start_order))
-    check_something_estimated(layout)
-    if starts and not any(about.shared is None for about in inputs if about.role == "start"):
-        check_start(layout, values)
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), layout.dtype), layout.assemble(values))
-    if not model.is_dependent:
-        data, given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (data, given))
-    of_rows = terms_at_once if model.is_dependent else term_of
-    jax.eval_shape(
-        lambda params, y, *z: of_rows(model, params, y, z), params, data, *(() if given is None else (given,))
-    )
-    return layout, values, (data, given)
-
-
-def _outputs_of_fits(layout: Layout, kinds: tuple[str, ...], *, float64_finish: bool) -> list[_Output]:
-    """The variables that every result has, in the order of `_numbers_of`."""
-    q, number = len(layout.names), np.dtype(np.float64) if float64_finish else layout.dtype
-    precise = jax.dtypes.canonicalize_dtype(np.float64)
+def outputs_of_fits(names: Sequence[str], number: Any, kinds: tuple[str, ...]) -> list[_Output]:
+    """The variables that every result has, in the order of `_numbers_of`; `number` is the dtype of estimates."""
+    q, precise = len(names), jax.dtypes.canonicalize_dtype(np.float64)
     outputs = [_Output("estimate", (PARAMETER,), (q,), number, np.nan)]
     for kind in kinds:
         suffix = "" if kind == kinds[0] else f"_{kind}"
@@ -881,7 +909,7 @@ def _dimensions(
     return tuple(dims), tuple(labels)
 
 
-def _coordinates(leaves: list[_Leaf], axes: _Axes, reserved: list[str]) -> Any:
+def coordinates_of(leaves: list[Leaf], axes: Axes, reserved: list[str]) -> Any:
     """The coordinates of the cells: those of the data that have no other dimension, where they do not contradict each other."""
     coords: Any = None
     for leaf in leaves:
@@ -899,7 +927,7 @@ def _coordinates(leaves: list[_Leaf], axes: _Axes, reserved: list[str]) -> Any:
     return coords
 
 
-def _arrays_of(variables: list[Any], axes: _Axes) -> list[Any]:
+def _arrays_of(variables: list[Any], axes: Axes) -> list[Any]:
     """Their arrays, with an axis of length one for each dimension of the cells that they lack."""
     return [
         variable.data[(*(np.s_[:] if name in variable.dims else None for name in axes.cells), ...)]
@@ -907,7 +935,7 @@ def _arrays_of(variables: list[Any], axes: _Axes) -> list[Any]:
     ]
 
 
-def _lazily(cells: _Cells, variables: list[Any], axes: _Axes) -> tuple[list[_Output], list[Any]]:
+def _lazily(cells: _Cells, variables: list[Any], axes: Axes) -> tuple[list[_Output], list[Any]]:
     """The results of Dask-backed arrays, which are computed a block at a time when they are asked for."""
     xr = require("xarray", "xarray")
     if cells.of_functions is None:
@@ -939,35 +967,48 @@ def _lazily(cells: _Cells, variables: list[Any], axes: _Axes) -> tuple[list[_Out
     return outputs, [result.transpose(*dims).data for result, dims in zip(results, order, strict=True)]
 
 
-def _as_dataset(
-    outputs: list[_Output], results: list[Any], axes: _Axes, coords: Any, layout: Layout, kinds: tuple[str, ...]
+# Attributes of the facts of a fit, by the conventions for climate and forecast data (CF); `flags` makes those of codes.
+FACTS_BY_CF: dict[str, dict[str, Any]] = {
+    "log_likelihood": {"long_name": "log-likelihood in nats, total over the observations", UNITS: "1"},
+    "num_observations": {"long_name": "number of observations, or sum of their weights", UNITS: "1"},
+    "decrement": {"long_name": "distance to the maximum in standard errors", UNITS: "1"},
+    "num_steps": {"long_name": "steps of the optimiser", UNITS: "1"},
+    "status": {"long_name": "how the fit ended"},
+    "attempt": {"long_name": "where the fit started"},
+}
+STATUS_LABELS = {int(status): status.label for status in Status}
+
+
+def flags(labels: Mapping[int, str]) -> dict[str, Any]:
+    """The attributes that say what codes mean."""
+    meanings = " ".join(label.replace(" ", "_") for label in labels.values())
+    return {"flag_values": np.array(list(labels), np.int8), "flag_meanings": meanings}
+
+
+def as_dataset(
+    outputs: list[_Output],
+    results: list[Any],
+    cells: tuple[Hashable, ...],
+    coords: Any,
+    names: Sequence[str],
+    kinds: tuple[str, ...],
 ) -> Any:
     """The Dataset, each variable with its attributes."""
     xr = require("xarray", "xarray")
-    descriptions = {
-        "estimate": {"long_name": "maximum-likelihood estimate"},
-        "log_likelihood": {"long_name": "log-likelihood in nats, total over the observations", UNITS: "1"},
-        "num_observations": {"long_name": "number of observations, or sum of their weights", UNITS: "1"},
-        "decrement": {"long_name": "distance to the maximum in standard errors", UNITS: "1"},
-        "num_steps": {"long_name": "steps of the optimiser", UNITS: "1"},
-        "status": {
-            "long_name": "how the fit ended",
-            "flag_values": np.array(list(Status), np.int8),
-            "flag_meanings": " ".join(status.label.replace(" ", "_") for status in Status),
-        },
-    }
+    descriptions = FACTS_BY_CF | {"estimate": {"long_name": "maximum-likelihood estimate"}}
+    descriptions["status"] = descriptions["status"] | flags(STATUS_LABELS)
     for kind in kinds:
         suffix = "" if kind == kinds[0] else f"_{kind}"
         for name, what in (("standard_error", "standard error"), ("covariance", "covariance")):
             long_name = f"{what} of the estimate, by the {covariances.DESCRIPTIONS[kind]}"
             descriptions[f"{name}{suffix}"] = {"long_name": long_name, "kind": kind}
     variables = {
-        output.name: ((*axes.cells, *output.dims), result, descriptions.get(output.name, {}))
+        output.name: ((*cells, *output.dims), result, descriptions.get(output.name, {}))
         for output, result in zip(outputs, results, strict=True)
     }
-    labels: dict[str, Any] = {PARAMETER: layout.names}
+    labels: dict[str, Any] = {PARAMETER: names}
     if kinds:
-        labels[PARAMETER_2] = layout.names
+        labels[PARAMETER_2] = names
     for output in outputs:
         labels |= dict(output.labels)
     return xr.Dataset(variables, coords=coords).assign_coords(
@@ -980,14 +1021,23 @@ def _label(along: Sequence[Any]) -> np.ndarray:
     return np.array(along, object if isinstance(along[0], str) else None)
 
 
-def _units(
-    model: Model, layout: Layout, values: Values, outline: tuple[PyTree, PyTree], leaves: Sequence[_Leaf]
-) -> list[str]:
-    """The units of the parameters, empty where they do not follow from those of data and covariates."""
+def attributes_of(data: PyTree, leaves: Sequence[Leaf]) -> dict[str, Any]:
+    """The attributes of the data, as far as they hold of fits too."""
+    source = data if hasattr(data, "data_vars") else next(leaf.array for leaf in leaves if leaf.role == "data")
+    return {name: value for name, value in source.attrs.items() if name not in OF_VALUES}
+
+
+def units_of(
+    model: Model, layout: Layout, values: Values, outline: tuple[PyTree, PyTree], leaves: Sequence[Leaf]
+) -> list[str] | None:
+    """The units of the parameters, empty where they do not follow from those of data and covariates; None if these have none."""
+    leaves = [leaf for leaf in leaves if leaf.role in ("data", "given")]
+    if not any(UNITS in leaf.attributes for leaf in leaves):
+        return None
     names: list[str | None] = []  # of the units, None for one that is unknown
     groups = []
     for leaf in leaves:
-        unit = str(getattr(leaf.array, "attrs", {}).get(UNITS, "?")).strip()
+        unit = str(leaf.attributes.get(UNITS, "?")).strip()
         is_code = unit == "?" and getattr(leaf.array, "dtype", np.dtype(float)).kind in "biu"
         if unit in NO_UNIT or is_code:
             groups.append(-1)

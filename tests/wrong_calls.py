@@ -19,6 +19,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
@@ -142,7 +143,14 @@ RIGHT = {
         {"model": MODEL, "start": START, "source": np.stack([Y, Y])}
         | {"sink": pathlib.Path(tempfile.mkdtemp(dir=folder())) / "results.zarr", "start_axis": None}
         | {"covariances": ("observed",), "retry": True, "float64_finish": False, "devices": 1, "block": None}
-        | {"sink_format": None, "overwrite": False, "given": None, "weights": None, "tolerance": None},
+        | {"sink_format": None, "overwrite": False, "given": None, "weights": None, "tolerance": None}
+        | {"part": (0, 2), "dim": None, "entry_dims": ()},
+    ),
+    "fit_stream of labelled arrays": lambda: (
+        fj.fit_stream,
+        {"model": MODEL, "start": START, "source": xr.DataArray(np.stack([Y, Y]), dims=("site", "day")), "dim": "day"}
+        | {"sink": pathlib.Path(tempfile.mkdtemp(dir=folder())) / "results.zarr", "part": None, "devices": 1}
+        | {"entry_dims": (), "given": None, "weights": None, "block": None},
     ),
     "log_likelihood": lambda: (
         fj.log_likelihood,

@@ -82,6 +82,12 @@ class Inputs:
         """The arguments of `fit` for the first data set."""
         return self._together({name: source.first() for name, source in self.sources.items()})
 
+    def num_parameters(self, model: Model) -> int:
+        """How many numbers the parameters are, fixed ones too."""
+        first = self.first()
+        params = starting_parameters(model, first.start, first.data, first.given)
+        return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+
     def fingerprint(self) -> Fingerprint:
         """The shared values, and of the sources their shapes, dtypes and first data set."""
         table: Fingerprint = {f"{name}_axis": str(axis) for name, axis in self.axes.items()}
@@ -129,14 +135,13 @@ def inputs_of(arguments: dict[str, Any], axes: dict[str, Any]) -> Inputs:
     return Inputs(shared, sources, axes, key_order(start))
 
 
-def default_block(model: Model, inputs: Inputs, num_kinds: int, parts: int) -> int:
+def default_block(inputs: Inputs, num_parameters: int, num_kinds: int, parts: int) -> int:
     """A power of two of data sets whose data and results stay within bounds; of several parts each has some four at least."""
-    first = inputs.first()
-    params = starting_parameters(model, first.start, first.data, first.given)
-    entries = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     differing = [source.first() for source in inputs.sources.values()]
     size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(differing))
-    size += 8 * (num_kinds + bool(num_kinds)) * entries**2  # covariances, and the information that they come from
+    size += (
+        8 * (num_kinds + bool(num_kinds)) * num_parameters**2
+    )  # covariances, and the information that they come from
     most = BYTES_IN_A_BLOCK // max(size, 1)
     if parts > 1 and inputs.length is not None:  # so that parts differ little in length
         most = min(most, inputs.length // (4 * parts))

@@ -1,53 +1,70 @@
-"""Labelled arrays as sources: each cell of a grid is a data set, along one dimension; and results with the labels of the grid."""
+"""Labelled arrays as sources: each cell of a grid is a data set; and results with the labels of the grid.
 
+What names, coordinates and missing values mean is decided by `fisher_jax.xarray`, so that a stream gives what its `fit` gives.
+Here cells are read from the arrays a block at a time, and what is known of the grid is written beside the results.
+"""
+
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import require
+from fisher_jax.errors import require, shown
 from fisher_jax.fitting.result import FACTS
+from fisher_jax.fitting.status import Status
 from fisher_jax.models.fingerprint import digest
-from fisher_jax.models.parameters import path_name
+from fisher_jax.models.model import Model
 from fisher_jax.sources import check_chunks, open_path
 from fisher_jax.stream.sink import Columns
+from fisher_jax.xarray import (
+    PARAMETER,
+    PARAMETER_2,
+    UNITS,
+    Axes,
+    CellArguments,
+    arrange,
+    as_dataset,
+    attributes_of,
+    coordinates_of,
+    in_order,
+    outputs_of_fits,
+    units_of,
+)
+
+EMPTY = {
+    "num_observations": 0,
+    "status": int(Status.TOO_FEW_OBSERVATIONS),
+}  # in columns of a cell without; others are NaN or 0
 
 
 class Cells:
-    """A labelled array as an array (B, n) of the cells in C order, or (B,) if it does not lie along `dim`, read a slice at a time.
+    """A labelled array as a plain one, whose first axis goes through the cells in C order, read a slice at a time."""
 
-    Rows with a missing value are masked.
-    """
-
-    def __init__(self, array: Any, sizes: Mapping[str, int], dim: tuple[str, int] | None) -> None:
-        self.array, self.sizes, self.dim = array, dict(sizes), dim
-        self.shape = (math.prod(sizes.values()), *(() if dim is None else (dim[1],)))
-        self.dtype = array.dtype
+    def __init__(
+        self, arguments: CellArguments, place: int, variable: Any, axes: Axes, sizes: Mapping[Any, int]
+    ) -> None:
+        self.arguments, self.about, self.variable = arguments, arguments.inputs[place], variable
+        self.axes, self.sizes = axes, sizes
+        rows = () if self.about.role == "start" else (math.prod(arguments.row_sizes),)
+        entries = (sizes[name] for name in axes.entries if name in variable.dims)
+        self.shape = (math.prod(sizes[name] for name in axes.cells), *rows, *entries)
+        self.ndim, self.dtype = len(self.shape), variable.dtype
 
     def __getitem__(self, where: slice) -> np.ndarray:
         start, stop, _ = where.indices(self.shape[0])
-        axes = [*self.sizes, *(() if self.dim is None else (self.dim[0],))]
-        present = [name for name in axes if name in self.array.dims]
-        missing = tuple(k for k, name in enumerate(axes) if name not in self.array.dims)
-        parts = []
-        for box in _boxes(tuple(self.sizes.values()), start, stop):
-            places = {name: place for name, place in zip(self.sizes, box, strict=True) if name in self.array.dims}
-            values = self.array.isel(places).transpose(*present).to_numpy()
-            counts = [place.stop - place.start for place in box]
-            values = np.broadcast_to(np.expand_dims(values, missing), (*counts, *self.shape[1:]))
-            parts.append(values.reshape(-1, *self.shape[1:]))
-        return masked(np.concatenate(parts)) if self.dim is not None else np.concatenate(parts)
-
-
-def masked(values: np.ndarray) -> np.ndarray:
-    """NaN as missing values; other arrays as they are."""
-    nan = values != values
-    return np.ma.MaskedArray(values, nan) if nan.any() else values
+        dims, parts = self.variable.dims, []
+        absent = tuple(np.s_[:] if name in dims else None for name in self.axes.cells)
+        for box in _boxes(tuple(self.sizes[name] for name in self.axes.cells), start, stop):
+            places = {name: place for name, place in zip(self.axes.cells, box, strict=True) if name in dims}
+            part = in_order(self.variable.isel(places), self.axes, self.sizes).compute().data[(*absent, ...)]
+            parts.append(self.arguments.stacked(self.about, part, tuple(place.stop - place.start for place in box)))
+        return np.concatenate(parts)
 
 
 def _boxes(sizes: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[slice, ...]]:
@@ -69,42 +86,73 @@ def _boxes(sizes: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[slic
         yield (slice(last, last + 1), *rest)
 
 
-class Grid(NamedTuple):
-    """The cells: their dimensions, and the coordinates along these as variables of xarray."""
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The cells: their dimensions and coordinates, and what else results say of them.
 
+    Of the `coordinates`, variables of xarray by name, those in `places` only count along a dimension that has none.
+    """
+
+    arguments: CellArguments
     sizes: dict[str, int]
     coordinates: dict[str, Any]
+    places: list[str]
+    num_parameters: int  # entries of them, fixed ones too
+    units: list[str] | None
+    attributes: dict[str, Any]
 
-    def encoded(self) -> "Grid":
-        """With dates and durations as numbers, as the CF conventions have it."""
+    def encoded(self, *, as_table: bool) -> "Grid":
+        """With coordinates that a sink can hold: dates as numbers with a unit, or in a table those of other calendars as text."""
         encode = require("xarray", "xarray").conventions.encode_cf_variable
         coordinates = dict(self.coordinates)
         for name, variable in coordinates.items():
-            if not _is_text(variable.values):
+            kind = variable.dtype.kind
+            is_text = kind in "UT" or (kind == "O" and all(isinstance(each, str) for each in variable.values.flat))
+            is_other = kind == "O" and not is_text
+            if is_other and not all(hasattr(each, "calendar") for each in variable.values.flat):
+                raise TypeError(
+                    f"the coordinate {name!r} holds objects, as {shown(variable.values.flat[0])}, which a sink cannot hold. Give "
+                    "numbers, dates or text, or leave it out, by .drop_vars."
+                )
+            if as_table and is_other:
+                text = np.array([each.isoformat() for each in variable.values.flat]).reshape(variable.shape)
+                coordinates[name] = variable.copy(data=text)
+            elif not as_table and not is_text:
                 coordinates[name] = encode(variable)
                 coordinates[name].attrs.pop("_FillValue", None)
-        return Grid(self.sizes, coordinates)
+        return dataclasses.replace(self, coordinates=coordinates)
 
-    def attributes(self) -> dict[str, dict[str, Any]]:
-        """What JSON holds of the attributes of each coordinate."""
+    def described(self) -> dict[str, Any]:
+        """What a manifest says of the cells."""
         return {
-            name: {
-                key: value.item() if isinstance(value, np.generic) else value
-                for key, value in variable.attrs.items()
-                if isinstance(value, str | int | float | np.number)
-            }
-            for name, variable in self.coordinates.items()
+            "cells": self.sizes,
+            "coordinates": {name: list(variable.dims) for name, variable in self.coordinates.items()},
+            "places": self.places,
+            "units": self.units,
+            "attributes": _as_json(self.attributes),
         }
 
-    def columns(self, start: int, stop: int) -> Columns:
-        places = dict(
-            zip(self.sizes, np.unravel_index(np.arange(start, stop), tuple(self.sizes.values())), strict=True)
-        )
-        columns = {}
+    def coordinate_attributes(self) -> dict[str, dict[str, Any]]:
+        return {name: _as_json(variable.attrs) for name, variable in self.coordinates.items()}
+
+    def columns(self, start: int, whole: np.ndarray, columns: Columns) -> Columns:
+        """Columns of results for all cells from `start` on, of those for the `whole` ones, with the coordinates before them."""
+        too_few = columns["status"] == Status.TOO_FEW_OBSERVATIONS
+        places = np.unravel_index(np.arange(start, start + len(whole)), tuple(self.sizes.values()))
+        along = dict(zip(self.sizes, places, strict=True))
+        labels = {}
         for name, variable in self.coordinates.items():
-            at = tuple(places[dim] for dim in variable.dims)
-            columns[name] = variable.values[at] if at else np.repeat(variable.values, stop - start)
-        return columns
+            at = tuple(along[dim] for dim in variable.dims)
+            labels[name] = variable.values[at] if at else np.repeat(variable.values, len(whole))
+        if clash := labels.keys() & columns.keys():
+            raise ValueError(f"coordinates have the names of results: {', '.join(sorted(clash))}. Rename them.")
+        for name, column in columns.items():
+            missing: Any = np.nan if column.dtype.kind == "f" else 0
+            labels[name] = np.full((len(whole), *column.shape[1:]), EMPTY.get(name, missing), column.dtype)
+            labels[name][whole] = column
+            if column.dtype.kind == "f" and name not in EMPTY:
+                labels[name][np.flatnonzero(whole)[too_few]] = np.nan
+        return labels
 
     def fingerprint(self) -> dict[str, Any]:
         table: dict[str, Any] = {"cells": ", ".join(f"{name} ({size})" for name, size in self.sizes.items())}
@@ -117,114 +165,112 @@ class Grid(NamedTuple):
 
 
 def by_cell(
-    arguments: dict[str, Any], dim: str, *, is_dependent: bool
+    model: Model, arguments: dict[str, Any], dim: Any, entry_dims: Any, kinds: tuple[str, ...]
 ) -> tuple[dict[str, PyTree], dict[str, PyTree], Grid]:
     """The arguments with `Cells` for what differs among cells and plain arrays for what they share, their axes, and the grid."""
+    opened = {"start": arguments["start"]}
+    opened |= {name: _opened(arguments[name], name) for name in ("source", "given", "weights")}
+    cells, leaves, axes, sizes, variables = arrange(model, opened, dim, entry_dims)
+    if not axes.cells:
+        dims = ", ".join(map(repr, (*axes.rows, *axes.entries)))
+        raise ValueError(f"source has no dimensions but {dims}, so there is one data set. Use fisher_jax.fit.")
+    varying = iter(variables)
+    arrays = [
+        Cells(cells, place, next(varying), axes, sizes) if about.varies else about.shared
+        for place, about in enumerate(cells.inputs)
+    ]
+    marks = [0 if about.varies else None for about in cells.inputs]
+    converted = dict(zip(opened, jax.tree.unflatten(cells.treedef, arrays), strict=True))
+    by_name = dict(zip(opened, jax.tree.unflatten(cells.treedef, marks), strict=True))
+    layout, values, outline = cells.outline([array for array in arrays if isinstance(array, Cells)])
+    outputs = outputs_of_fits(layout.names, layout.dtype, kinds)
+    reserved = [PARAMETER, PARAMETER_2, UNITS, *(output.name for output in outputs)]
+    coordinates = _writable(coordinates_of(leaves, axes, reserved))
     xr = require("xarray", "xarray")
-    trees = {name: _opened(xr, value, name) for name, value in arguments.items()}
-    leaves = {
-        f"{name} {path_name(path)}" if path else name: (name, leaf)
-        for name, tree in trees.items()
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    grid_sizes = {str(name): sizes[name] for name in axes.cells}
+    places = [name for name in grid_sizes if name not in coordinates]
+    coordinates |= {name: xr.Variable(name, np.arange(grid_sizes[name])) for name in places}
+    grid = Grid(
+        cells,
+        grid_sizes,
+        coordinates,
+        places,
+        sum(np.size(leaf) for leaf in jax.tree.leaves(layout.assemble(values))),
+        units_of(model, layout, values, outline, leaves),
+        attributes_of(opened["source"], leaves),
+    )
+    return converted, {name: mark if jax.tree.leaves(mark) else None for name, mark in by_name.items()}, grid
+
+
+def _opened(value: Any, name: str) -> PyTree:
+    """The argument with Zarr arrays, groups and paths to them opened by xarray, their chunks checked."""
+    xr = require("xarray", "xarray")
+
+    def of_group(group: Any, leave_out: Sequence[str] = ()) -> Any:
+        consolidated = group.metadata.consolidated_metadata is not None
+        return xr.open_zarr(
+            group.store, group=group.path or None, chunks=None, consolidated=consolidated, drop_variables=leave_out
+        )
+
+    def open_one(part: Any) -> Any:
+        if isinstance(part, str | Path):
+            if not str(part).rstrip("/").endswith(".zarr"):
+                raise ValueError(
+                    f"{name} {str(part)!r} does not end in .zarr: with dim, open it by xarray and give that."
+                )
+            part = open_path(part, name)
+        if hasattr(type(part), "nchunks_initialized"):  # a Zarr array
+            dims = _names_of(part)
+            if not dims:
+                raise ValueError(
+                    f"the Zarr array {name} has no names of dimensions. Give xarray.DataArray(array, dims=(…))."
+                )
+            check_chunks(part, name)
+            above, _, label = part.path.rpartition("/")
+            if not label:  # of no group
+                attributes = {key: value for key, value in part.attrs.items() if key != "_ARRAY_DIMENSIONS"}
+                return xr.DataArray(require("dask.array", "xarray").from_zarr(part), dims=dims, attrs=attributes)
+            group = require("zarr", "stream").open_group(part.store, path=above, mode="r")
+            return of_group(group, [each for each, array in group.arrays() if array.ndim and not _names_of(array)])[
+                label
+            ]
+        if hasattr(type(part), "group_keys"):  # a Zarr group
+            for label, array in part.arrays():
+                check_chunks(array, f"{name} {label}")
+            return of_group(part)
+        return part
+
+    labelled = xr.Dataset | xr.DataArray
+    return jax.tree.map(
+        open_one, value, is_leaf=lambda part: isinstance(part, labelled) or hasattr(type(part), "group_keys")
+    )
+
+
+def _names_of(array: Any) -> tuple[str, ...]:
+    """The names of the dimensions of a Zarr array, empty where some have none."""
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    return () if None in names else tuple(names)
+
+
+def _writable(coords: Any) -> dict[str, Any]:
+    """Coordinates as variables by name; raise for those that a sink cannot hold."""
+    for name in coords:
+        if getattr(coords.to_dataset().indexes.get(name), "nlevels", 1) > 1:
+            raise ValueError(f"source has several labels in one along {name!r}. Unstack it, by .unstack({name!r}).")
+        if len(str(name).split()) != 1 or "/" in str(name):
+            raise ValueError(
+                f"the coordinate {name!r} of source cannot be written. Rename it, without spaces and slashes."
+            )
+    return {str(name): coordinate.variable.to_base_variable() for name, coordinate in coords.items()}
+
+
+def _as_json(attributes: Mapping[Any, Any]) -> dict[str, Any]:
+    """What JSON holds of attributes."""
+    return {
+        str(key): value.item() if isinstance(value, np.generic) else value
+        for key, value in attributes.items()
+        if isinstance(value, str | int | float | np.number)
     }
-    of_source = {label: leaf for label, (name, leaf) in leaves.items() if name == "source"}
-    sizes: dict[str, int] = {}
-    for label, (name, leaf) in leaves.items():
-        if not isinstance(leaf, xr.DataArray):
-            if name != "start":
-                raise TypeError(
-                    f"{label} is a {type(leaf).__name__} without names of dimensions, which dim={dim!r} needs. Give a DataArray."
-                )
-            continue
-        if leaf.dtype.kind not in "biuf" or {"_FillValue", "missing_value", "scale_factor"} & leaf.attrs.keys():
-            raise TypeError(
-                f"{label} does not hold plain numbers (dtype {leaf.dtype}, attributes {list(leaf.attrs)}). "
-                "Encode dates and text as numbers, and decode what was opened undecoded by xarray.decode_cf."
-            )
-        if name == "source" and dim not in leaf.dims:
-            raise ValueError(f"{label} has no dimension {dim!r}; it has {', '.join(map(repr, leaf.dims))}.")
-        if name == "source":
-            sizes |= {each: size for each, size in leaf.sizes.items() if each != dim}
-    if not sizes:
-        raise ValueError(f"source has no dimension but {dim!r}, so there is one data set. Use fisher_jax.fit.")
-    num_rows = next(iter(of_source.values())).sizes[dim]
-    for label, (name, leaf) in leaves.items():
-        allowed = {*sizes, *(() if name == "start" else (dim,))}
-        if unknown := [each for each in getattr(leaf, "dims", ()) if each not in allowed]:
-            raise ValueError(
-                f"{label} has the dimension {unknown[0]!r}, of which source has none. It has {sorted(allowed)}."
-            )
-    labelled = {label: leaf for label, (_, leaf) in leaves.items() if isinstance(leaf, xr.DataArray)}
-    try:
-        xr.align(*labelled.values(), join="exact", copy=False)
-    except ValueError as error:
-        raise ValueError(
-            f"{', '.join(labelled)} are not aligned: {error} Align them by xarray.align or .reindex_like."
-        ) from error
-
-    # A block without missing values has weights as one with some has, so that last bits do not depend on what is in a block.
-    # Those of a dependent model may have none: there weights stay as they are.
-    weighted = any(leaf.dtype.kind == "f" for leaf in labelled.values()) and not is_dependent
-    if weighted and trees["weights"] is None:
-        trees["weights"] = xr.DataArray(np.ones(num_rows), dims=dim)
-
-    def convert(name: str, leaf: Any) -> Any:
-        if not isinstance(leaf, xr.DataArray):
-            return leaf
-        if name == "source" or (name == "weights" and weighted) or set(leaf.dims) & set(sizes):
-            return Cells(leaf, sizes, None if name == "start" else (dim, num_rows))
-        return masked(np.broadcast_to(leaf.to_numpy(), (num_rows,)))
-
-    converted = {name: jax.tree.map(lambda leaf, name=name: convert(name, leaf), tree) for name, tree in trees.items()}
-    axes: dict[str, PyTree] = {}
-    for name in converted.keys() - {"source"}:
-        marks = jax.tree.map(lambda leaf: 0 if isinstance(leaf, Cells) else None, converted[name])
-        axes[name] = marks if jax.tree.leaves(marks) else None
-    return converted, axes, Grid(sizes, _coordinates(of_source, sizes))
-
-
-def _opened(xr: Any, value: Any, name: str) -> PyTree:
-    """A Dataset as a dictionary of its variables; a Zarr array or group, or a path to one, opened, with its chunks checked."""
-    if isinstance(value, str | Path):
-        if not str(value).rstrip("/").endswith(".zarr"):
-            raise ValueError(f"{name} {str(value)!r} does not end in .zarr: with dim, open it by xarray and give that.")
-        value = open_path(value, name)
-    if hasattr(type(value), "nchunks_initialized"):  # a Zarr array
-        names = getattr(value.metadata, "dimension_names", None) or value.attrs.get("_ARRAY_DIMENSIONS")
-        if not names or None in names:
-            raise ValueError(
-                f"the Zarr array {name} has no names of dimensions. Give xarray.DataArray(array, dims=(…))."
-            )
-        check_chunks(value, name)
-        return xr.DataArray(require("dask.array", "xarray").from_zarr(value), dims=tuple(names))
-    if hasattr(value, "group_keys"):  # a Zarr group
-        for label, array in value.arrays():
-            check_chunks(array, f"{name} {label}")
-        consolidated = value.metadata.consolidated_metadata is not None
-        value = xr.open_zarr(value.store, group=value.path or None, chunks=None, consolidated=consolidated)
-    as_dictionary = lambda part: dict(part.data_vars) if isinstance(part, xr.Dataset) else part  # noqa: E731
-    return jax.tree.map(as_dictionary, value, is_leaf=lambda part: isinstance(part, xr.Dataset | xr.DataArray))
-
-
-def _coordinates(arrays: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What lies along the cells, and the places along dimensions without coordinates."""
-    xr = require("xarray", "xarray")
-    coordinates: dict[str, Any] = {}
-    for label, array in arrays.items():
-        for name, coordinate in array.coords.items():
-            if not set(coordinate.dims) <= set(sizes):
-                continue
-            if getattr(array.indexes.get(name), "nlevels", 1) > 1:
-                raise ValueError(
-                    f"{label} has several labels in one along {name!r}. Unstack it, by .unstack({name!r})."
-                )
-            if len(str(name).split()) != 1 or "/" in str(name):
-                raise ValueError(
-                    f"the coordinate {name!r} of {label} cannot be written. Rename it, without spaces and slashes."
-                )
-            coordinates.setdefault(str(name), coordinate.variable.to_base_variable())
-    missing = {name: xr.Variable(name, np.arange(size)) for name, size in sizes.items() if name not in coordinates}
-    return coordinates | missing
 
 
 def dataset_of(path: Path, manifest: Mapping[str, Any]) -> Any:
@@ -236,34 +282,22 @@ def dataset_of(path: Path, manifest: Mapping[str, Any]) -> Any:
     dims, shape = tuple(sizes), tuple(sizes.values())
     names, settings = manifest["parameters"], manifest["settings"]
     listed = (f"covariances[{k}]" for k in itertools.count())
-    kinds = [settings[each] for each in itertools.takewhile(settings.__contains__, listed)]
+    kinds = tuple(settings[each] for each in itertools.takewhile(settings.__contains__, listed))
 
-    def reshape(array: Any) -> Any:
-        return array.reshape((*shape, *array.shape[1:]))
-
-    def side_by_side(columns: Sequence[str], long_name: str) -> tuple[Any, ...]:
-        array = reshape(da.stack([raw[column].data for column in columns], axis=-1))
-        return ((*dims, "parameter"), array, {"long_name": long_name})
-
-    columns = [f"parameter {name}" if name in FACTS else name for name in names]
-    variables = {"estimate": side_by_side(columns, "maximum-likelihood estimate")}
+    columns = {"estimate": [f"parameter {name}" if name in FACTS else name for name in names]}
     for kind in kinds:
         end, suffix = ("", "") if kind == kinds[0] else (f"_{kind}", f" ({kind})")
-        errors = [f"{name} standard error{suffix}" for name in names]
-        variables[f"standard_error{end}"] = side_by_side(errors, f"standard error ({kind})")
-        covariance = reshape(raw[f"covariance ({kind})"].data)
-        attributes = {"long_name": f"covariance of the estimate ({kind})"}
-        variables[f"covariance{end}"] = ((*dims, "parameter", "parameter_"), covariance, attributes)
-    for fact in FACTS:
-        variables[fact] = (dims, reshape(raw[fact].data), raw[fact].attrs)
-    coordinates: dict[str, Any] = {"parameter": names} | ({"parameter_": names} if kinds else {})
+        columns[f"standard_error{end}"] = [f"{name} standard error{suffix}" for name in names]
+        columns[f"covariance{end}"] = [f"covariance ({kind})"]
+    outputs, results = outputs_of_fits(names, raw[columns["estimate"][0]].dtype, kinds), []
+    for output in outputs:
+        parts = [raw[column].data for column in columns.get(output.name, [output.name])]
+        array = da.stack(parts, axis=-1) if output.dims == (PARAMETER,) else parts[0]
+        results.append(array.reshape((*shape, *output.shape)))
+    coordinates: dict[str, Any] = {}
     for name, over in manifest["coordinates"].items():
-        values = raw[name].values.reshape(shape)
-        values = values[tuple(slice(None) if dim in over else 0 for dim in dims)]
-        kept = tuple(dim for dim in dims if dim in over)
-        coordinates[name] = (kept, values, raw[name].attrs)
-    return xr.Dataset(variables, coords=coordinates)
-
-
-def _is_text(values: np.ndarray) -> bool:
-    return values.dtype.kind in "UT" or (values.dtype == object and all(isinstance(each, str) for each in values.flat))
+        if name not in manifest["places"]:
+            values = raw[name].values.reshape(shape)[tuple(slice(None) if dim in over else 0 for dim in dims)]
+            coordinates[name] = (tuple(dim for dim in dims if dim in over), values, raw[name].attrs)
+    result = as_dataset(outputs, results, dims, coordinates, names, kinds).assign_attrs(manifest["attributes"])
+    return result if manifest["units"] is None else result.assign_coords({UNITS: (PARAMETER, manifest["units"])})

@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,15 @@ from fisher_jax.stream.sink import Columns, Sink, ZarrSink, sink_at
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+NO_GRID: dict[str, Any] = {
+    "cells": {},
+    "coordinates": {},
+    "places": [],
+    "units": None,
+    "attributes": {},
+}  # in a manifest
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,9 +111,8 @@ class StreamResult(Reported):
     def to_xarray(self) -> "xr.Dataset":
         """The results in a Zarr sink as a Dataset over the cells of a labelled source (needs the extra `xarray`).
 
-        Its variables have the names of those of `fisher_jax.xarray.fit`: estimate, standard_error, covariance, …, status. Only
-        coordinates are read; the others are Dask's arrays. Of other sources the dimension is `data_set`. Raises a `ValueError`
-        while parts are unfinished.
+        It is that of `fisher_jax.xarray.fit`, with the same variables, coordinates and units. Only coordinates are read; variables
+        are Dask's arrays. Of other sources the dimension is `data_set`. Raises a `ValueError` while parts are unfinished.
         """
         self._check_finished()
         manifest = self.sink.ledger.manifest
@@ -167,7 +175,8 @@ def fit_stream(
     sink_format: str | None = None,
     overwrite: bool = False,
     part: tuple[int, int] | None = None,
-    dim: str | None = None,
+    dim: Hashable | Sequence[Hashable] | None = None,
+    entry_dims: Hashable | Sequence[Hashable] = (),
 ) -> StreamResult:
     """Fit a model to more data sets than memory holds, from disk to disk; after an interruption, call it again to go on.
 
@@ -207,12 +216,15 @@ def fit_stream(
         (k, K): do part k of K, counted from 0, a contiguous share of the blocks, as in ``part=(task_id, num_tasks)``. All K calls
         are alike but for k, run in any order or at the same time, and write to one sink. The lengths of all sources must be
         known. A part that was lost is done by calling it again, and what all lost parts left by a call without `part`.
-    dim : str, optional
-        The observations lie along this dimension of labelled arrays (needs the extra `xarray`). `source` is then a DataArray, a
-        Dataset (a dictionary of its variables), or a Zarr array or group with named dimensions, or the path of one; each cell of
-        its other dimensions, in C order, is a data set. Covariates and weights are labelled, too, and broadcast by name; what lies
-        along `dim` only is shared. NaN is a missing value: its row gets weight zero. Cells are read a block at a time, so the
-        arrays on disk should be chunked along the cells, not along `dim`. The axes of the arguments follow from the names.
+    dim : str, or sequence of them, optional
+        The observations lie along this dimension of labelled arrays, or these (needs the extra `xarray`). `source` is then a
+        DataArray, a Dataset (a dictionary of its variables), a Zarr array or group with named dimensions, or the path of one; each
+        cell of its other dimensions, in C order, is a data set. Start, covariates, weights and missing values are as for
+        `fisher_jax.xarray.fit`, and so are the estimates, to the last bit; `StreamResult.to_xarray` returns its Dataset. The axes
+        of the arguments follow from the names. Cells are read a block at a time, so the arrays on disk should be chunked along the
+        cells, not along `dim`. Missing chunks are noticed in Zarr arrays, groups and paths, but not in what xarray has opened.
+    entry_dims : str, or sequence of them
+        With `dim`: dimensions of the entries of one observation or covariate, as for `fisher_jax.xarray.fit`.
 
     Returns
     -------
@@ -282,6 +294,8 @@ def fit_stream(
         raise TypeError(
             "an argument is an array of xarray, whose names need dim: the dimension that observations lie along."
         )
+    if dim is None and entry_dims != ():
+        raise ValueError(f"entry_dims={shown(entry_dims)} names dimensions of labelled arrays, which need dim as well.")
     if overwrite and part is not None:
         raise ValueError(
             f"overwrite=True with part={part}: a part that starts late would discard what others have written. Remove "
@@ -291,21 +305,25 @@ def fit_stream(
     with sole_writer(target.path, part):
         check_file_system(target.path, writer_name)
         ledger.check_place(overwrite=overwrite)
-        grid = Grid({}, {})
+        kinds = check_kinds(covariances, model)
+        grid: Grid | None = None
         if dim is not None:
-            arguments, axes, grid = by_cell(arguments, dim, is_dependent=model.is_dependent)
-            grid = grid.encoded() if isinstance(target, ZarrSink) else grid
+            arguments, axes, grid = by_cell(model, arguments, dim, entry_dims, kinds)
+            grid = grid.encoded(as_table=not isinstance(target, ZarrSink))
         inputs = inputs_of(arguments, axes)
         if part is not None and inputs.iterators:
             raise ValueError(
                 f"the length of {inputs.iterators[0]} is unknown, so that it has no parts: it is an iterator. Give an array, a "
                 "path or a list of chunks, or leave part out."
             )
-        kinds = check_kinds(covariances, model)
         begun = None if overwrite else ledger.manifest
         # A call without `part` does what is left of a sink that was begun in parts.
         parts = part[1] if part is not None else begun["settings"].get("parts", 1) if begun else 1
-        size = default_block(model, inputs, len(kinds), parts) if block is None else check_count(block, 1, "block")
+        if block is not None:
+            size = check_count(block, 1, "block")
+        else:
+            num_parameters = grid.num_parameters if grid is not None else inputs.num_parameters(model)
+            size = default_block(inputs, num_parameters, len(kinds), parts)
         settings: dict[str, Any] = {
             "optimizer": optimizer,
             "tolerance": tolerance,
@@ -315,12 +333,9 @@ def fit_stream(
             "float64_finish": float64_finish,
         }
         length = inputs.length
-        table = inputs.fingerprint() | (grid.fingerprint() if grid.sizes else {})
+        table = inputs.fingerprint() | (grid.fingerprint() if grid is not None else {})
         manifest = manifest_of(model, table, settings, size, parts, length)
-        manifest |= {
-            "cells": grid.sizes,
-            "coordinates": {name: list(each.dims) for name, each in grid.coordinates.items()},
-        }
+        manifest |= grid.described() if grid is not None else NO_GRID
         if begun is not None:
             ledger.check_settings(manifest)
         marked = set[int]() if overwrite else ledger.marked()
@@ -335,7 +350,8 @@ def fit_stream(
         ledger.remove_partial(mine if part is not None else None, writer_name)
         counts = ledger.statuses(finished)
         num_resumed = counts.total()
-        settings |= {f"{name}_axis": axis for name, axis in axes.items()} | {"devices": devices}
+        settings |= {"devices": devices}
+        axes_of_fits = {f"{name}_axis": axis for name, axis in axes.items()}
         with contextlib.ExitStack() as stack:
             bar = None
             if progress:
@@ -352,25 +368,24 @@ def fit_stream(
                 following = reader.submit(next, blocks, None)
                 first_row = number * size
                 try:
-                    fits = fit_batch(
-                        model, arrays.start, arrays.data, given=arrays.given, weights=arrays.weights, **settings
-                    )
-                    columns = _columns(fits)
+                    if grid is None:
+                        fits = fit_batch(model, **arrays._asdict(), **settings, **axes_of_fits)
+                        columns = _columns(fits)
+                    else:  # what is missing is found here, and with it the axes
+                        whole, of_cells = grid.arguments.of_cells(jax.tree.leaves(tuple(arrays)), at_least_one=True)
+                        fits = fit_batch(model, **of_cells, **settings)
+                        columns = grid.columns(first_row, whole, _columns(fits))
                 except (TypeError, ValueError) as error:
                     error.add_note(
                         f"This came up in the data sets {first_row} to {first_row + rows - 1} of the source."
                     )
                     raise
-                labels = grid.columns(first_row, first_row + rows) if grid.sizes else {}
-                if clash := labels.keys() & columns.keys():
-                    raise ValueError(f"coordinates have the names of results: {', '.join(sorted(clash))}. Rename them.")
-                columns = labels | columns
                 if written is None:  # not before: arguments for which fit_batch raises must leave no trace
                     lay_out = functools.partial(
                         target.lay_out,
                         columns=columns,
                         names=fits.names,
-                        coordinates=grid.attributes(),
+                        coordinates=grid.coordinate_attributes() if grid is not None else {},
                         length=length,
                         size=size,
                     )

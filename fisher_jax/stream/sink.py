@@ -9,26 +9,16 @@ from typing import Any
 import numpy as np
 
 from fisher_jax.errors import require, shown
-from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.summary import ATTEMPTS
 from fisher_jax.sources import URL, Parquet
 from fisher_jax.stream.ledger import PARTIAL, Ledger, reach_disk, write_durably
+from fisher_jax.xarray import FACTS_BY_CF, STATUS_LABELS, flags
 
 Columns = dict[str, np.ndarray]
 
 NOT_FITTED = -1  # the status of a row that is not yet written
-LONG_NAMES = {
-    "log_likelihood": "maximum of the log-likelihood, in nats",
-    "decrement": "Newton decrement: the distance to the maximum in standard errors",
-    "num_steps": "number of steps",
-    "num_observations": "number of observations, or the sum of their weights",
-    "status": "how the fit ended",
-    "attempt": "where the fit started",
-}
-FLAGS = {
-    "status": {NOT_FITTED: "not fitted yet", **{int(status): status.label for status in Status}},
-    "attempt": {NOT_FITTED: "not fitted yet", **dict(enumerate(ATTEMPTS))},
-}
+NOT_YET = {NOT_FITTED: "not fitted yet"}
+CODES = {"status": NOT_YET | STATUS_LABELS, "attempt": NOT_YET | dict(enumerate(ATTEMPTS))}
 
 
 class ZarrSink:
@@ -131,11 +121,12 @@ class ZarrSink:
 
 def _attributes(name: str) -> dict[str, Any]:
     """What xarray and others show of a column, by the conventions for climate and forecast data (CF)."""
-    attributes: dict[str, Any] = {"long_name": LONG_NAMES.get(name, name)}
-    if name in FLAGS:
-        words = [text.replace(" ", "_") for text in FLAGS[name].values()]
-        attributes |= {"flag_values": list(FLAGS[name]), "flag_meanings": " ".join(words)}
-    return attributes
+    attributes = FACTS_BY_CF.get(name, {"long_name": name})
+    if name not in CODES:
+        return attributes
+    return attributes | {
+        key: value if isinstance(value, str) else value.tolist() for key, value in flags(CODES[name]).items()
+    }
 
 
 class ParquetSink:
