@@ -643,7 +643,7 @@ class CellArguments:
         for about in self.inputs:
             array = next(varying) if about.varies else about.shared
             entries = np.shape(array)[np.ndim(array) - about.num_entries :]
-            dtype = jax.dtypes.canonicalize_dtype(array.dtype if hasattr(array, "dtype") else type(array))
+            dtype = jax.dtypes.canonicalize_dtype(np.dtype(getattr(array, "dtype", type(array))).newbyteorder("="))
             leading = () if about.role == "start" else (n,)
             outlines.append(jax.ShapeDtypeStruct((*leading, *entries), dtype))
             if about.role == "start":

@@ -11,6 +11,7 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from jax.scipy.stats import norm
 
@@ -20,6 +21,7 @@ from fisher_jax.models import travel
 from fisher_jax.models.fingerprint import LARGE
 
 distributed = pytest.importorskip("distributed")
+cloudpickle = pytest.importorskip("cloudpickle")
 
 RNG = np.random.default_rng(5)
 DATA = RNG.normal(3.0, 2.0, (12, 20))
@@ -169,6 +171,63 @@ def test_a_worker_without_x64_raises_where_the_model_comes_from_float64(client):
     with jax.enable_x64(False):
         future = client.submit(lambda model: str(fj.log_likelihood(model, START, DATA[0]).dtype), model)
     assert future.result() == "float64"  # a worker in float64 takes a model from anywhere
+
+
+def users():
+    """Densities of several kinds that use a shift, each with a function that sets it."""
+    settings, values, entries = Settings(0.0), [0.0], np.array([0.0, None])
+    frame, labelled = pd.DataFrame({"shift": [0.0]}), [None]
+
+    class Constants:
+        shift = 0.0
+
+        def method(self):
+            return 0.0
+
+    class Slots:
+        __slots__ = ("shift",)
+
+    slots, constants = Slots(), Constants()
+    return {
+        "an attribute": (lambda _, y: -((y - settings.shift) ** 2), lambda shift: setattr(settings, "shift", shift)),
+        "a list": (lambda _, y: -((y - values[0]) ** 2), lambda shift: values.__setitem__(0, shift)),
+        "an array of objects": (lambda _, y: -((y - entries[0]) ** 2), lambda shift: entries.__setitem__(0, shift)),
+        "a frame": (
+            lambda _, y: -((y - frame["shift"].iloc[0]) ** 2),
+            lambda shift: frame.__setitem__("shift", [shift]),
+        ),
+        "a series": (
+            lambda _, y: -((y - labelled[0][0]) ** 2),
+            lambda shift: labelled.__setitem__(0, pd.Series([shift])),
+        ),
+        "a slot": (lambda _, y: -((y - slots.shift) ** 2), lambda shift: setattr(slots, "shift", shift)),
+        "of a class": (lambda _, y: -((y - Constants.shift) ** 2), lambda shift: setattr(Constants, "shift", shift)),
+        "a method": (
+            lambda _, y: -((y - constants.method()) ** 2),
+            lambda shift: setattr(Constants, "method", lambda self: shift),
+        ),
+    }
+
+
+def test_a_model_does_not_stand_for_a_copy_that_was_sent_with_other_values():
+    for name, (density, change) in users().items():
+        model, sent = fj.Model(density), []
+        for shift in (0.0, 1.0):
+            change(shift)
+            sent.append(cloudpickle.dumps(model))
+        assert cloudpickle.loads(sent[1]) is model, name
+        values = [cloudpickle.loads(copy).log_density({}, 3.0) for copy in (*sent, sent[0])]
+        assert values == [-9.0, -4.0, -9.0], name
+
+
+def test_a_model_that_is_changed_where_it_arrived_is_another_when_it_is_sent_on():
+    density, _ = users()["an attribute"]
+    sent = cloudpickle.dumps(fj.Model(density))
+    arrived = cloudpickle.loads(sent)
+    assert cloudpickle.loads(sent) is arrived
+    arrived.log_density.__closure__[0].cell_contents.shift = 1.0
+    assert cloudpickle.loads(cloudpickle.dumps(arrived)) is arrived
+    assert [cloudpickle.loads(sent).log_density({}, 3.0), arrived.log_density({}, 3.0)] == [-9.0, -4.0]
 
 
 def test_what_has_arrived_is_freed_when_others_have_come():

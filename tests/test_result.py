@@ -209,6 +209,24 @@ def test_fits_models_and_informations_survive_copies_and_pickle(gammas):
     assert hash(copy.deepcopy(linked)) == hash(linked)
 
 
+class Shifted:
+    """A density that is an object, which its owner may change."""
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def __call__(self, params, y):
+        return -params["a"] * (y - self.shift) ** 2
+
+
+def test_a_deep_copy_of_a_model_has_its_own_objects():
+    model = fj.Model(Shifted(0.0))
+    duplicate = copy.deepcopy(model)
+    duplicate.log_density.shift = 1.0
+    assert model.log_density.shift == 0.0
+    assert duplicate != model
+
+
 def test_a_fit_of_other_pytrees_survives_pickle():
     y = DESIGN @ [1.0, -1.0] + RNG.normal(size=40)
     fit = fj.fit(LINE, Line(np.zeros(2), 1.0), y, given=DESIGN)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import pickle
 import re
 import signal
 import subprocess
@@ -300,6 +301,14 @@ def test_a_function_is_known_by_what_it_does_and_not_by_its_address():
         "f closure weights",
     ]
     assert unknown(fingerprint(lambda y: y, "f") | fingerprint(object(), "g")) == ["g"]
+
+
+def test_a_model_that_holds_another_has_the_same_fingerprint_in_every_process():
+    density = fj.linked(fj.families.exponential, lambda params: {"rate": jnp.exp(params["a"])}).log_density
+    table = fingerprint(density, "f")
+    assert not [row for row in table if "_key" in row or "_hash" in row]  # hashes of functions are made of addresses
+    pickle.dumps(fj.families.exponential)  # which gives it a name
+    assert fingerprint(density, "f") == table
 
 
 def test_what_cannot_be_fingerprinted_is_reported(data, tmp_path):

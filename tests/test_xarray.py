@@ -340,6 +340,8 @@ def test_counts_in_single_precision_and_their_profile_intervals():
     for k in range(2):  # where the log-likelihood is lower by that
         fall = 30 * (means * np.log(means / result.ends[:, k]) - means + result.ends[:, k])
         np.testing.assert_allclose(fall, half, rtol=2e-3)
+    big_endian = fj.xarray.fit(fj.families.poisson, {"rate": np.float32(1.0)}, counts.astype(">u2"), dim="day")
+    np.testing.assert_array_equal(big_endian.estimate, result.estimate)
 
 
 def wrong(change=lambda array: array, model=LINE, start=START, **arguments):

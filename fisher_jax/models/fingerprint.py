@@ -24,6 +24,7 @@ UNKNOWN = "not fingerprinted"
 # Attributes with names that begin so store what was compiled for an object, and are no part of its fingerprint.
 PROGRAMS = "_fisher_jax_programs"
 PLAIN = (str, int, float, bool, type(None))
+_OF_EVERY_CLASS = vars(type("", (), {})).keys()  # its module, its docstring
 _INSTALLED = ("site-packages", "dist-packages")
 _DEEPEST = 40
 # Bytes of the arrays of one function: beyond, to hash them in search of an equal function costs more than it saves, and the shared
@@ -42,18 +43,19 @@ class _Seen(dict[int, tuple[str, Any]]):
     The object is stored with it, so that its address is not used again while the table is made.
     """
 
-    def __init__(self, *, to_share: bool) -> None:
-        self.to_share, self.left = to_share, LARGE if to_share else math.inf
+    def __init__(self, *, to_share: bool, in_depth: bool) -> None:
+        self.to_share, self.in_depth, self.left = to_share, in_depth, LARGE if to_share else math.inf
 
 
-def fingerprint(value: Any, name: str, *, to_share: bool = False) -> Fingerprint:
+def fingerprint(value: Any, name: str, *, to_share: bool = False, in_depth: bool = False) -> Fingerprint:
     """The table of `value`, each row's name beginning with `name`.
 
     Where a function's programs are to be shared (`to_share`), more is unknown: arrays beyond `LARGE`, and empty lists, dicts and
-    sets, which may be caches that fill when it is called.
+    sets, which may be caches that fill when it is called. With `in_depth` less is: classes of the user's are told by all that
+    they define, and data frames and other objects of libraries by what pickle takes of them.
     """
     table: Fingerprint = {}
-    _add(value, name, table, _Seen(to_share=to_share), 0)
+    _add(value, name, table, _Seen(to_share=to_share, in_depth=in_depth), 0)
     return table
 
 
@@ -104,16 +106,22 @@ def _add(value: Any, name: str, table: Fingerprint, seen: _Seen, depth: int) -> 
         table[name] = value if is_json else f"{type(value).__qualname__} {value!r}"
     elif isinstance(value, jax.core.Tracer):
         table[name] = f"{UNKNOWN}: traced"
+    elif seen.in_depth and isinstance(value, np.ndarray) and value.dtype.hasobject:
+        _add(value.tolist(), name, table, seen, depth + 1)
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
         seen.left -= value.nbytes
         table[name] = of_array(value) if seen.left >= 0 else f"{UNKNOWN}: an array of {value.nbytes} bytes"
-    elif isinstance(value, bytes | complex | slice | range | np.dtype | type(...)):
+    elif isinstance(value, bytes | bytearray) and len(value) > 64:
+        table[name] = f"{type(value).__name__} {len(value)} {digest(bytes(value))}"
+    elif isinstance(value, bytes | bytearray | complex | slice | range | np.dtype | type(...)):
         table[name] = f"{type(value).__name__} {value!r}"
     elif seen.to_share and isinstance(value, list | dict | set) and not value:
         table[name] = f"{UNKNOWN}: an empty {type(value).__name__}"
     elif isinstance(value, frozenset | set) and all(isinstance(entry, PLAIN) for entry in value):
         table[name] = f"{type(value).__name__} {sorted(map(repr, value))}"
-    elif isinstance(value, types.ModuleType | type):
+    elif isinstance(value, types.ModuleType | type) and (
+        not seen.in_depth or isinstance(value, types.ModuleType) or _is_library(value)
+    ):
         table[name] = _name_of(value) if _is_library(value) else f"{UNKNOWN}: {_name_of(value)}, but for its name"
     elif isinstance(value, np.ufunc) or (
         isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | type | None)
@@ -124,11 +132,11 @@ def _add(value: Any, name: str, table: Fingerprint, seen: _Seen, depth: int) -> 
     else:
         if not isinstance(value, dict | tuple | list):
             seen[id(value)] = (name, value)
-        for end, part in _parts(value, table, name):
+        for end, part in _parts(value, table, name, in_depth=seen.in_depth):
             _add(part, f"{name}{end}", table, seen, depth + 1)
 
 
-def _parts(value: Any, table: Fingerprint, name: str) -> list[tuple[str, Any]]:
+def _parts(value: Any, table: Fingerprint, name: str, *, in_depth: bool) -> list[tuple[str, Any]]:
     """The parts of a value, each with the end of its row's name; the row of the value itself is added to the table."""
     if isinstance(value, types.CodeType):
         compiled = (
@@ -169,7 +177,17 @@ def _parts(value: Any, table: Fingerprint, name: str) -> list[tuple[str, Any]]:
         table[name] = f"{type(value).__qualname__} of {len(value)}"
         fields = getattr(value, "_fields", None)
         return [(f".{fields[k]}" if fields is not None else f"[{k}]", part) for k, part in enumerate(value)]
-    return _parts_of_object(value, table, name)
+    if isinstance(value, type):
+        table[name] = _name_of(value)
+        defined = sorted(vars(value).keys() - _OF_EVERY_CLASS)
+        bases = [(f" base {k}", base) for k, base in enumerate(value.__bases__)]
+        return bases + [(f".{key}", vars(value)[key]) for key in defined]
+    if in_depth and isinstance(value, property | functools.cached_property):
+        return [(" function", value.fget if isinstance(value, property) else value.func)]
+    if in_depth and (reduced := _reduced(value)) is not None:
+        table[name] = _name_of(type(value))
+        return reduced
+    return _parts_of_object(value, table, name, in_depth=in_depth)
 
 
 def _parts_of_function(function: types.FunctionType, table: Fingerprint, name: str) -> list[tuple[str, Any]]:
@@ -182,7 +200,9 @@ def _parts_of_function(function: types.FunctionType, table: Fingerprint, name: s
             parts.append((f" closure {variable}", cell.cell_contents))
         except ValueError:  # named before it has a value
             table[f"{name} closure {variable}"] = "empty"
-    attributes = {key: part for key, part in vars(function).items() if not key.startswith((PROGRAMS, "__wrapped__"))}
+    attributes = {
+        key: part for key, part in vars(function).copy().items() if not key.startswith((PROGRAMS, "__wrapped__"))
+    }
     parts += [(f".{key}", part) for key, part in sorted(attributes.items())]
     if not _is_of_library(function.__module__ or "", code.co_filename):  # else the version stands for the names it uses
         named = sorted(_names(code) & function.__globals__.keys())
@@ -194,21 +214,50 @@ def _parts_of_function(function: types.FunctionType, table: Fingerprint, name: s
     return parts
 
 
-def _parts_of_object(value: Any, table: Fingerprint, name: str) -> list[tuple[str, Any]]:
+def _reduced(value: Any) -> list[tuple[str, Any]] | None:
+    """The parts that pickle takes of an object of a library, which leave out what it has computed since; None without them."""
+    if not _is_library(type(value)) or _is_ours(type(value)):
+        return None
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # a lock, a generator, an open file
+        return None
+    if isinstance(reduced, str):
+        return [(" name", reduced)]
+    maker, arguments, state, *iterators = (*reduced, None, None, None)[:5]
+    if isinstance(state, dict):
+        state = {key: part for key, part in state.items() if not str(key).startswith(PROGRAMS)}
+    items = [(f" items {k}", list(those)) for k, those in enumerate(iterators) if those is not None]
+    return [(" maker", maker), (" arguments", arguments), (" state", state), *items]
+
+
+def _parts_of_object(value: Any, table: Fingerprint, name: str, *, in_depth: bool) -> list[tuple[str, Any]]:
     """A record or an object with fields: its class and those."""
-    call = type(value).__call__ if callable(value) else None
-    fields = getattr(type(value), "__dataclass_fields__", None)
+    kind = type(value)
+    call = kind.__call__ if callable(value) else None
+    fields = getattr(kind, "__dataclass_fields__", None)
     parts: dict[str, Any] | None = None
-    if hasattr(value, "__dict__"):
-        parts = {key: part for key, part in vars(value).items() if not key.startswith(PROGRAMS)}
+    if _is_ours(kind) and kind.__getstate__ is not object.__getstate__:  # a model, whose hash differs among processes
+        parts = value.__getstate__()
+    elif hasattr(value, "__dict__"):
+        parts = {key: part for key, part in vars(value).copy().items() if not key.startswith(PROGRAMS)}
     if fields is not None:
         parts = (parts or {}) | {field: getattr(value, field) for field in fields if hasattr(value, field)}
+    if in_depth and parts is not None:
+        parts = {
+            key: part
+            for key, part in parts.items()
+            if not isinstance(getattr(kind, key, None), functools.cached_property)
+        }
+    if in_depth and not _is_library(kind):
+        state = object.__getstate__(value)
+        parts = (parts or {}) | (state[1] if isinstance(state, tuple) else {}) | {" class": kind}
     if parts is None or (not parts and not isinstance(call, types.FunctionType) and fields is None):
-        table[name] = f"{UNKNOWN}: {_name_of(type(value))}"
+        table[name] = f"{UNKNOWN}: {_name_of(kind)}"
         return []
-    table[name] = _name_of(type(value))
-    if not _is_library(type(value)):
-        table[f"{name} methods"] = f"{UNKNOWN}: those of {_name_of(type(value))}, but for its call"
+    table[name] = _name_of(kind)
+    if not _is_library(kind) and not in_depth:
+        table[f"{name} methods"] = f"{UNKNOWN}: those of {_name_of(kind)}, but for its call"
     rows = [(f".{field}", part) for field, part in sorted(parts.items())]
     return rows + ([(" call", call)] if isinstance(call, types.FunctionType) else [])
 
@@ -225,6 +274,10 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "fisher_jax"
+
+
 def _is_library(value: types.ModuleType | type) -> bool:
     """Whether a module or a class comes with a library."""
     module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
@@ -233,6 +286,8 @@ def _is_library(value: types.ModuleType | type) -> bool:
 
 def _is_of_library(module: str, path: str) -> bool:
     top = module.partition(".")[0]
+    if top == "__main__":  # the user's, whatever program it runs in: a worker of Dask, a test
+        return False
     return (
         top in sys.stdlib_module_names or top == "fisher_jax" or any(place in Path(path).parts for place in _INSTALLED)
     )

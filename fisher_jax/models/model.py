@@ -1,5 +1,6 @@
 """A statistical model: the user's log-density, and optionally its sampler, constraints, start, information, quantiles and mean."""
 
+import copy
 import functools
 import inspect
 from dataclasses import dataclass, field
@@ -223,7 +224,16 @@ class Model:
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
-        return self
+        """Itself, since functions are not copied; but an object of the user's that is called as a function is."""
+        state = self.__getstate__()
+        copied = {name: copy.deepcopy(value, memo) for name, value in state.items()}
+        if all(value is state[name] or not callable(value) for name, value in copied.items()):
+            return self
+        other = object.__new__(type(self))
+        for name, value in copied.items():
+            object.__setattr__(other, name, value)
+        other.__post_init__()
+        return other
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]

@@ -5,8 +5,8 @@ task what `fingerprint.content_of` cannot identify: a density that closes over a
 
 So a model is given a name when it is pickled first, and a process that has a model of that name takes it in place of the copy;
 the process that sent it does so too, when results come back. The name is random, so that two models never share one, and ends in a
-digest of what can be told of its functions: where a value that they use is replaced between two tasks (a constant of a notebook),
-another model is sent.
+digest of all that its functions use: where a value is replaced, or changed in place, between two tasks (a constant of a notebook),
+another model is sent; and a model that has changed since it got its name does not stand for it any longer.
 """
 
 import json
@@ -29,24 +29,24 @@ _lock = threading.RLock()  # reentrant, since a model may be freed, and its func
 
 def name_of(model: Any) -> str:
     """The name by which other processes know this model, as it is now; one that arrived here has that of its sender."""
-    if "_name_of_sender" in model.__dict__:
+    content = _content(model)
+    if model.__dict__.get("_content_at_arrival") == content:
         return str(model.__dict__["_name_of_sender"])
     number = model.__dict__.setdefault("_number", uuid.uuid4().hex)
-    content = json.dumps(fingerprint(model.__getstate__(), ""), sort_keys=True).encode()
     precision = "float64" if jax.config.read("jax_enable_x64") else "float32"
-    name = f"{number} {digest(content)} {precision}"
+    name = f"{number} {content} {precision}"
     with _lock:
         _present[name] = model
     return name
 
 
 def arrive(kind: type, name: str) -> Any:
-    """The model of this name, or an empty one that `unpack` fills."""
+    """The model of this name, if it has not changed since, or an empty one that `__setstate__` of a model fills."""
     with _lock:
         model = _present.get(name)
         if name in _arrived:
             _arrived.move_to_end(name)
-    if model is None:
+    if model is None or not _is_still(model, name):
         model = object.__new__(kind)
         model.__dict__["_name_of_sender"] = name
     return model
@@ -54,9 +54,13 @@ def arrive(kind: type, name: str) -> Any:
 
 def stay(model: Any) -> None:
     """Have later copies of a model that has arrived, and is complete, give way to it."""
+    model.__dict__["_content_at_arrival"] = _content(model)
+    name = model.__dict__["_name_of_sender"]
     with _lock:
-        name = model.__dict__["_name_of_sender"]
-        _arrived[name] = _present.setdefault(name, model)
+        present = _present.get(name)
+        if present is None or not _is_still(present, name):
+            _present[name] = model
+        _arrived[name] = _present[name]
         while len(_arrived) > MAX_ARRIVED:
             _arrived.popitem(last=False)
 
@@ -69,3 +73,14 @@ def check_precision(model: Any) -> None:
             "would be float32. Start each worker with JAX_ENABLE_X64=1 in its environment; or, where float32 is meant, send the "
             "model from a process without x64."
         )
+
+
+def _content(model: Any) -> str:
+    """A digest of all that the functions of a model use, as it is now."""
+    return digest(json.dumps(fingerprint(model.__getstate__(), "", in_depth=True), sort_keys=True).encode())
+
+
+def _is_still(model: Any, name: str) -> bool:
+    """Whether a model is as it was when it got this name: here, or where it came from, whose digest may be another."""
+    here = model.__dict__.get("_name_of_sender") != name
+    return _content(model) == (name.split()[1] if here else model.__dict__["_content_at_arrival"])
