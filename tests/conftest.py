@@ -1,4 +1,4 @@
-"""One setting for all tests: float64, shapes and types checked at run time, no silent rank promotion.
+"""One setting for all tests: float64, two devices, shapes and types checked at run time, no silent rank promotion.
 
 Nearly all of a test's time is compiling, so the tests ask for less of it, where XLA_FLAGS does not say otherwise: code that
 is not optimised and, in JAX 0.10, comes from simpler emitters, two fifths of the time in all. `make exhaustive` compiles as
@@ -30,6 +30,7 @@ def pytest_configure(config):
     import typechecking
 
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     with typechecking.checking("fisher_jax"):
         import fisher_jax

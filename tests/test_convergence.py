@@ -88,7 +88,7 @@ def ten_standard_errors_away(model, truth, sample, count):
     directions = np.random.default_rng(2).normal(size=(count, layout.num_free))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     free = np.asarray(layout.unconstrain(values))[None, :] + 10.0 * directions @ spread.T
-    return jax.vmap(lambda u: layout.constrain(u, values))(jnp.asarray(free))
+    return jax.jit(jax.vmap(lambda u: layout.constrain(u, values)))(jnp.asarray(free))
 
 
 # One program for all starts, and for near and far. What vmap makes of a fit without jit is a claim of test_contracts.py.
@@ -124,7 +124,7 @@ def test_every_fit_converges_from_ten_standard_errors_away(case):
     model = CASES[case][0]
     samples, starts, fits = from_afar(case)
     # A start at which an observation lies outside the support is no start; the fit must say so, and name the observation.
-    possible = np.isfinite(jax.vmap(lambda start, y: fj.log_likelihood(model, start, y))(starts, samples))
+    possible = np.isfinite(jax.jit(jax.vmap(lambda start, y: fj.log_likelihood(model, start, y)))(starts, samples))
     assert np.array_equal(fits.status == Status.BAD_START, ~possible)
     assert np.sum(possible) > 500
     at_edge = possible & maximum_at_the_edge(case, fits, samples)
@@ -138,7 +138,7 @@ def maximum_at_the_edge(case, fits, samples):
     """Student-t samples that the normal fits as well as the t at its many degrees of freedom, but for rounding."""
     if case != "student_t":
         return np.zeros(len(samples), bool)
-    normal_value = jax.vmap(lambda y: jnp.sum(norm.logpdf(y, jnp.mean(y), jnp.std(y))))(samples)
+    normal_value = jax.jit(jax.vmap(lambda y: jnp.sum(norm.logpdf(y, jnp.mean(y), jnp.std(y)))))(samples)
     # Each term has the difference of two log-gammas, which are rounded to ε of their size.
     half = fits.params["df"] / 2
     rounding = samples.shape[1] * np.finfo(float).eps * half * np.log(half)

@@ -2,9 +2,6 @@
 
 import contextlib
 import itertools
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +17,23 @@ import fisher_jax as fj
 from fisher_jax import Status
 from fisher_jax.fitting import engine, gpu, workers
 from fisher_jax.fitting.row_program import Plan
+from fisher_jax.models import dataset
 from fisher_jax.models.model import as_model, flatten_parameters
 from fisher_jax.models.programs import programs_of
 
 pytestmark = pytest.mark.slow  # a minute in all
 
 RNG = np.random.default_rng(8)
-NORMAL_START = {"loc": 0.0, "log_scale": 0.0}
 
 
-def new_normal():
+def normal(params, y):
+    return norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"]))
+
+
+def new_exponential():
     """A function with an object of its own at each call, which no program was compiled for."""
     own = object()
-    return lambda params, y: norm.logpdf(y, params["loc"], jnp.exp(params["log_scale"])) if own else 0.0
+    return lambda log_rate, y: log_rate - jnp.exp(log_rate) * y if own else 0.0
 
 
 def fit_on_gpu(*arguments, **options):
@@ -116,38 +117,35 @@ def quantile_like(params, y):
     return norm.logpdf(jnp.minimum(y, 3.0), params, 1.0) - jnp.maximum(jnp.abs(y - params) - 4.0, 0.0)
 
 
-def spot(params, pixel):
-    squared = (pixel["x"] - params["x"]) ** 2 + (pixel["y"] - params["y"]) ** 2
-    return {"rate": params["background"] + params["photons"] / (2 * jnp.pi) * jnp.exp(-0.5 * squared)}
+def line(params, x):
+    """A peak of known width on a background."""
+    return {"rate": 4.0 + params["photons"] * jnp.exp(-0.5 * (x - params["x"]) ** 2)}
 
 
 def shared_design():
-    z = np.column_stack([np.ones(30), np.arange(30) % 2, RNG.normal(size=30)])
-    y = RNG.poisson(np.exp(z @ [2.0, 0.5, -0.3]), (6, 30)).astype(np.int32)
-    return (regression, {"beta": np.array([8.0, 0.0, 0.0]), "log_scale": 1.0}, y), {"given": z}
+    z = np.column_stack([np.ones(30), RNG.normal(size=30)])
+    y = RNG.poisson(np.exp(z @ [2.0, -0.3]), (6, 30)).astype(np.int32)
+    return (regression, {"beta": np.array([8.0, 0.0]), "log_scale": 1.0}, y), {"given": z}
 
 
 def own_designs():
     z = RNG.normal(size=(5, 40, 2))
     y = RNG.poisson(np.exp(0.5 + z @ [0.4, -0.6])).astype(np.uint16)
-    model = fj.Model(lambda params, y, z: y * (params["a"] + z @ params["b"]) - jnp.exp(params["a"] + z @ params["b"]))
-    return (model, {"a": 0.0, "b": np.zeros(2)}, y), {"given": z, "given_axis": 0}
+    return (lambda b, y, z: y * (0.5 + z @ b) - jnp.exp(0.5 + z @ b), np.zeros(2), y), {"given": z, "given_axis": 0}
 
 
-def spots_by_scoring():
-    y, x = (grid.ravel().astype(float) for grid in np.meshgrid(np.arange(5), np.arange(5), indexing="ij"))
-    truth = {"background": 5.0, "photons": 400.0, "x": 2.1, "y": 1.8}
-    counts = RNG.poisson(spot(truth, {"x": x, "y": y})["rate"], (7, 25)).astype(np.uint8)
-    model = fj.linked(fj.families.poisson, spot, constraints={"photons": fj.positive, "background": fj.positive})
-    start = {"background": 4.0, "photons": 300.0, "x": 2.0, "y": 2.0}
-    return (model, start, counts), {"given": {"x": x, "y": y}, "optimizer": fj.optimizers.fisher_scoring()}
+def lines_by_scoring():
+    x = np.arange(9.0)
+    counts = RNG.poisson(line({"photons": 100.0, "x": 4.1}, x)["rate"], (7, 9)).astype(np.uint8)
+    model = fj.linked(fj.families.poisson, line, constraints={"photons": fj.positive})
+    return (model, {"photons": 80.0, "x": 4.0}, counts), {"given": x, "optimizer": fj.optimizers.fisher_scoring()}
 
 
 def ragged_and_weighted():
     sizes = (5, 9, 14, 21)
-    data = [RNG.gamma(3.0, 0.5, size) for size in sizes]
+    data = [RNG.normal(3.0, 0.5, size) for size in sizes]
     weights = [np.r_[1.0, 1.0, 1.0, RNG.integers(0, 3, size)[3:]] for size in sizes]  # three count at least
-    return (fj.families.gamma, {"shape": 1.0, "rate": 1.0}, data), {
+    return (fj.families.normal, {"loc": 2.0, "scale": 1.0}, data), {
         "weights": weights,
         "covariances": fj.fitting.covariance.KINDS,
     }
@@ -162,7 +160,7 @@ def one_fixed():
 def fixed_to_each():
     data = RNG.normal(2.0, 3.0, (5, 12))
     start = {"loc": np.zeros(5), "log_scale": np.log([1.0, 2.0, 3.0, 4.0, 5.0])}
-    return (fj.Model(new_normal(), constraints={"log_scale": fj.fixed}), start, data), {"start_axis": 0}
+    return (fj.Model(normal, constraints={"log_scale": fj.fixed}), start, data), {"start_axis": 0}
 
 
 def a_matrix():
@@ -207,13 +205,12 @@ CASES = [
     no_covariates,
     shared_design,
     own_designs,
-    spots_by_scoring,
+    lines_by_scoring,
     ragged_and_weighted,
-    one_fixed,
     fixed_to_each,
-    a_matrix,
     truths,
     not_a_number,
+    *(pytest.param(case, marks=pytest.mark.exhaustive) for case in (one_fixed, a_matrix)),
 ]
 
 
@@ -242,18 +239,19 @@ def assert_the_same(some, others):
 
 
 def test_results_depend_neither_on_blocks_nor_on_passes(monkeypatch):
-    data = RNG.normal(2.0, 3.0, (70, 13))
-    as_tuned = fit_on_gpu(new_normal(), NORMAL_START, data)
+    data = RNG.exponential(2.0, (70, 13))
+    as_tuned = fit_on_gpu(new_exponential(), 3.0, data)
+    assert np.ptp(as_tuned.num_steps) > 0
     for name, value in {"BLOCK": 64, "FIRST_STEPS": 1, "STEPS": 3}.items():
         monkeypatch.setattr(gpu, name, value)
-    assert_the_same(fit_on_gpu(new_normal(), NORMAL_START, data), as_tuned)
+    assert_the_same(fit_on_gpu(new_exponential(), 3.0, data), as_tuned)
 
 
 def test_a_poisoned_data_set_changes_no_other_fit():
-    data, model = RNG.normal(2.0, 3.0, (40, 13)), new_normal()
-    clean = fit_on_gpu(model, NORMAL_START, data, retry=False)
+    data, model = RNG.exponential(2.0, (40, 13)), new_exponential()
+    clean = fit_on_gpu(model, 0.0, data, retry=False)
     data[7, 2] = np.nan
-    poisoned = fit_on_gpu(model, NORMAL_START, data, retry=False)
+    poisoned = fit_on_gpu(model, 0.0, data, retry=False)
     others = np.arange(40) != 7
     assert poisoned.status[7] == Status.BAD_START
     assert_the_same(poisoned[others], clean[others])
@@ -261,20 +259,20 @@ def test_a_poisoned_data_set_changes_no_other_fit():
 
 def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_many(monkeypatch):
     monkeypatch.setitem(engine.CAPACITIES, "gpu", (64, 128))
-    data, model = RNG.normal(2.0, 3.0, (200, 13)), new_normal()
-    many = fit_on_gpu(model, NORMAL_START, data)
-    few = fit_on_gpu(model, NORMAL_START, data[150:170])
+    data, model = RNG.exponential(2.0, (200, 13)), new_exponential()
+    many = fit_on_gpu(model, 0.0, data)
+    few = fit_on_gpu(model, 0.0, data[150:170])
     assert_the_same(few, many[150:170])
     assert len([key for key in programs_of(as_model(model)) if key[0] == "fit"]) == 1
 
 
 def test_few_fits_are_not_filled_up_to_a_larger_program_where_there_is_a_smaller(monkeypatch):
     monkeypatch.setitem(engine.CAPACITIES, "gpu", (64, 128))
-    data, model, sizes, padded = RNG.normal(2.0, 3.0, (200, 13)), new_normal(), [], engine.pad_chunk
-    fit_on_gpu(model, NORMAL_START, data[:20])
-    fit_on_gpu(model, NORMAL_START, data)
+    data, model, sizes, padded = RNG.exponential(2.0, (200, 13)), new_exponential(), [], engine.pad_chunk
+    fit_on_gpu(model, 0.0, data[:20])
+    fit_on_gpu(model, 0.0, data)
     monkeypatch.setattr(engine, "pad_chunk", lambda *arguments: sizes.append(arguments[2]) or padded(*arguments))
-    fit_on_gpu(model, NORMAL_START, data[:20])
+    fit_on_gpu(model, 0.0, data[:20])
     assert set(sizes) == {64}
 
 
@@ -282,8 +280,8 @@ def pieces_of(monkeypatch, count, leaf_shape, dtype, *, limit=None, devices=2):
     """The chunks of data sets of this shape on cards with so many bytes free, without an array of that size."""
     known = {"bytes_limit": limit, "bytes_in_use": limit // 2} if limit else None
     device = type("Device", (), {"memory_stats": lambda self: known})()
-    leaf, model = np.broadcast_to(np.zeros((), dtype), (count, *leaf_shape)), as_model(new_normal())
-    layout, _ = flatten_parameters(model, NORMAL_START)
+    leaf, model = np.broadcast_to(np.zeros((), dtype), (count, *leaf_shape)), as_model(new_exponential())
+    layout, _ = flatten_parameters(model, 0.0)
     plan = Plan(model, layout, None, jax.tree.structure((0, None, None)), 0, (True,), leaf_shape[0])
     monkeypatch.setattr(workers, "platform", lambda: "gpu")
     pieces, capacity = engine.pieces_of(plan, count, [leaf], (device,) * devices)
@@ -326,50 +324,33 @@ def test_the_device_that_jax_was_told_is_taken():
         assert workers.devices_of(3) == (None,) * 3
 
 
-def test_several_devices_each_take_chunks():
-    """Of two made of one CPU, in a process of its own."""
-    script = """
-        import jax, numpy as np
-        import fisher_jax as fj
-        from fisher_jax.fitting import engine, workers
+def test_several_devices_each_take_chunks(monkeypatch):
+    devices, used, really_compiled = jax.devices()[:2], set(), engine._compiled
 
-        workers.platform = lambda: "gpu"
-        engine.CAPACITIES["gpu"] = (64,)
-        used = set()
-        workers.devices_of = lambda asked: tuple(jax.devices())
-        real = engine._compiled
+    def compiled(*arguments):
+        programs, capacity = really_compiled(*arguments)
 
-        def compiled(*arguments):
-            programs, capacity = real(*arguments)
+        def noted(program):
+            def call(*arguments):
+                result = program(*arguments)
+                used.update(result.devices())
+                return result
 
-            def noted(number):
-                def call(*arguments):
-                    found = programs[number][1](*arguments)
-                    used.update(device.id for device in found.devices())
-                    return found
+            return call
 
-                return call
+        return [(device, noted(program)) for device, program in programs], capacity
 
-            return [(device, noted(number)) for number, (device, _) in enumerate(programs)], capacity
-
-        data = np.random.default_rng(0).exponential(2.0, (200, 5))
-        one = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, data, covariances=())
-        engine._compiled = compiled
-        two = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, data, covariances=())
-        print(sorted(used), np.array_equal(one.free, two.free), two.converged.all())
-
-        from fisher_jax.models import dataset
-        dataset.on_device = lambda leaf: isinstance(leaf, jax.Array)
-        there = fj.fit_batch(fj.families.exponential, {"rate": 1.0}, jax.device_put(data, jax.devices()[1]), covariances=())
-        print(np.array_equal(one.free, there.free))
-    """
-    command = [
-        sys.executable,
-        "-c",
-        "import jax; jax.config.update('jax_num_cpu_devices', 2)\n" + textwrap.dedent(script),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "[0, 1] True True\nTrue\n", done.stderr[-2000:]
+    monkeypatch.setitem(engine.CAPACITIES, "gpu", (64,))
+    data, model, options = RNG.exponential(2.0, (200, 5)), new_exponential(), {"covariances": ()}
+    one = fit_on_gpu(model, 0.0, data, **options)
+    monkeypatch.setattr(workers, "devices_of", lambda asked: tuple(devices))
+    monkeypatch.setattr(engine, "_compiled", compiled)
+    two = fit_on_gpu(model, 0.0, data, **options)
+    assert (used, len(used)) == (set(devices), 2)
+    assert_the_same(one, two)
+    assert np.all(two.converged)
+    monkeypatch.setattr(dataset, "on_device", lambda leaf: isinstance(leaf, jax.Array))
+    assert_the_same(one, fit_on_gpu(model, 0.0, jax.device_put(data, devices[1]), **options))
 
 
 # --- arrays where there is no kernel --------------------------------------------------------------------------------
@@ -380,29 +361,29 @@ def test_arrays_take_over_where_a_kernel_does_not_compile(monkeypatch):
         raise NotImplementedError("no such operation\nand more")
 
     monkeypatch.setattr(gpu, "compiled", fails)
-    data, model = RNG.normal(2.0, 3.0, (30, 13)), new_normal()
-    fits = fit_on_gpu(model, NORMAL_START, data, covariances=("observed", "empirical"))
+    data, model = RNG.exponential(2.0, (30, 13)), new_exponential()
+    fits = fit_on_gpu(model, 0.0, data, covariances=("observed", "empirical"))
     assert fits.engine == "arrays"
-    cpus = fj.fit_batch(model, NORMAL_START, data, covariances=("observed", "empirical"))
+    cpus = fj.fit_batch(model, 0.0, data, covariances=("observed", "empirical"))
     np.testing.assert_array_equal(fits.status, cpus.status)
     np.testing.assert_allclose(fits.free, cpus.free, rtol=1e-10)
     np.testing.assert_allclose(fits.outer_product, cpus.outer_product, rtol=1e-9)
     with pytest.raises(
         ValueError, match=r'engine="kernel": the kernel does not compile \(NotImplementedError: no such operation\)'
     ):
-        fit_on_gpu(model, NORMAL_START, data, engine="kernel")
+        fit_on_gpu(model, 0.0, data, engine="kernel")
 
 
 def test_memory_that_is_short_now_is_an_error_and_no_reason_to_do_without_a_kernel(monkeypatch):
     def fails(*arguments):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    data, model = RNG.normal(2.0, 3.0, (30, 13)), new_normal()
+    data, model = RNG.exponential(2.0, (30, 13)), new_exponential()
     with monkeypatch.context() as patch:
         patch.setattr(gpu, "compiled", fails)
         with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
-            fit_on_gpu(model, NORMAL_START, data)
-    assert fit_on_gpu(model, NORMAL_START, data).engine == "kernel"
+            fit_on_gpu(model, 0.0, data)
+    assert fit_on_gpu(model, 0.0, data).engine == "kernel"
 
 
 def test_a_compiler_that_fails_without_a_word_is_survived(monkeypatch):
@@ -410,7 +391,7 @@ def test_a_compiler_that_fails_without_a_word_is_survived(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(gpu, "compiled", fails)
-    assert fit_on_gpu(new_normal(), NORMAL_START, RNG.normal(size=(5, 13))).engine == "arrays"
+    assert fit_on_gpu(new_exponential(), 0.0, RNG.exponential(size=(5, 13))).engine == "arrays"
 
 
 def test_arrays_of_many_parameters_are_refilled_all_at_once():
@@ -457,28 +438,31 @@ def typed(tree, dtype):
     return jax.tree.map(lambda x: np.asarray(x, dtype if np.asarray(x).dtype.kind == "f" else None), tree)
 
 
+PRECISIONS = (np.float32, np.float64)
 ON_CARDS = [name for name in FAMILIES if name != "von_mises"]
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
     some_of(
-        [(name, dtype) for name in ON_CARDS for dtype in (np.float32, np.float64)],
+        [(name, dtype) for name in ON_CARDS for dtype in PRECISIONS],
         *[(name, np.float64) for name in ON_CARDS if name not in COMPOSED],
-        *[(name, np.float32) for name in ("normal", "weibull", "negative_binomial", "student_t", "beta")],
+        *[(name, np.float32) for name in ("normal", "negative_binomial", "beta")],
     ),
 )
 def test_a_family_lowers_for_cuda(lowered, name, dtype):
-    family, keys = FAMILIES[name], jax.random.split(jax.random.key(1), (2, 3))
-    data = jax.vmap(jax.vmap(lambda key: family.model.sample(key, family.points[0])))(keys)
+    family = FAMILIES[name]
+    row = jax.eval_shape(family.model.sample, jax.random.key(1), family.points[0])
+    data = jax.tree.map(lambda x: np.ones((2, 3, *x.shape), x.dtype), row)
     assert "triton" in lowered(family.model, typed(family.points[0], dtype), typed(data, dtype))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    "name",  # that of the family "negative_binomial" is above
+    ("name", "dtype"),  # that of the family "negative_binomial" is above
     some_of(
-        ["gev", "mixture", "negative_binomial", "ordered_probit", "spots"], "gev", "mixture", "ordered_probit", "spots"
+        list(itertools.product(["gev", "mixture", "negative_binomial", "ordered_probit", "spots"], PRECISIONS)),
+        ("gev", np.float64),
+        *[(name, np.float32) for name in ("gev", "mixture", "ordered_probit", "spots")],
     ),
 )
 def test_a_density_lowers_for_cuda_in_both_precisions(lowered, name, dtype):

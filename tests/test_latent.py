@@ -42,10 +42,31 @@ CBPP_IN_R = {
 }
 
 
+@pytest.fixture(scope="module")
+def check_of_cbpp():
+    """Laplace's fit and its check, which fits again with 25 nodes."""
+    fit = cbpp_fit(1)
+    return fit, fj.check_laplace(fit, nodes=25)
+
+
+def test_nodes_move_the_fit_to_cbpp_by_as_much_as_lme4_differs_from_glmmtmb(check_of_cbpp):
+    _, check = check_of_cbpp
+    (laplace, errors, _), (quadrature, *_) = ([np.array(x) for x in numbers] for numbers in CBPP_IN_R.values())
+    assert check.passed
+    # The last is a standard deviation here, and its logarithm there.
+    of_sd = np.exp(laplace[-1])
+    moves = np.append(quadrature[:-1] - laplace[:-1], np.exp(quadrature[-1]) - of_sd)
+    np.testing.assert_allclose(check.shift, moves / np.append(errors[:-1], errors[-1] * of_sd), atol=2e-4)
+    assert "Laplace's approximation is enough for these data: by 25 nodes no estimate moves" in str(check)
+    assert "by more than 0.029" in str(check)
+    with pytest.raises(ValueError, match="nodes=25, but the fit has 25 nodes already"):
+        fj.check_laplace(check.refit, nodes=25)
+
+
 @pytest.mark.parametrize("nodes", CBPP_IN_R)
-def test_cbpp_is_that_of_glmmtmb_by_laplace_and_of_lme4_by_quadrature(nodes):
+def test_cbpp_is_that_of_glmmtmb_by_laplace_and_of_lme4_by_quadrature(check_of_cbpp, nodes):
     estimates, errors, log_likelihood = CBPP_IN_R[nodes]
-    fit = cbpp_fit(nodes)
+    fit = {1: check_of_cbpp[0], 25: check_of_cbpp[1].refit}[nodes]
     assert fit.status is Status.CONVERGED
     sd, own_errors = float(fit.params["sd"]["herd"]), fit.standard_errors()
     ours = np.array([*fit.params["beta"], np.log(sd)])

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data_sets import cbpp_fit
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
@@ -319,24 +318,6 @@ def test_a_group_of_weight_zero_has_no_prediction(many):
 
 
 # The check of the integral.
-
-
-# Cases of a disease in herds: Laplace's approximation by glmmTMB, 25 nodes by lme4, both typed from R.
-BY_LAPLACE = np.array([-1.3985325, -0.99233229, -1.1286713, -1.5803137, np.exp(-0.44275947)])
-BY_QUADRATURE = np.array([-1.3992304, -0.99140367, -1.1278195, -1.5794707, 0.647518479])
-ERRORS = np.array([0.23247205, 0.30664249, 0.32663781, 0.4274366, 0.27802104 * np.exp(-0.44275947)])
-
-
-def test_nodes_move_the_fit_to_cbpp_by_as_much_as_lme4_differs_from_glmmtmb():
-    check = fj.check_laplace(cbpp_fit(1), nodes=25)
-    assert check.passed
-    np.testing.assert_allclose(check.shift, (BY_QUADRATURE - BY_LAPLACE) / ERRORS, atol=2e-4)
-    np.testing.assert_allclose(check.refit.log_likelihood, -91.98336904, atol=1e-6)
-    assert "Laplace's approximation is enough for these data: by 25 nodes no estimate moves" in str(check)
-    assert "by more than 0.029" in str(check)
-    with pytest.raises(ValueError, match="nodes=25, but the fit has 25 nodes already"):
-        fj.check_laplace(check.refit, nodes=25)
-
 
 # Answers of two by each person, who differ much: the groups tell next to nothing of their effects.
 

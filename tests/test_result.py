@@ -84,9 +84,10 @@ def test_each_of_many_is_row_i_of_the_methods_of_all(gammas, kind):
 
 def test_the_same_formulas_serve_every_constraint_and_the_traced_fit(constrained):
     assert constrained.converged.all()
+    # Jitted, since vmap alone would compile each operation for itself.
     for kind in ("observed", "sandwich"):
-        traced = jax.jit(lambda fits, kind=kind: (fits.covariance(kind), fits.confidence_intervals(kind)))(constrained)
-        mapped = jax.vmap(lambda fit, kind=kind: (fit.covariance(kind), fit.confidence_intervals(kind)))(constrained)
+        formulas = lambda fits, kind=kind: (fits.covariance(kind), fits.confidence_intervals(kind))  # noqa: E731
+        traced, mapped = jax.jit(lambda fits, f=formulas: (f(fits), jax.vmap(f)(fits)))(constrained)
         known = (constrained.covariance(kind), constrained.confidence_intervals(kind))
         assert_trees_close(traced, known, rtol=1e-9, atol=1e-12)
         assert_trees_close(mapped, known, rtol=1e-9, atol=1e-12)
@@ -95,12 +96,14 @@ def test_the_same_formulas_serve_every_constraint_and_the_traced_fit(constrained
 
 
 def test_a_fit_mapped_by_vmap_has_the_methods_of_fit_batch(gammas):
-    mapped = jax.vmap(lambda y: fj.fit(gamma, START, y))(DATA)
+    # Jitted, since vmap alone would compile each operation for itself (`test_contracts.py` has such fits).
+    fit_each = jax.vmap(lambda y: fj.fit(gamma, START, y))
+    mapped = jax.jit(fit_each)(DATA)
     assert len(mapped) == 5
     assert_trees_close(mapped.standard_errors(), gammas.standard_errors(), rtol=1e-6)
     assert_trees_close(mapped[3].params, gammas[3].params, rtol=1e-6)
     assert "5 converged (100 %)" in str(mapped.summary())
-    nested = jax.vmap(jax.vmap(lambda y: fj.fit(gamma, START, y)))(DATA[:4].reshape(2, 2, 30))
+    nested = jax.jit(jax.vmap(fit_each))(DATA[:4].reshape(2, 2, 30))
     assert nested.covariance().shape == (2, 2, 2, 2)
     np.testing.assert_allclose(nested.covariance()[1, 0], gammas.covariance()[2], rtol=1e-6)
     assert nested[1].has_batch

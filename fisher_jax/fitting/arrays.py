@@ -75,13 +75,26 @@ def has_loops(plan: Plan, varying: Leaves, shared: Leaves) -> bool:
     may_loop = plan.model.is_dependent or plan.model.with_modes is not None
     if not may_loop or plan.layout.num_free > lanes.UNROLLED:
         return False
-    u = jax.ShapeDtypeStruct((plan.layout.num_free, plan.num_lanes), plan.layout.dtype)
-    lanes_of = [jax.ShapeDtypeStruct((*leaf.shape[1:], plan.num_lanes), leaf.dtype) for leaf in varying]
+    (varying_fixed, varying_rows), (shared_fixed, shared_rows) = (
+        plan.split(varying, varying=True),
+        plan.split(shared, varying=False),
+    )
+    like = lambda leaf, drop: jax.ShapeDtypeStruct(leaf.shape[drop:], leaf.dtype)  # noqa: E731
+    # Of one row and one lane: a density that searches for modes takes seconds to trace, and twice as long under two vmaps.
+    row = 0 if plan.model.is_dependent else 1
 
-    def terms(u: Array, varying: Leaves, shared: Leaves) -> Rows:
-        return _terms(plan, plan.split(varying, varying=True), plan.split(shared, varying=False), None)(u)
+    def terms(u: Array, varying: tuple[Leaves, Leaves], shared: tuple[Leaves, Leaves]) -> Array:
+        y, z, _ = plan.observations(varying[1], shared[1])
+        params = plan.layout.constrain(u, plan.values(plan.fixed(varying[0], shared[0])))
+        evaluate = terms_at_once if plan.model.is_dependent else term_of
+        return evaluate(plan.model, params, y, () if z is None else (z,))
 
-    used = flatten(jax.make_jaxpr(terms)(u, lanes_of, shared)).primitives()
+    shapes = (
+        jax.ShapeDtypeStruct((plan.layout.num_free,), plan.layout.dtype),
+        ([like(x, 1) for x in varying_fixed], [like(x, 1 + row) for x in varying_rows]),
+        ([like(x, 0) for x in shared_fixed], [like(x, row) for x in shared_rows]),
+    )
+    used = flatten(jax.make_jaxpr(terms)(*shapes)).primitives()
     return not used.isdisjoint({"scan", "while"}) and used.isdisjoint(LIBRARY_CALLS)
 
 

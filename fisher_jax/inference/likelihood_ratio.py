@@ -36,6 +36,7 @@ from fisher_jax.inference.restricted_fits import fit_under, refit
 from fisher_jax.inference.unidentified import find_unidentified, values_of_null, values_under
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.drawing import check_sampler
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -134,6 +135,8 @@ def likelihood_ratio_test(
     1.621 0.203
     """
     check_fit(fit)
+    if key is not None and not isinstance(null, Fit) and fit.origin is not None:
+        check_sampler(fit.origin.model, fit.origin.dataset.given)  # before the null is fitted, which may take long
     under = _fit_null(fit, null)
     freedom, edge = under.freedom, under.num_on_boundary
     if num_on_boundary is not None:
