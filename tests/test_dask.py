@@ -3,9 +3,11 @@
 import functools
 import gc
 import os
+import pathlib
 import pickle
 import signal
 import time
+import uuid
 import weakref
 
 import jax
@@ -31,7 +33,8 @@ START = {"loc": 0.0, "scale": 1.0}
 @pytest.fixture(scope="module")
 def client():
     """Two worker processes of a thread each, in float64."""
-    settings = {"dashboard_address": None, "silence_logs": 50, "env": {"JAX_ENABLE_X64": "1"}}
+    # Any free port for the dashboard: without, another cluster on this machine would be a warning.
+    settings = {"dashboard_address": "127.0.0.1:0", "silence_logs": 50, "env": {"JAX_ENABLE_X64": "1"}}
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", **settings) as cluster,
         distributed.Client(cluster) as client,
@@ -242,15 +245,32 @@ def test_what_has_arrived_is_freed_when_others_have_come():
     assert first() is None
 
 
-def test_labelled_arrays_are_fitted_by_workers_as_in_memory_also_where_one_is_killed(client):
+def test_labelled_arrays_are_fitted_by_workers_as_in_memory_also_where_one_is_killed(client, tmp_path):
     xr = pytest.importorskip("xarray")
-    model = shifted(1.0)
-    cells = xr.DataArray(np.tile(DATA, (40, 1)).reshape(40, 12, 20), dims=("lat", "lon", "time"))
-    expected = fj.xarray.fit(model, START, cells, dim="time")
-    lazy = fj.xarray.fit(model, START, cells.chunk(lat=1), dim="time")
-    xr.testing.assert_identical(client.compute(lazy).result(), expected)
-    (pid,) = client.run(os.getpid, workers=workers_of(client)[:1]).values()
-    again = client.compute(fj.xarray.fit(model, START, cells.chunk(lat=1), dim="time"))
-    time.sleep(0.2)  # the first of forty blocks are under way
-    os.kill(pid, signal.SIGKILL)
-    xr.testing.assert_identical(again.result(), expected)
+    num_blocks, seconds = 8, 0.2
+
+    def leave_a_mark(fits):
+        pathlib.Path(tmp_path, f"{os.getpid()}-{uuid.uuid4()}").touch()
+        time.sleep(seconds)
+        return fits.params["loc"]
+
+    def begun(*pids):
+        return sum(int(path.name.split("-")[0]) in pids for path in tmp_path.iterdir())
+
+    def fit(cells):
+        return fj.xarray.fit(fj.families.normal, START, cells, dim="time", functions={"mean": leave_a_mark})
+
+    cells = xr.DataArray(np.tile(DATA, (num_blocks, 1)).reshape(num_blocks, 12, 20), dims=("lat", "lon", "time"))
+    expected, lazy = fit(cells), fit(cells.chunk(lat=1))
+    first, second = client.run(os.getpid).values()
+    result = client.compute(lazy)
+    deadline = time.monotonic() + 60
+    while begun(first) < 2:  # one block is done there, and the second is under way
+        assert time.monotonic() < deadline
+        assert not result.done()
+        time.sleep(seconds / 20)
+    os.kill(first, signal.SIGKILL)
+    xr.testing.assert_identical(result.result(timeout=60), expected)
+    pids = {int(path.name.split("-")[0]) for path in tmp_path.iterdir()} - {os.getpid()}
+    assert begun(*pids) > num_blocks  # what was lost is done again
+    assert begun(second) > 0

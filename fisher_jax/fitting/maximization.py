@@ -377,8 +377,8 @@ def step_on_host(
                     at["rounding"][()],
                 )
                 state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.unitless)
-                # In the precision of the fit: numpy widens float32 scalars that meet float64 ones.
-                state = jax.tree.map(lambda x: layout.dtype.type(x) if x.dtype.kind == "f" else x, state)
+                if layout.dtype != np.float64:  # numpy widens float32 scalars that meet float64 ones
+                    state = jax.tree.map(lambda x: layout.dtype.type(x) if x.dtype.kind == "f" else x, state)
                 watch(state)
                 ended = bool(done) or steps + int(state.count) >= max_steps
                 ended = ended or (hands_over and bool(is_within(state, aim)))
