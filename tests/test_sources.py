@@ -104,10 +104,26 @@ def test_blocks_and_cores_change_no_digit(streamed, columns, monkeypatch):
         np.testing.assert_array_equal(getattr(other, name), getattr(streamed, name))
 
 
-def test_a_density_without_row_program_is_summed_by_arrays(columns, in_memory, monkeypatch):
+def test_rows_are_also_summed_by_products_of_matrices_and_by_arrays(columns, in_memory, monkeypatch):
+    monkeypatch.setattr(passes, "FEW", 1)
     monkeypatch.setattr(passes, "EXPANDED_UP_TO", 0)
     monkeypatch.setattr(passes, "UNROLLED", 0)
-    assert_same(fj.fit(MODEL, START, columns["y"], given=columns["x"], weights=columns["w"]), in_memory)
+
+    def fit():
+        return fj.fit(MODEL, START, columns["y"], given=columns["x"], weights=columns["w"])
+
+    ways = []
+    way_of = passes.Passes._way_of
+
+    def watched(*arguments):
+        ways.append(way_of(*arguments))
+        return ways[-1]
+
+    monkeypatch.setattr(passes.Passes, "_way_of", watched)
+    assert_same(fit(), in_memory)
+    monkeypatch.setattr(passes, "FEW", 12)
+    assert_same(fit(), in_memory)
+    assert ways == ["predictors"] * 2 + ["arrays"] * 2
 
 
 @pytest.mark.parametrize("optimizer", [fj.optimizers.fisher_scoring(), fj.optimizers.bhhh()], ids=["scoring", "bhhh"])

@@ -1,10 +1,10 @@
 """One fit whose rows are read in blocks: each step is one pass over them, and no more than some blocks are in memory.
 
 A block is cut into pieces of a number of rows that goes with the size of a row alone. Cores take the pieces of a block in turn, by
-the row program in its one kernel (`many_rows`) or by the derivatives of XLA; what they return is added up in the order of the rows,
-without rounding errors: each sum is a pair, of which the second number holds what rounding took from the first (Knuth 1997, The Art
-of Computer Programming 2, section 4.2.2, theorem B). So neither the size of a block nor the number of cores changes any digit. The
-last piece is filled up by rows of weight zero, so that nothing compiles twice.
+the row program in its one kernel (`many_rows`), by products of matrices (`linear_rows`) or by the derivatives of XLA; what they
+return is added up in the order of the rows, without rounding errors: each sum is a pair, of which the second number holds what
+rounding took from the first (Knuth 1997, The Art of Computer Programming 2, section 4.2.2, theorem B). So neither the size of a
+block nor the number of cores changes any digit. The last piece is filled up by rows of weight zero, so that nothing compiles twice.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import require
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.cpu import LEAST_LANES
+from fisher_jax.fitting.linear_rows import evaluate_by_predictors
 from fisher_jax.fitting.many_rows import programs_of_lanes
 from fisher_jax.fitting.maximization import (
     NO_EXPECTED,
@@ -48,19 +48,19 @@ from fisher_jax.sources import RowSource
 BYTES_IN_A_PIECE = 2**22
 MOST_ROWS_IN_A_PIECE = 2**14
 PIECES_IN_A_BLOCK = 8
-# Parameters: above, the row program takes longer to compile than passes take by XLA. Outer products are taken once.
+# Parameters: above, products of matrices are used where there are linear predictors. With so few a row program takes
+# half the time for a pass, and above it takes seconds to compile, twice.
+FEW = 6
+# Above, the row program takes longer to compile than passes take by XLA. Outer products are taken once.
 EXPANDED_UP_TO = 12
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), single_threaded=True)
 def _evaluate_piece(
     model: Model, layout: Layout, kind: Kind, values: Values, dataset: Dataset, u: Float[Array, " p"]
-) -> tuple[Array, ...]:
-    """What a program of lanes returns, as of one lane."""
-    problem = make_problem(model, layout, values, dataset, u)
-    at = evaluate(problem, kind, u)
-    triangle = jnp.stack([at.information[i, j] for i, j in upper_triangle(layout.num_free)])
-    return at.value[None], at.rounding[None], at.gradient[:, None], triangle[:, None]
+) -> Evaluation:
+    """The log-likelihood of some rows by the derivatives of XLA."""
+    return evaluate(make_problem(model, layout, values, dataset, u), kind, u)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
@@ -89,6 +89,7 @@ class Passes:
         self.label = ""
         self.num_passes = self.num_rows = self.num_blocks = self.num_observed = self.num_masked = 0
         self.num_observations = 0.0
+        self._way: dict[tuple[Layout, Kind], str] = {}
         leaves = jax.tree.leaves(next(rows.blocks(1)))
         row_bytes = max(1, sum(np.asarray(leaf).nbytes for leaf in leaves))
         each = max(1, min(MOST_ROWS_IN_A_PIECE, BYTES_IN_A_PIECE // row_bytes) // LEAST_LANES)
@@ -168,7 +169,6 @@ class Passes:
         points = [np.asarray(point, dtype) for point in points]
         sums = [Sums() for _ in points]
         fixed = [value for value, leaf in zip(values, layout.leaves, strict=True) if leaf.is_fixed]
-        expands = p <= (UNROLLED if kind == "empirical" else EXPANDED_UP_TO) and workers.platform() == "cpu"
 
         def in_lanes(piece: Dataset) -> list[Any]:
             leaves, treedef = jax.tree.flatten(piece.parts)
@@ -179,18 +179,29 @@ class Passes:
             columns = prepare(varying, fixed)
             return [jax.device_get(run(point, *columns)) for point in points]
 
-        def by_arrays(piece: Dataset) -> list[Any]:
-            return [jax.device_get(_evaluate_piece(self.model, layout, kind, values, piece, point)) for point in points]
+        def as_lane(at: Evaluation) -> tuple[Any, ...]:
+            value, gradient, information, rounding = jax.device_get(tuple(at))
+            triangle = np.array([information[i, j] for i, j in upper_triangle(p)])
+            return value[None], rounding[None], gradient[:, None], triangle[:, None]
 
-        work = by_arrays
-        if expands:
-            first = pad_dataset(self.first_block(), self.rows_in_a_block, dtype)
-            piece = jax.tree.map(lambda leaf: leaf[: self.rows_in_a_piece], first.parts)
-            try:  # compiled by one thread, before all need it
-                in_lanes(Dataset(*piece))
-                work = in_lanes
-            except CannotExpand:
-                pass
+        def by_predictors(piece: Dataset) -> list[Any]:
+            return [as_lane(evaluate_by_predictors(self.model, layout, values, piece, point)[kind]) for point in points]
+
+        def by_arrays(piece: Dataset) -> list[Any]:
+            return [as_lane(_evaluate_piece(self.model, layout, kind, values, piece, point)) for point in points]
+
+        ways: dict[str, Callable[[Dataset], Any]] = {
+            "lanes": in_lanes,
+            "predictors": by_predictors,
+            "arrays": by_arrays,
+        }
+        if (layout, kind) not in self._way:  # compiled by one thread, before all need it
+            self._way[layout, kind] = "arrays"
+            if workers.platform() == "cpu":
+                first = pad_dataset(self.first_block(), self.rows_in_a_block, dtype)
+                piece = Dataset(*jax.tree.map(lambda leaf: leaf[: self.rows_in_a_piece], first.parts))
+                self._way[layout, kind] = self._way_of(layout, kind, values, piece, ways)
+        work = ways[self._way[layout, kind]]
 
         def of_piece(piece: Dataset) -> tuple[Dataset | None, list[Any]]:
             return piece if beside else None, work(piece)
@@ -213,6 +224,21 @@ class Passes:
                 matrix[i, j] = matrix[j, i] = entry
             evaluations.append(Evaluation(high, entries[:p], matrix, dtype.type((value - float(high)) + rest)))
         return evaluations
+
+    def _way_of(
+        self, layout: Layout, kind: Kind, values: Values, piece: Dataset, ways: dict[str, Callable[[Dataset], Any]]
+    ) -> str:
+        """How pieces are evaluated on a CPU, by what compiles and runs for the shortest time together."""
+        p = layout.num_free
+        if kind != "expected" and p > FEW:
+            u = np.asarray(layout.unconstrain(values))
+            if evaluate_by_predictors(self.model, layout, values, piece, u) is not None:
+                return "predictors"
+        if p <= (UNROLLED if kind == "empirical" else EXPANDED_UP_TO):
+            with contextlib.suppress(CannotExpand):
+                ways["lanes"](piece)
+                return "lanes"
+        return "arrays"
 
     def step(self, layout: Layout, values: Values, kind: Kind, u: np.ndarray, *, whole: bool = False) -> dict[str, Any]:
         """What `step_on_host` asks of an evaluation; with `whole` also the outer product of scores, and what is counted."""

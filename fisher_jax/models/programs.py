@@ -169,13 +169,18 @@ def quick_options(level: int | None) -> dict[str, Any] | None:
 
 
 def jit_with_model(
-    function: Callable[..., Any], *, static_argnums: tuple[int, ...], level: int | None = None
+    function: Callable[..., Any],
+    *,
+    static_argnums: tuple[int, ...],
+    level: int | None = None,
+    single_threaded: bool = False,
 ) -> Callable[..., Any]:
     """`jax.jit` for a function one of whose static arguments is `model`, with which its programs are stored.
 
     The static arguments are the key of a program in `programs_of(model)`. The program itself must not refer to the model (see
     there), so it takes the model from its caller where it is traced. It is compiled by the `quick_options` of its `level`, unless
-    it is a part of a larger program.
+    it is a part of a larger program. What is called by a thread for each core is `single_threaded`: it then neither waits for XLA's
+    threads nor depends on their number.
     """
     place = list(inspect.signature(function).parameters).index("model")
 
@@ -194,7 +199,10 @@ def jit_with_model(
                 fixed, rest = static | {place: _traced.model()}, iter(arrays)
                 return function(*(fixed[k] if k in fixed else next(rest) for k in range(len(fixed) + len(arrays))))
 
-            programs[key] = jax.jit(traced, compiler_options=quick_options(level) if is_whole else None)
+            options = quick_options(level) if is_whole else None
+            if options is not None and single_threaded:
+                options = options | {"xla_cpu_multi_thread_eigen": False}
+            programs[key] = jax.jit(traced, compiler_options=options)
         _traced.model = weakref.ref(model)
         return programs[key](*arrays)
 
