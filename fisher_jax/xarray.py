@@ -184,9 +184,9 @@ def fit(
     NaN in data or covariates is a missing value: its observation gets weight zero in its cell. Infinities are not missing. A model
     of `dependent` data takes no missing values.
 
-    In memory the work needs the arrays, the results and some hundred megabytes. Numbers are those of `fit_batch` on the same cells
-    to the last bit, whatever the chunks of Dask-backed arrays: there each block of cells is one call of the engine, one at a
-    time in each process, since a call uses all cores. With `functions`, blocks are read at the call until there is a cell with
+    In memory the work needs the arrays, the results and some hundred megabytes. Numbers are those of `fit_batch` on the same cells,
+    with weights of zero for what is missing and else of one, to the last bit, whatever the chunks of Dask-backed arrays: there each
+    block of cells is one call of the engine, one at a time in each process, since a call uses all cores. With `functions`, blocks are read at the call until there is a cell with
     data, on which it is found out what they return.
 
     Units follow from how the log-density scales. It is differentiated, at random points, with respect to data and parameters;

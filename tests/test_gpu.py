@@ -220,7 +220,7 @@ def test_a_model_is_fitted_as_on_a_cpu(case):
     ours, cpus = assert_like_the_cpus(*arguments, **options)
     if "covariances" in options:
         for kind in options["covariances"]:
-            np.testing.assert_allclose(ours.covariance(kind), cpus.covariance(kind), rtol=1e-8)
+            np.testing.assert_allclose(ours.covariance(kind), cpus.covariance(kind), rtol=1e-8, atol=1e-12)
 
 
 def test_float32_is_within_a_hundredth_of_a_standard_error():

@@ -135,7 +135,7 @@ def likelihood_ratio_test(
     1.621 0.203
     """
     check_fit(fit)
-    if key is not None and not isinstance(null, Fit) and fit.origin is not None:
+    if key is not None and not isinstance(null, Fit) and isinstance(fit.origin, Origin) and not fit.has_batch:
         check_sampler(fit.origin.model, fit.origin.dataset.given)  # before the null is fitted, which may take long
     under = _fit_null(fit, null)
     freedom, edge = under.freedom, under.num_on_boundary
