@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from fisher_jax.errors import check_pytree, entry_point, require
 from fisher_jax.input_arrays import labels_of
+from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import path_name
 
 __all__ = ["Chunks", "Parquet", "chunks", "parquet"]
@@ -66,11 +67,28 @@ def source_of(source: Any, name: str) -> Source:
     )
 
 
-def is_source(value: Any) -> bool:
-    """Whether an argument of `fit` stands for rows that are read in blocks: a path, a Zarr array or group, or a source."""
+def is_source(*values: Any) -> bool:
+    """Whether one of the arguments of `fit` stands for rows that are read in blocks: a path, a Zarr array or group, a source."""
     # Of the class: a table may have a column of that name.
-    has = [hasattr(type(value), name) for name in ("blocks", "first", "nchunks_initialized", "arrays", "group_keys")]
-    return isinstance(value, str | Path) or has[2] or (has[0] and has[1]) or (has[3] and has[4])
+    has = lambda value, *names: all(hasattr(type(value), name) for name in names)  # noqa: E731
+    return any(
+        isinstance(value, str | Path)
+        or has(value, "nchunks_initialized")
+        or has(value, "blocks", "first")
+        or has(value, "arrays", "group_keys")
+        for value in values
+    )
+
+
+def check_rows_alone(model: Model) -> None:
+    """Raise for models whose rows can neither be read in blocks nor lie on several devices, since a term needs more than a row."""
+    remedy = "Give the data as arrays in memory."
+    if model.is_dependent:
+        raise ValueError(f"the model is `dependent`: a term may need all the data before it. {remedy}")
+    if model.with_modes is not None:
+        raise ValueError(f"the model has latent effects, whose observations are groups of rows. {remedy}")
+    if model.auxiliary is not None:
+        raise ValueError(f"the model has an auxiliary measurement, which counts once. {remedy}")
 
 
 def open_path(path: str | Path, name: str) -> Any:

@@ -345,7 +345,7 @@ def test_counts_in_single_precision_and_their_profile_intervals():
 
 
 def wrong(change=lambda array: array, model=LINE, start=START, **arguments):
-    """A call that is right but for what is given here. It must raise before anything is compiled."""
+    """A function that calls `fit` with valid arguments, of which those given here are replaced by invalid ones."""
     return lambda: fj.xarray.fit(model, start, change(levels()), **({"dim": "year", "given": X} | arguments))
 
 

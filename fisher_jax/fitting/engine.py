@@ -25,7 +25,7 @@ from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lane
 from fisher_jax.fitting.maximization import HAND_OVER, Solution
 from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.models.programs import programs_of, quick
-from fisher_jax.numerics.differentiate import upper_triangle
+from fisher_jax.numerics.differentiate import matrices_of_triangles
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
@@ -142,7 +142,7 @@ def fit_all(
         sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
         solution = fit([pad(leaf) for leaf in varying], shared, pad(starts), observed, sizes, settings)
         if isinstance(solution, Solution):
-            solution = solution._replace(curvature=symmetric(np.asarray(solution.curvature), p))
+            solution = solution._replace(curvature=matrices_of_triangles(np.asarray(solution.curvature), p))
         else:
             solution = unpacked(to_host(solution))
         for to, part in zip(solutions, solution, strict=True):
@@ -183,20 +183,10 @@ def information_of_each(
             [pad_chunk(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (varying, [u])
         )
         triangles = evaluate(data, shared, *points, np.int32(size))
-        out[piece] = symmetric(np.asarray(triangles)[:size], p)
+        out[piece] = matrices_of_triangles(np.asarray(triangles)[:size], p)
 
     workers.run(work, range(len(pieces)), len(devices))
     return out
-
-
-def symmetric(triangles: np.ndarray, p: int) -> np.ndarray:
-    """Matrices (B, p, p) of upper triangles (B, p(p + 1)/2), or of matrices laid out flat."""
-    if triangles.shape[1] == p * p:
-        return triangles.reshape(-1, p, p)
-    whole = np.empty((len(triangles), p, p), triangles.dtype)
-    for k, (i, j) in enumerate(upper_triangle(p)):
-        whole[:, i, j] = whole[:, j, i] = triangles[:, k]
-    return whole
 
 
 class Way(NamedTuple):

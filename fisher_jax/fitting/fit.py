@@ -138,7 +138,8 @@ def fit(
 
     With a source each step is one pass over the data, and one more computes the outer product of the scores. Sums keep their
     rounding errors: the result depends on neither the size of blocks nor the number of cores. Two blocks are in memory, one being
-    read while the other is evaluated. ``start=None`` takes the model's `initial` of the first block.
+    read while the other is evaluated. ``start=None`` takes the model's `initial` of the first block. Where such a fit ends with a
+    parameter at the edge of its range, there are no standard errors of the others conditional on that.
 
     A fit is a function of the data, covariates, weights and fixed parameters: `jax.jvp` and `jax.grad` through it, and through its
     covariances, give the derivatives of the maximum by the implicit function theorem, NaN where the fit is not certified.
@@ -156,7 +157,7 @@ def fit(
     """
     model = as_model(model)
     passes = rows = None
-    if is_source(data) or is_source(given) or is_source(weights):
+    if is_source(data, given, weights):
         check_flag(progress, "progress")
         check_choice(missing, MISSING, "missing")
         passes = Passes(model, RowSource(data, given, weights, missing), progress=progress)
@@ -340,7 +341,7 @@ def fit_batch(
             num_lanes=num_lanes,
             progress=progress,
         )
-    if is_source(data) or is_source(given) or is_source(weights):
+    if is_source(data, given, weights):
         raise TypeError(
             "many data sets that are read in blocks are fitted by fit_stream(model, start, source, sink). fit takes a source "
             "of the rows of one data set."

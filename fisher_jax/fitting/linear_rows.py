@@ -2,7 +2,7 @@
 
 With x = x₀ + C u of a row (`numerics.linear_predictors`) and the derivatives s, W of its log-density in x, the gradient is Σ Cᵀ s,
 the observed information Σ Cᵀ W C and the empirical one Σ Cᵀ s sᵀ C. One program for both compiles in a sixth of the time of the two
-row programs at p = 10, which have an accumulator for each pair of parameters; a pass takes up to twice as long.
+row programs, which have an accumulator for each pair of parameters, and runs for 1.8 times as long (Poisson, p = 10).
 """
 
 import functools
@@ -28,9 +28,8 @@ def evaluate_by_predictors(
     model: Model, layout: Layout, values: Values, dataset: Dataset, u: Float[Array, " p"]
 ) -> dict[Kind, Evaluation] | None:
     """The log-likelihood with observed and with empirical information, (p,) and (p, p); None where there are no such predictors."""
-    target = likelihood(
-        model, layout, values, dataset
-    )  # rows of weight zero are copies of others: no NaN is left in them
+    # In the likelihood rows of weight zero are copies of others, so that no NaN is left in them.
+    target = likelihood(model, layout, values, dataset)
     row_leaves, treedef = jax.tree.flatten(target.rows)
     values, has_given = list(values), dataset.given is not None
 

@@ -22,7 +22,7 @@ from fisher_jax.models.dataset import Dataset, pad_dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model, programs_of
-from fisher_jax.numerics.differentiate import upper_triangle
+from fisher_jax.numerics.differentiate import matrices_of_triangles
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.optimizers.newton import Evaluation, Kind
 
@@ -69,7 +69,7 @@ class Rows:
         CannotExpand
             Where the density has no row program.
         """
-        prepare, evaluate = self._programs(kind)
+        prepare, evaluate = programs_of_lanes(self.plan, kind, self.varying[0], self.shared)
         if kind not in self.columns:
             self.columns[kind] = [prepare(varying, self.shared) for varying in self.varying]
         parts: list[Any] = [None] * self.num_workers
@@ -85,15 +85,10 @@ class Rows:
         value = np.append(value, dtype.type(once_value))
         total = math.fsum(value) if np.all(np.isfinite(value)) else float(np.sum(value))
         high = dtype.type(total)
-        matrix = np.empty((p, p), dtype)
-        for (i, j), entry in zip(upper_triangle(p), triangle.sum(axis=-1), strict=True):
-            matrix[i, j] = matrix[j, i] = entry
+        (matrix,) = matrices_of_triangles(triangle.sum(axis=-1)[None], p)
         finite = math.isfinite(total)
         low = dtype.type((total - float(high)) + float(np.sum(rounding, dtype=float)) if finite else 0.0)
         return Evaluation(high, gradient.sum(axis=-1) + once_gradient, matrix + once_information, low)
-
-    def _programs(self, kind: Kind) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        return programs_of_lanes(self.plan, kind, self.varying[0], self.shared)
 
 
 def programs_of_lanes(

@@ -311,7 +311,7 @@ def fit_on_host(
     values = [np.asarray(value) for value in values]
     # A closed form covers the parameters that are estimated only.
     whole = _layout_with_fixed(model, layout, values) if free_all and model.information is None else layout
-    optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
+    optimizers = stages_of(optimizer, model)
     padded = dataset
     if num_rows > MOST_ROWS:
         try:
@@ -337,6 +337,19 @@ def fit_on_host(
         return fit_on_host(model, layout, optimizer, values, dataset, tolerance, max_steps, free_all=False)
     evaluations[-1].seconds += time.perf_counter() - begun
     return replace(fit, engine="host" if num_rows <= MOST_ROWS else "rows")
+
+
+def stages_of(optimizer: Newton, model: Model) -> list[Newton]:
+    """The optimisers by which a fit steps in turn: one by other than the observed information hands over to Newton's steps.
+
+    Raises
+    ------
+    ValueError
+        If it needs the expected information and the model has none.
+    """
+    if optimizer.kind == "expected" and not has_closed_form(model):
+        raise ValueError(NO_EXPECTED)
+    return [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
 
 
 def step_on_host(

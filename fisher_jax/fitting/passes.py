@@ -23,10 +23,10 @@ from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.linear_rows import evaluate_by_predictors
 from fisher_jax.fitting.many_rows import programs_of_lanes
 from fisher_jax.fitting.maximization import (
-    NO_EXPECTED,
     evaluate,
     first_not_finite,
     make_problem,
+    stages_of,
     step_on_host,
     total_information,
 )
@@ -38,12 +38,12 @@ from fisher_jax.models.likelihood import likelihood, outer_product_at
 from fisher_jax.models.model import Model, starting_parameters
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
-from fisher_jax.numerics.differentiate import upper_triangle
+from fisher_jax.numerics.differentiate import matrices_of_triangles, upper_triangle
 from fisher_jax.numerics.exact_sums import Sums
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton, State
-from fisher_jax.sources import RowSource
+from fisher_jax.sources import RowSource, check_rows_alone
 
 BYTES_IN_A_PIECE = 2**22
 MOST_ROWS_IN_A_PIECE = 2**14
@@ -84,7 +84,7 @@ class Passes:
     """
 
     def __init__(self, model: Model, rows: RowSource, *, progress: bool = False) -> None:
-        check_model(model)
+        check_rows_alone(model)
         self.model, self.rows, self.progress = model, rows, progress
         self.label = ""
         self.num_passes = self.num_rows = self.num_blocks = self.num_observed = self.num_masked = 0
@@ -99,10 +99,7 @@ class Passes:
 
     def first_block(self) -> Dataset:
         """The first rows."""
-        return self._checked(*next(self.rows.blocks(self.rows_in_a_block)))
-
-    def _checked(self, data: PyTree, given: PyTree, weights: Any) -> Dataset:
-        return check_dataset(self.model, data, given, weights)
+        return check_dataset(self.model, *next(self.rows.blocks(self.rows_in_a_block)))
 
     def over(self, work: Callable[[Dataset], Any], dtype: Any) -> Iterator[tuple[int, int, Any]]:
         """One pass: `work(piece)` for every piece, in order, with the number of its first row and how many rows it has.
@@ -116,7 +113,7 @@ class Passes:
         size = self.rows_in_a_piece
         with self._bar() as advance:
             for parts in self.rows.blocks(self.rows_in_a_block):
-                block = self._checked(*parts)
+                block = check_dataset(self.model, *parts)
                 count = len(jax.tree.leaves(block.data)[0])
                 num_pieces = -(-count // size)
                 padded = pad_dataset(block, num_pieces * size, dtype)
@@ -219,9 +216,7 @@ class Passes:
             (value, rest), *others = each.totals()
             high = dtype.type(value)
             entries = np.array([total for total, _ in others], dtype)
-            matrix = np.empty((p, p), dtype)
-            for (i, j), entry in zip(upper_triangle(p), entries[p:], strict=True):
-                matrix[i, j] = matrix[j, i] = entry
+            (matrix,) = matrices_of_triangles(entries[None, p:], p)
             evaluations.append(Evaluation(high, entries[:p], matrix, dtype.type((value - float(high)) + rest)))
         return evaluations
 
@@ -288,21 +283,6 @@ def passes_of(fit: Fit) -> Passes | None:
     return None
 
 
-def check_model(model: Model) -> None:
-    """Raise for models whose rows cannot be read in blocks."""
-    remedy = "Give the data as arrays."
-    if model.is_dependent:
-        raise ValueError(
-            f"the model is `dependent`: a term may need all the data before it, which are read in blocks. {remedy}"
-        )
-    if model.with_modes is not None:
-        raise ValueError(
-            f"the model has latent effects, whose observations are groups of rows: these are not read in blocks. {remedy}"
-        )
-    if model.auxiliary is not None:
-        raise ValueError(f"the model has an auxiliary measurement, which is not read in blocks. {remedy}")
-
-
 def check_newton(optimizer: Any, starts: Any) -> None:
     """Raise for what steps by passes over the data cannot do."""
     if not isinstance(optimizer, Newton):
@@ -328,10 +308,8 @@ def fit_by_passes(
     passes: Passes, layout: Layout, optimizer: Newton, values: Values, tolerance: Any, max_steps: int
 ) -> Fit:
     """The fit, by one pass for each step and one more for the outer product of scores."""
-    if optimizer.kind == "expected" and not has_closed_form(passes.model):
-        raise ValueError(NO_EXPECTED)
+    optimizers = stages_of(optimizer, passes.model)
     values = [np.asarray(value) for value in values]
-    optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
     calls = [functools.partial(passes.step, layout, values, step.kind) for step in optimizers]
 
     def watch(state: State) -> None:

@@ -17,23 +17,22 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.fitting.covariance import precise
 from fisher_jax.fitting.maximization import (
-    NO_EXPECTED,
     evaluate,
     first_not_finite,
     make_problem,
+    stages_of,
     step_on_host,
     total_information,
 )
-from fisher_jax.fitting.passes import check_model
 from fisher_jax.fitting.result import Fit, SourceOrigin
-from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import outer_product_at, total_weight
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values, path_name
 from fisher_jax.models.programs import jit_with_model
-from fisher_jax.numerics.differentiate import upper_triangle
+from fisher_jax.numerics.differentiate import matrices_of_triangles, upper_triangle
 from fisher_jax.optimizers.newton import Kind, Newton
+from fisher_jax.sources import check_rows_alone
 
 
 class ShardedRows(NamedTuple):
@@ -65,7 +64,7 @@ def is_sharded(tree: PyTree) -> bool:
 
 def sharded_rows(model: Model, data: PyTree, given: PyTree, weights: Any) -> ShardedRows:
     """The rows; raise where the arrays are not split alike."""
-    check_model(model)
+    check_rows_alone(model)
     lengths, places = {}, {}
     for name, part in (("data", data), ("given", given), ("weights", weights)):
         for path, leaf in jax.tree_util.tree_flatten_with_path(part)[0]:
@@ -138,17 +137,10 @@ def fit_sharded(
     max_steps: int,
 ) -> Fit:
     """The fit, by one pass for each step and one more for the outer product of scores."""
-    if optimizer.kind == "expected" and not has_closed_form(model):
-        raise ValueError(NO_EXPECTED)
+    optimizers = stages_of(optimizer, model)
     values = [np.asarray(value) for value in values]
     p, q, dtype = layout.num_free, len(layout.names), layout.dtype
     num_passes = 0
-
-    def matrix_of(triangle: np.ndarray) -> np.ndarray:
-        matrix = np.empty((p, p), dtype)
-        for (i, j), entry in zip(upper_triangle(p), triangle, strict=True):
-            matrix[i, j] = matrix[j, i] = entry
-        return matrix
 
     def call(u: np.ndarray, *, kind: Kind, whole: bool = False) -> dict[str, Any]:
         nonlocal num_passes
@@ -160,20 +152,19 @@ def fit_sharded(
                 "value": dtype.type(vector[0]),
                 "rounding": dtype.type((vector[0] - float(dtype.type(vector[0]))) + vector[1]),
                 "gradient": vector[2 : 2 + p].astype(dtype),
-                "information": matrix_of(vector[2 + p :]),
+                "information": matrices_of_triangles(vector[None, 2 + p :].astype(dtype), p)[0],
             }
         triangle, counts, firsts, expected = np.split(vector, np.cumsum([p * (p + 1) // 2, 2, rows.num_parts]).tolist())
         part = int(np.argmax(firsts > 0))
         suspect = part * (rows.num_rows // rows.num_parts) + int(firsts[part]) - 1 if np.any(firsts > 0) else -1
         return {
-            "outer_product": matrix_of(triangle),
+            "outer_product": matrices_of_triangles(triangle[None].astype(dtype), p)[0],
             "expected": expected.reshape(q, q).astype(dtype) if len(expected) else None,
             "suspect": np.array(suspect, np.int32),
             "num_observations": np.asarray(counts[0], dtype),
             "num_observed": int(counts[1]),
         }
 
-    optimizers = [optimizer] if optimizer.kind == "observed" else [optimizer, replace(optimizer, kind="observed")]
     calls = [functools.partial(call, kind=step.kind) for step in optimizers]
     fit = step_on_host(layout, layout, optimizers, calls, values, tolerance, max_steps)
     where = f"the memory of {rows.num_parts} devices"

@@ -142,7 +142,7 @@ def influence(fit: Fit) -> Influence:
     it is exact where the log-likelihood is quadratic.
 
     Of a fit to data that are read in blocks it takes one pass. Arrays of more than 256 MiB are then in temporary files, mapped to
-    memory, and nothing is held at an edge.
+    memory, and a parameter at the edge of its range is not held there.
 
     References
     ----------

@@ -30,7 +30,7 @@ from fisher_jax.inference.predicted_rows import (
     as_table,
     check_no_effects,
     linearize_rows,
-    model_of,
+    model_or_given,
     outline_of,
     predictor_of,
     read_what,
@@ -389,7 +389,7 @@ def marginal_effects(
     names = None if variables is None else names_in(variables)
     if names == [] or (names is not None and len(set(names)) < len(names)):
         raise TypeError(f"variables={shown(variables)} must be a name or a sequence of different names.")
-    model = model_of(fit, model)
+    model = model_or_given(fit, model)
     check_no_effects(model)
     quantity, quantile_level, name = read_what(what, model)
     which = fit._check(kind)

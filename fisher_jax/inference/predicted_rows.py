@@ -15,7 +15,7 @@ from fisher_jax.blocks import map_blocks
 from fisher_jax.errors import check_function, check_pytrees, is_number, shown, warn
 from fisher_jax.fitting.padding import class_size
 from fisher_jax.fitting.parameter_functions import Output, in_one_row, outline
-from fisher_jax.fitting.result import Fit, Origin, origin_of
+from fisher_jax.fitting.result import Fit, Origin, model_of, origin_of
 from fisher_jax.frames.predictor import Predictor
 from fisher_jax.input_arrays import labels_of
 from fisher_jax.latent.marginal import MarginalModel
@@ -150,17 +150,14 @@ class Rows:
         return jax.tree.unflatten(treedef, taken)
 
 
-def model_of(fit: Fit, model: Any) -> Model:
+def model_or_given(fit: Fit, model: Any) -> Model:
     """The model of a fit, or the one given where the fit no longer has it."""
     if model is None and fit.origin is None:
         raise ValueError(
             "the fit no longer has its model: transformations (jit, vmap, tree.map), files and lists of data sets leave it out. "
             "Give it: model=…."
         )
-    if model is None:
-        assert fit.origin is not None
-        model = fit.origin.model
-    model = as_model(model)
+    model = model_of(fit) if model is None else as_model(model)
     if model.is_dependent:
         raise ValueError(
             "the model is `dependent`: what it says of a time depends on the times before, not on one row. Write the prediction "

@@ -42,7 +42,7 @@ from fisher_jax.inference.predicted_rows import (
     average_rows,
     check_no_effects,
     linearize_rows,
-    model_of,
+    model_or_given,
     outline_of,
     read_what,
     rows_of,
@@ -584,7 +584,7 @@ def predict(
     """
     check_fit(fit)
     check_level(level)
-    model = model_of(fit, model)
+    model = model_or_given(fit, model)
     range_ = None
     if isinstance(scale, Interval):
         range_ = (scale.low, scale.high)

@@ -27,7 +27,7 @@ from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.differentiate import weigh
 from fisher_jax.numerics.exact_sums import Sums
-from fisher_jax.sources import RowSource, is_source
+from fisher_jax.sources import RowSource, check_rows_alone, is_source
 
 ROWS_IN_A_BLOCK = 2**16
 ROUTES = {
@@ -40,7 +40,7 @@ def check_arguments(
     model: Any, params: PyTree, data: PyTree, given: PyTree, weights: Any
 ) -> tuple[Model, Layout, Values, Dataset]:
     """Check the arguments of a function of parameters and data. The layout is the natural one, so that flat means θ."""
-    if is_source(data) or is_source(given) or is_source(weights):
+    if is_source(data, given, weights):
         raise TypeError(
             "takes arrays in memory. Of data read in blocks there are log_likelihood, score, hessian, observed_information and "
             "empirical_fisher."
@@ -78,14 +78,10 @@ def _of_source(function: Callable[..., Any], model: Any, params: PyTree, data: A
 
     The last block is filled up by rows of weight zero, so that one program serves all.
     """
-    if not (is_source(data) or is_source(given) or is_source(weights)):
+    if not is_source(data, given, weights):
         return None
     model = as_model(model)
-    if model.is_dependent or model.with_modes is not None or model.auxiliary is not None:
-        raise ValueError(
-            "rows that are read in blocks must be independent observations, without latent effects or an auxiliary "
-            "measurement. Give the data as arrays."
-        )
+    check_rows_alone(model)
     layout, values = flatten_parameters(model, params)
     layout, total_weight, treedef = layout.natural(), Sums(), None
     sums: list[Sums] = []

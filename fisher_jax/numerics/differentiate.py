@@ -130,6 +130,16 @@ def upper_triangle(p: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(p) for j in range(i, p)]
 
 
+def matrices_of_triangles(triangles: np.ndarray, p: int) -> np.ndarray:
+    """Matrices (B, p, p) of upper triangles (B, p(p + 1)/2), or of matrices laid out flat."""
+    if triangles.shape[1] == p * p:
+        return triangles.reshape(-1, p, p)
+    whole = np.empty((len(triangles), p, p), triangles.dtype)
+    for k, (i, j) in enumerate(upper_triangle(p)):
+        whole[:, i, j] = whole[:, j, i] = triangles[:, k]
+    return whole
+
+
 def first_order(terms: Callable[[list[Array]], Array], u: list[Array]) -> tuple[Array, list[Array]]:
     """Terms and their slopes; those by reverse mode are summed over rows, which are the first axis where there are any."""
     if len(u) > FORWARD_UP_TO:

@@ -37,10 +37,8 @@ from fisher_jax.xarray import (
     units_of,
 )
 
-EMPTY = {
-    "num_observations": 0,
-    "status": int(Status.TOO_FEW_OBSERVATIONS),
-}  # in columns of a cell without; others are NaN or 0
+# What columns hold for a cell without data; in others it is NaN, or 0 of integers.
+EMPTY = {"num_observations": 0, "status": int(Status.TOO_FEW_OBSERVATIONS)}
 
 
 class Cells:
