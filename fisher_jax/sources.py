@@ -3,6 +3,7 @@
 Of `fit_stream` an entry along the leading axis is a data set, of `fit` a row of the one data set, which `RowSource` reads.
 """
 
+import functools
 import itertools
 import math
 import mmap
@@ -69,14 +70,18 @@ def source_of(source: Any, name: str) -> Source:
 
 def is_source(*values: Any) -> bool:
     """Whether one of the arguments of `fit` stands for rows that are read in blocks: a path, a Zarr array or group, a source."""
-    # Of the class: a table may have a column of that name.
-    has = lambda value, *names: all(hasattr(type(value), name) for name in names)  # noqa: E731
-    return any(
-        isinstance(value, str | Path)
-        or has(value, "nchunks_initialized")
-        or has(value, "blocks", "first")
-        or has(value, "arrays", "group_keys")
-        for value in values
+    return any(_is_read_in_blocks(type(value)) for value in values)
+
+
+@functools.lru_cache(maxsize=256)  # asked at each fit
+def _is_read_in_blocks(kind: type) -> bool:
+    # Of the class, not of the value: a table may have a column of that name.
+    has = lambda *names: all(hasattr(kind, name) for name in names)  # noqa: E731
+    return (
+        issubclass(kind, str | Path)
+        or has("nchunks_initialized")
+        or has("blocks", "first")
+        or has("arrays", "group_keys")
     )
 
 
