@@ -70,13 +70,15 @@ def source_of(source: Any, name: str) -> Source:
 
 def is_source(*values: Any) -> bool:
     """Whether one of the arguments of `fit` stands for rows that are read in blocks: a path, a Zarr array or group, a source."""
-    return any(_is_read_in_blocks(type(value)) for value in values)
+    return any(_is_read_in_blocks(type(value)) for value in values)  # type: ignore[arg-type]  # mypy: a class has no hash
 
 
 @functools.lru_cache(maxsize=256)  # asked at each fit
 def _is_read_in_blocks(kind: type) -> bool:
     # Of the class, not of the value: a table may have a column of that name.
-    has = lambda *names: all(hasattr(kind, name) for name in names)  # noqa: E731
+    def has(*names: str) -> bool:
+        return all(hasattr(kind, name) for name in names)
+
     return (
         issubclass(kind, str | Path)
         or has("nchunks_initialized")
