@@ -62,6 +62,7 @@ bernoulli = Family(
     information=bernoulli_information,
     mean=bernoulli_mean,
     support=(0.0, 1.0),
+    discrete=True,
 )
 
 
@@ -132,6 +133,7 @@ binomial = Family(
     information=binomial_information,
     mean=binomial_mean,
     support=up_to_trials,
+    discrete=True,
 )
 
 
@@ -186,6 +188,7 @@ beta_binomial = Family(
     constraints={"probability": unit_interval, "concentration": positive, "trials": fixed},
     mean=beta_binomial_mean,
     support=up_to_trials,
+    discrete=True,
 )
 
 
@@ -239,4 +242,5 @@ categorical = Family(
     information=categorical_information,
     mean=categorical_mean,
     support=(0.0, 1.0),
+    discrete=True,
 )

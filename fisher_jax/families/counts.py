@@ -111,6 +111,7 @@ poisson = Family(
     information=poisson_information,
     mean=poisson_mean,
     support=(0.0, math.inf),
+    discrete=True,
 )
 
 
@@ -183,6 +184,7 @@ zero_inflated_poisson = Family(
     information=zero_inflated_poisson_information,
     mean=zero_inflated_poisson_mean,
     support=(0.0, math.inf),
+    discrete=True,
 )
 
 
@@ -272,6 +274,7 @@ negative_binomial = Family(
     information=negative_binomial_information,
     mean=negative_binomial_mean,
     support=(0.0, math.inf),
+    discrete=True,
 )
 
 
@@ -328,4 +331,5 @@ geometric = Family(
     information=geometric_information,
     mean=geometric_mean,
     support=(1.0, math.inf),
+    discrete=True,
 )

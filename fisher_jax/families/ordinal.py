@@ -116,6 +116,7 @@ ordered_logit = Family(
     information=ordered_logit_information,
     mean=ordered_logit_mean,
     support=(0.0, 1.0),
+    discrete=True,
 )
 
 
@@ -178,4 +179,5 @@ ordered_probit = Family(
     information=ordered_probit_information,
     mean=ordered_probit_mean,
     support=(0.0, 1.0),
+    discrete=True,
 )

@@ -96,6 +96,11 @@ class _Quantile(_Linked):
         return self.family.quantile(uniform, self.predict(params, *z))  # type: ignore[misc]
 
 
+class _LogCdf(_Linked):
+    def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Array:
+        return self.family.log_cdf(self.predict(params, *z), y)  # type: ignore[misc]
+
+
 class _LogSurvival(_Linked):
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Array:
         return self.family.log_survival(self.predict(params, *z), y)  # type: ignore[misc]
@@ -139,7 +144,7 @@ def linked(
     Returns
     -------
     Model
-        With the family's sampler, quantile and log-survival functions, mean and support, where it has them.
+        With the family's sampler, its distribution, survival and quantile functions, mean and support, where it has them.
 
     Raises
     ------
@@ -168,9 +173,11 @@ def linked(
         _LogDensity(family, predictor),
         sample=None if family.sample is None else _Sample(family, predictor),
         quantile=None if family.quantile is None else _Quantile(family, predictor),
+        log_cdf=None if family.log_cdf is None else _LogCdf(family, predictor),
         log_survival=None if family.log_survival is None else _LogSurvival(family, predictor),
         mean=None if family.mean is None else _Mean(family, predictor),
         support=_Support(family, predictor) if callable(family.support) else family.support,
+        discrete=family.discrete,
         constraints=constraints,
         initial=initial,
         names=names,

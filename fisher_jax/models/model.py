@@ -22,6 +22,7 @@ _FUNCTIONS = {
     "initial": "data",
     "information": "params",
     "quantile": "a uniform number and params",
+    "log_cdf": "params and y",
     "log_survival": "params and y",
     "mean": "params",
 }
@@ -53,15 +54,20 @@ class Model:
     quantile : callable, optional
         ``quantile(uniform, params)`` or ``quantile(uniform, params, z)``: the y that a number in (0, 1) stands for, the inverse
         of the distribution function; what `QuasiMonteCarlo` draws with. Where y takes several numbers, `uniform` is a vector.
+    log_cdf : callable, optional
+        ``log_cdf(params, y)`` or ``log_cdf(params, y, z)``: log P(Y ≤ y; θ), for every real y: −inf below the support and 0 above
+        it. Of a count y need not be a whole number.
     log_survival : callable, optional
         ``log_survival(params, y)`` or ``log_survival(params, y, z)``: log P(Y > y; θ), what an observation contributes of which it
-        is known only that it exceeds y.
+        is known only that it exceeds y. It is accurate where P is tiny, where log(1 − exp(log_cdf)) is not.
     mean : callable, optional
         ``mean(params)`` or ``mean(params, z)``: the mean of y, shaped like y; what `predict` gives by default. (Of a category that
         is coded by numbers, whose mean has no meaning, the probabilities of all.) NaN or infinite where there is none.
     support : pair of numbers, or callable, optional
         The ends of the interval that y lies in, (0, inf) for a count or a duration; a function of params (and z) where they depend
         on a known constant. The intervals of predicted means and quantiles then stay inside.
+    discrete : bool
+        Whether y is a whole number with P(Y = y) = exp(log_density), so that the distribution function jumps there.
     names : pytree of sequences of str, optional
         Names for the entries of vectors, shaped like `params` or a part of it, as in ``{"beta": ("intercept", "age")}``. Reports
         and matrices then show `age` in place of `beta[1]`, and a parameter can be asked for by it.
@@ -96,9 +102,11 @@ class Model:
     initial: UserFunction | None = field(default=None, kw_only=True)
     information: UserFunction | None = field(default=None, kw_only=True)
     quantile: UserFunction | None = field(default=None, kw_only=True)
+    log_cdf: UserFunction | None = field(default=None, kw_only=True)
     log_survival: UserFunction | None = field(default=None, kw_only=True)
     mean: UserFunction | None = field(default=None, kw_only=True)
     support: tuple[float, float] | UserFunction | None = field(default=None, kw_only=True)
+    discrete: bool = field(default=False, kw_only=True)
     names: PyTree = field(default=None, kw_only=True)
 
     is_dependent = False
@@ -165,8 +173,11 @@ class Model:
                     f"support={shown(self.support)} must be a pair of numbers, the lower end first, as in (0, math.inf), or a "
                     "function of params that returns one."
                 )
+        if not isinstance(self.discrete, bool):
+            raise TypeError(f"discrete={shown(self.discrete)} must be True, for whole numbers, or False.")
         declared = Declarations(constraints_by_path(self.constraints), names_by_path(self.names))
-        key = (type(self), *(f if isinstance(f, tuple) else ById(f) for f in self._functions), declared)
+        functions = (f if isinstance(f, tuple) else ById(f) for f in self._functions)
+        key = (type(self), *functions, self.discrete, declared)
         object.__setattr__(self, "_key", key)
         object.__setattr__(self, "_hash", hash(key))
 
@@ -202,7 +213,7 @@ class Model:
     @functools.cached_property
     def program_key(self) -> tuple[Any, ...]:
         """What a compiled program depends on of the model."""
-        return type(self), *self.function_keys, self.declarations
+        return type(self), *self.function_keys, self.discrete, self.declarations
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By name and state; a process that has the model of this name does without the state."""
