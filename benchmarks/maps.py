@@ -17,7 +17,7 @@ import numpy as np
 from streaming import Watch, imported
 
 GRID, YEARS, MASKED, LAPS = (720, 1440), 60, 0.03, 3
-SOME = 400  # cells that the others fit
+SOME = 60  # cells that the others fit
 START = {"loc": 40.0, "scale": 10.0, "shape": 0.05}
 
 

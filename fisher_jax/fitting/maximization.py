@@ -67,6 +67,7 @@ from fisher_jax.optimizers.newton import (
     trial,
 )
 
+_OF_A_STEP = "value", "rounding", "gradient", "information"  # of what an evaluation returns
 NO_EXPECTED = (
     "optimizer: fisher_scoring and natural_gradient need the expected information, and the model has none. Give "
     "Model(…, information=…), the Fisher information of one observation, or use newton, bhhh or "
@@ -382,12 +383,13 @@ def step_on_host(
             state, ended = begin(lanes.vector(point)), False
             while not ended:
                 u[in_u] = lanes.to_array(trial(state))
-                at, evaluated = jax.device_get(call(u)), u.copy()
+                at, evaluated = call(u), u.copy()
+                value, rounding, gradient, information = jax.device_get(tuple(at[name] for name in _OF_A_STEP))
                 reached = Evaluation(
-                    at["value"][()],
-                    lanes.vector(at["gradient"][in_u]),
-                    lanes.matrix(at["information"][np.ix_(in_u, in_u)]),
-                    at["rounding"][()],
+                    value[()],
+                    lanes.vector(gradient[in_u]),
+                    lanes.matrix(information[np.ix_(in_u, in_u)]),
+                    rounding[()],
                 )
                 state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.unitless)
                 if layout.dtype != np.float64:  # numpy widens float32 scalars that meet float64 ones
@@ -399,7 +401,8 @@ def step_on_host(
             steps += int(state.count)
         u[in_u] = point
         if not always_whole or not np.array_equal(u, evaluated):  # the last step was seldom rejected
-            at = jax.device_get(calls[-1](u, whole=True))
+            at = calls[-1](u, whole=True)
+        at = jax.device_get({name: entry for name, entry in at.items() if name not in _OF_A_STEP})
         status = certify(
             state, lanes.vector(start), at["num_observed"], tolerance, max_steps, layout.unitless, num_steps=steps
         )

@@ -9,7 +9,7 @@ matrix an array (p, p, *S), and loops over blocks keep the program small.
 a CPU or a GPU has no arrays to slice: there a matrix must be single entries, and reciprocals of the diagonal are stored, since a
 division costs as much as many products. Outside of kernels, columns make shorter programs.
 
-The functions take numpy arrays as well as JAX's, and use whichever they are given: a first fit steps on the host.
+The functions take numpy arrays and scalars as well as JAX's arrays, and use whichever they are given: a first fit steps on the host.
 Definiteness is judged as in `linalg`: on the matrix scaled to unit diagonal, by the size of its pivots.
 """
 
@@ -18,15 +18,78 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fisher_jax.numerics.array_namespace import namespace
+from fisher_jax.numerics.array_namespace import namespace as namespace_of_arrays
 from fisher_jax.numerics.linalg import BLOCK, UNROLLED, singular_pivot
 
 Entry = Any  # an array of shape S, of numpy or of JAX
 Vector = Any  # a list of p entries, or an array (p, *S)
 Matrix = Any  # a dict of the upper triangle's entries, or an array (p, p, *S)
+
+
+class _Scalars:
+    """numpy for its own scalars, the entries of a single maximisation that steps on the host.
+
+    numpy's functions of arrays take a microsecond or two to call, ten times as long as these, which give the same.
+    """
+
+    abs = staticmethod(abs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def isfinite(value: Any) -> Any:
+        return abs(value) < np.inf if isinstance(value, np.generic) else np.isfinite(value)
+
+    @staticmethod
+    def where(condition: Any, new: Any, old: Any) -> Any:
+        if isinstance(condition, np.bool_):
+            if type(new) is type(old) and isinstance(new, np.generic):
+                return new if condition else old
+            pair = _of_one_type(new, old)
+            if pair is not None:
+                return pair[0] if condition else pair[1]
+        return np.where(condition, new, old)
+
+    @staticmethod
+    def maximum(a: Any, b: Any) -> Any:
+        pair = _of_one_type(a, b)
+        if pair is None:
+            return np.maximum(a, b)
+        a, b = pair
+        return a if a >= b or a != a else b
+
+    @staticmethod
+    def minimum(a: Any, b: Any) -> Any:
+        pair = _of_one_type(a, b)
+        if pair is None:
+            return np.minimum(a, b)
+        a, b = pair
+        return a if a <= b or a != a else b
+
+
+def _of_one_type(a: Any, b: Any) -> tuple[Any, Any] | None:
+    """Two scalars of one type of numpy's, a Python number being converted to the other's; None where numpy is to promote them."""
+    one, other = type(a), type(b)
+    if one is other:
+        return (a, b) if issubclass(one, np.generic) else None
+    if other is float and issubclass(one, np.floating):
+        return a, one(b)
+    if one is float and issubclass(other, np.floating):
+        return other(a), b
+    return None
+
+
+_SCALARS = _Scalars()
+
+
+def namespace(entry: Any) -> Any:
+    """What computes with an entry, or an array of them: `jax.numpy`, numpy, or numpy for scalars."""
+    return _SCALARS if isinstance(entry, np.generic) else namespace_of_arrays(entry)
 
 
 class Factor(NamedTuple):
@@ -71,7 +134,7 @@ def each(f: Callable[..., Any], *vectors: Vector) -> Vector:
     if isinstance(vectors[0], list):
         return [f(*entries) for entries in zip(*vectors, strict=True)]
     # vmap, so that arrays of shape S that f closes over meet entries of the same rank.
-    return f(*vectors) if namespace(vectors[0]) is np else jax.vmap(f)(*vectors)
+    return jax.vmap(f)(*vectors) if namespace(vectors[0]) is jnp else f(*vectors)
 
 
 def each_entry(f: Callable[..., Any], *matrices: Matrix) -> Matrix:
@@ -288,7 +351,7 @@ def weak_direction(factor: Factor) -> tuple[Vector, Vector]:
 
 def repeat_while(xp: Any, condition: Callable[[Any], Any], body: Callable[[Any], Any], carry: Any) -> Any:
     """`jax.lax.while_loop`, or the same in Python for numpy."""
-    if xp is not np:
+    if xp is jnp:
         return lax.while_loop(condition, body, carry)
     while condition(carry):
         carry = body(carry)
@@ -296,7 +359,7 @@ def repeat_while(xp: Any, condition: Callable[[Any], Any], body: Callable[[Any],
 
 
 def _repeat(xp: Any, count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-    if xp is not np:
+    if xp is jnp:
         return lax.fori_loop(0, count, body, carry)
     for k in range(count):
         carry = body(k, carry)
@@ -305,13 +368,13 @@ def _repeat(xp: Any, count: int, body: Callable[[Any, Any], Any], carry: Any) ->
 
 def _part(xp: Any, x: Any, start: Any, axis: int) -> Any:
     """`BLOCK` rows or columns from `start` on."""
-    if xp is not np:
+    if xp is jnp:
         return lax.dynamic_slice_in_dim(x, start, BLOCK, axis)
     return x[start : start + BLOCK] if axis == 0 else x[:, start : start + BLOCK]
 
 
 def _put(xp: Any, x: Any, part: Any, start: Any, axis: int) -> Any:
-    if xp is not np:
+    if xp is jnp:
         return lax.dynamic_update_slice_in_dim(x, part, start, axis)
     x = x.copy()
     x[(slice(None),) * axis + (slice(start, start + BLOCK),)] = part
@@ -320,5 +383,7 @@ def _put(xp: Any, x: Any, part: Any, start: Any, axis: int) -> Any:
 
 def select(condition: Entry, new: Any, old: Any) -> Any:
     """`new` in the lanes where the condition holds, else `old`, for any pytree of vectors, matrices and entries."""
+    if isinstance(condition, np.bool_):  # a single maximisation on the host
+        return new if condition else old
     xp = namespace(condition)
     return jax.tree.map(lambda n, o: xp.where(condition, n, o), new, old)
