@@ -9,7 +9,7 @@ matrix an array (p, p, *S), and loops over blocks keep the program small.
 a CPU or a GPU has no arrays to slice: there a matrix must be single entries, and reciprocals of the diagonal are stored, since a
 division costs as much as many products. Outside of kernels, columns make shorter programs.
 
-The functions take numpy arrays and scalars as well as JAX's arrays, and use whichever they are given: a first fit steps on the host.
+The functions take arrays and scalars of numpy as well as JAX's arrays, whichever they are given: a first fit steps on the host.
 Definiteness is judged as in `linalg`: on the matrix scaled to unit diagonal, by the size of its pivots.
 """
 
