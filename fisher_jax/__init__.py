@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fisher_jax._version import __version__
 
 if TYPE_CHECKING:
-    from fisher_jax import families, moments, optimizers, plots, sources, xarray
+    from fisher_jax import families, moments, optimizers, plots, priors, sources, xarray
     from fisher_jax.checking.quantile_comparison import QuantileComparison, quantile_comparison
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from fisher_jax.models.linked import linked
     from fisher_jax.models.model import Model, dependent
+    from fisher_jax.models.prior import with_prior
     from fisher_jax.profile.profile_likelihood import Profile, profile_likelihood
     from fisher_jax.profile.profile_region import ProfileRegion, profile_region
     from fisher_jax.simulation.convergence_rate import ConvergenceRate, convergence_rate
@@ -79,6 +80,7 @@ _DEFINED_IN = {
     "moments": "",
     "optimizers": "",
     "plots": "",
+    "priors": "",
     "sources": "",
     "xarray": "",
     "FitError": "fisher_jax.errors",
@@ -159,6 +161,7 @@ _DEFINED_IN = {
     "unit_interval": "fisher_jax.models.constraints",
     "linked": "fisher_jax.models.linked",
     "with_auxiliary": "fisher_jax.models.auxiliary",
+    "with_prior": "fisher_jax.models.prior",
     "Model": "fisher_jax.models.model",
     "dependent": "fisher_jax.models.model",
     "StreamResult": "fisher_jax.stream",
@@ -270,6 +273,7 @@ __all__ = [
     "positive_definite",
     "predict",
     "predicted_effects",
+    "priors",
     "profile_likelihood",
     "profile_region",
     "quantile_comparison",
@@ -286,6 +290,7 @@ __all__ = [
     "unit_interval",
     "wald_test",
     "with_auxiliary",
+    "with_prior",
     "xarray",
 ]
 

@@ -119,6 +119,7 @@ def fit(
     optimizer: "optax.GradientTransformation | Newton | None" = None,
     tolerance: float | None = None,
     max_steps: int | None = None,
+    strength: float | None = None,
     covariances: str | Sequence[str] = ("observed",),
     retry: bool = True,
     float64_finish: bool = False,
@@ -156,6 +157,8 @@ def fit(
         without a fit can be NaN.
     optimizer, tolerance, max_steps, retry, float64_finish, engine, devices, num_lanes
         As for `fit_batch`.
+    strength : float, optional
+        Of the model's prior, the same for all cells.
     covariances : tuple of {"observed", "expected", "empirical", "sandwich"}
         The kinds of covariance. The first gives `standard_error` and `covariance`, another `standard_error_sandwich` and so on.
 
@@ -220,6 +223,7 @@ def fit(
         "optimizer": options.optimizer,
         "tolerance": tolerance,
         "max_steps": max_steps,
+        "strength": strength,
         "covariances": options.kinds,
         "retry": retry,
         "float64_finish": float64_finish,

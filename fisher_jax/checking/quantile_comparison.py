@@ -296,7 +296,9 @@ def _simulate(fit: Fit, origin: Origin, key: Any, count: int) -> tuple[Float[np.
     for drawn in draw_data(origin, fit.layout, fit.values, key, count):
         number = min(left, len(jax.tree.leaves(drawn["data"])[0]))
         data, left = jax.tree.map(lambda leaf, number=number: leaf[:number], drawn["data"]), left - number
-        fits = fit_batch(origin.model, fit.params, data, given=drawn["given"], covariances=())
+        fits = fit_batch(
+            origin.model, fit.params, data, given=drawn["given"], strength=drawn["strength"], covariances=()
+        )
         logits = _logits_of_each(origin.model, fits.layout, fits.values, data, drawn["given"])
         failed += int(np.sum(~fits.converged))
         rows.append(np.sort(np.asarray(logits, float)[fits.converged], axis=1))

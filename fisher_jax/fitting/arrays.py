@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.information import total_expected
 from fisher_jax.information.scoring import row_of_scoring
-from fisher_jax.models.auxiliary import auxiliary_derivatives, first_row
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import term_of, terms_at_once
+from fisher_jax.models.prior import is_of_expected, once_derivatives
 from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.numerics.differentiate import second_order, upper_triangle
 from fisher_jax.numerics.expansion import CannotExpand, expand
@@ -55,7 +56,7 @@ def evaluation(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves) -> Calla
     if kind == "observed" and plan.layout.num_free > lanes.UNROLLED and not plan.model.is_dependent:
         by_products = _by_products(plan, (varying_fixed, varying_rows), shared_leaves)
         if by_products is not None:
-            return lambda u, columns: _with_auxiliary(
+            return lambda u, columns: _with_once(
                 plan,
                 kind,
                 u,
@@ -263,10 +264,10 @@ def evaluate_lanes(
         information = lanes.matrix(matrix)
     value = jnp.sum(value, axis=0)
     at = Evaluation(value, gradient, information, rounding=jnp.zeros_like(value))
-    return _with_auxiliary(plan, kind, u, varying, shared, at)
+    return _with_once(plan, kind, u, varying, shared, at)
 
 
-def _with_auxiliary(
+def _with_once(
     plan: Plan,
     kind: Kind,
     u: lanes.Vector,
@@ -275,15 +276,15 @@ def _with_auxiliary(
     at: Evaluation,
 ) -> Evaluation:
     """The evaluation with the term that counts once, where the model has one."""
-    if plan.model.auxiliary is None:
+    if plan.model.auxiliary is None and plan.num_strengths is None:
         return at
 
     def one(u: Array, varying_fixed: Leaves, varying_rows: Leaves) -> tuple[Array, Array, Array]:
-        y, _, _ = plan.observations(varying_rows, shared[1])
-        values = plan.values(plan.fixed(varying_fixed, shared[0]))
-        value, slope, information, variance = auxiliary_derivatives(
-            plan.model, plan.layout, values, first_row(y.measured), u
-        )
+        fixed = plan.fixed(varying_fixed, shared[0])
+        dataset = Dataset(*plan.observations(varying_rows, shared[1]), plan.strength(fixed))
+        value, slope, information, variance = once_derivatives(plan.model, plan.layout, plan.values(fixed), dataset, u)
+        if kind == "expected" and is_of_expected(plan.model):
+            information = jnp.zeros_like(information)
         return value, slope, variance if kind == "empirical" else information
 
     value, slope, information = jax.vmap(one, in_axes=-1, out_axes=-1)(lanes.to_array(u), *varying)

@@ -83,17 +83,17 @@ class Starts:
 
     @property
     def mapped(self) -> tuple[bool, ...]:
-        """For each leaf of (values, data, given, weights), whether it differs among the fits."""
-        return self.values_differ + self.dataset.differs
+        """For each leaf of (values, data, given, weights, strength), whether it differs among the fits."""
+        return self.values_differ + self.dataset.differs + self.dataset.strength_differs
 
     @property
     def treedef(self) -> Any:
-        """What puts (values, data, given, weights) together."""
-        return jax.tree.structure((self.values, *self.dataset.parts))
+        """What puts (values, data, given, weights, strength) together."""
+        return jax.tree.structure((self.values, *self.dataset.with_strength))
 
     @property
     def _leaves(self) -> Leaves:
-        return jax.tree.leaves((self.values, *self.dataset.parts))
+        return jax.tree.leaves((self.values, *self.dataset.with_strength))
 
     def take(self, rows: Any) -> "Starts":
         """Some of the fits."""
@@ -329,15 +329,18 @@ def _run(
     data, given, weights = starts.dataset.parts
     fixed = [i for i, leaf in enumerate(layout.leaves) if leaf.is_fixed]
     rows, treedef = jax.tree.flatten((data, given, weights))
-    leaves = [starts.values[i] for i in fixed] + rows
-    differs = tuple(starts.values_differ[i] for i in fixed) + starts.dataset.differs
+    strength = starts.dataset.strength
+    leaves = [starts.values[i] for i in fixed] + [np.asarray(x, dtype) for x in strength or ()] + rows
+    differs = tuple(starts.values_differ[i] for i in fixed) + starts.dataset.strength_differs + starts.dataset.differs
     first, (first_data, first_given, _) = starts.free[0], starts.dataset.one(0).parts
     first_values = [
         leaf[0] if varying else leaf for leaf, varying in zip(starts.values, starts.values_differ, strict=True)
     ]
     num_terms = count_terms(options.model, lambda: layout.constrain(first, first_values), first_data, first_given)
     lanes = options.num_lanes or engine.lanes_of_arrays(num_terms, layout.num_free)
-    plan = Plan(options.model, layout, options.optimizer, treedef, len(fixed), differs, num_terms, lanes)
+    num_strengths = None if strength is None else len(strength)
+    num_fixed = len(fixed) + (num_strengths or 0)
+    plan = Plan(options.model, layout, options.optimizer, treedef, num_fixed, differs, num_terms, lanes, num_strengths)
     varying = [to_numpy_unless_on_device(leaf) for leaf, mine in zip(leaves, differs, strict=True) if mine]
     shared = [np.asarray(leaf) for leaf, mine in zip(leaves, differs, strict=True) if not mine]
 

@@ -71,6 +71,7 @@ def choose(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves, engine: str 
     obstacles = {
         "a dependent model": plan.model.is_dependent,
         "an auxiliary measurement": plan.model.auxiliary is not None,
+        "a prior": plan.num_strengths is not None,
         "latent effects": plan.model.with_modes is not None,
         f"more than {UNROLLED} parameters": plan.layout.num_free > UNROLLED,
     }
@@ -393,6 +394,7 @@ def _key(plan: Plan) -> tuple[Any, ...]:
         plan.differs,
         plan.num_terms,
         plan.num_lanes,
+        plan.num_strengths,
     )
 
 

@@ -35,13 +35,14 @@ from fisher_jax.fitting.maximization import (
 )
 from fisher_jax.fitting.padding import check_list, each_initial, is_ragged, size_classes
 from fisher_jax.fitting.passes import Passes, check_newton, fit_by_passes, start_of_source
-from fisher_jax.fitting.result import Fit, Origin, join_fits
+from fisher_jax.fitting.result import Fit, Origin, join_fits, with_log_prior
 from fisher_jax.fitting.several_starts import fit_from_starts
 from fisher_jax.fitting.sharded import fit_sharded, is_sharded, sharded_rows
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import check_dataset, check_datasets, check_labels
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import as_parameters, typed
+from fisher_jax.models.prior import check_strength
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
@@ -62,6 +63,7 @@ def fit(
     *,
     given: PyTree = None,
     weights: PyTree = None,
+    strength: float | Array | None = None,
     missing: Literal["raise", "drop"] = "raise",
     optimizer: "optax.GradientTransformation | Newton | None" = None,
     tolerance: float | Array | None = None,
@@ -94,6 +96,8 @@ def fit(
         Covariates with the same leading axis; a table becomes a dictionary of its columns.
     weights : array (n,), optional
         Frequency weights: an observation of weight w counts as w equal ones, zero leaves it out, whatever it holds.
+    strength : float, optional
+        Of a model whose prior is a function of params and a strength, that strength, not negative; see `Model` and `priors`.
     missing : {"raise", "drop"}
         Where a value is missing in a table or one of its columns (a null, NaN or NaT): raise an error that counts them by column,
         or leave the row out, as a masked one. NaN in a plain array is a number like another, of which the status tells. A Parquet
@@ -157,6 +161,11 @@ def fit(
     """
     model = as_model(model)
     passes = rows = None
+    if model.prior is not None and (is_source(data, given, weights) or is_sharded(data)):
+        raise ValueError(
+            "the model has a prior, and the data are read in blocks or lie on several devices: such fits have none. Fit the data "
+            "as arrays; or without it, as it weighs little beside so many rows: with_prior(model, None)."
+        )
     if is_source(data, given, weights):
         check_flag(progress, "progress")
         check_choice(missing, MISSING, "missing")
@@ -169,6 +178,7 @@ def fit(
     else:
         check_pytrees(data=data, given=given, weights=weights)
         dataset = check_dataset(model, data, given, weights, missing)
+        dataset = replace(dataset, strength=check_strength(model, strength))
         params = starting_parameters(model, start, dataset.data, dataset.given)
     if passes is None and progress is not False:
         raise ValueError(f"progress={shown(progress)} is for data from a source, which are read in passes.")
@@ -197,7 +207,9 @@ def fit(
                 "several starts are compared on the host, so not under jit, vmap or grad. Map fit over them."
             )
         best = fit_from_starts(model, layout, values, dataset, optimizer, tolerance, int(max_steps), starts, key)
-        return replace(best, origin=Origin(model, dataset), num_masked=dataset.num_masked)
+        return with_log_prior(
+            replace(best, origin=Origin(model, dataset), num_masked=dataset.num_masked), model, dataset
+        )
     traced = is_traced(values, dataset, tolerance, max_steps)
     result: Fit | None = None
     if isinstance(optimizer, Newton) and not traced:
@@ -207,10 +219,10 @@ def fit(
             traced = True
     if traced:
         result = fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
-        return replace(result, num_masked=dataset.num_masked)
+        return with_log_prior(replace(result, num_masked=dataset.num_masked), model, dataset)
     if result is None:
         result = fit_by_loop(model, layout, optimizer, values, dataset, tolerance, max_steps)
-    return replace(result, origin=Origin(model, dataset), num_masked=dataset.num_masked)
+    return with_log_prior(replace(result, origin=Origin(model, dataset), num_masked=dataset.num_masked), model, dataset)
 
 
 @entry_point
@@ -226,6 +238,7 @@ def fit_batch(
     data_axis: PyTree = 0,
     given_axis: PyTree = None,
     weights_axis: int | None = 0,
+    strength: float | Array | np.ndarray | Sequence[float] | None = None,
     optimizer: "optax.GradientTransformation | Newton | None" = None,
     tolerance: float | None = None,
     max_steps: int | None = None,
@@ -263,6 +276,9 @@ def fit_batch(
         would be more than four times the table, the result does not keep the data.
     start_axis, data_axis, given_axis, weights_axis : int, None, or pytree of them
         The axis over data sets in each, as in `jax.vmap`: a pytree prefix; `None` for what all share.
+    strength : float or array (B,), optional
+        Of the model's prior, as for `fit`; one for all data sets or one for each. Fits of one data set by
+        several strengths, a path, have ``data_axis=None``.
     optimizer, tolerance, max_steps
         As for `fit`.
     covariances : tuple of {"observed", "expected", "empirical", "sandwich"}
@@ -330,6 +346,7 @@ def fit_batch(
             start,
             {"data": data, "given": given, "weights": weights},
             by,
+            strength=strength,
             optimizer=optimizer,
             tolerance=tolerance,
             max_steps=max_steps,
@@ -371,10 +388,14 @@ def fit_batch(
     finish = functools.partial(fit_all, options, retry=retry, float64_finish=float64_finish)
     if not is_ragged(data):
         axes = (data_axis, given_axis, weights_axis)
-        dataset = check_datasets(model, data, given, weights, axes, num_starts(start, start_axis))
+        size = num_starts(start, start_axis) or (0 if np.ndim(strength) == 0 else len(strength))  # type: ignore[arg-type]
+        dataset = check_datasets(model, data, given, weights, axes, size)
+        dataset = replace(dataset, strength=check_strength(model, strength, dataset.size))
         check_starts(model, start, start_axis, dataset.one(0), dataset.size or 0)
         fits = finish(make_starts(model, start, start_axis, dataset))
-        return replace(fits, origin=Origin(model, dataset), num_masked=dataset.num_masked)
+        return with_log_prior(
+            replace(fits, origin=Origin(model, dataset), num_masked=dataset.num_masked), model, dataset
+        )
     if data_axis != 0 or weights_axis != 0 or (given_axis is not None and not (given_axis == 0 and is_ragged(given))):
         raise ValueError(
             "a list of data sets has no axes over them: leave data_axis, given_axis and weights_axis out. "
@@ -388,9 +409,12 @@ def fit_batch(
     check_starts(model, start, start_axis, datasets.one(0), len(data))
     # Each class of sizes by itself, and the fits in the order of the data sets.
     parts, order = [], []
+    checked = check_strength(model, strength, len(data))
     for rows, dataset in size_classes(model, take_starts(start, start_axis, 0), datasets):
+        if checked is not None:
+            dataset = replace(dataset, strength=tuple(x[rows] if np.ndim(x) else x for x in checked))
         fits = finish(make_starts(model, take_starts(start, start_axis, rows), start_axis, dataset))
-        parts.append(replace(fits, num_masked=dataset.num_masked))
+        parts.append(with_log_prior(replace(fits, num_masked=dataset.num_masked), model, dataset))
         order.append(rows)
     return join_fits(parts, np.argsort(np.concatenate(order)))
 

@@ -17,10 +17,10 @@ from fisher_jax.fitting import cpu, workers
 from fisher_jax.fitting import row_program as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.row_program import Leaves, Plan
-from fisher_jax.models.auxiliary import auxiliary_derivatives, first_row
 from fisher_jax.models.dataset import Dataset, pad_dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.prior import counts_once, once_derivatives
 from fisher_jax.models.programs import jit_with_model, programs_of
 from fisher_jax.numerics.differentiate import matrices_of_triangles
 from fisher_jax.numerics.expansion import CannotExpand
@@ -29,10 +29,7 @@ from fisher_jax.optimizers.newton import Evaluation, Kind
 SIXTEENTHS = 4  # bits to which a number of rows is rounded up, so that one more of them seldom compiles anew
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
-def _counted_once(model: Model, layout: Layout, values: Values, measured: Any, u: Array) -> Any:
-    """The term that counts once, with its gradient, minus its Hessian and the variance of its score."""
-    return auxiliary_derivatives(model, layout, values, measured, u)
+_counted_once = functools.partial(jit_with_model, static_argnums=(0, 1), level=0)(once_derivatives)
 
 
 class Rows:
@@ -57,9 +54,9 @@ class Rows:
         self.varying = [[part[k] for part in parts] for k in range(self.num_workers)]
         self.columns: dict[Kind, list[Any]] = {}
         self.once: Callable[[np.ndarray], Any] | None = None
-        if model.auxiliary is not None:
-            measured = jax.tree.map(np.array, first_row(dataset.data.measured))
-            self.once = lambda u: jax.device_get(_counted_once(model, layout, values, measured, u))
+        if counts_once(model, dataset):
+            on_device = jax.tree.map(jnp.asarray, dataset)
+            self.once = lambda u: jax.device_get(_counted_once(model, layout, values, on_device, u))
 
     def evaluate(self, u: np.ndarray, kind: Kind) -> Evaluation:
         """The log-likelihood at u, with arrays (p,) and (p, p) of numpy.

@@ -78,9 +78,11 @@ def _compiled(function: Callable[..., Any], kind: str, fit: Fit, numbers: tuple[
 def _compiled_with_data(
     function: Callable[..., Any], model: Model, fit: Fit, dataset: Dataset, shared: tuple, each: tuple
 ) -> Any:
-    def of_one(fit: Fit, parts: tuple[Any, Any, Any], *each: Any) -> Any:
+    def of_one(fit: Fit, parts: tuple[Any, ...], *each: Any) -> Any:
         return function(fit, model, Dataset(*parts), *shared, *each)
 
     if not fit.has_batch:
         return function(fit, model, dataset, *shared)
-    return jax.vmap(of_one, in_axes=(0, dataset.axes, *(0,) * len(each)))(fit, dataset.parts, *each)
+    return jax.vmap(of_one, in_axes=(0, dataset.axes_with_strength, *(0,) * len(each)))(
+        fit, dataset.with_strength, *each
+    )

@@ -51,6 +51,7 @@ from fisher_jax.models.likelihood import (
 )
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Leaf, Values
+from fisher_jax.models.prior import is_of_expected, prior_derivatives
 from fisher_jax.models.programs import programs_of, quick
 from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.numerics.expansion import CannotExpand
@@ -146,12 +147,16 @@ def num_observed(target: Likelihood) -> Array:
 def total_information(
     model: Model, layout: Layout, values: Values, dataset: Dataset, target: Likelihood
 ) -> Array | None:
-    """n I(θ) by the model's closed form, where it has one."""
+    """n I(θ) by the model's closed form, where it has one; with minus the Hessian of a prior that counts there."""
     if not has_closed_form(model):
         return None
-    return total_expected(
+    total = total_expected(
         model, layout, values, dataset.given, jnp.asarray(total_weight(target), layout.dtype), target.weights
     )
+    if dataset.strength is None or is_of_expected(model):
+        return total
+    natural = layout.natural()
+    return total + prior_derivatives(model, natural, values, dataset, natural.unconstrain(values))[2]
 
 
 def scoring_of(
@@ -159,7 +164,11 @@ def scoring_of(
 ) -> Scoring:
     """Terms, gradient and expected information at u: of a linked model in one pass, of another by Dᵀ n I(θ) D, D = ∂θ/∂u."""
     if model.information is None:
-        return scoring_at(model, layout, values, target, dataset.given is not None, free)  # type: ignore[arg-type]
+        at = scoring_at(model, layout, values, target, dataset.given is not None, free)  # type: ignore[arg-type]
+        if target.once is None:
+            return at
+        value, slope, information, _ = target.once(free)
+        return Scoring(jnp.append(at.terms, value), at.gradient + slope, at.information + information)
     terms, gradient = gradient_at(target, free)
     expected = total_information(model, layout, layout.constrained_values(free, values), dataset, target)
     jacobian = layout.jacobian(free)
@@ -513,7 +522,7 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
             problem = make_problem(model, layout, values, dataset, u)
             target = at_modes(problem.likelihood, u)
             problem = problem._replace(likelihood=target)
-            plain = kind == "observed" and model.auxiliary is None
+            plain = kind == "observed" and target.once is None
             if plain and target.is_marginal and target.num_terms > 1:
                 # A long program, so that the density is traced once for all that is asked of it.
                 derivatives, finite, outer_product = derivatives_and_scores_at(target, u)

@@ -18,6 +18,7 @@ from fisher_jax.fitting import covariance as covariances
 from fisher_jax.fitting import intervals
 from fisher_jax.fitting.covariance import KINDS, CovarianceKind
 from fisher_jax.fitting.intervals import IntervalMethod, Scale, zero_test
+from fisher_jax.fitting.normal_approximation import NormalApproximation
 from fisher_jax.fitting.status import ROUNDING_LIMIT, Status
 from fisher_jax.fitting.summary import (
     AT_EDGE,
@@ -36,6 +37,7 @@ from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import gradient_at, likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.prior import counts_once, describe_prior, is_of_expected, log_prior
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.models.travel import check_precision
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
@@ -155,6 +157,9 @@ class Fit:
         Of a fit from several starts: every certified maximum that was reached, the highest first. No part of the pytree.
     num_masked : integer array (*b), or None where nothing is masked
         How many rows are left out because one of their entries is masked or missing.
+    log_prior, prior : array (*b) or None, and str
+        Of a penalised fit, the log-density of the prior at the estimate, in nats, and the prior in words. `log_likelihood` and the
+        information criteria are without it; the curvature, the decrement and the status are with it.
     labels : array (B,), or None
         The labels of the groups that ``fit_batch(…, by=…)`` fitted; one label of one of them. No part of the pytree.
     meat, robust : array (*b, p, p) or None, and str
@@ -204,6 +209,8 @@ class Fit:
     meat: Float[AnyArray, "*b p p"] | None = None
     robust: str = ""
     num_masked: Int[AnyArray, "*b"] | None = None
+    log_prior: Float[AnyArray, "*b"] | None = None
+    prior: str = ""
     labels: Any = None
 
     @property
@@ -254,6 +261,11 @@ class Fit:
     def params(self) -> PyTree:
         """The estimate, a pytree like the starting parameters."""
         return self.layout.assemble(self.values)
+
+    @property
+    def penalized_log_likelihood(self) -> Float[AnyArray, "*b"]:
+        """What was maximised, in nats: the log-likelihood and the log-density of the prior, if there is one."""
+        return self.log_likelihood if self.log_prior is None else self.log_likelihood + self.log_prior
 
     @property
     def status(self) -> Any:
@@ -381,6 +393,29 @@ class Fit:
         self._warn(kind)
         ends = self._ends(kind, level, method, scale, require_maximum)
         return self.layout.assemble(intervals.as_leaves(self.layout, on_host(self.values), ends))
+
+    @entry_point
+    def normal_approximation(self, kind: CovarianceKind | None = None) -> NormalApproximation:
+        """The normal distribution about the estimate, of one fit or of many, to draw parameters from; `kind` as for `covariance`.
+
+        It is normal on the unconstrained scale, so that draws obey the constraints. Of a penalised fit it approximates the
+        posterior. Errors in the approximation are of order 1/√n; near an edge of the range it is poor.
+
+        Examples
+        --------
+        >>> import fisher_jax as fj, jax
+        >>> fit = fj.fit(fj.families.gamma, None, [1.0, 2.0, 3.0, 6.0])
+        >>> draws = fit.normal_approximation().sample(jax.random.key(0), 1000)
+        >>> print(draws["shape"].shape, bool((draws["shape"] > 0).all()))
+        (1000,) True
+        """
+        kind = self._check(kind)
+        self._warn(kind)
+        if is_traced(self):
+            raise TypeError("the draws are made on the host, so not under jit, vmap or grad. Call it outside.")
+        host = on_host(self)
+        covariance = np.asarray(covariances.free_covariance(host, kind))
+        return NormalApproximation(np.asarray(host.free), covariance, kind, self.layout, host.values)
 
     @entry_point
     def information(self, kind: Kind | None = None) -> Information:
@@ -736,12 +771,12 @@ class Fit:
         if status in (Status.BAD_START, Status.NOT_FINITE):
             if int(self.suspect) >= 0:
                 rows = math.inf
-                if (
-                    isinstance(self.origin, Origin) and self.origin.model.auxiliary is not None
+                if isinstance(self.origin, Origin) and counts_once(
+                    self.origin.model, self.origin.dataset
                 ):  # whose term comes after those of the rows
                     rows = len(jax.tree.leaves(self.origin.dataset.data)[0])
                 if int(self.suspect) >= rows:
-                    return "first at the auxiliary measurement"
+                    return "first at the auxiliary measurement or the prior"
                 return f"first at observation {int(self.suspect)}{self._explained()}"
             if not isinstance(self.origin, Origin) or self.origin.model.is_dependent:
                 return ""
@@ -841,6 +876,38 @@ class Fit:
             warn(f"{' '.join(doubts)}")
 
 
+def with_log_prior(fit: Fit, model: Model, dataset: Dataset) -> Fit:
+    """A fit whose log-likelihood is what was maximised, with that divided into the log-likelihood and the prior.
+
+    Where the covariance is that of the expected information, this kind comes first.
+    """
+    if dataset.strength is None:
+        return fit
+    at_estimate = replace(fit, origin=Origin(model, dataset))
+    prior: Any
+    if not fit.has_batch and is_traced(fit, dataset):
+        prior = log_prior(model, fit.layout, fit.values, dataset)
+    elif not fit.has_batch:
+        prior = np.asarray(_prior_at(model, fit.layout, fit.values, dataset))
+    else:
+        from fisher_jax.fitting.map_fits import with_data
+
+        prior = with_data(at_estimate, _prior_of)
+    kinds = fit.kinds
+    if is_of_expected(model) and "expected" in kinds:
+        kinds = ("expected", *(kind for kind in kinds if kind != "expected"))
+    strengths = [f"{float(x):.6g}" for x in dataset.strength if not np.ndim(x) and not is_traced(x)]
+    words = describe_prior(model.prior) + "".join(f", strength {x}" for x in strengths)
+    return replace(fit, log_likelihood=fit.log_likelihood - prior, log_prior=prior, prior=words, kinds=kinds)
+
+
+_prior_at = functools.partial(jit_with_model, static_argnums=(0, 1), level=0)(log_prior)
+
+
+def _prior_of(fit: Fit, model: Model, dataset: Dataset) -> Float[Array, ""]:
+    return log_prior(model, fit.layout, fit.values, dataset)
+
+
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
 def _gradient(model: Model, layout: Layout, values: Values, dataset: Dataset, free: Any) -> Float[Array, " p"]:
     """The gradient of the log-likelihood with respect to u."""
@@ -861,7 +928,7 @@ def _curvature_not_finite(model: Model, layout: Layout, values: Values, dataset:
     return ~finite if target.weights is None else ~finite & (target.weights > 0)
 
 
-_META = ("layout", "kinds", "robust")
+_META = ("layout", "kinds", "robust", "prior")
 _DROPPED = ("origin", "optima", "engine", "labels")  # what a fit no longer has after a transformation
 ARRAYS = tuple(field.name for field in fields(Fit) if field.name not in (*_META, *_DROPPED))
 jax.tree_util.register_dataclass(Fit, data_fields=list(ARRAYS), meta_fields=list(_META), drop_fields=list(_DROPPED))

@@ -36,9 +36,10 @@ PREDICTORS_FROM = 4  # parameters; below, to differentiate in a linear predictor
 class Plan:
     """A model, its parameters, its optimiser, and how fixed parameters and data lie in one flat list. Hashable.
 
-    The list holds the `num_fixed` fixed leaves of the parameters, then those of (data, given, weights), which `treedef` puts
-    together; `differs` says of each whether it has an axis over the data sets, or is what all share. `num_terms` is the number of
-    log-densities of a data set, `num_lanes` how many are fitted side by side.
+    The list holds `num_fixed` numbers that rows share: the fixed leaves of the parameters, and behind them the strength of a prior,
+    `num_strengths` of them, none or one, or None where no prior counts. Then come those of (data, given, weights), which `treedef`
+    puts together; `differs` says of each whether it has an axis over the data sets, or is what all share. `num_terms` is the number
+    of log-densities of a data set, `num_lanes` how many are fitted side by side.
     """
 
     model: Model
@@ -49,6 +50,7 @@ class Plan:
     differs: tuple[bool, ...]
     num_terms: int
     num_lanes: int = 64
+    num_strengths: int | None = None
 
     @property
     def has_weights(self) -> bool:
@@ -62,13 +64,17 @@ class Plan:
         return leaves[:cut], leaves[cut:]
 
     def fixed(self, varying: Leaves, shared: Leaves) -> Leaves:
-        """All fixed parameters in order."""
+        """All fixed parameters in order, and the strength of a prior."""
         return merge(self.differs[: self.num_fixed], varying, shared)
 
     def values(self, fixed: Leaves) -> Leaves:
         """The parameters' leaves: the fixed ones as given, None for those that follow from u."""
         given = iter(fixed)
         return [next(given) if leaf.is_fixed else None for leaf in self.layout.leaves]
+
+    def strength(self, fixed: Leaves) -> tuple[Any, ...] | None:
+        """The strength of a prior, as a `Dataset` carries it, of what `fixed` returned."""
+        return None if self.num_strengths is None else tuple(fixed[len(fixed) - self.num_strengths :])
 
     def observations(self, varying: Leaves, shared: Leaves) -> tuple[PyTree, PyTree, Any]:
         """Data, covariates and weights."""

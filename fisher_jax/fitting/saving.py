@@ -20,7 +20,7 @@ FORMAT = "fisher_jax fit, version 1"
 _ARRAYS = [
     field.name
     for field in fields(Fit)
-    if field.name not in ("values", "layout", "kinds", "engine", "robust", "origin", "optima")
+    if field.name not in ("values", "layout", "kinds", "engine", "robust", "prior", "origin", "optima")
 ]
 _NAMED: dict[str, Constraint] = {
     "unconstrained": constraints.Unconstrained(),
@@ -39,6 +39,7 @@ def save(fit: Fit, path: str | os.PathLike[str]) -> None:
         "kinds": fit.kinds,
         "engine": fit.engine,
         "robust": fit.robust,
+        "prior": fit.prior,
         "dtype": str(layout.dtype),
         "leaves": [
             [leaf.name, leaf.shape, leaf.free_shape, _constraint_as_json(leaf.constraint)] for leaf in layout.leaves
@@ -119,6 +120,7 @@ def load(path: str | os.PathLike[str], *, like: PyTree = None) -> Fit:
         kinds=tuple(header["kinds"]),
         engine=header["engine"],
         robust=header["robust"],
+        prior=header.get("prior", ""),
     )
 
 

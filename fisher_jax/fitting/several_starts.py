@@ -34,7 +34,7 @@ def fit_from_starts(
     """The best of the fits from several starts, with all optima in its `optima`."""
     free = _starts(layout, values, starts, key)
     leaves = jax.tree.leaves(dataset.parts)
-    shared = Dataset(*dataset.parts, size=len(free), differs=(False,) * len(leaves))
+    shared = Dataset(*dataset.with_strength, size=len(free), differs=(False,) * len(leaves))
     kinds = tuple(kind for kind in KINDS if kind != "expected" or has_closed_form(model))
     options = Options(model, optimizer, tolerance, max_steps, kinds, devices=workers.devices_of(None))
     fits = fit_all(

@@ -66,6 +66,7 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         *(_read(fit.origin) if hasattr(fit.origin, "num_passes") else []),
         *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
         ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}{bic}"),
+        *_penalty(fit),
         ("Covariance", fit.describe(kind)),
         *([("Intervals", "by profile likelihood")] if method == "profile" else []),
     ]
@@ -79,7 +80,15 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         formats=TEST_FORMATS,
     )
     notes = () if fit.status.converged else (f"NOT TO BE RELIED ON. {fit.diagnosis()}",)
-    return Report("Maximum-likelihood fit", facts, [table], (*notes, *doubts))
+    title = "Penalised maximum-likelihood fit" if fit.prior else "Maximum-likelihood fit"
+    return Report(title, facts, [table], (*notes, *doubts))
+
+
+def _penalty(fit: Any) -> list[tuple[str, str]]:
+    """Of a penalised fit, by what, and what was maximised."""
+    if not fit.prior:
+        return []
+    return [("Prior", fit.prior), ("Penalised log-likelihood", f"{float(fit.penalized_log_likelihood):.6f}")]
 
 
 def _read(origin: Any) -> list[tuple[str, str]]:
@@ -114,6 +123,8 @@ def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[
     if fits.num_masked is not None and np.any(fits.num_masked):
         sets = int(np.sum(fits.num_masked > 0))
         facts.append(("Missing", f"{int(np.sum(fits.num_masked))} rows of {sets} data sets, left out"))
+    if fits.prior:
+        facts.append(("Prior", fits.prior))
     facts.append(("Covariance", fits.describe(kind) if kind else "none kept"))
 
     converged = fits.converged
@@ -136,7 +147,8 @@ def batch_report(fits: Any, kind: str, errors: np.ndarray | None, doubts: tuple[
             diagnosis = fits[first].diagnosis().split(" Likely causes")[0]
             label = "" if fits.labels is None else f" ({fits.labels[first]})"
             notes.append(f"Fit {first}{label}, the first with its status: {diagnosis}")
-    return Report("Maximum-likelihood fits", facts, [ReportTable(("", *QUANTILES), rows)], (*notes, *doubts))
+    title = "Penalised maximum-likelihood fits" if fits.prior else "Maximum-likelihood fits"
+    return Report(title, facts, [ReportTable(("", *QUANTILES), rows)], (*notes, *doubts))
 
 
 def weakest(curvature: Any, free: Any, layout: Layout) -> str:

@@ -299,7 +299,7 @@ def _gain(fit: Fit, null: Fit) -> Any:
     """ℓ(θ̂) − ℓ(θ̂₀), from the differences of the terms, in float64, where a log-likelihood in float32 is too coarse."""
     has_data = isinstance(fit.origin, Origin) and isinstance(null.origin, Origin) and fit.free.size
     if not has_data or fit.layout.dtype != np.float32:
-        at_maximum, at_null = on_host((fit.log_likelihood, null.log_likelihood))
+        at_maximum, at_null = on_host((fit.penalized_log_likelihood, null.penalized_log_likelihood))
         return at_maximum - at_null
 
     def difference(fit: Fit, null: Fit) -> Any:

@@ -162,7 +162,9 @@ def refit_each(fits: Fit, schemes: SchemeOfEach, keys: Array, count: int, method
             if schemes.weights is not None:
                 weights = weights * schemes.weights[these][:, None, :]
             arguments = _repeat_data(block, count) | {"weights": weights.reshape(-1, weights.shape[-1])}
-        parts.append(fit_batch(model, begin, start_axis=0, **arguments, **settings))
+        strength = origin_of(block).dataset.strength_given
+        strength = np.repeat(strength, count) if np.ndim(strength) else strength
+        parts.append(fit_batch(model, begin, start_axis=0, strength=strength, **arguments, **settings))
     return join_fits(parts, np.arange(len(fits) * count))
 
 
@@ -287,6 +289,7 @@ def _refit_weighted(
     """Fits by weights; with a key, each to an auxiliary measurement drawn at the estimate, where the model has one."""
     (data, given, _), done, parts = origin.dataset.parts, 0, []
     axis: Any = None
+    settings = settings | {"strength": origin.dataset.strength_given}
     for weights in chunks:
         if key is not None and isinstance(origin.model, AuxiliaryModel):
             numbers = np.arange(done, done + len(weights))
@@ -319,7 +322,8 @@ def draw_data(origin: Origin, layout: Layout, values: Values, key: Array, count:
     for numbers in blocks_of(count, sum(int(np.size(leaf)) for leaf in jax.tree.leaves(data))):
         drawn = draw_data_sets(model, layout, values, given, rows, key, numbers)
         check_drawn(origin, drawn, rows)
-        yield {"data": jax.device_get(drawn), "given": given, "weights": weights}
+        strength = origin.dataset.strength_given
+        yield {"data": jax.device_get(drawn), "given": given, "weights": weights, "strength": strength}
 
 
 def check_drawn(origin: Origin, drawn: PyTree, rows: int) -> None:

@@ -29,8 +29,10 @@ from fisher_jax.inference.hypothesis import Hypothesis
 from fisher_jax.inference.wald import WaldStatistic, check_rank
 from fisher_jax.models.auxiliary import AuxiliaryModel, add_auxiliary
 from fisher_jax.models.constraints import Interval, Unconstrained, fixed
+from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import DependentModel, Model
-from fisher_jax.models.parameters import Layout
+from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.prior import describe_prior, log_prior, takes_strength, with_prior
 from fisher_jax.models.programs import ById
 
 _STIFFNESS = 100.0  # ρ at first: a round then leaves about a hundredth of h
@@ -43,6 +45,8 @@ def fit_again(full: Fit, model: Model, params: PyTree, **options: Any) -> Fit:
         return fit(model, params, **passes.rows.arguments_by_name, **options)
     dataset = origin_of(full).dataset
     data, given, weights = dataset.parts
+    if dataset.strength:
+        options = options | {"strength": dataset.strength_given}
     if not full.has_batch:
         return fit(model, params, data, given=given, weights=weights, **options)
     axes = dict(zip(("data_axis", "given_axis", "weights_axis"), dataset.axes, strict=True))
@@ -146,11 +150,57 @@ def _remake(
 ) -> Model:
     """The model in other parameters, by what makes a function of these of one of the old; the terms of rows may have another."""
     rows = wrap if penalize is None else penalize
+    prior = None if model.prior is None else _PriorInParts(model, wrap(_params))
     if isinstance(model, AuxiliaryModel):
         base = Model(rows(model.base.log_density), constraints=constraints)
-        return add_auxiliary(base, wrap(model.auxiliary), None)
+        return with_prior(add_auxiliary(base, wrap(model.auxiliary), None), prior)
     remade = DependentModel if model.is_dependent else Model if model.with_modes is None else _MarginalInParts
-    return remade(rows(model.log_density), constraints=constraints)
+    return remade(rows(model.log_density), constraints=constraints, prior=prior)
+
+
+def _params(params: PyTree) -> PyTree:
+    return params
+
+
+@dataclass(frozen=True)
+class _PriorInParts:
+    """A model's prior as a function of other parameters, which `params_of` turns into the old ones."""
+
+    model: Model
+    params_of: Any
+
+    @property
+    def user_function(self) -> Any:
+        """With this its programs are kept."""
+        return self.model.log_density
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What distinguishes it from others of the same user's function."""
+        return self.model, self.params_of
+
+    @property
+    def takes_strength(self) -> bool:
+        """Whether the prior does."""
+        return takes_strength(self.model.prior)  # type: ignore[arg-type]
+
+    @property
+    def is_of_expected(self) -> bool:
+        """Whether the prior is, in whose parts the information is not known."""
+        return False
+
+    @property
+    def description(self) -> str:
+        """The prior in words."""
+        return describe_prior(self.model.prior)
+
+    def __call__(self, parts: PyTree, *strength: Any) -> Array:
+        raise NotImplementedError("it is asked for by of_data")
+
+    def of_data(self, model: Model, layout: Layout, values: Values, dataset: Dataset, *strength: Any) -> Array:
+        """The prior at the old parameters."""
+        old = self.params_of.layout
+        return log_prior(self.model, old, old.blocks(self.params_of(layout.assemble(values))), dataset)
 
 
 # Functions of the parameters equal to zero.

@@ -28,7 +28,7 @@ from fisher_jax.fitting.passes import Passes, passes_of
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.input_arrays import as_labels
 from fisher_jax.models.dataset import Dataset
-from fisher_jax.models.likelihood import auxiliary_variance, likelihood, scores_at
+from fisher_jax.models.likelihood import likelihood, scores_at, variance_of_once
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
@@ -247,7 +247,7 @@ class _Meat:
         else:
             middle = factor(n, p, n) * (_product(weighted, weighted) if self.sampling else outer_product)
         # What counts once is by itself, whatever the clusters, and known by its model only.
-        once = precise(auxiliary_variance(target, fit.free))
+        once = precise(variance_of_once(target, fit.free))
         middle, outer_product = middle + once, outer_product + once
         return middle, outer_product, _is_indefinite(middle, scores.dtype) if len(labels) > 1 else jnp.array(False)
 

@@ -29,7 +29,7 @@ from fisher_jax.tables import MISSING, as_column, as_columns, is_column, is_tabl
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["data", "given", "weights"],
+    data_fields=["data", "given", "weights", "strength"],
     meta_fields=["size", "differs"],
     drop_fields=["num_masked", "table", "group_labels"],
 )
@@ -42,6 +42,9 @@ class Dataset:
     data, given, weights : pytrees, and array or None
         Observations, covariates and weights, each leaf with a leading axis of length n; of many data sets, what differs among
         them has an axis over the data sets before it.
+    strength : tuple, or None
+        The strength of the model's prior, where the prior is to be counted: empty for a prior without one, else one number, or one
+        for each of many data sets. None where the prior is not counted. No part of `parts`.
     size : int or None
         How many data sets there are; None where this is one, without an axis.
     differs : tuple of bool
@@ -61,6 +64,7 @@ class Dataset:
     data: PyTree
     given: PyTree = None
     weights: Any = None
+    strength: tuple[Any, ...] | None = None
     size: int | None = field(default=None, kw_only=True)
     differs: tuple[bool, ...] = field(default=(), kw_only=True)
     num_masked: Any = field(default=None, kw_only=True)
@@ -77,6 +81,29 @@ class Dataset:
         """For `parts`, 0 where the data sets differ in an array and None where they share it: the `in_axes` of `jax.vmap`."""
         treedef = jax.tree.structure(self.parts)
         return jax.tree.unflatten(treedef, [0 if differs else None for differs in self.differs])
+
+    @property
+    def with_strength(self) -> tuple[PyTree, PyTree, Any, Any]:
+        """`parts` and the strength of the prior, the arguments of a `Dataset`."""
+        return *self.parts, self.strength
+
+    @property
+    def strength_given(self) -> Any:
+        """The argument `strength` of the fit: None, a number, or one for each data set."""
+        return self.strength[0] if self.strength else None
+
+    @property
+    def strength_differs(self) -> tuple[bool, ...]:
+        """Of each strength, none or one, whether it differs among many data sets."""
+        return tuple(bool(np.ndim(number)) for number in self.strength or ())
+
+    @property
+    def axes_with_strength(self) -> tuple[Any, Any, Any, Any]:
+        """For `with_strength`, the `in_axes` of `jax.vmap`."""
+        of_strength = (
+            None if self.strength is None else tuple(0 if differs else None for differs in self.strength_differs)
+        )
+        return *self.axes, of_strength
 
     @functools.cached_property
     def entries(self) -> int:
@@ -99,7 +126,13 @@ class Dataset:
         leaves, treedef = jax.tree.flatten(self.parts)
         taken = [leaf[rows] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
         table = None if self.table is None else self.table.take(rows)
-        return Dataset(*jax.tree.unflatten(treedef, taken), table=table, group_labels=self.group_labels)
+        strength = self.strength
+        if strength is not None:
+            strength = tuple(
+                x[rows] if differs else x for x, differs in zip(strength, self.strength_differs, strict=True)
+            )
+        data, given, weights = jax.tree.unflatten(treedef, taken)
+        return Dataset(data, given, weights, strength, table=table, group_labels=self.group_labels)
 
     def column(self, name: str) -> Any:
         """A column by its name: of the table that the data come from, else of covariates or data that are a dictionary."""
@@ -333,7 +366,7 @@ def pad_dataset(dataset: Dataset, size: int, dtype: Any) -> Dataset:
     length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
     weights = np.ones(length, dtype) if dataset.weights is None else np.asarray(dataset.weights, dtype)
     weights = np.concatenate([weights, np.zeros(size - length, dtype)])
-    return Dataset(pad(dataset.data, length, size), pad(dataset.given, length, size), weights)
+    return Dataset(pad(dataset.data, length, size), pad(dataset.given, length, size), weights, dataset.strength)
 
 
 def on_device(leaf: Any) -> bool:

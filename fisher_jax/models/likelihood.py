@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.errors import kind_of
-from fisher_jax.models.auxiliary import auxiliary_derivatives, first_row
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout, Values
+from fisher_jax.models.prior import counts_once, once_derivatives
 from fisher_jax.models.programs import call_differentiable
 from fisher_jax.moments import sum_of_products
 from fisher_jax.numerics.differentiate import FORWARD_UP_TO, batched, by_entry, by_row, cotangent, each_score_at, weigh
@@ -25,10 +25,10 @@ from fisher_jax.numerics.differentiate import FORWARD_UP_TO, batched, by_entry, 
 class Likelihood(NamedTuple):
     """The log-likelihood as a function of a flat vector and of rows, which may be taken in chunks where `separable`.
 
-    `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term. `auxiliary`
-    gives a term that counts once, beside those of the rows, with its gradient, minus its Hessian and the variance of its score;
-    functions here that return weighted terms append it. `with_modes(flat, rows)` gives the rows of a marginal model the modes of
-    their latent effects at a point; see `at_modes`.
+    `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term. `once` gives what
+    counts once, beside the terms of the rows, an auxiliary measurement or a prior, with its gradient, minus its Hessian and the
+    variance of its score; functions here that return weighted terms append it. `with_modes(flat, rows)` gives the rows of a
+    marginal model the modes of their latent effects at a point; see `at_modes`.
     """
 
     terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
@@ -36,7 +36,7 @@ class Likelihood(NamedTuple):
     weights: Float[Array, " n"] | None
     num_terms: int
     separable: bool
-    auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
+    once: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     with_modes: Callable[[Float[Array, " p"], PyTree], PyTree] | None = None
     is_marginal: bool = False
 
@@ -72,12 +72,11 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
         shape = jax.eval_shape(terms, jax.ShapeDtypeStruct((layout.num_free,), layout.dtype), rows).shape
     else:  # one for each group; to trace the density would take as long as all else before a first fit
         shape = np.shape(jax.tree.leaves(rows)[0])[:1]
-    auxiliary: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
-    if model.auxiliary is not None:
-        measured = first_row(jax.tree.map(jnp.asarray, dataset.data.measured))
+    once: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
+    if counts_once(model, dataset):
 
-        def auxiliary(free: Float[Array, " p"]) -> tuple[Array, Array, Array, Array]:
-            return auxiliary_derivatives(model, layout, values, measured, free)
+        def once(free: Float[Array, " p"]) -> tuple[Array, Array, Array, Array]:
+            return once_derivatives(model, layout, values, dataset, free)
 
     weights = dataset.weights
     if weights is not None:
@@ -102,7 +101,7 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
             rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
     with_modes = None if model.with_modes is None else modes_of(model, layout, values, dataset.given is not None)
     separable = not model.is_dependent
-    return Likelihood(terms, rows, weights, shape[0], separable, auxiliary, with_modes, with_modes is not None)
+    return Likelihood(terms, rows, weights, shape[0], separable, once, with_modes, with_modes is not None)
 
 
 def modes_of(
@@ -177,7 +176,7 @@ def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]
     """The weighted log-densities."""
     target = at_modes(target, flat)
     terms = weigh(target.terms(flat, target.rows), target.weights)
-    return terms if target.auxiliary is None else jnp.append(terms, target.auxiliary(flat)[0])
+    return terms if target.once is None else jnp.append(terms, target.once(flat)[0])
 
 
 def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
@@ -191,8 +190,8 @@ def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
         return terms, (gradient, curvature)
 
     terms, (gradient, curvature) = _in_chunks(target, flat, of_chunk)
-    if target.auxiliary is not None:
-        value, slope, information, _ = target.auxiliary(flat)
+    if target.once is not None:
+        value, slope, information, _ = target.once(flat)
         terms, gradient, curvature = jnp.append(terms, value), gradient + slope, curvature + information
     return Derivatives(terms, gradient, curvature)
 
@@ -200,7 +199,7 @@ def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
 def derivatives_and_scores_at(
     target: Likelihood, flat: Float[Array, " p"]
 ) -> tuple[Derivatives, Bool[Array, " n"], Float[Array, "p p"]]:
-    """`derivatives_at` and `outer_product_at` from one trace of a long density; of separable terms without auxiliary data."""
+    """`derivatives_at` and `outer_product_at` from one trace of a long density; of separable terms without one that counts once."""
     target = at_modes(target, flat)
 
     def term_and_score(u: Array, row: PyTree) -> tuple[Array, Array]:
@@ -230,15 +229,15 @@ def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Arr
         return weigh(terms, weights), pull(cotangent(terms, weights))[0]
 
     terms, gradient = _in_chunks(target, flat, of_chunk)
-    if target.auxiliary is not None:
-        value, slope, _, _ = target.auxiliary(flat)
+    if target.once is not None:
+        value, slope, _, _ = target.once(flat)
         terms, gradient = jnp.append(terms, value), gradient + slope
     return terms, gradient
 
 
-def auxiliary_variance(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "p p"]:
+def variance_of_once(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "p p"]:
     """The variance of the score of the term that counts once; zero where there is none."""
-    return jnp.zeros((flat.shape[0],) * 2, flat.dtype) if target.auxiliary is None else target.auxiliary(flat)[3]
+    return jnp.zeros((flat.shape[0],) * 2, flat.dtype) if target.once is None else target.once(flat)[3]
 
 
 def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p"]:
@@ -261,8 +260,8 @@ def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool
         return jnp.all(jnp.isfinite(counted), axis=1), sum_of_products(weigh(scores, weights), counted)
 
     finite, products = _in_chunks(target, flat, of_chunk)
-    if target.auxiliary is not None:
-        _, slope, _, variance = target.auxiliary(flat)
+    if target.once is not None:
+        _, slope, _, variance = target.once(flat)
         finite, products = jnp.append(finite, jnp.all(jnp.isfinite(slope))), products + variance
     return finite, products
 

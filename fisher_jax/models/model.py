@@ -25,6 +25,7 @@ _FUNCTIONS = {
     "log_cdf": "params and y",
     "log_survival": "params and y",
     "mean": "params",
+    "prior": "params",
 }
 
 
@@ -68,6 +69,10 @@ class Model:
         on a known constant. The intervals of predicted means and quantiles then stay inside.
     discrete : bool
         Whether y is a whole number with P(Y = y) = exp(log_density), so that the distribution function jumps there.
+    prior : callable, optional
+        ``prior(params)`` or ``prior(params, strength)``: a log-density in nats of the parameters as the user writes them, or a
+        penalty, which a fit adds to the log-likelihood once; see `fisher_jax.priors`. The strength is an argument of the fit.
+        `log_likelihood`, `score` and their kin are without it.
     names : pytree of sequences of str, optional
         Names for the entries of vectors, shaped like `params` or a part of it, as in ``{"beta": ("intercept", "age")}``. Reports
         and matrices then show `age` in place of `beta[1]`, and a parameter can be asked for by it.
@@ -106,6 +111,7 @@ class Model:
     log_survival: UserFunction | None = field(default=None, kw_only=True)
     mean: UserFunction | None = field(default=None, kw_only=True)
     support: tuple[float, float] | UserFunction | None = field(default=None, kw_only=True)
+    prior: UserFunction | None = field(default=None, kw_only=True)
     discrete: bool = field(default=False, kw_only=True)
     names: PyTree = field(default=None, kw_only=True)
 

@@ -43,7 +43,7 @@ class _Scalars:
 
     @staticmethod
     def isfinite(value: Any) -> Any:
-        return abs(value) < np.inf if isinstance(value, np.generic) else np.isfinite(value)
+        return abs(value) < np.inf if isinstance(value, np.number) else np.isfinite(value)
 
     @staticmethod
     def where(condition: Any, new: Any, old: Any) -> Any:

@@ -344,7 +344,7 @@ def _profile_one(
         )
         if better is None:
             break
-    gained = float(best.log_likelihood - fit.log_likelihood)
+    gained = float(best.penalized_log_likelihood - fit.penalized_log_likelihood)
     return _profile_of_sides(best, sides, names, level, restarts, gained)
 
 
@@ -443,7 +443,7 @@ def fit_higher(best: Fit, values: Values) -> Fit | None:
     else:
         model, dataset = origin_of(best)
         other = fit_once(model, start, dataset.data, given=dataset.given, weights=dataset.weights)
-    return other if float(other.log_likelihood) > float(best.log_likelihood) else None
+    return other if float(other.penalized_log_likelihood) > float(best.penalized_log_likelihood) else None
 
 
 def _curves(

@@ -375,7 +375,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if restarts:
-        gained = float(best.log_likelihood - given.log_likelihood)
+        gained = float(best.penalized_log_likelihood - given.penalized_log_likelihood)
         notes.append(
             f"a better optimum was found on the way, higher by {gained:.4g} nats: the fit was made again from there, and what "
             "is shown is about that fit (`.fit`)."

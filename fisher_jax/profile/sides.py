@@ -153,10 +153,10 @@ def _sides_of_each(
     columns: Int[Array, " m"],
     cut: Any,
 ) -> Sides:
-    def of_one(parts: tuple[Any, Any, Any], maximum: Maximum) -> Sides:
+    def of_one(parts: tuple[Any, ...], maximum: Maximum) -> Sides:
         return _follow_sides(model, layout, function, Dataset(*parts), maximum, columns, cut)
 
-    return jax.vmap(of_one, in_axes=(datasets.axes, 0))(datasets.parts, maxima)
+    return jax.vmap(of_one, in_axes=(datasets.axes_with_strength, 0))(datasets.with_strength, maxima)
 
 
 def _follow_sides(

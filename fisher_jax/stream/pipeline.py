@@ -166,6 +166,7 @@ def fit_stream(
     optimizer: Any = None,
     tolerance: float | None = None,
     max_steps: int | None = None,
+    strength: float | None = None,
     covariances: Sequence[str] = ("observed",),
     retry: bool = True,
     float64_finish: bool = False,
@@ -200,6 +201,8 @@ def fit_stream(
         0 if there is one for each data set, along the leading axis; `None` for what all share.
     optimizer, tolerance, max_steps, retry, float64_finish, devices
         As for `fit_batch`.
+    strength : float, optional
+        Of the model's prior, the same for all data sets.
     covariances : tuple of {"observed", "expected", "empirical", "sandwich"}
         The kinds whose standard errors and covariance matrices are written; ``()`` for none.
     progress : bool
@@ -328,6 +331,7 @@ def fit_stream(
             "optimizer": optimizer,
             "tolerance": tolerance,
             "max_steps": max_steps,
+            "strength": strength,
             "covariances": kinds,
             "retry": retry,
             "float64_finish": float64_finish,
