@@ -1,11 +1,12 @@
 """Priors and penalties: what they add to, and what they leave as it was."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from data_sets import ENDOMETRIAL
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
@@ -23,7 +24,7 @@ START = {"beta": np.zeros(4)}
 
 @pytest.fixture(scope="module")
 def endometrial():
-    rows = np.array(ENDOMETRIAL)
+    rows = np.loadtxt(pathlib.Path(__file__).parents[1] / "data" / "endometrial.csv", delimiter=",")
     x = np.column_stack([np.ones(len(rows)), rows[:, :3]])
     return rows[:, 3].astype(int), x
 
@@ -230,6 +231,16 @@ def test_draws_as_arviz_holds_them():
     fit = fj.fit(fj.Model(gauss, prior=priors.ridge("mu")), {"mu": 0.0}, np.array([3.0, 4.0]), strength=1.0)
     data = fit.normal_approximation().to_inference_data(jax.random.key(0), 50)
     assert data.posterior["mu"].shape == (1, 50)
+
+
+def test_priors_of_one_density_share_no_program():
+    y = np.array([3.0, 4.0, 6.0])
+    wide, narrow = (fj.Model(gauss, prior=priors.normal({"mu": (0.0, sd)})) for sd in (3.0, 0.1))
+    fits = [fj.fit(model, {"mu": 0.0}, y) for model in (wide, narrow, fj.Model(gauss))]
+    precisions = 3 / 4 + np.array([1 / 9, 100.0, 0.0])
+    np.testing.assert_allclose([fit.params["mu"] for fit in fits], y.sum() / 4 / precisions, rtol=1e-12)
+    batch = fj.fit_batch(narrow, {"mu": 0.0}, np.stack([y, y]))
+    np.testing.assert_allclose(batch.params["mu"], [fits[1].params["mu"]] * 2, rtol=1e-10)
 
 
 def test_a_prior_may_make_up_for_observations_that_are_too_few():

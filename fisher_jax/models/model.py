@@ -217,6 +217,12 @@ class Model:
         return tuple(keys)
 
     @functools.cached_property
+    def keys_of_fit(self) -> tuple[Any, ...]:
+        """Of `function_keys` those of what has a part in a fit: the log-density, the information and the prior."""
+        of_each = dict(zip(("log_density", *_FUNCTIONS), self.function_keys, strict=False))
+        return of_each["log_density"], of_each["information"], of_each["prior"]
+
+    @functools.cached_property
     def program_key(self) -> tuple[Any, ...]:
         """What a compiled program depends on of the model."""
         return type(self), *self.function_keys, self.discrete, self.declarations

@@ -88,7 +88,7 @@ def owner_of(function: Any) -> tuple[Any, tuple[Any, ...]]:
 def programs_of(model: Any) -> dict[Any, Any]:
     """The programs compiled for the density of a `Model`, stored with the user's function or object.
 
-    Models with the same density and information share them, whatever their constraints: the keys contain the layout. A callable
+    Models with the same density, information and prior share them, whatever their constraints: the keys contain the layout. A callable
     that takes no attributes stores nothing; its `Model` does. Neither keys nor programs may refer to the function or the model:
     in a cycle of references all that the function closes over waits for a garbage collection, which may come late.
     """
@@ -108,7 +108,7 @@ def programs_of(model: Any) -> dict[Any, Any]:
         programs: Programs | None = holder.__dict__.get(name)
         if programs is None:  # or what a copy of it left here
             programs = holder.__dict__[name] = Programs() if refers_to_functions else _shared_programs(owner)
-    return programs.setdefault((type(model), model.function_keys[0], model.function_keys[3]), {})
+    return programs.setdefault((type(model), *model.keys_of_fit), {})
 
 
 def _shared_programs(function: Any) -> Programs:
