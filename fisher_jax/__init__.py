@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         simplex,
         unit_interval,
     )
+    from fisher_jax.models.distribution_function import with_distribution_function
     from fisher_jax.models.linked import linked
     from fisher_jax.models.model import Model, dependent
     from fisher_jax.models.prior import with_prior
@@ -162,6 +163,7 @@ _DEFINED_IN = {
     "linked": "fisher_jax.models.linked",
     "with_auxiliary": "fisher_jax.models.auxiliary",
     "with_prior": "fisher_jax.models.prior",
+    "with_distribution_function": "fisher_jax.models.distribution_function",
     "Model": "fisher_jax.models.model",
     "dependent": "fisher_jax.models.model",
     "StreamResult": "fisher_jax.stream",
@@ -290,6 +292,7 @@ __all__ = [
     "unit_interval",
     "wald_test",
     "with_auxiliary",
+    "with_distribution_function",
     "with_prior",
     "xarray",
 ]

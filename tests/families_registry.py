@@ -194,6 +194,14 @@ FAMILIES: dict[str, Family] = dict(
             positive,
         ),
         family(
+            "log_logistic",
+            {"scale": 2.3, "shape": 1.8},
+            {"scale": 40.0, "shape": 4.7},
+            "continuous",
+            "positive",
+            positive,
+        ),
+        family(
             "rayleigh",
             {"scale": 1.7},
             {"scale": 0.02},

@@ -635,9 +635,19 @@ def test_draws_are_inside_the_support_and_have_the_parameters_dtype(name):
 
 @pytest.mark.parametrize(
     ("name", "k"),
-    [case for case in CASES if FAMILIES[case.values[0]].model.quantile and FAMILIES[case.values[0]].scipy],
+    [
+        case
+        for case in CASES
+        if FAMILIES[case.values[0]].model.quantile
+        and FAMILIES[case.values[0]].scipy
+        and case.values[0] not in ("von_mises", "skew_normal", "log_logistic")
+    ],
 )
 def test_the_quantile_inverts_the_distribution_function(name, k):
+    """All but von Mises, whose turn scipy begins elsewhere, and two of which it has four digits in the tails.
+
+    tests/test_distribution_functions.py asks more, of all families.
+    """
     family = FAMILIES[name]
     params, u = family.points[k], np.array([1e-12, 1e-3, 0.21, 0.5, 0.77, 0.999, 1 - 1e-12])
     received = jax.jit(jax.vmap(family.model.quantile, in_axes=(0, None)))(u, params)

@@ -171,6 +171,10 @@ RIGHT = {
         | {"data": (Y, 1.0), "given": None, "weights": None},
     ),
     "with_auxiliary": lambda: (fj.with_auxiliary, {"model": MODEL, "log_density": density, "sample": None}),
+    "with_distribution_function": lambda: (
+        fj.with_distribution_function,
+        {"model": MODEL, "support": None, "nodes": 65},
+    ),
     "delta_method": lambda: (
         fj.delta_method,
         {"fit": fitted(), "function": first, "kind": None, "level": 0.95},

@@ -19,6 +19,7 @@
 | `half_normal` | scale | not negative |
 | `inverse_gaussian` | mean, shape | positive |
 | `laplace` | loc, scale | real |
+| `log_logistic` | scale, shape | positive |
 | `logistic` | loc, scale | real |
 | `lognormal` | loc, scale (of log y) | positive |
 | `multivariate_normal` | loc (d,), covariance (d, d) | (d,) real |
@@ -37,6 +38,10 @@
 
 `params` is a dictionary with these keys; `fixed` ones are known constants, never estimated, and have zeros in the information.
 Log-densities are normalised, take integers where y is one, and are −inf outside the support, with finite derivatives.
+
+Families of a single number have `log_cdf(params, y)` = log P(Y ≤ y) and `log_survival(params, y)` = log P(Y > y), each accurate to
+rounding where it is small, with derivatives, and `quantile(uniform, params)`; of counts and categories for every real y, and the
+quantile is the least y whose probability is reached.
 
 ``help(families.gev)`` prints what there is to know of a family: its formula, its parameters with their ranges and signs, its
 information, the same distribution in scipy, and where a fit starts. Names mean the same in every family: `loc` and `scale` are
@@ -64,7 +69,7 @@ families.gev(loc, scale, shape)
 from fisher_jax.families.binary import bernoulli, beta_binomial, binomial, categorical
 from fisher_jax.families.circular import von_mises
 from fisher_jax.families.counts import geometric, negative_binomial, poisson, zero_inflated_poisson
-from fisher_jax.families.durations import censored_exponential, exponential, weibull
+from fisher_jax.families.durations import censored_exponential, exponential, log_logistic, weibull
 from fisher_jax.families.extremes import generalized_pareto, gev, gumbel
 from fisher_jax.families.location_scale import cauchy, laplace, logistic, normal, skew_normal, student_t
 from fisher_jax.families.multivariate import multivariate_normal
@@ -90,6 +95,7 @@ __all__ = [
     "half_normal",
     "inverse_gaussian",
     "laplace",
+    "log_logistic",
     "logistic",
     "lognormal",
     "multivariate_normal",

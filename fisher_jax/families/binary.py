@@ -7,7 +7,18 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, not_a_count, outside_support, symmetric
+from fisher_jax.families.common import (
+    Family,
+    Nested,
+    Params,
+    Scalar,
+    exceeds,
+    floats,
+    not_a_count,
+    of_category,
+    outside_support,
+    symmetric,
+)
 from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
 from fisher_jax.families.starts import Sample, starting_values, zero_or_one
 from fisher_jax.models.constraints import fixed, positive, unit_interval
@@ -35,7 +46,17 @@ def bernoulli_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 def bernoulli_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     logit = floats(params["logit"])[0]
-    return (floats(uniform)[0] > jax.nn.sigmoid(-logit)).astype(logit.dtype)
+    return exceeds(uniform, jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)).astype(logit.dtype)
+
+
+def bernoulli_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    y, logit = floats(y, params["logit"])
+    return of_category(y, 2, lambda _: jax.nn.log_sigmoid(-logit), upper=False)
+
+
+def bernoulli_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    y, logit = floats(y, params["logit"])
+    return of_category(y, 2, lambda _: jax.nn.log_sigmoid(logit), upper=True)
 
 
 def bernoulli_information(params: Params) -> Nested:
@@ -60,6 +81,8 @@ bernoulli = Family(
     quantile=bernoulli_quantile,
     initial=bernoulli_initial,
     information=bernoulli_information,
+    log_cdf=bernoulli_log_cdf,
+    log_survival=bernoulli_log_survival,
     mean=bernoulli_mean,
     support=(0.0, 1.0),
     discrete=True,
@@ -216,9 +239,36 @@ def categorical_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def categorical_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
-    cumulative = jnp.cumsum(jax.nn.softmax(floats(params["logits"])[0]))
-    u = floats(uniform)[0].astype(cumulative.dtype)
-    return jnp.sum(cumulative[:-1] < u)
+    p = jax.nn.softmax(floats(params["logits"])[0])
+    lower, upper = jnp.cumsum(p), jnp.cumsum(p[::-1])[::-1]
+    return jnp.sum(exceeds(uniform, lower[:-1], upper[1:]))
+
+
+def _log_share(logits: Array, chosen: Array) -> Scalar:
+    """The logarithm of the chosen terms of Σ e^{logits}, of which there is at least one."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.where(chosen, logits, -jnp.inf)))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    return largest + jnp.log(jnp.sum(jnp.where(chosen, jnp.exp(jnp.where(chosen, logits, largest) - largest), 0.0)))
+
+
+def _categorical(params: Params, y: ArrayLike, *, upper: bool) -> Scalar:
+    y, logits = floats(y, params["logits"])
+    number, places = logits.shape[0], jnp.arange(logits.shape[0])
+
+    def log_probability(cut: Array) -> Scalar:
+        chosen = places > cut if upper else places <= cut
+        share, rest = _log_share(logits, chosen), _log_share(logits, ~chosen)
+        return -jnp.logaddexp(0.0, rest - share)
+
+    return of_category(y, number, log_probability, upper=upper)
+
+
+def categorical_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return _categorical(params, y, upper=False)
+
+
+def categorical_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return _categorical(params, y, upper=True)
 
 
 def categorical_sample(key: Array, params: Params) -> Int[Array, ""]:
@@ -240,6 +290,8 @@ categorical = Family(
     sample=categorical_sample,
     quantile=categorical_quantile,
     information=categorical_information,
+    log_cdf=categorical_log_cdf,
+    log_survival=categorical_log_survival,
     mean=categorical_mean,
     support=(0.0, 1.0),
     discrete=True,

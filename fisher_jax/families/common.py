@@ -65,6 +65,26 @@ def not_a_count(y: Array) -> Array:
     return (y < 0) | (y > jnp.floor(y))
 
 
+def before_support(before: Array, log_survival: Scalar) -> Scalar:
+    """log P(Y > y), zero below the support; as in `outside_support`, it is computed with a y inside."""
+    return jnp.where(before, 0.0, log_survival)
+
+
+def of_category(y: Array, number: int, log_probability: Callable[[Array], Scalar], *, upper: bool) -> Scalar:
+    """log P(Y ≤ y), or with `upper` log P(Y > y), of categories 0, …, number − 1, from a function of 0, …, number − 2."""
+    first, last = y < 0, y >= number - 1
+    inside = log_probability(jnp.where(first | last | jnp.isnan(y), 0.0, jnp.floor(y)))
+    impossible, certain = (last, first) if upper else (first, last)
+    value = jnp.where(impossible, -jnp.inf, jnp.where(certain, 0.0, inside))
+    return jnp.where(jnp.isnan(y), jnp.nan, value)
+
+
+def exceeds(uniform: ArrayLike, lower: Array, upper: Array) -> Array:
+    """Whether a uniform number exceeds probabilities P(Y ≤ y), given with P(Y > y), so that none is lost near one."""
+    u = floats(uniform)[0].astype(lower.dtype)
+    return jnp.where(u < 0.5, u > lower, upper > 1.0 - u)
+
+
 def open_uniform(key: Array, dtype: DTypeLike) -> Scalar:
     """One number strictly between 0 and 1."""
     return jax.random.uniform(key, (), dtype, minval=jnp.finfo(dtype).tiny)

@@ -12,8 +12,24 @@ from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, not_a_count, outside_support, symmetric
-from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, horner, log_quotient, stirling_error
+from fisher_jax.families.common import (
+    Family,
+    Nested,
+    Params,
+    Scalar,
+    before_support,
+    floats,
+    not_a_count,
+    outside_support,
+    symmetric,
+)
+from fisher_jax.families.stable_functions import (
+    HALF_LOG_TWO_PI,
+    horner,
+    log_one_minus_exp,
+    log_quotient,
+    stirling_error,
+)
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import positive, unit_interval
@@ -302,8 +318,29 @@ def geometric_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def geometric_quantile(uniform: ArrayLike, params: Params) -> Scalar:
-    x, p = floats(jnp.log1p(-floats(uniform)[0]), params["probability"])
-    return jnp.maximum(jnp.ceil(x / jnp.log1p(-p)), 1.0)  # of a uniform number that underflows the ceiling is zero
+    x, p = floats(-jnp.log1p(-floats(uniform)[0]), params["probability"])
+    each = -jnp.log1p(-p)
+    y = jnp.ceil(x / each)
+    # The quotient may have been rounded over a whole number, to either side.
+    y = jnp.where((y - 1.0) * each >= x, y - 1.0, jnp.where(y * each < x, y + 1.0, y))
+    return jnp.maximum(y, 1.0)  # of a uniform number that underflows the ceiling is zero
+
+
+def _geometric_hazard(params: Params, y: ArrayLike) -> tuple[Array, Array]:
+    """−log P(Y > y), and whether y lies below the support, where it is that of y = 1."""
+    y, p = floats(y, params["probability"])
+    before = y < 1
+    return -jnp.where(before, 1.0, jnp.floor(y)) * jnp.log1p(-p), before
+
+
+def geometric_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    x, before = _geometric_hazard(params, y)
+    return outside_support(before, log_one_minus_exp(x))
+
+
+def geometric_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    x, before = _geometric_hazard(params, y)
+    return before_support(before, -x)
 
 
 def geometric_information(params: Params) -> Nested:
@@ -329,6 +366,8 @@ geometric = Family(
     constraints={"probability": unit_interval},
     initial=geometric_initial,
     information=geometric_information,
+    log_cdf=geometric_log_cdf,
+    log_survival=geometric_log_survival,
     mean=geometric_mean,
     support=(1.0, math.inf),
     discrete=True,

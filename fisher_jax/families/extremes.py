@@ -19,13 +19,20 @@ from fisher_jax.families.common import (
     OverSquare,
     Params,
     Scalar,
+    before_support,
     dtype_of,
     floats,
     outside_support,
     symmetric,
 )
 from fisher_jax.families.location_scale import shifted, standardize
-from fisher_jax.families.stable_functions import expm1_over, horner, log1p_over
+from fisher_jax.families.stable_functions import (
+    expm1_over,
+    horner,
+    log1p_over,
+    log_inverse_cloglog,
+    log_one_minus_exp,
+)
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.models.constraints import positive
 from fisher_jax.numerics.array_namespace import AnyArray
@@ -58,13 +65,12 @@ def gumbel_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return shifted(params, -jnp.log(-jnp.log(floats(uniform)[0])))
 
 
+def gumbel_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return -jnp.exp(-standardize(params, y)[0])
+
+
 def gumbel_log_survival(params: Params, y: ArrayLike) -> Scalar:
-    # log(1 − e^{−w}) with w = e^{−z}; where w is small as −z + log((1 − e^{−w}) / w), which is finite where w underflows
-    z = standardize(params, y)[0]
-    w = jnp.exp(-z)
-    small = w < 1.0
-    near = -z + jnp.log(expm1_over(-jnp.where(small, w, 1.0)))
-    return jnp.where(small, near, jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, w))))
+    return log_inverse_cloglog(-standardize(params, y)[0])
 
 
 def gumbel_mean(params: Params) -> Scalar:
@@ -86,6 +92,7 @@ gumbel = Family(
     constraints={"scale": positive},
     initial=gumbel_initial,
     information=OverSquare(("loc", "scale"), GUMBEL_INFORMATION),
+    log_cdf=gumbel_log_cdf,
     log_survival=gumbel_log_survival,
     mean=gumbel_mean,
 )
@@ -121,6 +128,24 @@ def gev_log_density(params: Params, y: ArrayLike) -> Scalar:
     shape = jnp.asarray(params["shape"], z.dtype)
     x, outside = _reduced(z, shape)
     return outside_support(outside, -(1.0 + shape) * x - jnp.exp(-x) - jnp.log(scale))
+
+
+def _gev_place(params: Params, y: ArrayLike) -> tuple[Array, Array, Array]:
+    """x, and whether z lies below or above the support."""
+    z, _ = standardize(params, y)
+    shape = jnp.asarray(params["shape"], z.dtype)
+    x, outside = _reduced(jnp.where(jnp.isinf(z), 0.0, z), shape)
+    return x, (outside & (shape > 0)) | (z == -jnp.inf), (outside & (shape < 0)) | (z == jnp.inf)
+
+
+def gev_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    x, below, above = _gev_place(params, y)
+    return outside_support(below, jnp.where(above, 0.0, -jnp.exp(-x)))
+
+
+def gev_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    x, below, above = _gev_place(params, y)
+    return outside_support(above, before_support(below, log_inverse_cloglog(-x)))
 
 
 def gev_quantile(uniform: ArrayLike, params: Params) -> Scalar:
@@ -263,6 +288,8 @@ gev = Family(
     constraints={"scale": positive},
     initial=gev_initial,
     information=gev_information,
+    log_cdf=gev_log_cdf,
+    log_survival=gev_log_survival,
     mean=gev_mean,
 )
 
@@ -289,6 +316,25 @@ def generalized_pareto_log_density(params: Params, y: ArrayLike) -> Scalar:
     below = y < 0
     x, above = _reduced(jnp.where(below, 0.0, y) / scale, shape)
     return outside_support(below | above, -(1.0 + shape) * x - jnp.log(scale))
+
+
+def _generalized_pareto_hazard(params: Params, y: ArrayLike) -> tuple[Array, Array, Array]:
+    """−log P(Y > y), and whether y lies below or above the support."""
+    y, scale, shape = floats(y, params["scale"], params["shape"])
+    below, endless = y <= 0, y == jnp.inf
+    x, above = _reduced(jnp.where(below | endless, 0.0, y) / scale, shape)
+    # Outside x is one, which is not used.
+    return jnp.where(below | endless | above, 1.0, x), below, above | endless
+
+
+def generalized_pareto_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    x, below, above = _generalized_pareto_hazard(params, y)
+    return outside_support(below, jnp.where(above, 0.0, log_one_minus_exp(x)))
+
+
+def generalized_pareto_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    x, below, above = _generalized_pareto_hazard(params, y)
+    return outside_support(above, before_support(below, -x))
 
 
 def generalized_pareto_quantile(uniform: ArrayLike, params: Params) -> Scalar:
@@ -327,6 +373,8 @@ generalized_pareto = Family(
     constraints={"scale": positive},
     initial=generalized_pareto_initial,
     information=generalized_pareto_information,
+    log_cdf=generalized_pareto_log_cdf,
+    log_survival=generalized_pareto_log_survival,
     mean=generalized_pareto_mean,
     support=(0.0, math.inf),
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import log_ndtr, ndtri
+from jax.scipy.special import ndtri
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -13,6 +13,9 @@ from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scala
 from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, alternating_weights, stirling_error
 from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive
+from fisher_jax.numerics.inversion import invert
+from fisher_jax.numerics.normal_tail import log_normal_cdf
+from fisher_jax.numerics.skew_normal import log_skew_normal_cdf
 
 
 def standardize(params: Params, y: ArrayLike) -> tuple[Array, Array]:
@@ -57,8 +60,12 @@ def normal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
 NORMAL_INFORMATION = OverSquare(("loc", "scale"), (1.0, 0.0, 2.0))
 
 
+def normal_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return log_normal_cdf(standardize(params, y)[0])
+
+
 def normal_log_survival(params: Params, y: ArrayLike) -> Scalar:
-    return log_ndtr(-standardize(params, y)[0])
+    return log_normal_cdf(-standardize(params, y)[0])
 
 
 def normal_mean(params: Params) -> Scalar:
@@ -80,6 +87,7 @@ normal = Family(
     constraints={"scale": positive},
     initial=normal_initial,
     information=NORMAL_INFORMATION,
+    log_cdf=normal_log_cdf,
     log_survival=normal_log_survival,
     mean=normal_mean,
 )
@@ -105,7 +113,7 @@ def skew_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
     stationary at shape 0.
     """
     z, scale = standardize(params, y)
-    tail = log_ndtr(z * jnp.asarray(params["shape"], z.dtype), series_order=10)
+    tail = log_normal_cdf(z * jnp.asarray(params["shape"], z.dtype))
     return math.log(2.0) - HALF_LOG_TWO_PI - jnp.log(scale) - 0.5 * z * z + tail
 
 
@@ -115,6 +123,20 @@ def skew_normal_sample(key: Array, params: Params) -> Scalar:
     shape = jnp.asarray(params["shape"], first.dtype)
     length = jnp.hypot(1.0, shape)
     return shifted(params, shape / length * jnp.abs(first) + second / length)
+
+
+def skew_normal_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    z, _ = standardize(params, y)
+    return log_skew_normal_cdf(z, jnp.asarray(params["shape"], z.dtype))
+
+
+def skew_normal_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    z, _ = standardize(params, y)
+    return log_skew_normal_cdf(-z, -jnp.asarray(params["shape"], z.dtype))
+
+
+def skew_normal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    return invert(skew_normal_log_cdf, skew_normal_log_survival, uniform, params)
 
 
 def skew_normal_mean(params: Params) -> Scalar:
@@ -142,8 +164,11 @@ skew_normal = Family(
     skew_normal_log_density,
     ("loc", "scale", "shape"),
     sample=skew_normal_sample,
+    quantile=skew_normal_quantile,
     constraints={"scale": positive},
     initial=skew_normal_initial,
+    log_cdf=skew_normal_log_cdf,
+    log_survival=skew_normal_log_survival,
     mean=skew_normal_mean,
 )
 
@@ -172,6 +197,10 @@ def logistic_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return shifted(params, jnp.log(u) - jnp.log1p(-u))
 
 
+def logistic_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return jax.nn.log_sigmoid(standardize(params, y)[0])
+
+
 def logistic_log_survival(params: Params, y: ArrayLike) -> Scalar:
     return jax.nn.log_sigmoid(-standardize(params, y)[0])
 
@@ -190,6 +219,7 @@ logistic = Family(
     constraints={"scale": positive},
     initial=logistic_initial,
     information=OverSquare(("loc", "scale"), (1.0 / 3.0, 0.0, (3.0 + math.pi**2) / 9.0)),
+    log_cdf=logistic_log_cdf,
     log_survival=logistic_log_survival,
     mean=normal_mean,
 )
@@ -221,6 +251,20 @@ def laplace_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return shifted(params, jnp.where(u < 0.5, jnp.log(2.0 * u), -jnp.log(2.0 * (1.0 - u))))
 
 
+def _laplace_log_cdf(z: Array) -> Scalar:
+    lower = z < 0
+    half = math.log(2.0)
+    return jnp.where(lower, z - half, jnp.log1p(-0.5 * jnp.exp(-jnp.where(lower, 0.0, z))))
+
+
+def laplace_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return _laplace_log_cdf(standardize(params, y)[0])
+
+
+def laplace_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return _laplace_log_cdf(-standardize(params, y)[0])
+
+
 @starting_values
 def laplace_initial(y: ArrayLike) -> dict[str, Any]:
     s = Sample(y)
@@ -234,6 +278,8 @@ laplace = Family(
     quantile=laplace_quantile,
     constraints={"scale": positive},
     initial=laplace_initial,
+    log_cdf=laplace_log_cdf,
+    log_survival=laplace_log_survival,
     information=OverSquare(("loc", "scale"), (1.0, 0.0, 1.0)),
     mean=normal_mean,
 )
@@ -265,6 +311,49 @@ def cauchy_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return shifted(params, jnp.where(lower, -1.0, 1.0) / jnp.tan(math.pi * jnp.where(lower, u, 1.0 - u)))
 
 
+@jax.custom_jvp
+def _cauchy_log_cdf(z: Array) -> Scalar:
+    # The angle between the point (|z|, 1) and the nearer half-axis has all its digits in either tail.
+    tail = jnp.arctan2(jnp.ones_like(z), jnp.abs(z)) / math.pi
+    lower = z < 0
+    return jnp.where(lower, jnp.log(tail), jnp.log1p(-jnp.where(lower, 0.0, tail)))
+
+
+def _without_square(z: Array) -> tuple[Array, Array]:
+    """z / (1 + z²) and the larger of 1 and |z|, of which z² need not overflow."""
+    size = jnp.maximum(jnp.abs(z), 1.0)
+    return (z / size) / (1.0 / size + (z / size) * z), size
+
+
+@jax.custom_jvp
+def _cauchy_rate(z: Array) -> Scalar:
+    """The density divided by the distribution function."""
+    _, size = _without_square(z)
+    inverse, ratio = 1.0 / size, z / size
+    return inverse / (math.pi * jnp.exp(_cauchy_log_cdf(z)) * size) / (inverse * inverse + ratio * ratio)
+
+
+@_cauchy_log_cdf.defjvp
+def _cauchy_log_cdf_along(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (z,) = primals
+    return _cauchy_log_cdf(z), _cauchy_rate(z) * tangents[0]
+
+
+@_cauchy_rate.defjvp
+def _cauchy_rate_along(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (z,) = primals
+    rate = _cauchy_rate(z)
+    return rate, -rate * (2.0 * _without_square(z)[0] + rate) * tangents[0]
+
+
+def cauchy_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return _cauchy_log_cdf(standardize(params, y)[0])
+
+
+def cauchy_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return _cauchy_log_cdf(-standardize(params, y)[0])
+
+
 def cauchy_mean(params: Params) -> Scalar:
     return shifted(params, jnp.full((), jnp.nan, dtype_of(params)))
 
@@ -282,6 +371,8 @@ cauchy = Family(
     quantile=cauchy_quantile,
     constraints={"scale": positive},
     initial=cauchy_initial,
+    log_cdf=cauchy_log_cdf,
+    log_survival=cauchy_log_survival,
     information=OverSquare(("loc", "scale"), (0.5, 0.0, 0.5)),
     mean=cauchy_mean,
 )

@@ -1,14 +1,28 @@
 """Families of ordered categories: a grade, an answer from "never" to "always", cut from a latent variable."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import log_ndtr, ndtr
+from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from fisher_jax.families.common import Family, Nested, Params, Scalar, dtype_of, floats, not_a_count, outside_support
+from fisher_jax.families.common import (
+    Family,
+    Nested,
+    Params,
+    Scalar,
+    dtype_of,
+    exceeds,
+    floats,
+    not_a_count,
+    of_category,
+    outside_support,
+)
 from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI
 from fisher_jax.models.constraints import ordered
+from fisher_jax.numerics.normal_tail import log_normal_cdf
 
 
 def _ends(params: Params, y: Array) -> tuple[Array, Array, Array, Array]:
@@ -54,9 +68,16 @@ def _cut(latent: Array, params: Params) -> Int[Array, ""]:
     return jnp.sum(loc + latent > cutpoints)
 
 
-def _invert(uniform: ArrayLike, cumulative: Float[Array, " k"]) -> Int[Array, ""]:
-    """The category in which the distribution function, which is F at the cutpoints, reaches a number."""
-    return jnp.sum(cumulative < floats(uniform)[0].astype(cumulative.dtype))
+def _up_to(params: Params, y: ArrayLike, log_cdf: Callable[[Array], Array], *, upper: bool) -> Scalar:
+    """log P(Y ≤ y), or with `upper` log P(Y > y), from the log F of a latent variable that is symmetric about zero."""
+    y, loc, cutpoints = floats(y, params["loc"], params["cutpoints"])
+    number, places = cutpoints.shape[0], jnp.arange(cutpoints.shape[0])
+
+    def log_probability(cut: Array) -> Scalar:
+        end = jnp.sum(jnp.where(places == cut, cutpoints, 0.0)) - loc
+        return log_cdf(-end if upper else end)
+
+    return of_category(y, number + 1, log_probability, upper=upper)
 
 
 # Ordered logit --------------------------------------------------------------------------------------------------------
@@ -93,7 +114,15 @@ def ordered_logit_sample(key: Array, params: Params) -> Int[Array, ""]:
 
 def ordered_logit_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
-    return _invert(uniform, jax.nn.sigmoid(cutpoints - loc))
+    return jnp.sum(exceeds(uniform, jax.nn.sigmoid(cutpoints - loc), jax.nn.sigmoid(loc - cutpoints)))
+
+
+def ordered_logit_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return _up_to(params, y, jax.nn.log_sigmoid, upper=False)
+
+
+def ordered_logit_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return _up_to(params, y, jax.nn.log_sigmoid, upper=True)
 
 
 def ordered_logit_information(params: Params) -> Nested:
@@ -114,6 +143,8 @@ ordered_logit = Family(
     quantile=ordered_logit_quantile,
     constraints={"cutpoints": ordered},
     information=ordered_logit_information,
+    log_cdf=ordered_logit_log_cdf,
+    log_survival=ordered_logit_log_survival,
     mean=ordered_logit_mean,
     support=(0.0, 1.0),
     discrete=True,
@@ -144,8 +175,8 @@ def ordered_probit_log_density(params: Params, y: ArrayLike) -> Scalar:
     right = between & (lower + upper > 0)
     far = jnp.where(right, -lower, upper)
     near = jnp.where(right, -upper, lower)
-    top = log_ndtr(jnp.where(last, -lower, far))
-    rest = jnp.log(-jnp.expm1(jnp.where(between, log_ndtr(jnp.where(between, near, -1.0)) - top, -1.0)))
+    top = log_normal_cdf(jnp.where(last, -lower, far))
+    rest = jnp.log(-jnp.expm1(jnp.where(between, log_normal_cdf(jnp.where(between, near, -1.0)) - top, -1.0)))
     value = top + jnp.where(between, rest, 0.0)
     return outside_support(outside, jnp.where(jnp.isnan(y), jnp.nan, value))
 
@@ -156,7 +187,15 @@ def ordered_probit_sample(key: Array, params: Params) -> Int[Array, ""]:
 
 def ordered_probit_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
-    return _invert(uniform, ndtr(cutpoints - loc))
+    return jnp.sum(exceeds(uniform, ndtr(cutpoints - loc), ndtr(loc - cutpoints)))
+
+
+def ordered_probit_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return _up_to(params, y, log_normal_cdf, upper=False)
+
+
+def ordered_probit_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return _up_to(params, y, log_normal_cdf, upper=True)
 
 
 def ordered_probit_information(params: Params) -> Nested:
@@ -177,6 +216,8 @@ ordered_probit = Family(
     quantile=ordered_probit_quantile,
     constraints={"cutpoints": ordered},
     information=ordered_probit_information,
+    log_cdf=ordered_probit_log_cdf,
+    log_survival=ordered_probit_log_survival,
     mean=ordered_probit_mean,
     support=(0.0, 1.0),
     discrete=True,

@@ -5,16 +5,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import erfinv, log_ndtr, polygamma
+import numpy as np
+from jax.scipy.special import erfinv, ndtri, polygamma
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, floats, outside_support, symmetric
+from fisher_jax.families.common import (
+    Family,
+    Nested,
+    OverSquare,
+    Params,
+    Scalar,
+    before_support,
+    floats,
+    outside_support,
+    symmetric,
+)
 from fisher_jax.families.location_scale import NORMAL_INFORMATION, normal_log_density, normal_quantile, normal_sample
-from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, log_ratio, stirling_error
+from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, log_one_minus_exp, log_ratio, stirling_error
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive
+from fisher_jax.numerics.inversion import invert
+from fisher_jax.numerics.normal_tail import log_normal_cdf, mills_ratio, mills_slope
 
 # Lognormal ------------------------------------------------------------------------------------------------------------
 
@@ -46,10 +59,21 @@ def lognormal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return jnp.exp(normal_quantile(uniform, params))
 
 
-def lognormal_log_survival(params: Params, y: ArrayLike) -> Scalar:
+def _standardized_log(params: Params, y: ArrayLike) -> tuple[Array, Array]:
+    """(log y − loc) / scale, and whether y lies below the support, where it is that of y = 1."""
     y, loc, scale = floats(y, params["loc"], params["scale"])
     before = y <= 0
-    return jnp.where(before, 0.0, log_ndtr((loc - jnp.log(jnp.where(before, 1.0, y))) / scale))
+    return (jnp.log(jnp.where(before, 1.0, y)) - loc) / scale, before
+
+
+def lognormal_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    z, before = _standardized_log(params, y)
+    return outside_support(before, log_normal_cdf(z))
+
+
+def lognormal_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    z, before = _standardized_log(params, y)
+    return before_support(before, log_normal_cdf(-z))
 
 
 def lognormal_mean(params: Params) -> Scalar:
@@ -72,6 +96,7 @@ lognormal = Family(
     constraints={"scale": positive},
     initial=lognormal_initial,
     information=NORMAL_INFORMATION,
+    log_cdf=lognormal_log_cdf,
     log_survival=lognormal_log_survival,
     mean=lognormal_mean,
     support=(0.0, math.inf),
@@ -172,6 +197,24 @@ def rayleigh_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return floats(params["scale"])[0] * jnp.sqrt(-2.0 * jnp.log1p(-floats(uniform)[0]))
 
 
+def _rayleigh_hazard(params: Params, y: ArrayLike) -> tuple[Array, Array]:
+    """−log P(Y > y), and whether y lies below the support, where it is that of one scale."""
+    y, scale = floats(y, params["scale"])
+    before = y <= 0
+    z = jnp.where(before, scale, y) / scale
+    return 0.5 * z * z, before
+
+
+def rayleigh_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    x, before = _rayleigh_hazard(params, y)
+    return outside_support(before, log_one_minus_exp(x))
+
+
+def rayleigh_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    x, before = _rayleigh_hazard(params, y)
+    return before_support(before, -x)
+
+
 def _root_mean_square(s: Sample) -> Any:
     return s.unit * s.xp.sqrt(s.mean((s.y / s.unit) ** 2))
 
@@ -193,6 +236,8 @@ rayleigh = Family(
     constraints={"scale": positive},
     initial=rayleigh_initial,
     information=OverSquare(("scale",), (4.0,)),
+    log_cdf=rayleigh_log_cdf,
+    log_survival=rayleigh_log_survival,
     mean=rayleigh_mean,
     support=(0.0, math.inf),
 )
@@ -219,8 +264,23 @@ def half_normal_log_density(params: Params, y: ArrayLike) -> Scalar:
 
 
 def half_normal_quantile(uniform: ArrayLike, params: Params) -> Scalar:
-    # erfinv(u), and not the normal quantile at (1 + u) / 2, which rounds where u is small
-    return floats(params["scale"])[0] * math.sqrt(2.0) * erfinv(floats(uniform)[0])
+    # erfinv(u) below ½, since (1 + u) / 2 rounds where u is small; above it from (1 − u) / 2, which is exact
+    u, scale = floats(uniform, params["scale"])
+    lower = u < 0.5
+    from_zero = math.sqrt(2.0) * erfinv(jnp.where(lower, u, 0.0))
+    return scale * jnp.where(lower, from_zero, -ndtri(0.5 - 0.5 * jnp.where(lower, 0.5, u)))
+
+
+def half_normal_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    y, scale = floats(y, params["scale"])
+    before = y <= 0
+    return outside_support(before, jnp.log(jax.lax.erf(jnp.where(before, scale, y) / (math.sqrt(2.0) * scale))))
+
+
+def half_normal_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    y, scale = floats(y, params["scale"])
+    before = y <= 0
+    return before_support(before, math.log(2.0) + log_normal_cdf(-jnp.where(before, scale, y) / scale))
 
 
 def half_normal_mean(params: Params) -> Scalar:
@@ -240,6 +300,8 @@ half_normal = Family(
     constraints={"scale": positive},
     initial=half_normal_initial,
     information=OverSquare(("scale",), (2.0,)),
+    log_cdf=half_normal_log_cdf,
+    log_survival=half_normal_log_survival,
     mean=half_normal_mean,
     support=(0.0, math.inf),
 )
@@ -272,6 +334,24 @@ def pareto_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     return minimum * jnp.exp(x / shape)
 
 
+def _pareto_hazard(params: Params, y: ArrayLike) -> tuple[Array, Array]:
+    """−log P(Y > y), and whether y lies below the support, where it is that of twice the minimum."""
+    y, shape, minimum = floats(y, params["shape"], params["minimum"])
+    before = y <= minimum
+    y = jnp.where(before, 2.0 * minimum, y)
+    return shape * log_ratio(y - minimum, minimum, jnp.log(y)), before
+
+
+def pareto_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    x, before = _pareto_hazard(params, y)
+    return outside_support(before, log_one_minus_exp(x))
+
+
+def pareto_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    x, before = _pareto_hazard(params, y)
+    return before_support(before, -x)
+
+
 def pareto_mean(params: Params) -> Scalar:
     shape, minimum = floats(params["shape"], params["minimum"])
     finite = shape > 1.0
@@ -298,6 +378,8 @@ pareto = Family(
     constraints={"shape": positive, "minimum": fixed},
     initial=pareto_initial,
     information=OverSquare(("shape",), (1.0,), constants=("minimum",)),
+    log_cdf=pareto_log_cdf,
+    log_survival=pareto_log_survival,
     mean=pareto_mean,
     support=pareto_support,
 )
@@ -341,6 +423,79 @@ def inverse_gaussian_information(params: Params) -> Nested:
     return symmetric(("mean", "shape"), shape / mean**3, 0.0, 0.5 / shape**2)
 
 
+# The distribution function is Φ(a) + e^{2 shape/mean} Φ(−b), with a, b = √(shape/y) (y/mean ∓ 1) (Shuster, J. 1968, On the
+# inverse Gaussian distribution function, J. Amer. Statist. Assoc. 63, 1514-1516). Since b² − a² = 4 shape/mean, it is φ(a) times
+# a sum of two Mills ratios for a < 0, and one minus it φ(a) times a difference of them.
+_NODES, _WEIGHTS = (0.5 * part for part in np.polynomial.legendre.leggauss(10))
+_NODES = _NODES + 0.5
+
+
+def _passage(y: Array, mean: Array, shape: Array) -> tuple[Array, Array]:
+    root = jnp.sqrt(shape / y)
+    return root * ((y - mean) / mean), root * ((y + mean) / mean)
+
+
+@jax.custom_jvp
+def _log_tails(y: Array, mean: Array, shape: Array) -> Array:
+    """log P(Y ≤ y) and log P(Y > y), shape (2,)."""
+    a, b = _passage(y, mean, shape)
+    lower, early = a <= 0, a < -0.7  # early: P(Y > y) is above a half
+    log_density = -0.5 * a * a - HALF_LOG_TWO_PI
+    of_size, of_b = mills_ratio(jnp.stack([jnp.abs(a), b]))
+    log_passed = jnp.log(of_size + of_b) + log_density
+    # M(a) − M(b), b = a + 2 √(shape/y), from the slope of M where they are close to each other
+    late = jnp.where(early, 0.0, a)
+    width = 2.0 * jnp.sqrt(shape / y)
+    slopes = mills_slope(late + width * jnp.asarray(_NODES, y.dtype))
+    close = width * jnp.sum(slopes * jnp.asarray(_WEIGHTS, y.dtype))
+    of_late = jnp.where(lower, jnp.exp(0.5 * late * late + HALF_LOG_TWO_PI) - of_size, of_size)
+    difference = jnp.where(width < 0.5, close, of_late - of_b)
+    log_waiting = jnp.log(jnp.where(early, 1.0, difference)) + log_density
+    return jnp.stack(
+        [
+            jnp.where(lower, log_passed, jnp.log1p(-jnp.exp(jnp.where(lower, -1.0, log_waiting)))),
+            jnp.where(early, jnp.log1p(-jnp.exp(jnp.where(early, log_passed, -1.0))), log_waiting),
+        ]
+    )
+
+
+@_log_tails.defjvp
+def _log_tails_along(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    y, mean, shape = primals
+    value = _log_tails(y, mean, shape)
+    a, b = _passage(y, mean, shape)
+    ratio = mills_ratio(b)
+    # The derivatives of P(Y ≤ y), each divided by φ(a).
+    slopes = (
+        jnp.sqrt(shape / y) / y,
+        -2.0 * shape / mean * ratio / mean,
+        2.0 * ratio / mean - 1.0 / jnp.sqrt(shape * y),
+    )
+    moved = sum((slope * along for slope, along in zip(slopes, tangents, strict=True)), start=jnp.zeros_like(y))
+    scaled = jnp.exp(-0.5 * a * a - HALF_LOG_TWO_PI - value)
+    return value, scaled * jnp.asarray([1.0, -1.0], y.dtype) * moved
+
+
+def _inverse_gaussian_tails(params: Params, y: ArrayLike) -> tuple[Array, Array, Array]:
+    y, mean, shape = floats(y, params["mean"], params["shape"])
+    before, never = y <= 0, y == jnp.inf
+    return before, never, _log_tails(jnp.where(before | never, mean, y), mean, shape)
+
+
+def inverse_gaussian_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    before, never, tails = _inverse_gaussian_tails(params, y)
+    return outside_support(before, jnp.where(never, 0.0, tails[0]))
+
+
+def inverse_gaussian_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    before, never, tails = _inverse_gaussian_tails(params, y)
+    return outside_support(never, before_support(before, tails[1]))
+
+
+def inverse_gaussian_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    return invert(inverse_gaussian_log_cdf, inverse_gaussian_log_survival, uniform, params, low=0.0)
+
+
 def inverse_gaussian_mean(params: Params) -> Scalar:
     return floats(params["mean"])[0]
 
@@ -357,9 +512,12 @@ inverse_gaussian = Family(
     inverse_gaussian_log_density,
     ("mean", "shape"),
     sample=inverse_gaussian_sample,
+    quantile=inverse_gaussian_quantile,
     constraints={"mean": positive, "shape": positive},
     initial=inverse_gaussian_initial,
     information=inverse_gaussian_information,
+    log_cdf=inverse_gaussian_log_cdf,
+    log_survival=inverse_gaussian_log_survival,
     mean=inverse_gaussian_mean,
     support=(0.0, math.inf),
 )

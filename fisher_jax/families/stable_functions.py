@@ -132,3 +132,63 @@ def alternating_weights(terms: int) -> np.ndarray:
         weights.append(c / d)
         b *= (k + terms) * (k - terms) / ((k + 0.5) * (k + 1.0))
     return np.array(weights)
+
+
+# Both sides of a distribution function from one ------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def log_one_minus_exp(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """log(1 − e^{−x}) for x > 0: log P(Y ≤ y) where log P(Y > y) is −x."""
+    near = x < math.log(2.0)
+    small, large = jnp.where(near, x, 1.0), jnp.where(near, 1.0, x)
+    return jnp.where(near, jnp.log(-jnp.expm1(-small)), jnp.log1p(-jnp.exp(-large)))
+
+
+@jax.custom_jvp
+def _odds(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """1 / (eˣ − 1)."""
+    return 1.0 / jnp.expm1(x)
+
+
+@log_one_minus_exp.defjvp
+def _log_one_minus_exp_along(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,) = primals
+    return log_one_minus_exp(x), _odds(x) * tangents[0]
+
+
+@_odds.defjvp
+def _odds_along(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,) = primals
+    return _odds(x), -_odds(x) * (1.0 + _odds(x)) * tangents[0]
+
+
+# Beyond these eᵛ is as good as zero, or 1 − exp(−eᵛ) as good as one, and its derivatives as good as zero.
+_EARLY, _LATE = -30.0, 10.0
+
+
+@jax.custom_jvp
+def log_inverse_cloglog(v: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """log(1 − exp(−eᵛ)): log P(Y ≤ y) where log P(Y > y) is −eᵛ, right where eᵛ underflows as well."""
+    early, x = v < _EARLY, jnp.exp(jnp.minimum(v, _LATE))
+    return jnp.where(early, v - 0.5 * x, log_one_minus_exp(jnp.where(early, 1.0, x)))
+
+
+@jax.custom_jvp
+def _growth_rate(v: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """x / (eˣ − 1), x = eᵛ."""
+    early, x = v < _EARLY, jnp.exp(jnp.minimum(v, _LATE))
+    return jnp.where(early, 1.0 - 0.5 * x, x / jnp.expm1(jnp.where(early, 1.0, x)))
+
+
+@log_inverse_cloglog.defjvp
+def _log_inverse_cloglog_along(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (v,) = primals
+    return log_inverse_cloglog(v), _growth_rate(v) * tangents[0]
+
+
+@_growth_rate.defjvp
+def _growth_rate_along(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (v,) = primals
+    rate = _growth_rate(v)
+    return rate, rate * (1.0 - rate - jnp.exp(jnp.minimum(v, _LATE))) * tangents[0]

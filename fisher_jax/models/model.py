@@ -328,6 +328,16 @@ def check_quantile(model: Model) -> None:
         )
 
 
+def check_distribution_function(model: Model) -> None:
+    """Raise where the model has no distribution function, both tails of it."""
+    if model.log_cdf is None or model.log_survival is None:
+        raise ValueError(
+            f"{model!r} has no distribution function: it needs log_cdf and log_survival. Give Model(…, log_cdf=…, "
+            "log_survival=…), functions of params and y, or with_distribution_function(model), which integrates the density of a "
+            "single number, or take a family that has them."
+        )
+
+
 def as_model(model: Any) -> Model:
     """The model meant by a `Model` or a bare log-density."""
     if isinstance(model, Model):

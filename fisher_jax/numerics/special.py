@@ -38,7 +38,7 @@ from jax import Array, lax
 MAX_POLYGAMMA = 4  # the highest order of a polygamma function
 
 
-def _horner(coefficients: tuple[float, ...], x: Array) -> Array:
+def horner(coefficients: tuple[float, ...], x: Array) -> Array:
     """Coefficients from the highest power down."""
     value: Any = coefficients[0]
     for c in coefficients[1:]:
@@ -82,7 +82,7 @@ def _log64(x: Array, correction: Any = 0.0) -> Array:
     k, f = _log_parts(x)
     s = f / (2 + f)
     z, half = s * s, 0.5 * f * f
-    value = k * _LN2_HIGH - ((half - (s * (half + z * _horner(_LOG_SERIES, z)) + (k * _LN2_LOW + correction))) - f)
+    value = k * _LN2_HIGH - ((half - (s * (half + z * horner(_LOG_SERIES, z)) + (k * _LN2_LOW + correction))) - f)
     # XLA takes subnormal numbers for zero
     outside = _select(x == 0, -jnp.inf, _select(x > 0, x, jnp.nan))
     return _select((x > 0) & (x < jnp.inf), value, outside)
@@ -134,7 +134,7 @@ def _pow(x: Array, y: Array) -> Array:
     main = total - half
     back = main - total
     tail = tail + ((total - (main - back)) + (-half - back))
-    tail = tail + (s * (half + rest + z * _horner(series, z)) - rest + k * low)
+    tail = tail + (s * (half + rest + z * horner(series, z)) - rest + k * low)
     main, before = main + tail, main
     tail = tail - (main - before)
     normal = (a > 0) & (a < jnp.inf)
@@ -197,7 +197,7 @@ _SIN_PI = tuple((-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1) f
 
 def _sin_pi(r: Array) -> Array:
     """sin πr for |r| ≤ 1/2."""
-    return r * _horner(_for_dtype(r, _SIN_PI, 7), r * r)
+    return r * horner(_for_dtype(r, _SIN_PI, 7), r * r)
 
 
 def _cotangent(r: Array, sin: Array) -> Array:
@@ -222,11 +222,11 @@ def _lgamma(x: Array) -> Array:
     i = 1 / far
     series = (-3617 / 122400, 1 / 156, -691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12)
     stirling = (far - 0.5) * (lax.log(far) - 1) + (
-        0.5 * math.log(2 * math.pi) - 0.5 + i * _horner(_for_dtype(x, series, 4), i * i)
+        0.5 * math.log(2 * math.pi) - 0.5 + i * horner(_for_dtype(x, series, 4), i * i)
     )
     near, below = lax.abs(x - 1.5) < 1, x < 1.5
     t = _select(near, x - _select(below, 1.0, lax.full_like(x, 2.0)), 0.0)
-    stirling = _select(near, t * _horner(_NEAR_TWO if x.dtype == jnp.float64 else _NEAR_TWO_32, t), stirling)
+    stirling = _select(near, t * horner(_NEAR_TWO if x.dtype == jnp.float64 else _NEAR_TWO_32, t), stirling)
     product = _select(near, _select(below, x, 1.0), _select(small, _product(_pairs(low, shift)), 1.0))
     # one logarithm serves all: log Γ(x) = log π - log |sin πx| - log Γ(1 - x) for x < 0
     rest = lax.log(_select(negative, product * (math.pi / lax.abs(_sin_pi(_turn(x, negative)))), product))
@@ -239,7 +239,7 @@ def _digamma(x: Array) -> Array:
     negative, small, low, far = _shifted(x, shift)
     i = 1 / far
     series = (3617 / 8160, -1 / 12, 691 / 32760, -1 / 132, 1 / 240, -1 / 252, 1 / 120, -1 / 12)
-    value = lax.log(far) - 0.5 * i + i * i * _horner(_for_dtype(x, series, 4), i * i)
+    value = lax.log(far) - 0.5 * i + i * i * horner(_for_dtype(x, series, 4), i * i)
     # 1/a + 1/b = (a + b) / ab: Σ 1/(low + k) with one division
     pairs = _pairs(low, shift)
     above: Any = sum(_product(pairs[:k] + pairs[k + 1 :]) for k in range(len(pairs)))
@@ -261,7 +261,7 @@ def _trigamma(x: Array) -> Array:
     negative, small, low, far = _shifted(x, shift)
     i = 1 / far
     series = (-3617 / 510, 7 / 6, -691 / 2730, 5 / 66, -1 / 30, 1 / 42, -1 / 30, 1 / 6)
-    value = i * (1 + 0.5 * i + i * i * _horner(_for_dtype(x, series, 5), i * i))
+    value = i * (1 + 0.5 * i + i * i * horner(_for_dtype(x, series, 5), i * i))
     total = 2 * low + (shift - 1)  # 1/a² + 1/b² = ((a + b)² - 2ab) / (ab)²
     squared = total * total
     above: Any = sum((squared - 2 * p) * inverse * inverse for p, inverse in _inverse_pairs(low, shift))
@@ -278,7 +278,7 @@ def _polygamma(order: int, x: Array) -> Array:
     n, i, sign = order, 1 / far, -1.0 if order % 2 == 0 else 1.0
     bernoulli = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798, -174611 / 330)
     terms = [b * math.factorial(2 * k + n - 1) / math.factorial(2 * k) for k, b in enumerate(bernoulli, 1)]
-    series = _horner(_for_dtype(x, tuple(reversed(terms)), 6), i * i)
+    series = horner(_for_dtype(x, tuple(reversed(terms)), 6), i * i)
     value = _power(i, n) * (math.factorial(n - 1) + i * (math.factorial(n) / 2 + i * series))
     above: Any = sum(_power(1 / (low + k), n + 1) for k in range(shift))
     value = value + _select(small, math.factorial(n) * above, 0.0)
@@ -287,7 +287,7 @@ def _polygamma(order: int, x: Array) -> Array:
     polynomial = np.polynomial.Polynomial([0, 1])
     for _ in range(n):
         polynomial = -polynomial.deriv() * np.polynomial.Polynomial([1, 0, 1])
-    reflection = math.pi ** (n + 1) * _horner(
+    reflection = math.pi ** (n + 1) * horner(
         tuple(float(c) for c in polynomial.coef[::-1]), _cotangent(turn, _sin_pi(turn))
     )
     # (-1)ⁿ ψₙ(1 - x) = ψₙ(x) + π dⁿ/dxⁿ cot πx, and `value` is |ψₙ|
@@ -302,21 +302,21 @@ def _power(x: Array, n: int) -> Array:
 # --- erf, erfc ------------------------------------------------------------------------------------------------------
 
 # Cody, W. J. (1969), Rational Chebyshev approximations for the error function, Math. Comp. 23, 631-637; coefficients of CALERF.
-_NEAR = (
+ERF_NEAR = (
     1.85777706184603153e-1,
     3.16112374387056560e0,
     1.13864154151050156e2,
     3.77485237685302021e2,
     3.20937758913846947e3,
 )
-_NEAR_UNDER = (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3)
-_MIDDLE = (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1, 2.98635138197400131e2,
+ERF_NEAR_UNDER = (1.0, 2.36012909523441209e1, 2.44024637934444173e2, 1.28261652607737228e3, 2.84423683343917062e3)
+ERFC_MIDDLE = (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e1, 2.98635138197400131e2,
            8.81952221241769090e2, 1.71204761263407058e3, 2.05107837782607147e3, 1.23033935479799725e3)  # fmt: skip
-_MIDDLE_UNDER = (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
+ERFC_MIDDLE_UNDER = (1.0, 1.57449261107098347e1, 1.17693950891312499e2, 5.37181101862009858e2, 1.62138957456669019e3,
                  3.29079923573345963e3, 4.36261909014324716e3, 3.43936767414372164e3, 1.23033935480374942e3)  # fmt: skip
-_FAR = (1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1, 1.25781726111229246e-1, 1.60837851487422766e-2,
+ERFC_FAR = (1.63153871373020978e-2, 3.05326634961232344e-1, 3.60344899949804439e-1, 1.25781726111229246e-1, 1.60837851487422766e-2,
         6.58749161529837803e-4)  # fmt: skip
-_FAR_UNDER = (1.0, 2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1, 6.05183413124413191e-2,
+ERFC_FAR_UNDER = (1.0, 2.56852019228982242e0, 1.87295284992346725e0, 5.27905102951428412e-1, 6.05183413124413191e-2,
               2.33520497626869185e-3)  # fmt: skip
 
 
@@ -325,14 +325,14 @@ def _erf_parts(x: Array) -> tuple[Array, Array, Array]:
     a = lax.abs(x)
     near = a < 0.5
     small = _select(near, x, 0.0)
-    inside = small * _horner(_NEAR, small * small) / _horner(_NEAR_UNDER, small * small)
+    inside = small * horner(ERF_NEAR, small * small) / horner(ERF_NEAR_UNDER, small * small)
     b = lax.min(lax.max(a, lax.full_like(a, 0.46875)), lax.full_like(a, 4.0))
     c = lax.min(lax.max(a, lax.full_like(a, 4.0)), lax.full_like(a, 1e4))
     i = 1 / (c * c)
     far = a > 4
     # one division for both ranges
-    above = _select(far, i * _horner(_FAR, i), _horner(_MIDDLE, b))
-    quotient = above / _select(far, _horner(_FAR_UNDER, i), _horner(_MIDDLE_UNDER, b))
+    above = _select(far, i * horner(ERFC_FAR, i), horner(ERFC_MIDDLE, b))
+    quotient = above / _select(far, horner(ERFC_FAR_UNDER, i), horner(ERFC_MIDDLE_UNDER, b))
     scale = _select(far, (1 / math.sqrt(math.pi) - quotient) / c, quotient)
     a = lax.min(a, lax.full_like(a, 1e4))
     head = lax.floor(a * 16) / 16  # exp(-a²) with a² in two parts, since rounding of a² would be magnified

@@ -1,0 +1,154 @@
+"""Distribution functions of bare densities by quadrature and summation, against those of families and scipy."""
+
+import functools
+import math
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats as st
+
+import fisher_jax as fj
+from fisher_jax import families
+
+U = np.array([1e-30, 1e-9, 0.02, 0.3, 0.7, 0.99, 1 - 1e-9])
+
+
+def bare(family, **more):
+    return fj.with_distribution_function(fj.Model(family.log_density, **more))
+
+
+CASES = {
+    "normal": (bare(families.normal), {"loc": 250.0, "scale": 0.3}, st.norm(250.0, 0.3)),
+    "cauchy": (bare(families.cauchy), {"loc": 0.7, "scale": 1.3}, st.cauchy(0.7, 1.3)),
+    "gamma": (bare(families.gamma, support=(0.0, math.inf)), {"shape": 2.7, "rate": 1e-3}, st.gamma(2.7, scale=1e3)),
+    "beta": (bare(families.beta, support=(0.0, 1.0)), {"a": 0.7, "b": 5.5}, st.beta(0.7, 5.5)),
+    "poisson": (
+        bare(families.poisson, support=(0.0, math.inf), discrete=True),
+        {"rate": 31.0},
+        st.poisson(31.0),
+    ),
+    "binomial": (
+        bare(families.binomial, support=(0.0, 12.0), discrete=True),
+        {"logit": 0.7, "trials": 12.0},
+        st.binom(12, 1 / (1 + math.exp(-0.7))),
+    ),
+}
+
+
+@functools.cache
+def compiled(name):
+    model = CASES[name][0]
+
+    def both(y, params):
+        return jnp.stack([model.log_cdf(params, y), model.log_survival(params, y)])
+
+    return jax.jit(
+        jax.vmap(lambda y, params: (both(y, params), jax.jacfwd(both, (0, 1))(y, params)), in_axes=(0, None))
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_tails_are_those_of_scipy(name):
+    _, params, distribution = CASES[name]
+    y = np.concatenate([distribution.ppf(U), distribution.isf([1e-12, 1e-30])])
+    value, (along_y, _) = compiled(name)(y, params)
+    np.testing.assert_allclose(value[:, 0], distribution.logcdf(y), rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(value[:, 1], distribution.logsf(y), rtol=1e-8, atol=1e-9)
+    if not CASES[name][0].discrete:
+        hazard = np.exp(distribution.logpdf(y)[:, None] - np.asarray(value)) * [1.0, -1.0]
+        np.testing.assert_allclose(along_y, hazard, rtol=1e-6)
+
+
+def test_derivatives_in_the_parameters_are_those_under_the_integral():
+    y, (_, params, _) = np.array([249.0, 249.9, 250.4, 252.0]), CASES["normal"]
+    _, (_, slopes) = compiled("normal")(y, params)
+    functions = families.normal.log_cdf, families.normal.log_survival
+    expected = jax.vmap(
+        lambda y: jax.tree.map(lambda *parts: jnp.stack(parts), *(jax.grad(f)(params, y) for f in functions))
+    )(y)
+    for name, slope in slopes.items():
+        np.testing.assert_allclose(slope, expected[name], rtol=1e-8)
+    y, (_, params, _) = np.array([10.0, 30.5, 60.0]), CASES["poisson"]
+    _, (_, slopes) = compiled("poisson")(y, params)
+    poisson = st.poisson(31.0)  # d P(Y ≤ y) / d rate = −p(y)
+    np.testing.assert_allclose(slopes["rate"][:, 0], -poisson.pmf(np.floor(y)) / poisson.cdf(y), rtol=1e-9)
+    np.testing.assert_allclose(slopes["rate"][:, 1], poisson.pmf(np.floor(y)) / poisson.sf(y), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outside_the_support_and_at_infinity_probabilities_are_zero_and_one(name):
+    model, params, _ = CASES[name]
+    ends = (-np.inf, np.inf) if model.support is None else (-1.0, np.inf)
+    value, slopes = compiled(name)(np.resize([*ends, np.nan], 9), params)
+    np.testing.assert_array_equal(value[:2], [[-np.inf, 0.0], [0.0, -np.inf]])
+    assert np.all(np.isnan(value[2]))
+    assert np.all(np.isfinite(slopes[0][1])) or model.support is None
+
+
+@pytest.mark.parametrize("name", ["cauchy", "beta", "poisson"])
+def test_the_quantile_inverts_it(name):
+    model, params, distribution = CASES[name]
+    u = np.array([1e-9, 0.3, 0.7, 1 - 1e-9])
+    quantile = jax.jit(jax.vmap(model.quantile, in_axes=(0, None)))
+    np.testing.assert_allclose(quantile(u, params), distribution.ppf(u), rtol=1e-8)
+
+
+def test_the_quantile_is_differentiated_as_an_implicit_function():
+    model, params, _ = CASES["cauchy"]
+    received = jax.jit(jax.grad(model.quantile, (0, 1)))(0.8, params)
+    expected = jax.grad(families.cauchy.quantile, (0, 1))(0.8, params)
+    np.testing.assert_allclose(received[0], expected[0], rtol=1e-7)
+    for name in params:
+        np.testing.assert_allclose(received[1][name], expected[1][name], rtol=1e-7)
+
+
+def half_a_density(params, y):
+    return families.normal.log_density(params, y) + math.log(0.5)
+
+
+def two_peaks(params, y):
+    narrow = families.normal.log_density({"loc": 1e6, "scale": 1e-3}, y)
+    return jnp.logaddexp(narrow, families.normal.log_density(params, y)) - math.log(2.0)
+
+
+@pytest.mark.parametrize("density", [half_a_density, two_peaks])
+def test_what_is_not_known_to_be_right_is_not_a_number(density):
+    """A density that does not integrate to one; a peak that no node hits."""
+    model = fj.with_distribution_function(density)
+    assert np.isnan(jax.jit(model.log_cdf)({"loc": 0.0, "scale": 1.0}, 0.3))
+
+
+def test_covariates_and_a_support_that_depends_on_parameters():
+    def log_density(params, y, z):
+        return families.pareto.log_density({"shape": params["shape"] * z, "minimum": params["minimum"]}, y)
+
+    model = fj.with_distribution_function(log_density, support=lambda params, z: (params["minimum"], math.inf))
+    params = {"shape": 1.7, "minimum": 0.6}
+    value = jax.jit(model.log_survival)(params, 5.0, 2.0)
+    np.testing.assert_allclose(value, 3.4 * np.log(0.6 / 5.0), rtol=1e-9)
+
+
+def test_a_model_with_it_is_compared_pickled_and_kept_as_it_was():
+    model = fj.Model(families.normal.log_density, constraints={"scale": fj.positive}, quantile=families.normal.quantile)
+    one, two = fj.with_distribution_function(model), fj.with_distribution_function(model)
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != fj.with_distribution_function(model, nodes=257)
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert one.quantile is families.normal.quantile
+    assert one.constraints == model.constraints
+
+
+def test_wrong_calls_say_what_to_do():
+    with pytest.raises(ValueError, match=r"nodes=10 must be a whole number, at least 65"):
+        fj.with_distribution_function(families.gamma.log_density, nodes=10)
+    with pytest.raises(ValueError, match=r"Give the density of one observation"):
+        fj.with_distribution_function(fj.dependent(lambda params, y: y))
+    with pytest.raises(TypeError, match=r"expected a fisher_jax\.Model or a function"):
+        fj.with_distribution_function(3)
+    model = fj.with_distribution_function(families.dirichlet.log_density)
+    with pytest.raises(ValueError, match=r"y has shape \(3,\)"):
+        model.log_cdf({"concentration": np.ones(3)}, np.ones(3) / 3)
