@@ -17,7 +17,7 @@ from helpers import some_of
 
 import fisher_jax as fj
 from fisher_jax import families
-from fisher_jax.families import stable_functions as special
+from fisher_jax.numerics import stable_functions as special
 
 CHUNK = 1024
 NAMES = sorted(FAMILIES)

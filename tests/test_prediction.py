@@ -640,7 +640,11 @@ def fails(call, kind, message):
     ("call", "kind", "message"),
     [
         fails(lambda: fj.predict(durations(), model=plain_density), ValueError, 'what="mean": the model has no mean'),
-        fails(lambda: fj.predict(counts(), what=0.5), ValueError, "the model has no quantile function"),
+        fails(
+            lambda: fj.predict(durations(), what=0.5, model=plain_density),
+            ValueError,
+            "the model has no quantile function",
+        ),
         fails(
             lambda: fj.predict(durations(), what="c", model=plain_density),
             ValueError,

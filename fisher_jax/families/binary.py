@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -14,14 +15,20 @@ from fisher_jax.families.common import (
     Scalar,
     exceeds,
     floats,
+    guess_of_count,
     not_a_count,
     of_category,
     outside_support,
+    quantile_of_count,
     symmetric,
+    tails_of_count,
 )
-from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
 from fisher_jax.families.starts import Sample, starting_values, zero_or_one
 from fisher_jax.models.constraints import fixed, positive, unit_interval
+from fisher_jax.numerics.autodiff_modes import differentiable_both_ways
+from fisher_jax.numerics.incomplete_beta import log_beta_tails
+from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
+from fisher_jax.numerics.tails import Tails, both_tails
 
 # Bernoulli ------------------------------------------------------------------------------------------------------------
 
@@ -126,6 +133,34 @@ def binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
     return outside_support(outside, terms + _ways_at_their_mode(y, trials))
 
 
+def binomial_tails(params: Params, y: ArrayLike) -> Tails:
+    _, logit, trials = floats(y, params["logit"], params["trials"])
+    number = jnp.maximum(trials, 1.0)
+    # P(Y ≤ k) = I_{1−p}(n − k, k + 1)
+    return tails_of_count(y, lambda k: log_beta_tails(number - k, k + 1.0, -logit), logit.dtype, trials)
+
+
+def binomial_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return binomial_tails(params, y)[0]
+
+
+def binomial_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return binomial_tails(params, y)[1]
+
+
+def binomial_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    uniform, logit, trials = floats(uniform, params["logit"], params["trials"])
+    success, failure = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
+    deviation = jnp.sqrt(trials * (success * failure))
+    return quantile_of_count(
+        binomial_tails,
+        uniform,
+        {"logit": logit, "trials": trials},
+        guess_of_count(uniform, trials * success, deviation, (failure - success) / jnp.maximum(deviation, 1e-3)),
+        trials,
+    )
+
+
 def binomial_sample(key: Array, params: Params) -> Scalar:
     logit, trials = floats(params["logit"], params["trials"])
     # Of the rarer outcome: a probability near one would be rounded to one.
@@ -152,8 +187,11 @@ binomial = Family(
     binomial_log_density,
     ("logit", "trials"),
     sample=binomial_sample,
+    quantile=binomial_quantile,
     constraints={"trials": fixed},
     information=binomial_information,
+    log_cdf=binomial_log_cdf,
+    log_survival=binomial_log_survival,
     mean=binomial_mean,
     support=up_to_trials,
     discrete=True,
@@ -191,6 +229,70 @@ def beta_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
     return outside_support(outside, terms + rising[0] + rising[1] - rising[2] + _ways_at_their_mode(y, trials))
 
 
+_BLOCK = 32  # terms of a sum that are computed at once
+
+
+def _log_sum_downwards(a: Array, b: Array, k: Array, trials: Array) -> Scalar:
+    """log(Σ p(j), j = 0 … k) − log p(k), by the ratios p(j − 1) / p(j) of neighbours, until what is left is below rounding.
+
+    Where p is largest at its ends (a, b < 1), it changes like a power of j there, and nothing is left out.
+    """
+
+    def unfinished(state: tuple[Array, Array, Array]) -> Array:
+        top, log_term, total = state
+        return (top >= 1) & (
+            log_term + jnp.log(jnp.maximum(top, 1.0)) > jnp.log(0.1 * jnp.finfo(total.dtype).eps * total)
+        )
+
+    def add(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        top, log_term, total = state
+        j = top - jnp.arange(_BLOCK, dtype=top.dtype)
+        some = j >= 1
+        j = jnp.where(some, j, 1.0)
+        steps = jnp.log(j) - jnp.log(trials - j + 1.0) + jnp.log(b + trials - j) - jnp.log(a + j - 1.0)
+        terms = log_term + jnp.cumsum(jnp.where(some, steps, 0.0))
+        return top - _BLOCK, terms[-1], total + jnp.sum(jnp.where(some, jnp.exp(terms), 0.0))
+
+    one = jnp.ones_like(a)
+    return jnp.log(lax.while_loop(unfinished, add, (k, jnp.zeros_like(a), one))[2])
+
+
+def beta_binomial_tails(params: Params, y: ArrayLike) -> Tails:
+    """By sums over counts, of the smaller tail: their number is up to `trials`, and about ten standard deviations in the body."""
+    _, p, c, trials = floats(y, params["probability"], params["concentration"], params["trials"])
+    number = jnp.maximum(trials, 1.0)
+
+    def tails(k: Array) -> Tails:
+        is_lower = k <= number * p
+        a, b = jnp.where(is_lower, p, 1.0 - p) * c, jnp.where(is_lower, 1.0 - p, p) * c
+        last = jnp.where(is_lower, k, number - k - 1.0)  # of the successes, or of the failures that Y > k leaves
+        end = {"probability": jnp.where(is_lower, p, 1.0 - p), "concentration": c, "trials": number}
+        log_sum = differentiable_both_ways(_log_sum_downwards)(a, b, last, number)
+        return both_tails(beta_binomial_log_density(end, last) + log_sum, is_lower)
+
+    return tails_of_count(y, tails, p.dtype, trials)
+
+
+def beta_binomial_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return beta_binomial_tails(params, y)[0]
+
+
+def beta_binomial_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return beta_binomial_tails(params, y)[1]
+
+
+def beta_binomial_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    uniform, p, c, trials = floats(uniform, params["probability"], params["concentration"], params["trials"])
+    deviation = jnp.sqrt(trials * p * (1.0 - p) * ((c + trials) / (c + 1.0)))
+    return quantile_of_count(
+        beta_binomial_tails,
+        uniform,
+        {"probability": p, "concentration": c, "trials": trials},
+        guess_of_count(uniform, trials * p, deviation, jnp.zeros_like(p)),
+        trials,
+    )
+
+
 def beta_binomial_sample(key: Array, params: Params) -> Scalar:
     p, c, trials = floats(params["probability"], params["concentration"], params["trials"])
     for_probability, for_count = jax.random.split(key)
@@ -208,7 +310,10 @@ beta_binomial = Family(
     beta_binomial_log_density,
     ("probability", "concentration", "trials"),
     sample=beta_binomial_sample,
+    quantile=beta_binomial_quantile,
     constraints={"probability": unit_interval, "concentration": positive, "trials": fixed},
+    log_cdf=beta_binomial_log_cdf,
+    log_survival=beta_binomial_log_survival,
     mean=beta_binomial_mean,
     support=up_to_trials,
     discrete=True,

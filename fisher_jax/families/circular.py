@@ -11,10 +11,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, open_uniform, outside_support, symmetric
-from fisher_jax.families.stable_functions import bessel_ratio, log_i0e
 from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive
 from fisher_jax.numerics.inversion import invert
+from fisher_jax.numerics.stable_functions import bessel_ratio, log_i0e
 
 
 def von_mises_log_density(params: Params, y: ArrayLike) -> Scalar:

@@ -1,15 +1,20 @@
 """What every family needs around its mathematics: `Family`, one floating dtype, the edge of the support, nested information."""
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.scipy.special import ndtri
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from fisher_jax.models.model import Model
+from fisher_jax.numerics.tails import Tails, least_count
 
 Params = Mapping[str, Any]
 Scalar = Float[Array, ""]
@@ -83,6 +88,35 @@ def exceeds(uniform: ArrayLike, lower: Array, upper: Array) -> Array:
     """Whether a uniform number exceeds probabilities P(Y ≤ y), given with P(Y > y), so that none is lost near one."""
     u = floats(uniform)[0].astype(lower.dtype)
     return jnp.where(u < 0.5, u > lower, upper > 1.0 - u)
+
+
+def tails_of_count(
+    y: ArrayLike, tails: Callable[[Array], Tails], dtype: DTypeLike, largest: ArrayLike = math.inf
+) -> Tails:
+    """log P(Y ≤ y) and log P(Y > y) for any y, of a count from 0 to `largest`; `tails` has them at counts below that."""
+    count = jnp.floor(jnp.asarray(y, dtype))
+    below, above = count < 0, count >= largest
+    lower, upper = tails(jnp.where(below | above, 0.0, count))
+    return (
+        jnp.where(below, -jnp.inf, jnp.where(above, 0.0, lower)),
+        jnp.where(below, 0.0, jnp.where(above, -jnp.inf, upper)),
+    )
+
+
+def guess_of_count(uniform: Array, mean: Array, deviation: Array, skewness: Array) -> Scalar:
+    """Where a search for the quantile of a count may start: Cornish and Fisher's expansion to the skewness."""
+    limits = jnp.finfo(mean.dtype)
+    z = ndtri(jnp.clip(uniform, limits.tiny, 1.0 - limits.epsneg))
+    return mean + deviation * (z + skewness * (z * z - 1.0) / 6.0)
+
+
+def quantile_of_count(
+    tails: Callable[[Params, Array], Tails], uniform: Array, params: Params, guess: Array, largest: ArrayLike = math.inf
+) -> Scalar:
+    """The least count whose distribution function reaches the uniform number, which does not move with small changes of params."""
+    constants = lax.stop_gradient((uniform, params, guess, largest))
+    uniform, params, guess, largest = constants
+    return least_count(functools.partial(tails, params), uniform, guess, largest)
 
 
 def open_uniform(key: Array, dtype: DTypeLike) -> Scalar:

@@ -19,20 +19,26 @@ from fisher_jax.families.common import (
     Scalar,
     before_support,
     floats,
+    guess_of_count,
     not_a_count,
     outside_support,
+    quantile_of_count,
     symmetric,
+    tails_of_count,
 )
-from fisher_jax.families.stable_functions import (
+from fisher_jax.families.starts import Sample, not_negative, starting_values
+from fisher_jax.families.starts import positive as above_zero
+from fisher_jax.models.constraints import positive, unit_interval
+from fisher_jax.numerics.incomplete_beta import log_beta_tails
+from fisher_jax.numerics.incomplete_gamma import log_gamma_tails
+from fisher_jax.numerics.stable_functions import (
     HALF_LOG_TWO_PI,
     horner,
     log_one_minus_exp,
     log_quotient,
     stirling_error,
 )
-from fisher_jax.families.starts import Sample, not_negative, starting_values
-from fisher_jax.families.starts import positive as above_zero
-from fisher_jax.models.constraints import positive, unit_interval
+from fisher_jax.numerics.tails import Tails, log_complement
 
 # Poisson --------------------------------------------------------------------------------------------------------------
 
@@ -93,6 +99,32 @@ def _poisson_slope_along(primals: tuple[Array, Array], tangents: tuple[Any, Any]
     return _poisson_slope(y, rate), moved
 
 
+def poisson_tails(params: Params, y: ArrayLike) -> Tails:
+    rate = floats(y, params["rate"])[1]
+    mean = jnp.where(rate < 0, jnp.nan, rate)
+    # P(Y > k) = P(k + 1, rate)
+    return tails_of_count(y, lambda k: log_gamma_tails(k + 1.0, mean)[::-1], rate.dtype)
+
+
+def poisson_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return poisson_tails(params, y)[0]
+
+
+def poisson_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return poisson_tails(params, y)[1]
+
+
+def poisson_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    uniform, rate = floats(uniform, params["rate"])
+    deviation = jnp.sqrt(rate)
+    return quantile_of_count(
+        poisson_tails,
+        uniform,
+        {"rate": rate},
+        guess_of_count(uniform, rate, deviation, 1.0 / jnp.maximum(deviation, 1e-3)),
+    )
+
+
 def poisson_sample(key: Array, params: Params) -> Scalar:
     rate = floats(params["rate"])[0]
     return jax.random.poisson(key, rate, ()).astype(rate.dtype)
@@ -122,9 +154,12 @@ poisson = Family(
     poisson_log_density,
     ("rate",),
     sample=poisson_sample,
+    quantile=poisson_quantile,
     constraints={"rate": positive},
     initial=poisson_initial,
     information=poisson_information,
+    log_cdf=poisson_log_cdf,
+    log_survival=poisson_log_survival,
     mean=poisson_mean,
     support=(0.0, math.inf),
     discrete=True,
@@ -155,6 +190,44 @@ def zero_inflated_poisson_log_density(params: Params, y: ArrayLike) -> Scalar:
     value = jnp.where(y == 0, zero, jnp.log1p(-inflation) + _poisson(y, rate))
     valid = (inflation >= 0) & (inflation <= 1) & (rate >= 0)
     return outside_support(outside, jnp.where(valid, value, jnp.nan))
+
+
+def zero_inflated_poisson_tails(params: Params, y: ArrayLike) -> Tails:
+    _, inflation, rate = floats(y, params["inflation"], params["rate"])
+    valid = (inflation >= 0) & (inflation <= 1)
+    pi = jnp.where(valid, inflation, jnp.nan)
+
+    def tails(k: Array) -> Tails:
+        lower, upper = poisson_tails({"rate": rate}, k)
+        upper = upper + jnp.log1p(-pi)
+        # π + (1 − π) Q where that is small, and where Q underflows the sum of logarithms; a zero π has a slope in the first alone.
+        small, none = upper > -math.log(2.0), lower < math.log(jnp.finfo(rate.dtype).tiny)
+        direct = jnp.log(pi + (1.0 - pi) * jnp.exp(jnp.where(none, -1.0, lower)))
+        positive_pi = jnp.where(none & (pi > 0), pi, 0.5)
+        of_logs = jnp.where(pi > 0, jnp.logaddexp(jnp.log(positive_pi), jnp.log1p(-positive_pi) + lower), lower)
+        return jnp.where(small, jnp.where(none, of_logs, direct), log_complement(upper)), upper
+
+    return tails_of_count(y, tails, rate.dtype)
+
+
+def zero_inflated_poisson_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return zero_inflated_poisson_tails(params, y)[0]
+
+
+def zero_inflated_poisson_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return zero_inflated_poisson_tails(params, y)[1]
+
+
+def zero_inflated_poisson_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    uniform, inflation, rate = floats(uniform, params["inflation"], params["rate"])
+    deviation = jnp.sqrt(rate)
+    of_count = jnp.clip((uniform - inflation) / (1.0 - inflation), 0.0, 1.0)
+    return quantile_of_count(
+        zero_inflated_poisson_tails,
+        uniform,
+        {"inflation": inflation, "rate": rate},
+        guess_of_count(of_count, rate, deviation, 1.0 / jnp.maximum(deviation, 1e-3)),
+    )
 
 
 def zero_inflated_poisson_sample(key: Array, params: Params) -> Scalar:
@@ -195,9 +268,12 @@ zero_inflated_poisson = Family(
     ("inflation", "rate"),
     main="rate",
     sample=zero_inflated_poisson_sample,
+    quantile=zero_inflated_poisson_quantile,
     constraints={"inflation": unit_interval, "rate": positive},
     initial=zero_inflated_poisson_initial,
     information=zero_inflated_poisson_information,
+    log_cdf=zero_inflated_poisson_log_cdf,
+    log_survival=zero_inflated_poisson_log_survival,
     mean=zero_inflated_poisson_mean,
     support=(0.0, math.inf),
     discrete=True,
@@ -232,6 +308,37 @@ def negative_binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
     # What the data alone decide is one term: in a fit it is computed once.
     of_count = jnp.where(empty, 0.0, -0.5 * jnp.log(counted) - HALF_LOG_TWO_PI - stirling_error(counted))
     return outside_support(outside, value + of_count)
+
+
+def negative_binomial_tails(params: Params, y: ArrayLike) -> Tails:
+    _, mean, size = floats(y, params["mean"], params["size"])
+    logit = jnp.log(size) - jnp.log(jnp.where(mean < 0, jnp.nan, mean))
+
+    def tails(k: Array) -> Tails:
+        # P(Y ≤ k) = I_p(r, k + 1) with p = r / (r + μ); its distance from the mean is that of the Poisson limit.
+        return log_beta_tails(size, k + 1.0, logit, log_quotient(k + 1.0 - mean, mean, k + 1.0))
+
+    return tails_of_count(y, tails, mean.dtype)
+
+
+def negative_binomial_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return negative_binomial_tails(params, y)[0]
+
+
+def negative_binomial_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return negative_binomial_tails(params, y)[1]
+
+
+def negative_binomial_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    uniform, mean, size = floats(uniform, params["mean"], params["size"])
+    deviation = jnp.sqrt(mean + mean * (mean / size))
+    skewness = (1.0 + 2.0 * mean / size) / jnp.maximum(deviation, 1e-3)
+    return quantile_of_count(
+        negative_binomial_tails,
+        uniform,
+        {"mean": mean, "size": size},
+        guess_of_count(uniform, mean, deviation, skewness),
+    )
 
 
 def negative_binomial_sample(key: Array, params: Params) -> Scalar:
@@ -285,9 +392,12 @@ negative_binomial = Family(
     negative_binomial_log_density,
     ("mean", "size"),
     sample=negative_binomial_sample,
+    quantile=negative_binomial_quantile,
     constraints={"mean": positive, "size": positive},
     initial=negative_binomial_initial,
     information=negative_binomial_information,
+    log_cdf=negative_binomial_log_cdf,
+    log_survival=negative_binomial_log_survival,
     mean=negative_binomial_mean,
     support=(0.0, math.inf),
     discrete=True,

@@ -21,10 +21,11 @@ from fisher_jax.families.common import (
     symmetric,
 )
 from fisher_jax.families.extremes import EULER, GUMBEL_INFORMATION, ONE_MINUS_EULER
-from fisher_jax.families.stable_functions import log_inverse_cloglog, log_one_minus_exp
 from fisher_jax.families.starts import Sample, not_negative, starting_values, zero_or_one
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive
+from fisher_jax.numerics.stable_functions import log_inverse_cloglog, log_one_minus_exp
+from fisher_jax.numerics.tails import log_complement
 
 # Exponential ----------------------------------------------------------------------------------------------------------
 
@@ -110,6 +111,22 @@ def censored_exponential_quantile(uniform: ArrayLike, params: Params) -> dict[st
     return {"time": jnp.minimum(time, limit), "event": (time <= limit).astype(time.dtype)}
 
 
+def censored_exponential_log_cdf(params: Params, y: dict[str, ArrayLike]) -> Scalar:
+    """Of `time`, whatever `event` is: 0 from the limit on."""
+    time, rate, limit = floats(y["time"], params["rate"], params["limit"])
+    inside = (time > 0) & (time < limit)
+    value = log_complement(-rate * jnp.where(inside, time, limit))
+    outside = jnp.where(jnp.isnan(time), jnp.nan, jnp.where(time > 0, 0.0, -jnp.inf))
+    return jnp.where(inside, value, outside)
+
+
+def censored_exponential_log_survival(params: Params, y: dict[str, ArrayLike]) -> Scalar:
+    time, limit = floats(y["time"], params["limit"])
+    inside = jnp.where(time < limit, time, 0.0)
+    value = exponential_log_survival(params, inside)
+    return jnp.where(time >= limit, -jnp.inf, jnp.where(jnp.isnan(time), jnp.nan, value))
+
+
 def censored_exponential_information(params: Params) -> Nested:
     rate, limit = floats(params["rate"], params["limit"])
     return symmetric(("rate",), -jnp.expm1(-rate * limit) / rate**2, constants=("limit",))
@@ -136,6 +153,8 @@ censored_exponential = Family(
     constraints={"rate": positive, "limit": fixed},
     initial=censored_exponential_initial,
     information=censored_exponential_information,
+    log_cdf=censored_exponential_log_cdf,
+    log_survival=censored_exponential_log_survival,
     mean=censored_exponential_mean,
 )
 

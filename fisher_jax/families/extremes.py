@@ -26,16 +26,10 @@ from fisher_jax.families.common import (
     symmetric,
 )
 from fisher_jax.families.location_scale import shifted, standardize
-from fisher_jax.families.stable_functions import (
-    expm1_over,
-    horner,
-    log1p_over,
-    log_inverse_cloglog,
-    log_one_minus_exp,
-)
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.models.constraints import positive
 from fisher_jax.numerics.array_namespace import AnyArray
+from fisher_jax.numerics.stable_functions import expm1_over, horner, log1p_over, log_inverse_cloglog, log_one_minus_exp
 
 EULER = float(np.euler_gamma)
 ONE_MINUS_EULER = 1.0 - EULER

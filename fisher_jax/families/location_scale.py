@@ -10,12 +10,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from fisher_jax.families.common import Family, Nested, OverSquare, Params, Scalar, dtype_of, floats, symmetric
-from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, alternating_weights, stirling_error
 from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive
+from fisher_jax.numerics.incomplete_beta import beta_quantile_of_logit, log_beta_tails
 from fisher_jax.numerics.inversion import invert
 from fisher_jax.numerics.normal_tail import log_normal_cdf
 from fisher_jax.numerics.skew_normal import log_skew_normal_cdf
+from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI, alternating_weights, stirling_error
+from fisher_jax.numerics.tails import Tails
 
 
 def standardize(params: Params, y: ArrayLike) -> tuple[Array, Array]:
@@ -404,6 +406,26 @@ def student_t_log_density(params: Params, y: ArrayLike) -> Scalar:
     return constant - HALF_LOG_TWO_PI - jnp.log(scale) - 0.5 * (df + 1.0) * jnp.log1p(z * z / df)
 
 
+def student_t_tails(params: Params, y: ArrayLike) -> Tails:
+    """(1 + z / √(ν + z²)) / 2 is Beta(ν/2, ν/2); its logit 2 arsinh(z / √ν) is smooth at zero and exact in both tails."""
+    z, _ = standardize(params, y)
+    half = 0.5 * jnp.asarray(params["df"], z.dtype)
+    return log_beta_tails(half, half, 2.0 * jnp.arcsinh(z / jnp.sqrt(2.0 * half)))
+
+
+def student_t_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return student_t_tails(params, y)[0]
+
+
+def student_t_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return student_t_tails(params, y)[1]
+
+
+def student_t_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    uniform, df, *_ = floats(uniform, params["df"], params["loc"], params["scale"])
+    return shifted(params, jnp.sqrt(df) * jnp.sinh(0.5 * beta_quantile_of_logit(uniform, 0.5 * df, 0.5 * df)))
+
+
 def student_t_sample(key: Array, params: Params) -> Scalar:
     dtype = dtype_of(params)
     return shifted(params, jax.random.t(key, jnp.asarray(params["df"], dtype), (), dtype))
@@ -446,8 +468,11 @@ student_t = Family(
     ("df", "loc", "scale"),
     main="loc",
     sample=student_t_sample,
+    quantile=student_t_quantile,
     constraints={"df": positive, "scale": positive},
     initial=student_t_initial,
     information=student_t_information,
+    log_cdf=student_t_log_cdf,
+    log_survival=student_t_log_survival,
     mean=student_t_mean,
 )

@@ -9,10 +9,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats
-from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI
 from fisher_jax.families.starts import Sample, starting_values
 from fisher_jax.models.constraints import positive_definite
 from fisher_jax.numerics.linalg import factorize, inverse, solve_lower
+from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI
 
 
 def multivariate_normal_log_density(params: Params, y: Float[ArrayLike, " d"]) -> Scalar:

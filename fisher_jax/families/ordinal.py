@@ -20,9 +20,9 @@ from fisher_jax.families.common import (
     of_category,
     outside_support,
 )
-from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI
 from fisher_jax.models.constraints import ordered
 from fisher_jax.numerics.normal_tail import log_normal_cdf
+from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI
 
 
 def _ends(params: Params, y: Array) -> tuple[Array, Array, Array, Array]:

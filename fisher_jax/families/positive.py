@@ -22,12 +22,14 @@ from fisher_jax.families.common import (
     symmetric,
 )
 from fisher_jax.families.location_scale import NORMAL_INFORMATION, normal_log_density, normal_quantile, normal_sample
-from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, log_one_minus_exp, log_ratio, stirling_error
 from fisher_jax.families.starts import Sample, not_negative, starting_values
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive
+from fisher_jax.numerics.incomplete_gamma import gamma_quantile_of_log, log_gamma_tails
 from fisher_jax.numerics.inversion import invert
 from fisher_jax.numerics.normal_tail import log_normal_cdf, mills_ratio, mills_slope
+from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI, log_one_minus_exp, log_ratio, stirling_error
+from fisher_jax.numerics.tails import Tails
 
 # Lognormal ------------------------------------------------------------------------------------------------------------
 
@@ -129,6 +131,24 @@ def gamma_log_density(params: Params, y: ArrayLike) -> Scalar:
     return outside_support(outside, normaliser - log_y - deviance)
 
 
+def gamma_tails(params: Params, y: ArrayLike) -> Tails:
+    y, shape, rate = floats(y, params["shape"], params["rate"])
+    return log_gamma_tails(shape, jnp.where(rate > 0, rate * y, jnp.nan))
+
+
+def gamma_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return gamma_tails(params, y)[0]
+
+
+def gamma_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return gamma_tails(params, y)[1]
+
+
+def gamma_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    uniform, shape, rate = floats(uniform, params["shape"], params["rate"])
+    return shape / rate * jnp.exp(gamma_quantile_of_log(uniform, shape))
+
+
 def gamma_sample(key: Array, params: Params) -> Scalar:
     shape, rate = floats(params["shape"], params["rate"])
     return jax.random.gamma(key, shape, (), shape.dtype) / rate
@@ -164,9 +184,12 @@ gamma = Family(
     ("shape", "rate"),
     main="rate",
     sample=gamma_sample,
+    quantile=gamma_quantile,
     constraints={"shape": positive, "rate": positive},
     initial=gamma_initial,
     information=gamma_information,
+    log_cdf=gamma_log_cdf,
+    log_survival=gamma_log_survival,
     mean=gamma_mean,
     support=(0.0, math.inf),
 )

@@ -9,9 +9,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from fisher_jax.families.common import Family, Nested, Params, Scalar, floats, outside_support, symmetric
-from fisher_jax.families.stable_functions import HALF_LOG_TWO_PI, log_ratio, stirling_error
 from fisher_jax.families.starts import Sample, between_zero_and_one, starting_values
 from fisher_jax.models.constraints import positive
+from fisher_jax.numerics.incomplete_beta import beta_quantile_of_logit, log_beta_tails
+from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI, log_ratio, stirling_error
+from fisher_jax.numerics.tails import Tails
 
 # Beta -----------------------------------------------------------------------------------------------------------------
 
@@ -45,6 +47,29 @@ def _dirichlet(alpha: Float[Array, " k"], difference: Float[Array, " k"], log_y:
     return jnp.sum(terms) - 0.5 * jnp.log(n) + stirling_error(n) - (alpha.shape[0] - 1) * HALF_LOG_TWO_PI
 
 
+def beta_tails(params: Params, y: ArrayLike) -> Tails:
+    y, a, b = floats(y, params["a"], params["b"])
+    outside = (y <= 0) | (y >= 1)
+    inside = jnp.where(outside, 0.5, y)
+    end = jnp.where(y <= 0, -jnp.inf, jnp.inf)
+    return log_beta_tails(a, b, jnp.where(outside, end, jnp.log(inside) - jnp.log1p(-inside)))
+
+
+def beta_log_cdf(params: Params, y: ArrayLike) -> Scalar:
+    return beta_tails(params, y)[0]
+
+
+def beta_log_survival(params: Params, y: ArrayLike) -> Scalar:
+    return beta_tails(params, y)[1]
+
+
+def beta_quantile(uniform: ArrayLike, params: Params) -> Scalar:
+    uniform, a, b = floats(uniform, params["a"], params["b"])
+    difference = beta_quantile_of_logit(uniform, a, b)
+    small = jnp.exp(-jnp.abs(difference))
+    return jnp.where(difference < 0, a * small / (a * small + b), a / (a + b * small))
+
+
 def beta_sample(key: Array, params: Params) -> Scalar:
     a, b = floats(params["a"], params["b"])
     return jax.random.beta(key, a, b, (), a.dtype)
@@ -74,9 +99,12 @@ beta = Family(
     beta_log_density,
     ("a", "b"),
     sample=beta_sample,
+    quantile=beta_quantile,
     constraints={"a": positive, "b": positive},
     initial=beta_initial,
     information=beta_information,
+    log_cdf=beta_log_cdf,
+    log_survival=beta_log_survival,
     mean=beta_mean,
     support=(0.0, 1.0),
 )

@@ -299,7 +299,7 @@ def formula(
         A column that is added to the linear predictor of the main parameter; and one whose logarithm is, for a log link.
     event : str or array (n,), optional
         1 where the response is the time of an event, 0 where there was none up to it (right-censored). For families with a
-        `log_survival`: exponential, weibull, lognormal, normal, logistic, gumbel.
+        `log_survival`: the univariate ones.
     links : str or dict, optional
         The link of the main parameter, or of several by name. Default "log" for a positive parameter, "logit" for a probability,
         and "identity". Others: "probit", "cloglog", "loglog", "cauchit", "sqrt", "inverse", "inverse_squared". Those of the

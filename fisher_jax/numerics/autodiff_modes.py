@@ -133,6 +133,33 @@ def _with_rule(function: Callable[..., tuple[Array, ...]], mode: Mode) -> Callab
     return with_rule
 
 
+def differentiable_both_ways(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A function of numbers to a number that only forward mode can differentiate, with derivatives of any order in both modes.
+
+    What `in_both_modes` finds out of a user's function is known of this one, whose Jacobian gets such a rule as well.
+    """
+    with_rule = jax.custom_jvp(function)
+
+    def rule(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Any]:
+        active = tuple(k for k, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero))
+        moved = jnp.zeros_like(primals[0])
+        for k in active:
+            along = differentiable_both_ways(_derivative(function, k))(*primals)
+            moved = moved + along * tangents[k]
+        return with_rule(*primals), moved
+
+    with_rule.defjvp(rule, symbolic_zeros=True)
+    return with_rule
+
+
+def _derivative(function: Callable[..., Array], place: int) -> Callable[..., Array]:
+    def derivative(*arguments: Array) -> Array:
+        tangents = tuple(jnp.ones_like(x) if k == place else jnp.zeros_like(x) for k, x in enumerate(arguments))
+        return jax.jvp(function, arguments, tangents)[1]
+
+    return derivative
+
+
 def _contract(slope: Array, tangent: Array) -> Array:
     """A Jacobian (…, *shape) times a tangent of that shape."""
     axes = tuple(range(slope.ndim - tangent.ndim, slope.ndim))
