@@ -24,6 +24,7 @@ TOPICS = {  # by package, or by module where the package's topics differ
     "models": "Models",
     "models.constraints": "Constraints",
     "families": "Models",
+    "combinators": "Models",
     "fitting": "Fitting",
     "latent": "Models",
     "latent.effects": "Inference",

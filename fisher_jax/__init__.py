@@ -8,15 +8,20 @@ from fisher_jax._version import __version__
 if TYPE_CHECKING:
     from fisher_jax import families, moments, optimizers, plots, priors, sources, xarray
     from fisher_jax.checking.quantile_comparison import QuantileComparison, quantile_comparison
+    from fisher_jax.combinators.distributions import from_distribution
+    from fisher_jax.combinators.joint import joint
+    from fisher_jax.combinators.mixture import mixture
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
     from fisher_jax.fitting.fit import fit, fit_batch
+    from fisher_jax.fitting.joint_fit import joint_fit
     from fisher_jax.fitting.result import Fit
     from fisher_jax.fitting.saving import load
     from fisher_jax.fitting.status import Status
     from fisher_jax.frames.formula import Formula, formula
     from fisher_jax.inference.bootstrap import Bootstrap, bootstrap
     from fisher_jax.inference.comparison import CoefficientTable, Comparison, coefficient_table, compare
+    from fisher_jax.inference.components import component_probabilities
     from fisher_jax.inference.delta import DeltaEstimate, delta_method
     from fisher_jax.inference.hypothesis import HypothesisTest
     from fisher_jax.inference.identifiability import Identifiability, identifiability
@@ -84,6 +89,10 @@ _DEFINED_IN = {
     "priors": "",
     "sources": "",
     "xarray": "",
+    "from_distribution": "fisher_jax.combinators.distributions",
+    "joint": "fisher_jax.combinators.joint",
+    "mixture": "fisher_jax.combinators.mixture",
+    "joint_fit": "fisher_jax.fitting.joint_fit",
     "FitError": "fisher_jax.errors",
     "FitWarning": "fisher_jax.errors",
     "Enumeration": "fisher_jax.information.expectations",
@@ -103,6 +112,7 @@ _DEFINED_IN = {
     "coefficient_table": "fisher_jax.inference.comparison",
     "Comparison": "fisher_jax.inference.comparison",
     "compare": "fisher_jax.inference.comparison",
+    "component_probabilities": "fisher_jax.inference.components",
     "DeltaEstimate": "fisher_jax.inference.delta",
     "delta_method": "fisher_jax.inference.delta",
     "Identifiability": "fisher_jax.inference.identifiability",
@@ -238,6 +248,7 @@ __all__ = [
     "check_score_mean",
     "coefficient_table",
     "compare",
+    "component_probabilities",
     "convergence_rate",
     "coverage",
     "cramer_rao_bound",
@@ -251,6 +262,7 @@ __all__ = [
     "fit_stream",
     "fixed",
     "formula",
+    "from_distribution",
     "hessian",
     "hessian_vector_product",
     "identifiability",
@@ -258,6 +270,8 @@ __all__ = [
     "information_matrix_test",
     "information_operator",
     "interval",
+    "joint",
+    "joint_fit",
     "likelihood_ratio_test",
     "linked",
     "load",
@@ -265,6 +279,7 @@ __all__ = [
     "marginal",
     "marginal_effects",
     "mixed",
+    "mixture",
     "moments",
     "observed_information",
     "optimal_design",

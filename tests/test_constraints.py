@@ -11,7 +11,7 @@ from jax.scipy.special import gammaln
 from jax.scipy.stats import multivariate_normal, norm
 
 import fisher_jax as fj
-from fisher_jax.models.constraints import Interval
+from fisher_jax.models.constraints import Interval, Ordered
 
 RNG = np.random.default_rng(3)
 
@@ -33,6 +33,8 @@ VALUES = {
     "above": (fj.interval(3, np.inf), np.array([3.5, 4.0, 100.0])),
     "below": (fj.interval(-np.inf, 3), np.array([2.5, 2.0, -100.0])),
     "ordered": (fj.ordered, np.array([-1.0, 0.0, 5.0])),
+    "ordered and positive": (Ordered(fj.positive), np.array([0.2, 1.0, 7.0])),
+    "ordered in an interval": (Ordered(fj.interval(-2, 5)), np.array([-1.9, 1.5, 4.0])),
     "simplex": (fj.simplex, np.array([0.2, 0.3, 0.5])),
     "simplex, centre": (fj.simplex, np.array([0.25, 0.25, 0.25, 0.25])),
     "positive_definite": (fj.positive_definite, np.array([[2.0, 0.5], [0.5, 1.0]])),

@@ -70,6 +70,11 @@ def excesses():
 
 
 @functools.cache
+def mixed_fit():
+    return fj.fit(fj.mixture(fj.families.normal, 2, ordered="loc", shared="scale"), None, Y)
+
+
+@functools.cache
 def several():
     return fj.fit_batch(MODEL, START, np.stack([Y, 2 * Y]))
 
@@ -119,6 +124,24 @@ RIGHT = {
         }
         | {"correlated": False, "nodes": 1, "constraints": {"a": fj.positive}, "initial": None, "names": None},
     ),
+    "mixture": lambda: (
+        fj.mixture,
+        {"components": fj.families.normal, "number": 2, "ordered": "loc", "shared": ("scale",)}
+        | dict.fromkeys(("weights", "constraints", "initial")),
+    ),
+    "joint": lambda: (fj.joint, {"models": {"a": fj.families.normal, "b": MODEL}, "shared": "loc"}),
+    "joint_fit": lambda: (
+        fj.joint_fit,
+        {"models": {"a": MODEL, "b": MODEL}, "start": START, "data": {"a": Y, "b": Y}, "shared": ("loc", "scale")}
+        | {"missing": "raise"}
+        | dict.fromkeys(("given", "weights", "optimizer", "tolerance", "max_steps", "starts", "key")),
+    ),
+    "from_distribution": lambda: (
+        fj.from_distribution,
+        {"make": lambda params: params, "parameters": None, "example": None, "constraints": {"scale": fj.positive}}
+        | {"discrete": None, "initial": None},
+    ),
+    "component_probabilities": lambda: (fj.component_probabilities, {"fit": mixed_fit()}),
     "fit": lambda: (
         fj.fit,
         {"model": MODEL, "start": START, "data": Y}

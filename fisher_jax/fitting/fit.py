@@ -336,6 +336,11 @@ def fit_batch(
     True (500,) (500,)
     """
     model = as_model(model)
+    if model.parts and (by is not None or is_ragged(data)):
+        raise ValueError(
+            "a joint model is fitted to many data sets of the same sizes: give each part of data an axis over them, and leave by= "
+            "and lists out."
+        )
     if by is not None:
         if (start_axis, data_axis, given_axis, weights_axis) != (None, 0, None, 0):
             raise ValueError(

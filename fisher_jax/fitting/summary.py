@@ -1,5 +1,6 @@
 """The reports on one fit and on many, and the directions of parameters that they name."""
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from fisher_jax.fitting.status import EDGE_INFORMATION, Status
 from fisher_jax.models.constraints import PositiveDefinite
+from fisher_jax.models.dataset import rows_of_parts
 from fisher_jax.models.parameters import Layout
 from fisher_jax.numerics import linalg
 from fisher_jax.reporting import TEST_FORMATS, Report, ReportTable, listed, percent
@@ -98,9 +100,15 @@ def _read(origin: Any) -> list[tuple[str, str]]:
 
 
 def _of_groups(fit: Any) -> str:
-    """What the observations of a model with latent effects are, in words; empty for other models."""
-    if fit.origin is None or fit.origin.model.with_modes is None:
+    """What the observations of a model with latent effects or of several data sets are, in words; empty for other models."""
+    if fit.origin is None or (fit.origin.model.with_modes is None and not fit.origin.model.parts):
         return ""
+    if fit.origin.model.parts:
+        data, _, weights = fit.origin.dataset.parts
+        rows = rows_of_parts(fit.origin.model, data)
+        ends = np.cumsum([0, *rows.values()])
+        counts = rows.values() if weights is None else [np.sum(weights[a:b]) for a, b in itertools.pairwise(ends)]
+        return f" ({', '.join(f'{name} {count:g}' for name, count in zip(rows, counts, strict=True))})"
     rows = fit.origin.model.count_rows(*fit.origin.dataset.parts)
     groups = " group" if float(fit.num_observations) == 1 else " groups"
     return groups if rows is None else f"{groups}, {rows:g} row{'' if rows == 1 else 's'}"

@@ -5,6 +5,7 @@ chunk of replicates are in memory. A replicate depends on the key and on its own
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.inference.robust import cluster_codes
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.models.auxiliary import AuxiliaryModel
+from fisher_jax.models.dataset import rows_of_parts
 from fisher_jax.models.drawing import check_sampler, draw_data_sets, draw_measured
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import quick_options
@@ -30,7 +32,7 @@ class Scheme(NamedTuple):
 
     `unit_of` is the unit (from 0) of each term: an observation, or a cluster of them. `copies` is how many equal ones each unit
     stands for, one where it is None. `weights` multiply how often each term was drawn. Runs may go on from the last unit to the
-    first if `circular`.
+    first if `circular`. Of `strata`, numbers of consecutive units, each is drawn from by itself.
     """
 
     unit_of: Int[np.ndarray, " n"]
@@ -38,6 +40,7 @@ class Scheme(NamedTuple):
     weights: Float[np.ndarray, " n"] | None = None
     length: int = 1
     circular: bool = False
+    strata: tuple[int, ...] = ()
 
     @property
     def num_units(self) -> int:
@@ -51,6 +54,12 @@ class Scheme(NamedTuple):
 
 def draw_counts(scheme: Scheme, key: Array, numbers: Int[np.ndarray, " r"]) -> Float[Array, "r g"]:
     """How often each unit comes in the replicates of these numbers."""
+    if scheme.strata:
+        parts, ends = [], np.cumsum([0, *scheme.strata])
+        for k, (start, end) in enumerate(itertools.pairwise(ends)):
+            copies = None if scheme.copies is None else scheme.copies[start:end]
+            parts.append(draw_counts(Scheme(np.arange(end - start), copies), jax.random.fold_in(key, k), numbers))
+        return jnp.concatenate(parts, axis=1)
     num_starts = scheme.total if scheme.circular else scheme.total - scheme.length + 1
     return _counter(scheme.num_units, num_starts, scheme.length, scheme.total)(scheme.copies, key, numbers)
 
@@ -114,6 +123,10 @@ class SchemeOfEach(NamedTuple):
 def schemes_of(fits: Fit, method: str, clusters: Any, block_length: Any) -> SchemeOfEach:
     """The schemes of a batch of fits; which cluster an observation is in is the same for all."""
     origin = origin_of(fits)
+    if origin.model.parts:
+        raise ValueError(
+            "the rows of a joint model are drawn within each part, of one fit at a time. Take one by fits[k]."
+        )
     if isinstance(clusters, str):
         clusters = origin.dataset.column(clusters)
         if np.ndim(clusters) > 1:
@@ -241,6 +254,8 @@ def scheme_of(fit: Fit, origin: Origin, method: str, clusters: Any, block_length
                 f"clusters has shape {np.shape(clusters)}, expected ({num_terms},), one label for each observation."
             )
         return Scheme(cluster_codes(clusters), weights=weights)
+    if block_length is not None and model.parts:
+        raise ValueError("blocks of consecutive rows would run from one part of a joint model into the next.")
     if block_length is not None:
         is_whole = isinstance(block_length, int | np.integer) and not isinstance(block_length, bool)
         if not is_whole or not 1 <= block_length < num_terms:
@@ -250,13 +265,15 @@ def scheme_of(fit: Fit, origin: Origin, method: str, clusters: Any, block_length
             )
         circular = method == "circular block"
         return Scheme(np.arange(num_terms), weights=weights, length=int(block_length), circular=circular)
-    if model.is_dependent and method == "nonparametric":
+    if model.is_dependent and not model.parts and method == "nonparametric":
         raise ValueError(
             'the terms of a dependent model cannot be drawn one by one. Use method="block" with block_length, or '
             '"parametric" if the model can draw a series.'
         )
     # A frequency weight stands for as many equal observations, each of which may be drawn: it multiplies nothing.
-    return Scheme(np.arange(num_terms), copies=None if weights is None else whole_weights(weights))
+    copies = None if weights is None else whole_weights(weights)
+    strata = tuple(rows_of_parts(model, origin.dataset.data).values())
+    return Scheme(np.arange(num_terms), copies=copies, strata=strata)
 
 
 def refit_resampled(fit: Fit, origin: Origin, scheme: Scheme, key: Array, count: int, **settings: Any) -> Fit:
@@ -345,6 +362,10 @@ def given_of_draws(origin: Origin) -> tuple[PyTree, Any]:
     """Covariates of each observation to be drawn, and the weights of the terms; frequency weights become repeated rows."""
     model, dataset = origin
     check_sampler(model, dataset.given)
+    if model.parts and dataset.weights is not None and np.any(np.asarray(dataset.weights) != 1):
+        raise ValueError(
+            "data sets drawn from a joint model have one row for each observation. Repeat rows in place of weights."
+        )
     if dataset.weights is None or model.is_dependent:
         return dataset.given, dataset.weights
     times = whole_weights(dataset.weights)

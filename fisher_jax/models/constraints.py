@@ -148,35 +148,57 @@ class Interval(Constraint):
 class Ordered(Constraint):
     """Strictly increasing along the last axis: the first entry, then the logarithms of the increments.
 
-    Each entry alone may be any real number, so its interval is the symmetric one.
+    Entries that also lie in an interval increase on the unconstrained scale of that interval, which is an increasing transform: of
+    positive ones the free numbers are log θ₁ and the logarithms of the increments of log θ. Each entry alone has the range, and so
+    the intervals, of one that is not ordered.
     """
 
-    description = "strictly increasing along its last axis"
+    within: Interval | Unconstrained = Unconstrained()
+
+    @property
+    def description(self) -> str:  # type: ignore[override]
+        ordered = "strictly increasing along its last axis"
+        return f"{self.within.description} and {ordered}" if self.within.restricts else ordered
 
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         _check_rank(shape, "ordered")
         return shape
 
     def unitless(self, free_shape: tuple[int, ...]) -> np.ndarray:
-        return np.broadcast_to(np.arange(free_shape[-1]) > 0, free_shape)
+        return np.broadcast_to((np.arange(free_shape[-1]) > 0) | self.within.restricts, free_shape)
 
     def forward(self, free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
         xp = namespace(free)
-        return xp.cumsum(xp.concatenate([free[..., :1], xp.exp(free[..., 1:])], axis=-1), axis=-1)
+        increments = xp.concatenate([free[..., :1], xp.exp(free[..., 1:])], axis=-1)
+        return self.within.forward(xp.cumsum(increments, axis=-1))
 
     def jacobian(self, free: Float[AnyArray, "*b k"], ndim: int) -> Float[AnyArray, "*b q p"]:
         xp, k = namespace(free), free.shape[-1]
         slopes = xp.concatenate([xp.ones_like(free[..., :1]), xp.exp(free[..., 1:])], axis=-1)
         block = xp.broadcast_to(slopes[..., None, :], (*free.shape, k))
-        return _block_diagonal(xp.where(np.broadcast_to(np.tri(k, dtype=bool), block.shape), block, 0.0), ndim - 1)
+        block = xp.where(np.broadcast_to(np.tri(k, dtype=bool), block.shape), block, 0.0)
+        if self.within.restricts:  # times the slope of each entry on the scale where they increase
+            places = xp.cumsum(xp.concatenate([free[..., :1], slopes[..., 1:]], axis=-1), axis=-1)
+            entries = xp.diagonal(self.within.jacobian(places, 1), axis1=-2, axis2=-1)
+            block = entries[..., :, None] * block
+        return _block_diagonal(block, ndim - 1)
 
     def inverse(self, value: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
-        xp = namespace(value)
-        return xp.concatenate([value[..., :1], xp.log(xp.diff(value, axis=-1))], axis=-1)
+        xp, places = namespace(value), self.within.inverse(value)
+        return xp.concatenate([places[..., :1], xp.log(xp.diff(places, axis=-1))], axis=-1)
 
     def contains(self, value: Any) -> Any:
         xp = namespace(value)
-        return xp.all(xp.isfinite(value)) & xp.all(xp.diff(value, axis=-1) > 0)
+        return self.within.contains(value) & xp.all(xp.diff(value, axis=-1) > 0)
+
+    def bounds(self, value: Float[AnyArray, "*b k"], half_width: Float[AnyArray, "*b k"]) -> tuple[AnyArray, AnyArray]:
+        return self.within.bounds(value, half_width)
+
+    def coordinate(self, free: Float[AnyArray, "*b k"]) -> Float[AnyArray, "*b k"]:
+        return self.within.inverse(self.forward(free))
+
+    def edges(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        return self.within.edges(shape)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import check_choice, shown
+from fisher_jax.errors import check_choice, kind_of, shown
 from fisher_jax.input_arrays import (
     LEAVE_OUT,
     Labels,
@@ -157,6 +157,8 @@ def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any, missi
     """
     check_choice(missing, MISSING, "missing")
     data, _ = place_measured(model, data, None)
+    if model.parts:
+        data, given, weights, _ = place_parts(model, data, given, weights, None, missing)
     parts = {"data": data, "given": given, "weights": weights}
     data, given, weights = _as_arrays_of_parts(data, given, weights, (missing,) * 3)
     if not jax.tree.leaves(data):
@@ -167,6 +169,7 @@ def check_dataset(model: Model, data: PyTree, given: PyTree, weights: Any, missi
     check_labels(parts, (None, None, None))
     if weights is not None:
         n = None if model.is_dependent else jax.tree.leaves(data)[0].shape[0]
+        n = sum(rows_of_parts(model, data).values()) if model.parts else n
         if weights.ndim != 1 or (n is not None and weights.shape[0] != n):
             expected = f"({n},)" if n is not None else "(number of terms,)"
             raise ValueError(f"weights has shape {weights.shape}, expected {expected}, one weight per observation.")
@@ -188,6 +191,8 @@ def check_datasets(
     """Many data sets, whose axes over them are given as for `jax.vmap`; where all of it is shared, one for each start."""
     data, data_axis = place_measured(model, data, axes[0])
     axes = (data_axis, *axes[1:])
+    if model.parts:
+        data, given, weights, axes = place_parts(model, data, given, weights, axes, "raise")
     parts = {"data": data, "given": given, "weights": weights}
     # A table of many data sets is a matrix, in which a missing value is left to the status of its data set.
     policies = ["raise" if axis is None else "" for axis in axes]
@@ -264,6 +269,87 @@ def place_measured(model: Model, data: PyTree, axis: Any) -> tuple[PyTree, Any]:
     placed = jax.tree.map(beside_rows, axis_first(arrays, measured_marks), measured_marks)
     new_axes = jax.tree.map(lambda mark: None if mark.number is None else 0, measured_marks)
     return Observed(observations, placed), None if axis is None else Observed(first_axis, new_axes)
+
+
+def place_parts(
+    model: Model, data: PyTree, given: PyTree, weights: Any, axes: tuple[Any, Any, Any] | None, missing: str
+) -> tuple[PyTree, PyTree, Any, Any]:
+    """The data of a joint model as they are stored, with their axes over data sets, where there are many.
+
+    Data and covariates are dictionaries by part, with the rows of each checked to be as many; weights are those of one part after
+    the other. A part without covariates has an array (n, 0) in their place, which tells those who draw how many rows there are.
+    """
+    names = tuple(model.parts)
+
+    def of_each(tree: Any, name: str, what: str) -> dict[str, Any]:
+        if not isinstance(tree, dict) or any(key not in names for key in tree):
+            keys = f" with {', '.join(map(repr, tree))}" if isinstance(tree, dict) else ""
+            raise ValueError(
+                f"{name} of a joint model is a dictionary by its parts, {', '.join(map(repr, names))}; got {kind_of(tree)}{keys}."
+            )
+        lacking = [key for key in names if key not in tree]
+        if what == "all" and lacking:
+            raise ValueError(f"{name} lacks the part {', '.join(map(repr, lacking))}.")
+        return tree
+
+    def axes_of(axis: Any) -> dict[str, Any]:
+        return {key: axis.get(key) for key in names} if isinstance(axis, dict) else dict.fromkeys(names, axis)
+
+    data = of_each(data, "data", "all")
+    given = {} if given is None else of_each(given, "given", "some")
+    data_axes, given_axes = (axes_of(axis) for axis in axes[:2]) if axes is not None else ({}, {})
+    arrays, covariates, rows = {}, {}, {}
+    axis_of_given: dict[str, Any] = {}
+    for key in names:
+        arrays[key] = as_unmasked_arrays(data[key], f"data {key}", missing)
+        z = given.get(key)
+        covariates[key] = None if z is None else as_unmasked_arrays(z, f"given {key}", missing)
+        trees = {f"data {key}": arrays[key], f"given {key}": covariates[key]}
+        if axes is not None:
+            marks = axis_of_each(arrays[key], data_axes[key], "data"), axis_of_each(z, given_axes[key], "given")
+            moved = (axis_first(tree, mark) for tree, mark in zip(trees.values(), marks, strict=True))
+            trees = {name: first_of(tree, mark) for name, tree, mark in zip(trees, moved, marks, strict=True)}
+        if not jax.tree.leaves(arrays[key]):
+            raise ValueError(f"data {key} holds no array. Give the observations, with a leading axis of length n.")
+        _check_common_length(trees)
+        rows[key] = jax.tree.leaves(trees[f"data {key}"])[0].shape[0]
+        if z is None:
+            covariates[key], axis_of_given[key] = np.zeros((rows[key], 0)), None
+        else:
+            axis_of_given[key] = given_axes.get(key)
+    if isinstance(weights, dict):
+        each = of_each(weights, "weights", "some")
+        columns = [as_weights(each[key], f"weights {key}") if key in each else np.ones(rows[key]) for key in names]
+        for key, column in zip(names, columns, strict=True):
+            if column.shape[-1] != rows[key]:
+                raise ValueError(
+                    f"weights {key} has shape {column.shape}, expected {rows[key]}, one weight per observation."
+                )
+        leading = np.broadcast_shapes(*(column.shape[:-1] for column in columns))
+        weights = np.concatenate([np.broadcast_to(c, (*leading, c.shape[-1])) for c in columns], axis=-1)
+    # Covariates are given an axis by part; a part's whole tree has it.
+    return arrays, covariates, weights, None if axes is None else (axes[0], axis_of_given, axes[2])
+
+
+def rows_of_parts(model: Model, data: PyTree) -> dict[str, int]:
+    """How many rows each part of the data of a joint model has."""
+    return {name: np.shape(jax.tree.leaves(data[name])[0])[0] for name in model.parts}
+
+
+def parts_of(model: Model, dataset: Dataset, weights: Any) -> "list[tuple[Model, Dataset]]":
+    """Of a joint model, that of a row of each part, with its data; none of other models."""
+    result, start = [], 0
+    for name, rows in rows_of_parts(model, dataset.data).items():
+        z = None if dataset.given is None else dataset.given[name]
+        own = None if weights is None else weights[start : start + rows]
+        result.append((model.parts[name], Dataset(dataset.data[name], None if is_count(z) else z, own)))
+        start += rows
+    return result
+
+
+def is_count(given: PyTree) -> bool:
+    """Whether the covariates of a part are an array without columns, which stands for its number of rows only."""
+    return given is None or (hasattr(given, "shape") and given.shape[1:] == (0,))
 
 
 def _as_arrays_of_parts(
@@ -414,9 +500,9 @@ def as_arrays(tree: PyTree, name: str, missing: str = "raise") -> PyTree:
     return jax.tree.unflatten(treedef, [as_array(leaf, functools.partial(name_of, k)) for k, leaf in enumerate(leaves)])
 
 
-def as_unmasked_arrays(tree: PyTree, name: str) -> PyTree:
+def as_unmasked_arrays(tree: PyTree, name: str, missing: str = "raise") -> PyTree:
     """The argument `name` with arrays of numbers for its leaves, where there are no weights that could leave out a row."""
-    arrays = as_arrays(tree, name)
+    arrays = as_arrays(tree, name, missing)
     for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
         check_unmasked(leaf, functools.partial(_name_of, name, path), LEAVE_OUT)
     return arrays

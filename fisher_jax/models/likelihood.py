@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, in_chunks
 from fisher_jax.errors import kind_of
-from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.dataset import Dataset, parts_of
 from fisher_jax.models.model import Model, check_arity
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.prior import counts_once, once_derivatives
@@ -28,7 +28,8 @@ class Likelihood(NamedTuple):
     `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term. `once` gives what
     counts once, beside the terms of the rows, an auxiliary measurement or a prior, with its gradient, minus its Hessian and the
     variance of its score; functions here that return weighted terms append it. `with_modes(flat, rows)` gives the rows of a
-    marginal model the modes of their latent effects at a point; see `at_modes`.
+    marginal model the modes of their latent effects at a point; see `at_modes`. `parts` are the
+    log-likelihoods of the data sets of a joint model, whose terms are these one after the other.
     """
 
     terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
@@ -39,6 +40,7 @@ class Likelihood(NamedTuple):
     once: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
     with_modes: Callable[[Float[Array, " p"], PyTree], PyTree] | None = None
     is_marginal: bool = False
+    parts: "tuple[Likelihood, ...]" = ()
 
 
 class Derivatives(NamedTuple):
@@ -89,19 +91,26 @@ def likelihood(model: Model, layout: Layout, values: Values, dataset: Dataset) -
         # Negative weights that are known only when compiled code runs become NaN, which the status reports.
         weights = jnp.where(weights >= 0, weights, jnp.nan)
         if not model.is_dependent:
-            # In reverse mode a NaN of a row of weight zero would still reach the derivatives (0 × NaN). So such rows become copies
-            # of the first row of positive weight; of ones, where there is none.
-            is_counted = weights > 0
-            source, none_counted = jnp.argmax(is_counted), ~jnp.any(is_counted)
-
-            def replace_uncounted(leaf: Array) -> Array:
-                mask = is_counted.reshape((-1,) + (1,) * (leaf.ndim - 1))
-                return jnp.where(mask, leaf, jnp.where(none_counted, jnp.ones((), leaf.dtype), leaf[source]))
-
-            rows = jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
+            rows = _replace_uncounted(rows, weights)
     with_modes = None if model.with_modes is None else modes_of(model, layout, values, dataset.given is not None)
     separable = not model.is_dependent
-    return Likelihood(terms, rows, weights, shape[0], separable, once, with_modes, with_modes is not None)
+    parts = tuple(likelihood(part, layout, values, of_part) for part, of_part in parts_of(model, dataset, weights))
+    return Likelihood(terms, rows, weights, shape[0], separable, once, with_modes, with_modes is not None, parts)
+
+
+def _replace_uncounted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
+    """The rows, with copies of the first one of positive weight in place of those of weight zero; of ones, where there is none.
+
+    In reverse mode a NaN of a row of weight zero would still reach the derivatives (0 × NaN).
+    """
+    is_counted = weights > 0
+    source, none_counted = jnp.argmax(is_counted), ~jnp.any(is_counted)
+
+    def replace_uncounted(leaf: Array) -> Array:
+        mask = is_counted.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        return jnp.where(mask, leaf, jnp.where(none_counted, jnp.ones((), leaf.dtype), leaf[source]))
+
+    return jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
 
 
 def modes_of(
@@ -174,13 +183,29 @@ def _shapes_of(tree: PyTree) -> str:
 
 def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]:
     """The weighted log-densities."""
-    target = at_modes(target, flat)
-    terms = weigh(target.terms(flat, target.rows), target.weights)
+    if target.parts:
+        terms = jnp.concatenate([terms_at(part, flat) for part in target.parts])
+    else:
+        target = at_modes(target, flat)
+        terms = weigh(target.terms(flat, target.rows), target.weights)
     return terms if target.once is None else jnp.append(terms, target.once(flat)[0])
 
 
 def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
     """Terms, gradient and minus Hessian in one pass over the data."""
+    if target.parts:
+        each = [derivatives_at(part, flat) for part in target.parts]
+        terms = jnp.concatenate([d.terms for d in each])
+        gradient, curvature = sum(d.gradient for d in each), sum(d.curvature for d in each)
+    else:
+        terms, gradient, curvature = _derivatives_of_rows(target, flat)
+    if target.once is not None:
+        value, slope, information, _ = target.once(flat)
+        terms, gradient, curvature = jnp.append(terms, value), gradient + slope, curvature + information
+    return Derivatives(terms, gradient, curvature)
+
+
+def _derivatives_of_rows(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Any, Any, Any]:
     # A density with latent effects is a long program, which the derivatives entry by entry would repeat.
     method = by_entry if flat.shape[0] <= FORWARD_UP_TO and not target.is_marginal else by_row
     target = at_modes(target, flat)
@@ -190,10 +215,7 @@ def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
         return terms, (gradient, curvature)
 
     terms, (gradient, curvature) = _in_chunks(target, flat, of_chunk)
-    if target.once is not None:
-        value, slope, information, _ = target.once(flat)
-        terms, gradient, curvature = jnp.append(terms, value), gradient + slope, curvature + information
-    return Derivatives(terms, gradient, curvature)
+    return terms, gradient, curvature
 
 
 def derivatives_and_scores_at(
@@ -222,13 +244,17 @@ def derivatives_and_scores_at(
 
 def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Array, " n"], Float[Array, " p"]]:
     """Weighted terms and the gradient of their sum."""
-    target = at_modes(target, flat)
+    if target.parts:
+        each = [gradient_at(part, flat) for part in target.parts]
+        terms, gradient = jnp.concatenate([terms for terms, _ in each]), sum(gradient for _, gradient in each)
+    else:
+        rows_at_modes = at_modes(target, flat)
 
-    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
-        terms, pull = jax.vjp(lambda u: target.terms(u, rows), flat)
-        return weigh(terms, weights), pull(cotangent(terms, weights))[0]
+        def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
+            terms, pull = jax.vjp(lambda u: rows_at_modes.terms(u, rows), flat)
+            return weigh(terms, weights), pull(cotangent(terms, weights))[0]
 
-    terms, gradient = _in_chunks(target, flat, of_chunk)
+        terms, gradient = _in_chunks(rows_at_modes, flat, of_chunk)
     if target.once is not None:
         value, slope, _, _ = target.once(flat)
         terms, gradient = jnp.append(terms, value), gradient + slope
@@ -242,6 +268,8 @@ def variance_of_once(target: Likelihood, flat: Float[Array, " p"]) -> Float[Arra
 
 def scores_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, "n p"]:
     """The gradient of the term of each row, without its weight."""
+    if target.parts:
+        return jnp.concatenate([scores_at(part, flat) for part in target.parts])
     target = at_modes(target, flat)
     scores, _ = _in_chunks(target, flat, lambda rows, _: (_chunk_scores(target, flat, rows), 0.0))
     return scores
@@ -252,14 +280,18 @@ def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool
 
     A term that counts once adds the variance of its score, of which its one score is no estimate.
     """
-    target = at_modes(target, flat)
+    if target.parts:
+        each = [outer_product_at(part, flat) for part in target.parts]
+        finite, products = jnp.concatenate([finite for finite, _ in each]), sum(products for _, products in each)
+    else:
+        rows_at_modes = at_modes(target, flat)
 
-    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
-        scores = _chunk_scores(target, flat, rows)
-        counted = scores if weights is None else jnp.where((weights == 0)[:, None], 0.0, scores)
-        return jnp.all(jnp.isfinite(counted), axis=1), sum_of_products(weigh(scores, weights), counted)
+        def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, Array]:
+            scores = _chunk_scores(rows_at_modes, flat, rows)
+            counted = scores if weights is None else jnp.where((weights == 0)[:, None], 0.0, scores)
+            return jnp.all(jnp.isfinite(counted), axis=1), sum_of_products(weigh(scores, weights), counted)
 
-    finite, products = _in_chunks(target, flat, of_chunk)
+        finite, products = _in_chunks(rows_at_modes, flat, of_chunk)
     if target.once is not None:
         _, slope, _, variance = target.once(flat)
         finite, products = jnp.append(finite, jnp.all(jnp.isfinite(slope))), products + variance

@@ -158,6 +158,11 @@ class Model:
         return ()
 
     @property
+    def parts(self) -> "dict[str, Model]":
+        """Of a model made by `joint`, whose data are a dictionary by part, that of a row of each part; none of other models."""
+        return {}
+
+    @property
     def auxiliary(self) -> UserFunction | None:
         """The log-density of what was measured beside the observations, of a model made by `with_auxiliary`."""
         return None
@@ -199,11 +204,14 @@ class Model:
 
     @functools.cached_property
     def function_keys(self) -> tuple[Any, ...]:
-        """Its functions and its support as keys of compiled programs.
+        """Its functions and its support as keys of compiled programs, which are stored with the owner of the density."""
+        return self.keys_beside(owner_of(self.log_density)[0])
 
-        The programs are stored with the owner of the density, so that a key must not refer to that owner: it would never be freed.
+    def keys_beside(self, owner: Any) -> tuple[Any, ...]:
+        """Its functions and its support as keys of programs that are stored with `owner`.
+
+        A key must not refer to that owner: it would never be freed.
         """
-        owner, _ = owner_of(self.log_density)
         keys: list[Any] = []
         for function in self._functions:
             if isinstance(function, tuple):  # the ends of a support
