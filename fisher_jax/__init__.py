@@ -8,9 +8,13 @@ from fisher_jax._version import __version__
 if TYPE_CHECKING:
     from fisher_jax import families, moments, optimizers, plots, priors, sources, xarray
     from fisher_jax.checking.quantile_comparison import QuantileComparison, quantile_comparison
+    from fisher_jax.combinators.binned import binned
+    from fisher_jax.combinators.censored import censored
     from fisher_jax.combinators.distributions import from_distribution
     from fisher_jax.combinators.joint import joint
     from fisher_jax.combinators.mixture import mixture
+    from fisher_jax.combinators.truncated import truncated
+    from fisher_jax.combinators.zeros import hurdle, zero_inflated
     from fisher_jax.design import Design, optimal_design
     from fisher_jax.errors import FitError, FitWarning
     from fisher_jax.fitting.fit import fit, fit_batch
@@ -93,6 +97,11 @@ _DEFINED_IN = {
     "joint": "fisher_jax.combinators.joint",
     "mixture": "fisher_jax.combinators.mixture",
     "joint_fit": "fisher_jax.fitting.joint_fit",
+    "binned": "fisher_jax.combinators.binned",
+    "censored": "fisher_jax.combinators.censored",
+    "truncated": "fisher_jax.combinators.truncated",
+    "hurdle": "fisher_jax.combinators.zeros",
+    "zero_inflated": "fisher_jax.combinators.zeros",
     "FitError": "fisher_jax.errors",
     "FitWarning": "fisher_jax.errors",
     "Enumeration": "fisher_jax.information.expectations",
@@ -241,8 +250,10 @@ __all__ = [
     "Status",
     "StreamResult",
     "__version__",
+    "binned",
     "bootstrap",
     "by_group",
+    "censored",
     "check_information_equality",
     "check_laplace",
     "check_score_mean",
@@ -265,6 +276,7 @@ __all__ = [
     "from_distribution",
     "hessian",
     "hessian_vector_product",
+    "hurdle",
     "identifiability",
     "influence",
     "information_matrix_test",
@@ -304,12 +316,14 @@ __all__ = [
     "scores",
     "simplex",
     "sources",
+    "truncated",
     "unit_interval",
     "wald_test",
     "with_auxiliary",
     "with_distribution_function",
     "with_prior",
     "xarray",
+    "zero_inflated",
 ]
 
 

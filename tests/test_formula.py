@@ -4,7 +4,6 @@ import copy
 import functools
 import math
 import pickle
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -563,7 +562,7 @@ BAD = {
     "weights of another index": (made(weights=COUNTS["w"][::-1]), "the table and weights have different index labels"),
     "weights of another length": (made(weights=np.ones(3)), "weights has shape .3,., but the table has 90 rows"),
     "events that are not": (made(family=families.weibull, event="w"), "event must be 0 or 1"),
-    "censoring without survival": (made(family=replace(families.gamma, log_survival=None), event="w"), "gamma.* has no log_survival"),
+    "censoring without survival": (made(family=fj.binned(families.normal, [0.0, 1.0, 2.0]), event="w"), "binned.* has neither log_cdf nor log_survival"),
     "exposure without log": (made(family=families.normal, exposure="time"), "belongs to a log link.* is 'identity'"),
     "negative exposure": (made(exposure="x"), "the exposure must be positive; in row"),
     "a link without value": (made("y ~ x", families.normal, COUNTS.assign(y=-1.0), links="log"), "'log' of `loc` has no linear predictor"),

@@ -197,6 +197,13 @@ RIGHT = {
     "with_distribution_function": lambda: (
         fj.with_distribution_function,
         {"model": MODEL, "support": None, "nodes": 65},
+    "censored": lambda: (fj.censored, {"model": fj.families.normal, "low": 0.0, "high": "end"}),
+    "truncated": lambda: (fj.truncated, {"model": fj.families.normal, "low": 0.0, "high": "end"}),
+    "zero_inflated": lambda: (fj.zero_inflated, {"model": fj.families.poisson}),
+    "hurdle": lambda: (fj.hurdle, {"model": fj.families.gamma}),
+    "binned": lambda: (
+        fj.binned,
+        {"model": fj.families.normal, "edges": [0.0, 1.0, 2.0], "extended": False, "total": 3},
     ),
     "delta_method": lambda: (
         fj.delta_method,

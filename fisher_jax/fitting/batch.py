@@ -351,6 +351,7 @@ def _run(
         weights = np.broadcast_to(np.asarray(weights), (size, np.shape(weights)[-1]))
         num_observations = np.sum(weights, axis=1, dtype=dtype)
         num_observed = np.sum(weights != 0, axis=1, dtype=np.int32)
+    num_observed = np.asarray(num_observed * options.model.numbers_in_row, np.int32)
 
     where: Any = {"engine": options.engine, "devices": options.devices}
     if by_newton:

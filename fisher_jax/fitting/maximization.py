@@ -131,9 +131,12 @@ def start_at(layout: Layout, values: Values) -> Float[Array, " p"]:
 
 
 def observations_in_a_term(model: Model, dataset: Dataset) -> int:
-    """How many observations a term of the log-likelihood stands for: with latent effects, where it is a group, the rows of one."""
+    """How many observations a term of the log-likelihood stands for: with latent effects, where it is a group, the rows of one.
+
+    A histogram may have as many parameters as bins.
+    """
     if model.with_modes is None:
-        return 1
+        return model.numbers_in_row
     return max(math.prod(np.shape(leaf)[1:2]) for leaf in jax.tree.leaves(dataset.data))
 
 

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from fisher_jax.combinators.censored import censored
+from fisher_jax.combinators.zeros import INFLATION, ZERO
 from fisher_jax.errors import check_choice, check_flag, entry_point, is_number, kind_of, names_in, shown, warn
 from fisher_jax.families.common import Family
 from fisher_jax.fitting.fit import fit, fit_batch
@@ -33,7 +35,6 @@ from fisher_jax.input_arrays import Labels, as_labels, as_weights, check_same_la
 from fisher_jax.latent.crossed import CrossedModel
 from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.mixed import COVARIANCE, SD, MixedModel, mixed
-from fisher_jax.models.censoring import right_censored
 from fisher_jax.models.constraints import Bounds, Constraint, Fixed, fixed
 from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
@@ -298,8 +299,8 @@ def formula(
     offset, exposure : str or array (n,), optional
         A column that is added to the linear predictor of the main parameter; and one whose logarithm is, for a log link.
     event : str or array (n,), optional
-        1 where the response is the time of an event, 0 where there was none up to it (right-censored). For families with a
-        `log_survival`: the univariate ones.
+        1 where the response is the time of an event, 0 where there was none up to it (right-censored), as for `censored`. For
+        families with a distribution function.
     links : str or dict, optional
         The link of the main parameter, or of several by name. Default "log" for a positive parameter, "logit" for a probability,
         and "identity". Others: "probit", "cloglog", "loglog", "cauchit", "sqrt", "inverse", "inverse_squared". Those of the
@@ -459,7 +460,7 @@ def formula(
     data: PyTree = response
     base: Model = family
     if event is not None:
-        base = right_censored(family)
+        base = censored(family)
         happened = numbers["event"]
         if not np.isin(happened, (0, 1)).all():
             wrong = int(np.argmin(np.isin(happened, (0, 1))))
@@ -808,7 +809,9 @@ def _start(
         p = float(
             np.clip((response.sum() + 0.5) / (total + 1.0), 1e-6, 1.0 - 1e-6)
         )  # the status tells of more than all
+        zeros = float(np.clip(np.mean(response == 0), 0.05, 0.95))
         natural = {"logit": np.log(p / (1.0 - p)), "probability": p, "concentration": 10.0}
+        natural |= {INFLATION: 0.5 * zeros, ZERO: zeros}
     elif family.initial is None:
         raise ValueError(f"{family!r} has no starting values of its own.")
     else:

@@ -88,8 +88,7 @@ def drawing(model: Model, params: PyTree, given: PyTree, expectation: Any) -> Dr
 def _independent_draw(model: Model, params: PyTree, expectation: MonteCarlo) -> Callable[..., PyTree]:
     if model.sample is None:
         raise ValueError(
-            "MonteCarlo draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), "
-            "one draw of y, or use Quadrature or Enumeration."
+            f"MonteCarlo draws from the model, which has no sampler. {model.how_to_draw} Quadrature and Enumeration need none."
         )
 
     def draw(number: Array, second: Array, *z: PyTree) -> PyTree:

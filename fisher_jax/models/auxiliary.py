@@ -45,6 +45,19 @@ class AuxiliaryModel(Model):
         return self.log_density.base
 
     @property
+    def numbers_in_row(self) -> int:
+        """As many as an observation of the base."""
+        return self.base.numbers_in_row
+
+    def explain(self, params: PyTree, y: Observed, *z: PyTree) -> str:
+        """What the base knows of the observation."""
+        return self.base.explain(params, y.observations, *z)
+
+    def check_data(self, data: Observed, given: PyTree) -> None:
+        """What the base checks of its observations."""
+        self.base.check_data(data.observations, given)
+
+    @property
     def auxiliary(self) -> UserFunction:
         """The log-density of the measurement."""
         return self.log_density.auxiliary

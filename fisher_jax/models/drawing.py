@@ -24,9 +24,7 @@ def check_sampler(model: Model, given: PyTree) -> None:
             "params)), one draw of it."
         )
     if model.sample is None:
-        raise ValueError(
-            "draws from the model, which has no sampler. Give Model(…, sample=function(key, params)), one draw of y."
-        )
+        raise ValueError(f"draws from the model, which has no sampler. {model.how_to_draw}")
     model.check_draws(given)
 
 

@@ -25,6 +25,28 @@ class LinkedModel(Model):
         """The family's free parameters η for one observation, flat."""
         return self.log_density.layout(params, *z)[1]
 
+    def log_probability(self, params: PyTree, low: Any, high: Any, *z: PyTree) -> Array:
+        """log P(low < Y ≤ high), by the family."""
+        return self.family.log_probability(self.log_density.predict(params, *z), low, high)
+
+    @property
+    def how_to_draw(self) -> str:
+        """What to give so that the family has a sampler."""
+        return self.family.how_to_draw
+
+    @property
+    def numbers_in_row(self) -> int:
+        """As many as an observation of the family."""
+        return self.family.numbers_in_row
+
+    def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
+        """What the family knows of the observation."""
+        return self.family.explain(self.log_density.predict(params, *z), y)
+
+    def check_data(self, data: PyTree, given: PyTree) -> None:
+        """What the family checks of its observations."""
+        self.family.check_data(data, None)
+
     def family_information(self, params: PyTree, *z: PyTree) -> tuple[Layout, Any]:
         """The layout of η and what the family's closed form returns at it, for one observation."""
         layout, _, predicted = self.log_density.layout(params, *z)

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from fisher_jax.errors import call_user, check_function, entry_point, is_number, kind_of, shown
 from fisher_jax.models import travel
 from fisher_jax.models.fingerprint import content_of
 from fisher_jax.models.parameters import Declarations, Layout, Values, constraints_by_path, layout_of, names_by_path
+from fisher_jax.models.probabilities import log_between, log_tails
 from fisher_jax.models.programs import ById, UserFunction, owner_of
 
 # The functions that a model may have besides its log-density, and what each is a function of.
@@ -130,6 +132,15 @@ class Model:
         """How many rows there are in all observations, where each is a group of rows; None of other models, or if unknown."""
         return None
 
+    def log_probability(self, params: PyTree, low: Any, high: Any, *z: PyTree) -> Array:
+        """log P(low < Y ≤ high; θ) of a model with a distribution function; the ends may be infinite.
+
+        −∞ where the interval is empty, or its probability is below the rounding of the functions; NaN where low > high.
+        """
+        cdf_low, survival_low = log_tails(self.log_cdf, self.log_survival, params, low, *z)
+        cdf_high, survival_high = log_tails(self.log_cdf, self.log_survival, params, high, *z)
+        return jnp.where(low > high, jnp.nan, log_between(cdf_low, survival_low, cdf_high, survival_high))
+
     def check_parameters(self, params: PyTree) -> None:
         """Raise where parameters lack what the model needs of them; of a bare density nothing is known."""
 
@@ -146,6 +157,16 @@ class Model:
 
     def check_draws(self, given: PyTree) -> None:
         """Raise where a draw given these covariates would not be one of the data that the log-density counts."""
+
+    @property
+    def how_to_draw(self) -> str:
+        """What to give so that a model without a sampler has one, in words."""
+        return "Give Model(…, sample=function(key, params)), one draw of y."
+
+    @property
+    def numbers_in_row(self) -> int:
+        """How many numbers an observation holds that each tell of the parameters, as the bins of a histogram; else one."""
+        return 1
 
     @property
     def num_effects(self) -> int:
@@ -325,6 +346,15 @@ def dependent(
     return DependentModel(
         terms, sample=sample, constraints=constraints, initial=initial, information=information, names=names
     )
+
+
+def check_distribution(model: Model, what: str) -> None:
+    """Raise where the model has neither a distribution nor a survival function, which `what` needs."""
+    if model.log_cdf is None and model.log_survival is None:
+        raise ValueError(
+            f"{model!r} has neither log_cdf nor log_survival, which {what} needs. Give Model(…, log_cdf=function of params and y), "
+            "or take a family that has it."
+        )
 
 
 def check_quantile(model: Model) -> None:

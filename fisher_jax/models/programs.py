@@ -89,8 +89,8 @@ def programs_of(model: Any) -> dict[Any, Any]:
     """The programs compiled for the density of a `Model`, stored with the user's function or object.
 
     Models with the same density, information and prior share them, whatever their constraints: the keys contain the layout. A
-    callable that takes no attributes stores nothing; its `Model` does. Neither keys nor programs may refer to the function or the model:
-    in a cycle of references all that the function closes over waits for a garbage collection, which may come late.
+    callable that takes no attributes stores nothing; its `Model` does. Neither keys nor programs may refer to the function or the
+    model: in a cycle of references all that the function closes over waits for a garbage collection, which may come late.
     """
     owner, _ = owner_of(model.log_density)
     holder = owner if hasattr(owner, "__dict__") and not isinstance(owner, type) else model
