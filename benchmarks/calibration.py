@@ -1,8 +1,8 @@
 """Coverage of nominal 95 % intervals and size of nominal 5 % tests, by simulation.
 
-``python benchmarks/calibration.py [--fits N] [--bootstraps M]``. Each fraction has its Monte Carlo standard error beside it. Fits
-without an interval (at a boundary, say) count as not covering, and their number is printed. BCa intervals are of 999
-replicates each, so of fewer data sets. The tests are of one parameter at its true value.
+``python benchmarks/calibration.py [--fits N] [--bootstraps M] [--tests K]``. Each fraction has its Monte Carlo standard error
+beside it. Fits without an interval (at a boundary, say) count as not covering, and their number is printed. BCa intervals are of
+999 replicates each, so of fewer data sets. The tests are of one parameter at its true value, and of the fit.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 import numpy as np
+import scipy.stats
 
 import fisher_jax as fj
 
@@ -106,10 +107,30 @@ def information_matrix(arguments):
     harness.table(title, ["%", "data sets"], rows)
 
 
+def goodness_of_fit(arguments):
+    """The bootstrap's and that of a Kolmogorov-Smirnov test by tables for a known distribution."""
+    statistics = ["kolmogorov_smirnov", "anderson_darling", "cramer_von_mises", "chi_square"]
+    rows = []
+    for name in ("gamma", "GEV", "negative binomial"):
+        model, truth, _ = MODELS[name]
+        data, _ = draw(name, 50, arguments.tests, seed=4)
+        fits = fj.fit_batch(model, truth, data, covariances=())
+        tests = fj.goodness_of_fit(fits, statistics, key=jax.random.key(5), num_replicates=REPLICATES // 5)
+        tested = ~np.isnan(tests.p_value[:, 0])
+        naive = scipy.stats.kstwo.sf(tests.value[tested, 0], 50)
+        fractions = [percentage(p_values <= 0.05) for p_values in (*tests.p_value[tested].T, naive)]
+        failed = 100 * np.mean(tests.num_failed[tested]) / tests.num_replicates
+        rows.append([name, *fractions, str(int(np.sum(tested))), f"{failed:.2f} %"])
+    title = f"size of tests of fit at a nominal 5 %, n = 50, {REPLICATES // 5} replicates each"
+    names = ["Kolmogorov-Smirnov", "Anderson-Darling", "Cramér-von Mises", "χ²", "naive K-S"]
+    harness.table(title, [*names, "data sets", "replicates failed"], rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fits", type=int, default=4000, help="data sets behind each fraction")
     parser.add_argument("--bootstraps", type=int, default=400, help="data sets behind each fraction of BCa")
+    parser.add_argument("--tests", type=int, default=1000, help="data sets behind each fraction of tests of fit")
     arguments = parser.parse_args()
     start = time.perf_counter()
     with warnings.catch_warnings():
@@ -117,6 +138,7 @@ def main():
         coverage(arguments)
         sizes(arguments)
         information_matrix(arguments)
+        goodness_of_fit(arguments)
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

@@ -7,7 +7,9 @@ from fisher_jax._version import __version__
 
 if TYPE_CHECKING:
     from fisher_jax import families, moments, optimizers, plots, priors, sources, xarray
+    from fisher_jax.checking.goodness_of_fit import GoodnessOfFit, goodness_of_fit
     from fisher_jax.checking.quantile_comparison import QuantileComparison, quantile_comparison
+    from fisher_jax.checking.residuals import Residuals, residuals
     from fisher_jax.combinators.binned import binned
     from fisher_jax.combinators.censored import censored
     from fisher_jax.combinators.distributions import from_distribution
@@ -145,6 +147,10 @@ _DEFINED_IN = {
     "return_levels": "fisher_jax.inference.return_levels",
     "ReturnLevels": "fisher_jax.inference.return_levels",
     "robust": "fisher_jax.inference.robust",
+    "goodness_of_fit": "fisher_jax.checking.goodness_of_fit",
+    "GoodnessOfFit": "fisher_jax.checking.goodness_of_fit",
+    "residuals": "fisher_jax.checking.residuals",
+    "Residuals": "fisher_jax.checking.residuals",
     "quantile_comparison": "fisher_jax.checking.quantile_comparison",
     "QuantileComparison": "fisher_jax.checking.quantile_comparison",
     "score_test": "fisher_jax.inference.score",
@@ -222,6 +228,7 @@ __all__ = [
     "FitError",
     "FitWarning",
     "Formula",
+    "GoodnessOfFit",
     "Grouped",
     "HypothesisTest",
     "Identifiability",
@@ -242,6 +249,7 @@ __all__ = [
     "QuantileComparison",
     "QuasiMonteCarlo",
     "Regularity",
+    "Residuals",
     "ReturnLevels",
     "SampleSize",
     "SamplingDistribution",
@@ -274,6 +282,7 @@ __all__ = [
     "fixed",
     "formula",
     "from_distribution",
+    "goodness_of_fit",
     "hessian",
     "hessian_vector_product",
     "hurdle",
@@ -306,6 +315,7 @@ __all__ = [
     "profile_likelihood",
     "profile_region",
     "quantile_comparison",
+    "residuals",
     "return_levels",
     "robust",
     "sample_size",

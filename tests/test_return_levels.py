@@ -167,8 +167,9 @@ def test_wrong_arguments_of_levels_are_errors_that_say_what_is_expected(argument
 
 def test_a_model_without_a_quantile_function_is_told_how_to_get_one():
     fit = fj.fit(no_quantile, 0.0, np.array([1.0, 2.0]))
-    for function in (functools.partial(fj.return_levels, periods=10), fj.quantile_comparison):
-        with pytest.raises(ValueError, match=r"the model has no quantile function\. Give Model"):
+    texts = {functools.partial(fj.return_levels, periods=10): "quantile", fj.quantile_comparison: "distribution"}
+    for function, text in texts.items():
+        with pytest.raises(ValueError, match=rf"the model has no {text} function\. Give Model"):
             function(fit)
 
 
@@ -290,5 +291,5 @@ def test_the_quantile_plot_has_the_observations_and_marks_those_outside():
     assert len(inside) + len(outside) == 51
     assert outside[-1, 1] == 60.0
     assert axes.get_xlabel() == "expected by the model"
-    with pytest.raises(TypeError, match="expected QuantileComparison or Fit, got str"):
+    with pytest.raises(TypeError, match="expected QuantileComparison or Residuals or Fit, got str"):
         fj.plots.quantiles("fit")

@@ -197,6 +197,7 @@ RIGHT = {
     "with_distribution_function": lambda: (
         fj.with_distribution_function,
         {"model": MODEL, "support": None, "nodes": 65},
+    ),
     "censored": lambda: (fj.censored, {"model": fj.families.normal, "low": 0.0, "high": "end"}),
     "truncated": lambda: (fj.truncated, {"model": fj.families.normal, "low": 0.0, "high": "end"}),
     "zero_inflated": lambda: (fj.zero_inflated, {"model": fj.families.poisson}),
@@ -268,6 +269,12 @@ RIGHT = {
             "num_replicates": 20,
             "level": 0.95,
         },
+    ),
+    "residuals": lambda: (fj.residuals, {"fit": excesses(), "kind": "quantile", "key": KEY}),
+    "goodness_of_fit": lambda: (
+        fj.goodness_of_fit,
+        {"fit": excesses(), "statistic": "anderson_darling", "key": KEY, "num_replicates": 19, "num_bins": None}
+        | {"alternative": None, "devices": 1},
     ),
     "confidence_intervals": lambda: (
         fitted().confidence_intervals,

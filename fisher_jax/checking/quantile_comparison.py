@@ -1,12 +1,11 @@
 """`quantile_comparison`: ordered observations beside the quantiles that the fitted model expects of them, with an envelope.
 
 Under the model u = F(y; θ) is uniform, whatever the covariates, so that observations with different covariates are compared on one
-standard scale (Coles 2001, section 6.2.3: Gumbel for extreme values, exponential for excesses). A model has its quantile function;
-F is that function's inverse, found by bisection of logit u, which keeps the digits of both tails.
+standard scale (Coles 2001, section 6.2.3: Gumbel for extreme values, exponential for excesses).
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import jax
@@ -14,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.errors import call_user, check_choice, check_count, check_key, check_level, entry_point, require
-from fisher_jax.fitting.fit import fit_batch
+from fisher_jax.checking.integral_transform import check_distribution, integral_transform, quantile_at
+from fisher_jax.errors import check_choice, check_count, check_key, check_level, entry_point, require
 from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.result import Fit, Origin, origin_of
-from fisher_jax.inference.replicates import draw_data, whole_weights
+from fisher_jax.inference.replicates import refits_of_drawn, whole_weights
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, check_quantile
 from fisher_jax.models.parameters import Layout, Values
@@ -111,11 +110,12 @@ def quantile_comparison(
     Parameters
     ----------
     fit : Fit
-        One fit, with its data, of a model that has a quantile function and whose observations are numbers.
+        One fit, with its data, of a model that has a distribution function, `log_cdf` or else `quantile`, and whose observations
+        are numbers.
     scale : {"data", "gumbel", "exponential", "normal", "uniform"}, optional
-        On which both are compared. By default "data" where there are no covariates. With covariates F(yᵢ; θ̂, zᵢ) is taken to a
-        standard distribution: "gumbel" for `families.gev` and `gumbel`, "exponential" for `generalized_pareto`, `exponential` and
-        `weibull`, "normal" for others.
+        On which both are compared. By default "data", which needs `quantile`, where there are no covariates. Else F(yᵢ; θ̂, zᵢ)
+        is taken to a standard distribution: "gumbel" for `families.gev` and `gumbel`, "exponential" for `generalized_pareto`,
+        `exponential` and `weibull`, "normal" for others.
     envelope : {"order statistics", "simulated"}
         The distribution of uniform order statistics, Beta(i, n + 1 − i), as if θ̂ were the truth: somewhat too wide in the middle,
         since the fit follows the data. Or quantiles over data sets drawn from the fitted model, each fitted again.
@@ -134,7 +134,7 @@ def quantile_comparison(
     Raises
     ------
     ValueError, TypeError
-        If the model has no quantile function, or an argument is none of those described.
+        If the model has no distribution function, or an argument is none of those described.
 
     Notes
     -----
@@ -161,14 +161,22 @@ def quantile_comparison(
     check_choice(envelope, get_args(Envelope), "envelope")
     origin = with_rows_for_weights(fit)
     model, dataset = origin
-    check_quantile(model)
+    check_distribution(model, dataset)
     fit._warn()
+    fit = replace(fit, origin=origin)
     y = observations_of(dataset)
     n = len(y)
     if scale is None:
         family = getattr(model, "family", model)
-        scale = "data" if dataset.given is None else _SCALE_OF_FAMILY.get(getattr(family, "name", ""), "normal")
+        has_quantile = model.quantile is not None
+        scale = (
+            "data"
+            if dataset.given is None and has_quantile
+            else _SCALE_OF_FAMILY.get(getattr(family, "name", ""), "normal")
+        )
     check_choice(scale, get_args(ComparisonScale), "scale")
+    if scale == "data":
+        check_quantile(model)
     if scale == "data" and dataset.given is not None:
         raise ValueError(
             'scale="data" needs observations of one distribution, and these have covariates. Choose from '
@@ -183,7 +191,7 @@ def quantile_comparison(
 
     positions = np.arange(1, n + 1) / (n + 1)
     expected = on_scale(np.log(positions / (1 - positions)))
-    logits = np.asarray(logits_at(model, fit.layout, fit.values, dataset), float)
+    logits = integral_transform(fit).logits()
     order = np.argsort(y if scale == "data" else logits, kind="stable")
     observed = y[order] if scale == "data" else on_scale(logits[order])
     tails = 0.5 * (1 + np.array([-1.0, 1.0]) * float(level))
@@ -191,17 +199,11 @@ def quantile_comparison(
     if envelope == "simulated":
         check_key(key)
         count = check_count(num_replicates, 20, "num_replicates", entries=n)
-        sorted_logits, num_failed = _simulate(fit, origin, key, count)
+        sorted_logits, num_failed = _simulate(fit, key, count)
         ends = on_scale(np.quantile(sorted_logits, tails, axis=0))
         words = f"{count} simulated data sets, fitted again" + (f" ({num_failed} failed)" if num_failed else "")
     else:
-        from scipy.special import betaincinv
-
-        rank = np.arange(1, n + 1)
-        # By symmetry the distance from one of the upper tail's quantiles is that of the lower tail's from zero, with all digits.
-        near_zero = [betaincinv(rank, n + 1 - rank, tail) for tail in tails]
-        near_one = [betaincinv(n + 1 - rank, rank, 1 - tail) for tail in tails]
-        ends = on_scale(np.log(np.array(near_zero)) - np.log(np.array(near_one)))
+        ends = on_scale(beta_envelope(n, level))
     return QuantileComparison(expected, observed, ends[0], ends[1], order, scale, float(level), words)
 
 
@@ -237,13 +239,15 @@ def standard_quantile(logits: Float[np.ndarray, "..."], scale: str) -> Float[np.
     return np.where(logits < 0, ndtri(expit(logits)), -ndtri(expit(-logits)))
 
 
-def _quantile(model: Model, params: PyTree, logit: Array, z: tuple[PyTree, ...]) -> Float[Array, ""]:
-    value = jnp.asarray(call_user(model.quantile, (jax.nn.sigmoid(logit), params, *z), "quantile"))  # type: ignore[arg-type]
-    if value.shape != ():
-        raise ValueError(
-            f"quantile(uniform, params) must return a scalar for one number, but returned shape {value.shape}."
-        )
-    return value.astype(logit.dtype)
+def beta_envelope(n: int, level: float) -> Float[np.ndarray, "2 n"]:
+    """logit u between which each of n ordered uniform numbers lies with this probability: quantiles of Beta(i, n + 1 − i)."""
+    from scipy.special import betaincinv
+
+    rank, tails = np.arange(1, n + 1), 0.5 * (1 + np.array([-1.0, 1.0]) * float(level))
+    # By symmetry the distance from one of the upper tail's quantiles is that of the lower tail's from zero, with all digits.
+    near_zero = [betaincinv(rank, n + 1 - rank, tail) for tail in tails]
+    near_one = [betaincinv(n + 1 - rank, rank, 1 - tail) for tail in tails]
+    return np.log(np.array(near_zero)) - np.log(np.array(near_one))
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
@@ -252,56 +256,15 @@ def quantiles_at(
 ) -> Float[Array, " k"]:
     """The model's quantiles at u for one set of covariates, from logit u."""
     params, given = layout.assemble(values), () if z is None else (z,)
-    return jax.vmap(lambda logit: _quantile(model, params, logit, given))(jnp.asarray(logits, layout.dtype))
+    return jax.vmap(lambda logit: quantile_at(model, params, logit, given))(jnp.asarray(logits, layout.dtype))
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
-def logits_at(model: Model, layout: Layout, values: Values, dataset: Dataset) -> Float[Array, " n"]:
-    """logit F(y; θ, z) of each observation; of a discrete distribution in the middle of the step of F at y."""
-    params, (y,) = layout.assemble(values), jax.tree.leaves(dataset.data)
-    given = () if dataset.given is None else (dataset.given,)
-    widest = -2.0 * jnp.log(jnp.finfo(layout.dtype).eps)  # beyond it u is 0 or 1 to rounding, even below 1
-
-    def of_one(y: Array, *z: PyTree) -> Float[Array, ""]:
-        y = y.astype(layout.dtype)
-
-        def bisect(is_below: Any) -> Float[Array, ""]:
-            def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-                low, high = ends
-                middle = 0.5 * (low + high)
-                below = is_below(_quantile(model, params, middle, z))
-                return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-            low, high = jax.lax.fori_loop(0, 64, halve, (-widest, widest))
-            return 0.5 * (low + high)
-
-        low, high = bisect(lambda value: value < y), bisect(lambda value: value <= y)
-        middle = 0.5 * (jax.nn.sigmoid(low) + jax.nn.sigmoid(high))
-        return jnp.where(high - low < 1e-3, 0.5 * (low + high), jax.scipy.special.logit(middle))
-
-    return jax.vmap(of_one)(y, *given)
-
-
-@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
-def _logits_of_each(model: Model, layout: Layout, values: Values, data: PyTree, given: PyTree) -> Float[Array, "r n"]:
-    def of_one(values: Values, data: PyTree) -> Float[Array, " n"]:
-        return logits_at(model, layout, values, Dataset(data, given))
-
-    return jax.vmap(of_one)(values, data)
-
-
-def _simulate(fit: Fit, origin: Origin, key: Any, count: int) -> tuple[Float[np.ndarray, "r n"], int]:
+def _simulate(fit: Fit, key: Any, count: int) -> tuple[Float[np.ndarray, "r n"], int]:
     """logit F of data sets drawn from the fitted model, each under its own fit and in order; and how many fits failed."""
-    rows, failed, left = [], 0, count
-    for drawn in draw_data(origin, fit.layout, fit.values, key, count):
-        number = min(left, len(jax.tree.leaves(drawn["data"])[0]))
-        data, left = jax.tree.map(lambda leaf, number=number: leaf[:number], drawn["data"]), left - number
-        fits = fit_batch(
-            origin.model, fit.params, data, given=drawn["given"], strength=drawn["strength"], covariances=()
-        )
-        logits = _logits_of_each(origin.model, fits.layout, fits.values, data, drawn["given"])
+    rows, failed = [], 0
+    for fits in refits_of_drawn(fit, origin_of(fit), key, count, covariances=()):
         failed += int(np.sum(~fits.converged))
-        rows.append(np.sort(np.asarray(logits, float)[fits.converged], axis=1))
+        rows.append(np.sort(integral_transform(fits).logits()[fits.converged], axis=1))
     joined = np.concatenate(rows)
     if not len(joined):
         raise ValueError('none of the simulated data sets could be fitted. Use envelope="order statistics".')

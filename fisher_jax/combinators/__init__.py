@@ -1,1 +1,1 @@
-"""Models made from models: mixtures, joint models of several data sets, distributions of other libraries."""
+"""Models made from models: censored and truncated ones, mixtures, joint models, distributions of other libraries."""

@@ -21,7 +21,6 @@ from fisher_jax.families.common import (
     symmetric,
 )
 from fisher_jax.families.extremes import EULER, GUMBEL_INFORMATION, ONE_MINUS_EULER
-from fisher_jax.families.stable_functions import log_inverse_cloglog, log_one_minus_exp
 from fisher_jax.families.starts import Sample, not_negative, starting_values, zero_or_one
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive

@@ -146,23 +146,32 @@ def schemes_of(fits: Fit, method: str, clusters: Any, block_length: Any) -> Sche
 def refit_each(fits: Fit, schemes: SchemeOfEach, keys: Array, count: int, method: str, **settings: Any) -> Fit:
     """Fits of `count` replicates of each of many fits, from its estimate: all of the first fit's, then the second's, and so on.
 
-    Each replicate is that of the fit by itself with its key. Some fits at a time in one batch; one by one where the replicates of a
-    fit fill what is held in memory.
+    Each replicate is that of the fit by itself with its key.
+    """
+    parts = list(refits_of_each(fits, schemes, keys, count, method, **settings))
+    return join_fits(parts, np.arange(len(fits) * count))
+
+
+def refits_of_each(
+    fits: Fit, schemes: SchemeOfEach, keys: Array, count: int, method: str, **settings: Any
+) -> Iterator[Fit]:
+    """The same in parts: some fits at a time in one batch, or one by one where the replicates of a fit fill what is held in memory.
+
+    Those that are drawn from the model have their data.
     """
     model, dataset = origin_of(fits)
     rows = num_draws(fits, schemes) if method == "parametric" else 0
     size = HOST_ENTRIES // (max(dataset.entries, rows) * count)
     if isinstance(model, AuxiliaryModel):  # the measurement is drawn anew for each replicate of a fit
         size = 0
-    parts = []
     for start in range(0, len(fits), max(size, 1)):
         block, these = fits[start : start + max(size, 1)], slice(start, start + max(size, 1))
         if size == 0 and method == "parametric":
-            parts.append(refit_drawn(block[0], origin_of(block[0]), keys[start], count, **settings))
+            yield from refits_of_drawn(block[0], origin_of(block[0]), keys[start], count, **settings)
             continue
         if size == 0:
             scheme = schemes.of(start)
-            parts.append(refit_resampled(block[0], origin_of(block[0]), scheme, keys[start], count, **settings))
+            yield refit_resampled(block[0], origin_of(block[0]), scheme, keys[start], count, **settings)
             continue
         begin = block.layout.assemble([np.repeat(np.asarray(value), count, axis=0) for value in block.values])
         if method == "parametric":
@@ -177,8 +186,7 @@ def refit_each(fits: Fit, schemes: SchemeOfEach, keys: Array, count: int, method
             arguments = _repeat_data(block, count) | {"weights": weights.reshape(-1, weights.shape[-1])}
         strength = origin_of(block).dataset.strength_given
         strength = np.repeat(strength, count) if np.ndim(strength) else strength
-        parts.append(fit_batch(model, begin, start_axis=0, strength=strength, **arguments, **settings))
-    return join_fits(parts, np.arange(len(fits) * count))
+        yield fit_batch(model, begin, start_axis=0, strength=strength, **arguments, **settings)
 
 
 def _repeat_data(block: Fit, count: int) -> dict[str, Any]:
@@ -321,11 +329,16 @@ def _refit_weighted(
 
 def refit_drawn(fit: Fit, origin: Origin, key: Array, count: int, **settings: Any) -> Fit:
     """Fits of data drawn from the model at the estimate, from the estimate."""
-    parts = [
-        fit_batch(origin.model, fit.params, **drawn, weights_axis=None, **settings)
-        for drawn in draw_data(origin, fit.layout, fit.values, key, count)
-    ]
-    return join_fits(parts, np.arange(count))  # the last chunk went past the count
+    parts = list(refits_of_drawn(fit, origin, key, count, **settings))
+    return join_fits(parts, np.arange(count))
+
+
+def refits_of_drawn(fit: Fit, origin: Origin, key: Array, count: int, **settings: Any) -> Iterator[Fit]:
+    """The same in parts, a chunk at a time, each with its data."""
+    for drawn in draw_data(origin, fit.layout, fit.values, key, count):
+        fits = fit_batch(origin.model, fit.params, **drawn, weights_axis=None, **settings)
+        yield fits[:count]  # the last chunk goes past the count
+        count -= len(fits)
 
 
 def draw_data(origin: Origin, layout: Layout, values: Values, key: Array, count: int) -> Iterator[dict[str, Any]]:

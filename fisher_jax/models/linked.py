@@ -21,6 +21,15 @@ class LinkedModel(Model):
         """The family whose parameters η are predicted."""
         return self.log_density.family
 
+    @property
+    def atoms(self) -> tuple[float, ...]:
+        """Those of the family."""
+        return self.family.atoms
+
+    def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
+        """That of the family."""
+        return self.family.known_interval(self.log_density.predict(params, *z), y)
+
     def predict(self, params: PyTree, *z: PyTree) -> Float[Array, " e"]:
         """The family's free parameters η for one observation, flat."""
         return self.log_density.layout(params, *z)[1]

@@ -169,6 +169,18 @@ class Model:
         return 1
 
     @property
+    def atoms(self) -> tuple[float, ...]:
+        """Of a model that is not `discrete`, the values at which its distribution function jumps, by exp(log_density) there."""
+        return ()
+
+    def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
+        """The ends of the interval (low, high] in which an observation is known to lie, equal where its value is known.
+
+        None of a model whose observations are the values themselves.
+        """
+        return None
+
+    @property
     def num_effects(self) -> int:
         """How many latent effects a group has of which each has a variance of its own; zero of other models."""
         return 0
@@ -308,6 +320,9 @@ def dependent(
     constraints: PyTree = None,
     initial: UserFunction | None = None,
     information: UserFunction | None = None,
+    log_cdf: UserFunction | None = None,
+    log_survival: UserFunction | None = None,
+    discrete: bool = False,
     names: PyTree = None,
 ) -> Model:
     """A model of dependent data from its conditional log-densities log p(y_t | y_1, …, y_{t−1}).
@@ -321,6 +336,12 @@ def dependent(
     sample, constraints, initial, information, names
         As for `Model`; `information(params)` or `information(params, given)` is that of one term on average, all of `given`
         at once.
+    log_cdf, log_survival : callable, optional
+        ``log_cdf(params, data)`` or ``log_cdf(params, data, given)``: log P(Y_t ≤ y_t | y_1, …, y_{t−1}), shape (n,), a value for
+        each term; and log P(Y_t > y_t | …), which is accurate in the upper tail. `residuals` and `goodness_of_fit` need one of
+        them.
+    discrete : bool
+        Whether each y_t is a whole number, with P(Y_t = y_t | …) = exp(term).
 
     Returns
     -------
@@ -344,7 +365,15 @@ def dependent(
     ... )
     """
     return DependentModel(
-        terms, sample=sample, constraints=constraints, initial=initial, information=information, names=names
+        terms,
+        sample=sample,
+        constraints=constraints,
+        initial=initial,
+        information=information,
+        log_cdf=log_cdf,
+        log_survival=log_survival,
+        discrete=discrete,
+        names=names,
     )
 
 

@@ -3,6 +3,7 @@
 A function takes the result to draw, then the `names` of the entries to show, and returns the axes that it has drawn on.
 """
 
+from fisher_jax.plots.checking import calibration_histogram, residual_plot, rootogram, worm
 from fisher_jax.plots.design import design_plot
 from fisher_jax.plots.extremes import quantiles, return_levels
 from fisher_jax.plots.fits import bootstrap_histogram, coefficient_plot, influence_plot
@@ -12,6 +13,7 @@ from fisher_jax.plots.simulation import convergence_curves, coverage_curves, joi
 
 __all__ = [
     "bootstrap_histogram",
+    "calibration_histogram",
     "coefficient_plot",
     "convergence_curves",
     "coverage_curves",
@@ -25,6 +27,9 @@ __all__ = [
     "profile_region",
     "quadratic_approximation",
     "quantiles",
+    "residual_plot",
     "return_levels",
+    "rootogram",
     "standardized_histograms",
+    "worm",
 ]

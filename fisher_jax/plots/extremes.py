@@ -1,22 +1,24 @@
 """Return levels over the period, and quantiles of the data beside those of the model."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from fisher_jax.checking.integral_transform import integral_transform
 from fisher_jax.checking.quantile_comparison import (
     QuantileComparison,
-    logits_at,
     observations_of,
     quantile_comparison,
     quantiles_at,
     with_rows_for_weights,
 )
+from fisher_jax.checking.residuals import Residuals
 from fisher_jax.errors import entry_point
 from fisher_jax.fitting.covariance import CovarianceKind
-from fisher_jax.fitting.result import Fit
+from fisher_jax.fitting.result import Fit, Origin
 from fisher_jax.inference.bootstrap import Bootstrap
 from fisher_jax.inference.return_levels import Method
 from fisher_jax.inference.return_levels import return_levels as levels_of
@@ -94,7 +96,7 @@ def return_levels(
     observed = observations_of(dataset)
     label = "observations"
     if given is not None:
-        logits = logits_at(model, fit.layout, fit.values, dataset)
+        logits = integral_transform(replace(fit, origin=Origin(model, dataset))).logits()
         observed = np.asarray(quantiles_at(model, fit.layout, fit.values, logits, given), float)
         label = "observations, moved to these covariates"
     n = len(observed)
@@ -115,13 +117,14 @@ def return_levels(
 
 
 @entry_point
-def quantiles(comparison: QuantileComparison | Fit, *, axes: "Axes | None" = None) -> "Axes":
+def quantiles(comparison: QuantileComparison | Residuals | Fit, *, axes: "Axes | None" = None) -> "Axes":
     """Draw a quantile-quantile plot: ordered observations over the quantiles that the fitted model expects, with the envelope.
 
     Parameters
     ----------
-    comparison : QuantileComparison or Fit
-        As `fisher_jax.quantile_comparison` returned it, or a fit, for that without further arguments.
+    comparison : QuantileComparison, Residuals or Fit
+        As `fisher_jax.quantile_comparison` returned it, or a fit, for that without further arguments; or quantile residuals as
+        `fisher_jax.residuals` returned them, over normal quantiles.
     axes : matplotlib Axes, optional
         Where to draw; by default a new figure.
 
@@ -133,7 +136,7 @@ def quantiles(comparison: QuantileComparison | Fit, *, axes: "Axes | None" = Non
     Raises
     ------
     ValueError, TypeError
-        If this is none of both, or as `fisher_jax.quantile_comparison`.
+        If this is none of these, or as `fisher_jax.quantile_comparison`.
     ImportError
         If matplotlib is not installed.
 
@@ -144,8 +147,11 @@ def quantiles(comparison: QuantileComparison | Fit, *, axes: "Axes | None" = Non
     >>> fj.plots.quantiles(fit).get_ylabel()
     'observed'
     """
-    check_result(comparison, (QuantileComparison, Fit), "fisher_jax.quantile_comparison or fisher_jax.fit")
-    if isinstance(comparison, Fit):
+    kinds = (QuantileComparison, Residuals, Fit)
+    check_result(comparison, kinds, "fisher_jax.quantile_comparison, fisher_jax.residuals or fisher_jax.fit")
+    if isinstance(comparison, Residuals):
+        comparison = comparison.quantile_comparison()
+    elif isinstance(comparison, Fit):
         comparison = quantile_comparison(comparison)
     (panel,) = panels(axes, 1, (4.4, 4.2))
     expected, observed, outside = comparison.expected, comparison.observed, comparison.outside
