@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fisher_jax.inference.bootstrap import Bootstrap, bootstrap
     from fisher_jax.inference.comparison import CoefficientTable, Comparison, coefficient_table, compare
     from fisher_jax.inference.components import component_probabilities
+    from fisher_jax.inference.cross_validation import CrossValidation, cross_validation
     from fisher_jax.inference.delta import DeltaEstimate, delta_method
     from fisher_jax.inference.hypothesis import HypothesisTest
     from fisher_jax.inference.identifiability import Identifiability, identifiability
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from fisher_jax.inference.likelihood_ratio import likelihood_ratio_test
     from fisher_jax.inference.marginal_effects import marginal_effects
     from fisher_jax.inference.prediction import Effects, Prediction, predict
+    from fisher_jax.inference.predictive_distribution import PredictiveDistribution, predictive_distribution
+    from fisher_jax.inference.predictive_scores import PredictiveScores, ScoreDifference, predictive_scores
     from fisher_jax.inference.return_levels import ReturnLevels, return_levels
     from fisher_jax.inference.robust import robust
     from fisher_jax.inference.score import score_test
@@ -144,6 +147,13 @@ _DEFINED_IN = {
     "Effects": "fisher_jax.inference.prediction",
     "Prediction": "fisher_jax.inference.prediction",
     "predict": "fisher_jax.inference.prediction",
+    "predictive_distribution": "fisher_jax.inference.predictive_distribution",
+    "PredictiveDistribution": "fisher_jax.inference.predictive_distribution",
+    "predictive_scores": "fisher_jax.inference.predictive_scores",
+    "PredictiveScores": "fisher_jax.inference.predictive_scores",
+    "ScoreDifference": "fisher_jax.inference.predictive_scores",
+    "cross_validation": "fisher_jax.inference.cross_validation",
+    "CrossValidation": "fisher_jax.inference.cross_validation",
     "return_levels": "fisher_jax.inference.return_levels",
     "ReturnLevels": "fisher_jax.inference.return_levels",
     "robust": "fisher_jax.inference.robust",
@@ -219,6 +229,7 @@ __all__ = [
     "ConvergenceRate",
     "Covariance",
     "Coverage",
+    "CrossValidation",
     "DeltaEstimate",
     "Design",
     "Effects",
@@ -243,6 +254,8 @@ __all__ = [
     "MonteCarlo",
     "PredictedEffects",
     "Prediction",
+    "PredictiveDistribution",
+    "PredictiveScores",
     "Profile",
     "ProfileRegion",
     "Quadrature",
@@ -253,6 +266,7 @@ __all__ = [
     "ReturnLevels",
     "SampleSize",
     "SamplingDistribution",
+    "ScoreDifference",
     "ScoreDistribution",
     "Solution",
     "Status",
@@ -271,6 +285,7 @@ __all__ = [
     "convergence_rate",
     "coverage",
     "cramer_rao_bound",
+    "cross_validation",
     "delta_method",
     "dependent",
     "empirical_fisher",
@@ -311,6 +326,8 @@ __all__ = [
     "positive_definite",
     "predict",
     "predicted_effects",
+    "predictive_distribution",
+    "predictive_scores",
     "priors",
     "profile_likelihood",
     "profile_region",

@@ -232,6 +232,30 @@ RIGHT = {
         fj.predict(line()).contrast,
         {"other": "pairs", "ratio": False, "names": None},
     ),
+    "predictive_distribution": lambda: (
+        fj.predictive_distribution,
+        {"fit": line(), "new": X[:2], "kind": None, "level": 0.95, "method": "likelihood", "num_points": 16}
+        | {"replicates": None, "model": None},
+    ),
+    "intervals of observations": lambda: (
+        fj.predictive_distribution(line(), X[:2], method="plug-in").intervals,
+        {"level": 0.9},
+    ),
+    "predictive_scores": lambda: (
+        fj.predictive_scores,
+        {"fit": line(), "rule": "log", "data": Y, "given": X, "weights": None, "clusters": None, "level": None}
+        | {"model": None},
+    ),
+    "compare scores": lambda: (
+        fj.predictive_scores(line(), "log").compare,
+        {"other": fj.predictive_scores(line(), "log"), "lags": 0},
+    ),
+    "cross_validation": lambda: (
+        fj.cross_validation,
+        {"model": STRAIGHT, "start": {"a": 0.0, "b": 1.0}, "data": Y, "given": X, "weights": None, "rule": "log"}
+        | {"level": None, "folds": 3, "key": KEY, "clusters": None, "missing": "raise", "devices": None}
+        | {"progress": False},
+    ),
     "marginal_effects": lambda: (
         fj.marginal_effects,
         {"fit": line(), "new": None, "variables": None, "what": "mean", "at": "overall", "method": "dydx"}

@@ -90,7 +90,8 @@ class Prediction(Reported):
 
     Notes
     -----
-    The intervals are for what is predicted (a mean, a probability), not for a new observation, whose own variation comes on top.
+    The intervals are for what is predicted (a mean, a probability), not for a new observation, whose own variation comes on top:
+    see `predictive_distribution`.
 
     Examples
     --------

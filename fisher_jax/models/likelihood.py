@@ -3,6 +3,7 @@
 Data are taken in chunks of rows, so that memory does not grow with n × p.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -191,12 +192,16 @@ def terms_at(target: Likelihood, flat: Float[Array, " p"]) -> Float[Array, " n"]
     return terms if target.once is None else jnp.append(terms, target.once(flat)[0])
 
 
+def _total(of_parts: list[Array]) -> Array:
+    return functools.reduce(jnp.add, of_parts)
+
+
 def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
     """Terms, gradient and minus Hessian in one pass over the data."""
     if target.parts:
         each = [derivatives_at(part, flat) for part in target.parts]
         terms = jnp.concatenate([d.terms for d in each])
-        gradient, curvature = sum(d.gradient for d in each), sum(d.curvature for d in each)
+        gradient, curvature = _total([d.gradient for d in each]), _total([d.curvature for d in each])
     else:
         terms, gradient, curvature = _derivatives_of_rows(target, flat)
     if target.once is not None:
@@ -246,7 +251,7 @@ def gradient_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Float[Arr
     """Weighted terms and the gradient of their sum."""
     if target.parts:
         each = [gradient_at(part, flat) for part in target.parts]
-        terms, gradient = jnp.concatenate([terms for terms, _ in each]), sum(gradient for _, gradient in each)
+        terms, gradient = jnp.concatenate([terms for terms, _ in each]), _total([gradient for _, gradient in each])
     else:
         rows_at_modes = at_modes(target, flat)
 
@@ -282,7 +287,7 @@ def outer_product_at(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Bool
     """
     if target.parts:
         each = [outer_product_at(part, flat) for part in target.parts]
-        finite, products = jnp.concatenate([finite for finite, _ in each]), sum(products for _, products in each)
+        finite, products = jnp.concatenate([finite for finite, _ in each]), _total([products for _, products in each])
     else:
         rows_at_modes = at_modes(target, flat)
 
