@@ -618,3 +618,24 @@ def test_the_calibration_histogram_has_the_density_of_u():
     np.testing.assert_allclose(heights, np.histogram(u, 5, (0, 1))[0] / 10)
     of_counts = [bar.get_height() for bar in fj.plots.calibration_histogram(counts(), num_bins=4).patches[:4]]
     np.testing.assert_allclose(np.sum(of_counts), 4.0)
+
+
+def test_residuals_of_values_at_a_limit_and_at_zero_are_drawn_from_what_is_known():
+    """A Tobit model's y at its limit stands for all below; a hurdle's zero for the whole jump there."""
+    rng = np.random.default_rng(4)
+    y = np.maximum(rng.normal(1.0, 2.0, 400), 0.0)
+    tobit = fj.fit(fj.censored(fj.families.normal, low=0.0), {"loc": 1.0, "scale": 2.0}, y)
+    transform = integral_transform(tobit)
+    at_limit = np.log(st.norm.cdf(0.0, tobit.params["loc"], tobit.params["scale"]))
+    np.testing.assert_allclose(transform.log_high[y == 0], at_limit, rtol=1e-10)
+    assert np.all(transform.log_low[y == 0] == -np.inf)
+    exact = st.norm.logcdf(y[y > 0], tobit.params["loc"], tobit.params["scale"])
+    np.testing.assert_allclose(transform.log_high[y > 0], exact, rtol=1e-10)
+    assert not np.any(transform.is_wide[y > 0])
+
+    skipped = np.where(rng.random(400) < 0.3, 0.0, rng.gamma(2.0, size=400))
+    hurdle = fj.fit(fj.hurdle(fj.families.lognormal), None, skipped)
+    transform = integral_transform(hurdle)
+    assert np.all(transform.log_low[skipped == 0] == -np.inf)
+    np.testing.assert_allclose(np.exp(transform.log_high[skipped == 0]), np.mean(skipped == 0), rtol=1e-9)
+    assert not np.any(transform.is_wide[skipped > 0])

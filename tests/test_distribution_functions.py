@@ -58,7 +58,7 @@ def integrated(density, low, y, high):
 
 def of_hazard(h):
     """Of a distribution with P(Y > y) = e^{−h}."""
-    return mp.log(-mp.expm1(-h)), -h
+    return logs(-mp.expm1(-h), mp.exp(-h))[0], -h
 
 
 def normal(y, loc, scale):
@@ -361,7 +361,8 @@ def reference(row, *numbers):
 
 
 def differentiate(function, x, digits=70, distance=20):
-    """Values, first and second derivatives of both sides, by differences over 1e-20 of x in 70 digits."""
+    """Values, first and second derivatives of both sides, by differences over 1e-20 of x in 70 digits, more where x is small."""
+    digits += int(2 * max(0, -mp.log10(abs(x) or 1)))
     with mp.workdps(digits):
         step = (abs(x) or 1) * mp.mpf(10) ** -distance
         here, up, down = function(x), function(x + step), function(x - step)

@@ -98,6 +98,18 @@ class _Censored(Density):
         """A finite number from which the density is not used."""
         return jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high, 1.0))
 
+    def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
+        """Where there are limits, those of a number at or beyond one; other forms of data say it themselves."""
+        if isinstance(y, dict):
+            return None
+        y, low, high = as_floats(params, y, limit_of(self.low, params, -jnp.inf), limit_of(self.high, params, jnp.inf))
+        beyond = jnp.ceil(high) - 1.0 if self.base.discrete else high
+        is_below, is_above = y <= low, y >= high
+        return (
+            jnp.where(is_below, -jnp.inf, jnp.where(is_above, beyond, y)),
+            jnp.where(is_below, low, jnp.where(is_above, jnp.inf, y)),
+        )
+
     @property
     def how_to_draw(self) -> str:
         if self.low is None and self.high is None:

@@ -67,6 +67,16 @@ class Density(Part):
         return self.base.log_probability(params, low, high, *covariates)
 
     @property
+    def atoms(self) -> tuple[float, ...]:
+        """The values at which the distribution function of a model that is not discrete jumps."""
+        return self.base.atoms
+
+    def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
+        """The ends of the interval (low, high] in which an observation is known to lie; None of values themselves."""
+        covariates = z if takes_covariates(self.base) else ()
+        return self.base.known_interval(params, y, *covariates)
+
+    @property
     def how_to_draw(self) -> str:
         """What to give so that a model without a sampler has one, in words; by default what the base needs."""
         return f"{self.combinator} draws by the quantile function of {self.base!r}, which has none. Give Model(…, quantile=…)."
@@ -93,6 +103,15 @@ class _Answers:
     def log_probability(self, params: PyTree, low: Any, high: Any, *z: PyTree) -> Array:
         """log P(low < Y ≤ high)."""
         return self.log_density.log_probability(params, low, high, *z)
+
+    @property
+    def atoms(self) -> tuple[float, ...]:
+        """The values at which the distribution function of a model that is not discrete jumps."""
+        return self.log_density.atoms
+
+    def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
+        """The ends of the interval (low, high] in which an observation is known to lie; None of values themselves."""
+        return self.log_density.known_interval(params, y, *z)
 
     @property
     def how_to_draw(self) -> str:

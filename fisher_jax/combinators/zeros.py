@@ -301,6 +301,11 @@ class _Hurdle(_WithZero):
 class _HurdleDensity(_Hurdle, Density):
     combinator = "hurdle"
 
+    @property
+    def atoms(self) -> tuple[float, ...]:
+        """Zero, which has a probability of its own."""
+        return () if self.base.discrete else (0.0,)
+
     def __call__(self, params: PyTree, y: ArrayLike, *z: PyTree) -> Array:
         theta, zero = self.parts(params)
         (y,) = as_floats(theta, y)
