@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import pathlib
 import pickle
 
 import jax
@@ -25,6 +26,8 @@ from fisher_jax.models.probabilities import log1mexp, log_difference
 KEY = jax.random.key(3)
 NORMAL = {"loc": 0.5, "scale": 1.2}
 SCIPY = stats.norm(0.5, 1.2)
+
+DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
 def bare_normal():
@@ -91,21 +94,10 @@ def test_differences_of_logarithms():
 
 # Censored -------------------------------------------------------------------------------------------------------------
 
-SALINITY = """
-20,- 20,- 20,- 20,- 20,- 21.5,21.5 15,30 20,25 23.7,23.7 25,- 25,- 25,- 20,30 20,30 20,30 25,- 25,- 3.2,47 3.2,47 26.1,26.1 26.2,26.2
-25,30 29.1,29.1 29.1,29.1 30,- 30,- 30,- 30,- 30,- 30,30 30,- 30,- 30,- 30,- 30,- 30,35 30,35 35,35 35,- 35,- 25,47 30,47 30,50 35,47
-43.9,43.9 35,55 45.7,45.7 47,- 47,- 47,47 47,- 47,47 49,49 0.1,- 0.1,- 0.1,- 0.1,- 0.1,- 0.23,- 3.2,- 3.2,- 3.2,- 6.4,- 6.4,- 6.4,-
-6.4,- 6.4,- 6.4,- 3.2,12.8 6.4,12.8 0.1,20 3.2,20 12.6,12.6 12.8,12.8 12.8,- 12.8,- 12.8,- 12.8,- 12.8,12.8 12.8,- 12.8,- 12.8,- 12.8,-
-12.8,- 12.8,- 12.8,15 12.8,15 15,- 15,- 15,15 15,15 15,- 15,15 15,- 15,- 15,- 15,- 6.4,25 15,20 6.4,30 12.8,25 12.8,25 3.2,35 15,25
-12.8,20 20,- 20,- 20,-
-"""
 
-
-@functools.cache
 def salinity():
-    pairs = [pair.split(",") for pair in SALINITY.split()]
-    low = np.array([float(low) for low, _ in pairs])
-    return {"low": low, "high": np.array([np.inf if high == "-" else float(high) for _, high in pairs])}
+    low, high = np.loadtxt(DATA / "salinity.csv", delimiter=",", unpack=True)
+    return {"low": low, "high": np.where(np.isnan(high), np.inf, high)}
 
 
 def test_salinity_interval_censored_lognormal_is_that_of_r():
