@@ -42,7 +42,7 @@ from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import check_dataset, check_datasets, check_labels
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
 from fisher_jax.models.parameters import as_parameters, typed
-from fisher_jax.models.prior import check_strength
+from fisher_jax.models.prior import check_strength, is_of_expected
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.optimizers import newton
 from fisher_jax.optimizers.newton import Newton
@@ -283,6 +283,7 @@ def fit_batch(
         As for `fit`.
     covariances : tuple of {"observed", "expected", "empirical", "sandwich"}
         The kinds of covariance that the result can give; each stores one or two p × p matrices for every fit. ``()`` keeps none.
+        With the prior `priors.jeffreys` "expected" is always among them, and first.
     retry : bool
         Try again what ended at the step limit, stalled, at a saddle, not finite or with a bad start: first within a
         trust radius a hundred times smaller; then from another start (the model's `initial` if it has one and that was not the
@@ -464,6 +465,8 @@ def batch_options(
         raise ValueError(NO_EXPECTED)
     check_stopping(tolerance, max_steps)
     kinds = check_kinds(covariances, model)
+    if is_of_expected(model) and "expected" not in kinds and kinds and has_closed_form(model):
+        kinds = ("expected", *kinds)  # the covariance of such fits
     for name, flag in (("retry", retry), ("float64_finish", float64_finish), ("progress", progress)):
         check_flag(flag, name)
     if float64_finish and not has_float64():

@@ -301,7 +301,9 @@ class Fit:
         kind : {"observed", "expected", "empirical", "sandwich"}, optional
             Inverse of minus the Hessian; of n times the Fisher information; of the summed outer products of scores; or
             White's robust H⁻¹ (Σ s sᵀ) H⁻¹, without a small-sample factor; see `robust` for other middles. By default what the
-            fit was asked for: "sandwich" if it was made by `robust`, else the first of `kinds`, "observed" for `fit`.
+            fit was asked for: "sandwich" if it was made by `robust`, else the first of `kinds`, "observed" for `fit`. Of a
+            penalised fit the Hessian is that of the penalised log-likelihood, and the Fisher information has that of the prior
+            added (not for `priors.jeffreys`); the scores are those of observations.
         require_maximum : bool
             Give NaN where the fit did not converge, since an inverse information is a covariance at a maximum only. False
             gives it wherever the fit ended.
@@ -428,6 +430,10 @@ class Fit:
         ------
         ValueError
             If the kind is another, or constraints tie entries together, so that no matrix (q, q) exists.
+
+        Notes
+        -----
+        Of a penalised fit it contains minus the Hessian of the log-prior, divided by n; `observed_information` does not.
         """
         if kind == "sandwich":
             raise ValueError('kind="sandwich" is a covariance, not an information. Use covariance("sandwich").')

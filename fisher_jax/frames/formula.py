@@ -39,6 +39,7 @@ from fisher_jax.models.constraints import Bounds, Constraint, Fixed, fixed
 from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import in_key_order, key_order
+from fisher_jax.models.prior import with_prior
 from fisher_jax.reporting import Report, Reported, ReportTable, listed
 from fisher_jax.tables import MISSING, Table, TableOfGroups, describe_missing, frame_of, suggestion
 
@@ -275,6 +276,7 @@ def formula(
     event: Any = None,
     links: str | Mapping[str, str] | None = None,
     missing: Literal["raise", "drop"] = "raise",
+    prior: Any = None,
     nodes: int = 1,
     reml: bool = False,
     **parameters: str | float,
@@ -308,6 +310,9 @@ def formula(
     missing : {"raise", "drop"}
         Where a value is missing in one of the columns or arrays used (a null, NaN or NaT): raise an error that counts them, or
         leave the row out; the reports then say how many.
+    prior : callable, optional
+        Of the coefficients and other parameters, by their names in a report, as for `with_prior`:
+        ``prior=fj.priors.ridge("x", "C(region)[T.b]")``. Its strength is an argument of `fit`.
     nodes : int
         Of a formula with effects, the points of the quadrature by which they are integrated out, as for `mixed`; 1 is Laplace's
         approximation.
@@ -488,7 +493,7 @@ def formula(
     frequency = as_weights(numbers["weights"], "weights") if "weights" in numbers else None
     num_dropped = int(left_out.sum())
     if not effects:
-        model = linked(base, predictor, constraints=constraints, names=names)
+        model = with_prior(linked(base, predictor, constraints=constraints, names=names), prior)
         return Formula(text, model, start, data, given, frequency, view, num_dropped)
     zeros = {each.name: dict.fromkeys(each.names, 0.0) for each in effects}
     is_location = main != "logit" and default_link(main, roles.constraints.get(main)) == "identity"
@@ -507,6 +512,7 @@ def formula(
         model = mixed(base, predictor, zeros, levels=num_levels, correlated=correlated, **options)
         groups = Groups(np.array(["all rows"]), [np.arange(len(rows))])
     in_groups = Grouped(*_in_groups(groups, given, frequency), groups.labels)
+    model = with_prior(model, prior)
     return Formula(text, model, start, _in_groups(groups, data)[0], in_groups, None, view, num_dropped, groups)
 
 

@@ -81,6 +81,7 @@ def cross_validation(
     *,
     given: PyTree = None,
     weights: Any = None,
+    strength: float | None = None,
     rule: ScoringRule = "log",
     level: float | None = None,
     folds: Any = 10,
@@ -94,8 +95,8 @@ def cross_validation(
 
     Parameters
     ----------
-    model, start, data, given, weights, missing
-        As for `fit`.
+    model, start, data, given, weights, strength, missing
+        As for `fit`. The prior of a model counts in each fit, and has no part in the scores.
     rule, level
         As for `predictive_scores`: by default the log score −log p(yᵢ; θ̂ without the fold of i).
     folds : int, "leave one out", array (n,), or str
@@ -170,7 +171,7 @@ def cross_validation(
     if isinstance(model, MarginalModel) and read.title != read_rule("log", None, model).title:
         raise ValueError('an observation of a model with latent effects is a group, which only rule="log" can score.')
     with silent():  # the statuses of the folds tell what is wrong
-        whole = fit(model, start, data, given=given, weights=weights, missing=missing)
+        whole = fit(model, start, data, given=given, weights=weights, strength=strength, missing=missing)
     dataset = origin_of(whole).dataset
     count = len(jax.tree.leaves(dataset.data)[0])
     if isinstance(clusters, str):
@@ -192,6 +193,7 @@ def cross_validation(
                 given=dataset.given,
                 weights=np.where(left_in, full, 0.0),
                 data_axis=None,
+                strength=strength,
                 covariances=(),
                 devices=devices,
                 progress=progress,
