@@ -14,7 +14,7 @@ A logistic regression whose classes are separated, for which maximum likelihood 
 False
 >>> fit = fj.fit(fj.with_prior(model, fj.priors.jeffreys()), jnp.zeros(2), y, given=x)
 >>> print(f"{fit.params[1]:.3f} ± {fit.standard_errors()[1]:.3f}")
-1.219 ± 0.980
+1.004 ± 0.903
 """
 
 import math
@@ -231,6 +231,13 @@ def normal(about: Mapping[str, tuple[float, float]]) -> Prior:
     ----------
     about : mapping
         From names to pairs (mean, standard deviation), in the units of the parameter, as in ``normal({"shape": (0.0, 0.2)})``.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> prior = fj.priors.normal({"shape": (0.0, 0.5)})
+    >>> print(f"{prior({'loc': 3.0, 'shape': 0.0}):.3f}")  # −log(0.5 √(2π))
+    -0.226
     """
     checked = []
     for name, pair in _named(about, "normal", "{name: (mean, standard deviation)}").items():
@@ -255,6 +262,13 @@ def half_normal(about: Mapping[str, float]) -> Prior:
     ----------
     about : mapping
         From names to scales, in the units of the parameter, as in ``half_normal({"sd": 1.0})``.
+
+    Examples
+    --------
+    >>> import fisher_jax as fj
+    >>> prior = fj.priors.half_normal({"sd": 1.0})
+    >>> print(f"{prior({'sd': 0.0}):.3f}")  # ½ log(2/π)
+    -0.226
     """
     checked = []
     for name, scale in _named(about, "half_normal", "{name: scale}").items():
@@ -284,5 +298,15 @@ def jeffreys() -> Prior:
     References
     ----------
     Firth, D. (1993), Biometrika 80, 27-38; Heinze, G. and Schemper, M. (2002), Statistics in Medicine 21, 2409-2419.
+
+    Examples
+    --------
+    No success in four trials: the penalised estimate adds half a success and half a failure.
+
+    >>> import fisher_jax as fj, jax
+    >>> model = fj.with_prior(fj.families.bernoulli, fj.priors.jeffreys())
+    >>> fit = fj.fit(model, {"logit": 0.0}, [0, 0, 0, 0])
+    >>> print(f"{jax.nn.sigmoid(fit.params['logit']):.3f}")  # 0.5 / 5
+    0.100
     """
     return _Jeffreys()

@@ -134,7 +134,7 @@ def test_the_demo_prints_reports_and_writes_a_picture(tmp_path):
 
 def test_every_public_name_has_a_page_with_an_example():
     titles = {page.title for page in pages().reference()}
-    namespaces = {"families", "moments", "optimizers", "plots", "sources", "xarray"}
+    namespaces = {"families", "moments", "optimizers", "plots", "priors", "sources", "xarray"}
     wanted = {name for name in fisher_jax.__all__ if not name.startswith("__")} - namespaces
     for room in namespaces - {"families"}:
         inside = getattr(fisher_jax, room)

@@ -455,8 +455,8 @@ def hurdle(model: Model) -> Model:
     >>> import fisher_jax as fj, numpy as np
     >>> counts = np.repeat([0, 1, 2, 3, 4], [30, 6, 10, 8, 6])
     >>> fit = fj.fit(fj.hurdle(fj.families.poisson), None, counts)
-    >>> print(f"{fit.params['rate']:.4f} {fit.params['zero_probability']:.4f}")
-    2.1908 0.5000
+    >>> print(f"{fit.params['rate']:.3f} {fit.params['zero_probability']:.3f}")
+    2.191 0.500
     """
     model = base_of(model, "hurdle")
     if is_censored(model):

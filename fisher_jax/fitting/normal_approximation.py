@@ -48,7 +48,7 @@ class NormalApproximation:
         """
         check_key(key)
         num_draws = check_count(num_draws, 1, "num_draws")
-        root = _root(self.covariance)
+        root = jnp.asarray(_root(self.covariance), jax.dtypes.canonicalize_dtype(np.float64))
         normal = jax.random.normal(key, (*self.mean.shape[:-1], num_draws, self.mean.shape[-1]), root.dtype)
         free = self.mean[..., None, :] + jnp.einsum("...ij,...dj->...di", root, normal, precision="highest")
         batch = free.shape[:-1]

@@ -182,14 +182,14 @@ def predictor_of(model: Model) -> Predictor | None:
     return predictor if isinstance(predictor, Predictor) else None
 
 
-def as_table(model: Model, fit: Fit, new: Any) -> Table | None:
+def as_table(model: Model, fit: Fit, new: Any, name: str = "new") -> Table | None:
     """The table meant by `new` where the model came from a formula: a table, or a dictionary of its columns; else None."""
     if predictor_of(model) is None or not (is_table(new) or isinstance(new, dict)):
         return None
     given = fit.origin.dataset.given if isinstance(fit.origin, Origin) else None
     if isinstance(new, dict) and isinstance(given, dict) and given.keys() == new.keys():
         return None  # arrays as the fit has them
-    return Table(frame_of(new, "new"), "new")
+    return Table(frame_of(new, name), name)
 
 
 def table_of_fit(fit: Fit) -> Table | None:
@@ -198,7 +198,7 @@ def table_of_fit(fit: Fit) -> Table | None:
     return None if table is None or np.ndim(table.rows) > 1 else table
 
 
-def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
+def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any, name: str = "new") -> Rows:
     """The rows to predict, checked against those of the fit where it has them."""
     dataset = fit.origin.dataset if isinstance(fit.origin, Origin) else None
     if new is None:
@@ -217,20 +217,20 @@ def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any) -> Rows:
         labels = None if table is None else next(iter(labels_of(table.to_native())), None)
         return Rows(dataset.given, differs, dataset.weights if num_given else None, labels)
     if dataset is not None and dataset.given is None:
-        raise ValueError("new was given, but the model was fitted without covariates. Leave new out.")
-    check_pytrees(new=new)
-    predictor, table = predictor_of(model), as_table(model, fit, new)
+        raise ValueError(f"{name} was given, but the model was fitted without covariates. Leave {name} out.")
+    check_pytrees(**{name: new})
+    predictor, table = predictor_of(model), as_table(model, fit, new, name)
     labels = next((each[0] for leaf in jax.tree.leaves(new) if (each := labels_of(leaf))), None)
     if predictor is not None and table is not None:
-        new = predictor.covariates(table, "new")
+        new = predictor.covariates(table, name)
     if not fit.has_batch or new_axis is None:
         if new_axis is not None:
             raise ValueError("new_axis is for many fits that each have rows of their own; this is one fit.")
-        new = check_given(model, new, "new")
+        new = check_given(model, new, name)
         differs = (False,) * len(jax.tree.leaves(new))
         first = new
     else:
-        new = as_unmasked_arrays(new, "new")
+        new = as_unmasked_arrays(new, name)
         marks = axis_of_each(new, new_axis, "new")
         size = common_size({"new": (new, marks)})
         new = axis_first(new, marks)

@@ -85,7 +85,7 @@ class PredictiveScores(Reported):
     >>> fit = fj.fit(fj.families.normal, None, y)
     >>> scores = fj.predictive_scores(fit, "crps", jnp.array([2.0, 6.0]))
     >>> print(scores.values.round(3), round(scores.mean, 3))
-    [0.827 1.333] 1.08
+    [0.992 1.45 ] 1.221
     """
 
     values: np.ndarray
@@ -583,7 +583,7 @@ def predictive_scores(
             data, weights = dataset.data, dataset.weights if weights is None else weights
         elif given is None and fit.origin is not None and origin_of(fit).dataset.given is not None:
             raise ValueError("the fit has covariates. Give those of the observations: given=….")
-        rows = rows_of(fit, model, given, None)
+        rows = rows_of(fit, model, given, None, "given")
         fit._warn()
         layout, values, log_weights = fit.layout, on_host(fit.values), np.zeros(1)
         free = np.where(fit.converged, np.asarray(fit.free)[None], np.nan)

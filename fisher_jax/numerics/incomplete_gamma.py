@@ -89,8 +89,8 @@ def log_gamma_tails(a: Float[Array, "*b"], x: Float[Array, "*b"]) -> Tails:
     >>> import jax.numpy as jnp
     >>> from fisher_jax.numerics.incomplete_gamma import log_gamma_tails
     >>> lower, upper = log_gamma_tails(jnp.asarray(2.0), jnp.asarray(1e5))  # Q(2, x) = (1 + x) e^{−x}
-    >>> print(f"{upper:.3f}")
-    -99988.487
+    >>> print(f"{upper:.4g}")
+    -9.999e+04
     """
     a, x = jnp.broadcast_arrays(a, x)
     inside = (x > 0) & (x < jnp.inf) & (a > 0)
