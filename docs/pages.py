@@ -25,6 +25,7 @@ TOPICS = {  # by package, or by module where the package's topics differ
     "models.constraints": "Constraints",
     "families": "Models",
     "combinators": "Models",
+    "priors": "Models",
     "fitting": "Fitting",
     "latent": "Models",
     "latent.effects": "Inference",
