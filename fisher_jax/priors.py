@@ -19,7 +19,7 @@ False
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -94,8 +94,6 @@ class _Sum(Prior):
         return " + ".join(map(describe_prior, self.parts))
 
     def of_data(self, model: Model, layout: Layout, values: Values, dataset: Dataset, *strength: Any) -> Array:
-        from dataclasses import replace
-
         total: Any = jnp.zeros((), layout.dtype)
         for part in self.parts:
             own = strength if takes_strength(part) else ()

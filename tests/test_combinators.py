@@ -21,7 +21,8 @@ from statsmodels.tools.numdiff import approx_hess
 
 import fisher_jax as fj
 from fisher_jax import families
-from fisher_jax.models.probabilities import log1mexp, log_difference
+from fisher_jax.models.probabilities import log_difference
+from fisher_jax.numerics.stable_functions import log_one_minus_exp
 
 KEY = jax.random.key(3)
 NORMAL = {"loc": 0.5, "scale": 1.2}
@@ -89,7 +90,9 @@ def test_empty_intervals_have_no_probability_and_finite_derivatives():
 def test_differences_of_logarithms():
     assert log_difference(jnp.array(-2.0), jnp.array(-jnp.inf)) == -2.0
     assert log_difference(jnp.array(-jnp.inf), jnp.array(-jnp.inf)) == -jnp.inf
-    np.testing.assert_allclose(log1mexp(jnp.array([1e-20, 50.0])), [math.log(1e-20), -math.exp(-50.0)], rtol=1e-15)
+    np.testing.assert_allclose(
+        log_one_minus_exp(jnp.array([1e-20, 50.0])), [math.log(1e-20), -math.exp(-50.0)], rtol=1e-15
+    )
 
 
 # Censored -------------------------------------------------------------------------------------------------------------

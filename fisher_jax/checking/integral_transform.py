@@ -22,6 +22,7 @@ from fisher_jax.latent.grouped import Grouped
 from fisher_jax.models.auxiliary import AuxiliaryModel
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
+from fisher_jax.numerics.stable_functions import log_complement
 
 _EQUAL = 1e-3  # of logit u: by bisection of the quantile function a wider step is a jump of F
 
@@ -182,20 +183,15 @@ def _tails(model: Model, arguments: tuple[Any, ...]) -> tuple[Array, Array]:
         for function, name in ((model.log_cdf, "log_cdf"), (model.log_survival, "log_survival"))
     )
     if log_cdf is None:
-        log_cdf = _log_complement(log_survival)
+        log_cdf = log_complement(log_survival)  # type: ignore[arg-type]
     if log_survival is None:
-        log_survival = _log_complement(log_cdf)
+        log_survival = log_complement(log_cdf)
     return log_cdf, log_survival
-
-
-def _log_complement(log_p: Any) -> Array:
-    """log(1 − p); at p = 1, and where rounding has it above, −∞."""
-    return jnp.where(log_p < 0, jax.nn.log1mexp(jnp.where(log_p < 0, -log_p, 1.0)), -jnp.inf)
 
 
 def _with_jumps(log_cdf: Array, log_survival: Array, log_mass: Array) -> Transform:
     """P(Y < y) = P(Y ≤ y) − P(Y = y), whose rounding is that of the jump, and P(Y ≥ y) = P(Y > y) + P(Y = y)."""
-    log_low = log_cdf + _log_complement(log_mass - log_cdf)
+    log_low = log_cdf + log_complement(log_mass - log_cdf)
     return Transform(log_low, log_cdf, jnp.logaddexp(log_survival, log_mass), log_survival)
 
 

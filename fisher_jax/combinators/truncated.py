@@ -31,7 +31,8 @@ from fisher_jax.combinators.combined import (
 from fisher_jax.errors import entry_point
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import Model, check_distribution
-from fisher_jax.models.probabilities import LOG_HALF, log1mexp, log_sum, log_tails
+from fisher_jax.models.probabilities import LOG_HALF, log_sum, log_tails
+from fisher_jax.numerics.stable_functions import log_complement
 
 NEAR_ONE = 0.99  # a level above which quantiles are found from the survival function: 1 − u has lost digits
 DOUBLINGS, HALVINGS = 64, 64
@@ -101,8 +102,8 @@ def _log_tails(part: _Windowed, params: PyTree, y: ArrayLike, *z: PyTree) -> tup
     whole = part.between(params, low, high, *z)
     below, above = part.between(params, low, place, *z) - whole, part.between(params, place, high, *z) - whole
     is_low = below < LOG_HALF
-    survival = jnp.where(is_low, log1mexp(-jnp.where(is_low, jnp.minimum(below, 0.0), -1.0)), above)
-    cdf = jnp.where(is_low, below, log1mexp(-jnp.where(is_low, -1.0, jnp.minimum(above, 0.0))))
+    survival = jnp.where(is_low, log_complement(jnp.where(is_low, below, -1.0)), above)
+    cdf = jnp.where(is_low, below, log_complement(jnp.where(is_low, -1.0, above)))
     return cdf, survival
 
 

@@ -25,8 +25,9 @@ from fisher_jax.models.constraints import Fixed, unit_interval
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import in_key_order, key_order
-from fisher_jax.models.probabilities import LOG_HALF, log1mexp, log_tails
+from fisher_jax.models.probabilities import LOG_HALF, log_tails
 from fisher_jax.numerics.array_namespace import namespace, on_host
+from fisher_jax.numerics.stable_functions import log_complement
 
 INFLATION, ZERO = "inflation", "zero_probability"
 LEAST_START = 0.05  # a probability of zero starts between this and one minus this
@@ -61,8 +62,8 @@ class _WithZero(Part):
 def _with_same_sum(log_probability: Array, complement: Array) -> tuple[Array, Array]:
     """log F and log S that belong together, the larger from the smaller, so that it is exact near zero."""
     is_low = log_probability < LOG_HALF
-    other = log1mexp(-jnp.where(is_low, log_probability, -1.0))
-    one = log1mexp(-jnp.where(is_low, -1.0, complement))
+    other = log_complement(jnp.where(is_low, log_probability, -1.0))
+    one = log_complement(jnp.where(is_low, -1.0, complement))
     return jnp.where(is_low, log_probability, one), jnp.where(is_low, other, complement)
 
 
@@ -112,7 +113,7 @@ class _InflatedTails(_Inflated):
             from_zero, jnp.log(inflation + (1.0 - inflation) * jnp.exp(jnp.where(from_zero, below, 0.0))), kept + below
         )
         lower = jnp.where(from_zero, 0.0, kept + below)
-        survival = jnp.where(from_zero, kept + above, log1mexp(-lower))
+        survival = jnp.where(from_zero, kept + above, log_complement(lower))
         return _with_same_sum(cdf, survival)
 
 
@@ -295,7 +296,7 @@ class _Hurdle(_WithZero):
             return jnp.zeros(())
         at_zero = self.at_zero(theta, *z)
         never = at_zero == -jnp.inf
-        return jnp.where(never, 0.0, log1mexp(-jnp.where(never, -1.0, at_zero)))
+        return jnp.where(never, 0.0, log_complement(jnp.where(never, -1.0, at_zero)))
 
 
 class _HurdleDensity(_Hurdle, Density):
@@ -336,8 +337,8 @@ class _HurdleTails(_Hurdle):
         from_zero = y >= 0
         upper = jnp.where(from_zero, kept + above - self.log_rest(theta, *z), 0.0)
         lower = jnp.where(from_zero, 0.0, kept + below)
-        cdf = jnp.where(from_zero, log1mexp(-jnp.minimum(upper, 0.0)), lower)
-        survival = jnp.where(from_zero, upper, log1mexp(-jnp.minimum(lower, 0.0)))
+        cdf = jnp.where(from_zero, log_complement(upper), lower)
+        survival = jnp.where(from_zero, upper, log_complement(lower))
         return cdf, survival
 
 

@@ -34,11 +34,12 @@ from fisher_jax.numerics.incomplete_gamma import log_gamma_tails
 from fisher_jax.numerics.stable_functions import (
     HALF_LOG_TWO_PI,
     horner,
+    log_complement,
     log_one_minus_exp,
     log_quotient,
     stirling_error,
 )
-from fisher_jax.numerics.tails import Tails, log_complement
+from fisher_jax.numerics.tails import Tails
 
 # Poisson --------------------------------------------------------------------------------------------------------------
 

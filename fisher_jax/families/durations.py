@@ -24,8 +24,7 @@ from fisher_jax.families.extremes import EULER, GUMBEL_INFORMATION, ONE_MINUS_EU
 from fisher_jax.families.starts import Sample, not_negative, starting_values, zero_or_one
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive
-from fisher_jax.numerics.stable_functions import log_inverse_cloglog, log_one_minus_exp
-from fisher_jax.numerics.tails import log_complement
+from fisher_jax.numerics.stable_functions import log_complement, log_inverse_cloglog, log_one_minus_exp
 
 # Exponential ----------------------------------------------------------------------------------------------------------
 

@@ -889,7 +889,6 @@ def with_log_prior(fit: Fit, model: Model, dataset: Dataset) -> Fit:
     """
     if dataset.strength is None:
         return fit
-    at_estimate = replace(fit, origin=Origin(model, dataset))
     prior: Any
     if not fit.has_batch and is_traced(fit, dataset):
         prior = log_prior(model, fit.layout, fit.values, dataset)
@@ -898,7 +897,7 @@ def with_log_prior(fit: Fit, model: Model, dataset: Dataset) -> Fit:
     else:
         from fisher_jax.fitting.map_fits import with_data
 
-        prior = with_data(at_estimate, _prior_of)
+        prior = with_data(replace(fit, origin=Origin(model, dataset)), _prior_of)
     kinds = fit.kinds
     if is_of_expected(model) and "expected" in kinds:
         kinds = ("expected", *(kind for kind in kinds if kind != "expected"))

@@ -13,28 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.numerics.stable_functions import log_complement, log_one_minus_exp
+
 LOG_HALF = -0.6931471805599453
-
-
-def log1mexp(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """log(1 − e^{−x}) for x ≥ 0, −∞ at zero (with derivative zero there), to rounding at both ends.
-
-    References
-    ----------
-    Mächler, M. (2012), Accurately computing log(1 − exp(−|a|)), vignette of the R package Rmpfr, eq. (7).
-    """
-    empty = x == 0
-    small = x < -LOG_HALF
-    near, far = jnp.where(small & ~empty, x, 1.0), jnp.where(small, 1.0, x)
-    value = jnp.where(small, jnp.log(-jnp.expm1(-near)), jnp.log1p(-jnp.exp(-far)))
-    return jnp.where(empty, -jnp.inf, jnp.where(x < 0, jnp.nan, value))
 
 
 def log_difference(larger: Float[Array, "*b"], smaller: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """log(e^larger − e^smaller); −∞, with derivative zero, where rounding leaves nothing of the difference."""
     positive = larger > smaller
     difference = jnp.where(positive, larger - smaller, 1.0)
-    value = jnp.where(positive, larger, 0.0) + log1mexp(difference)
+    value = jnp.where(positive, larger, 0.0) + log_one_minus_exp(difference)
     invalid = jnp.isnan(larger) | jnp.isnan(smaller)
     return jnp.where(positive, value, jnp.where(invalid, jnp.nan, -jnp.inf))
 
@@ -75,9 +63,9 @@ def log_tails(
     cdf = None if log_cdf is None else log_cdf(params, place, *z)
     survival = None if log_survival is None else log_survival(params, place, *z)
     if cdf is None:
-        cdf = log1mexp(-survival)  # type: ignore[operator]
+        cdf = log_complement(survival)  # type: ignore[arg-type]
     if survival is None:
-        survival = log1mexp(-cdf)
+        survival = log_complement(cdf)
     below, above = y == -jnp.inf, y == jnp.inf
     nan = jnp.where(jnp.isnan(y), jnp.nan, 0.0)
     return (

@@ -139,16 +139,28 @@ def alternating_weights(terms: int) -> np.ndarray:
 
 @jax.custom_jvp
 def log_one_minus_exp(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """log(1 − e^{−x}) for x > 0: log P(Y ≤ y) where log P(Y > y) is −x."""
-    near = x < math.log(2.0)
-    small, large = jnp.where(near, x, 1.0), jnp.where(near, 1.0, x)
-    return jnp.where(near, jnp.log(-jnp.expm1(-small)), jnp.log1p(-jnp.exp(-large)))
+    """log(1 − e^{−x}) for x ≥ 0: log P(Y ≤ y) where log P(Y > y) is −x. At zero −∞, with derivative zero; NaN below.
+
+    References
+    ----------
+    Mächler, M. (2012), Accurately computing log(1 − exp(−|a|)), vignette of the R package Rmpfr, eq. (7).
+    """
+    near, empty = x < math.log(2.0), x == 0
+    small, large = jnp.where(near & ~empty, x, 1.0), jnp.where(near, 1.0, x)
+    value = jnp.where(near, jnp.log(-jnp.expm1(-small)), jnp.log1p(-jnp.exp(-large)))
+    return jnp.where(empty, -jnp.inf, jnp.where(x < 0, jnp.nan, value))
+
+
+def log_complement(log_probability: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """log(1 − p) from log p; what rounding puts above 0 counts as 0."""
+    return log_one_minus_exp(-jnp.minimum(log_probability, 0.0))
 
 
 @jax.custom_jvp
 def _odds(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """1 / (eˣ − 1)."""
-    return 1.0 / jnp.expm1(x)
+    """1 / (eˣ − 1); zero at zero."""
+    empty = x == 0
+    return jnp.where(empty, 0.0, 1.0 / jnp.expm1(jnp.where(empty, 1.0, x)))
 
 
 @log_one_minus_exp.defjvp

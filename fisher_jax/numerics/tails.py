@@ -27,7 +27,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fisher_jax.numerics.stable_functions import horner
+from fisher_jax.numerics.stable_functions import horner, log_complement
 
 Tails = tuple[Array, Array]  # the logarithms of P(Y ≤ y) and of P(Y > y)
 
@@ -106,22 +106,6 @@ def bernoulli_cumulant(s: Array, probability: Array, other: Array) -> Array:
 
 
 # Complements ----------------------------------------------------------------------------------------------------------
-
-
-@jax.custom_jvp
-def log_complement(log_probability: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """log(1 − p) from log p ≤ 0; what rounding puts above 0 counts as 0."""
-    v = jnp.minimum(log_probability, 0.0)
-    near_one = v > -math.log(2.0)
-    return jnp.where(near_one, jnp.log(-jnp.expm1(v)), jnp.log1p(-jnp.exp(jnp.where(near_one, -1.0, v))))
-
-
-@log_complement.defjvp
-def _log_complement_along(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """−p / (1 − p), whose own derivative exists where p underflows; that of 1 / (e^{−v} − 1), the same, is ∞/∞ there."""
-    (v,), (along,) = primals, tangents
-    other = log_complement(v)
-    return other, -jnp.exp(v - other) * along
 
 
 def both_tails(tail: Array, is_lower: Bool[Array, "*b"]) -> Tails:
