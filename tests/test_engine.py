@@ -388,6 +388,16 @@ def test_the_best_of_several_maxima_is_returned():
     assert fit.optima[0].log_likelihood > fit.optima[1].log_likelihood
 
 
+def test_many_starts_run_in_lanes_and_end_at_the_same_maxima():
+    few = fj.fit(two_peaks, 0.5, np.zeros(3), starts=np.array([0.5, 5.5, -0.5]))
+    many = fj.fit(two_peaks, 0.5, np.zeros(3), starts=np.linspace(-0.5, 6.5, 201))
+    assert (few.engine, many.engine) == ("host", "kernel")
+    assert [optimum.num_starts > 90 for optimum in many.optima] == [True, True]
+    for one, other in zip(many.optima, few.optima, strict=True):
+        np.testing.assert_allclose(one.params, other.params, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(one.log_likelihood, other.log_likelihood, rtol=1e-12)
+
+
 def test_a_number_of_starts_is_drawn_with_the_key_and_begins_at_params():
     fit = fj.fit(mixture, {"a": -1.0, "b": 1.0}, MIXED, starts=8, key=jax.random.key(3))
     again = fj.fit(mixture, {"a": -1.0, "b": 1.0}, MIXED, starts=8, key=jax.random.key(3))

@@ -112,7 +112,7 @@ def fit(
     max_steps : int, optional
         Default 1 000, or 10 000 for an optimiser that is not one of fisher_jax's.
     starts : int, or pytree, optional
-        Fit from several starts at once and return the fit with the highest log-likelihood among the certified ones; its
+        Fit from several starts and return the fit with the highest log-likelihood among the certified ones; its
         `optima` are all maxima that were found. A number: `start`, and others drawn about it on the unconstrained scale,
         normal with a standard deviation of one, or of |u| where that is larger and no constraint applies. Or starting
         parameters, each leaf with a leading axis over the starts.
