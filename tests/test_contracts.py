@@ -24,7 +24,7 @@ def fit(name, **settings):
 SOME = some_of(MODELS, "gamma", "logistic", "autoregression")
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", some_of(MODELS, "logistic", "autoregression"))
 def test_a_fit_survives_jit_and_a_pytree_round_trip(name):
     model, start, data, given = MODELS[name]
     plain = fit(name)
@@ -37,17 +37,17 @@ def test_a_fit_survives_jit_and_a_pytree_round_trip(name):
         assert jax.tree.structure(other) == treedef
 
 
-@pytest.mark.parametrize("name", ["gamma", "logistic", "autoregression"])
+@pytest.mark.parametrize("name", some_of(MODELS, "normal", "autoregression"))
 def test_vmap_equals_a_loop(name):
     model, start, data, given = MODELS[name]
     batch = np.stack([np.roll(data, k) for k in range(5)])  # as many as below, for the same programs
     fit_all = jax.vmap(lambda y: fj.fit(model, start, y, given=given))
     errors_of_all = jax.vmap(lambda one: one.standard_errors())
-    if name != "gamma":  # one model without jit, which compiles a hundred programs, an operation each
+    if name != "normal":  # one model without jit, which compiles a hundred programs, an operation each
         fit_all, errors_of_all = jax.jit(fit_all), jax.jit(errors_of_all)
     fits = fit_all(batch)
     errors = errors_of_all(fits)
-    for k in range(5):
+    for k in (0, 3):
         alone = fj.fit(model, start, batch[k], given=given)
         assert fits.status[k] == alone.status
         for mine, theirs in zip(
@@ -59,13 +59,13 @@ def test_vmap_equals_a_loop(name):
 
 
 def test_one_bad_data_set_harms_no_other_under_vmap():
-    model, start, data, _ = MODELS["gamma"]
-    batch = np.stack([data, np.full_like(data, np.nan), -data, np.full_like(data, 2.0), data])
+    model, start, data, _ = MODELS["normal"]
+    batch = np.stack([data, np.full_like(data, np.nan), np.full_like(data, np.inf), np.full_like(data, 2.0), data])
     fits = jax.vmap(lambda y: fj.fit(model, start, y))(batch)
-    alone = fit("gamma")
+    alone = fit("normal")
     assert fits.status[0] == fits.status[4] == alone.status
     assert np.all(fits.status[1:4] > fj.Status.CONVERGED_TO_ROUNDING)
-    np.testing.assert_allclose(fits.params["rate"][0], alone.params["rate"], rtol=1e-9)
+    np.testing.assert_allclose(fits.params["scale"][0], alone.params["scale"], rtol=1e-9)
 
 
 def test_other_data_one_observation_less_and_a_fixed_parameter_compile_nothing_new():
@@ -203,11 +203,18 @@ def test_a_matrix_that_cannot_be_inverted_is_reported_and_not_repaired(p):
     singular[:, -1], singular[-1, :] = singular[:, 0], singular[0, :]
     singular[-1, -1] = singular[0, 0]
     indefinite = np.cov(rng.normal(size=(p, 50))) - 2.0 * np.eye(p)
-    assert not linalg.factorize(jnp.asarray(singular)).definite
-    assert abs(linalg.factorize(jnp.asarray(singular)).pivot) < 1e-12
-    assert linalg.factorize(jnp.asarray(indefinite)).pivot < -0.1
-    assert np.isnan(linalg.inverse(jnp.asarray(singular))).all()
-    assert not linalg.factorize(jnp.full((p, p), jnp.nan)).definite
+
+    @jax.jit
+    @jax.vmap
+    def compute(matrix):
+        factor = linalg.factorize(matrix)
+        return factor.definite, factor.pivot, linalg.inverse(matrix)
+
+    definite, pivot, inverse = map(np.asarray, compute(np.stack([singular, indefinite, np.full((p, p), np.nan)])))
+    assert not definite.any()
+    assert abs(pivot[0]) < 1e-12
+    assert pivot[1] < -0.1
+    assert np.isnan(inverse[0]).all()
 
 
 @pytest.mark.parametrize("name", MODELS)

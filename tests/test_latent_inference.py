@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import batch_of
 from scipy import stats
 
 import fisher_jax as fj
@@ -203,8 +204,7 @@ def null_fit():
 
 def test_errors_beside_a_variance_at_zero_are_those_with_it_held_there_in_batches_too():
     assert closed_fit("without effect").status == fj.Status.BOUNDARY
-    both = np.stack([np.asarray(TABLE[name].rows) for name in ("y", "without effect")])
-    fits = fj.fit_batch(CLOSED, START, both, given=TABLE["x"], covariances=("observed", "sandwich"))
+    fits = batch_of(closed_fit(), closed_fit("without effect"))
     assert fits.status.tolist() == [fj.Status.CONVERGED, fj.Status.BOUNDARY]
     for kind in ("observed", "sandwich"):
         with pytest.warns(fj.FitWarning, match="in 1 of 2 fits, which ended with a parameter at the edge of its range"):

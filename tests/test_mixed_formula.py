@@ -16,7 +16,6 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import statsmodels.formula.api as smf
-from helpers import some_of
 
 import fisher_jax as fj
 from fisher_jax import families
@@ -381,8 +380,8 @@ def test_each_data_set_of_a_batch_has_its_own_groups(monkeypatch):
 OF_COUNTS = {"poisson": ("Intercept", "x"), "negative_binomial": ("Intercept", "x", "size")}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", some_of(OF_COUNTS, "poisson"))
+@pytest.mark.exhaustive  # in every run the arguments of `fit_batch` above, and a batch of latent effects in `test_latent.py`
+@pytest.mark.parametrize("name", OF_COUNTS)
 def test_a_batch_of_counts_with_effects_ends_at_maxima(name):
     family = getattr(families, name)
     fits = counts_by_gene(family).fit_batch(by="gene")

@@ -9,6 +9,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from data_sets import BEEF, PORT_PIRIE
+from helpers import batch_of
+from jax.scipy.stats import norm
 from scipy.interpolate import CubicSpline
 from scipy.optimize import minimize_scalar
 from scipy.stats import gamma
@@ -42,13 +44,21 @@ def beef_region():
     return fj.profile_region(fitted(), ("shape", "rate"))
 
 
-def crescent(params, y):
-    return -0.5 * (params["a"] - y) ** 2 - 0.5 * ((params["b"] - params["a"] ** 2) / 0.3) ** 2
+def surface(params, kind):
+    """Of one of three kinds, in one density for all of them since its programs are shared."""
+    a, b = params["a"], params["b"]
+    crescent = -0.5 * a**2 - 0.5 * ((b - a**2) / 0.3) ** 2
+    levels_out = -0.5 * a**2 - 0.2 * jnp.tanh(b) ** 2
+    two_peaks = jnp.logaddexp(-0.5 * (a + 3) ** 2, 1.0 - 0.5 * (a - 3) ** 2) - 0.5 * (b - 0.5 * a) ** 2
+    return jnp.where(kind == 0, crescent, jnp.where(kind == 1, levels_out, two_peaks / 3))
+
+
+CRESCENT, LEVELS_OUT, TWO_PEAKS = np.zeros(3), np.ones(3), np.full(3, 2.0)
 
 
 @functools.cache
 def crescent_fit():
-    return fj.fit(crescent, {"a": 0.1, "b": 0.1}, np.zeros(3))
+    return fj.fit(surface, {"a": 0.1, "b": 0.1}, CRESCENT)
 
 
 @functools.cache
@@ -78,6 +88,25 @@ def test_the_boundary_is_that_of_minos():
     np.testing.assert_allclose(radius(angle), expected, atol=1e-3)
 
 
+def line(params, y, x):
+    return norm.logpdf(y, params["a"] + params["b"] * x, params["scale"])
+
+
+def test_the_boundary_with_a_third_parameter_at_its_best_has_the_closed_form():
+    """Of a regression: with the scale at its best −2ℓ is n log Σ(y − a − b x)² but for a constant."""
+    x = np.linspace(-1.0, 2.0, 12)
+    y = 1.0 + 0.5 * x + np.cos(7.0 * x)
+    model = fj.Model(line, constraints={"scale": fj.positive})
+    fit = fj.fit(model, {"a": 0.0, "b": 0.0, "scale": 1.0}, y, given=x)
+    region = fj.profile_region(fit, ("a", "b"), num_points=16)
+    a, b = region.points.T[:, :, None]
+    squares, least = np.sum((y - a - b * x) ** 2, axis=1), np.sum((y - fit.params["a"] - fit.params["b"] * x) ** 2)
+    np.testing.assert_allclose(0.5 * 12 * np.log(squares / least), region.cut, rtol=1e-8)
+    np.testing.assert_allclose(region.params["scale"], np.sqrt(squares / 12), rtol=1e-6)
+    assert region.closed
+
+
+@pytest.mark.exhaustive
 def test_the_boundary_with_a_third_parameter_at_its_best_is_that_of_minos():
     fit = fj.fit(fj.families.gev, None, PORT_PIRIE)
     region = fj.profile_region(fit, ("loc", "shape"), level=0.9)
@@ -87,8 +116,11 @@ def test_the_boundary_with_a_third_parameter_at_its_best_is_that_of_minos():
     # Every point has the deviance of the cut-off, and no other scale would do better.
     drops = [fit.log_likelihood - fj.log_likelihood(fj.families.gev, one, PORT_PIRIE) for one in _each(region.params)]
     np.testing.assert_allclose(drops, -np.log(0.1), atol=1e-9)
-    slopes = [fj.score(fj.families.gev, one, PORT_PIRIE)["scale"] for one in _each(region.params)]
-    np.testing.assert_allclose(slopes, 0.0, atol=1e-3)
+    change = {"loc": 0.0, "scale": 5e-7, "shape": 0.0}  # where a slope of 1e-3 would be steeper than the curvature
+    for one, drop in zip(_each(region.params), drops, strict=True):
+        for sign in (-1, 1):
+            beside = jax.tree.map(lambda x, step, sign=sign: x + sign * step, one, change)
+            assert fit.log_likelihood - fj.log_likelihood(fj.families.gev, beside, PORT_PIRIE) > drop
 
 
 def _each(params):
@@ -107,11 +139,11 @@ def test_points_lie_on_the_cut_off_of_scipy_and_are_a_closed_curve():
 
 def test_with_joint_false_the_extremes_are_the_ends_of_the_single_profiles():
     region = fj.profile_region(fitted(), ("shape", "rate"), joint=False)
-    single = fj.profile_likelihood(fitted())
+    # The same as in `test_profile.py`.
+    ends = {"shape": (3.376349098, 4.717763028), "rate": (0.04528679901, 0.06469147237)}
     for k, name in enumerate(region.names):
-        ends = single.interval[single.names.index(name)]
         received = [region.points[:, k].min(), region.points[:, k].max()]
-        np.testing.assert_allclose(received, ends, atol=5e-3 * single.standard_error[0])
+        np.testing.assert_allclose(received, ends[name], atol=5e-3 * fitted().standard_errors()[name])
     assert region.cut == pytest.approx(1.920729410347062)
     assert beef_region().cut == pytest.approx(2.995732273553991)  # half of R's qchisq(0.95, 2)
 
@@ -143,16 +175,13 @@ def test_a_smaller_region_of_the_same_likelihood_is_closed():
 
 
 def test_a_region_that_extends_to_infinity_says_on_how_many_rays():
-    def levels_out(params, y):
-        return -0.5 * (params["a"] - y) ** 2 - 0.2 * jnp.tanh(params["b"]) ** 2
-
-    fit = fj.fit(levels_out, {"a": 0.1, "b": 0.1}, np.zeros(3))
+    fit = fj.fit(surface, {"a": 0.1, "b": 0.1}, LEVELS_OUT)
     with pytest.warns(fj.FitWarning, match="not closed"):
-        region = fj.profile_region(fit, ("b", "a"), num_points=16)
+        region = fj.profile_region(fit, ("a", "b"), num_points=16)
     away = region.end_codes == End.NEVER_FALLS
     assert away.sum() == 2  # along b, on both sides
     assert np.all(np.isnan(region.points[away]))
-    assert np.all(np.abs(region.reached[away, 0]) > 5)
+    assert np.all(np.abs(region.reached[away, 1]) > 5)
     np.testing.assert_allclose(region.fallen[away], 0.6, rtol=1e-3)
     assert np.all(np.isfinite(region.points[~away]))
     assert "On 2 of 16 rays: never falls to the cut-off" in str(region)
@@ -160,15 +189,11 @@ def test_a_region_that_extends_to_infinity_says_on_how_many_rays():
 
 
 def test_a_better_optimum_on_a_ray_is_taken_up():
-    def two_peaks(params, y):
-        x = params["x"]
-        return jnp.logaddexp(-0.5 * (x + 3) ** 2, 1.0 - 0.5 * (x - 3) ** 2) - 0.5 * (params["c"] - 0.5 * x - y) ** 2
-
-    fit = fj.fit(two_peaks, {"x": -3.0, "c": 0.0}, np.zeros(1))
-    assert fit.params["x"] < 0
-    region = fj.profile_region(fit, ("x", "c"), level=0.999, num_points=16)
+    fit = fj.fit(surface, {"a": -3.0, "b": 0.0}, TWO_PEAKS)
+    assert fit.params["a"] < 0
+    region = fj.profile_region(fit, ("a", "b"), level=0.999, num_points=16)
     assert region.num_restarts == 1
-    assert region.fit.params["x"] > 0
+    assert region.fit.params["a"] > 0
     best = minimize_scalar(lambda x: -float(np.logaddexp(-0.5 * (x + 3) ** 2, 1 - 0.5 * (x - 3) ** 2)), bounds=(2, 4))
     np.testing.assert_allclose(region.estimate[0], best.x, atol=1e-3)
     assert "A better optimum was found on the way" in str(region)
@@ -176,7 +201,9 @@ def test_a_better_optimum_on_a_ray_is_taken_up():
 
 def test_float32_gives_the_same_boundary_to_its_own_digits():
     start = {"a": np.float32(0.1), "b": np.float32(0.1)}
-    region = fj.profile_region(fj.fit(crescent, start, np.zeros(3, np.float32)), ("a", "b"), level=0.3, num_points=16)
+    region = fj.profile_region(
+        fj.fit(surface, start, CRESCENT.astype(np.float32)), ("a", "b"), level=0.3, num_points=16
+    )
     assert region.points.dtype == np.float32
     a, b = region.points.T
     np.testing.assert_allclose(1.5 * a**2 + 1.5 * ((b - a**2) / 0.3) ** 2, region.cut, rtol=1e-4)
@@ -223,7 +250,7 @@ def test_wrong_levels_counts_and_batches_are_errors():
         fj.profile_region(fitted(), ("shape", "rate"), num_points=3)
     with pytest.raises(TypeError, match="joint='both' must be True or False"):
         fj.profile_region(fitted(), ("shape", "rate"), joint="both")
-    fits = fj.fit_batch(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, np.stack([BEEF, BEEF]))
+    fits = batch_of(fitted(), fitted())
     with pytest.raises(
         TypeError, match=r"takes one fit, for each has a curve of its own. Take one of yours, as fits\[3\]"
     ):

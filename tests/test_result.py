@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import batch_of
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
-from fisher_jax.families import gamma
+from fisher_jax.families import weibull
 from fisher_jax.models.dataset import Dataset
 
 KINDS = ("observed", "expected", "empirical", "sandwich")
 RNG = np.random.default_rng(31)
 DATA = RNG.gamma(4.0, 0.5, (5, 30))
-START = {"shape": 1.0, "rate": 1.0}
+START = {"shape": 1.0, "scale": 1.0}
 
 
 class Line(NamedTuple):
@@ -48,13 +49,13 @@ CONSTRAINED_DATA = np.array([0.2, 0.3, 0.5, -1.0, 2.0, 2.0, 0.3, 0.3, 1.0]) + 0.
 
 
 @pytest.fixture(scope="module")
-def gammas():
-    return fj.fit_batch(gamma, START, DATA, covariances=KINDS)
+def weibulls():
+    return fj.fit_batch(weibull, START, DATA, covariances=KINDS)
 
 
 @pytest.fixture(scope="module")
 def constrained():
-    return fj.fit_batch(CONSTRAINED, CONSTRAINED_START, CONSTRAINED_DATA, covariances=("observed", "sandwich"))
+    return batch_of(*(fj.fit(CONSTRAINED, CONSTRAINED_START, y) for y in CONSTRAINED_DATA))
 
 
 def assert_trees_close(received, expected, **settings):
@@ -67,19 +68,19 @@ def row(tree, k):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_of_many_is_row_i_of_the_methods_of_all(gammas, kind):
+def test_each_of_many_is_row_i_of_the_methods_of_all(weibulls, kind):
     for k in range(3):
-        one = gammas[k]
-        assert_trees_close(one.covariance(kind), gammas.covariance(kind)[k], rtol=1e-13)
-        assert_trees_close(one.standard_errors(kind), row(gammas.standard_errors(kind), k), rtol=1e-13)
-        assert_trees_close(one.correlation(kind), gammas.correlation(kind)[k], rtol=1e-13)
+        one = weibulls[k]
+        assert_trees_close(one.covariance(kind), weibulls.covariance(kind)[k], rtol=1e-13)
+        assert_trees_close(one.standard_errors(kind), row(weibulls.standard_errors(kind), k), rtol=1e-13)
+        assert_trees_close(one.correlation(kind), weibulls.correlation(kind)[k], rtol=1e-13)
         for how in ({"level": 0.9}, {"scale": "natural"}):
-            found = row(gammas.confidence_intervals(kind, **how), k)
+            found = row(weibulls.confidence_intervals(kind, **how), k)
             assert_trees_close(one.confidence_intervals(kind, **how), found, rtol=1e-13)
         if kind != "sandwich":
-            np.testing.assert_allclose(one.information(kind).matrix, gammas.information(kind).matrix[k], rtol=1e-13)
+            np.testing.assert_allclose(one.information(kind).matrix, weibulls.information(kind).matrix[k], rtol=1e-13)
     for name in ("aic", "bic", "aicc", "tic"):
-        np.testing.assert_allclose(getattr(gammas[2], name)(), getattr(gammas, name)()[2], rtol=1e-13)
+        np.testing.assert_allclose(getattr(weibulls[2], name)(), getattr(weibulls, name)()[2], rtol=1e-13)
 
 
 def test_the_same_formulas_serve_every_constraint_and_the_traced_fit(constrained):
@@ -95,36 +96,34 @@ def test_the_same_formulas_serve_every_constraint_and_the_traced_fit(constrained
         assert_trees_close(one, row(known, 1), rtol=1e-12, atol=1e-15)
 
 
-def test_a_fit_mapped_by_vmap_has_the_methods_of_fit_batch(gammas):
+def test_a_fit_mapped_by_vmap_has_the_methods_of_fit_batch(weibulls):
     # Jitted, since vmap alone would compile each operation for itself (`test_contracts.py` has such fits).
-    fit_each = jax.vmap(lambda y: fj.fit(gamma, START, y))
-    mapped = jax.jit(fit_each)(DATA)
+    nested = jax.jit(jax.vmap(jax.vmap(lambda y: fj.fit(weibull, START, y))))(DATA.reshape(1, 5, 30))
+    mapped = nested[0]
+    assert mapped.has_batch
     assert len(mapped) == 5
-    assert_trees_close(mapped.standard_errors(), gammas.standard_errors(), rtol=1e-6)
-    assert_trees_close(mapped[3].params, gammas[3].params, rtol=1e-6)
+    assert_trees_close(mapped.standard_errors(), weibulls.standard_errors(), rtol=1e-6)
+    assert_trees_close(mapped[3].params, weibulls[3].params, rtol=1e-6)
     assert "5 converged (100 %)" in str(mapped.summary())
-    nested = jax.jit(jax.vmap(fit_each))(DATA[:4].reshape(2, 2, 30))
-    assert nested.covariance().shape == (2, 2, 2, 2)
-    np.testing.assert_allclose(nested.covariance()[1, 0], gammas.covariance()[2], rtol=1e-6)
-    assert nested[1].has_batch
+    assert nested.covariance().shape == (1, 5, 2, 2)
+    np.testing.assert_allclose(nested.covariance()[0, 2], weibulls.covariance()[2], rtol=1e-6)
 
 
-def test_many_fits_have_a_length_and_one_has_none(gammas):
-    assert [one.status for one in gammas] == [fj.Status.CONVERGED] * 5
-    assert len(gammas[1:3]) == 2
-    assert len(gammas[np.array([True, False, True, False, False])]) == 2
-    np.testing.assert_array_equal(gammas[[4, 0]].params["rate"], gammas.params["rate"][[4, 0]])
-    np.testing.assert_array_equal(gammas[[4, 0]].origin.dataset.data, DATA[[4, 0]])
-    np.testing.assert_array_equal(gammas[-1].origin.dataset.data, DATA[4])
-    assert not gammas[0].has_batch
-    assert bool(gammas[0])
+def test_many_fits_have_a_length_and_one_has_none(weibulls):
+    assert [one.status for one in weibulls] == [fj.Status.CONVERGED] * 5
+    assert len(weibulls[1:3]) == 2
+    assert len(weibulls[np.array([True, False, True, False, False])]) == 2
+    np.testing.assert_array_equal(weibulls[[4, 0]].params["scale"], weibulls.params["scale"][[4, 0]])
+    np.testing.assert_array_equal(weibulls[[4, 0]].origin.dataset.data, DATA[[4, 0]])
+    np.testing.assert_array_equal(weibulls[-1].origin.dataset.data, DATA[4])
+    assert not weibulls[0].has_batch
+    assert bool(weibulls[0])
     with pytest.raises(TypeError, match="has no length"):
-        len(gammas[0])
+        len(weibulls[0])
 
 
-def test_numbers_and_reports_of_a_finished_fit_compile_nothing(gammas):
-    fit = fj.fit(gamma, START, DATA[0])
-    fits = fj.fit_batch(CONSTRAINED, CONSTRAINED_START, CONSTRAINED_DATA)
+def test_numbers_and_reports_of_a_finished_fit_compile_nothing(weibulls, constrained):
+    fit, fits = fj.fit(weibull, START, DATA[0]), constrained
     compiled = []
 
     def listen(event, duration, **_):
@@ -133,7 +132,7 @@ def test_numbers_and_reports_of_a_finished_fit_compile_nothing(gammas):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        for one in (fit, gammas, fits, gammas[1]):
+        for one in (fit, weibulls, fits, weibulls[1]):
             str(one.summary(level=0.9))
             repr(one)
             one._repr_html_()
@@ -154,54 +153,54 @@ def test_numbers_and_reports_of_a_finished_fit_compile_nothing(gammas):
 
 
 def test_what_runs_on_the_host_is_in_float64_for_a_fit_in_float32():
-    fit = fj.fit(gamma, jax.tree.map(np.float32, START), DATA[0].astype(np.float32))
+    fit = fj.fit(weibull, jax.tree.map(np.float32, START), DATA[0].astype(np.float32))
     assert fit.free.dtype == np.float32
     assert fit.covariance().dtype == np.float64
 
 
-def test_many_fits_are_worked_on_in_blocks(gammas, monkeypatch):
-    whole = gammas.confidence_intervals("sandwich")
+def test_many_fits_are_worked_on_in_blocks(weibulls, monkeypatch):
+    whole = weibulls.confidence_intervals("sandwich")
     monkeypatch.setattr("fisher_jax.fitting.result.BLOCK", 2)
-    assert_trees_close(gammas.confidence_intervals("sandwich"), whole, rtol=0)
+    assert_trees_close(weibulls.confidence_intervals("sandwich"), whole, rtol=0)
 
 
-def test_the_kind_is_what_the_fit_was_asked_for(gammas):
-    fit = fj.fit(gamma, START, DATA[0])
+def test_the_kind_is_what_the_fit_was_asked_for(weibulls):
+    fit = fj.fit(weibull, START, DATA[0])
     np.testing.assert_array_equal(fit.covariance(), fit.covariance("observed"))
     by_cluster = fj.robust(fit, clusters=np.arange(30) // 3)
     np.testing.assert_array_equal(by_cluster.covariance(), by_cluster.covariance("sandwich"))
     assert "10 clusters" in str(by_cluster.summary())
     assert "10 clusters" in str(by_cluster)
-    ratio = fj.delta_method(by_cluster, lambda p: p["shape"] / p["rate"])
+    ratio = fj.delta_method(by_cluster, lambda p: p["scale"] / p["shape"])
     assert "10 clusters" in ratio.description
     assert "10 clusters" in fj.wald_test(by_cluster, {"shape": 1.0}).covariance
-    assert "10 clusters" in str(fj.coefficient_table(gamma=by_cluster))
-    kept = fj.fit_batch(gamma, START, DATA, covariances=("empirical", "observed"))
+    assert "10 clusters" in str(fj.coefficient_table(weibull=by_cluster))
+    kept = fj.fit_batch(weibull, START, DATA, covariances=("empirical", "observed"))
     np.testing.assert_array_equal(kept.covariance(), kept.covariance("empirical"))
     many = fj.robust(kept, clusters=np.arange(30) // 3)
     assert many.kinds == ("empirical", "observed", "sandwich")
     np.testing.assert_allclose(many.covariance()[0], by_cluster.covariance(), rtol=1e-6)
 
 
-def test_frames_of_one_and_of_many_hold_the_same_numbers(gammas):
-    many, one = gammas.to_frame("sandwich", level=0.9), gammas[2].to_frame("sandwich", level=0.9)
+def test_frames_of_one_and_of_many_hold_the_same_numbers(weibulls):
+    many, one = weibulls.to_frame("sandwich", level=0.9), weibulls[2].to_frame("sandwich", level=0.9)
     for column, label in (("lower", "shape lower"), ("standard_error", "shape standard error")):
         np.testing.assert_allclose(one.loc["shape", column], many.loc[2, label], rtol=1e-12)
 
 
 def of_one_row(fit):
-    return fit.standard_errors()["rate"], fit.origin.model == gamma
+    return fit.standard_errors()["scale"], fit.origin.model == weibull
 
 
-def test_fits_models_and_informations_survive_copies_and_pickle(gammas):
-    fit = fj.fit(gamma, START, DATA[0])
+def test_fits_models_and_informations_survive_copies_and_pickle(weibulls):
+    fit = fj.fit(weibull, START, DATA[0])
     for duplicate in (copy.deepcopy(fit), pickle.loads(pickle.dumps(fit))):
         assert jax.tree.structure(duplicate) == jax.tree.structure(fit)
-        assert duplicate.origin.model == gamma
+        assert duplicate.origin.model == weibull
         np.testing.assert_array_equal(duplicate.covariance("sandwich"), fit.covariance("sandwich"))
         assert_trees_close(fj.robust(duplicate).standard_errors(), fj.robust(fit).standard_errors(), rtol=1e-12)
-    many = pickle.loads(pickle.dumps(gammas))
-    np.testing.assert_array_equal(many.covariance(), gammas.covariance())
+    many = pickle.loads(pickle.dumps(weibulls))
+    np.testing.assert_array_equal(many.covariance(), weibulls.covariance())
     information = pickle.loads(pickle.dumps(fit.information()))
     np.testing.assert_array_equal(information.matrix, fit.information().matrix)
     for name in dir(fj.families):
@@ -239,17 +238,17 @@ def test_a_fit_of_other_pytrees_survives_pickle():
     assert_trees_close(duplicate.standard_errors(), fit.standard_errors(), rtol=1e-14)
 
 
-def test_fits_cross_to_other_processes(gammas, monkeypatch):
+def test_fits_cross_to_other_processes(weibulls, monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.map(of_one_row, [gammas[0], gammas[1]])
-    np.testing.assert_allclose([error for error, _ in found], gammas.standard_errors()["rate"][:2], rtol=1e-12)
+        found = pool.map(of_one_row, [weibulls[0], weibulls[1]])
+    np.testing.assert_allclose([error for error, _ in found], weibulls.standard_errors()["scale"][:2], rtol=1e-12)
     assert all(same for _, same in found)
 
 
-def test_fits_are_saved_and_read_without_pickle(gammas, constrained, tmp_path):
-    single = fj.robust(fj.fit(gamma, START, DATA[0]), clusters=np.arange(30) // 3)
-    for fits in (gammas, constrained, single):
+def test_fits_are_saved_and_read_without_pickle(weibulls, constrained, tmp_path):
+    single = fj.robust(fj.fit(weibull, START, DATA[0]), clusters=np.arange(30) // 3)
+    for fits in (weibulls, constrained, single):
         fits.save(tmp_path / "fits")
         loaded = fj.load(tmp_path / "fits")
         assert loaded.origin is None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_sets import PROBLEMS, ships
+from helpers import batch_of
 from jax.scipy.stats import norm
 from registry import MODELS
 from test_oracles import assert_printed
@@ -227,7 +228,7 @@ def test_a_factor_that_does_not_exist_is_said():
 def test_a_batch_has_the_same_as_each_fit_alone():
     fit, ship, _ = poisson()
     model, (data, given, _) = fit.origin.model, fit.origin.dataset.parts
-    fits = fj.fit_batch(model, np.zeros(3), np.stack([data, data[::-1]]), given=given, tolerance=1e-12)
+    fits = batch_of(fit, fj.fit(model, np.zeros(3), data[::-1], given=given, tolerance=1e-12))
     by_ship = fj.robust(fits, clusters=ship)
     np.testing.assert_allclose(by_ship.covariance("sandwich")[0], sandwich(fit, clusters=ship), rtol=1e-8)
     np.testing.assert_allclose(by_ship.covariance("sandwich")[1], sandwich(fits[1], clusters=ship), rtol=1e-8)

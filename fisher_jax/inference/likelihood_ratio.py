@@ -135,8 +135,13 @@ def likelihood_ratio_test(
     1.621 0.203
     """
     check_fit(fit)
-    if key is not None and not isinstance(null, Fit) and isinstance(fit.origin, Origin) and not fit.has_batch:
-        check_sampler(fit.origin.model, fit.origin.dataset.given)  # before the null is fitted, which may take long
+    if key is not None:  # checked before the null is fitted, which may take long
+        if fit.has_batch:
+            raise TypeError("the bootstrap takes one fit, which it makes a batch of. Take each of yours, as fits[3].")
+        check_key(key)
+        num_replicates = check_count(num_replicates, FEWEST, "num_replicates")
+        if not isinstance(null, Fit) and isinstance(fit.origin, Origin):
+            check_sampler(fit.origin.model, fit.origin.dataset.given)
     under = _fit_null(fit, null)
     freedom, edge = under.freedom, under.num_on_boundary
     if num_on_boundary is not None:
@@ -373,13 +378,9 @@ def _failures(fit: Fit, null: Fit | None, edge: int, unidentified: np.ndarray) -
 
 
 def _bootstrap(
-    fit: Fit, null: Any, under: _Null, statistic: Any, notes: list[str], key: Any, num_replicates: Any, starts: Any
+    fit: Fit, null: Any, under: _Null, statistic: Any, notes: list[str], key: Any, count: int, starts: Any
 ) -> HypothesisTest:
     """The rank of the statistic among those of data drawn under the null."""
-    if fit.has_batch:
-        raise TypeError("the bootstrap takes one fit, which it makes a batch of. Take each of yours, as fits[3].")
-    check_key(key)
-    count = check_count(num_replicates, FEWEST, "num_replicates")
     origin = origin_of(fit)
     if under.values is not None and origin.model.sample is not None:
         source = origin, fit.layout, under.values
