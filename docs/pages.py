@@ -5,6 +5,7 @@ has no topic yet is listed under its own name. So has a file in `docs/coming_fro
 and the names of this library in its text lead to their pages.
 """
 
+import functools
 import html
 import inspect
 import json
@@ -59,6 +60,7 @@ class Page:
     text: str
 
 
+@functools.cache
 def reference() -> list[Page]:
     """A page for every public name, for every function in a public namespace, and one for all families."""
     public = {name: getattr(fisher_jax, name) for name in fisher_jax.__all__ if not name.startswith("__")}

@@ -56,6 +56,23 @@ def in_chunks(
     return jax.lax.fori_loop(0, count, body, (jnp.zeros((n, *by_row.shape[1:]), by_row.dtype), zeros))
 
 
+def vmap_in_blocks(function: Callable[..., Any], rows: PyTree, at_once: int) -> Any:
+    """`jax.vmap(function)(rows)`, at most so many rows at a time.
+
+    The last row is repeated until all blocks have one size. `jax.lax.map(…, batch_size=…)` would compile `function` a second time
+    for a smaller block at the end.
+    """
+    count = jax.tree.leaves(rows)[0].shape[0]
+    num_blocks = -(-count // max(at_once, 1))
+    if num_blocks <= 1:
+        return jax.vmap(function)(rows)
+    size = -(-count // num_blocks)
+    if extra := num_blocks * size - count:
+        repeated = np.minimum(np.arange(count + extra), count - 1)
+        rows = jax.tree.map(lambda leaf: leaf[repeated], rows)
+    return jax.tree.map(lambda leaf: leaf[:count], jax.lax.map(function, rows, batch_size=size))
+
+
 def blocks_of(count: int, entries: int) -> Iterator[np.ndarray]:
     """The numbers 0, 1, … of `count` data sets of so many entries, in blocks of one size; the last exceeds the count.
 

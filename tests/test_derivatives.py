@@ -1,14 +1,17 @@
 """Derivatives against closed forms, in either mode, whole or in chunks."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import some_of
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
+from fisher_jax.blocks import vmap_in_blocks
 from fisher_jax.information.derivatives import check_arguments
 from fisher_jax.models import likelihood as likelihoods
 
@@ -34,9 +37,25 @@ def problem(p):
     return rng.normal(size=p), rng.normal(size=N), x
 
 
-@pytest.mark.parametrize("chunk", [2**19, 2**10], ids=["whole", "chunked"])
-@pytest.mark.parametrize("p", [1, *(pytest.param(p, marks=pytest.mark.exhaustive) for p in (3, 20)), 4])
-@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_in_blocks_are_those_at_once_and_the_function_is_traced_once():
+    traced = []
+
+    def function(row):
+        traced.append(row)
+        return {"sum": jnp.sum(row["x"])}
+
+    rows = {"x": jnp.arange(14.0).reshape(7, 2)}
+    for at_once in (3, 7, 100):
+        np.testing.assert_array_equal(vmap_in_blocks(function, rows, at_once)["sum"], np.sum(rows["x"], axis=1))
+    assert len(traced) == 3
+
+
+CASES = list(itertools.product((False, True), (1, 3, 4, 20), (2**19, 2**10)))
+# Each two of these settings meet in every run.
+MEETING = [(True, 1, 2**19), (False, 1, 2**10), (False, 4, 2**19), (True, 4, 2**10)]
+
+
+@pytest.mark.parametrize(("weighted", "p", "chunk"), some_of(CASES, *MEETING))
 def test_all_derivatives_of_a_regression_have_their_closed_form(p, chunk, weighted, monkeypatch):
     monkeypatch.setattr(likelihoods, "CHUNK_ENTRIES", chunk)
     regression = normal_regression()

@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import functools
 import importlib
 import importlib.util
 import io
@@ -185,6 +186,7 @@ def test_names_of_the_library_in_a_page_lead_to_their_pages():
     )
 
 
+@functools.cache
 def pages():
     """docs/pages.py, which needs no mkdocs to say what pages there are."""
     spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")

@@ -26,16 +26,21 @@ def fits_from_near_and_far(name):
     return [fj.fit(model, start, y) for start in starts]
 
 
-def is_minimum(name, fit):
-    """Whether the gradient vanishes and the Hessian is positive definite, by plain JAX and numpy."""
+@functools.partial(jax.jit, static_argnums=0)
+def derivatives(name, x):
+    """The gradient and the Hessian of half the sum of squares, by plain JAX."""
 
     def half_sum(x):
         return 0.5 * jnp.sum(PROBLEMS[name].residuals(x) ** 2)
 
-    x = jnp.asarray(fit.params)
-    hessian = np.asarray(jax.hessian(half_sum)(x))
+    return jax.grad(half_sum)(x), jax.hessian(half_sum)(x)
+
+
+def is_minimum(name, fit):
+    """Whether the gradient vanishes and the Hessian is positive definite."""
+    gradient, hessian = map(np.asarray, derivatives(name, jnp.asarray(fit.params)))
     size = 1 / np.sqrt(np.diagonal(hessian))
-    slope = np.asarray(jax.grad(half_sum)(x)) * size
+    slope = gradient * size
     return np.all(np.abs(slope) < 1e-6) and np.linalg.eigvalsh(hessian * size * size[:, None])[0] > 0
 
 

@@ -68,11 +68,13 @@ def test_in_the_small_step_limit_two_parametrisations_take_the_same_path():
 
 
 def test_the_plain_gradient_takes_another_path_in_each_parametrisation():
-    ends = []
-    for model, start in ((BY_RATE, START["by rate"]), (BY_MEAN, START["by mean"])):
-        slope = jax.grad(loss_of(model, Y))(jax.tree.map(jnp.asarray, start))
+    @functools.partial(jax.jit, static_argnums=0)
+    def direction(model, start):
+        slope = jax.grad(loss_of(model, Y))(start)
         _, push = jax.jvp(model.log_density.predict, (start,), (jax.tree.map(jnp.negative, slope),))
-        ends.append([push["shape"], push["rate"]])
+        return push["shape"], push["rate"]
+
+    ends = direction(BY_RATE, START["by rate"]), direction(BY_MEAN, START["by mean"])
     assert np.linalg.norm(np.subtract(*ends)) > 0.3 * np.linalg.norm(ends[0])
 
 
@@ -97,11 +99,12 @@ def mixed(params):
 MIXED = fj.linked(fj.families.normal, lambda p, x: {"loc": small_network(mixed(p), x), "scale": jnp.asarray(0.3)})
 
 
-def one_step(model, params, optimizer, **extra):
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def one_step(model, params, optimizer):
     params = jax.tree.map(jnp.asarray, params)
     gradient = jax.grad(loss_of(model, TARGET, X))(params)
     information = fj.information_operator(model, params, given=X)
-    return optimizer.update(gradient, optimizer.init(params), params, information=information, **extra)
+    return optimizer.update(gradient, optimizer.init(params), params, information=information)
 
 
 def test_without_a_matrix_the_step_is_the_same_in_other_coordinates():
@@ -130,8 +133,13 @@ def test_by_matrix_and_by_products_the_step_is_the_same():
     params = jax.tree.map(jnp.asarray, NETWORK)
     optimizer = natural_gradient(0.7, **settings)
     free, state = one_step(REGRESSION, params, optimizer)
-    gradient = jax.grad(loss_of(REGRESSION, TARGET, X))(params)
-    dense, told = optimizer.update(gradient, optimizer.init(params), params, objective=dense_objective)
+
+    @jax.jit
+    def by_matrix(params):
+        gradient = jax.grad(loss_of(REGRESSION, TARGET, X))(params)
+        return optimizer.update(gradient, optimizer.init(params), params, objective=dense_objective)
+
+    dense, told = by_matrix(params)
     for name in free:
         np.testing.assert_allclose(free[name], dense[name], rtol=1e-8, atol=1e-10)
     np.testing.assert_allclose(state.divergence, told.divergence, rtol=1e-9)
@@ -148,7 +156,7 @@ def test_a_solve_that_is_cut_short_is_told_and_still_descends():
     assert (state.num_products, state.num_unsolved) == (2, 1)
     assert not state.solved
     assert state.residual > 1e-3
-    gradient = jax.grad(loss_of(REGRESSION, TARGET, X))(jax.tree.map(jnp.asarray, NETWORK))
+    gradient = jax.jit(jax.grad(loss_of(REGRESSION, TARGET, X)))(NETWORK)
     assert sum(jnp.sum(gradient[name] * updates[name]) for name in gradient) < 0
     # The divergence of a step cut short, which is told without a further product.
     operator = fj.information_operator(REGRESSION, NETWORK, given=X)
@@ -169,10 +177,14 @@ def test_convergence_is_linear_at_the_rate_that_the_learning_rate_leaves():
 def test_the_divergence_is_that_between_the_models():
     model, params = fj.linked(fj.families.poisson, lambda p: {"rate": jnp.exp(p)}), jnp.asarray(1.0)
     optimizer = natural_gradient(largest_divergence=1e-4)
-    gradient = jax.grad(loss_of(model, jnp.array([9.0, 7.0])))(params)
-    step, _ = optimizer.update(
-        gradient, optimizer.init(params), params, information=fj.information_operator(model, params)
-    )
+
+    @jax.jit
+    def update(params):
+        gradient = jax.grad(loss_of(model, jnp.array([9.0, 7.0])))(params)
+        information = fj.information_operator(model, params)
+        return optimizer.update(gradient, optimizer.init(params), params, information=information)
+
+    step, _ = update(params)
     before, after = jnp.exp(params), jnp.exp(params + step)
     divergence = before * (params - (params + step)) + after - before
     np.testing.assert_allclose(divergence, 1e-4, rtol=0.01)
@@ -189,10 +201,11 @@ def test_a_singular_matrix_gives_nan_or_with_adaptive_damping_waits_until_it_is_
     assert np.all(np.isnan(updates))
     assert not state.solved
     careful, value_fn = natural_gradient(damping=1e-16, adaptive=True), lambda x: jnp.sum(gradient * x)
+    update = jax.jit(lambda state: careful.update(gradient, state, x, objective=singular, value_fn=value_fn))
     state = careful.init(x)
     for _ in range(20):
         before = state.damping
-        updates, state = careful.update(gradient, state, x, objective=singular, value_fn=value_fn)
+        updates, state = update(state)
         if not state.rejected:
             break
         assert updates.tolist() == [0.0, 0.0]
@@ -320,8 +333,9 @@ OPERATORS = {
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def trained(optimizer, how, count):
-    """The loss on all rows after each step on a minibatch."""
+def trained(optimizer_of, how, count, rate=1.0):
+    """The loss on all rows after each step on a minibatch, and the state, with the optimiser of this rate."""
+    optimizer = optimizer_of(rate)
     params, x, y = jax.tree.map(jnp.asarray, surface())
 
     def step(carry, k):
@@ -350,8 +364,8 @@ def steps_to(losses):
 
 @pytest.mark.slow
 def test_a_network_takes_a_third_of_the_steps_of_adam_at_its_best():
-    adam = min(steps_to(trained(optax.adam(rate), None, 300)[0]) for rate in (0.01, 0.03, 0.1))
-    natural = natural_gradient(damping=0.1, adaptive=True, max_products=30)
+    adam = min(steps_to(trained(optax.adam, None, 300, rate)[0]) for rate in (0.01, 0.03, 0.1))
+    natural = functools.partial(natural_gradient, damping=0.1, adaptive=True, max_products=30)
     losses, state = trained(natural, "linked", 30)
     assert 3 * steps_to(losses) < adam < np.inf
     assert losses.dtype == jnp.float32
@@ -362,7 +376,8 @@ def test_a_network_takes_a_third_of_the_steps_of_adam_at_its_best():
 @pytest.mark.parametrize("how", ["sampled", "empirical"])
 def test_a_network_learns_with_either_other_information_too(how):
     kind = "empirical" if how == "empirical" else "expected"
-    losses, state = trained(natural_gradient(kind=kind, damping=0.1, adaptive=True, max_products=30), how, 30)
+    natural = functools.partial(natural_gradient, kind=kind, damping=0.1, adaptive=True, max_products=30)
+    losses, state = trained(natural, how, 30)
     assert losses[-1] < 0.3 * losses[0]
     assert state.num_updates == 30
     assert state.num_products <= 30

@@ -33,19 +33,16 @@ def fit(name, **settings):
     return fj.fit(model, start, data, given=given, **settings)
 
 
-# Two models for each optimiser and two optimisers for each model in every run, the others by `make exhaustive`.
+# Each optimiser and each model in every run, the other pairs by `make exhaustive`.
 IN_EVERY_RUN = [
     ("gamma", "fisher_scoring"),
-    ("gamma", "lbfgs"),
     ("normal", "bhhh"),
     ("normal", "scaled by information"),
-    ("logistic", "lbfgs"),
+    ("normal", "lbfgs"),
     ("logistic", "adam"),
     ("poisson", "bhhh"),
     ("poisson", "fisher_scoring"),
-    ("autoregression", "adam"),
-    ("autoregression", "scaled by information"),
-    ("gamma", "natural gradient"),
+    ("poisson", "natural gradient"),
     ("autoregression", "natural gradient, empirical"),
 ]
 PAIRS = [
@@ -69,13 +66,13 @@ def test_every_optimiser_ends_within_a_thousandth_of_a_standard_error_of_newton(
 
 
 def test_a_first_order_optimiser_that_stops_early_is_not_called_converged():
-    early = fit("normal", optimizer=optax.adam(1e-3), max_steps=20)
+    early = fit("normal", optimizer=UNUSUAL["gradients gathered over steps"], max_steps=20)  # two steps of Adam
     assert early.status is fj.Status.STEP_LIMIT
     assert early.num_steps == 20
 
 
 def test_an_optimiser_that_leaps_out_of_the_finite_is_said_to():
-    wild = fit("gamma", optimizer=optax.sgd(1e6))
+    wild = fit("normal", optimizer=optax.sgd(1e6))
     assert wild.status in (fj.Status.NOT_FINITE, fj.Status.STALLED, fj.Status.BOUNDARY)
     assert np.all(np.isfinite(wild.free))
 
@@ -88,13 +85,13 @@ UNUSUAL = {
 }
 
 
-@pytest.mark.parametrize("optimizer", UNUSUAL)
+@pytest.mark.parametrize("optimizer", some_of(UNUSUAL, "gradients gathered over steps", "another line search"))
 def test_an_optimiser_is_not_thought_finished_because_it_pauses(optimizer):
     assert fit("normal", optimizer=UNUSUAL[optimizer], tolerance=1e-3).status is fj.Status.CONVERGED
 
 
 def test_lbfgs_converges():
-    assert fit("logistic", optimizer=OPTIMIZERS["lbfgs"]).converged
+    assert fit("normal", optimizer=OPTIMIZERS["lbfgs"]).converged
 
 
 def test_a_learning_rate_that_fades_is_not_a_success():

@@ -188,10 +188,10 @@ def binned(model: Model, edges: Any, *, extended: bool = False, total: int | Non
     --------
     >>> import fisher_jax as fj, numpy as np
     >>> counts = np.array([[11.0, 25.0, 18.0, 6.0]])
-    >>> model = fj.binned(fj.families.normal, [-2.0, -1.0, 0.0, 1.0, 2.0], extended=True)
+    >>> model = fj.binned(fj.families.logistic, [-2.0, -1.0, 0.0, 1.0, 2.0], extended=True)
     >>> fit = fj.fit(model, None, counts)
     >>> print({name: round(float(value), 3) for name, value in fit.params.items()})
-    {'loc': -0.236, 'scale': 0.967, 'total': 60.0}
+    {'loc': -0.252, 'scale': 0.606, 'total': 60.0}
     """
     model = base_of(model, "binned")
     check_flag(extended, "extended")

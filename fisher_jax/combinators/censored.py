@@ -256,10 +256,10 @@ def censored(model: Model, low: float | str | None = None, high: float | str | N
 
     A measurement that shows nothing below 1:
 
-    >>> tobit = fj.censored(fj.families.normal, low=1.0)
-    >>> fit = fj.fit(tobit, None, np.array([1.0, 1.0, 2.0, 1.5, 3.0, 1.0]))
+    >>> limited = fj.censored(fj.families.logistic, low=1.0)
+    >>> fit = fj.fit(limited, None, np.array([1.0, 1.0, 2.0, 1.5, 3.0, 1.0]))
     >>> print(f"{fit.params['loc']:.3f} {fit.params['scale']:.3f}")
-    1.086 1.284
+    1.110 0.774
     """
     model, (low, high) = base_of(model, "censored"), check_limits(low, high)
     if isinstance(model, LinkedModel):

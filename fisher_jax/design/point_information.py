@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.blocks import vmap_in_blocks
 from fisher_jax.errors import check_pytrees, shown
 from fisher_jax.information.closed_form import has_closed_form, total_expected
 from fisher_jax.information.cramer_rao import slope_of
@@ -166,9 +167,8 @@ def information_at(
 def _compute_at_rows(
     model: Model, layout: Layout, expectation: Nodes | None, values: Values, rows: PyTree
 ) -> Float[Array, "k b p p"]:
-    count = jax.tree.leaves(rows)[0].shape[0]
     at = lambda z: information_at(model, layout, expectation, values, z)  # noqa: E731
-    return jax.vmap(at)(rows) if count <= ROWS_AT_ONCE else jax.lax.map(at, rows, batch_size=ROWS_AT_ONCE)
+    return vmap_in_blocks(at, rows, ROWS_AT_ONCE)
 
 
 # The values of an enumeration are arrays, which cannot be static.

@@ -406,7 +406,7 @@ class Fit:
         Examples
         --------
         >>> import fisher_jax as fj, jax
-        >>> fit = fj.fit(fj.families.gamma, None, [1.0, 2.0, 3.0, 6.0])
+        >>> fit = fj.fit(fj.families.weibull, None, [1.0, 2.0, 3.0, 6.0])
         >>> draws = fit.normal_approximation().sample(jax.random.key(0), 1000)
         >>> print(draws["shape"].shape, bool((draws["shape"] > 0).all()))
         (1000,) True

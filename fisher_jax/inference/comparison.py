@@ -125,11 +125,11 @@ def compare(
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0, 4.0, 5.0])
-    >>> gamma = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    >>> gumbel = fj.fit(fj.families.gumbel, {"loc": 1.0, "scale": 1.0}, y)
     >>> normal = fj.fit(fj.families.normal, {"loc": 1.0, "scale": 1.0}, y)
-    >>> table = fj.compare(gamma=gamma, normal=normal)
+    >>> table = fj.compare(gumbel=gumbel, normal=normal)
     >>> print(table.names, table.difference.round(2))
-    ('normal', 'gamma') [0.   0.06]
+    ('normal', 'gumbel') [0.   0.33]
     """
     fits = named_fits(fits, named)
     if len(fits) < 2:
@@ -312,12 +312,12 @@ def coefficient_table(
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
-    >>> free = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
-    >>> exponential = fj.Model(fj.families.gamma.log_density, constraints={"shape": fj.fixed, "rate": fj.positive})
-    >>> held = fj.fit(exponential, {"shape": 1.0, "rate": 1.0}, y)
-    >>> print(fj.coefficient_table(gamma=free, exponential=held).estimates.round(2))
-    [[2.62 1.  ]
-     [0.87 0.33]]
+    >>> free = fj.fit(fj.families.weibull, {"shape": 1.0, "scale": 1.0}, y)
+    >>> exponential = fj.Model(fj.families.weibull.log_density, constraints={"shape": fj.fixed, "scale": fj.positive})
+    >>> held = fj.fit(exponential, {"shape": 1.0, "scale": 1.0}, y)
+    >>> print(fj.coefficient_table(weibull=free, exponential=held).estimates.round(2))
+    [[1.7  1.  ]
+     [3.38 3.  ]]
     """
     check_level(level)
     check_choice(show, get_args(Shown), "show")

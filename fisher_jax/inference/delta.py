@@ -191,12 +191,12 @@ def delta_method(
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
-    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
-    >>> mean = fj.delta_method(fit, lambda params: params["shape"] / params["rate"])
-    >>> print(f"{mean.value:.3f} ± {mean.standard_error:.3f}")
-    3.000 ± 0.927
-    >>> print(fj.delta_method(fit, "shape - 2 rate").names)
-    ('shape - 2 rate',)
+    >>> fit = fj.fit(fj.families.weibull, {"shape": 1.0, "scale": 1.0}, y)
+    >>> median = fj.delta_method(fit, lambda params: params["scale"] * jnp.log(2.0) ** (1.0 / params["shape"]))
+    >>> print(f"{median.value:.3f} ± {median.standard_error:.3f}")
+    2.730 ± 0.948
+    >>> print(fj.delta_method(fit, "scale - 2 shape").names)
+    ('scale - 2 shape',)
     """
     check_fit(fit)
     check_level(level)

@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.blocks import map_blocks
+from fisher_jax.blocks import map_blocks, vmap_in_blocks
 from fisher_jax.errors import (
     call_user,
     check_choice,
@@ -454,8 +454,7 @@ def _log_likelihoods(
     model: Model, layout: Layout, values: Values, dataset: Dataset, free: Float[Array, "d p"]
 ) -> Float[Array, " d"]:
     target = likelihood(model, layout, values, dataset)
-    at_once = max(1, min(len(free), ENTRIES // max(1, target.num_terms)))
-    return jax.lax.map(lambda u: jnp.sum(terms_at(target, u)), free, batch_size=at_once)
+    return vmap_in_blocks(lambda u: jnp.sum(terms_at(target, u)), free, ENTRIES // max(1, target.num_terms))
 
 
 # --- programs over rows -----------------------------------------------------------------------------------------------
@@ -555,4 +554,4 @@ def _draws(
 
         return map_rows(of_row, given, jax.random.split(noise, rows))
 
-    return jax.lax.map(draw, jax.random.split(key, count), batch_size=max(1, min(count, 2**14 // rows)))
+    return vmap_in_blocks(draw, jax.random.split(key, count), 2**14 // rows)

@@ -121,10 +121,10 @@ def robust(
     --------
     >>> import fisher_jax as fj, numpy as np
     >>> y, ship = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 5.0]), ["a", "a", "b", "b", "c", "c"]
-    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    >>> fit = fj.fit(fj.families.weibull, {"shape": 1.0, "scale": 1.0}, y)
     >>> by_ship = fj.robust(fit, clusters=ship)
-    >>> print(f'{fit.standard_errors("sandwich")["rate"]:.3f} {by_ship.standard_errors("sandwich")["rate"]:.3f}')
-    0.368 0.265
+    >>> print(f'{fit.standard_errors("sandwich")["scale"]:.3f} {by_ship.standard_errors("sandwich")["scale"]:.3f}')
+    0.774 1.105
     >>> print(by_ship.describe("sandwich"))
     sandwich by 3 clusters, factor G/(G − 1)
     """

@@ -127,12 +127,12 @@ def score_test(
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
-    >>> gamma = fj.families.gamma
-    >>> exponential = fj.Model(gamma.log_density, constraints={"shape": fj.fixed, "rate": fj.positive})
-    >>> null = fj.fit(exponential, {"shape": 1.0, "rate": 1.0}, y)
+    >>> weibull = fj.families.weibull
+    >>> exponential = fj.Model(weibull.log_density, constraints={"shape": fj.fixed, "scale": fj.positive})
+    >>> null = fj.fit(exponential, {"shape": 1.0, "scale": 1.0}, y)
     >>> test = fj.score_test(null, "shape = 1")
     >>> print(f"{test.statistic:.3f} {test.p_value:.3f}")
-    0.870 0.351
+    1.116 0.291
     """
     check_fit(null_fit)
     if candidates is not None and freed is not None:

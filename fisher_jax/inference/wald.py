@@ -80,13 +80,13 @@ def wald_test(
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
-    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    >>> fit = fj.fit(fj.families.weibull, {"shape": 1.0, "scale": 1.0}, y)
     >>> test = fj.wald_test(fit, "shape = 1")
     >>> print(f"{test.statistic:.3f} {test.p_value:.3f}")
-    0.860 0.354
-    >>> print(fj.wald_test(fit, "shape = 2 rate").hypothesis)
-    ('shape = 2 rate',)
-    >>> print(fj.wald_test(fit, lambda params: params["shape"] / params["rate"] - 2.0).hypothesis)
+    1.131 0.288
+    >>> print(fj.wald_test(fit, "scale = 2 shape").hypothesis)
+    ('scale = 2 shape',)
+    >>> print(fj.wald_test(fit, lambda params: params["scale"] / params["shape"] - 2.0).hypothesis)
     ('restriction = 0',)
     """
     check_fit(fit)

@@ -51,7 +51,7 @@ class MonteCarlo:
     --------
     >>> import fisher_jax as fj, jax
     >>> draws = fj.MonteCarlo(jax.random.key(0), 1000)
-    >>> information = fj.fisher_information(fj.families.gamma, {"shape": 2.0, "rate": 3.0}, draws)
+    >>> information = fj.fisher_information(fj.families.exponential, {"rate": 2.0}, draws)
     >>> information.num_samples
     1000
     """
@@ -96,7 +96,7 @@ class QuasiMonteCarlo:
     --------
     >>> import fisher_jax as fj, jax
     >>> points = fj.QuasiMonteCarlo(jax.random.key(0), 1024)
-    >>> information = fj.fisher_information(fj.families.weibull, {"shape": 2.0, "scale": 3.0}, points)
+    >>> information = fj.fisher_information(fj.families.exponential, {"rate": 2.0}, points)
     >>> information.num_samples
     1024
     """

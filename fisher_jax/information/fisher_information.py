@@ -100,11 +100,11 @@ def fisher_information(
     Examples
     --------
     >>> import fisher_jax as fj, jax
-    >>> params = {"df": 4.0, "loc": 0.0, "scale": 2.0}
-    >>> exact = fj.fisher_information(fj.families.student_t, params)
+    >>> exact = fj.fisher_information(fj.families.exponential, {"rate": 2.0})
     >>> exact.route
     'expected: closed form'
-    >>> sampled = fj.fisher_information(fj.families.student_t, params, fj.MonteCarlo(jax.random.key(0), 1000))
+    >>> draws = fj.MonteCarlo(jax.random.key(0), 1000)
+    >>> sampled = fj.fisher_information(fj.families.exponential, {"rate": 2.0}, draws)
     >>> sampled.route
     'expected: Monte Carlo, −H with the Bartlett identities as control variates'
     >>> print(abs(sampled.matrix - exact.matrix).max() < 1e-4)

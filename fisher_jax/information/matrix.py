@@ -29,7 +29,10 @@ Pieces = Float[AnyArray, "..."] | None  # None where there is no error
 def propagate(function: Callable[[AnyArray], AnyArray], matrix: AnyArray, errors: Pieces) -> tuple[Any, Any]:
     """`function(matrix)` and its pieces of error, to first order."""
     if errors is None:
-        return function(matrix), None
+        if isinstance(matrix, jax.core.Tracer):
+            return function(matrix), None
+        # By numpy: JAX would compile a program for each of the many small operations of an inverse.
+        return jnp.asarray(function(np.asarray(matrix))), None
     value, push = jax.linearize(function, matrix)
     return value, jax.vmap(push)(errors)
 

@@ -398,15 +398,14 @@ def predicted_effects(
     Examples
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> def predictor(params, effects, z):
-    ...     return {"rate": jnp.exp(params["mean"] + params["slope"] * z + effects["clinic"])}
-    >>> model = fj.mixed(fj.families.poisson, predictor, {"clinic": 0.0})
-    >>> counts = jnp.array([[3, 4, 6], [0, 1, 1], [7, 9, 15], [2, 1, 4], [5, 2, 8], [1, 0, 2]])
-    >>> week = jnp.broadcast_to(jnp.arange(3.0), counts.shape)
-    >>> fit = fj.fit(model, {"mean": 0.0, "slope": 0.0, "sd": {"clinic": 1.0}}, counts, given=week)
+    >>> def predictor(params, effects):
+    ...     return {"loc": params["mean"] + effects["batch"], "scale": params["scale"]}
+    >>> model = fj.mixed(fj.families.normal, predictor, {"batch": 0.0}, constraints={"scale": fj.positive})
+    >>> yields = jnp.array([[15.4, 15.2, 15.9], [14.1, 14.6, 14.0], [16.3, 16.9, 16.0], [15.0, 15.8, 15.1]])
+    >>> fit = fj.fit(model, {"mean": 15.0, "scale": 1.0, "sd": {"batch": 1.0}}, yields)
     >>> effects = fj.predicted_effects(fit)
-    >>> print(effects.estimate["clinic"][:3].round(2), effects.standard_errors()["clinic"][:3].round(2))
-    [ 0.38 -0.94  1.23] [0.44 0.55 0.41]
+    >>> print(effects.estimate["batch"].round(2), effects.standard_errors()["batch"].round(2))
+    [ 0.13 -1.02  0.95 -0.05] [0.41 0.42 0.42 0.41]
     """
     check_fit(fit)
     check_level(level)

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from fisher_jax.blocks import vmap_in_blocks
 from fisher_jax.fitting.maximization import default_tolerance
 from fisher_jax.fitting.status import Status
 from fisher_jax.latent.marginal import Integral, WithMode
@@ -255,7 +256,7 @@ class IntegralOfMany(Integral):
 
         def at(b: Float[Array, " q"]) -> Derivatives:
             (value, gradient), push = jax.linearize(jax.value_and_grad(f), b)
-            hessian = jax.lax.map(lambda axis: push(axis)[1], jnp.eye(len(b), dtype=b.dtype), batch_size=BATCH)
+            hessian = vmap_in_blocks(lambda axis: push(axis)[1], jnp.eye(len(b), dtype=b.dtype), BATCH)
             empty = jnp.zeros((0, 1, len(b)), b.dtype)
             return Derivatives(value, gradient, Bordered(empty[:, :, :1], empty, -0.5 * (hessian + hessian.T)))
 

@@ -300,10 +300,10 @@ def marginal(
     Counts in pairs that share a normal effect:
 
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> from jax.scipy.stats import norm, poisson
-    >>> def joint(params, b, y):
-    ...     rate = jnp.exp(params["mean"] + params["sd"] * b)
-    ...     return jnp.sum(poisson.logpmf(y, rate)) + norm.logpdf(b)
+    >>> from jax.scipy.stats import norm
+    >>> def joint(params, b, y):  # of Poisson counts, without the term log y!
+    ...     log_rate = params["mean"] + params["sd"] * b
+    ...     return jnp.sum(y * log_rate - jnp.exp(log_rate)) + norm.logpdf(b)
     >>> model = fj.marginal(joint, 0.0, nodes=9, constraints={"sd": fj.positive})
     >>> pairs = jnp.array([[3, 4], [0, 1], [7, 9], [2, 1], [5, 2], [1, 0]])
     >>> fit = fj.fit(model, {"mean": 0.0, "sd": 1.0}, pairs)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from fisher_jax.blocks import vmap_in_blocks
 from fisher_jax.errors import call_user
 from fisher_jax.models.auxiliary import AuxiliaryModel, same_in_every_row
 from fisher_jax.models.model import Model
@@ -63,4 +64,4 @@ def draw_data_sets(
         drawn = jax.vmap(draw)(jax.random.split(key_of_set, rows), *covariates)
         return drawn if model.auxiliary is None else same_in_every_row(drawn)
 
-    return jax.lax.map(draw_data_set, numbers, batch_size=max(1, min(numbers.shape[0], _DRAWS_AT_ONCE // max(rows, 1))))
+    return vmap_in_blocks(draw_data_set, numbers, _DRAWS_AT_ONCE // max(rows, 1))

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.blocks import vmap_in_blocks
+
 FORWARD_UP_TO = 3
 
 
@@ -113,10 +115,7 @@ def cotangent(value: Array, weights: Array | None) -> Array:
 
 def batched(function: Callable[[Array], Array], rows: Float[Array, "p p"], num_terms: int) -> Array:
     """`vmap` over the rows, a few at a time, so that their copies of the terms fit the cache."""
-    at_once = max(32, 2**14 // max(num_terms, 1))
-    if at_once >= rows.shape[0]:
-        return jax.vmap(function)(rows)
-    return jax.lax.map(function, rows, batch_size=at_once)
+    return vmap_in_blocks(function, rows, max(32, 2**14 // max(num_terms, 1)))
 
 
 # --- functions of a list of p entries, each a scalar or an array over lanes that do not interact ------------------------

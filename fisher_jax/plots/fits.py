@@ -58,11 +58,10 @@ def coefficient_plot(
     Examples
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> y = jnp.array([1.0, 2.0, 4.0])
-    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
+    >>> fit = fj.fit(fj.families.normal, {"loc": 0.0, "scale": 1.0}, jnp.array([1.0, 2.0, 4.0]))
     >>> axes = fj.plots.coefficient_plot(fit)
     >>> [label.get_text() for label in axes.get_yticklabels()]
-    ['shape', 'rate']
+    ['loc', 'scale']
     """
     check_level(level)
     every = named_fits(fits if fits is None or isinstance(fits, dict) else {"fit": fits}, named)

@@ -400,11 +400,11 @@ def profile_region(
     Examples
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
-    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, jnp.array([1.0, 2.0, 3.0, 6.0]))
-    >>> regions = [fj.profile_region(fit, ("shape", "rate"), level=level, num_points=16) for level in (0.5, 0.95)]
+    >>> fit = fj.fit(fj.families.normal, {"loc": 0.0, "scale": 1.0}, jnp.array([1.0, 2.0, 3.0, 6.0]))
+    >>> regions = [fj.profile_region(fit, ("loc", "scale"), level=level, num_points=16) for level in (0.5, 0.95)]
     >>> axes = fj.plots.profile_region(regions)
     >>> axes.get_xlabel(), axes.get_ylabel()
-    ('shape', 'rate')
+    ('loc', 'scale')
     """
     every: list[Any] = list(regions) if isinstance(regions, list | tuple) else [regions]
     if not every:

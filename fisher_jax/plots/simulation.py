@@ -55,7 +55,7 @@ def standardized_histograms(
     --------
     >>> import fisher_jax as fj, jax
     >>> distribution = fj.score_distribution(
-    ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=5, num_replicates=500
+    ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=20, num_replicates=500
     ... )
     >>> axes = fj.plots.standardized_histograms(distribution)
     >>> axes[0].get_ylabel()
@@ -122,10 +122,10 @@ def joint_ellipses(
     --------
     >>> import fisher_jax as fj, jax
     >>> distribution = fj.score_distribution(
-    ...     fj.families.gamma, {"shape": 2.0, "rate": 1.0}, jax.random.key(0), num_observations=5, num_replicates=500
+    ...     fj.families.normal, {"loc": 2.0, "scale": 1.0}, jax.random.key(0), num_observations=5, num_replicates=500
     ... )
     >>> fj.plots.joint_ellipses(distribution).get_xlabel()
-    'shape: score'
+    'loc: score'
     """
     pair = _choose(distribution, names)
     pair = pair[:2] if names is None else pair
@@ -204,7 +204,7 @@ def convergence_curves(
     --------
     >>> import fisher_jax as fj, jax
     >>> rate = fj.convergence_rate(
-    ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=(10, 40), num_replicates=200,
+    ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=(20, 40), num_replicates=500,
     ...     estimator=lambda y: {"rate": 1 / y.mean()},
     ... )
     >>> fj.plots.convergence_curves(rate).get_yscale()
@@ -274,7 +274,7 @@ def coverage_curves(coverage: Coverage, names: str | Sequence[str] | None = None
     --------
     >>> import fisher_jax as fj, jax
     >>> coverage = fj.coverage(
-    ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=(5, 20), num_replicates=99, kinds="wald"
+    ...     fj.families.exponential, {"rate": 2.0}, jax.random.key(0), num_observations=(5, 20), num_replicates=500, kinds="wald"
     ... )
     >>> fj.plots.coverage_curves(coverage)[0].get_title()
     'rate'

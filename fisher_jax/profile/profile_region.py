@@ -218,10 +218,10 @@ def profile_region(
     --------
     >>> import fisher_jax as fj, jax.numpy as jnp
     >>> y = jnp.array([1.0, 2.0, 3.0, 6.0])
-    >>> fit = fj.fit(fj.families.gamma, {"shape": 1.0, "rate": 1.0}, y)
-    >>> region = fj.profile_region(fit, ("shape", "rate"), num_points=16)
+    >>> fit = fj.fit(fj.families.normal, {"loc": 0.0, "scale": 1.0}, y)
+    >>> region = fj.profile_region(fit, ("loc", "scale"), num_points=16)
     >>> print(region.closed, region.points.min(axis=0).round(3), region.points.max(axis=0).round(3))
-    True [0.335 0.054] [9.641 3.398]
+    True [-0.417  0.954] [6.417 6.236]
     """
     check_fit(fit)
     check_level(level)
