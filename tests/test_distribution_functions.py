@@ -342,8 +342,13 @@ def compiled(name, dtype=float):
         params = rebuild(example, x[1:], jnp.stack)
         return jnp.stack([family.log_cdf(params, x[0]), family.log_survival(params, x[0])])
 
+    def slopes(x):
+        slope, value = jax.jacfwd(lambda x: (both(x),) * 2, has_aux=True)(x)
+        return slope, (value, slope)
+
     def at(x):
-        return both(x), jax.jacfwd(both)(x), jax.jacfwd(jax.jacfwd(both))(x)
+        hessian, (value, slope) = jax.jacfwd(slopes, has_aux=True)(x)
+        return value, slope, hessian
 
     return jax.jit(jax.vmap(at))
 

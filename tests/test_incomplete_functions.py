@@ -1,7 +1,10 @@
 """Incomplete gamma and beta functions against mpmath in 50 digits, and the distribution functions of families made of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from scipy import stats
@@ -220,27 +223,38 @@ BETA = [
 FUNCTIONS = {"gamma": (log_gamma_tails, GAMMA), "beta": (log_beta_tails, BETA)}
 
 
-def all_derivatives(function, count):
-    """Both tails with their gradients and the upper triangles of their Hessians, (2, 1 + q + q (q + 1) / 2)."""
+@functools.cache
+def compiled(name):
+    """Both tails (2,), their gradients (2, q) and Hessians (2, q, q), at several arguments."""
+    function, _ = FUNCTIONS[name]
 
-    def stacked(x):
-        return jnp.stack(function(*x))
+    def value_and_slopes(x):
+        value, pull = jax.vjp(lambda x: jnp.stack(function(*x)), x)
+        return value, jax.vmap(pull)(jnp.eye(2))[0]
 
     def all_of(x):
-        upper = jnp.triu_indices(count)
-        return jnp.concatenate(
-            [stacked(x)[:, None], jax.jacrev(stacked)(x), jax.hessian(stacked)(x)[:, *upper]], axis=1
-        )
+        def slopes(x):
+            value, slopes = value_and_slopes(x)
+            return slopes, (value, slopes)
+
+        hessian, (value, gradient) = jax.jacfwd(slopes, has_aux=True)(x)
+        return value, gradient, hessian
 
     return jax.jit(jax.vmap(all_of))
 
 
+def derivatives(name, x):
+    """The same of both functions at any number of arguments, by one program."""
+    return [np.asarray(part)[: len(x)] for part in compiled(name)(np.resize(x, (len(FUNCTIONS[name][1]), x.shape[1])))]
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_both_tails_and_two_derivatives_are_those_of_fifty_digits(name):
-    function, cases = FUNCTIONS[name]
+    _, cases = FUNCTIONS[name]
     x, right = np.array([c[0] for c in cases]), np.array([c[1:] for c in cases])
     count = x.shape[1]
-    received = np.asarray(all_derivatives(function, count)(x))
+    value, slope, hessian = derivatives(name, x)
+    received = np.concatenate([value[..., None], slope, hessian[..., *np.triu_indices(count)]], axis=2)
     assert np.all(np.isfinite(received))
     error = np.abs(received - right)
     slopes, curvatures = right[:, :, 1 : 1 + count], right[:, :, 1 + count :]
@@ -257,9 +271,8 @@ def test_both_tails_and_two_derivatives_are_those_of_fifty_digits(name):
 def test_float32_is_right_to_the_rounding_of_the_arguments(name):
     function, cases = FUNCTIONS[name]
     x = np.array([c[0] for c in cases], np.float32)
-    both = jax.jit(jax.vmap(lambda x: jnp.stack(function(*x))))
-    slopes = jax.jit(jax.vmap(jax.jacfwd(lambda x: jnp.stack(function(*x)))))(x.astype(float))
-    received, right = np.asarray(both(x)), np.asarray(both(x.astype(float)))
+    received = np.asarray(jax.jit(jax.vmap(lambda x: jnp.stack(function(*x))))(x))
+    right, slopes, _ = derivatives(name, x.astype(float))
     assert received.dtype == np.float32
     moved = np.max(np.abs(slopes * x[:, None, :]), axis=2)  # by a relative change of an argument
     shown = np.abs(right) > 1e-30
@@ -267,20 +280,17 @@ def test_float32_is_right_to_the_rounding_of_the_arguments(name):
 
 
 def test_ends_and_invalid_arguments_have_defined_values_and_finite_derivatives():
-    both = jax.jit(jax.vmap(lambda a, x: jnp.stack(log_gamma_tails(a, x))))
-    received = both(np.array([2.0, 2.0, 2.0, -1.0, 2.0]), np.array([0.0, -3.0, np.inf, 1.0, np.nan]))
+    received, _, _ = derivatives(
+        "gamma", np.array([[2.0, 0.0], [2.0, -3.0], [2.0, np.inf], [-1.0, 1.0], [2.0, np.nan]])
+    )
     right = [[-np.inf, 0.0], [-np.inf, 0.0], [0.0, -np.inf], [np.nan] * 2, [np.nan] * 2]
     np.testing.assert_array_equal(received, right)
     logits = np.array([-np.inf, np.inf, 800.0, -800.0])
-    two, three = jnp.asarray(2.0), jnp.asarray(3.0)
-    received = jax.jit(jax.vmap(lambda t: jnp.stack(log_beta_tails(two, three, t))))(logits)
+    received, slopes, _ = derivatives("beta", np.stack([np.full(4, 2.0), np.full(4, 3.0), logits], axis=1))
     # I_x(2, 3) → 6 x², and 1 − I_x → 4 (1 − x)³, where x or 1 − x underflows
     right = [[-np.inf, 0.0], [0.0, -np.inf], [0.0, np.log(4.0) - 2400.0], [np.log(6.0) - 1600.0, 0.0]]
     np.testing.assert_allclose(received, right, rtol=1e-14)
-    slopes = jax.jit(
-        jax.vmap(jax.jacrev(lambda a, t: jnp.stack(log_beta_tails(a, three, t)), argnums=(0, 1)), (None, 0))
-    )
-    assert all(np.all(np.isfinite(slope)) for slope in slopes(two, logits))
+    assert np.all(np.isfinite(slopes))
 
 
 # Families -------------------------------------------------------------------------------------------------------------
@@ -348,23 +358,27 @@ def test_the_quantile_of_a_count_has_zero_derivatives_in_both_modes():
 
 
 def test_the_sums_of_the_beta_binomial_have_derivatives_in_both_modes():
-    y, trials = 12.0, 40.0
-
-    def direct(p, c):
-        counts = jnp.arange(13.0)
-        params = {"probability": p, "concentration": c, "trials": trials}
-        return jax.nn.logsumexp(jax.vmap(lambda k: families.beta_binomial.log_density(params, k))(counts))
-
     def by_sums(p, c):
-        return families.beta_binomial.log_cdf({"probability": p, "concentration": c, "trials": trials}, y)
+        return families.beta_binomial.log_cdf({"probability": p, "concentration": c, "trials": 40.0}, 12.0)
 
-    def derivatives(function):
-        reverse = jax.jacrev(jax.jacrev(function))
-        return jax.jit(lambda p, c: (function(p, c), jax.jacfwd(function, argnums=(0, 1))(p, c), reverse(p, c)))(
-            0.4, 3.0
+    def exact(p, c):
+        a, b = p * c, (1 - p) * c
+        return mpmath.log(
+            mpmath.fsum(mpmath.binomial(40, k) * mpmath.beta(k + a, 40 - k + b) for k in range(13)) / mpmath.beta(a, b)
         )
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), derivatives(by_sums), derivatives(direct))
+    def slopes(p, c):
+        slopes, value = jax.jacfwd(lambda p, c: (by_sums(p, c),) * 2, argnums=(0, 1), has_aux=True)(p, c)
+        return slopes, (value, slopes)
+
+    by_reverse = jax.jit(jax.jacrev(slopes, argnums=(0, 1), has_aux=True))
+    ((pp, pc), (cp, cc)), (value, slope) = by_reverse(0.4, 3.0)
+    with mpmath.workdps(40):
+        orders = [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (1, 1), (0, 2)]
+        right = [
+            float(mpmath.diff(exact, (0.4, 3.0), order)) if any(order) else float(exact(0.4, 3.0)) for order in orders
+        ]
+    np.testing.assert_allclose([value, *slope, pp, pc, cp, cc], right, rtol=1e-10)
 
 
 def test_zero_inflation_and_a_limit_of_observation():

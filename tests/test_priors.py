@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.stats
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
@@ -102,31 +103,19 @@ def test_ridge_is_scikit_learns(scaled, c):
     np.testing.assert_allclose(fit.params["beta"], [*theirs.intercept_, *theirs.coef_[0]], rtol=1e-7, atol=1e-9)
 
 
-def test_a_path_of_strengths_is_one_batch(scaled):
-    y, x = scaled
-    strengths = np.array([10.0, 1.0, 0.1])
-    path = fj.fit_batch(RIDGE, START, y, given=x, data_axis=None, strength=strengths)
-    each = [fj.fit(RIDGE, START, y, given=x, strength=strength) for strength in strengths]
-    for name in ("log_likelihood", "log_prior", "decrement"):
-        np.testing.assert_allclose(getattr(path, name), [getattr(fit, name) for fit in each], rtol=1e-9, atol=1e-8)
-    np.testing.assert_allclose(path.standard_errors()["beta"], [f.standard_errors()["beta"] for f in each], rtol=1e-7)
-    np.testing.assert_allclose(path[1].penalized_log_likelihood, each[1].penalized_log_likelihood, rtol=1e-12)
-    # Profiles of the batch keep the strength of each.
-    one = fj.profile_likelihood(path[1], "NV").interval
-    np.testing.assert_allclose(one, fj.profile_likelihood(each[1], "NV").interval, rtol=1e-8)
-
-
-def test_firth_in_a_batch_is_firth_by_itself(firth, endometrial):
-    y, x = endometrial
-    fits = fj.fit_batch(
-        fj.with_prior(LOGISTIC, priors.jeffreys()),
-        START,
-        np.stack([y, y]),
-        given=x,
-        covariances=("observed", "expected"),
-    )
-    np.testing.assert_allclose(fits.params["beta"], [firth.params["beta"]] * 2, rtol=1e-8)
-    np.testing.assert_allclose(fits.standard_errors()["beta"][1], firth.standard_errors()["beta"], rtol=1e-7)
+def test_firth_in_a_batch_is_where_his_score_is_zero(endometrial):
+    """Firth, D. (1993), Biometrika 80: to each residual hᵢ (½ − pᵢ) is added, with hᵢ its leverage."""
+    y, x = endometrial[0], endometrial[1][:, [0, 2]]
+    model = fj.with_prior(fj.linked(fj.families.bernoulli, logit), priors.jeffreys())
+    kinds = ("observed", "expected")
+    fits = fj.fit_batch(model, {"beta": np.zeros(2)}, np.stack([y, 1 - y]), given=x, covariances=kinds)
+    for k, response in enumerate((y, 1 - y)):
+        p = 1 / (1 + np.exp(-x @ fits.params["beta"][k]))
+        covariance = np.linalg.inv((x * (p * (1 - p))[:, None]).T @ x)
+        leverage = np.einsum("ni,ij,nj->n", x, covariance, x) * p * (1 - p)
+        np.testing.assert_allclose(covariance @ x.T @ (response - p + leverage * (0.5 - p)), 0.0, atol=1e-8)
+        np.testing.assert_allclose(fits.standard_errors()["beta"][k], np.sqrt(np.diag(covariance)), rtol=1e-7)
+    np.testing.assert_allclose(fits.params["beta"][1], -fits.params["beta"][0], rtol=1e-8)
 
 
 def gauss(params, y):
@@ -149,15 +138,33 @@ def test_a_normal_mean_has_the_posterior_of_textbooks():
     np.testing.assert_allclose(fit.covariance("sandwich"), [[middle / precision**2]], rtol=1e-12)
 
 
+RIDGE_OF_MEAN = fj.Model(gauss, prior=priors.ridge("mu"))
+
+
+def test_a_path_of_strengths_is_one_batch():
+    y, strengths = np.array([3.0, 4.0, 6.0]), np.array([10.0, 1.0, 0.1])
+    path = fj.fit_batch(RIDGE_OF_MEAN, {"mu": 0.0}, y, data_axis=None, strength=strengths)
+    precision = 3 / 4 + strengths
+    mu = y.sum() / 4 / precision
+    np.testing.assert_allclose(path.params["mu"], mu, rtol=1e-9)
+    np.testing.assert_allclose(path.log_prior, -strengths * mu**2 / 2, rtol=1e-9)
+    np.testing.assert_allclose(path.log_likelihood, scipy.stats.norm.logpdf(y, mu[:, None], 2.0).sum(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(path.standard_errors()["mu"], precision**-0.5, rtol=1e-7)
+    np.testing.assert_allclose(path[1].penalized_log_likelihood, path.log_likelihood[1] + path.log_prior[1], rtol=1e-12)
+    # Profiles of the batch keep the strength of each.
+    reach = scipy.stats.norm.ppf(0.975) * precision[1] ** -0.5
+    interval = fj.profile_likelihood(path[1], "mu").interval
+    np.testing.assert_allclose(interval, [[mu[1] - reach, mu[1] + reach]], rtol=1e-8)
+
+
 def test_an_estimate_is_a_differentiable_function_of_the_strength():
-    model = fj.Model(gauss, prior=priors.ridge("mu"))
     y = jnp.array([3.0, 4.0, 6.0])
 
     def estimate(strength):
-        fit = fj.fit(model, {"mu": 0.0}, y, strength=strength)
+        fit = fj.fit(RIDGE_OF_MEAN, {"mu": 0.0}, y, strength=strength)
         return fit.params["mu"], fit.log_prior
 
-    (mu, log_prior), slopes = jax.jvp(estimate, (1.0,), (1.0,))
+    (mu, log_prior), slopes = jax.jit(lambda strength: jax.jvp(estimate, (strength,), (1.0,)))(1.0)
     precision = 3 / 4 + 1.0
     np.testing.assert_allclose(mu, y.sum() / 4 / precision, rtol=1e-12)
     np.testing.assert_allclose(slopes[0], -mu / precision, rtol=1e-10)
@@ -199,31 +206,38 @@ def test_a_bootstrap_keeps_the_prior():
 
 def test_a_model_with_latent_effects_takes_a_prior():
     rng = np.random.default_rng(2)
-    y = rng.poisson(np.exp(0.5 + 0.4 * rng.normal(size=(12, 1))), size=(12, 4)).astype(float)
-    model = fj.mixed(fj.families.poisson, lambda p, b, z: {"rate": jnp.exp(p["constant"] + b["group"])}, {"group": 0.0})
+    y = 0.5 + 0.8 * rng.normal(size=(12, 1)) + rng.normal(size=(12, 4))
+    predictor = lambda p, b, z: {"loc": p["constant"] + b["group"], "scale": 1.0}  # noqa: E731
+    model = fj.mixed(fj.families.normal, predictor, {"group": 0.0})
     start = {"constant": 0.0, "sd": {"group": 0.5}}
     z = {"x": np.zeros_like(y)}
-    plain = fj.fit(model, start, y, given=z)
-    tight = fj.fit(fj.with_prior(model, priors.normal({"constant": (0.0, 0.01)})), start, y, given=z)
-    assert plain.converged
-    assert tight.converged
-    assert abs(float(tight.params["constant"])) < 0.02 < abs(float(plain.params["constant"]))
-    np.testing.assert_allclose(fj.log_likelihood(model, tight.params, y, given=z), tight.log_likelihood, rtol=1e-10)
+    fit = fj.fit(fj.with_prior(model, priors.normal({"constant": (0.0, 0.01)})), start, y, given=z)
+    assert fit.converged
+    assert abs(float(fit.params["constant"])) < 0.02
+
+    def value(constant, sd):
+        return fj.log_likelihood(model, {"constant": constant, "sd": {"group": sd}}, y, given=z)
+
+    constant, sd = float(fit.params["constant"]), float(fit.params["sd"]["group"])
+    np.testing.assert_allclose(value(constant, sd), fit.log_likelihood, rtol=1e-10)
+    # The slope of the log-likelihood is that of the prior turned round, and by the standard deviation there is none.
+    slopes = [(value(constant + h, sd + k) - value(constant - h, sd - k)) / 2e-4 for h, k in ((1e-4, 0.0), (0.0, 1e-4))]
+    np.testing.assert_allclose(slopes, [constant / 0.01**2, 0.0], rtol=1e-5, atol=1e-4)
 
 
 def test_draws_of_the_normal_approximation_have_its_moments_and_obey_the_constraints():
     y = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 2.5])
-    fit = fj.fit(fj.families.gamma, None, y)
+    fit = fj.fit(fj.families.weibull, None, y)
     draws = fit.normal_approximation().sample(jax.random.key(0), 20_000)
-    logs = np.log(np.stack([draws["shape"], draws["rate"]]))
-    estimate = np.array([fit.params["shape"], fit.params["rate"]])
+    logs = np.log(np.stack([draws["shape"], draws["scale"]]))
+    estimate = np.array([fit.params["shape"], fit.params["scale"]])
     np.testing.assert_allclose(logs.mean(axis=1), np.log(estimate), atol=0.02)
     expected = fit.covariance() / np.outer(estimate, estimate)
     np.testing.assert_allclose(np.cov(logs), expected, rtol=0.05)
     assert draws["shape"].min() > 0
-    many = fj.fit_batch(fj.families.gamma, None, np.stack([y, 2 * y]))
+    many = fj.fit_batch(fj.families.weibull, None, np.stack([y, 2 * y]))
     drawn = many.normal_approximation().sample(jax.random.key(0), 5)
-    assert drawn["rate"].shape == (2, 5)
+    assert drawn["scale"].shape == (2, 5)
 
 
 @pytest.mark.filterwarnings("ignore")  # ArviZ warns of its own future
