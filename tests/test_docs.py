@@ -23,7 +23,7 @@ from fisher_jax.models.constraints import Constraint
 ROOT = pathlib.Path(fisher_jax.__file__).parent.parent
 MODULES = [info.name for info in pkgutil.walk_packages(fisher_jax.__path__, "fisher_jax.")]
 QUICK = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
-COMPUTING = ("04", "06")  # notebooks that take longer to compute than to compile
+COMPUTING = ("06",)  # notebooks that take longer to compute than to compile
 PLAIN = {key: value for key, value in QUICK.items() if key != "XLA_FLAGS"}  # compiled as for a user
 
 

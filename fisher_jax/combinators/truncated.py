@@ -53,6 +53,17 @@ class _Windowed(Part):
         """log P(low < Y ≤ high) of the base model."""
         return self.base.log_probability(params, low, high, *(z if takes_covariates(self.base) else ()))
 
+    def log_window(self, params: PyTree, *z: PyTree) -> Array:
+        """log P(low < Y ≤ high) of the base model and this window."""
+        low, high = self.window(params)
+        support = self.base.support
+        if self.base.discrete and isinstance(support, tuple) and self.low == support[0] and self.high is None:
+            # Counts without the first, as a rule zero: a density in place of a distribution function, which for some families
+            # is an incomplete beta or gamma function, a hundred times as long a program.
+            (first,) = as_floats(params, low)
+            return log_complement(self.of_base("log_density", params, first, z=z))
+        return self.between(params, low, high, *z)
+
 
 class _Truncated(_Windowed, Density):
     combinator = "truncated"
@@ -60,7 +71,7 @@ class _Truncated(_Windowed, Density):
     def __call__(self, params: PyTree, y: ArrayLike, *z: PyTree) -> Array:
         (y,), (low, high) = as_floats(params, y), self.window(params)
         inside = self.contains(y, low, high)
-        value = self.of_base("log_density", params, y, z=z) - self.between(params, low, high, *z)
+        value = self.of_base("log_density", params, y, z=z) - self.log_window(params, *z)
         return jnp.where(inside, value, jnp.where(jnp.isnan(y), jnp.nan, -jnp.inf))
 
     def contains(self, y: Any, low: Any, high: Any) -> Any:

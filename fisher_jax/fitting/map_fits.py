@@ -74,7 +74,7 @@ def _compiled(function: Callable[..., Any], kind: str, fit: Fit, numbers: tuple[
     return (jax.vmap(of_one) if fit.has_batch else of_one)(fit)
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1))
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=1)
 def _compiled_with_data(
     function: Callable[..., Any], model: Model, fit: Fit, dataset: Dataset, shared: tuple, each: tuple
 ) -> Any:

@@ -225,7 +225,7 @@ def indicator_covariances(fit: Fit, origin: Origin, frees: Float[np.ndarray, "r 
     return np.asarray(_indicator_covariances(origin.model, fit.layout, rows, copies, *arrays))
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3), level=1)
 def _indicator_covariances(
     model: Model,
     layout: Layout,

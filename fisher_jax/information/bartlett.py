@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from fisher_jax.errors import entry_point
 from fisher_jax.information import monte_carlo as sampled
 from fisher_jax.information import quadrature as exact
-from fisher_jax.information.draw_pairs import num_pairs
+from fisher_jax.information.draw_pairs import are_few, num_pairs
 from fisher_jax.information.expectations import Expectation, MonteCarlo, Quadrature, QuasiMonteCarlo
 from fisher_jax.information.fisher_information import check_expectation, check_point, describe
 from fisher_jax.information.matrix import propagate, standard_errors_of_entries
@@ -222,12 +222,12 @@ def _check(identity: str, model: Any, params: PyTree, expectation: Any, given: P
     if not 0 < level < 1:
         raise ValueError(f"level={level} must lie between 0 and 1: it is the p-value below which the check fails.")
     model, layout, values, given = check_point(model, params, given)
-    compute = _compute_by_rule if isinstance(expectation, Quadrature) else _compute
+    compute, layout = _compute_by_rule if isinstance(expectation, Quadrature) else _compute, layout.natural()
     if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
         expectation = replace(expectation, estimator="outer" if identity == SCORE_MEAN else "hessian", fallback=None)
-    if isinstance(expectation, MonteCarlo | QuasiMonteCarlo):
         model.check_draws(given)
-    return compute(model, layout.natural(), values, expectation, given, identity, level)
+        compute = _compute_by_few_draws if are_few(model, layout, expectation, given) else _compute
+    return compute(model, layout, values, expectation, given, identity, level)
 
 
 def _evaluate(
@@ -266,8 +266,9 @@ def _evaluate(
     )
 
 
-_compute = jit_with_model(_evaluate, static_argnums=(0, 1, 5, 6))
-_compute_by_rule = jit_with_model(_evaluate, static_argnums=(0, 1, 3, 5, 6))  # whose ends may be functions
+_compute = jit_with_model(_evaluate, static_argnums=(0, 1, 5, 6), level=1)
+_compute_by_few_draws = jit_with_model(_evaluate, static_argnums=(0, 1, 5, 6), level=0)
+_compute_by_rule = jit_with_model(_evaluate, static_argnums=(0, 1, 3, 5, 6), level=1)  # whose ends may be functions
 
 # Either way to the expectations E[s], E[s sᵀ] and −E[H], the means that should be zero, their errors and z-values, and the
 # degrees of freedom of t, None where there is no chance in z.

@@ -135,7 +135,7 @@ def profile_ends(
     return np.select([codes == End.CUT_OFF, codes == End.NEVER_FALLS], [ends, edges[None]], np.nan).astype(ends.dtype)
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1))
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=1)
 def _ends_of_each(
     model: Model, layout: Layout, datasets: Dataset, maxima: Maximum, cut: Any
 ) -> tuple[Int[Array, "r q 2"], Float[Array, "r q 2"]]:
@@ -143,7 +143,7 @@ def _ends_of_each(
     return sides.codes, sides.ends
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=1)
 def _sides_of_each(
     model: Model,
     layout: Layout,
