@@ -44,6 +44,7 @@ class Prior:
 
     takes_strength = False
     is_of_expected = False
+    needs_data = False
 
     def __add__(self, other: Any) -> "Prior":
         if not callable(other):
@@ -89,6 +90,11 @@ class _Sum(Prior):
         return False
 
     @property
+    def needs_data(self) -> bool:  # type: ignore[override]
+        """Whether any of them does."""
+        return any(getattr(part, "needs_data", False) for part in self.parts)
+
+    @property
     def description(self) -> str:
         """All of them in words."""
         return " + ".join(map(describe_prior, self.parts))
@@ -129,17 +135,17 @@ class _Ridge(Prior):
 
 @dataclass(frozen=True)
 class _Normal(Prior):
-    about: tuple[tuple[str, float, float], ...]
+    parameters: tuple[tuple[str, float, float], ...]
 
     @property
     def description(self) -> str:
         """As a report says it."""
-        return listed([f"{name} ~ normal({mean:g}, {sd:g})" for name, mean, sd in self.about])
+        return listed([f"{name} ~ normal({mean:g}, {sd:g})" for name, mean, sd in self.parameters])
 
     def of_data(self, model: Model, layout: Layout, values: Values, dataset: Dataset, *strength: Any) -> Array:
         total: Any = jnp.zeros((), layout.dtype)
-        all_numbers = _entries(layout, values, tuple(name for name, *_ in self.about), "normal")
-        for numbers, (_, mean, sd) in zip(all_numbers, self.about, strict=True):
+        all_numbers = _entries(layout, values, tuple(name for name, *_ in self.parameters), "normal")
+        for numbers, (_, mean, sd) in zip(all_numbers, self.parameters, strict=True):
             terms = -0.5 * ((numbers - mean) / sd) ** 2 - math.log(sd) - 0.5 * math.log(2.0 * math.pi)
             total = total + jnp.sum(terms)
         return total
@@ -147,17 +153,17 @@ class _Normal(Prior):
 
 @dataclass(frozen=True)
 class _HalfNormal(Prior):
-    about: tuple[tuple[str, float], ...]
+    parameters: tuple[tuple[str, float], ...]
 
     @property
     def description(self) -> str:
         """As a report says it."""
-        return listed([f"{name} ~ half-normal({scale:g})" for name, scale in self.about])
+        return listed([f"{name} ~ half-normal({scale:g})" for name, scale in self.parameters])
 
     def of_data(self, model: Model, layout: Layout, values: Values, dataset: Dataset, *strength: Any) -> Array:
         total: Any = jnp.zeros((), layout.dtype)
-        all_numbers = _entries(layout, values, tuple(name for name, _ in self.about), "half_normal")
-        for numbers, (_, scale) in zip(all_numbers, self.about, strict=True):
+        all_numbers = _entries(layout, values, tuple(name for name, _ in self.parameters), "half_normal")
+        for numbers, (_, scale) in zip(all_numbers, self.parameters, strict=True):
             terms = -0.5 * (numbers / scale) ** 2 - math.log(scale) + 0.5 * math.log(2.0 / math.pi)
             total = total + jnp.sum(jnp.where(numbers < 0, -jnp.inf, terms))
         return total
@@ -166,6 +172,7 @@ class _HalfNormal(Prior):
 @dataclass(frozen=True)
 class _Jeffreys(Prior):
     is_of_expected = True
+    needs_data = True
     description = "Jeffreys, half the log-determinant of the expected information"
 
     def of_data(
@@ -222,12 +229,12 @@ def ridge(*names: str) -> Prior:
 
 
 @entry_point
-def normal(about: Mapping[str, tuple[float, float]]) -> Prior:
+def normal(parameters: Mapping[str, tuple[float, float]]) -> Prior:
     """Independent normal priors: log N(θ; mean, sd²) for every entry of the parameters named.
 
     Parameters
     ----------
-    about : mapping
+    parameters : mapping
         From names to pairs (mean, standard deviation), in the units of the parameter, as in ``normal({"shape": (0.0, 0.2)})``.
 
     Examples
@@ -238,7 +245,7 @@ def normal(about: Mapping[str, tuple[float, float]]) -> Prior:
     -0.226
     """
     checked = []
-    for name, pair in _named(about, "normal", "{name: (mean, standard deviation)}").items():
+    for name, pair in _named(parameters, "normal", "{name: (mean, standard deviation)}").items():
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_number, pair)):
             raise TypeError(
                 f"normal: {name!r} has {shown(pair)}; expected a pair (mean, standard deviation) of numbers."
@@ -253,12 +260,12 @@ def normal(about: Mapping[str, tuple[float, float]]) -> Prior:
 
 
 @entry_point
-def half_normal(about: Mapping[str, float]) -> Prior:
+def half_normal(parameters: Mapping[str, float]) -> Prior:
     """Independent half-normal priors of parameters that are not negative: log 2 N(θ; 0, scale²) for every entry named.
 
     Parameters
     ----------
-    about : mapping
+    parameters : mapping
         From names to scales, in the units of the parameter, as in ``half_normal({"sd": 1.0})``.
 
     Examples
@@ -269,25 +276,25 @@ def half_normal(about: Mapping[str, float]) -> Prior:
     -0.226
     """
     checked = []
-    for name, scale in _named(about, "half_normal", "{name: scale}").items():
+    for name, scale in _named(parameters, "half_normal", "{name: scale}").items():
         if not is_number(scale) or not 0 < float(scale) < math.inf:
             raise ValueError(f"half_normal: {name!r} has scale {shown(scale)}; expected a positive number.")
         checked.append((name, float(scale)))
     return _HalfNormal(tuple(checked))
 
 
-def _named(about: Any, function: str, expected: str) -> Mapping[str, Any]:
-    if not isinstance(about, Mapping) or not about or not all(isinstance(name, str) for name in about):
-        raise TypeError(f"{function}({shown(about)}): expected a dictionary {expected} of parameters by name.")
-    return about
+def _named(parameters: Any, function: str, expected: str) -> Mapping[str, Any]:
+    if not isinstance(parameters, Mapping) or not parameters or not all(isinstance(name, str) for name in parameters):
+        raise TypeError(f"{function}({shown(parameters)}): expected a dictionary {expected} of parameters by name.")
+    return parameters
 
 
 def jeffreys() -> Prior:
     """Jeffreys' prior, ½ log det of the expected information of all observations: Firth's reduction of the bias.
 
-    In a family of exponential type in its canonical parameters the penalised estimate has a bias of order n⁻² where that of
-    maximum likelihood is n⁻¹, and a logistic regression has finite estimates where its classes are separated. The information is
-    that of the parameters as the user writes them, for in other parameters the estimate is another; a parameter held fixed has no
+    In an exponential family with its canonical parameters the penalised estimate has a bias of order n⁻² where that of maximum
+    likelihood has order n⁻¹, and a logistic regression has finite estimates where its classes are separated. The information is
+    that of the parameters as the user writes them, and the estimate depends on this parametrisation; a parameter held fixed has no
     part in it. It needs the closed form: a family, a model made by `linked`, or ``Model(…, information=…)``.
 
     The covariance of such fits is by default the inverse of the expected information at the estimate, without the prior, as in R's

@@ -174,6 +174,25 @@ def test_tobit_regression_of_affairs_is_that_of_r():
     np.testing.assert_allclose([math.log(fit.params["scale"]), fit.log_likelihood], [2.10986, -705.57622], rtol=3e-6)
 
 
+def test_interval_censored_responses_of_a_formula_are_those_of_the_likelihood_by_hand():
+    data = rows()
+    table = data | {
+        "low": np.where(data["x"] > 1.0, -np.inf, data["low"]),
+        "high": np.where(data["x"] < -1.0, np.inf, data["high"]),
+    }
+    fit = fj.formula("low ~ x", families.normal, table, upper="high").fit()
+    assert fit.converged
+
+    def log_likelihood(theta):
+        d = stats.norm(theta[0] + theta[1] * data["x"], theta[2])
+        return np.log(d.cdf(table["high"]) - d.cdf(table["low"])).sum()
+
+    theta = np.array([*fit.params["loc"], fit.params["scale"]])
+    np.testing.assert_allclose(fit.log_likelihood, log_likelihood(theta), rtol=1e-12)
+    slope = [(log_likelihood(theta + h) - log_likelihood(theta - h)) / 2e-5 for h in 1e-5 * np.eye(3)]
+    np.testing.assert_allclose(slope, 0.0, atol=1e-5)
+
+
 def test_each_kind_of_censoring_adds_its_probability():
     y = {"low": np.array([1.0, 1.0, -np.inf, -1.0, -np.inf]), "high": np.array([1.0, np.inf, 0.2, 2.0, np.inf])}
     expected = [SCIPY.logpdf(1.0), SCIPY.logsf(1.0), SCIPY.logcdf(0.2), math.log(SCIPY.cdf(2.0) - SCIPY.cdf(-1.0)), 0.0]
@@ -304,6 +323,61 @@ def test_quantiles_of_a_truncated_tail_have_derivatives():
     h = 1e-5
     ends = [stats.truncnorm((9.0 - 0.5) / s, np.inf, loc=0.5, scale=s).ppf(0.3) for s in (1.2 - h, 1.2 + h)]
     np.testing.assert_allclose(slope, (ends[1] - ends[0]) / (2 * h), rtol=1e-6)
+
+
+def test_limits_in_the_wrong_order_and_missing_ones_have_no_likelihood():
+    params = {"loc": 0.0, "scale": 1.0, "a": 1.0, "b": -1.0}
+    for model in (fj.censored(families.normal, "a", "b"), fj.truncated(families.normal, "a", "b")):
+        for a, b in ((1.0, -1.0), (0.5, 0.5), (np.nan, 1.0)):
+            assert np.isnan(model.log_density(params | {"a": a, "b": b}, 0.5)), (model, a, b)
+    y = np.array([0.2, 0.5])
+    fit = fj.fit(
+        fj.censored(straight(), "a"),
+        {"a": 0.0, "b": 0.0, "scale": 1.0},
+        y,
+        given={"x": y, "a": np.array([0.0, np.nan])},
+    )
+    assert fit.status == fj.Status.BAD_START
+    assert "observation 1, whose limits of measurement are nan and inf" in fit.diagnosis()
+
+
+def test_quantiles_of_truncated_models_need_the_distribution_function_only():
+    base = fj.Model(families.gamma.log_density, log_survival=families.gamma.log_survival)
+    params = {"shape": 2.5, "rate": 1.5}
+    levels = np.array([0.0, 1e-9, 0.3, 0.999, 1.0])
+    d = stats.gamma(2.5, scale=1 / 1.5)
+    for low, high in ((0.5, 2.0), (30.0, np.inf)):
+        model = fj.truncated(base, low, high)
+        ours = jax.jit(jax.vmap(lambda u, model=model: model.quantile(u, params)))(levels)
+        expected = d.isf(d.sf(low) + levels * (d.sf(high) - d.sf(low)))
+        np.testing.assert_allclose(ours, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (3.0, np.inf), (-np.inf, 0.3)])
+def test_the_mean_of_a_truncated_normal_and_its_slope_are_those_of_scipy(low, high):
+    model = fj.truncated(families.normal, None if low == -np.inf else low, None if high == np.inf else high)
+    mean, slope = jax.jit(jax.value_and_grad(lambda loc: model.mean({"loc": loc, "scale": 1.2})))(0.5)
+    reference = scipy_truncated(low, high)
+    np.testing.assert_allclose(mean, reference.mean(), rtol=1e-8)
+    np.testing.assert_allclose(slope, reference.var() / 1.2**2, rtol=1e-7)  # of an exponential family
+
+
+def test_the_mean_of_truncated_counts():
+    d, y = stats.nbinom(2.0, 2.0 / 3.5), np.arange(1.0, 300.0)
+    params = {"mean": 1.5, "size": 2.0}
+    for low, high in ((0, None), (2, None), (0, 4), (None, 3)):
+        inside = (y > (-1 if low is None else low)) & (y <= (np.inf if high is None else high))
+        whole = d.pmf(y[inside]).sum() + (d.pmf(0) if low is None else 0.0)
+        value = fj.truncated(families.negative_binomial, low, high).mean(params)
+        np.testing.assert_allclose(value, (y * d.pmf(y))[inside].sum() / whole, rtol=1e-12)
+    assert fj.truncated(families.poisson, low="entry").mean is None
+
+
+def test_the_distribution_function_of_a_count_leads_back_to_the_count():
+    y, params = np.arange(1.0, 7.0), {"rate": 3.0}  # further up 1 − u has lost the digits that tell
+    model = fj.truncated(families.poisson, low=0)
+    there_and_back = jax.jit(jax.vmap(lambda y: model.quantile(jnp.exp(model.log_cdf(params, y)), params)))
+    np.testing.assert_array_equal(there_and_back(y), y)
 
 
 def test_a_truncated_fit_and_its_batch():
@@ -612,6 +686,7 @@ BAD = {
     "bins without one": (lambda: fj.binned(no_distribution, EDGES), "binned: .*has neither log_cdf nor log_survival"),
     "zeros of a continuous model": (lambda: fj.zero_inflated(families.normal), "is not of whole numbers.* Write hurdle"),
     "twice the same zeros": (lambda: fj.zero_inflated(fj.zero_inflated(families.poisson)), "has a parameter 'inflation' already"),
+    "zeros of whole numbers below zero": (lambda: fj.hurdle(fj.Model(lambda params, y: y, support=(-math.inf, math.inf), discrete=True)), "has values below zero"),
     "censored twice": (lambda: fj.censored(fj.censored(families.normal)), "is censored already"),
     "bins of censored": (lambda: fj.binned(fj.censored(families.normal), EDGES), "Give the model of the values"),
     "ends in the wrong order": (lambda: fj.truncated(families.normal, 2, 1), "low=2 must be below high=1"),

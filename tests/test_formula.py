@@ -570,6 +570,8 @@ BAD = {
     "unknown policy": (made(missing="ignore"), "missing='ignore' is unknown; choose from 'raise', 'drop'"),
     "weights of another index": (made(weights=COUNTS["w"][::-1]), "the table and weights have different index labels"),
     "weights of another length": (made(weights=np.ones(3)), "weights has shape .3,., but the table has 90 rows"),
+    "two forms of censoring": (made(family=families.weibull, event="w", upper="w"), "two forms of censored data"),
+    "an interval turned round": (made(family=families.poisson, upper=np.full(N, -1.0)), "upper must not be less than the response; in row 0"),
     "events that are not": (made(family=families.weibull, event="w"), "event must be 0 or 1"),
     "censoring without survival": (made(family=fj.binned(families.normal, [0.0, 1.0, 2.0]), event="w"), "binned.* has neither log_cdf nor log_survival"),
     "exposure without log": (made(family=families.normal, exposure="time"), "belongs to a log link.* is 'identity'"),

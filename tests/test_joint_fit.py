@@ -126,6 +126,56 @@ def test_weights_are_those_of_each_part_and_zero_leaves_a_row_out_whatever_it_ho
     np.testing.assert_allclose(again.log_likelihood, fit.log_likelihood, rtol=1e-14)
 
 
+def test_a_part_of_a_fit_predicts_its_rows_with_the_covariance_of_the_joint_fit(fit, theta):
+    prediction = fj.predict(fit.part("c"))
+    mean = np.exp(0.1 * theta[0] + theta[3] * X)
+    np.testing.assert_allclose(prediction.estimate, mean, rtol=1e-10)
+    slopes = mean[:, None] * np.stack([np.full(30, 0.1), np.zeros(30), np.zeros(30), X], axis=1)
+    errors = np.sqrt(np.einsum("ni,ij,nj->n", slopes, fit.covariance(), slopes))
+    np.testing.assert_allclose(prediction.standard_errors(), errors, rtol=1e-8)
+    residuals = fj.residuals(fit.part("b"))
+    np.testing.assert_allclose(residuals.values, (B - theta[0]) / np.exp(theta[2]), rtol=1e-7)
+    with pytest.raises(ValueError, match="a part of a joint fit, 'b', is predicted"):
+        fj.bootstrap(fit.part("b"), jax.random.key(0), 20)
+    with pytest.raises(ValueError, match=r"Take a part of the fit, as in fit.part\('a'\)"):
+        fj.predict(fit)
+
+
+def test_an_observation_without_density_is_named_with_its_part():
+    models = {"a": families.exponential, "b": fj.truncated(families.exponential, low=0.5)}
+    y = {"a": np.array([1.0, 2.0]), "b": np.array([0.7, 1.0, 3.0, 0.2])}
+    fit = fj.joint_fit(models, {"rate": 1.0}, y, shared="rate")
+    assert "observation 3 of 'b', which is 0.2, outside the window (0.5, inf]" in fit.diagnosis()
+    prior = fj.with_prior(fj.joint(models, "rate"), lambda params: jnp.log(params["rate"] - 2.0))
+    fit = fj.fit(prior, {"rate": 1.0}, {"a": y["a"], "b": y["b"][:3]})
+    assert "first at the auxiliary measurement or the prior" in fit.diagnosis()
+
+
+def test_two_histograms_have_as_many_observations_as_bins():
+    edges, counts = np.linspace(-2.0, 2.0, 9), np.array([[1.0, 4, 9, 16, 14, 10, 3, 2]])
+    models = {"a": fj.binned(families.normal, edges, extended=True), "b": fj.binned(families.normal, edges)}
+    fit = fj.joint_fit(models, None, {"a": counts, "b": counts}, shared=("loc", "scale"))
+    assert fit.status == fj.Status.CONVERGED
+    single = fj.fit(models["b"], None, counts)
+    np.testing.assert_allclose(fit.params["scale"], single.params["scale"], rtol=1e-8)
+    with pytest.raises(ValueError, match="expected counts in 8 bins"):
+        fj.joint_fit(models, None, {"a": counts, "b": counts[0]}, shared=("loc", "scale"))
+
+
+def test_rows_that_are_masked_are_left_out_of_their_part():
+    models = {"a": families.exponential, "b": fj.linked(families.exponential, lambda p, z: {"rate": p["rate"] * z})}
+    y = {"a": np.ma.array([1.0, 2.0, 9.0], mask=[0, 0, 1]), "b": np.array([0.5, 1.5, 7.0])}
+    fit = fj.joint_fit(
+        models, {"rate": 1.0}, y, shared="rate", given={"b": np.ma.array([1.0, 2.0, 1.0], mask=[0, 0, 1])}
+    )
+    np.testing.assert_allclose(fit.params["rate"], 4.0 / (1.0 + 2.0 + 0.5 + 3.0), rtol=1e-8)
+    assert fit.num_masked == 2
+    assert fit.num_observations == 4
+    table = pytest.importorskip("pandas").DataFrame({"y": [1.0, np.nan, 2.0]})
+    dropped = fj.joint_fit({"a": models["a"]}, None, {"a": table["y"]}, missing="drop")
+    np.testing.assert_allclose(dropped.params["a"]["rate"], 2.0 / 3.0, rtol=1e-8)
+
+
 def test_many_joint_data_sets_are_fitted_as_each_by_itself():
     model = fj.joint({"a": families.poisson, "b": families.poisson}, {"rate": ("a", "b")})
     counts = RNG.poisson(3.0, (2, 12)), RNG.poisson(3.0, 7)

@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.stats import norm
 from scipy import optimize, special, stats
 
 import fisher_jax as fj
 from fisher_jax import families
 from fisher_jax.models.constraints import Ordered
+
+
+def bare_normal(params, y):
+    return norm.logpdf(y, params["loc"], params["scale"])
+
 
 RNG = np.random.default_rng(1)
 THREE = np.concatenate([RNG.normal(-3, 1, 60), RNG.normal(0, 0.7, 80), RNG.normal(4, 1.5, 60)])
@@ -238,6 +244,18 @@ def test_starts_come_from_groups_of_the_data_in_the_order_of_the_constraint():
     assert NAMED.initial(np.abs(THREE)).keys() == {"weights", "signal", "background"}
 
 
+def test_a_mixture_of_censored_models_knows_which_values_are_limits():
+    mixture = fj.mixture(fj.censored(families.normal, low=0.0), 2)
+    other = fj.censored(fj.mixture(families.normal, 2), low=0.0)
+    y = np.array([0.0, -1.0, 0.7])
+    of_each = [jax.vmap(lambda y, model=model: model.log_density(PARAMS, y))(y) for model in (mixture, other)]
+    np.testing.assert_allclose(*of_each, rtol=1e-14)
+    for value in (0.0, 0.7):
+        assert mixture.known_interval(PARAMS, value) == other.known_interval(PARAMS, value)
+    assert fj.mixture(fj.hurdle(families.gamma), 2).atoms == (0.0,)
+    assert fj.mixture(fj.binned(families.normal, np.arange(5.0)), 2).numbers_in_row == 4
+
+
 def test_mixtures_of_the_same_parts_are_equal_and_travel():
     assert fj.mixture(families.normal, 2, ordered="loc") == NORMALS
     assert fj.mixture([families.normal, families.normal], ordered="loc") == NORMALS
@@ -261,6 +279,8 @@ def test_mixtures_of_the_same_parts_are_equal_and_travel():
             "ordered and shared name a parameter",
         ),
         ({"components": {"a": families.normal, "b": families.poisson}}, "counts and of continuous"),
+        ({"components": {"a": fj.censored(families.normal, low=0.0), "b": families.normal}}, "different limits"),
+        ({"components": {"a": fj.hurdle(families.gamma), "b": families.gamma}}, "hurdle.mixture"),
         ({"components": families.normal, "number": 2, "ordered": "rate"}, "ordered='rate' is none of.* loc, scale"),
         ({"components": families.normal, "number": 2, "shared": "rate"}, "shared='rate' is none of"),
         ({"components": families.normal, "number": 2, "ordered": "loc", "shared": "loc"}, "shared by all"),
@@ -291,6 +311,11 @@ def test_bad_arguments_raise(arguments, message):
             r"weights of the mixture have shape \(3,\), expected \(2,\)",
         ),
         (NAMED, PARAMS, "lack 'signal'"),
+        (
+            fj.mixture(bare_normal, 2, shared="scale"),
+            PARAMS,
+            r"a number, but that of all 2 together has shape \(2, 2\)",
+        ),
     ],
 )
 def test_bad_starts_raise(model, start, message):

@@ -247,6 +247,45 @@ def test_draws_as_arviz_holds_them():
     assert data.posterior["mu"].shape == (1, 50)
 
 
+def test_a_prior_of_rows_that_are_read_in_blocks_counts_once():
+    y = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 2.5, 3.5, 0.5])
+    model = fj.with_prior(fj.families.gamma, priors.normal({"shape": (1.0, 0.5)}) + priors.ridge("rate"))
+    start = {"shape": 1.0, "rate": 1.0}
+    memory = fj.fit(model, start, y, strength=2.0)
+    source = fj.fit(model, start, fj.sources.chunks([y[:3], y[3:]]), strength=2.0)
+    assert source.converged
+    for name in ("log_likelihood", "log_prior"):
+        np.testing.assert_allclose(getattr(source, name), getattr(memory, name), rtol=1e-13)
+    assert str(source.prior) == str(memory.prior)
+    for kind in ("observed", "expected", "sandwich"):
+        np.testing.assert_allclose(source.covariance(kind), memory.covariance(kind), rtol=1e-7)
+    profiles = [fj.profile_likelihood(fit, "shape").interval for fit in (source, memory)]
+    np.testing.assert_allclose(*profiles, rtol=1e-7)
+    statistics = [fj.likelihood_ratio_test(fit, "shape = 1").statistic for fit in (source, memory)]
+    np.testing.assert_allclose(*statistics, rtol=1e-7)
+
+
+def test_a_profile_goes_on_with_the_strength_from_a_fit_that_stopped_too_early():
+    y = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 2.5])
+    model = fj.with_prior(fj.families.gamma, priors.ridge("shape"))
+    fit = fj.fit(model, {"shape": 9.0, "rate": 0.1}, y, strength=2.0, max_steps=2)
+    assert fit.status == fj.Status.STEP_LIMIT
+    with pytest.warns(fj.FitWarning):
+        profile = fj.profile_likelihood(fit, "shape")
+    whole = fj.fit(model, {"shape": 1.0, "rate": 1.0}, y, strength=2.0)
+    np.testing.assert_allclose(profile.interval, fj.profile_likelihood(whole, "shape").interval, rtol=1e-6)
+
+
+def test_a_prior_stays_beside_an_auxiliary_measurement():
+    model = fj.with_auxiliary(
+        fj.Model(gauss, prior=priors.normal({"mu": (1.0, 0.5)})), lambda p, m: norm.logpdf(m, p["mu"], 0.1)
+    )
+    y = np.array([3.0, 4.0, 6.0])
+    fit = fj.fit(model, {"mu": 0.0}, (y, 2.0))
+    precision = 3 / 4 + 4.0 + 100.0
+    np.testing.assert_allclose(fit.params["mu"], (y.sum() / 4 + 4.0 + 200.0) / precision, rtol=1e-12)
+
+
 def test_priors_of_one_density_share_no_program():
     y = np.array([3.0, 4.0, 6.0])
     wide, narrow = (fj.Model(gauss, prior=priors.normal({"mu": (0.0, sd)})) for sd in (3.0, 0.1))
@@ -307,9 +346,29 @@ BAD = {
     "no pair": (lambda: priors.normal({"mu": 1.0}), "a pair"),
     "no dictionary": (lambda: priors.half_normal(1.0), "expected a dictionary"),
     "strength of ridge": (lambda: priors.ridge(1.0), "The strength is an argument of fit"),
-    "source": (
-        lambda: fj.fit(WITHOUT, {"mu": 0.0}, fj.sources.chunks([Y])),
-        "such fits have none",
+    "Jeffreys of a source": (
+        lambda: fj.fit(
+            fj.with_prior(fj.families.poisson, priors.jeffreys() + priors.half_normal({"rate": 9.0})),
+            {"rate": 1.0},
+            fj.sources.chunks([Y]),
+        ),
+        "of all rows at once",
+    ),
+    "a prior inside censored": (
+        lambda: fj.censored(fj.with_prior(fj.families.weibull, priors.half_normal({"shape": 1.0}))),
+        r"Write with_prior\(censored",
+    ),
+    "a prior inside linked": (
+        lambda: fj.linked(fj.with_prior(fj.families.poisson, priors.ridge()), lambda p: {"rate": p}),
+        r"Write with_prior\(linked",
+    ),
+    "a prior inside mixture": (
+        lambda: fj.mixture(fj.with_prior(fj.families.poisson, priors.ridge()), 2),
+        r"Write with_prior\(mixture",
+    ),
+    "a prior inside joint": (
+        lambda: fj.joint({"a": fj.families.poisson, "b": fj.with_prior(fj.families.poisson, priors.ridge())}),
+        r"Write with_prior\(joint",
     ),
 }
 

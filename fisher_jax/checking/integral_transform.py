@@ -82,6 +82,10 @@ def check_distribution(model: Model, dataset: Dataset) -> None:
             "the observations are groups of rows with latent effects in common, which have no distribution function of one number. "
             "predicted_effects and check_laplace look at such a fit."
         )
+    if of_rows.parts:
+        raise ValueError(
+            f"the model is a joint one. Take a part of the fit, as in fit.part({next(iter(of_rows.parts))!r})."
+        )
     if of_rows.is_dependent:
         raise ValueError(
             "the model has no conditional distribution function. Give dependent(…, log_cdf=function of params and data): "

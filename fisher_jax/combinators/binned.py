@@ -17,13 +17,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.combinators.censored import is_censored
-from fisher_jax.combinators.combined import Density, Part, as_floats, base_of, combined, takes_covariates, within_link
+from fisher_jax.combinators.combined import Density, Part, as_floats, base_of, combined, within_link
 from fisher_jax.errors import check_count, check_flag, entry_point, shown, to_numpy
 from fisher_jax.families.common import not_a_count
 from fisher_jax.models.constraints import positive
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import Model, check_distribution
-from fisher_jax.models.probabilities import log_between, log_tails
+from fisher_jax.models.probabilities import log_between
 
 TOTAL = "total"
 
@@ -38,10 +38,13 @@ class _Histogram(Part):
 
     def log_probabilities(self, params: PyTree, *z: PyTree) -> Float[Array, " k"]:
         """log q of each bin."""
-        covariates = z if takes_covariates(self.base) else ()
         (edges,) = as_floats(params, np.asarray(self.edges))
-        tails = self.base.log_cdf, self.base.log_survival
-        cdf, survival = jax.vmap(lambda edge: log_tails(*tails, params, edge, *covariates))(edges)
+        cdf, survival = jax.vmap(lambda edge: self.base_tails(params, edge, *z))(edges)
+        if cdf.shape != edges.shape:
+            raise ValueError(
+                f"the distribution function of the binned model must be a number at each edge, but at all {len(edges)} has shape "
+                f"{cdf.shape}. Its parameters are those of one value."
+            )
         each = log_between(cdf[:-1], survival[:-1], cdf[1:], survival[1:])
         return each - log_between(cdf[0], survival[0], cdf[-1], survival[-1])
 
@@ -176,9 +179,9 @@ def binned(model: Model, edges: Any, *, extended: bool = False, total: int | Non
     Values outside the edges are not counted, and probabilities are those among the values inside. `total` is the expected number
     inside, too.
 
-    The same likelihood, up to a constant, has ``censored(model)`` of the bins as intervals with the counts for weights. There an
-    observation is one value, so that its outer products and BIC count values; here they count histograms, and a single one has
-    neither.
+    The same likelihood, up to a constant, has ``censored(model)``, truncated to the outer edges, of the bins as intervals with the
+    counts for weights. There an observation is one value, so that its outer products and BIC count values; here they count
+    histograms, and a single one has neither.
 
     References
     ----------

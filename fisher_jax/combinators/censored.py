@@ -4,7 +4,6 @@ log p(y) where the value y is known,    log P(low < Y ≤ high) where it is know
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,12 +13,12 @@ from jaxtyping import Array, PyTree
 from fisher_jax.combinators.combined import (
     Density,
     Limit,
+    Limited,
     Part,
     as_floats,
     base_of,
     check_limits,
     combined,
-    limit_of,
     names_of_limits,
     within_link,
 )
@@ -48,12 +47,8 @@ def _ends(data: dict[str, Any]) -> tuple[Any, Any]:
     raise ValueError(f"censored observations have {', '.join(map(repr, sorted(data)))}; expected {FORMS}.")
 
 
-@dataclass(frozen=True)
-class _Censored(Density):
+class _Censored(Limited, Density):
     """The log-density of a value that is known, and the log-probability of an interval where that is known only."""
-
-    low: Limit
-    high: Limit
 
     combinator = "censored"
 
@@ -68,8 +63,7 @@ class _Censored(Density):
         low, high = as_floats(params, *_ends(y))
         is_exact = low == high
         # Where the value is not known the density is not used; at an end of the interval its derivatives are finite.
-        place = jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high, 1.0))
-        exact = self.of_base("log_density", params, place, z=z)
+        exact = self.of_base("log_density", params, _finite(low, high), z=z)
         between = super().log_probability(params, low, high, *z)
         return jnp.where(is_exact & jnp.isfinite(low), exact, between)
 
@@ -83,26 +77,22 @@ class _Censored(Density):
         """Of a number, which stands for all beyond a limit where it has reached that."""
         if self.low is None and self.high is None:
             raise ValueError(f"censored observations are {FORMS}, but y is a plain number. {PLAIN}")
-        limits = limit_of(self.low, params, -jnp.inf), limit_of(self.high, params, jnp.inf)
-        y, low, high = as_floats(params, y, *limits)
+        y, low, high = as_floats(params, y, *self.limits(params))
         is_below, is_above = y <= low, y >= high
         # P(Y ≥ high): of whole numbers those from the next one on
         beyond = jnp.ceil(high) - 1.0 if self.base.discrete else high
-        inside = jnp.where(is_below | is_above, self._inside(low, high), y)
+        inside = jnp.where(is_below | is_above, _finite(low, high), y)
         value = self.of_base("log_density", params, inside, z=z)
         ends = (jnp.where(is_below, -jnp.inf, beyond), jnp.where(is_below, low, jnp.inf))
         outside = super().log_probability(params, *ends, *z)
-        return jnp.where(is_below | is_above, outside, value)
-
-    def _inside(self, low: Any, high: Any) -> Any:
-        """A finite number from which the density is not used."""
-        return jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high, 1.0))
+        # Limits that are given by observation are known here only; one that is missing is not one that there is not.
+        return jnp.where(low < high, jnp.where(is_below | is_above, outside, value), jnp.nan)
 
     def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
         """Where there are limits, those of a number at or beyond one; other forms of data say it themselves."""
         if isinstance(y, dict):
             return None
-        y, low, high = as_floats(params, y, limit_of(self.low, params, -jnp.inf), limit_of(self.high, params, jnp.inf))
+        y, low, high = as_floats(params, y, *self.limits(params))
         beyond = jnp.ceil(high) - 1.0 if self.base.discrete else high
         is_below, is_above = y <= low, y >= high
         return (
@@ -122,6 +112,11 @@ class _Censored(Density):
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """What is wrong with an interval."""
         if not isinstance(y, dict):
+            low, high = (float(limit) for limit in self.limits(params))
+            if not low < high:
+                return (
+                    f"whose limits of measurement are {low:g} and {high:g}, of which the first must be below the second"
+                )
             return self.base.explain(params, y, *z)
         low, high = (float(end) for end in _ends(y))
         if low == high:
@@ -159,34 +154,35 @@ class _Censored(Density):
             )
 
 
-@dataclass(frozen=True)
-class _Sample(Part):
+class _Sample(Limited):
     """A draw of the base model, moved to the limit that it lies beyond."""
-
-    low: Limit
-    high: Limit
 
     def __call__(self, key: Array, params: PyTree, *z: PyTree) -> Array:
         y = self.of_base("sample", key, params, z=z)
-        low, high = limit_of(self.low, params, -jnp.inf), limit_of(self.high, params, jnp.inf)
-        return jnp.clip(y, low, high)
+        return jnp.clip(y, *self.limits(params))
 
 
-@dataclass(frozen=True)
 class _Initial(Part):
     """The base's `initial` of the values, the middles of bounded intervals and the ends of others."""
 
     def __call__(self, data: PyTree, *given: PyTree) -> PyTree:
         if not isinstance(data, dict):
             return self.base.initial(data, *given)  # type: ignore[misc]
-        low, high = on_host(_ends(data))
-        xp = namespace(low, high)
-        has_low, has_high = xp.isfinite(low), xp.isfinite(high)
-        middle = xp.where(
-            has_low & has_high, 0.5 * xp.where(has_low, low, 0.0) + 0.5 * xp.where(has_high, high, 0.0), xp.nan
-        )
-        values = xp.where(has_low & has_high, middle, xp.where(has_low, low, xp.where(has_high, high, xp.nan)))
-        return self.base.initial(values, *given)  # type: ignore[misc]
+        return self.base.initial(middles(*on_host(_ends(data))), *given)  # type: ignore[misc]
+
+
+def middles(low: Any, high: Any) -> Any:
+    """The middles of bounded intervals and the ends of others; NaN of those without an end."""
+    xp = namespace(low, high)
+    has_low, has_high = xp.isfinite(low), xp.isfinite(high)
+    middle = 0.5 * xp.where(has_low, low, 0.0) + 0.5 * xp.where(has_high, high, 0.0)
+    end = xp.where(has_low, low, xp.where(has_high, high, xp.nan))
+    return xp.where(has_low & has_high, middle, end)
+
+
+def _finite(low: Any, high: Any) -> Any:
+    """One of the ends of an interval that is finite, where one is."""
+    return jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high, 1.0))
 
 
 def keep_outermost(model: Model, combine: Callable[[Model], Model]) -> Model:
@@ -198,6 +194,12 @@ def keep_outermost(model: Model, combine: Callable[[Model], Model]) -> Model:
 def is_censored(model: Model) -> bool:
     """Whether a model is made by `censored`."""
     return isinstance(model.log_density, _Censored)
+
+
+def limits_of(model: Model) -> tuple[Limit, Limit] | None:
+    """The limits of a censored model, or of one with a censored family; None of others."""
+    family = model.family if isinstance(model, LinkedModel) else model
+    return (family.log_density.low, family.log_density.high) if is_censored(family) else None
 
 
 @entry_point
@@ -212,8 +214,8 @@ def censored(model: Model, low: float | str | None = None, high: float | str | N
         Of the values: a family, a `linked` model (its covariates come in as before), or any model with `log_cdf` or
         `log_survival`.
     low, high : float or str, optional
-        The limits of measurement, where each observation has its own known ones: what lies at or beyond a limit is recorded as that
-        limit (the Tobit model, detection limits). A name is that of a known constant among the parameters, as `trials` of a
+        The limits of measurement: a value at or beyond a limit is recorded as that limit (the Tobit model, detection limits). For
+        limits that differ between observations give a name, that of a known constant among the parameters, as `trials` of a
         binomial: a column in a formula, an entry of `given` of a linked model.
 
     Returns
@@ -240,9 +242,13 @@ def censored(model: Model, low: float | str | None = None, high: float | str | N
     Of a discrete model low = high is P(Y = low), and (3, 5] holds 4 and 5; "from 4 to 5" is written {"low": 3, "high": 5}. "At
     least 4" is (3, ∞].
 
-    An interval adds its probability, so that each observation is one of a known design: how it would be censored must not depend on
-    its value otherwise. Without `low` and `high` the design is not in the data (when would it have been censored that was not?), so
-    that there is no sampler: the bootstrap by draws, Fisher information and coverage raise. Give the limits, which say it.
+    Censoring is taken to be noninformative: given the covariates, the limits or times at which an observation would be censored do
+    not depend on its value. Without `low` and `high` the data do not tell at which limits the known values would have been
+    censored, so that there is no sampler: the bootstrap by draws, Fisher information and coverage raise. Give the limits where they
+    are known.
+
+    Limits of an observation that are missing, or in the wrong order, make its log-density NaN, and the diagnosis of the fit names
+    it.
 
     Examples
     --------

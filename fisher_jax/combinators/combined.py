@@ -19,8 +19,9 @@ from fisher_jax.families.common import Family
 from fisher_jax.models.auxiliary import AuxiliaryModel
 from fisher_jax.models.constraints import Constraint, fixed
 from fisher_jax.models.linked import LinkedModel, linked
-from fisher_jax.models.model import Model, as_model
+from fisher_jax.models.model import Model, as_model, check_without_prior
 from fisher_jax.models.parameters import in_key_order, key_order
+from fisher_jax.models.probabilities import log_tails
 from fisher_jax.models.programs import UserFunction, call_differentiable
 
 Limit = float | str | None
@@ -46,6 +47,14 @@ class Part:
         """One of the base's functions, with covariates where it takes them."""
         return call_with_covariates(getattr(self.base, name), arguments, z)
 
+    def covariates(self, z: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        """Those that the base takes: a family takes none."""
+        return z if takes(self.base.log_density, 3) else ()
+
+    def base_tails(self, params: PyTree, y: Any, *z: PyTree) -> tuple[Array, Array]:
+        """log F(y) and log S(y) of the base."""
+        return log_tails(self.base.log_cdf, self.base.log_survival, params, y, *self.covariates(z))
+
 
 class Density(Part):
     """The log-density of a model made from another, and what else that model is asked."""
@@ -63,8 +72,7 @@ class Density(Part):
 
     def log_probability(self, params: PyTree, low: Any, high: Any, *z: PyTree) -> Array:
         """log P(low < Y ≤ high) of the combined model; by default that of the base."""
-        covariates = z if takes_covariates(self.base) else ()
-        return self.base.log_probability(params, low, high, *covariates)
+        return self.base.log_probability(params, low, high, *self.covariates(z))
 
     @property
     def atoms(self) -> tuple[float, ...]:
@@ -73,8 +81,7 @@ class Density(Part):
 
     def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
         """The ends of the interval (low, high] in which an observation is known to lie; None of values themselves."""
-        covariates = z if takes_covariates(self.base) else ()
-        return self.base.known_interval(params, y, *covariates)
+        return self.base.known_interval(params, y, *self.covariates(z))
 
     @property
     def how_to_draw(self) -> str:
@@ -91,7 +98,7 @@ class Density(Part):
         return self.base.explain(params, y, *z)
 
     def check_data(self, data: PyTree, given: PyTree) -> None:
-        """Raise where data are none that the model can have."""
+        """Raise where data do not have the form or the values of the model's observations."""
         self.base.check_data(data, given)
 
 
@@ -128,7 +135,7 @@ class _Answers:
         return self.log_density.explain(params, y, *z)
 
     def check_data(self, data: PyTree, given: PyTree) -> None:
-        """Raise where data are none that the model can have."""
+        """Raise where data do not have the form or the values of the model's observations."""
         self.log_density.check_data(data, given)
 
     def __repr__(self) -> str:
@@ -188,7 +195,7 @@ def parameters_of(base: Model) -> tuple[str, ...]:
 
 
 def base_of(model: Any, combinator: str) -> Model:
-    """The model that is combined; raise for those whose log-density is not that of one observation alone."""
+    """The model that is combined; raise for those with more than the log-density of one observation alone."""
     model = as_model(model)
     if model.is_dependent:
         raise ValueError(f"{combinator} is of the density of one observation, and the model is dependent.")
@@ -197,6 +204,7 @@ def base_of(model: Any, combinator: str) -> Model:
             f"the model has an auxiliary measurement, which counts once. Write with_auxiliary({combinator}(…), …) in place of "
             f"{combinator}(with_auxiliary(…))."
         )
+    check_without_prior(model, combinator)
     return model
 
 
@@ -204,11 +212,6 @@ def as_floats(params: PyTree, *values: Any) -> tuple[Array, ...]:
     """The values as arrays of the floating dtype of the parameters and of all of them."""
     dtype = jnp.result_type(float, *jax.tree.leaves(params), *values)
     return tuple(jnp.asarray(value, dtype) for value in values)
-
-
-def takes_covariates(model: Model) -> bool:
-    """Whether a model's log-density takes covariates."""
-    return takes(model.log_density, 3)
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
@@ -248,6 +251,18 @@ def limit_of(limit: Limit, params: PyTree, otherwise: float) -> Any:
             f"or let the predictor of a linked model return it, as in {{…, {limit!r}: z[{limit!r}]}}."
         )
     return params[limit]
+
+
+@dataclass(frozen=True)
+class Limited(Part):
+    """A function of a model made from `base` and two limits."""
+
+    low: Limit
+    high: Limit
+
+    def limits(self, params: PyTree) -> tuple[Any, Any]:
+        """The limits as numbers, infinite where there is none."""
+        return limit_of(self.low, params, -jnp.inf), limit_of(self.high, params, jnp.inf)
 
 
 @dataclass(frozen=True)

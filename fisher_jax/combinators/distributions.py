@@ -453,8 +453,7 @@ def _as_own(constraint: Any) -> Constraint | None:
     if _is_discrete(constraint):
         return fixed
     low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
-    ends = [None if end is None else end for end in (low, high)]
-    if any(end is not None for end in ends) and all(end is None or is_number(end) for end in ends):
-        own = interval(*ends)
+    if (low, high) != (None, None) and all(end is None or is_number(end) for end in (low, high)):
+        own = interval(low, high)
         return own if own.restricts else None
     return Foreign(_Bijection(constraint))

@@ -18,14 +18,53 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.combinators.parts import check_model, check_names
+from fisher_jax.combinators.parts import call_with_covariates, check_model, check_names
 from fisher_jax.errors import entry_point, kind_of, names_in, shown
 from fisher_jax.models.constraints import Bounds
 from fisher_jax.models.dataset import is_count
 from fisher_jax.models.likelihood import term_of
-from fisher_jax.models.model import DependentModel, Model
+from fisher_jax.models.model import DependentModel, Model, check_without_prior
 from fisher_jax.models.parameters import names_by_path
 from fisher_jax.models.programs import owner_of
+
+# Of the functions of a model of one row, the place of the parameters and the number of arguments before covariates.
+_FUNCTIONS = {"sample": (1, 2), "quantile": (1, 2), "log_cdf": (0, 2), "log_survival": (0, 2), "mean": (0, 1)}
+
+
+class PartModel(Model):
+    """The model of one row of a data set, as a function of all parameters."""
+
+    def check_parameters(self, params: PyTree) -> None:
+        """Raise: the rows of a part do not determine the parameters of the others."""
+        raise ValueError(
+            f"a part of a joint fit, {self.log_density.name!r}, is predicted and compared with its data, and not fitted again. "
+            "Give the joint fit."
+        )
+
+    def own(self, params: PyTree) -> tuple[Model, PyTree]:
+        """The model as it was given, and its parameters among all."""
+        of_row = self.log_density
+        return of_row.model, of_row.parts.params_of(of_row.name, params)
+
+    def log_probability(self, params: PyTree, low: Any, high: Any, *z: PyTree) -> Array:
+        """log P(low < Y ≤ high)."""
+        model, params = self.own(params)
+        return model.log_probability(params, low, high, *z)
+
+    @property
+    def atoms(self) -> tuple[float, ...]:
+        """Those of the model of the part."""
+        return self.log_density.model.atoms
+
+    def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
+        """That of the model of the part."""
+        model, params = self.own(params)
+        return model.known_interval(params, y, *z)
+
+    def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
+        """What the model of the part knows of the observation."""
+        model, params = self.own(params)
+        return model.explain(params, y, *z)
 
 
 class JointModel(DependentModel):
@@ -35,7 +74,18 @@ class JointModel(DependentModel):
     def parts(self) -> dict[str, Model]:
         """The model of one row of each data set, as a function of all parameters."""
         parts = self.log_density.parts
-        return {name: Model(_OfRow(parts, name)) for name in parts.names}
+        return {name: _part_model(parts, name) for name in parts.names}
+
+    @property
+    def numbers_in_row(self) -> int:
+        """As many as an observation has in the part where it has most."""
+        return max(model.numbers_in_row for model in self.log_density.parts.models)
+
+    def check_data(self, data: PyTree, given: PyTree) -> None:
+        """What the model of each part checks of its observations."""
+        parts = self.log_density.parts
+        for name, model in zip(parts.names, parts.models, strict=True):
+            model.check_data(data[name], None if given is None or is_count(given[name]) else given[name])
 
     def check_parameters(self, params: PyTree) -> None:
         """Raise where a part of the parameters is missing."""
@@ -131,9 +181,45 @@ class _OfRow:
         """What else it is made of."""
         return self.parts.key, self.name
 
+    @property
+    def model(self) -> Model:
+        """That of the part."""
+        return self.parts.models[self.parts.names.index(self.name)]
+
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:
-        model = self.parts.models[self.parts.names.index(self.name)]
-        return term_of(model, self.parts.params_of(self.name, params), y, z)
+        return term_of(self.model, self.parts.params_of(self.name, params), y, z)
+
+
+@dataclass(frozen=True)
+class _OfPart(_OfRow):
+    """Another function of one row of a part: `place` is that of the parameters among its `count` arguments before covariates."""
+
+    function: str
+    place: int
+    count: int
+
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What else it is made of."""
+        return *super().made_with, self.function
+
+    def __call__(self, *arguments: Any) -> Any:
+        before, z = list(arguments[: self.count]), arguments[self.count :]
+        before[self.place] = self.parts.params_of(self.name, before[self.place])
+        return call_with_covariates(getattr(self.model, self.function), tuple(before), z)
+
+
+def _part_model(parts: Parts, name: str) -> PartModel:
+    """The model of one row of a part, with the functions that the model as given has."""
+    of_row = _OfRow(parts, name)
+    functions: dict[str, Any] = {
+        function: _OfPart(parts, name, function, *where)
+        for function, where in _FUNCTIONS.items()
+        if getattr(of_row.model, function) is not None
+    }
+    support = of_row.model.support
+    functions["support"] = _OfPart(parts, name, "support", 0, 1) if callable(support) else support
+    return PartModel(of_row, discrete=of_row.model.discrete, **functions)
 
 
 def covariates_of(given: PyTree) -> tuple[PyTree, ...]:
@@ -216,6 +302,8 @@ def joint(models: Mapping[str, Model], shared: str | Sequence[str] | Mapping[str
     In `fit_batch` each part has an axis over the data sets, and the fits run in arrays; lists of data sets and ``by=`` are not for
     joint models. There is no Fisher information per observation, since rows of different parts tell different things.
 
+    Predictions, residuals and scores are those of a part: ``predict(fit.part("a"))``, with the covariance of the joint fit.
+
     Examples
     --------
     Two instruments with one mean, and an error each:
@@ -235,6 +323,7 @@ def joint(models: Mapping[str, Model], shared: str | Sequence[str] | Mapping[str
                 f"the model of {name!r} is dependent, has latent effects or an auxiliary measurement; a part of a joint model has "
                 "independent rows."
             )
+        check_without_prior(model, "joint")
     by_name = shared if isinstance(shared, Mapping) else dict.fromkeys(check_names(shared, "shared"), names)
     takers = tuple((name, tuple(names_in(parts))) for name, parts in by_name.items())
     for name, of_parts in takers:

@@ -19,17 +19,18 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from fisher_jax.combinators.censored import limits_of
 from fisher_jax.combinators.parts import call_with_covariates, check_model, check_names
 from fisher_jax.errors import check_count, check_function, entry_point, kind_of, shown
 from fisher_jax.models.constraints import Bounds, Interval, Ordered, Unconstrained, simplex
 from fisher_jax.models.fingerprint import content_of
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, check_without_prior
 from fisher_jax.models.parameters import names_by_path
 from fisher_jax.models.programs import ById, UserFunction, owner_of
 from fisher_jax.numerics.array_namespace import namespace, on_host
+from fisher_jax.numerics.inversion import invert
 
 WEIGHTS = "weights"
-HALVINGS = 80  # of the interval between the quantiles of the components: beyond float64
 APART = 0.1  # of ordered starting values that would be equal, on their unconstrained scale
 
 
@@ -48,6 +49,26 @@ class MixtureModel(Model):
     def check_parameters(self, params: PyTree) -> None:
         """Raise where a part of the parameters is missing, or has no entry for each component."""
         self.components.check(params)
+
+    def check_data(self, data: PyTree, given: PyTree) -> None:
+        """What each component checks of observations."""
+        for model in self.components.models:
+            model.check_data(data, given)
+
+    @property
+    def numbers_in_row(self) -> int:
+        """As many as an observation of the components."""
+        return self.components.models[0].numbers_in_row
+
+    @property
+    def atoms(self) -> tuple[float, ...]:
+        """Those that all components have."""
+        return self.components.models[0].atoms
+
+    def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
+        """That of the components, which are censored alike."""
+        c = self.components
+        return c.models[0].known_interval(params[c.names[0]] if c.names else c.params_of(0, params), y, *z)
 
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
         """How many components there are, and how they are told apart."""
@@ -147,12 +168,15 @@ class Components:
                 for name, model in zip(self.names, self.models, strict=True)
             ]
             return jax.tree.map(lambda *leaves: jnp.stack(jnp.broadcast_arrays(*leaves))[label], *draws)
+        return call_with_covariates(self.models[0].sample, (key, self.params_of(label, params)), z)
+
+    def params_of(self, k: Any, params: PyTree) -> dict[str, Any]:
+        """The parameters of one component of one model."""
         own, axes = self._own(params)
-        one = {
-            name: value if axes[name] is None else jax.tree.map(lambda leaf: leaf[label], value)
+        return {
+            name: value if axes[name] is None else jax.tree.map(lambda leaf: leaf[k], value)
             for name, value in own.items()
         }
-        return call_with_covariates(self.models[0].sample, (key, one), z)
 
     def _own(self, params: PyTree) -> tuple[dict[str, Any], dict[str, int | None]]:
         """The parameters of the components and, for each, whether it has an axis over them, as for `jax.vmap`."""
@@ -189,7 +213,13 @@ class _OfComponents:
 class _LogDensity(_OfComponents):
     def joint(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, " k"]:
         c = self.components
-        return c.log_weights(params, *z) + c.of_each("log_density", params, *z, after=(y,))
+        each = c.of_each("log_density", params, *z, after=(y,))
+        if each.shape != (c.number,):
+            raise ValueError(
+                f"the log-density of a component of the mixture must be a number, but that of all {c.number} together has shape "
+                f"{each.shape}. A parameter in shared= has no axis over the components, each other one has one."
+            )
+        return c.log_weights(params, *z) + each
 
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:
         return log_sum_exp(self.joint(params, y, *z))
@@ -236,33 +266,13 @@ class _Support(_OfComponents):
 
 
 class _Quantile(_OfComponents):
+    """Between the least and the greatest quantile of the components."""
+
     def __call__(self, uniform: ArrayLike, params: PyTree, *z: PyTree) -> Array:
-        # F crosses u between the least and the greatest quantile of the components. Halved until nothing is left, then one step of
-        # Newton's method, whose derivative is that of the quantile: ∂q = −∂F/p.
-        c, model = self.components, self.components.models[0]
-        frozen, at = jax.lax.stop_gradient((params, jnp.asarray(uniform)))
-        each = c.of_each("quantile", frozen, *z, before=(at,))
-        log_weights = c.log_weights(frozen, *z)
-        target = jnp.log(at)
-
-        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends
-            middle = low + 0.5 * (high - low)
-            middle = jnp.floor(middle) if model.discrete else middle
-            below = log_sum_exp(log_weights + c.of_each("log_cdf", frozen, *z, after=(middle,))) < target
-            return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-        low, high = jnp.min(each), jnp.max(each)
-        low = low - 1.0 if model.discrete else low  # the least is a value that is reached
-        _, high = jax.lax.fori_loop(0, HALVINGS, halve, (low, high))
-        quantile = jax.lax.stop_gradient(high)
-        if model.discrete:
-            return quantile
-        cdf = jnp.exp(_LogCdf(c)(params, quantile, *z))
-        density = jax.lax.stop_gradient(jnp.exp(_LogDensity(c)(params, quantile, *z)))
-        step = (uniform - cdf) / jnp.where(density > 0, density, 1.0)
-        # Rounding of F in a far tail is no step: only its derivative is wanted there.
-        return quantile + jnp.where(density > 0, step - jax.lax.stop_gradient(step), 0.0)
+        c = self.components
+        each = jax.lax.stop_gradient(c.of_each("quantile", params, *z, before=(uniform,)))
+        ends = {"low": jnp.min(each), "high": jnp.max(each)}
+        return invert(_LogCdf(c), _LogSurvival(c), uniform, params, *z, **ends, discrete=c.models[0].discrete)
 
 
 class _Initial(_OfComponents):
@@ -419,6 +429,8 @@ def mixture(
     converged [0.3 0.7] [0. 5.]
     """
     models, names, number = _check_components(components, number)
+    for model in models:
+        check_without_prior(model, "mixture")
     if names and (ordered is not None or shared):
         raise ValueError(
             "ordered and shared name a parameter that the components of one model have in common, and the components are several "
@@ -435,6 +447,11 @@ def mixture(
         raise ValueError(
             "the components are of counts and of continuous observations, which have no common density. See zero_inflated and "
             "hurdle for a point mass."
+        )
+    if len({(model.atoms, limits_of(model)) for model in models}) > 1:
+        raise ValueError(
+            "the components are censored at different limits, or not all of them, or have a probability of zero that not all have. "
+            "Combine the mixture: censored(mixture(…), …), hurdle(mixture(…))."
         )
     tree: dict[str, Any] = {WEIGHTS: simplex if weights is None else constraints}
     entry_names: dict[str, Any] = {}
@@ -459,7 +476,7 @@ def mixture(
         sample=if_all("sample", _Sample),
         log_cdf=if_all("log_cdf", _LogCdf),
         log_survival=if_all("log_survival", _LogSurvival),
-        quantile=if_all("quantile", _Quantile, "log_cdf"),
+        quantile=if_all("quantile", _Quantile, "log_cdf", "log_survival"),
         mean=if_all("mean", _Mean),
         support=_support(parts),
         discrete=models[0].discrete,

@@ -17,45 +17,37 @@ from jaxtyping import Array, PyTree
 from fisher_jax.combinators.censored import is_censored, keep_outermost
 from fisher_jax.combinators.combined import (
     Density,
-    Limit,
+    Limited,
     Part,
     as_floats,
     base_of,
     check_limits,
     combined,
-    limit_of,
     names_of_limits,
-    takes_covariates,
     within_link,
 )
 from fisher_jax.errors import entry_point
+from fisher_jax.models.distribution_function import integrated
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import Model, check_distribution
-from fisher_jax.models.probabilities import LOG_HALF, log_sum, log_tails
+from fisher_jax.models.probabilities import larger_from_smaller, log_sum
+from fisher_jax.numerics.inversion import invert_level
 from fisher_jax.numerics.stable_functions import log_complement
 
-NEAR_ONE = 0.99  # a level above which quantiles are found from the survival function: 1 − u has lost digits
-DOUBLINGS, HALVINGS = 64, 64
+NODES = 513  # of a quadrature, on each side of the median; half of them are not enough for a normal tail
+MOST_COUNTS = 4096
 
 
-@dataclass(frozen=True)
-class _Windowed(Part):
+class _Windowed(Limited):
     """A function of a model made from `base` by a window."""
-
-    low: Limit
-    high: Limit
-
-    def window(self, params: PyTree) -> tuple[Any, Any]:
-        """The limits as numbers."""
-        return limit_of(self.low, params, -jnp.inf), limit_of(self.high, params, jnp.inf)
 
     def between(self, params: PyTree, low: Any, high: Any, *z: PyTree) -> Array:
         """log P(low < Y ≤ high) of the base model."""
-        return self.base.log_probability(params, low, high, *(z if takes_covariates(self.base) else ()))
+        return self.base.log_probability(params, low, high, *self.covariates(z))
 
     def log_window(self, params: PyTree, *z: PyTree) -> Array:
         """log P(low < Y ≤ high) of the base model and this window."""
-        low, high = self.window(params)
+        low, high = self.limits(params)
         support = self.base.support
         if self.base.discrete and isinstance(support, tuple) and self.low == support[0] and self.high is None:
             # Counts without the first, as a rule zero: a density in place of a distribution function, which for some families
@@ -69,17 +61,19 @@ class _Truncated(_Windowed, Density):
     combinator = "truncated"
 
     def __call__(self, params: PyTree, y: ArrayLike, *z: PyTree) -> Array:
-        (y,), (low, high) = as_floats(params, y), self.window(params)
+        (y,), (low, high) = as_floats(params, y), self.limits(params)
         inside = self.contains(y, low, high)
-        value = self.of_base("log_density", params, y, z=z) - self.log_window(params, *z)
-        return jnp.where(inside, value, jnp.where(jnp.isnan(y), jnp.nan, -jnp.inf))
+        window = self.log_window(params, *z)
+        # Nothing is divided by the probability of a window that has none.
+        value = self.of_base("log_density", params, y, z=z) - jnp.where(window > -jnp.inf, window, jnp.nan)
+        return jnp.where(inside | jnp.isnan(window), value, jnp.where(jnp.isnan(y), jnp.nan, -jnp.inf))
 
     def contains(self, y: Any, low: Any, high: Any) -> Any:
         """Whether y lies in the window, to which the lower limit belongs where nothing has its probability."""
         return ((y > low) if self.base.discrete else (y >= low)) & (y <= high)
 
     def log_probability(self, params: PyTree, low: Any, high: Any, *z: PyTree) -> Array:
-        first, last = self.window(params)
+        first, last = self.limits(params)
         begin, end = jnp.maximum(low, first), jnp.minimum(high, last)
         # An interval outside the window is empty; one whose ends are in the wrong order stays so.
         begin = jnp.where(low > high, low, jnp.minimum(begin, end))
@@ -88,7 +82,9 @@ class _Truncated(_Windowed, Density):
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """That an observation lies outside the window."""
-        low, high = (float(limit) for limit in self.window(params))
+        low, high = (float(limit) for limit in self.limits(params))
+        if not low < high:
+            return f"whose window ({low:g}, {high:g}] is empty"
         value = np.asarray(y)
         if value.ndim == 0 and not np.isnan(value) and not self.contains(value, low, high):
             return f"which is {float(value):g}, outside the window ({low:g}, {high:g}] of what can be observed"
@@ -106,60 +102,37 @@ class _LogSurvival(_Windowed):
 
 
 def _log_tails(part: _Windowed, params: PyTree, y: ArrayLike, *z: PyTree) -> tuple[Array, Array]:
-    """log F(y) and log S(y) within the window; the larger of the two from the smaller, so that it is exact near zero."""
-    low, high = part.window(params)
+    """log F(y) and log S(y) within the window."""
+    low, high = part.limits(params)
     (y,) = as_floats(params, y)
     place = jnp.clip(y, low, high)
     whole = part.between(params, low, high, *z)
-    below, above = part.between(params, low, place, *z) - whole, part.between(params, place, high, *z) - whole
-    is_low = below < LOG_HALF
-    survival = jnp.where(is_low, log_complement(jnp.where(is_low, below, -1.0)), above)
-    cdf = jnp.where(is_low, below, log_complement(jnp.where(is_low, -1.0, above)))
-    return cdf, survival
+    below, above = part.between(params, low, place, *z), part.between(params, place, high, *z)
+    return larger_from_smaller(below - whole, above - whole)
+
+
+@dataclass(frozen=True)
+class _Tail(Part):
+    """log F of the base model, or log S where `upper`."""
+
+    upper: bool
+
+    def __call__(self, params: PyTree, y: ArrayLike, *z: PyTree) -> Array:
+        return self.base_tails(params, y, *z)[int(self.upper)]
 
 
 class _Quantile(_Windowed):
-    """The base's quantile of the level F(low) + u P(window); in its upper tail by bisection of the survival function.
-
-    There F(low) rounds to one. The derivative is that of a step of Newton's method at the solution.
-    """
+    """The y at which the base has the level F(low) + u P(window), of which both logarithms are given: F(low) may round to one."""
 
     def __call__(self, uniform: ArrayLike, params: PyTree, *z: PyTree) -> Array:
-        low, high = self.window(params)
+        low, high = self.limits(params)
         (uniform,) = as_floats(params, uniform)
-        whole = self.between(params, low, high, *z)
-        covariates = z if takes_covariates(self.base) else ()
-        tails = self.base.log_cdf, self.base.log_survival
-        below = log_sum(log_tails(*tails, params, low, *covariates)[0], jnp.log(uniform) + whole)
-        above = log_sum(log_tails(*tails, params, high, *covariates)[1], jnp.log1p(-uniform) + whole)
-        direct = self.of_base("quantile", jnp.clip(jnp.exp(below), 0.0, NEAR_ONE), params, z=z)
-        return jnp.clip(jnp.where(below < jnp.log(NEAR_ONE), direct, self._far(above, direct, params, z)), low, high)
-
-    def _far(self, target: Array, begin: Array, params: PyTree, z: tuple[PyTree, ...]) -> Array:
-        """The y beyond `begin` with log S(y) = target."""
-        covariates = z if takes_covariates(self.base) else ()
-
-        def survival(params: PyTree, y: Array) -> Array:
-            return log_tails(self.base.log_cdf, self.base.log_survival, params, y, *covariates)[1]
-
-        held, goal, first = jax.lax.stop_gradient((params, target, begin))
-        middle = jax.lax.stop_gradient(self.of_base("quantile", jnp.full_like(first, 0.5), params, z=z))
-
-        def widen(_: Any, width: Array) -> Array:
-            return jnp.where(survival(held, first + width) > goal, 2.0 * width, width)
-
-        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            center = 0.5 * ends[0] + 0.5 * ends[1]
-            is_beyond = survival(held, center) <= goal
-            return jnp.where(is_beyond, ends[0], center), jnp.where(is_beyond, center, ends[1])
-
-        width = jax.lax.fori_loop(0, DOUBLINGS, widen, jnp.maximum(first - middle, 1e-3 * (1.0 + jnp.abs(first))))
-        found = jax.lax.stop_gradient(jax.lax.fori_loop(0, HALVINGS, halve, (first, first + width))[1])
-        if self.base.discrete:
-            return jnp.floor(found)
-        slope = self.of_base("log_density", held, found, z=z) - survival(held, found)  # −∂ log S / ∂y, as a logarithm
-        step = (survival(params, found) - target) / jnp.exp(jax.lax.stop_gradient(slope))
-        return found + step - jax.lax.stop_gradient(step)
+        whole, lower, higher = self.between(params, low, high, *z), _Tail(self.base, False), _Tail(self.base, True)
+        level = log_sum(lower(params, low, *z), jnp.log(uniform) + whole)
+        rest = log_sum(higher(params, high, *z), jnp.log1p(-uniform) + whole)
+        first, last = _Support(self.base, self.low, self.high)(params, *z)
+        discrete = self.base.discrete
+        return invert_level(lower, higher, level, rest, params, *z, low=first, high=last, discrete=discrete)
 
 
 class _Sample(_Quantile):
@@ -171,13 +144,56 @@ class _Sample(_Quantile):
         return super().__call__(uniform, params, *z)
 
 
+class _Mean(_Quantile):
+    """The median m + ∫ S(y) dy above it − ∫ F(y) dy below it, by quadrature; NaN where that is not accurate, as of no mean."""
+
+    def __call__(self, params: PyTree, *z: PyTree) -> Array:  # type: ignore[override]
+        # The derivatives of the two integrals by m cancel.
+        middle = jax.lax.stop_gradient(super().__call__(0.5, params, *z))
+        low, high = as_floats(params, *_Support(self.base, self.low, self.high)(params, *z))
+
+        def log_tail(y: Array) -> Array:
+            return jnp.where(y < middle, *_log_tails(self, params, y, *z))
+
+        (below, above), is_right = integrated(log_tail, middle, low, high, NODES)
+        return jnp.where(jnp.all(is_right), middle + jnp.exp(above) - jnp.exp(below), jnp.nan)
+
+
+class _MeanOfCounts(_Windowed):
+    """From the sum of y p(y) over the window, or that of the whole without what lies below it, whichever has an end."""
+
+    def values(self) -> np.ndarray | None:
+        """The counts that are summed; None where they are not known, or too many."""
+        support = self.base.support
+        first = support[0] if isinstance(support, tuple) else -np.inf
+        if isinstance(self.high, float):
+            ends = max(first, np.floor(self.low) + 1.0 if isinstance(self.low, float) else first), np.floor(self.high)
+        else:
+            ends = first, np.floor(self.low) if isinstance(self.low, float) else first - 1.0
+        is_short = not isinstance(self.low, str) and not isinstance(self.high, str) and ends[1] - ends[0] < MOST_COUNTS
+        return np.arange(ends[0], ends[1] + 1.0) if is_short and np.isfinite(ends[0]) else None
+
+    def __call__(self, params: PyTree, *z: PyTree) -> Array:
+        (y,) = as_floats(params, self.values())
+        total = jnp.sum(y * jnp.exp(jax.vmap(lambda y: self.of_base("log_density", params, y, z=z))(y)))
+        inside = total if self.high is not None else self.of_base("mean", params, z=z) - total
+        return inside * jnp.exp(-self.between(params, *self.limits(params), *z))
+
+
+def _mean(model: Model, low: Any, high: Any) -> Any:
+    if not model.discrete:
+        return _Mean(model, low, high)
+    mean = _MeanOfCounts(model, low, high)
+    return mean if mean.values() is not None and (high is not None or model.mean is not None) else None
+
+
 class _Support(_Windowed):
     def __call__(self, params: PyTree, *z: PyTree) -> tuple[Any, Any]:
         support: Any = self.base.support
         ends = (-jnp.inf, jnp.inf) if support is None else support
         if callable(support):
             ends = self.of_base("support", params, z=z)
-        low, high = self.window(params)
+        low, high = self.limits(params)
         return jnp.maximum(ends[0], low), jnp.minimum(ends[1], high)
 
 
@@ -197,8 +213,9 @@ def truncated(model: Model, low: float | str | None = None, high: float | str | 
     Returns
     -------
     Model
-        A family where `model` is one. Its distribution, survival and quantile functions, support and draws are those of what is
-        observed. It has no mean.
+        A family where `model` is one. Its distribution, survival and quantile functions, mean, support and draws are those of what
+        is observed. The mean is by quadrature, NaN where that is not accurate; of counts by a sum, where the window or what lies
+        below it holds few values and limits are numbers (else there is none).
 
     Raises
     ------
@@ -215,9 +232,9 @@ def truncated(model: Model, low: float | str | None = None, high: float | str | 
     ``truncated(censored(model), …)`` and ``censored(truncated(model, …))`` are the same: an observation that is censored to an
     interval contributes P(interval ∩ window) / P(window). The window of a linked model is that of its family.
 
-    Parameters that shift the distribution out of the window and back are hardly told apart by what is left of it: of a normal
-    distribution that is cut above its mean the likelihood may rise without end towards an exponential one, and a fit ends with the
-    boundary status.
+    Observations from one tail determine the parameters poorly. Of a normal distribution with a window above its mean the likelihood
+    may have no maximum: it increases as `loc` goes to −∞ and `scale` to ∞, towards that of an exponential distribution, and the fit
+    ends with the boundary status.
 
     Examples
     --------
@@ -250,8 +267,9 @@ def truncated(model: Model, low: float | str | None = None, high: float | str | 
     return combined(
         _Truncated(*arguments),
         added=names_of_limits(low, high),
-        sample=None if model.quantile is None else _Sample(*arguments),
-        quantile=None if model.quantile is None else _Quantile(*arguments),
+        sample=_Sample(*arguments),
+        quantile=_Quantile(*arguments),
+        mean=_mean(*arguments),
         initial=model.initial,
         log_cdf=_LogCdf(*arguments),
         log_survival=_LogSurvival(*arguments),

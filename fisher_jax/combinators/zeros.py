@@ -18,14 +18,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from fisher_jax.combinators.censored import is_censored, keep_outermost
-from fisher_jax.combinators.combined import Density, Part, as_floats, base_of, combined, takes_covariates, within_link
+from fisher_jax.combinators.combined import Density, Part, as_floats, base_of, combined, within_link
 from fisher_jax.errors import entry_point, shown
 from fisher_jax.families.common import Family
 from fisher_jax.models.constraints import Fixed, unit_interval
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import in_key_order, key_order
-from fisher_jax.models.probabilities import LOG_HALF, log_tails
+from fisher_jax.models.probabilities import larger_from_smaller
 from fisher_jax.numerics.array_namespace import namespace, on_host
 from fisher_jax.numerics.stable_functions import log_complement
 
@@ -47,24 +47,11 @@ class _WithZero(Part):
         others = {name: value for name, value in params.items() if name != self.name}
         return in_key_order(others, key_order(others)), jnp.asarray(params[self.name])
 
-    def tails(self, theta: PyTree, y: Any, *z: PyTree) -> tuple[Array, Array]:
-        """log F(y) and log S(y) of the base."""
-        covariates = z if takes_covariates(self.base) else ()
-        return log_tails(self.base.log_cdf, self.base.log_survival, theta, y, *covariates)
-
     def at_zero(self, theta: PyTree, *z: PyTree) -> Array:
         """log p₀ of the base, −∞ where y is continuous."""
         if not self.base.discrete:
             return jnp.asarray(-jnp.inf)
         return self.of_base("log_density", theta, *as_floats(theta, 0.0), z=z)
-
-
-def _with_same_sum(log_probability: Array, complement: Array) -> tuple[Array, Array]:
-    """log F and log S that belong together, the larger from the smaller, so that it is exact near zero."""
-    is_low = log_probability < LOG_HALF
-    other = log_complement(jnp.where(is_low, log_probability, -1.0))
-    one = log_complement(jnp.where(is_low, -1.0, complement))
-    return jnp.where(is_low, log_probability, one), jnp.where(is_low, other, complement)
 
 
 # Zero-inflated --------------------------------------------------------------------------------------------------------
@@ -106,7 +93,7 @@ class _InflatedTails(_Inflated):
 
     def both(self, params: PyTree, y: ArrayLike, *z: PyTree) -> tuple[Array, Array]:
         (y,), (theta, inflation) = as_floats(params, y), self.parts(params)
-        below, above = self.tails(theta, y, *z)
+        below, above = self.base_tails(theta, y, *z)
         kept = jnp.log1p(-inflation)
         from_zero = y >= 0
         cdf = jnp.where(
@@ -114,7 +101,7 @@ class _InflatedTails(_Inflated):
         )
         lower = jnp.where(from_zero, 0.0, kept + below)
         survival = jnp.where(from_zero, kept + above, log_complement(lower))
-        return _with_same_sum(cdf, survival)
+        return larger_from_smaller(cdf, survival)
 
 
 class _InflatedLogCdf(_InflatedTails):
@@ -247,6 +234,7 @@ def zero_inflated(model: Model) -> Model:
             f"{model!r} is not of whole numbers, and has no zeros of its own that could be told from others. Write "
             "hurdle(model), or Model(…, discrete=True) for whole numbers."
         )
+    _check_counts(model)
     if is_censored(model):
         return keep_outermost(model, zero_inflated)
     if isinstance(model, LinkedModel):
@@ -265,6 +253,15 @@ def zero_inflated(model: Model) -> Model:
         support=_SupportWithZero(model) if callable(model.support) else _support_with_zero(model.support),
         discrete=True,
     )
+
+
+def _check_counts(model: Model) -> None:
+    """Raise for whole numbers some of which are negative: probabilities are counted from zero on."""
+    if model.discrete and isinstance(model.support, tuple) and model.support[0] < 0:
+        raise ValueError(
+            f"{model!r} has values below zero (its support begins at {model.support[0]:g}), and the model is that of counts. Give "
+            "one of counts, with support=(0, math.inf)."
+        )
 
 
 def _has_information(model: Model) -> bool:
@@ -332,7 +329,7 @@ class _HurdleTails(_Hurdle):
 
     def both(self, params: PyTree, y: ArrayLike, *z: PyTree) -> tuple[Array, Array]:
         (y,), (theta, zero) = as_floats(params, y), self.parts(params)
-        below, above = self.tails(theta, y, *z)
+        below, above = self.base_tails(theta, y, *z)
         kept = jnp.log1p(-zero)
         from_zero = y >= 0
         upper = jnp.where(from_zero, kept + above - self.log_rest(theta, *z), 0.0)
@@ -421,8 +418,8 @@ class _HurdleInitial(_Hurdle):
 def hurdle(model: Model) -> Model:
     """A model in which zero has a probability ζ of its own, and other values are those of `model` without zero.
 
-    P(0) = ζ, and (1 − ζ) p(y; θ) / (1 − p(0; θ)) elsewhere; of a continuous model (1 − ζ) p(y; θ), whose y > 0 are amounts and
-    whose zeros are none (rain, expenses, catches).
+    P(0) = ζ, and (1 − ζ) p(y; θ) / (1 − p(0; θ)) elsewhere. Of a continuous model it is (1 − ζ) p(y; θ): amounts of which some are
+    exactly zero (rain, expenses, catches).
 
     Parameters
     ----------
@@ -444,8 +441,8 @@ def hurdle(model: Model) -> Model:
     Notes
     -----
     Zeros and other values are two independent problems: ζ is estimated by the share of zeros, and θ by the other observations. In a
-    formula `zero_probability="~ x"` is a logistic regression of being zero (pscl's `hurdle` describes being larger: all signs are
-    the other way round).
+    formula `zero_probability="~ x"` is a logistic regression of being zero. (pscl's `hurdle` is one of being larger than zero, with
+    the opposite signs.)
 
     References
     ----------
@@ -460,6 +457,7 @@ def hurdle(model: Model) -> Model:
     2.191 0.500
     """
     model = base_of(model, "hurdle")
+    _check_counts(model)
     if is_censored(model):
         return keep_outermost(model, hurdle)
     if isinstance(model, LinkedModel):

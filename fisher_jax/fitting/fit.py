@@ -161,15 +161,16 @@ def fit(
     """
     model = as_model(model)
     passes = rows = None
-    if model.prior is not None and (is_source(data, given, weights) or is_sharded(data)):
+    checked = check_strength(model, strength)
+    if getattr(model.prior, "needs_data", False) and (is_source(data, given, weights) or is_sharded(data)):
         raise ValueError(
-            "the model has a prior, and the data are read in blocks or lie on several devices: such fits have none. Fit the data "
-            "as arrays; or without it, as it weighs little beside so many rows: with_prior(model, None)."
+            "the prior is made of the information of all rows at once, and the data are read in blocks or lie on several devices. "
+            "Give them as arrays in memory, or the model another prior."
         )
     if is_source(data, given, weights):
         check_flag(progress, "progress")
         check_choice(missing, MISSING, "missing")
-        passes = Passes(model, RowSource(data, given, weights, missing), progress=progress)
+        passes = Passes(model, RowSource(data, given, weights, missing), checked, progress=progress)
         params = start_of_source(passes, start)
     elif is_sharded(data):
         if start is None:
@@ -177,8 +178,7 @@ def fit(
         rows, params = sharded_rows(model, data, given, weights), start
     else:
         check_pytrees(data=data, given=given, weights=weights)
-        dataset = check_dataset(model, data, given, weights, missing)
-        dataset = replace(dataset, strength=check_strength(model, strength))
+        dataset = replace(check_dataset(model, data, given, weights, missing), strength=checked)
         params = starting_parameters(model, start, dataset.data, dataset.given)
     if passes is None and progress is not False:
         raise ValueError(f"progress={shown(progress)} is for data from a source, which are read in passes.")
@@ -195,12 +195,12 @@ def fit(
     values = typed(layout, values)
     if passes is not None:
         check_newton(optimizer, starts)
-        if is_traced(values, tolerance, max_steps):
+        if is_traced(values, tolerance, max_steps, checked):
             raise TypeError("a source is read on the host, so not under jit, vmap or grad. Call it outside.")
         return fit_by_passes(passes, layout, optimizer, values, tolerance, int(max_steps))
     if rows is not None:
         check_newton(optimizer, starts)
-        return fit_sharded(rows, model, layout, optimizer, values, tolerance, int(max_steps))
+        return fit_sharded(rows, model, layout, optimizer, values, checked, tolerance, int(max_steps))
     if starts is not None:
         if is_traced(values, dataset, tolerance, max_steps, starts):
             raise TypeError(

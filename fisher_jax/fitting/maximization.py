@@ -52,7 +52,7 @@ from fisher_jax.models.likelihood import (
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Leaf, Values
 from fisher_jax.models.prior import is_of_expected, prior_derivatives
-from fisher_jax.models.programs import programs_of, quick
+from fisher_jax.models.programs import jit_with_model, programs_of, quick
 from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED, singular_pivot
@@ -158,8 +158,44 @@ def total_information(
     )
     if dataset.strength is None or is_of_expected(model):
         return total
+    return total + prior_information(model, layout, values, dataset)
+
+
+def prior_information(model: Model, layout: Layout, values: Values, dataset: Dataset) -> Float[Array, "q q"]:
+    """Minus the Hessian of the prior with respect to θ."""
     natural = layout.natural()
-    return total + prior_derivatives(model, natural, values, dataset, natural.unconstrain(values))[2]
+    return prior_derivatives(model, natural, values, dataset, natural.unconstrain(values))[2]
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def _prior_at(
+    model: Model, layout: Layout, values: Values, strength: tuple[Any, ...], u: Float[Array, " p"]
+) -> tuple[tuple[Array, ...], Array]:
+    prior = Dataset(None, strength=strength)
+    estimate = layout.constrained_values(u, values)
+    return prior_derivatives(model, layout, values, prior, u), prior_information(model, layout, estimate, prior)
+
+
+class PriorTerm(NamedTuple):
+    """A prior beside rows that are not in memory, added once to what is summed over them."""
+
+    model: Model
+    layout: Layout
+    values: Values
+    strength: tuple[Any, ...]
+
+    def added_to(self, at: Evaluation, kind: Kind, u: np.ndarray) -> Evaluation:
+        """An evaluation of the rows at u, of numpy, with the prior; its scores have no variance."""
+        (value, slope, information), _ = jax.device_get(_prior_at(*self, u))
+        parts, dtype = [float(at.value), float(value), float(at.rounding)], self.layout.dtype
+        high = dtype.type(sum(parts))
+        low = dtype.type(math.fsum([*parts, -float(high)]) if np.isfinite(high) else 0.0)
+        matrix = at.information if kind == "empirical" else at.information + information
+        return Evaluation(high, at.gradient + slope, matrix, low)
+
+    def added_to_expected(self, total: np.ndarray | None, u: np.ndarray) -> np.ndarray | None:
+        """n I(θ) with minus the Hessian of the prior."""
+        return None if total is None else total + jax.device_get(_prior_at(*self, u)[1])
 
 
 def scoring_of(

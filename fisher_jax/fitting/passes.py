@@ -23,6 +23,7 @@ from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.linear_rows import evaluate_by_predictors
 from fisher_jax.fitting.many_rows import programs_of_lanes
 from fisher_jax.fitting.maximization import (
+    PriorTerm,
     evaluate,
     first_not_finite,
     make_problem,
@@ -30,7 +31,7 @@ from fisher_jax.fitting.maximization import (
     step_on_host,
     total_information,
 )
-from fisher_jax.fitting.result import Fit, SourceOrigin
+from fisher_jax.fitting.result import Fit, SourceOrigin, with_log_prior
 from fisher_jax.fitting.row_program import Plan
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import Dataset, check_dataset, pad_dataset
@@ -83,9 +84,11 @@ class Passes:
     are those of the last pass; `num_passes` counts them.
     """
 
-    def __init__(self, model: Model, rows: RowSource, *, progress: bool = False) -> None:
+    def __init__(
+        self, model: Model, rows: RowSource, strength: tuple[Any, ...] | None = None, *, progress: bool = False
+    ) -> None:
         check_rows_alone(model)
-        self.model, self.rows, self.progress = model, rows, progress
+        self.model, self.rows, self.strength, self.progress = model, rows, strength, progress
         self.label = ""
         self.num_passes = self.num_rows = self.num_blocks = self.num_observed = self.num_masked = 0
         self.num_observations = 0.0
@@ -96,6 +99,11 @@ class Passes:
         self.rows_in_a_lane = 1 << each.bit_length() - 1
         self.rows_in_a_piece = LEAST_LANES * self.rows_in_a_lane
         self.rows_in_a_block = PIECES_IN_A_BLOCK * self.rows_in_a_piece
+
+    @property
+    def arguments_by_name(self) -> dict[str, Any]:
+        """The rows and the strength of the prior as arguments of `fit`."""
+        return self.rows.arguments_by_name | {"strength": self.strength[0] if self.strength else None}
 
     def first_block(self) -> Dataset:
         """The first rows."""
@@ -158,7 +166,7 @@ class Passes:
         kind: Kind,
         beside: Callable[[int, Dataset, list[tuple[Array, ...]]], Any] | None = None,
     ) -> list[Evaluation]:
-        """The log-likelihood at each of some points u, with arrays (p,) and (p, p) of numpy, by one pass.
+        """The log-likelihood at each of some points u, with arrays (p,) and (p, p) of numpy, by one pass; with the prior, if any.
 
         `beside(start, piece, results)` is called for each piece in order, with what its program returned.
         """
@@ -218,7 +226,10 @@ class Passes:
             entries = np.array([total for total, _ in others], dtype)
             (matrix,) = matrices_of_triangles(entries[None, p:], p)
             evaluations.append(Evaluation(high, entries[:p], matrix, dtype.type((value - float(high)) + rest)))
-        return evaluations
+        if self.strength is None:
+            return evaluations
+        prior = PriorTerm(self.model, layout, values, self.strength)
+        return [prior.added_to(at, kind, point) for at, point in zip(evaluations, points, strict=True)]
 
     def _way_of(
         self, layout: Layout, kind: Kind, values: Values, piece: Dataset, ways: dict[str, Callable[[Dataset], Any]]
@@ -267,6 +278,8 @@ class Passes:
             assert last is not None
             one = replace(last, weights=np.eye(1, self.rows_in_a_piece, dtype=layout.dtype)[0])
             matrix = self.num_observations * np.asarray(_expected_of_piece(self.model, layout, estimate, one))
+        if self.strength is not None:
+            matrix = PriorTerm(self.model, layout, values, self.strength).added_to_expected(matrix, u)
         return {
             "outer_product": at.information,
             "expected": matrix,
@@ -279,7 +292,7 @@ class Passes:
 def passes_of(fit: Fit) -> Passes | None:
     """The rows that a fit read from its source, for more passes over them; None of other fits."""
     if isinstance(fit.origin, SourceOrigin) and isinstance(fit.origin.rows, RowSource):
-        return Passes(fit.origin.model, fit.origin.rows)
+        return Passes(fit.origin.model, fit.origin.rows, fit.origin.strength)
     return None
 
 
@@ -317,8 +330,8 @@ def fit_by_passes(
         passes.label = f", step {int(state.count)}, log-likelihood {value:.6f}, decrement {float(state.decrement):.1e}"
 
     fit = step_on_host(layout, layout, optimizers, calls, values, tolerance, max_steps, watch=watch)
-    origin = SourceOrigin(
-        passes.model, passes.rows, passes.rows.describe(), passes.num_rows, passes.num_blocks, passes.num_passes
-    )
+    counts = passes.num_rows, passes.num_blocks, passes.num_passes
+    origin = SourceOrigin(passes.model, passes.rows, passes.rows.describe(), *counts, passes.strength)
     num_masked = np.asarray(passes.num_masked) if passes.num_masked else None
-    return replace(fit, engine="source", origin=origin, num_masked=num_masked)
+    fit = replace(fit, engine="source", origin=origin, num_masked=num_masked)
+    return with_log_prior(fit, passes.model, Dataset(None, strength=passes.strength))

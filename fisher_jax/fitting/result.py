@@ -1,7 +1,6 @@
 """`Fit`: the result of one fit or of many, and what follows from it without the data."""
 
 import functools
-import math
 import operator
 import os
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from fisher_jax.fitting.summary import (
     weakest,
 )
 from fisher_jax.information import Information
-from fisher_jax.models.dataset import Dataset
+from fisher_jax.models.dataset import Dataset, parts_of, rows_of_parts
 from fisher_jax.models.likelihood import gradient_at, likelihood
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -86,6 +85,8 @@ class SourceOrigin:
         Where the data are, in words.
     num_rows, num_blocks, num_passes : int
         How many rows there are, in how many blocks they were read, and how often.
+    strength : tuple, or None
+        That of the model's prior, as in `Dataset`.
     """
 
     model: Model
@@ -94,6 +95,7 @@ class SourceOrigin:
     num_rows: int
     num_blocks: int
     num_passes: int
+    strength: tuple[Any, ...] | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -289,6 +291,32 @@ class Fit:
     def num_parameters(self) -> int:
         """p: the number of free parameters, constraints taken into account."""
         return self.layout.num_free
+
+    @entry_point
+    def part(self, name: str) -> "Fit":
+        """Of the fit of a joint model, the same estimate and covariance beside the model and the data of one part.
+
+        For what looks at rows: `predict`, `residuals`, `predictive_scores`. What fits again takes the joint fit.
+
+        Examples
+        --------
+        >>> import fisher_jax as fj
+        >>> models = {"old": fj.families.normal, "new": fj.families.normal}
+        >>> fit = fj.joint_fit(models, None, {"old": [4.0, 7.0, 5.5, 6.5], "new": [5.1, 5.3, 5.2]}, shared="loc")
+        >>> print(f"{fj.predict(fit.part('new')).estimate[0]:.2f}")
+        5.20
+        """
+        origin = origin_of(self)
+        if not origin.model.parts:
+            raise ValueError("the fit is of one data set, and parts are those of a model made by joint.")
+        check_choice(name, tuple(origin.model.parts), "name")
+        if self.has_batch:
+            raise ValueError("a part is that of one fit. Take one by fits[k].part(…).")
+        parts = dict(zip(origin.model.parts, parts_of(*origin, origin.dataset.weights), strict=True))
+        model, dataset = parts[name]
+        count = rows_of_parts(origin.model, origin.dataset.data)[name]
+        total = count if dataset.weights is None else np.sum(dataset.weights)
+        return replace(self, origin=Origin(model, dataset), num_observations=np.asarray(total, self.layout.dtype))
 
     @entry_point
     def covariance(
@@ -776,14 +804,7 @@ class Fit:
         status = self.status
         if status in (Status.BAD_START, Status.NOT_FINITE):
             if int(self.suspect) >= 0:
-                rows = math.inf
-                if isinstance(self.origin, Origin) and counts_once(
-                    self.origin.model, self.origin.dataset
-                ):  # whose term comes after those of the rows
-                    rows = len(jax.tree.leaves(self.origin.dataset.data)[0])
-                if int(self.suspect) >= rows:
-                    return "first at the auxiliary measurement or the prior"
-                return f"first at observation {int(self.suspect)}{self._explained()}"
+                return f"first at {self._suspect_in_words()}"
             if not isinstance(self.origin, Origin) or self.origin.model.is_dependent:
                 return ""
             # Value and slope are finite, so it must be the second derivative of some log-density.
@@ -799,14 +820,28 @@ class Fit:
             return f"{float(self.num_observations):g} observations, {self.num_parameters} free parameters"
         return ""
 
-    def _explained(self) -> str:
-        """What the model knows about the observation at which its density is not finite."""
+    def _suspect_in_words(self) -> str:
+        """The term at which the log-density is not finite, and what the model knows about it."""
+        number = int(self.suspect)
         if not isinstance(self.origin, Origin):
-            return ""
+            return f"observation {number}"
         model, dataset = self.origin
-        row = [part for part in (dataset.data, dataset.given) if part is not None]
-        reason = model.explain(self.params, *jax.tree.map(lambda leaf: leaf[int(self.suspect)], row))
-        return f", {reason}" if reason else ""
+        # The terms of the parts of a joint model are one after the other; what counts once comes last.
+        parts = zip(model.parts, parts_of(model, dataset, None), strict=True)
+        pieces = [(name, *part) for name, part in parts] or [("", model, dataset)]
+        lengths = [len(np.atleast_1d(jax.tree.leaves(piece[-1].data)[0])) for piece in pieces]
+        if counts_once(model, dataset) and number >= sum(lengths):
+            return "the auxiliary measurement or the prior"
+        k = 0
+        while k < len(pieces) - 1 and number >= lengths[k]:
+            number, k = number - lengths[k], k + 1
+        name, of_part, rows = pieces[k]
+        text = f"observation {number}" + (f" of {name!r}" if name else "")
+        if of_part.is_dependent:
+            return text
+        row = [part for part in (rows.data, rows.given) if part is not None]
+        reason = of_part.explain(self.params, *jax.tree.map(lambda leaf: leaf[number], row))
+        return f"{text}, {reason}" if reason else text
 
     def _check(self, kind: str | None) -> CovarianceKind:
         """The kind of covariance meant; raise where it does not exist or is not in `kinds`."""

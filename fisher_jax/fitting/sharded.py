@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.fitting.covariance import precise
 from fisher_jax.fitting.maximization import (
+    PriorTerm,
     evaluate,
     first_not_finite,
     make_problem,
@@ -24,14 +25,14 @@ from fisher_jax.fitting.maximization import (
     step_on_host,
     total_information,
 )
-from fisher_jax.fitting.result import Fit, SourceOrigin
+from fisher_jax.fitting.result import Fit, SourceOrigin, with_log_prior
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import outer_product_at, total_weight
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values, path_name
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics.differentiate import matrices_of_triangles, upper_triangle
-from fisher_jax.optimizers.newton import Kind, Newton
+from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 from fisher_jax.sources import check_rows_alone
 
 
@@ -133,6 +134,7 @@ def fit_sharded(
     layout: Layout,
     optimizer: Newton,
     values: Values,
+    strength: tuple[Any, ...] | None,
     tolerance: Any,
     max_steps: int,
 ) -> Fit:
@@ -141,6 +143,7 @@ def fit_sharded(
     values = [np.asarray(value) for value in values]
     p, q, dtype = layout.num_free, len(layout.names), layout.dtype
     num_passes = 0
+    prior = None if strength is None else PriorTerm(model, layout, values, strength)
 
     def call(u: np.ndarray, *, kind: Kind, whole: bool = False) -> dict[str, Any]:
         nonlocal num_passes
@@ -148,18 +151,18 @@ def fit_sharded(
         static = (model, layout, kind, whole, rows.mesh, rows.axes)
         vector = np.asarray(one_pass(*static, values, rows.dataset.parts, np.asarray(u, dtype)))
         if not whole:
-            return {
-                "value": dtype.type(vector[0]),
-                "rounding": dtype.type((vector[0] - float(dtype.type(vector[0]))) + vector[1]),
-                "gradient": vector[2 : 2 + p].astype(dtype),
-                "information": matrices_of_triangles(vector[None, 2 + p :].astype(dtype), p)[0],
-            }
+            high = dtype.type(vector[0])
+            gradient, triangle = vector[2 : 2 + p].astype(dtype), vector[None, 2 + p :].astype(dtype)
+            rounding = dtype.type((vector[0] - float(high)) + vector[1])
+            at = Evaluation(high, gradient, matrices_of_triangles(triangle, p)[0], rounding)
+            return (at if prior is None else prior.added_to(at, kind, u))._asdict()
         triangle, counts, firsts, expected = np.split(vector, np.cumsum([p * (p + 1) // 2, 2, rows.num_parts]).tolist())
         part = int(np.argmax(firsts > 0))
         suspect = part * (rows.num_rows // rows.num_parts) + int(firsts[part]) - 1 if np.any(firsts > 0) else -1
+        total = expected.reshape(q, q).astype(dtype) if len(expected) else None
         return {
             "outer_product": matrices_of_triangles(triangle[None].astype(dtype), p)[0],
-            "expected": expected.reshape(q, q).astype(dtype) if len(expected) else None,
+            "expected": total if prior is None else prior.added_to_expected(total, u),
             "suspect": np.array(suspect, np.int32),
             "num_observations": np.asarray(counts[0], dtype),
             "num_observed": int(counts[1]),
@@ -168,5 +171,6 @@ def fit_sharded(
     calls = [functools.partial(call, kind=step.kind) for step in optimizers]
     fit = step_on_host(layout, layout, optimizers, calls, values, tolerance, max_steps)
     where = f"the memory of {rows.num_parts} devices"
-    origin = SourceOrigin(model, None, where, rows.num_rows, rows.num_parts, num_passes)
-    return replace(fit, engine="devices", origin=origin)
+    origin = SourceOrigin(model, None, where, rows.num_rows, rows.num_parts, num_passes, strength)
+    fit = replace(fit, engine="devices", origin=origin)
+    return with_log_prior(fit, model, Dataset(None, strength=strength))

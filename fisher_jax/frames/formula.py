@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from fisher_jax.combinators.censored import censored
+from fisher_jax.combinators.censored import censored, middles
 from fisher_jax.combinators.zeros import INFLATION, ZERO
 from fisher_jax.errors import check_choice, check_flag, entry_point, is_number, kind_of, names_in, shown, warn
 from fisher_jax.families.common import Family
@@ -58,8 +58,8 @@ class Formula(Reported):
     start : dict
         Starting values: those of the family for a sample without covariates, zero slopes, and effects of moderate size.
     data : array (n,), or dictionary of them
-        The response; with `event` {"time": …, "event": …}. With effects (G, m), of G groups of up to m rows; of several factors
-        (1, n).
+        The response; with `event` {"time": …, "event": …}, with `upper` {"low": …, "high": …}. With effects (G, m), of G groups of
+        up to m rows; of several factors (1, n).
     given : dict of arrays, or Grouped
         A design matrix (n, p) for each parameter with a formula, and what enters beside it. With effects they are grouped, and
         hold the weights, which are those of rows, too.
@@ -274,6 +274,7 @@ def formula(
     offset: Any = None,
     exposure: Any = None,
     event: Any = None,
+    upper: Any = None,
     links: str | Mapping[str, str] | None = None,
     missing: Literal["raise", "drop"] = "raise",
     prior: Any = None,
@@ -303,6 +304,10 @@ def formula(
     event : str or array (n,), optional
         1 where the response is the time of an event, 0 where there was none up to it (right-censored), as for `censored`. For
         families with a distribution function.
+    upper : str or array (n,), optional
+        Of responses that are known to lie in an interval only, its upper end, the response being the lower: equal where the value
+        is known, infinite where it is only known to be larger; a response of −∞ is only known to be at most `upper`. As for
+        `censored`.
     links : str or dict, optional
         The link of the main parameter, or of several by name. Default "log" for a positive parameter, "logit" for a probability,
         and "identity". Others: "probit", "cloglog", "loglog", "cauchit", "sqrt", "inverse", "inverse_squared". Those of the
@@ -400,7 +405,18 @@ def formula(
     _check_effects(effect_terms, nodes, family, bool(reml))
 
     # The columns used, and the rows in which none of their values is missing.
-    beside = {"weights": weights, "offset": offset, "exposure": exposure, "event": event, **roles.columns}
+    if event is not None and upper is not None:
+        raise ValueError(
+            "event= and upper= are two forms of censored data; give one. With upper= a time without its event is (time, inf]."
+        )
+    beside = {
+        "weights": weights,
+        "offset": offset,
+        "exposure": exposure,
+        "event": event,
+        "upper": upper,
+        **roles.columns,
+    }
     terms = {main: parsed.rhs, **roles.terms}
     used = variables_of(parsed.lhs).union(*(variables_of(part) for part in terms.values()))
     used |= {source for source in beside.values() if isinstance(source, str)}
@@ -473,6 +489,16 @@ def formula(
                 f"event must be 0 or 1 (1 where the event happened); in row {rows[wrong]} it is {happened[wrong]:g}."
             )
         data = {"time": response, "event": happened}
+    if upper is not None:
+        base = censored(family)
+        data = {"low": response, "high": numbers["upper"]}
+        if not np.all(data["low"] <= data["high"]):
+            wrong = int(np.argmin(data["low"] <= data["high"]))
+            raise ValueError(
+                f"upper must not be less than the response; in row {rows[wrong]} they are {data['high'][wrong]:g} and "
+                f"{data['low'][wrong]:g}."
+            )
+        response = middles(data["low"], data["high"])
 
     predictor = Predictor(
         LinearPredictors(

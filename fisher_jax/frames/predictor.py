@@ -22,7 +22,8 @@ EFFECTS = "effects"  # the name under which covariates hold the columns that mul
 IN_PLACE_OF = {  # functions of formulas of R
     "offset": "An offset is an argument: formula(…, offset='t').",
     "cbind": "The response of families.binomial is the number of successes, and the trials an argument: formula(…, trials='n').",
-    "Surv": "The response is the time, and whether it is that of an event an argument: formula(…, event='died').",
+    "Surv": "The response is the time, and whether it is that of an event an argument: formula(…, event='died'); of an "
+    "interval the upper end, formula('low ~ x', …, upper='high').",
     "factor": "Write C(…).",
 }
 _COLORS = re.compile(r"\x1b\[[0-9;]*m|[⧛⧚]")

@@ -158,6 +158,10 @@ def model_or_given(fit: Fit, model: Any) -> Model:
             "Give it: model=…."
         )
     model = model_of(fit) if model is None else as_model(model)
+    if model.parts:
+        raise ValueError(
+            f"the model is a joint one. Take a part of the fit, as in fit.part({next(iter(model.parts))!r})."
+        )
     if model.is_dependent:
         raise ValueError(
             "the model is `dependent`: what it says of a time depends on the times before, not on one row. Write the prediction "

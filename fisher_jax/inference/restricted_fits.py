@@ -42,7 +42,7 @@ _MOST_ROUNDS = 30
 def fit_again(full: Fit, model: Model, params: PyTree, **options: Any) -> Fit:
     """Another model fitted to the data of a fit, or to those of a batch with starts for each; with options of `fit`."""
     if (passes := passes_of(full)) is not None:
-        return fit(model, params, **passes.rows.arguments_by_name, **options)
+        return fit(model, params, **passes.arguments_by_name, **options)
     dataset = origin_of(full).dataset
     data, given, weights = dataset.parts
     if dataset.strength:

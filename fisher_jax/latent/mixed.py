@@ -14,7 +14,7 @@ from fisher_jax.latent.grouped import Grouped
 from fisher_jax.latent.marginal import MarginalModel, cholesky, effects_in, layout_of_effects, marginal
 from fisher_jax.models.constraints import positive, positive_definite
 from fisher_jax.models.linked import call_predictor, log_density_of
-from fisher_jax.models.model import Model, check_arity
+from fisher_jax.models.model import Model, check_arity, check_without_prior
 from fisher_jax.models.parameters import Layout
 from fisher_jax.models.programs import UserFunction
 from fisher_jax.numerics.array_namespace import AnyArray
@@ -304,6 +304,7 @@ def mixed(
     if not isinstance(family, Model):
         raise TypeError(f"family is {kind_of(family)}; expected a Model such as families.poisson.")
     check_function(predictor, "predictor", "params and effects (and z)")
+    check_without_prior(family, "mixed")
     if constraints is not None and not isinstance(constraints, dict):
         raise TypeError(
             f"constraints is {kind_of(constraints)}; expected a dictionary, as the parameters of a mixed model are."

@@ -197,6 +197,7 @@ def add_auxiliary(model: Model, auxiliary: UserFunction, draw: UserFunction | No
         initial=None if model.initial is None else _Initial(*parts),
         constraints=model.constraints,
         names=model.names,
+        prior=model.prior,
     )
 
 

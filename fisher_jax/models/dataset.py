@@ -301,9 +301,9 @@ def place_parts(
     arrays, covariates, rows = {}, {}, {}
     axis_of_given: dict[str, Any] = {}
     for key in names:
-        arrays[key] = as_unmasked_arrays(data[key], f"data {key}", missing)
-        z = given.get(key)
-        covariates[key] = None if z is None else as_unmasked_arrays(z, f"given {key}", missing)
+        z, as_checked = given.get(key), as_arrays if axes is None else as_unmasked_arrays
+        arrays[key] = as_checked(data[key], f"data {key}", missing)
+        covariates[key] = None if z is None else as_checked(z, f"given {key}", missing)
         trees = {f"data {key}": arrays[key], f"given {key}": covariates[key]}
         if axes is not None:
             marks = axis_of_each(arrays[key], data_axes[key], "data"), axis_of_each(z, given_axes[key], "given")
@@ -395,6 +395,17 @@ def without_masks(model: Model, dataset: Dataset) -> Dataset:
     leaves, treedef = jax.tree.flatten((dataset.data, dataset.given))
     if not any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves):
         return dataset
+    if model.parts:
+        of_each = dict(zip(model.parts, parts_of(model, dataset, dataset.weights), strict=True))
+        parts = {name: without_masks(*each) for name, each in of_each.items()}
+        counted = [
+            np.ones(rows) if parts[name].weights is None else parts[name].weights
+            for name, rows in rows_of_parts(model, dataset.data).items()
+        ]
+        given = {name: dataset.given[name] if part.given is None else part.given for name, part in parts.items()}
+        number = sum(int(part.num_masked) for part in parts.values() if part.num_masked is not None)
+        data = {name: part.data for name, part in parts.items()}
+        return Dataset(data, given, np.concatenate(counted), num_masked=np.asarray(number))
     if model.is_dependent:
         raise ValueError(
             "the data are masked, and the model is `dependent`: a weight of zero leaves out a term, but the value "

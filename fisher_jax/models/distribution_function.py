@@ -75,7 +75,7 @@ class _Tail:
         def log_density(x: Array) -> Array:
             return call_differentiable(self.model.log_density, (params, x, *z), "log_density")
 
-        by = _summed if self.model.discrete else _integrated
+        by = _summed if self.model.discrete else integrated
         value = _chosen(*by(log_density, point, low, high, self.nodes), upper=self.upper)
         impossible, certain = (above, below) if self.upper else (below, above)
         value = jnp.where(impossible, -jnp.inf, jnp.where(certain, 0.0, value))
@@ -117,10 +117,10 @@ def _log_sums(
     return jnp.where(jnp.any(jnp.isnan(terms), axis=1), jnp.nan, value), terms
 
 
-def _integrated(
+def integrated(
     log_density: Any, y: Array, low: Array, high: Array, nodes: int
 ) -> tuple[Float[Array, "2"], Bool[Array, "2"]]:
-    """The logarithms of the integrals over both sides of y, and whether each is right by its estimated error."""
+    """The logarithms of the integrals of a density over both sides of y, and whether each is right by its estimated error."""
     s = jnp.asarray(np.linspace(-_REACH, _REACH, nodes), y.dtype)[None, :]
     log_step = math.log(2.0 * _REACH / (nodes - 1))
     # The scale on which the density changes at y; where it is unknown, one.
@@ -173,7 +173,8 @@ class _Quantile:
 
     def __call__(self, uniform: ArrayLike, params: PyTree, *z: PyTree) -> Array:
         low, high = self.lower.ends(params, *z)
-        return invert(self.lower, self.higher, uniform, params, *z, low=low, high=high)
+        discrete = self.lower.model.discrete
+        return invert(self.lower, self.higher, uniform, params, *z, low=low, high=high, discrete=discrete)
 
 
 @entry_point

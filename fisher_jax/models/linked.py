@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import check_function, entry_point, kind_of
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, check_without_prior
 from fisher_jax.models.parameters import Layout, layout_of
 from fisher_jax.models.programs import UserFunction, call_differentiable
 
@@ -200,6 +200,7 @@ def linked(
     if not isinstance(family, Model):
         raise TypeError(f"family must be a Model such as families.poisson, got {type(family).__name__}.")
     check_function(predictor, "predictor", "params (and z)")
+    check_without_prior(family, "linked")
     return LinkedModel(
         _LogDensity(family, predictor),
         sample=None if family.sample is None else _Sample(family, predictor),

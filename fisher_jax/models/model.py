@@ -153,7 +153,7 @@ class Model:
         return []
 
     def check_data(self, data: PyTree, given: PyTree) -> None:
-        """Raise where data or covariates, as arrays, are none that the model can have; called once, where they come in."""
+        """Raise where data or covariates, as arrays, do not have the form or the values that the model takes; called once."""
 
     def check_draws(self, given: PyTree) -> None:
         """Raise where a draw given these covariates would not be one of the data that the log-density counts."""
@@ -383,6 +383,15 @@ def check_distribution(model: Model, what: str) -> None:
         raise ValueError(
             f"{model!r} has neither log_cdf nor log_survival, which {what} needs. Give Model(…, log_cdf=function of params and y), "
             "or take a family that has it."
+        )
+
+
+def check_without_prior(model: Model, made: str) -> None:
+    """Raise where a model that another is made of has a prior, which would be lost: it is of the parameters of the whole."""
+    if model.prior is not None:
+        raise ValueError(
+            f"a model has a prior, which counts once and belongs to the whole. Write with_prior({made}(…), prior) in place of "
+            f"{made}(with_prior(…))."
         )
 
 

@@ -50,6 +50,14 @@ def log_between(
     return log_difference(larger, smaller)
 
 
+def larger_from_smaller(log_cdf: Float[Array, "*b"], log_survival: Float[Array, "*b"]) -> tuple[Array, Array]:
+    """log F and log S, the larger of the two from the smaller, so that it is exact near zero."""
+    is_low = log_cdf < LOG_HALF
+    survival = log_complement(jnp.where(is_low, log_cdf, -1.0))
+    cdf = log_complement(jnp.where(is_low, -1.0, log_survival))
+    return jnp.where(is_low, log_cdf, cdf), jnp.where(is_low, survival, log_survival)
+
+
 def log_tails(
     log_cdf: Callable[..., Any] | None, log_survival: Callable[..., Any] | None, params: PyTree, y: Any, *z: PyTree
 ) -> tuple[Array, Array]:

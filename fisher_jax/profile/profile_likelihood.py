@@ -439,10 +439,11 @@ def fit_higher(best: Fit, values: Values) -> Fit | None:
     start = best.layout.assemble([np.asarray(value) for value in values])
     passes = passes_of(best)
     if passes is not None:
-        other = fit_once(passes.model, start, **passes.rows.arguments_by_name)
+        other = fit_once(passes.model, start, **passes.arguments_by_name)
     else:
         model, dataset = origin_of(best)
-        other = fit_once(model, start, dataset.data, given=dataset.given, weights=dataset.weights)
+        data, given, weights = dataset.parts
+        other = fit_once(model, start, data, given=given, weights=weights, strength=dataset.strength_given)
     return other if float(other.penalized_log_likelihood) > float(best.penalized_log_likelihood) else None
 
 
