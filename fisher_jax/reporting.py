@@ -191,7 +191,11 @@ def z_statistic(z: Any) -> str:
     return "-" if math.isnan(float(z)) else f"{float(z):.3f}"
 
 
-TEST_FORMATS = {"z": z_statistic, "p-value": probability}  # of the columns that test whether a number is zero
+TEST_FORMATS = {
+    "z": z_statistic,
+    "t": z_statistic,
+    "p-value": probability,
+}  # of the columns that test whether a number is zero
 
 
 def percent(level: float) -> str:

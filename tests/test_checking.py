@@ -1,6 +1,7 @@
 """Residuals and goodness of fit: closed forms, scipy and statsmodels; published critical values; size, power; errors; figures."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -226,6 +227,7 @@ def test_residuals_of_a_series_are_one_step_ahead(rng):
     model = fj.dependent(series, log_cdf=lambda p, y: norm.logcdf(y[1:], p["phi"] * y[:-1], 1.0))
     fit = fj.fit(model, {"phi": 0.5}, y)
     np.testing.assert_allclose(fj.residuals(fit).values, y[1:] - fit.params["phi"] * y[:-1], rtol=1e-8)
+    np.testing.assert_allclose(fj.quantile_comparison(fit).observed, np.sort(fj.residuals(fit).values), rtol=1e-6)
     with pytest.raises(ValueError, match=r"no conditional distribution function\. Give dependent\(…, log_cdf="):
         fj.residuals(fj.fit(fj.dependent(series), {"phi": 0.5}, y))
     wrong = fj.dependent(series, log_cdf=lambda p, y: norm.logcdf(y, 0.0, 1.0))
@@ -319,7 +321,24 @@ def test_rows_of_weight_zero_have_no_residual_and_others_count_in_the_moments():
     rows = np.append(found.values[1:], [found.values[1]] * 2)
     np.testing.assert_allclose(found.moments()["standard deviation"], rows.std(ddof=1))
     np.testing.assert_allclose(found.moments()["kurtosis"], st.kurtosis(rows, fisher=False))
-    assert len(found.quantile_comparison().observed) == N - 1
+    np.testing.assert_array_equal(found.quantile_comparison().observed, np.sort(rows))
+    assert "Observations  51" in str(found)
+    _, means, errors = found.means_of_groups(np.arange(N))  # whose first group holds rows 1 to 7
+    np.testing.assert_allclose(
+        [means[0], errors[0]], [np.mean(rows[[0, 0, 0, *range(1, 7)]]), st.sem(rows[[0, 0, 0, *range(1, 7)]])]
+    )
+    drawn = fj.residuals(fj.fit(GEOMETRIC, {"p": 0.5}, COUNTS, weights=np.repeat([1.0, 2.0], 20)), key=KEY)
+    with pytest.raises(ValueError, match="each of which has a drawn residual of its own"):
+        drawn.quantile_comparison()
+
+
+def test_deviance_residuals_of_large_counts_have_their_digits_in_single_precision():
+    """y log(y/μ) and y − μ cancel: written out, their difference is off by one at a million in float32."""
+    y, mean = np.float32([1_001_000, 999_500, 1_000_000]), np.full(3, 1_000_000, np.float32)
+    found = UNIT_DEVIANCES["poisson"]({}, jnp.asarray(mean), jnp.asarray(y))
+    distance = y.astype(float) - mean
+    exact = 2 * (y.astype(float) * np.log1p(distance / mean) - distance)
+    np.testing.assert_allclose(found, exact, rtol=1e-2, atol=1e-3)
 
 
 # --- distances ------------------------------------------------------------------------------------------------------------
@@ -474,7 +493,7 @@ def test_statistics_of_counts_are_those_of_the_book_and_find_zeros_in_excess(rng
 
     found = fj.goodness_of_fit(fit, [*named, dispersion], key=KEY, num_replicates=199)
     law = st.nbinom(1, 1 / (1 + y.mean()))
-    ends = bins_of(fit, 12)
+    (ends,) = bins_of(fit, np.array([12]))
     observed = np.diff([0, *np.sum(y[:, None] <= ends, axis=0), 100])
     expected = 100 * np.diff([0, *law.cdf(ends), 1])
     assert np.all(expected >= 100 / 12)
@@ -499,7 +518,7 @@ def test_dispersion_is_pearsons_statistic_over_its_degrees_of_freedom():
     assert abs(found.replicates.mean() - 1.0) < 4 * found.replicates.std() / 199**0.5 + 0.02
     few = np.array([[np.sum(found.replicates >= found.value), np.sum(found.replicates <= found.value)]])
     np.testing.assert_allclose(found.p_value, min(1.0, 2 * (1 + few.min()) / 200))
-    np.testing.assert_allclose(found.p_value_error, np.sqrt(found.p_value * (1 - found.p_value) / 200))
+    np.testing.assert_allclose(found.p_value_error, np.sqrt(found.p_value * (2 - found.p_value) / 200))
 
 
 def test_replicates_whose_fit_failed_are_left_out_and_counted():
@@ -530,17 +549,86 @@ def test_a_series_is_tested_one_step_ahead(rng):
     assert found.p_value[0] <= 0.02  # of a variance of four where the model has one
 
 
+def test_a_statistic_exceeds_its_critical_value_where_its_p_value_is_the_level(rng):
+    replicates = rng.normal(size=(199, 1))
+    for value in np.sort(replicates[:, 0])[[187, 188, 189, 190, 191]] + 1e-9:
+        p_value = np.array([(1 + np.sum(replicates >= value)) / 200])
+        found = fj.GoodnessOfFit(("t",), np.array([value]), p_value, replicates, ("greater",), 0, ())
+        assert (value > found.critical_values(0.05)[0]) == (p_value[0] <= 0.05)
+
+
+def half_known_log_cdf(params, y):
+    return jnp.where(y > 3.0, jnp.nan, norm.logcdf(y, params["loc"], 1.0))
+
+
+def test_a_statistic_that_is_no_number_has_no_p_value_and_an_infinite_one_is_not_extreme_by_itself():
+    model = fj.Model(
+        lambda params, y: norm.logpdf(y, params["loc"], 1.0),
+        sample=lambda key, params: params["loc"] + jax.random.normal(key),
+        log_cdf=half_known_log_cdf,
+    )
+    fit = fj.fit(model, {"loc": 0.0}, np.array([0.1, -1.0, 0.4, 3.5]))
+
+    def infinite(params, y):
+        return jnp.inf + 0.0 * params["loc"]
+
+    with pytest.warns(fj.FitWarning, match="anderson_darling, chi_square of the data is not a number"):
+        found = fj.goodness_of_fit(fit, ["anderson_darling", "chi_square", infinite], key=KEY, num_replicates=39)
+    np.testing.assert_array_equal(found.p_value, [np.nan, np.nan, 1.0])
+    assert "1 residuals are not numbers" in str(fj.residuals(fit))
+
+
+def test_in_a_batch_of_counts_each_fit_has_its_own_bins_and_zeros():
+    data = np.stack([COUNTS, 20.0 * COUNTS, np.zeros(40)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fj.FitWarning)  # of the third, whose probability goes to one
+        fits = fj.fit_batch(GEOMETRIC, {"p": 0.5}, data)
+        found = fj.goodness_of_fit(fits, ["chi_square", "zeros"], key=KEY, num_replicates=39)
+    one = fj.goodness_of_fit(fits[1], ["chi_square", "zeros"], key=jax.random.fold_in(KEY, 1), num_replicates=39)
+    np.testing.assert_allclose(found.value[1], one.value, rtol=1e-6)
+    np.testing.assert_allclose(found.replicates[1], one.replicates, rtol=1e-6)
+    assert np.all(np.isnan(found.p_value[2]))
+
+
+def test_replicates_of_a_penalized_fit_have_its_weights_and_its_strength():
+    model = fj.with_prior(NORMAL, lambda params, strength: -0.5 * strength * params["loc"] ** 2)
+    y, weights = np.array([0.4, 1.9, 1.1, 3.0, 0.2]), np.array([2.0, 1.0, 0.0, 3.0, 2.0])
+    weighted = fj.fit(model, None, y, weights=weights, strength=4.0)
+    repeated = fj.fit(model, None, np.repeat(y, weights.astype(int)), strength=4.0)
+    found, same = (
+        fj.goodness_of_fit(fit, "cramer_von_mises", key=KEY, num_replicates=39) for fit in (weighted, repeated)
+    )
+    np.testing.assert_allclose(found.replicates, same.replicates, rtol=1e-5)
+    np.testing.assert_array_equal(found.p_value, same.p_value)
+
+
 def bare(**functions):
     return fj.fit(fj.Model(NORMAL.log_density, **functions), {"loc": 0.0, "scale": 1.0}, X)
 
 
 FIT = functools.partial(fj.fit, fj.families.exponential, None, WEIBULL[0])
+COIN = fj.Model(  # recorded as 1 where it is at least that
+    lambda params, y: jnp.where(y == 1, jnp.log(params["p"]), jnp.log1p(-params["p"])),
+    constraints={"p": (0, 1)},
+    mean=lambda params: params["p"],
+    log_cdf=lambda params, y: jnp.where(y < 0, -jnp.inf, jnp.where(y < 1, jnp.log1p(-params["p"]), 0.0)),
+    discrete=True,
+)
+
+
+@functools.cache
+def top_coded():
+    return fj.fit(fj.censored(COIN, high=1.0), {"p": 0.5}, np.array([0.0, 1.0, 1.0]))
+
+
 WRONG = [
     (lambda: fj.residuals(3), TypeError, "residuals: expected a Fit, got int"),
     (lambda: fj.residuals(FIT(), kind="raw"), ValueError, "kind='raw' is unknown; choose from 'quantile', 'deviance'"),
     (lambda: fj.residuals(FIT(), key=3), TypeError, r"key is int; expected one key, as jax\.random\.key\(3\)"),
     (lambda: fj.residuals(durations()[0], kind="deviance"), ValueError, "needs the saturated model of a family, which is known of"),
     (lambda: fj.residuals(fj.fit(NORMAL, None, X), kind="response"), ValueError, "needs the mean of each observation"),
+    (lambda: fj.residuals(top_coded(), kind="response"), ValueError, "observations that are one number each, which is known"),
+    (lambda: fj.goodness_of_fit(fj.fit(NORMAL, None, X), "dispersion", key=KEY), ValueError, '"dispersion" needs the mean'),
     (lambda: fj.goodness_of_fit(FIT(), "shapiro", key=KEY), ValueError, "statistic='shapiro' is unknown; choose from"),
     (lambda: fj.goodness_of_fit(FIT(), 3.0, key=KEY), TypeError, "statistic=3.0 must be one of 'kolmogorov_smirnov'"),
     (lambda: fj.goodness_of_fit(FIT(), [], key=KEY), TypeError, r"statistic=\[\] must be one of"),
@@ -549,12 +637,13 @@ WRONG = [
     (lambda: fj.goodness_of_fit(FIT(), key=KEY, alternative="upper"), ValueError, "alternative='upper' is unknown"),
     (lambda: fj.goodness_of_fit(FIT(), "zeros", key=KEY), ValueError, '"zeros" is a statistic of independent counts'),
     (lambda: fj.goodness_of_fit(FIT(), ["zeros"] * 2, key=KEY), ValueError, "several statistics have one name"),
-    (lambda: fj.goodness_of_fit(bare(), key=KEY), ValueError, "the model has no distribution function"),
+    (lambda: fj.goodness_of_fit(bare(), key=KEY), ValueError, "neither a distribution function nor quantiles"),
     (lambda: fj.goodness_of_fit(bare(log_cdf=NORMAL.log_cdf), key=KEY), ValueError, "draws from the model, which has no sampler"),
     (lambda: fj.goodness_of_fit(FIT(max_steps=0), key=KEY), ValueError, "goodness_of_fit: needs a fit that converged"),
     (lambda: fj.plots.residual_plot(FIT()), TypeError, "expected Residuals, got Fit"),
     (lambda: fj.plots.residual_plot(fj.residuals(FIT()), [1.0, 2.0]), ValueError, "against must be 50 numbers"),
     (lambda: fj.plots.rootogram(FIT()), ValueError, "rootogram: needs independent counts"),
+    (lambda: fj.plots.rootogram(top_coded()), ValueError, "counts, each of a known value"),
     (lambda: fj.plots.worm(3), TypeError, "expected QuantileComparison or Residuals or Fit, got int"),
 ]  # fmt: skip
 

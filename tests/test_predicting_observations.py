@@ -125,6 +125,33 @@ def test_of_a_small_regression_the_plug_in_covers_too_rarely_and_the_likelihood_
     assert np.mean(coverage["likelihood"]) - np.mean(coverage["plug-in"]) > 0.1
 
 
+def test_a_prior_counts_in_the_predictive_distribution():
+    """Of a normal mean with a normal prior: N(m, v + 1) with v = 1/(n + λ)."""
+    y, strength = np.array([1.4, 3.0, 2.2]), 2.0
+    model = fj.Model(
+        POINT.log_density,
+        log_cdf=lambda params, y: norm.logcdf(y, params["loc"], 1.0),
+        log_survival=lambda params, y: norm.logsf(y, params["loc"], 1.0),
+        prior=lambda params, strength: -0.5 * strength * params["loc"] ** 2,
+    )
+    fit = fj.fit(model, {"loc": 0.0}, y, strength=strength)
+    v = 1.0 / (len(y) + strength)
+    exact = st.norm(v * y.sum(), np.sqrt(1.0 + v))
+    predicted = fj.predictive_distribution(fit)
+    np.testing.assert_allclose(predicted.intervals(0.9)[0], exact.interval(0.9), atol=0.01)
+    np.testing.assert_allclose(predicted.log_density(y), exact.logpdf(y), atol=0.01)
+
+
+def test_of_a_model_with_an_auxiliary_measurement_its_rows_are_predicted():
+    model = fj.with_auxiliary(fj.families.exponential, lambda params, m: norm.logpdf(m, params["rate"], 0.1))
+    y = np.array([0.3, 1.2, 0.1, 2.7, 0.9])
+    fit = fj.fit(model, {"rate": 1.0}, (y, 0.7))
+    rate = float(fit.params["rate"])
+    predicted = fj.predictive_distribution(fit, method="plug-in")
+    np.testing.assert_allclose(predicted.intervals(0.9)[0], st.expon.interval(0.9, scale=1 / rate), rtol=1e-9)
+    np.testing.assert_allclose(fj.predictive_scores(fit).values, rate * y - np.log(rate), rtol=1e-9)
+
+
 def test_of_exponential_observations_the_predictive_distribution_is_that_of_f():
     n, mean = 5, 1.04
     predicted = fj.predictive_distribution(spread())
@@ -264,6 +291,21 @@ def test_crps_of_long_tails_is_its_closed_form_and_none_where_it_is_infinite():
         above = st.genpareto.sf(y, shape, scale=scale)
         expected = y - 2 * scale / (1 - shape) * (1 - above ** (1 - shape)) + scale / (2 - shape)
         np.testing.assert_allclose(scores, expected, rtol=1e-7)
+
+
+def test_crps_of_a_distribution_with_an_atom_has_the_digits_of_one_without():
+    """A mixture of zero, with probability ζ, and a normal distribution, whose distribution function jumps in its middle."""
+    y = np.array([0.0, -0.7, 1.5])
+    fit = fj.fit(fj.hurdle(fj.families.normal), None, np.array([0.0, 0.0, 0.0, 1.1, -0.4, 2.0, 0.3, -1.2, 0.9]))
+    zero, loc, scale = (float(fit.params[name]) for name in ("zero_probability", "loc", "scale"))
+
+    # E|X − y| − ½ E|X − X'| of the mixture, by |a − N(μ, σ²)| in closed form.
+    def distance(a, scale):
+        return scale * (2 * st.norm.pdf(a / scale) + a / scale * (2 * st.norm.cdf(a / scale) - 1))
+
+    to_y = zero * np.abs(y) + (1 - zero) * distance(y - loc, scale)
+    within = 2 * zero * (1 - zero) * distance(loc, scale) + (1 - zero) ** 2 * distance(0.0, np.sqrt(2) * scale)
+    np.testing.assert_allclose(fj.predictive_scores(fit, "crps", y).values, to_y - 0.5 * within, rtol=1e-10)
 
 
 def test_crps_of_counts_is_a_sum_over_them():
@@ -407,6 +449,15 @@ def test_an_observation_of_weight_zero_changes_nothing():
     assert validation.standard_error == pytest.approx(expected.standard_error, rel=1e-6)
 
 
+def test_of_equal_observations_in_one_row_one_is_left_out():
+    y, weights = np.array([0.4, 1.9, 1.1]), np.array([2.0, 1.0, 3.0])
+    validation = fj.cross_validation(fj.families.exponential, None, y, weights=weights, folds="leave one out")
+    repeated = np.repeat(y, weights.astype(int))
+    expected = fj.cross_validation(fj.families.exponential, None, repeated, folds="leave one out")
+    assert validation.total == pytest.approx(expected.total, rel=1e-6)
+    assert validation.standard_error == pytest.approx(expected.standard_error, rel=1e-6)
+
+
 def test_where_the_fit_of_a_fold_fails_its_scores_are_nan():
     y, x = np.array([0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]), np.arange(8.0)
     model = fj.linked(fj.families.bernoulli, lambda beta, x: {"logit": beta[0] + beta[1] * x})
@@ -440,6 +491,19 @@ BAD = {
     "rows": (lambda: fj.predictive_scores(line(), "log", Y, given=NEW), "12 observations and 2 rows of covariates"),
     "no data": (lambda: fj.predictive_scores(plugged()), "data is missing"),
     "no fit": (lambda: fj.predictive_scores(Y), "expected a Fit"),
+    "half a count": (
+        lambda: fj.predictive_scores(counts(), "crps", np.array([1.5])),
+        "whole numbers here, but y is 1.5",
+    ),
+    "limit": (lambda: fj.predictive_scores(limited(), "crps"), "at a limit stands for all beyond"),
+    "other covariates": (
+        lambda: fj.predictive_scores(line(), "log", Y, given=DESIGN),
+        r"given has shape \(12, 2\); expected \(m,\)",
+    ),
+    "one observation": (
+        lambda: fj.cross_validation(fj.families.exponential, None, Y[:1], folds="leave one out"),
+        "observations are left out in turn, and there is one",
+    ),
     "no key": (lambda: fj.cross_validation(LINE, START, Y, given=X), "drawn at random: give key"),
     "many folds": (lambda: fj.cross_validation(LINE, START, Y, given=X, folds=13), "more than the 12 observations"),
     "one fold": (lambda: fj.cross_validation(LINE, START, Y, given=X, folds=np.zeros(N)), "in one fold"),
@@ -450,6 +514,10 @@ BAD = {
     ),
     "dependent": (lambda: fj.cross_validation(fj.dependent(lambda params, y: y), 0.0, Y), "is `dependent`"),
 }
+
+
+def limited():
+    return fj.fit(fj.censored(fj.families.normal, low=1.0), None, np.maximum(Y, 1.0))
 
 
 def point():

@@ -7,7 +7,7 @@ With F̄(u) the mean over the observations of the probability that a number draw
 - Anderson-Darling      A² = m ∫ (F̄(u) − u)² / (u (1 − u)) du
 
 Of continuous observations F̄ is the empirical distribution function of u, and these are the statistics of Stephens (1974). Of counts
-F̄ is linear within each jump of F (Czado, Gneiting and Held 2009, eq. (2)), so that nothing is drawn and the same data have the same
+F̄ is linear within each jump of F (Czado, Gneiting and Held 2009), so that nothing is drawn and the same data have the same
 distance; without covariates D is the greatest distance of the two distribution functions at a whole number.
 """
 
@@ -155,11 +155,8 @@ def _over_distance(start: Any, gap: Any, first: Any, last: Any) -> np.ndarray:
     moments = [np.log1p(1 / safe)]
     moments += [1 - safe * moments[0]]
     moments += [0.5 - safe * moments[1]]
-    at_zero = (
-        np.inf,
-        1.0,
-        0.5,
-    )  # d = 0 where x = 0, but for an observation that the model excludes: the distance is infinite
+    # At x = 0 is d = 0, but for an observation that the model excludes: the distance is infinite.
+    at_zero = np.inf, 1.0, 0.5
     moments = [np.where(c > 0, moment, limit) for moment, limit in zip(moments, at_zero, strict=True)]
     far = np.where(near, 1.0, c)
     by_quadrature = [np.zeros_like(far) for _ in moments]

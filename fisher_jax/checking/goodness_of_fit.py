@@ -7,20 +7,20 @@ p-value is the rank of the data's, p = (1 + #{T* ≥ T}) / (B + 1) over B replic
 1993). Of families of location and scale, whose distances do not depend on the parameters, it is exact.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.checking import distances
-from fisher_jax.checking.frequencies import bins_of, chi_square_of_bins
-from fisher_jax.checking.integral_transform import Transform, check_distribution, integral_transform
+from fisher_jax.checking.frequencies import are_counts, bins_of, chi_square_of_bins
+from fisher_jax.checking.integral_transform import Transform, check_transform, integral_transform
 from fisher_jax.checking.quantile_comparison import with_rows_for_weights
-from fisher_jax.checking.residuals import MeanResiduals, check_mean_residuals
+from fisher_jax.checking.residuals import MeanResiduals
 from fisher_jax.errors import (
     call_user,
     check_choice,
@@ -36,11 +36,11 @@ from fisher_jax.errors import (
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.replicates import failures, given_of_draws, refits_of_drawn, refits_of_each, schemes_of
-from fisher_jax.models.auxiliary import AuxiliaryModel
+from fisher_jax.models.auxiliary import without_auxiliary
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.programs import UserFunction
-from fisher_jax.reporting import Report, Reported, ReportTable, percent, with_error
+from fisher_jax.reporting import Report, Reported, ReportTable, listed, percent, with_error
 
 FEWEST = 19  # replicates by which a p-value could be 5 %
 Alternative = Literal["greater", "less", "two-sided"]
@@ -77,12 +77,12 @@ class GoodnessOfFit(Reported):
     value : array (k,), or (B, k)
         Those of the data.
     p_value : array (k,), or (B, k)
-        The fraction of the replicates and the data whose statistic is at least as extreme; NaN where fewer than 19 replicates
-        converged.
+        The fraction of the replicates and the data whose statistic is at least as extreme; NaN where the statistic is, or fewer
+        than 19 replicates have one.
     p_value_error : array like `p_value`
         Its standard error over other keys.
     replicates : array (R, k), or (B, R, k)
-        Those of the replicates, each at its own estimate; NaN where its fit failed.
+        Those of the replicates, each at its own estimate; NaN where its fit failed or the statistic is not a number.
     alternatives : tuple of str
         Which values count as extreme.
     num_failed : int, or array (B,)
@@ -105,9 +105,13 @@ class GoodnessOfFit(Reported):
 
     @property
     def p_value_error(self) -> np.ndarray:
-        """The standard error of the p-values: that of a fraction of as many replicates."""
-        count = np.sum(~np.isnan(self.replicates), axis=-2) + 1
-        return np.sqrt(self.p_value * (1 - self.p_value) / count)
+        """The standard error of the p-values: that of a fraction of as many replicates, of two-sided ones of twice a fraction."""
+        count, sides = np.sum(~np.isnan(self.replicates), axis=-2) + 1, self._sides
+        return np.sqrt(self.p_value * (sides - self.p_value) / count)
+
+    @property
+    def _sides(self) -> np.ndarray:
+        return np.where(np.array(self.alternatives) == "two-sided", 2, 1)
 
     @entry_point
     def critical_values(self, level: float = 0.05) -> Float[np.ndarray, "*b k"]:
@@ -117,10 +121,15 @@ class GoodnessOfFit(Reported):
         ----------
         level : float
             The probability of rejecting a right model, by large values.
+
+        Notes
+        -----
+        Where (B + 1) level is a whole number m it is the m-th largest of the B replicates, which a statistic exceeds exactly where
+        its p-value by large values is `level` or less.
         """
         check_level(level)
         missing = np.all(np.isnan(self.replicates), axis=-2, keepdims=True)
-        quantiles = np.nanquantile(np.where(missing, 0.0, self.replicates), 1 - level, axis=-2)
+        quantiles = np.nanquantile(np.where(missing, 0.0, self.replicates), 1 - level, axis=-2, method="weibull")
         return np.where(missing[..., 0, :], np.nan, quantiles)
 
     def summary(self) -> Report:
@@ -181,19 +190,19 @@ def goodness_of_fit(
 
         - "kolmogorov_smirnov", "anderson_darling", "cramer_von_mises": distances between u = F(y; θ̂, z) and the uniform
           distribution, by the distribution function of the model; with covariates, too. Anderson-Darling's weighs the tails.
-        - "chi_square": Σ (observed − expected)² / expected over bins: of u of equal length, or of counts over bins of their
-          values.
-        - "dispersion": Σ (y − μ)² / V / (n − p), with the variance V of the family. For a model of counts, above all.
+        - "chi_square": Σ (observed − expected)² / expected over bins: of values where these are counts, else of u, of equal length.
+        - "dispersion": Σ (y − μ)² / V / (n − p), with the variance V of the family and p the number of its free parameters; about 1
+          under the model. For counts: of a family with a scale of its own it says little.
         - "zeros": the number of zeros less the expected one.
         - a function ``statistic(params, data)`` or ``statistic(params, data, given)`` that returns one number of a data set at its
           estimate, in `jax.numpy`.
     key : jax.random.key
         The same key gives the same replicates. Of many fits those of the k-th are drawn with ``jax.random.fold_in(key, k)``.
     num_replicates : int
-        B, at least 19. The p-value has the standard error √(p (1 − p) / (B + 1)).
+        B, at least 19. The p-value has the standard error √(p (1 − p) / (B + 1)), two-sided √(p (2 − p) / (B + 1)).
     num_bins : int, optional
-        Of "chi_square"; by default 2 n^{2/5}, and at most n/5. Counts have as many bins of values as can each be expected to have a
-        fraction 1/`num_bins` of the observations.
+        Of "chi_square"; by default 2 n^{2/5}, and at most n/5. Bins of counts are of values, each expected to have at least a
+        fraction 1/`num_bins` of the observations, so that there may be fewer.
     alternative : {"greater", "less", "two-sided"}, optional
         Which values of the statistics speak against the model: by default "greater", and "two-sided" of "dispersion" and "zeros",
         twice the smaller of the two fractions.
@@ -266,16 +275,24 @@ def goodness_of_fit(
     converged = np.flatnonzero(np.atleast_1d(fit.converged))
     some = fit[converged] if fit.has_batch else fit
     bins = _Bins(some, num_bins) if "chi_square" in statistics.values() else None
-    value = _evaluate(statistics, some, bins)
-    parts, failed, words = [], [], []
-    for fits in _refit(some, key, converged, count, devices):
-        of_part = _evaluate(statistics, fits, bins)
+    value = _evaluate(statistics, some, bins, np.arange(len(converged)))
+    settings = {"covariances": (), "devices": devices}
+    if fit.has_batch:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(converged))
+        schemes = schemes_of(some, "parametric", None, None)
+        refits = refits_of_each(some, schemes, keys, count, "parametric", **settings)
+    else:
+        refits = refits_of_drawn(fit, origin_of(fit), key, count, **settings)
+    parts, failed, words, done = [], [], [], 0
+    for fits in refits:
+        of_part = _evaluate(statistics, fits, bins, np.arange(done, done + len(fits)) // count)
         parts.append(np.where(np.asarray(fits.converged)[:, None], of_part, np.nan))
         failed.append(~np.asarray(fits.converged))
         words.append(failures(fits))
-    replicates = np.concatenate(parts)
-    num_failed: Any = np.sum(np.concatenate(failed).reshape(-1, count), axis=1)
-    notes = _notes(fit, words, int(np.sum(num_failed)), len(replicates))
+        done += len(fits)
+    replicates, did_fail = np.concatenate(parts), np.concatenate(failed)
+    num_failed: Any = np.sum(did_fail.reshape(-1, count), axis=1)
+    notes = _notes(fit, statistics, value, replicates, did_fail, words)
     alternatives = tuple(
         alternative or ("two-sided" if function in _TWO_SIDED else "greater") for function in statistics.values()
     )
@@ -320,19 +337,14 @@ def _named(statistic: Any) -> dict[str, Any]:
 
 def _check_statistic(name: str, function: str, model: Model, dataset: Dataset) -> None:
     """Raise where the model lacks what a statistic needs."""
-    of_rows = model.base if isinstance(model, AuxiliaryModel) else model
-    data = dataset.data.observations if isinstance(model, AuxiliaryModel) else dataset.data
-    if function == "dispersion":
-        one = dataset if dataset.size is None else dataset.one(0)
-        check_mean_residuals(
-            of_rows, one.data.observations if isinstance(model, AuxiliaryModel) else one.data, "pearson"
-        )
+    of_rows, data = without_auxiliary(model, dataset.data)
+    if function == "dispersion":  # checked where its residuals are made
         return
     if function == "zeros":
         if not of_rows.discrete or of_rows.is_dependent or len(jax.tree.leaves(data)) != 1:
             raise ValueError('"zeros" is a statistic of independent counts: of a model with discrete=True.')
         return
-    check_distribution(model, dataset)
+    check_transform(model, dataset)
     if function == "chi_square" and of_rows.discrete and of_rows.is_dependent:
         raise ValueError(
             '"chi_square" of counts compares them with those of independent observations. Take "cramer_von_mises".'
@@ -340,43 +352,54 @@ def _check_statistic(name: str, function: str, model: Model, dataset: Dataset) -
 
 
 class _Bins:
-    """The bins of "chi_square": the same for the data and all replicates, values of a count or so many parts of u."""
+    """The bins of "chi_square" of each tested fit, the same for its replicates: values of a count, or equal parts of u."""
 
     def __init__(self, fit: Fit, num_bins: int | None):
-        n = float(np.max(fit.num_observations))
-        self.number = num_bins or max(2, int(min(2 * n**0.4, n / 5)))
-        model, dataset = origin_of(fit)
-        self.ends = None
-        if model.discrete and dataset.weights is None and len(jax.tree.leaves(dataset.data)) == 1:
-            one = fit[0] if fit.has_batch else fit
-            self.ends = bins_of(one, self.number)
-            if not len(self.ends):
-                raise ValueError(
-                    "the counts do not suffice for two bins. Give a smaller num_bins, or another statistic."
-                )
+        n = np.atleast_1d(np.asarray(fit.num_observations, float))
+        by_size = np.maximum(2, np.minimum(2 * n**0.4, n / 5).astype(int))
+        self.numbers = np.full(len(n), num_bins) if num_bins else by_size
+        self.ends = bins_of(fit, self.numbers) if are_counts(fit) else None
+        if self.ends is not None and np.all(np.isnan(self.ends)):
+            raise ValueError("the counts do not suffice for two bins. Give a smaller num_bins, or another statistic.")
 
-    def chi_square(self, fit: Fit) -> Any:
-        """Σ (observed − expected)² / expected, a number for each fit."""
+    def chi_square(self, fit: Fit, tested: Int[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
+        """Σ (observed − expected)² / expected of each fit, in the bins of the tested ones of these numbers."""
         if self.ends is not None:
-            return chi_square_of_bins(fit, self.ends, fit.num_observations)
-        transform = Transform(*map(np.atleast_2d, integral_transform(fit)))
-        counts = distances.counts_in_bins(transform, self.number)
-        expected = counts.sum(axis=-1, keepdims=True) / self.number
-        return np.sum((counts - expected) ** 2 / expected, axis=-1)
+            return chi_square_of_bins(fit, self.ends[tested])
+        (transform, is_lost), numbers = _transform_of(fit), self.numbers[tested]
+        result = np.empty(len(numbers))
+        for number in np.unique(numbers):
+            rows = numbers == number
+            counts = distances.counts_in_bins(Transform(*(end[rows] for end in transform)), int(number))
+            expected = counts.sum(axis=-1, keepdims=True) / number
+            result[rows] = np.sum((counts - expected) ** 2 / expected, axis=-1)
+        return np.where(is_lost, np.nan, result)
 
 
-def _evaluate(statistics: dict[str, Any], fit: Fit, bins: _Bins | None) -> Float[np.ndarray, "r k"]:
-    """The statistics of each fit's data at its estimate; of one fit in one row."""
-    transform = None
+def _transform_of(fit: Fit) -> tuple[Transform, Bool[np.ndarray, " r"]]:
+    """The transform of the data of each fit, of one fit in one row; and where it is lost, since a row that counts has none."""
+    transform = Transform(*map(np.atleast_2d, integral_transform(fit)))
+    weights = origin_of(fit).dataset.weights
+    counted = True if weights is None else np.atleast_2d(np.asarray(weights)) > 0
+    is_lost = np.any(np.isnan(transform.log_low) & counted, axis=-1)
+    return Transform(*(np.where(is_lost[:, None], np.log(0.5), end) for end in transform)), is_lost
+
+
+def _evaluate(
+    statistics: dict[str, Any], fit: Fit, bins: _Bins | None, tested: Int[np.ndarray, " r"]
+) -> Float[np.ndarray, "r k"]:
+    """The statistics of each fit's data at its estimate, of one fit in one row; `tested` are the numbers of these fits."""
+    transform: Any = None
+    is_lost: Any = None
+    if any(function in _DISTANCES for function in statistics.values()):
+        transform, is_lost = _transform_of(fit)
     columns = []
     for name, function in statistics.items():
         if function in _DISTANCES:
-            if transform is None:
-                transform = Transform(*map(np.atleast_2d, integral_transform(fit)))
-            columns.append(_DISTANCES[function](transform))
+            columns.append(np.where(is_lost, np.nan, _DISTANCES[function](transform)))
         elif function == "chi_square":
             assert bins is not None
-            columns.append(bins.chi_square(fit))
+            columns.append(bins.chi_square(fit, tested))
         elif function == "dispersion":
             columns.append(with_data(fit, _Dispersion()))
         elif function == "zeros":
@@ -391,7 +414,7 @@ class _Dispersion:
     """Σ (y − μ)² / V / (n − p), for `map_fits.with_data`."""
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Float[Array, ""]:
-        squares = MeanResiduals("pearson")(fit, model, dataset)[1] ** 2
+        squares = MeanResiduals("pearson", '"dispersion"')(fit, model, dataset)[1] ** 2
         weights = jnp.ones_like(squares) if dataset.weights is None else dataset.weights
         return jnp.sum(jnp.where(weights > 0, weights * squares, 0.0)) / (jnp.sum(weights) - fit.num_parameters)
 
@@ -402,9 +425,7 @@ class _Zeros:
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Float[Array, ""]:
         params, given = fit.layout.assemble(fit.values), () if dataset.given is None else (dataset.given,)
-        data = dataset.data
-        if isinstance(model, AuxiliaryModel):
-            model, data = model.base, data.observations
+        model, data = without_auxiliary(model, dataset.data)
         (y,) = jax.tree.leaves(data)
 
         def of_one(y: Array, *z: PyTree) -> Float[Array, ""]:
@@ -433,28 +454,32 @@ class _OfUser:
         return value.astype(fit.layout.dtype)
 
 
-def _refit(fit: Fit, key: Any, places: np.ndarray, count: int, devices: Any) -> Iterator[Fit]:
-    """The fits of `count` replicates of a fit, or of each of many, in parts that have their data."""
-    settings = {"covariances": (), "devices": devices}
-    if not fit.has_batch:
-        yield from refits_of_drawn(fit, origin_of(fit), key, count, **settings)
-        return
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(places))
-    schemes = schemes_of(fit, "parametric", None, None)
-    yield from refits_of_each(fit, schemes, keys, count, "parametric", **settings)
-
-
-def _notes(fit: Fit, words: list[str], num_failed: int, total: int) -> tuple[str, ...]:
+def _notes(
+    fit: Fit,
+    statistics: dict[str, Any],
+    value: np.ndarray,
+    replicates: np.ndarray,
+    did_fail: np.ndarray,
+    words: list[str],
+) -> tuple[str, ...]:
     """What is left out, in sentences; `words` say by which status the fits of each part failed."""
-    notes = []
+    notes, total = [], len(replicates)
     if fit.has_batch and not np.all(fit.converged):
         num = int(np.sum(~np.asarray(fit.converged)))
         notes.append(f"{num} of {len(fit)} fits did not converge and are not tested.")
-    if num_failed:
+    if np.any(did_fail):
         kinds = "; ".join(dict.fromkeys(word for word in words if word))
         notes.append(
-            f"of the replicates' fits {num_failed} of {total} failed ({kinds}). They are left out of the p-values."
+            f"of the replicates' fits {np.sum(did_fail)} of {total} failed ({kinds}). They are left out of the p-values."
         )
+    lost = np.any(np.isnan(value), axis=0)
+    if np.any(lost):
+        names = [name for name, is_lost in zip(statistics, lost, strict=True) if is_lost]
+        notes.append(
+            f"{listed(names)} of the data is not a number, as where log_cdf is NaN at an observation: there is no p-value."
+        )
+    if num := int(np.sum(np.any(np.isnan(replicates[~did_fail]), axis=1))):
+        notes.append(f"statistics of {num} of {total} replicates are not numbers, and are left out.")
     return tuple(notes)
 
 
@@ -470,9 +495,8 @@ def _rank(
     """The fraction of the replicates and the data that are at least as extreme."""
     value = value[..., None, :]
     count = np.sum(~np.isnan(replicates), axis=-2)
-    slack = 1e-6 * np.abs(
-        value
-    )  # the same counts in another order have the same statistic as accurately as they are fitted
+    # The same counts in another order have the same statistic as accurately as they are fitted.
+    slack = 1e-6 * np.where(np.isfinite(value), np.abs(value), 0.0)
     with np.errstate(invalid="ignore"):
         above = (1 + np.sum(replicates >= value - slack, axis=-2)) / (count + 1)
         below = (1 + np.sum(replicates <= value + slack, axis=-2)) / (count + 1)

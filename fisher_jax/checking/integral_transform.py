@@ -18,13 +18,14 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import call_user
 from fisher_jax.fitting.map_fits import with_data
 from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.inference.row_distributions import check_distribution, log_tails_of, logit_by_inversion
 from fisher_jax.latent.grouped import Grouped
-from fisher_jax.models.auxiliary import AuxiliaryModel
+from fisher_jax.models.auxiliary import without_auxiliary
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.numerics.stable_functions import log_complement
 
-_EQUAL = 1e-3  # of logit u: by bisection of the quantile function a wider step is a jump of F
+_EQUAL = 1e-3  # of logit u: by inversion of the quantile function a wider step is a jump of F
 
 
 class Transform(NamedTuple):
@@ -65,16 +66,16 @@ class Transform(NamedTuple):
 def integral_transform(fit: Fit) -> Transform:
     """The transform of the data of a fit, or of each of many, at its estimate; NaN for rows of weight zero."""
     model, dataset = origin_of(fit)
-    check_distribution(model, dataset)
+    check_transform(model, dataset)
     ends = with_data(fit, _OfFit())
     weights = None if dataset.weights is None else np.asarray(dataset.weights)
     counts = True if weights is None else weights > 0
     return Transform(*(np.where(counts, np.asarray(end, float), np.nan) for end in ends))
 
 
-def check_distribution(model: Model, dataset: Dataset) -> None:
-    """Raise where the model has no distribution function."""
-    of_rows = model.base if isinstance(model, AuxiliaryModel) else model
+def check_transform(model: Model, dataset: Dataset) -> None:
+    """Raise where the model has no distribution function by which the data could be transformed."""
+    of_rows, _ = without_auxiliary(model, dataset.data)
     if of_rows.log_cdf is not None or of_rows.log_survival is not None:
         return
     if isinstance(dataset.data, Grouped) or of_rows.with_modes is not None:
@@ -91,11 +92,11 @@ def check_distribution(model: Model, dataset: Dataset) -> None:
             "the model has no conditional distribution function. Give dependent(…, log_cdf=function of params and data): "
             "log P(Y_t ≤ y_t given the values before), one for each term."
         )
-    if of_rows.quantile is None:
+    if of_rows.parts:
         raise ValueError(
-            "the model has no distribution function. Give Model(…, log_cdf=function of params and y) or quantile=, or take a "
-            "family that has one."
+            "the observations of a joint model are of several kinds. Fit the model of each part by itself."
         )
+    check_distribution(of_rows)
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,8 @@ class _OfFit:
     """The transform of one fit and its data, for `map_fits.with_data`."""
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Transform:
-        params, data = fit.layout.assemble(fit.values), dataset.data
-        given = () if dataset.given is None else (dataset.given,)
-        if isinstance(model, AuxiliaryModel):
-            model, data = model.base, data.observations
+        params, given = fit.layout.assemble(fit.values), () if dataset.given is None else (dataset.given,)
+        model, data = without_auxiliary(model, dataset.data)
         if model.is_dependent:
             return _of_series(model, params, data, given)
         return jax.vmap(lambda y, *z: _of_observation(model, params, y, z, fit.layout.dtype))(data, *given)
@@ -116,7 +115,12 @@ def _of_series(model: Model, params: PyTree, data: PyTree, given: tuple[PyTree, 
     """The transform of each term of a dependent model."""
     arguments = params, data, *given
     terms = jnp.asarray(call_user(model.log_density, arguments, "terms"))
-    log_cdf, log_survival = _tails(model, arguments)
+    log_cdf, log_survival = (
+        None if function is None else jnp.asarray(call_user(function, arguments, name))
+        for function, name in ((model.log_cdf, "log_cdf"), (model.log_survival, "log_survival"))
+    )
+    log_cdf = log_complement(log_survival) if log_cdf is None else log_cdf  # type: ignore[arg-type]
+    log_survival = log_complement(log_cdf) if log_survival is None else log_survival
     if log_cdf.shape != terms.shape or log_survival.shape != terms.shape:
         raise ValueError(
             f"log_cdf and log_survival of a dependent model must return a value for each term, of shape {terms.shape}, but "
@@ -168,8 +172,12 @@ def of_number(
 ) -> Transform:
     """The transform of a number, or of an observation that is known to be this number."""
     if model.log_cdf is None and model.log_survival is None:
-        return _by_bisection(model, params, y, z)
-    log_cdf, log_survival = _tails(model, (params, y, *z))
+        low, high = (logit_by_inversion(model, params, y, z, below=below) for below in (True, False))
+        is_jump = high - low >= _EQUAL
+        middle = 0.5 * (low + high)
+        low, high = jnp.where(is_jump, low, middle), jnp.where(is_jump, high, middle)
+        return Transform(*(jax.nn.log_sigmoid(logit) for logit in (low, high, -low, -high)))
+    log_cdf, log_survival = log_tails_of(model, params, y, z)
     if not model.discrete and not model.atoms:
         return Transform(log_cdf, log_cdf, log_survival, log_survival)
     observation = y if observation is None else observation
@@ -180,51 +188,7 @@ def of_number(
     return _with_jumps(log_cdf, log_survival, log_mass)
 
 
-def _tails(model: Model, arguments: tuple[Any, ...]) -> tuple[Array, Array]:
-    """log F and log(1 − F), the one from the other where the model has only that."""
-    log_cdf, log_survival = (
-        None if function is None else jnp.asarray(call_user(function, arguments, name))
-        for function, name in ((model.log_cdf, "log_cdf"), (model.log_survival, "log_survival"))
-    )
-    if log_cdf is None:
-        log_cdf = log_complement(log_survival)  # type: ignore[arg-type]
-    if log_survival is None:
-        log_survival = log_complement(log_cdf)
-    return log_cdf, log_survival
-
-
 def _with_jumps(log_cdf: Array, log_survival: Array, log_mass: Array) -> Transform:
     """P(Y < y) = P(Y ≤ y) − P(Y = y), whose rounding is that of the jump, and P(Y ≥ y) = P(Y > y) + P(Y = y)."""
     log_low = log_cdf + log_complement(log_mass - log_cdf)
     return Transform(log_low, log_cdf, jnp.logaddexp(log_survival, log_mass), log_survival)
-
-
-def _by_bisection(model: Model, params: PyTree, y: Float[Array, ""], z: tuple[PyTree, ...]) -> Transform:
-    """F as the inverse of the quantile function, by bisection of logit u, which keeps the digits of both tails."""
-    widest = -2.0 * jnp.log(jnp.finfo(y.dtype).eps)  # beyond it u is 0 or 1 to rounding, even below 1
-
-    def bisect(is_below: Any) -> Float[Array, ""]:
-        def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends
-            middle = 0.5 * (low + high)
-            below = is_below(quantile_at(model, params, middle, z))
-            return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-        low, high = jax.lax.fori_loop(0, 64, halve, (-widest, widest))
-        return 0.5 * (low + high)
-
-    low, high = bisect(lambda value: value < y), bisect(lambda value: value <= y)
-    middle = 0.5 * (low + high)
-    is_jump = high - low >= _EQUAL
-    low, high = jnp.where(is_jump, low, middle), jnp.where(is_jump, high, middle)
-    return Transform(*(jax.nn.log_sigmoid(logit) for logit in (low, high, -low, -high)))
-
-
-def quantile_at(model: Model, params: PyTree, logit: Array, z: tuple[PyTree, ...]) -> Float[Array, ""]:
-    """The model's quantile at u, from logit u."""
-    value = jnp.asarray(call_user(model.quantile, (jax.nn.sigmoid(logit), params, *z), "quantile"))  # type: ignore[arg-type]
-    if value.shape != ():
-        raise ValueError(
-            f"quantile(uniform, params) must return a scalar for one number, but returned shape {value.shape}."
-        )
-    return value.astype(logit.dtype)

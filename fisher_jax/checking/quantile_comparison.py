@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from fisher_jax.checking.integral_transform import check_distribution, integral_transform, quantile_at
+from fisher_jax.checking.integral_transform import check_transform, integral_transform
 from fisher_jax.errors import check_choice, check_count, check_key, check_level, entry_point, require
 from fisher_jax.fitting.map_fits import check_fit
 from fisher_jax.fitting.result import Fit, Origin, origin_of
 from fisher_jax.inference.replicates import refits_of_drawn, whole_weights
+from fisher_jax.inference.row_distributions import quantile_of
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, check_quantile
 from fisher_jax.models.parameters import Layout, Values
@@ -161,11 +162,12 @@ def quantile_comparison(
     check_choice(envelope, get_args(Envelope), "envelope")
     origin = with_rows_for_weights(fit)
     model, dataset = origin
-    check_distribution(model, dataset)
+    check_transform(model, dataset)
     fit._warn()
     fit = replace(fit, origin=origin)
-    y = observations_of(dataset)
-    n = len(y)
+    y: Any = None if model.is_dependent else observations_of(dataset)
+    logits = integral_transform(fit).logits()
+    n = len(logits)  # of a series the number of its terms
     if scale is None:
         family = getattr(model, "family", model)
         has_quantile = model.quantile is not None
@@ -191,7 +193,6 @@ def quantile_comparison(
 
     positions = np.arange(1, n + 1) / (n + 1)
     expected = on_scale(np.log(positions / (1 - positions)))
-    logits = integral_transform(fit).logits()
     order = np.argsort(y if scale == "data" else logits, kind="stable")
     observed = y[order] if scale == "data" else on_scale(logits[order])
     tails = 0.5 * (1 + np.array([-1.0, 1.0]) * float(level))
@@ -214,7 +215,7 @@ def with_rows_for_weights(fit: Fit) -> Origin:
         return Origin(model, dataset)
     rows = np.repeat(np.arange(len(dataset.weights)), whole_weights(dataset.weights))
     data, given = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], (dataset.data, dataset.given))
-    return Origin(model, Dataset(data, given))
+    return Origin(model, Dataset(data, given, strength=dataset.strength))
 
 
 def observations_of(dataset: Dataset) -> Float[np.ndarray, " n"]:
@@ -255,8 +256,9 @@ def quantiles_at(
     model: Model, layout: Layout, values: Values, logits: Float[Array, " k"], z: PyTree
 ) -> Float[Array, " k"]:
     """The model's quantiles at u for one set of covariates, from logit u."""
-    params, given = layout.assemble(values), () if z is None else (z,)
-    return jax.vmap(lambda logit: quantile_at(model, params, logit, given))(jnp.asarray(logits, layout.dtype))
+    params, given, dtype = layout.assemble(values), () if z is None else (z,), layout.dtype
+    levels = jax.nn.sigmoid(jnp.asarray(logits, dtype))
+    return jax.vmap(lambda level: quantile_of(model, params, level, given, dtype))(levels)
 
 
 def _simulate(fit: Fit, key: Any, count: int) -> tuple[Float[np.ndarray, "r n"], int]:

@@ -6,6 +6,7 @@ censored duration, u is drawn uniformly from it, so that r is standard normal th
 the values before, and the residuals are independent.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,8 +21,10 @@ from fisher_jax.checking.variances import UNIT_DEVIANCES, VARIANCES, family_at, 
 from fisher_jax.errors import call_user, check_choice, check_key, check_level, entry_point, require
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.result import Fit, origin_of
+from fisher_jax.inference.replicates import whole_weights
+from fisher_jax.inference.row_distributions import has_known_intervals
 from fisher_jax.latent.grouped import Grouped
-from fisher_jax.models.auxiliary import AuxiliaryModel
+from fisher_jax.models.auxiliary import without_auxiliary
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.reporting import Report, Reported, ReportTable, number
@@ -36,11 +39,11 @@ class Residuals(Reported):
     Attributes
     ----------
     values : array (n,), or (B, n) of many fits
-        NaN for observations of weight zero.
+        NaN for observations of weight zero, and where the distribution function is not a number.
     fitted : array like `values`, or None
         The mean of each observation under the fitted model; None where the model does not know it.
     weights : array (n,) or (B, n), or None
-        The weights of the fit. An observation that counts three times has one residual.
+        The weights of the fit, frequencies. An observation that counts three times has one residual.
     kind : str
     is_randomized : bool
         Whether some were drawn from an interval; then another key gives others.
@@ -78,27 +81,35 @@ class Residuals(Reported):
         Parameters
         ----------
         against : array (n,)
-            By which the residuals are ordered, and cut into about √n groups of one size, at most twenty.
+            By which the residuals are ordered, and cut into about √n groups of as many rows, at most twenty.
 
         Returns
         -------
         three arrays (g,)
-            The means of `against` and of the residuals in each group, and the standard errors of the latter.
+            The means of `against` and of the residuals in each group, weighted as the fit was, and the standard errors of the
+            latter.
         """
+        if self.has_batch:
+            raise ValueError(f"these are of {len(self.values)} fits. Take those of one: residuals(fits[3]).")
         rows = np.flatnonzero(~np.isnan(self.values))
-        places = np.asarray(against, float)[rows]
-        groups = np.array_split(np.argsort(places, kind="stable"), max(1, min(20, int(len(rows) ** 0.5))))
-        values = self.values[rows]
-        means = [
-            (places[k].mean(), values[k].mean(), values[k].std(ddof=1) / len(k) ** 0.5) for k in groups if len(k) > 1
-        ]
+        places, values = np.asarray(against, float)[rows], self.values[rows]
+        weights = np.ones(len(rows)) if self.weights is None else self.weights[rows]
+        means = []
+        for k in np.array_split(np.argsort(places, kind="stable"), max(1, min(20, int(len(rows) ** 0.5)))):
+            if (total := weights[k].sum()) > 1:
+                place, mean = (np.average(part[k], weights=weights[k]) for part in (places, values))
+                variance = np.sum(weights[k] * (values[k] - mean) ** 2) / (total - 1)
+                means.append((place, mean, (variance / total) ** 0.5))
         return tuple(np.array(means).reshape(-1, 3).T)  # type: ignore[return-value]
 
     def summary(self) -> Report:
         """How many residuals there are, of what kind, and their moments; of many fits the medians of these."""
-        n = self.values.shape[-1]
+        counted = (
+            np.ones(self.values.shape) if self.weights is None else np.broadcast_to(self.weights, self.values.shape)
+        )
+        n = np.unique(counted.sum(axis=-1))
         kind = f"{self.kind}, randomized" if self.is_randomized else self.kind
-        facts = [("Observations", f"{n}"), ("Kind", kind)]
+        facts = [("Observations", " to ".join(f"{end:g}" for end in dict.fromkeys((n[0], n[-1])))), ("Kind", kind)]
         caption = ""
         if self.has_batch:
             facts.insert(0, ("Fits", str(len(self.values))))
@@ -110,6 +121,8 @@ class Residuals(Reported):
             rows.append((name, middle, expected) if self.kind == "quantile" else (name, middle))
         columns = ("", "residuals", "standard normal") if self.kind == "quantile" else ("", "residuals")
         notes = []
+        if lost := int(np.sum(np.isnan(self.values) & (counted > 0))):
+            notes.append(f"{lost} residuals are not numbers, and are left out.")
         if not self.has_batch:
             finite = self.values[~np.isnan(self.values)]
             if len(finite):
@@ -147,12 +160,21 @@ class Residuals(Reported):
         Raises
         ------
         ValueError
-            If these are of many fits, or no quantile residuals: others have no common distribution.
+            If these are of many fits, or no quantile residuals: others have no common distribution. If weights are not whole
+            numbers; or, of residuals that are drawn, greater than one: each of several equal observations has its own.
         """
         check_level(level)
         if self.has_batch or self.kind != "quantile":
             raise ValueError("needs the quantile residuals of one fit: residuals(fit), or residuals(fits[3], key=…).")
         rows = np.flatnonzero(~np.isnan(self.values))
+        if self.weights is not None:
+            times = whole_weights(self.weights)
+            if self.is_randomized and times.max() > 1:
+                raise ValueError(
+                    "a weight stands for several equal observations, each of which has a drawn residual of its own, but here they "
+                    "have one. Repeat the rows in place of weights, or give quantile_comparison(fit)."
+                )
+            rows = np.repeat(rows, times[rows])
         order = rows[np.argsort(self.values[rows], kind="stable")]
         n = len(order)
         positions = np.arange(1, n + 1) / (n + 1)
@@ -214,6 +236,8 @@ def residuals(fit: Fit, *, kind: ResidualKind = "quantile", key: Array | None = 
     >>> print(fj.residuals(fit, kind="pearson").values.round(2))
     [ 0.18  1.35 -0.65 -0.88]
     """
+    from scipy.special import ndtri_exp
+
     check_fit(fit)
     check_choice(kind, get_args(ResidualKind), "kind")
     if key is not None:
@@ -232,27 +256,19 @@ def residuals(fit: Fit, *, kind: ResidualKind = "quantile", key: Array | None = 
         reason = "counts" if model.discrete else "observations that are known to lie in an interval only"
         raise ValueError(f"quantile residuals of {reason} are drawn. Give key=jax.random.key(0).")
     position: Any = 0.5
-    if is_wide:
-        position = np.asarray(draw_positions(key, transform.log_low.shape), float)
-    values = normal_quantile_of(*transform.at(position))
+    if is_wide:  # where u lies in the interval of each observation
+        shape = transform.log_low.shape
+        keys: Any = key
+        if fit.has_batch:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(keys, jnp.arange(shape[0]))
+        above_zero = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).tiny
+        draw = functools.partial(jax.random.uniform, shape=shape[-1:], minval=above_zero)
+        position = np.asarray(jax.vmap(draw)(keys) if fit.has_batch else draw(keys), float)
+    log_u, log_above = transform.at(position)
+    # From the smaller of u and 1 − u, which has the digits.
+    values = np.where(log_u < log_above, ndtri_exp(log_u), -ndtri_exp(log_above))
     means = np.asarray(with_data(fit, Means()), float) if _has_means(fit) else None
     return Residuals(values, means, weights, kind, is_wide)
-
-
-def draw_positions(key: Any, shape: tuple[int, ...]) -> Float[Array, "*b n"]:
-    """Where u lies in the interval of each observation, of many fits each with its own key."""
-    tiny = jnp.finfo(float).tiny
-    if len(shape) == 1:
-        return jax.random.uniform(key, shape, minval=tiny)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(shape[0]))
-    return jax.vmap(lambda key: jax.random.uniform(key, shape[1:], minval=tiny))(keys)
-
-
-def normal_quantile_of(log_u: Float[np.ndarray, "*b n"], log_above: Float[np.ndarray, "*b n"]) -> np.ndarray:
-    """Φ⁻¹(u) from the smaller of u and 1 − u."""
-    from scipy.special import ndtri_exp
-
-    return np.where(log_u < log_above, ndtri_exp(log_u), -ndtri_exp(log_above))
 
 
 def _has_means(fit: Fit) -> bool:
@@ -282,24 +298,26 @@ class Means:
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> Float[Array, " n"]:
         params, given = fit.layout.assemble(fit.values), () if dataset.given is None else (dataset.given,)
-        model = model.base if isinstance(model, AuxiliaryModel) else model
+        model, _ = without_auxiliary(model, dataset.data)
         n = jax.tree.leaves(dataset.data)[0].shape[0]
         return jax.vmap(lambda row, *z: mean_at(model, params, z))(jnp.arange(n), *given)
 
 
 @dataclass(frozen=True)
 class MeanResiduals:
-    """The mean of each observation of a fit, and its residual of a kind about it, for `map_fits.with_data`."""
+    """The mean of each observation of a fit, and its residual of a kind about it, for `map_fits.with_data`.
+
+    `name` is that of what needs them, in messages.
+    """
 
     kind: str
+    name: str = ""
 
     def __call__(self, fit: Fit, model: Model, dataset: Dataset) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
         params, given = fit.layout.assemble(fit.values), () if dataset.given is None else (dataset.given,)
-        data = dataset.data
-        if isinstance(model, AuxiliaryModel):
-            model, data = model.base, data.observations
-        check_mean_residuals(model, data, self.kind)
-        name = name_of_family(model)
+        model, data = without_auxiliary(model, dataset.data)
+        check_mean_residuals(model, params, data, dataset.given, self.kind, self.name or f'kind="{self.kind}"')
+        family = name_of_family(model)
 
         def of_one(y: PyTree, *z: PyTree) -> tuple[Array, Array]:
             mean = mean_at(model, params, z)
@@ -309,31 +327,31 @@ class MeanResiduals:
                 return mean, difference
             of_family = family_at(model, params, z)[1]
             if self.kind == "pearson":
-                return mean, difference / jnp.sqrt(VARIANCES[name](of_family, mean))
-            deviance = UNIT_DEVIANCES[name](of_family, mean, jnp.asarray(y, mean.dtype))
+                return mean, difference / jnp.sqrt(VARIANCES[family](of_family, mean))
+            deviance = UNIT_DEVIANCES[family](of_family, mean, jnp.asarray(y, mean.dtype))
             # It vanishes at y = μ, where rounding may leave it negative.
             return mean, jnp.sign(difference) * jnp.sqrt(jnp.maximum(deviance, 0.0))
 
         return jax.vmap(of_one)(data, *given)
 
 
-def check_mean_residuals(model: Model, data: PyTree, kind: str) -> None:
-    """Raise where a model has no residuals about its mean of a kind."""
-    if model.is_dependent or isinstance(data, Grouped) or model.mean is None:
+def check_mean_residuals(model: Model, params: PyTree, data: PyTree, given: PyTree, kind: str, name: str) -> None:
+    """Raise where a model has no residuals about its mean of a kind, which `name` needs."""
+    if model.is_dependent or isinstance(data, Grouped) or model.parts or model.mean is None:
         raise ValueError(
-            f'kind="{kind}" needs the mean of each observation, which this model does not have. Give Model(…, mean=function of '
-            'params) or take kind="quantile", which needs a distribution function.'
+            f"{name} needs the mean of each observation, which this model does not have. Give Model(…, mean=function of params), "
+            "or take quantile residuals, which need a distribution function."
         )
     leaves = jax.tree.leaves(data)
-    if len(leaves) != 1 or jnp.ndim(leaves[0]) != 1:
+    if len(leaves) != 1 or jnp.ndim(leaves[0]) != 1 or has_known_intervals(model, params, data, given):
         raise ValueError(
-            f'kind="{kind}" is of observations that are one number each. kind="quantile" is of censored ones, too.'
+            f"{name} is of observations that are one number each, which is known. Quantile residuals are of censored ones, too."
         )
     tables: dict[str, dict[str, Any]] = {"pearson": VARIANCES, "deviance": UNIT_DEVIANCES}
     known = tables.get(kind)
     if known is not None and name_of_family(model) not in known:
         of_what = "variance" if kind == "pearson" else "saturated model"
         raise ValueError(
-            f'kind="{kind}" needs the {of_what} of a family, which is known of {", ".join(known)}. kind="quantile" needs a '
-            "distribution function only."
+            f"{name} needs the {of_what} of a family, which is known of {', '.join(known)}. Quantile residuals need a distribution "
+            "function only."
         )

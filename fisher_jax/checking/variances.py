@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax.scipy.special import gamma, xlogy
+from jax.scipy.special import gamma
 from jaxtyping import Array
 
 from fisher_jax.families.common import Family
 from fisher_jax.models.linked import LinkedModel
 from fisher_jax.models.model import Model
+from fisher_jax.numerics.stable_functions import times_log_ratio
 
 
 def family_at(model: Model, params: Any, z: tuple[Any, ...]) -> tuple[Model, Any]:
@@ -105,7 +106,7 @@ VARIANCES: dict[str, Callable[[Any, Array], Array]] = {
 
 def _log_ratio(y: Array, mean: Array) -> Array:
     """y log(y / mean), which is zero at y = 0."""
-    return xlogy(y, y) - xlogy(y, mean)
+    return -times_log_ratio(y, mean - y, jnp.log(mean))
 
 
 def _binomial(y: Array, mean: Array, trials: Any) -> Array:
@@ -113,7 +114,7 @@ def _binomial(y: Array, mean: Array, trials: Any) -> Array:
 
 
 def _negative_binomial(y: Array, mean: Array, size: Any) -> Array:
-    return 2 * (_log_ratio(y, mean) - (y + size) * jnp.log((y + size) / (mean + size)))
+    return 2 * (_log_ratio(y, mean) - _log_ratio(y + size, mean + size))
 
 
 def _gamma(y: Array, mean: Array, shape: Any) -> Array:

@@ -1,6 +1,6 @@
 """`cross_validation`: each observation scored under a fit to the others, all the fits in one batch.
 
-An observation is left out by weight zero, so that the data stay as they are, and the fits of all folds differ in weights only.
+An observation is left out by its weight, so that the data stay as they are, and the fits of all folds differ in weights only.
 A score is that of `predictive_scores` with the estimate of the fold that the observation was left out of.
 """
 
@@ -17,7 +17,7 @@ from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.result import Fit, join_fits, origin_of
 from fisher_jax.inference.predicted_rows import Rows
 from fisher_jax.inference.predictive_scores import PredictiveScores, ScoringRule, clusters_of, read_rule, score_rows
-from fisher_jax.inference.replicates import failures
+from fisher_jax.inference.replicates import failures, whole_weights
 from fisher_jax.input_arrays import as_labels
 from fisher_jax.latent.marginal import MarginalModel
 from fisher_jax.models.model import as_model
@@ -96,7 +96,8 @@ def cross_validation(
     Parameters
     ----------
     model, start, data, given, weights, strength, missing
-        As for `fit`. The prior of a model counts in each fit, and has no part in the scores.
+        As for `fit`. The prior of a model counts in each fit, and has no part in the scores. Leaving one out of a row that stands
+        for several equal observations, by its weight, leaves the others; a fold is left out with whole rows.
     rule, level
         As for `predictive_scores`: by default the log score −log p(yᵢ; θ̂ without the fold of i).
     folds : int, "leave one out", array (n,), or str
@@ -181,6 +182,9 @@ def cross_validation(
         folds = dataset.column(folds)
     fold_of, labels = assign_folds(folds, key, codes, count)
     full = np.ones(count) if dataset.weights is None else np.asarray(dataset.weights, float)
+    # Of equal observations in one row one is left out; the others are still there.
+    by_copy = isinstance(folds, str) and codes is None and dataset.weights is not None
+    without = np.maximum(whole_weights(full) - 1.0, 0.0) if by_copy else 0.0
     begin = whole.params if whole.converged else start
     parts = []
     for numbers in blocks_of(len(labels), count):
@@ -191,7 +195,7 @@ def cross_validation(
                 begin,
                 dataset.data,
                 given=dataset.given,
-                weights=np.where(left_in, full, 0.0),
+                weights=np.where(left_in, full, without),
                 data_axis=None,
                 strength=strength,
                 covariances=(),
@@ -223,6 +227,8 @@ def assign_folds(
     is_number = isinstance(folds, int | np.integer) and not isinstance(folds, bool)
     if key is not None and not is_number:
         raise ValueError("key draws a number of folds, and these were not to be drawn. Leave it out.")
+    if num_units < 2:
+        raise ValueError(f"{of_what} are left out in turn, and there is one, without which there is none to fit.")
     if isinstance(folds, str):
         return units, np.arange(num_units)
     if is_number:

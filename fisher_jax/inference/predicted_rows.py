@@ -19,6 +19,7 @@ from fisher_jax.fitting.result import Fit, Origin, model_of, origin_of
 from fisher_jax.frames.predictor import Predictor
 from fisher_jax.input_arrays import labels_of
 from fisher_jax.latent.marginal import MarginalModel
+from fisher_jax.models.auxiliary import AuxiliaryModel
 from fisher_jax.models.constraints import Interval
 from fisher_jax.models.dataset import as_unmasked_arrays, axis_first, axis_of_each, check_given, common_size, first_of
 from fisher_jax.models.linked import LinkedModel
@@ -151,7 +152,7 @@ class Rows:
 
 
 def model_or_given(fit: Fit, model: Any) -> Model:
-    """The model of a fit, or the one given where the fit no longer has it."""
+    """The model of the rows of a fit, or the one given where the fit no longer has it."""
     if model is None and fit.origin is None:
         raise ValueError(
             "the fit no longer has its model: transformations (jit, vmap, tree.map), files and lists of data sets leave it out. "
@@ -167,7 +168,7 @@ def model_or_given(fit: Fit, model: Any) -> Model:
             "the model is `dependent`: what it says of a time depends on the times before, not on one row. Write the prediction "
             "as a function of params and use delta_method."
         )
-    return model
+    return model.base if isinstance(model, AuxiliaryModel) else model
 
 
 def check_no_effects(model: Model) -> None:
@@ -244,13 +245,13 @@ def rows_of(fit: Fit, model: Model, new: Any, new_axis: Any, name: str = "new") 
         first = check_given(model, first_of(new, marks), "new")
     if dataset is not None:
         hint = " The model came from a formula: give a table with its columns." if predictor is not None else ""
-        check_like_the_fit(dataset.one(0).given if fit.has_batch else dataset.given, first, hint)
+        check_like_the_fit(dataset.one(0).given if fit.has_batch else dataset.given, first, hint, name)
     rows = Rows(new, differs, None, labels)
-    warn_of_missing(rows)
+    warn_of_missing(rows, name)
     return rows
 
 
-def check_like_the_fit(given: PyTree, new: PyTree, hint: str) -> None:
+def check_like_the_fit(given: PyTree, new: PyTree, hint: str, argument: str = "new") -> None:
     """Raise where new rows have other arrays, or arrays of other shapes, than the covariates of the fit."""
     expected, came = (
         {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]} for tree in (given, new)
@@ -263,14 +264,14 @@ def check_like_the_fit(given: PyTree, new: PyTree, hint: str) -> None:
             parts += [f"lacks {listed(missing)}"] if missing else []
             parts += [f"has {listed(unknown)}, which the fit does not"] if unknown else []
         raise ValueError(
-            f"new {' and '.join(parts) or 'is another pytree'}: expected covariates as the fit has them, "
+            f"{argument} {' and '.join(parts) or 'is another pytree'}: expected covariates as the fit has them, "
             f"{_shapes(given)}, but got {_shapes(new)}.{hint}"
         )
     for name, leaf in expected.items():
         if np.shape(leaf)[1:] != np.shape(came[name])[1:]:
             raise ValueError(
-                f"new{'' if name == 'params' else f' {name}'} has shape {np.shape(came[name])}; expected {_shapes(leaf)}, as the "
-                "covariates of the fit."
+                f"{argument}{'' if name == 'params' else f' {name}'} has shape {np.shape(came[name])}; expected {_shapes(leaf)}, "
+                "as the covariates of the fit."
             )
 
 
@@ -284,7 +285,7 @@ def _shapes(tree: PyTree) -> str:
     return str(jax.tree.map(shape_of, tree)).replace("'(", "(").replace(")'", ")")
 
 
-def warn_of_missing(rows: Rows) -> None:
+def warn_of_missing(rows: Rows, name: str = "new") -> None:
     """Warn of rows in which a covariate is NaN."""
     missing = np.zeros(rows.count, bool)
     for leaf, differs in zip(jax.tree.leaves(rows.given), rows.differs, strict=True):
@@ -294,7 +295,7 @@ def warn_of_missing(rows: Rows) -> None:
         missing |= is_nan.any(axis=tuple(k for k in range(is_nan.ndim) if k != int(differs)))
     if np.any(missing):
         warn(
-            f"{int(missing.sum())} of {len(missing)} rows of new have a covariate that is NaN, the first of them row "
+            f"{int(missing.sum())} of {len(missing)} rows of {name} have a covariate that is NaN, the first of them row "
             f"{int(np.argmax(missing))}. What depends on it is NaN."
         )
 

@@ -3,10 +3,11 @@
 With θ̂ in place of the parameters the distribution of a new observation is too narrow: limits at its quantiles are exceeded more
 often than they say, by an amount of order 1/n. Two remedies:
 
-- Mix the model over the values that the parameters may have, weighted by their likelihood: with a flat prior for the unconstrained
-  u that is the Bayesian predictive distribution. Of location-scale models, with u the logarithm of the scale, its intervals have
-  their level exactly (Severini, Mukerjee and Ghosh 2002): those of a normal regression are Student's. Points u_d are drawn from a
-  t distribution about û and weighted by the ratio of the likelihood to its density (importance sampling).
+- Average the model over the values that the parameters may have, weighted by their likelihood, and by the prior where the model
+  has one. Without, that is the Bayesian predictive distribution with a flat prior for the unconstrained u. Of location-scale
+  models, with u the logarithm of the scale, its intervals have their level exactly (Severini, Mukerjee and Ghosh 2002): those of a
+  normal regression are Student's. Points u_d are drawn from a t distribution about û and weighted by the ratio of the likelihood to
+  its density (importance sampling).
 - Simulate how often a limit is exceeded where the estimate is the truth, and move it until that is right: `CalibratedRow`.
 """
 
@@ -40,7 +41,7 @@ from fisher_jax.fitting.padding import class_size
 from fisher_jax.fitting.result import Fit, origin_of
 from fisher_jax.inference.bootstrap import Bootstrap
 from fisher_jax.inference.predicted_rows import Rows, check_no_effects, model_or_given, rows_of
-from fisher_jax.inference.row_distributions import CalibratedRow, MixtureOfRow, RowDistribution
+from fisher_jax.inference.row_distributions import CalibratedRow, MixtureOfRow, RowDistribution, check_distribution
 from fisher_jax.models.dataset import Dataset, as_unmasked_arrays
 from fisher_jax.models.drawing import check_sampler
 from fisher_jax.models.likelihood import likelihood, terms_at
@@ -263,9 +264,10 @@ def predictive_distribution(
     level : float
         Probability of the intervals in reports.
     method : {"likelihood", "normal", "bootstrap", "plug-in"}
-        "likelihood": the model, mixed over parameters that are weighted by their likelihood. "normal": over the normal
-        approximation N(û, V) of the estimate on the unconstrained scale. "bootstrap": limits that are calibrated by `replicates` of
-        the estimate, of continuous observations. "plug-in": the model at the estimate, as if that were the truth.
+        "likelihood": the average of the model over the parameters, weighted by their likelihood, and by the prior where the model
+        has one. "normal": the average over the normal approximation N(û, V) of the estimate on the unconstrained scale.
+        "bootstrap": limits that are calibrated by `replicates` of the estimate, of continuous observations. "plug-in": the model at
+        the estimate, as if that were the truth.
     num_points : int
         d, the points of a mixture: Sobol points, always the same. With 4096 the probability beyond a 95 % limit is right to some
         percent of itself.
@@ -301,8 +303,8 @@ def predictive_distribution(
     fits without data, or with a covariance of their own.
 
     All take the model as right. A covariance that is robust against a wrong variance does not repair the distribution of an
-    observation: see `predictive_scores` and `cross_validation` for whether it holds. New observations are independent of those that
-    were fitted, given the covariates. Intervals hold for one observation each; for functions of several take `sample`.
+    observation: `predictive_scores` and `cross_validation` show how good it is. New observations are independent of those that were
+    fitted, given the covariates. Intervals hold for one observation each; for functions of several take `sample`.
 
     Limits of whole numbers are whole numbers. Their probability is at least the level under the distribution that is predicted.
 
@@ -373,15 +375,6 @@ def predictive_distribution(
             'num_points, or use method="bootstrap".'
         )
     return result
-
-
-def check_distribution(model: Model) -> None:
-    """Raise where a model has no distribution function in any form."""
-    if model.log_cdf is None and model.log_survival is None and model.quantile is None:
-        raise ValueError(
-            "the model has neither a distribution function nor quantiles. Give Model(…, log_cdf=function of params and y), or "
-            "quantile=function of a number and params; or take a family that has them."
-        )
 
 
 def _replicates_of(fit: Fit, model: Model, replicates: Any) -> tuple[np.ndarray, str]:

@@ -39,12 +39,19 @@ from fisher_jax.inference.predicted_rows import Rows, check_no_effects, model_or
 from fisher_jax.inference.predictive_distribution import (
     ENTRIES,
     PredictiveDistribution,
-    check_distribution,
     map_rows,
     mixture_of_row,
 )
 from fisher_jax.inference.robust import cluster_codes
-from fisher_jax.inference.row_distributions import NODES, crps_by_quadrature, crps_by_sum
+from fisher_jax.inference.row_distributions import (
+    NODES,
+    PLACES,
+    check_distribution,
+    crps_by_quadrature,
+    crps_by_sum,
+    has_known_intervals,
+)
+from fisher_jax.models.auxiliary import without_auxiliary
 from fisher_jax.models.dataset import check_dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
@@ -250,8 +257,8 @@ class ScoreDifference(Reported):
     lags: int
 
     @property
-    def z(self) -> float:
-        """The mean divided by its standard error."""
+    def statistic(self) -> float:
+        """Student's t: the mean divided by its standard error."""
         return self.mean / self.standard_error if self.standard_error > 0 else math.nan
 
     @property
@@ -259,7 +266,7 @@ class ScoreDifference(Reported):
         """Two-sided p-value of no difference in expectation, by Student's t."""
         from scipy.special import stdtr
 
-        return float(2.0 * stdtr(self.degrees_of_freedom, -abs(self.z)))
+        return float(2.0 * stdtr(self.degrees_of_freedom, -abs(self.statistic)))
 
     @entry_point
     def interval(self, level: float = 0.95) -> Float[np.ndarray, " 2"]:
@@ -276,8 +283,8 @@ class ScoreDifference(Reported):
         if self.lags:
             facts.append(("Correlation", f"up to {self.lags} steps"))
         ends = (f"{end} {percent(0.95)}" for end in ("lower", "upper"))
-        titles = ("", "mean", "std. error", "z", "p-value", *ends)
-        row = ("difference", self.mean, self.standard_error, self.z, self.p_value, *self.interval())
+        titles = ("", "mean", "std. error", "t", "p-value", *ends)
+        row = ("difference", self.mean, self.standard_error, self.statistic, self.p_value, *self.interval())
         return Report("Difference of scores", facts, [ReportTable(titles, [row], formats=TEST_FORMATS)])
 
 
@@ -348,7 +355,16 @@ def score_rows(
             raise ValueError(
                 f"rule={rule.name!r} is for observations that are one number, but these have shape {shapes}."
             )
+        first = None if rows.given is None else rows.take(np.zeros(1, int))
+        params = jax.eval_shape(lambda: layout.constrain(free[0], values))
+        if has_known_intervals(model, params, y, first):
+            raise ValueError(
+                f"rule={rule.name!r} compares with values, and an observation of a censored model at a limit stands for all "
+                'beyond. Use "log".'
+            )
         y = np.asarray(leaves[0], dtype)
+        if model.discrete and np.any(y != np.floor(y)):
+            raise ValueError(f"rule={rule.name!r} is for whole numbers here, but y is {y[y != np.floor(y)][0]:g}.")
     settings = model, layout, by_row, values, log_weights.astype(dtype)
 
     def mapped(function: Callable[..., Any], entries: int, *each: Any) -> Any:
@@ -374,7 +390,7 @@ def score_rows(
             )
         width = class_size(int(extent) + 1)
         return mapped(lambda free, given, each: _crps_of_counts(*settings, width, free, given, each), width, *ends.T)
-    entries = 4 * NODES if rule.name == "crps" else 1
+    entries = 2 * (len(PLACES) + 1 + len(model.atoms)) * NODES if rule.name == "crps" else 1
     return mapped(lambda free, given, each: _scores(*settings, rule, free, given, each[0]), entries)
 
 
@@ -534,10 +550,10 @@ def predictive_scores(
 
     Notes
     -----
-    The CRPS of a continuous distribution is an integral by 192 nodes, to 1e-12 where the distribution is smooth; NaN where half as
-    many nodes differ by more than a hundredth, as with several jumps, or the tails are so long that it may be infinite, as those of
-    a generalized Pareto distribution of shape 2. That of whole numbers is a sum over all of them, up to 2^20, between the quantiles
-    at 4e-10 and 1 − 4e-10.
+    The CRPS of a continuous distribution is an integral by quadrature, to 1e-9 where the density is smooth and has one mode, to
+    1e-6 with several far apart; NaN where two rules differ by more than a thousandth, as with jumps that the model does not
+    declare, or the tails are so long that it may be infinite, as those of a generalized Pareto distribution of shape near 2. That
+    of whole numbers is a sum over all of them, up to 2^20, between the quantiles at 4e-10 and 1 − 4e-10.
 
     The log score is the only one that looks at the density at y alone. It punishes observations in the far tail most; CRPS and the
     others are bounded by the distance of y. Densities of y and of log y have log scores that cannot be compared.
@@ -579,11 +595,14 @@ def predictive_scores(
         if data is None and given is not None:
             raise ValueError("given has the covariates of other observations. Give these, too, as data.")
         if data is None:
-            dataset = origin_of(fit).dataset
-            data, weights = dataset.data, dataset.weights if weights is None else weights
-        elif given is None and fit.origin is not None and origin_of(fit).dataset.given is not None:
-            raise ValueError("the fit has covariates. Give those of the observations: given=….")
-        rows = rows_of(fit, model, given, None, "given")
+            whole, dataset = origin_of(fit)
+            data = without_auxiliary(whole, dataset.data)[1]
+            weights = dataset.weights if weights is None else weights
+            rows = Rows(dataset.given, (False,) * len(jax.tree.leaves(dataset.given)))
+        else:
+            if given is None and fit.origin is not None and origin_of(fit).dataset.given is not None:
+                raise ValueError("the fit has covariates. Give those of the observations: given=….")
+            rows = rows_of(fit, model, given, None, "given")
         fit._warn()
         layout, values, log_weights = fit.layout, on_host(fit.values), np.zeros(1)
         free = np.where(fit.converged, np.asarray(fit.free)[None], np.nan)

@@ -25,12 +25,39 @@ from jaxtyping import Array, Float, PyTree
 from fisher_jax.errors import call_user
 from fisher_jax.models.likelihood import term_of
 from fisher_jax.models.model import Model
+from fisher_jax.numerics.stable_functions import log_complement
 
-NODES = 48  # of the quadrature in each of its four pieces
-AGREEMENT = 1e-2  # relative: a quadrature that differs more from that by half as many nodes has not converged
+PLACES = (
+    1e-5,
+    2e-3,
+    0.03,
+    0.2,
+    0.5,
+    0.8,
+    0.97,
+    0.998,
+    1 - 1e-5,
+)  # levels of the quantiles where pieces of a quadrature begin
+NODES, COARSE_NODES = 16, 10  # of the quadrature in each of its pieces, and of the rule with which it is compared
+AGREEMENT = 1e-3  # relative: a quadrature that differs more from the coarse one has not converged
 
 
 # --- one number from a model ------------------------------------------------------------------------------------------
+
+
+def check_distribution(model: Model) -> None:
+    """Raise where a model has no distribution function in any form."""
+    if model.log_cdf is None and model.log_survival is None and model.quantile is None:
+        raise ValueError(
+            "the model has neither a distribution function nor quantiles. Give Model(…, log_cdf=function of params and y), or "
+            "quantile=function of a number and params; or take a family that has them."
+        )
+
+
+def has_known_intervals(model: Model, params: PyTree, data: PyTree, given: PyTree) -> bool:
+    """Whether observations stand for intervals in which values are known to lie, as those at a limit of measurement do."""
+    first = [jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), tree) for tree in (data, given) if tree is not None]
+    return jax.eval_shape(model.known_interval, params, *first) is not None
 
 
 def quantile_of(model: Model, params: PyTree, level: Any, z: tuple[PyTree, ...], dtype: Any) -> Float[Array, ""]:
@@ -38,46 +65,53 @@ def quantile_of(model: Model, params: PyTree, level: Any, z: tuple[PyTree, ...],
     value = jnp.asarray(call_user(model.quantile, (level, params, *z), "quantile"))  # type: ignore[arg-type]
     if value.shape != ():
         raise ValueError(
-            f"quantile(uniform, params) must return a scalar for one number, but returned shape {value.shape}: intervals are those "
-            "of observations that are one number."
+            f"quantile(uniform, params) must return a scalar for one number, but returned shape {value.shape}: an observation must "
+            "be one number here."
         )
     return value.astype(dtype)
 
 
-def tails_of(model: Model, params: PyTree, y: Array, z: tuple[PyTree, ...]) -> tuple[Array, Array]:
-    """P(Y ≤ y) and P(Y > y), each with its own digits where the model has both functions."""
-    dtype = y.dtype
+def log_tails_of(model: Model, params: PyTree, y: Array, z: tuple[PyTree, ...]) -> tuple[Array, Array]:
+    """log P(Y ≤ y) and log P(Y > y), each with its own digits where the model has both functions."""
+    if model.log_cdf is None and model.log_survival is None:
+        logit = logit_by_inversion(model, params, y, z)
+        return jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit)
 
-    def number(function: Any, name: str) -> Float[Array, ""]:
-        value = jnp.asarray(call_user(function, (params, y, *z), name))
-        if value.shape != ():
+    def number(function: Any, name: str) -> Any:
+        value = None if function is None else jnp.asarray(call_user(function, (params, y, *z), name))
+        if value is not None and value.shape != ():
             raise ValueError(f"{name}(params, y) must return a scalar, but returned shape {value.shape}.")
-        return value.astype(dtype)
+        return None if value is None else value.astype(y.dtype)
 
-    log_cdf = None if model.log_cdf is None else number(model.log_cdf, "log_cdf")
-    log_survival = None if model.log_survival is None else number(model.log_survival, "log_survival")
-    if log_cdf is None and log_survival is None:
-        below = _cdf_by_inversion(model, params, y, z)
-        return below, 1.0 - below
-    below = -jnp.expm1(log_survival) if log_cdf is None else jnp.exp(log_cdf)  # type: ignore[arg-type]
-    above = -jnp.expm1(log_cdf) if log_survival is None else jnp.exp(log_survival)  # type: ignore[arg-type]
-    return below, above
+    log_cdf, log_survival = number(model.log_cdf, "log_cdf"), number(model.log_survival, "log_survival")
+    log_cdf = log_complement(log_survival) if log_cdf is None else log_cdf
+    return log_cdf, log_complement(log_cdf) if log_survival is None else log_survival
 
 
-def _cdf_by_inversion(model: Model, params: PyTree, y: Array, z: tuple[PyTree, ...]) -> Float[Array, ""]:
-    """The largest u with F⁻¹(u) ≤ y, by bisection of logit u."""
+def tails_of(model: Model, params: PyTree, y: Array, z: tuple[PyTree, ...]) -> tuple[Array, Array]:
+    """P(Y ≤ y) and P(Y > y)."""
+    below, above = log_tails_of(model, params, y, z)
+    return jnp.exp(below), jnp.exp(above)
+
+
+def logit_by_inversion(
+    model: Model, params: PyTree, y: Array, z: tuple[PyTree, ...], *, below: bool = False
+) -> Float[Array, ""]:
+    """logit P(Y ≤ y), or of P(Y < y) if `below`, from the quantile function by bisection; ±∞ where y is outside of its values."""
     widest = -2.0 * jnp.log(jnp.finfo(y.dtype).eps)  # beyond it u is 0 or 1 to rounding
+
+    def quantile(logit: Any) -> Float[Array, ""]:
+        return quantile_of(model, params, jax.nn.sigmoid(jnp.asarray(logit, y.dtype)), z, y.dtype)
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
-        inside = quantile_of(model, params, jax.nn.sigmoid(middle), z, y.dtype) <= y
+        inside = quantile(middle) < y if below else quantile(middle) <= y
         return jnp.where(inside, middle, low), jnp.where(inside, high, middle)
 
-    low, high = jax.lax.fori_loop(0, 60, halve, (-widest, widest))
-    # At the ends of the range y is outside the support.
-    below = jnp.where(low == -widest, 0.0, jnp.where(high == widest, 1.0, jax.nn.sigmoid(0.5 * (low + high))))
-    return jnp.where(jnp.isnan(y), jnp.nan, below)
+    low, high = jax.lax.fori_loop(0, 64, halve, (-widest, widest))
+    logit = jnp.where(low == -widest, -jnp.inf, jnp.where(high == widest, jnp.inf, 0.5 * (low + high)))
+    return jnp.where(jnp.isnan(y) | jnp.isnan(quantile(0.0)), jnp.nan, logit)
 
 
 # --- bisection --------------------------------------------------------------------------------------------------------
@@ -242,23 +276,28 @@ def _nodes(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def crps_by_quadrature(row: MixtureOfRow, y: Array) -> Float[Array, ""]:
-    """CRPS of a continuous distribution, ∫ (G(x) − 1{x ≥ y})² dx; NaN where the integral does not converge.
+    """CRPS of a continuous distribution, ∫ (G(x) − 1{x ≥ y})² dx; NaN where two rules do not agree.
 
-    Pieces go from y and from the median c outwards, and from both to the middle between: x = c ± s (exp(k v) − 1) over v in (0, 1),
-    which resolves the bulk of the distribution, of scale s, wherever y lies, and a long tail.
+    Pieces go from y, from quantiles, and from values at which G jumps, to the middle between neighbours and to the ends. From a
+    place c they are x = c ± s (exp(k v) − 1) over v in (0, 1), with the distance s to the nearest other place: they resolve the
+    bulk of the distribution, each of several separate parts of it, and a long tail.
     """
     dtype = y.dtype
     tail = jnp.finfo(dtype).eps / 2
-    levels = jnp.asarray([tail, 0.25, 0.5, 0.75, 1.0 - tail], dtype)
-    low, first, center, third, high = jax.vmap(row.quantile)(levels)
-    scale = 0.25 * (third - first)
-    scale = jnp.where(scale > 0, scale, 0.01 * (high - low))
+    levels = jnp.asarray([tail, *PLACES, 1.0 - tail], dtype)
+    low, *quantiles, high = jax.vmap(row.quantile)(levels)
     observed, y = y, jnp.clip(y, low, high)  # beyond, the integrand is one
-    left, right = jnp.minimum(y, center), jnp.maximum(y, center)
-    middle = 0.5 * (left + right)
-    begin = jnp.stack([left, left, right, right])
-    reach = jnp.stack([jnp.minimum(low - left, 0.0), middle - left, middle - right, jnp.maximum(high - right, 0.0)])
-    rate = jnp.log1p(jnp.abs(reach) / scale)[:, None]
+    atoms = [jnp.clip(jnp.asarray(atom, dtype), low, high) for atom in row.model.atoms]
+    places = jnp.sort(jnp.stack([y, *quantiles, *atoms]))
+    gaps = jnp.diff(places, prepend=low, append=high)
+    positive = jnp.where(gaps > 0, gaps, jnp.inf)  # several quantiles may be one atom
+    nearest = jnp.minimum(positive[:-1], positive[1:])
+    # To the middle between neighbours, and to the ends.
+    share = jnp.full_like(gaps, 0.5).at[jnp.array([0, -1])].set(1.0)
+    reach = jnp.concatenate([-(share * gaps)[:-1], (share * gaps)[1:]])
+    begin, scale = jnp.concatenate([places, places]), jnp.concatenate([nearest, nearest])
+    scale = jnp.where(jnp.isfinite(scale), scale, 1.0)[:, None]
+    rate = jnp.log1p(jnp.abs(reach)[:, None] / scale)
 
     def integral(count: int) -> Float[Array, ""]:
         nodes, weights = (jnp.asarray(array, dtype)[None] for array in _nodes(count))
@@ -267,10 +306,10 @@ def crps_by_quadrature(row: MixtureOfRow, y: Array) -> Float[Array, ""]:
         squares = jnp.where(x.reshape(-1) < y, below, above) ** 2
         return jnp.sum((weights * scale * rate * jnp.exp(rate * nodes)).reshape(-1) * squares)
 
-    whole, half = integral(NODES), integral(NODES // 2)
-    # What lies beyond the last quantile, where a tail is so long that it matters.
-    beyond = tail**2 * ((high - right) + (left - low))
-    converged = (jnp.abs(whole - half) <= AGREEMENT * whole) & (beyond <= AGREEMENT * whole)
+    whole, coarse = integral(NODES), integral(COARSE_NODES)
+    # What lies beyond the last quantiles where a tail is so long that it matters: some multiple of this.
+    beyond = tail**2 * (high - low)
+    converged = (jnp.abs(whole - coarse) <= AGREEMENT * whole) & (beyond <= 0.01 * AGREEMENT * whole)
     return jnp.where(converged, whole, jnp.nan) + jnp.abs(observed - y)
 
 

@@ -201,6 +201,11 @@ def add_auxiliary(model: Model, auxiliary: UserFunction, draw: UserFunction | No
     )
 
 
+def without_auxiliary(model: Model, data: PyTree) -> tuple[Model, PyTree]:
+    """The model and the data of the rows, without an auxiliary measurement."""
+    return (model.base, data.observations) if isinstance(model, AuxiliaryModel) else (model, data)
+
+
 def auxiliary_term(model: Model, params: PyTree, measured: PyTree) -> Array:
     """The log-density of the measurement, checked to be a floating scalar."""
     function: Any = model.auxiliary

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from fisher_jax.checking.calibration import calibration
-from fisher_jax.checking.frequencies import frequencies
+from fisher_jax.checking.frequencies import calibration, frequencies
 from fisher_jax.checking.quantile_comparison import QuantileComparison, quantile_comparison
 from fisher_jax.checking.residuals import Residuals
 from fisher_jax.errors import check_choice, check_count, check_level, entry_point, to_numpy
@@ -90,8 +89,8 @@ def residual_plot(
 def worm(comparison: QuantileComparison | Residuals | Fit, *, axes: "Axes | None" = None) -> "Axes":
     """Draw a worm plot: how far ordered residuals lie above the normal quantiles that are expected of them, with the envelope.
 
-    It is the quantile-quantile plot of quantile residuals turned level. A worm that lies above or below zero tells of a wrong mean,
-    one with a slope of a wrong variance, a parabola of a wrong skewness, an S of wrong tails.
+    It is the quantile-quantile plot of quantile residuals with its diagonal turned level. A worm above or below zero shows a wrong
+    mean, a slope a wrong variance, a parabola a wrong skewness, an S wrong tails.
 
     Parameters
     ----------
@@ -206,18 +205,19 @@ def rootogram(fit: Fit, *, style: Style = "hanging", axes: "Axes | None" = None)
 def calibration_histogram(fit: Fit, *, num_bins: int = 10, level: float = 0.95, axes: "Axes | None" = None) -> "Axes":
     """Draw the histogram of u = F(y; θ̂, z), which is flat if the model is right, with a band for each bar.
 
-    A hump says that the model spreads too widely, a trough too narrowly; a slope that it is biased.
+    A hump in the middle says that the distributions of the model are too wide, a U that they are too narrow, a slope that they are
+    biased.
 
     Parameters
     ----------
     fit : Fit
-        One fit of a model that has a distribution function. A count stands for its whole jump of F, and is dealt to the bars by its
-        parts in each.
+        One fit of a model that has a distribution function. A count stands for its whole jump of F, from P(Y < y) to P(Y ≤ y), and
+        adds to each bar the fraction of the jump that lies in it.
     num_bins : int
         How many bars.
     level : float
-        The probability with which each bar by itself ends inside the band, as if θ̂ were the truth: quantiles of the binomial
-        distribution, for counts wider than the bars vary.
+        The probability with which each bar by itself ends inside the band, as if θ̂ were the truth, by quantiles of the binomial
+        distribution. For counts the bars vary less, so that the band is too wide.
     axes : matplotlib Axes, optional
         Where to draw; by default a new figure.
 
@@ -235,7 +235,7 @@ def calibration_histogram(fit: Fit, *, num_bins: int = 10, level: float = 0.95, 
 
     References
     ----------
-    Czado, C., Gneiting, T. and Held, L. (2009), Predictive model assessment for count data, Biometrics 65, 1254-1261, section 2.2.
+    Czado, C., Gneiting, T. and Held, L. (2009), Predictive model assessment for count data, Biometrics 65, 1254-1261.
 
     Examples
     --------
