@@ -106,12 +106,9 @@ class GoodnessOfFit(Reported):
     @property
     def p_value_error(self) -> np.ndarray:
         """The standard error of the p-values: that of a fraction of as many replicates, of two-sided ones of twice a fraction."""
-        count, sides = np.sum(~np.isnan(self.replicates), axis=-2) + 1, self._sides
+        count = np.sum(~np.isnan(self.replicates), axis=-2) + 1
+        sides = np.where(np.array(self.alternatives) == "two-sided", 2, 1)
         return np.sqrt(self.p_value * (sides - self.p_value) / count)
-
-    @property
-    def _sides(self) -> np.ndarray:
-        return np.where(np.array(self.alternatives) == "two-sided", 2, 1)
 
     @entry_point
     def critical_values(self, level: float = 0.05) -> Float[np.ndarray, "*b k"]:

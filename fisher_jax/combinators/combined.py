@@ -7,7 +7,7 @@ settings, so that what it makes is compared, hashed, pickled and compiled once. 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,10 +59,7 @@ class Part:
 class Density(Part):
     """The log-density of a model made from another, and what else that model is asked."""
 
-    @property
-    def combinator(self) -> str:
-        """The name of the function that makes such models."""
-        raise NotImplementedError
+    combinator: ClassVar[str]  # the name of the function that makes such models
 
     def describe(self) -> str:
         """The call that makes this model."""

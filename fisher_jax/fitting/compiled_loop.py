@@ -22,6 +22,7 @@ from fisher_jax.fitting.maximization import (
     certify,
     evaluate,
     first_not_finite,
+    fit_on_host,
     is_within,
     make_problem,
     next_start,
@@ -185,6 +186,16 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
         return fit, {**jax.tree.map(no_tangent, fit), "values": values, **derivatives}
 
     return lambda *arguments: Fit(**run(*arguments), layout=layout, kinds=KINDS)
+
+
+def fit_once(
+    model: Model, layout: Layout, optimizer: Any, values: Values, dataset: Dataset, tolerance: Any, max_steps: int
+) -> Fit:
+    """The fit by steps on the host or, where that is the better way, by a compiled loop; may raise `ClosesOverTraced`."""
+    fit = None
+    if isinstance(optimizer, Newton):
+        fit = fit_on_host(model, layout, optimizer, values, dataset, tolerance, max_steps)
+    return fit_by_loop(model, layout, optimizer, values, dataset, tolerance, max_steps) if fit is None else fit
 
 
 def fit_by_loop(

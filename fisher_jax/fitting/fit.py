@@ -21,7 +21,7 @@ from fisher_jax.fitting.batch import (
     num_starts,
     take_starts,
 )
-from fisher_jax.fitting.compiled_loop import fit_by_loop, fit_function
+from fisher_jax.fitting.compiled_loop import fit_function, fit_once
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.engine import ENGINES
@@ -31,7 +31,6 @@ from fisher_jax.fitting.maximization import (
     ClosesOverTraced,
     default_steps,
     default_tolerance,
-    fit_on_host,
 )
 from fisher_jax.fitting.padding import check_list, each_initial, is_ragged, size_classes
 from fisher_jax.fitting.passes import Passes, check_newton, fit_by_passes, start_of_source
@@ -211,17 +210,14 @@ def fit(
             replace(best, origin=Origin(model, dataset), num_masked=dataset.num_masked), model, dataset
         )
     traced = is_traced(values, dataset, tolerance, max_steps)
-    result: Fit | None = None
-    if isinstance(optimizer, Newton) and not traced:
+    if not traced:
         try:
-            result = fit_on_host(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
+            result = fit_once(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
         except ClosesOverTraced:
             traced = True
     if traced:
         result = fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
         return with_log_prior(replace(result, num_masked=dataset.num_masked), model, dataset)
-    if result is None:
-        result = fit_by_loop(model, layout, optimizer, values, dataset, tolerance, max_steps)
     return with_log_prior(replace(result, origin=Origin(model, dataset), num_masked=dataset.num_masked), model, dataset)
 
 

@@ -5,6 +5,7 @@ many lanes, up to half a minute for a mixture. Where the fits will take longer t
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +16,14 @@ from jaxtyping import PyTree
 from fisher_jax.errors import check_count, check_key, check_pytree
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.batch import Options, Starts, fit_all
-from fisher_jax.fitting.compiled_loop import fit_by_loop
+from fisher_jax.fitting.compiled_loop import fit_once
 from fisher_jax.fitting.covariance import KINDS
-from fisher_jax.fitting.maximization import ClosesOverTraced, fit_on_host
+from fisher_jax.fitting.maximization import ClosesOverTraced
 from fisher_jax.fitting.result import Fit, Optimum
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model, check_start
 from fisher_jax.models.parameters import Layout, Values, as_parameters
-from fisher_jax.optimizers.newton import Newton
 
 FEW = 200  # starts
 COMPILING = 20.0  # seconds, about what the program of many lanes takes
@@ -43,9 +43,21 @@ def fit_from_starts(
 ) -> Fit:
     """The best of the fits from several starts, with all optima in its `optima`."""
     free = _starts(layout, values, starts, key)
-    fits = _fit_one_by_one(model, layout, values, dataset, optimizer, tolerance, max_steps, free)
-    if fits is None:
-        fits = _fit_in_lanes(model, layout, values, dataset, optimizer, tolerance, max_steps, free)
+
+    def fit_at(row: np.ndarray) -> Fit:
+        return fit_once(model, layout, optimizer, layout.constrained_values(row, values), dataset, tolerance, max_steps)
+
+    each = _one_by_one(fit_at, free) if workers.platform() == "cpu" and len(free) <= FEW else None
+    if each is not None:
+        fits = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    else:
+        # As the fits of a batch that share their data.
+        leaves = jax.tree.leaves(dataset.parts)
+        shared = Dataset(*dataset.with_strength, size=len(free), differs=(False,) * len(leaves))
+        kinds = tuple(kind for kind in KINDS if kind != "expected" or has_closed_form(model))
+        options = Options(model, optimizer, tolerance, max_steps, kinds, devices=workers.devices_of(None))
+        begin = Starts(layout, free, values, (False,) * len(values), shared)
+        fits = fit_all(options, begin, retry=False, float64_finish=False)
     certified = np.flatnonzero(fits.converged)
     order = certified[np.argsort(-fits.log_likelihood[certified], kind="stable")]
     optima: list[list[int]] = []
@@ -58,64 +70,26 @@ def fit_from_starts(
         else:
             optima.append([int(row)])
     likelihoods = np.where(np.isfinite(fits.log_likelihood), fits.log_likelihood, -np.inf)
-    best = fits[int(order[0]) if len(order) else int(np.argmax(likelihoods))]
+    best = (fits if each is None else each)[int(order[0]) if len(order) else int(np.argmax(likelihoods))]
     reached = tuple(Optimum(fits[g[0]].params, float(fits.log_likelihood[g[0]]), len(g)) for g in optima)
     return replace(best, optima=reached)
 
 
-def _fit_one_by_one(
-    model: Model,
-    layout: Layout,
-    values: Values,
-    dataset: Dataset,
-    optimizer: Any,
-    tolerance: Any,
-    max_steps: int,
-    free: np.ndarray,
-) -> Fit | None:
-    """The fits from starts (k, p); None where lanes are the better way, or will be before these end."""
-    if workers.platform() != "cpu" or len(free) > FEW:
-        return None
+def _one_by_one(fit_at: Callable[[np.ndarray], Fit], free: np.ndarray) -> list[Fit] | None:
+    """The fits from starts (k, p); None where lanes are the only way, or will be the shorter wait."""
     fits: list[Fit] = []
-    seconds: list[float] = []  # of the fits by the loop
+    seconds: list[float] = []  # of the fits by the loop, which the first has compiled
     for row in free:
-        begun, fit = time.perf_counter(), None
-        start = layout.constrained_values(row, values)
+        begun = time.perf_counter()
         try:
-            if isinstance(optimizer, Newton):
-                fit = fit_on_host(model, layout, optimizer, start, dataset, tolerance, max_steps)
+            fits.append(fit_at(row))
         except ClosesOverTraced:
             return None
-        if fit is None:
-            fit = fit_by_loop(model, layout, optimizer, start, dataset, tolerance, max_steps)
-        fits.append(fit)
-        if fit.engine == "loop":
+        if fits[-1].engine == "loop":
             seconds.append(time.perf_counter() - begun)
-        # The first has compiled the loop.
         if len(seconds) > 4 and (len(free) - len(fits)) * np.mean(seconds[1:]) > COMPILING:
             return None
-    engine = fits[-1].engine
-    fits = [replace(fit, engine=engine) for fit in fits]
-    return replace(jax.tree.map(lambda *leaves: np.stack(leaves), *fits), engine=engine)
-
-
-def _fit_in_lanes(
-    model: Model,
-    layout: Layout,
-    values: Values,
-    dataset: Dataset,
-    optimizer: Any,
-    tolerance: Any,
-    max_steps: int,
-    free: np.ndarray,
-) -> Fit:
-    """The same at once, as the fits of a batch that share their data."""
-    leaves = jax.tree.leaves(dataset.parts)
-    shared = Dataset(*dataset.with_strength, size=len(free), differs=(False,) * len(leaves))
-    kinds = tuple(kind for kind in KINDS if kind != "expected" or has_closed_form(model))
-    options = Options(model, optimizer, tolerance, max_steps, kinds, devices=workers.devices_of(None))
-    starts = Starts(layout, free, values, (False,) * len(values), shared)
-    return fit_all(options, starts, retry=False, float64_finish=False)
+    return fits
 
 
 def _starts(layout: Layout, values: Values, starts: Any, key: Any) -> np.ndarray:
