@@ -1,10 +1,13 @@
 """Families of choices: yes or no, how many of a known number, which of several."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -27,7 +30,14 @@ from fisher_jax.families.starts import Sample, starting_values, zero_or_one
 from fisher_jax.models.constraints import fixed, positive, unit_interval
 from fisher_jax.numerics.autodiff_modes import differentiable_both_ways
 from fisher_jax.numerics.incomplete_beta import log_beta_tails
-from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI, stirling_error, times_log_ratio
+from fisher_jax.numerics.stable_functions import (
+    HALF_LOG_TWO_PI,
+    log_sigmoid,
+    one_minus_sigmoid,
+    sigmoid,
+    stirling_error,
+    times_log_ratio,
+)
 from fisher_jax.numerics.tails import Tails, both_tails
 
 # Bernoulli ------------------------------------------------------------------------------------------------------------
@@ -48,31 +58,31 @@ def bernoulli_log_density(params: Params, y: ArrayLike) -> Scalar:
     y, logit = floats(y, params["logit"])
     outside = (y < 0) | (y > 1) | ((y > 0) & (y < 1))
     sign = 2.0 * jnp.where(outside, 0.0, y) - 1.0  # one log-sigmoid for both values, which never overflows
-    return outside_support(outside, jax.nn.log_sigmoid(sign * logit))
+    return outside_support(outside, log_sigmoid(sign * logit))
 
 
 def bernoulli_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     logit = floats(params["logit"])[0]
-    return exceeds(uniform, jax.nn.sigmoid(-logit), jax.nn.sigmoid(logit)).astype(logit.dtype)
+    return exceeds(uniform, one_minus_sigmoid(logit), sigmoid(logit)).astype(logit.dtype)
 
 
 def bernoulli_log_cdf(params: Params, y: ArrayLike) -> Scalar:
     y, logit = floats(y, params["logit"])
-    return of_category(y, 2, lambda _: jax.nn.log_sigmoid(-logit), upper=False)
+    return of_category(y, 2, lambda _: log_sigmoid(-logit), upper=False)
 
 
 def bernoulli_log_survival(params: Params, y: ArrayLike) -> Scalar:
     y, logit = floats(y, params["logit"])
-    return of_category(y, 2, lambda _: jax.nn.log_sigmoid(logit), upper=True)
+    return of_category(y, 2, lambda _: log_sigmoid(logit), upper=True)
 
 
 def bernoulli_information(params: Params) -> Nested:
     logit = floats(params["logit"])[0]
-    return symmetric(("logit",), jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit))
+    return symmetric(("logit",), sigmoid(logit) * one_minus_sigmoid(logit))
 
 
 def bernoulli_mean(params: Params) -> Scalar:
-    return jax.nn.sigmoid(floats(params["logit"])[0])
+    return sigmoid(floats(params["logit"])[0])
 
 
 @starting_values
@@ -123,14 +133,51 @@ def binomial_log_density(params: Params, y: ArrayLike) -> Scalar:
     """
     y, logit, trials = floats(y, params["logit"], params["trials"])
     outside = not_a_count(y) | (y > trials)
-    y = jnp.where(outside, 0.0, y)
-    success, failure = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
-    difference = jnp.where(logit < 0, trials * success - y, (trials - y) - trials * failure)  # n p − y
-    log_trials = jnp.log(trials)
-    terms = times_log_ratio(y, difference, log_trials + jax.nn.log_sigmoid(logit)) + times_log_ratio(
-        trials - y, -difference, log_trials + jax.nn.log_sigmoid(-logit)
+    return outside_support(outside, _binomial(jnp.where(outside, 0.0, y), logit, trials))
+
+
+@jax.custom_jvp
+def _binomial(y: Array, logit: Array, trials: Array) -> Scalar:
+    missing, log_trials = -_beyond_mean(y, logit, trials), jnp.log(trials)
+    terms = times_log_ratio(y, missing, log_trials + log_sigmoid(logit)) + times_log_ratio(
+        trials - y, -missing, log_trials + log_sigmoid(-logit)
     )
-    return outside_support(outside, terms + _ways_at_their_mode(y, trials))
+    return terms + _ways_at_their_mode(y, trials)
+
+
+@functools.partial(_binomial.defjvp, symbolic_zeros=True)
+def _binomial_along(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Any]:
+    y, logit, trials = primals
+    along_y, along_logit, along_trials = tangents
+    moved = jnp.zeros_like(logit)
+    if not isinstance(along_logit, SymbolicZero):
+        moved = _beyond_mean(y, logit, trials) * along_logit
+    if not isinstance(along_y, SymbolicZero):
+        moved = moved + (logit + digamma(trials - y + 1.0) - digamma(y + 1.0)) * along_y
+    if not isinstance(along_trials, SymbolicZero):
+        by_trials = log_sigmoid(-logit) + digamma(trials + 1.0) - digamma(trials - y + 1.0)
+        moved = moved + by_trials * along_trials
+    return _binomial(y, logit, trials), moved
+
+
+@jax.custom_jvp
+def _beyond_mean(y: Array, logit: Array, trials: Array) -> Scalar:
+    """y − n p, which is the slope by the logit, from the smaller of p and 1 − p."""
+    return jnp.where(logit < 0, y - trials * sigmoid(logit), trials * one_minus_sigmoid(logit) - (trials - y))
+
+
+@functools.partial(_beyond_mean.defjvp, symbolic_zeros=True)
+def _beyond_mean_along(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Any]:
+    y, logit, trials = primals
+    along_y, along_logit, along_trials = tangents
+    moved, success = jnp.zeros_like(logit), sigmoid(logit)
+    if not isinstance(along_logit, SymbolicZero):
+        moved = -trials * (success * one_minus_sigmoid(logit)) * along_logit
+    if not isinstance(along_y, SymbolicZero):
+        moved = moved + along_y
+    if not isinstance(along_trials, SymbolicZero):
+        moved = moved - success * along_trials
+    return _beyond_mean(y, logit, trials), moved
 
 
 def binomial_tails(params: Params, y: ArrayLike) -> Tails:
@@ -150,7 +197,7 @@ def binomial_log_survival(params: Params, y: ArrayLike) -> Scalar:
 
 def binomial_quantile(uniform: ArrayLike, params: Params) -> Scalar:
     uniform, logit, trials = floats(uniform, params["logit"], params["trials"])
-    success, failure = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
+    success, failure = sigmoid(logit), one_minus_sigmoid(logit)
     deviation = jnp.sqrt(trials * (success * failure))
     return quantile_of_count(
         binomial_tails,
@@ -164,19 +211,19 @@ def binomial_quantile(uniform: ArrayLike, params: Params) -> Scalar:
 def binomial_sample(key: Array, params: Params) -> Scalar:
     logit, trials = floats(params["logit"], params["trials"])
     # Of the rarer outcome: a probability near one would be rounded to one.
-    fewer = jax.random.binomial(key, trials, jax.nn.sigmoid(-jnp.abs(logit)), (), logit.dtype)
+    fewer = jax.random.binomial(key, trials, sigmoid(-jnp.abs(logit)), (), logit.dtype)
     return jnp.where(logit < 0, fewer, trials - fewer)
 
 
 def binomial_information(params: Params) -> Nested:
     logit, trials = floats(params["logit"], params["trials"])
-    entry = trials * jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit)
+    entry = trials * sigmoid(logit) * one_minus_sigmoid(logit)
     return symmetric(("logit",), entry, constants=("trials",))
 
 
 def binomial_mean(params: Params) -> Scalar:
     logit, trials = floats(params["logit"], params["trials"])
-    return trials * jax.nn.sigmoid(logit)
+    return trials * sigmoid(logit)
 
 
 def up_to_trials(params: Params) -> tuple[float, Scalar]:

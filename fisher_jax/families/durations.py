@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
@@ -24,7 +23,7 @@ from fisher_jax.families.extremes import EULER, GUMBEL_INFORMATION, ONE_MINUS_EU
 from fisher_jax.families.starts import Sample, not_negative, starting_values, zero_or_one
 from fisher_jax.families.starts import positive as above_zero
 from fisher_jax.models.constraints import fixed, positive
-from fisher_jax.numerics.stable_functions import log_complement, log_inverse_cloglog, log_one_minus_exp
+from fisher_jax.numerics.stable_functions import log_complement, log_inverse_cloglog, log_one_minus_exp, log_sigmoid
 
 # Exponential ----------------------------------------------------------------------------------------------------------
 
@@ -258,7 +257,7 @@ def log_logistic_log_density(params: Params, y: ArrayLike) -> Scalar:
     """
     w, outside = _log_of_ratio(params, y)
     y, shape = floats(y, params["shape"])
-    value = jnp.log(shape) - jnp.log(jnp.where(outside, 1.0, y)) + jax.nn.log_sigmoid(w) + jax.nn.log_sigmoid(-w)
+    value = jnp.log(shape) - jnp.log(jnp.where(outside, 1.0, y)) + log_sigmoid(w) + log_sigmoid(-w)
     return outside_support(outside, value)
 
 
@@ -274,12 +273,12 @@ def log_logistic_information(params: Params) -> Nested:
 
 def log_logistic_log_cdf(params: Params, y: ArrayLike) -> Scalar:
     w, before = _log_of_ratio(params, y)
-    return outside_support(before, jax.nn.log_sigmoid(w))
+    return outside_support(before, log_sigmoid(w))
 
 
 def log_logistic_log_survival(params: Params, y: ArrayLike) -> Scalar:
     w, before = _log_of_ratio(params, y)
-    return before_support(before, jax.nn.log_sigmoid(-w))
+    return before_support(before, log_sigmoid(-w))
 
 
 def log_logistic_mean(params: Params) -> Scalar:

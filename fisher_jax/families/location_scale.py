@@ -16,7 +16,7 @@ from fisher_jax.numerics.incomplete_beta import beta_quantile_of_logit, log_beta
 from fisher_jax.numerics.inversion import invert
 from fisher_jax.numerics.normal_tail import log_normal_cdf
 from fisher_jax.numerics.skew_normal import log_skew_normal_cdf
-from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI, alternating_weights, stirling_error
+from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI, alternating_weights, log_sigmoid, stirling_error
 from fisher_jax.numerics.tails import Tails
 
 
@@ -191,7 +191,7 @@ def logistic_log_density(params: Params, y: ArrayLike) -> Scalar:
     Start: moments.
     """
     z, scale = standardize(params, y)
-    return jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z) - jnp.log(scale)
+    return log_sigmoid(z) + log_sigmoid(-z) - jnp.log(scale)
 
 
 def logistic_quantile(uniform: ArrayLike, params: Params) -> Scalar:
@@ -200,11 +200,11 @@ def logistic_quantile(uniform: ArrayLike, params: Params) -> Scalar:
 
 
 def logistic_log_cdf(params: Params, y: ArrayLike) -> Scalar:
-    return jax.nn.log_sigmoid(standardize(params, y)[0])
+    return log_sigmoid(standardize(params, y)[0])
 
 
 def logistic_log_survival(params: Params, y: ArrayLike) -> Scalar:
-    return jax.nn.log_sigmoid(-standardize(params, y)[0])
+    return log_sigmoid(-standardize(params, y)[0])
 
 
 @starting_values

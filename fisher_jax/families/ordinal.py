@@ -22,7 +22,7 @@ from fisher_jax.families.common import (
 )
 from fisher_jax.models.constraints import ordered
 from fisher_jax.numerics.normal_tail import log_normal_cdf
-from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI
+from fisher_jax.numerics.stable_functions import HALF_LOG_TWO_PI, log_sigmoid, one_minus_sigmoid, sigmoid
 
 
 def _ends(params: Params, y: Array) -> tuple[Array, Array, Array, Array]:
@@ -102,8 +102,8 @@ def ordered_logit_log_density(params: Params, y: ArrayLike) -> Scalar:
     # F(b) − F(a) = F(b) F(−a) (1 − e^{a − b}), none of which cancels
     between = ~(first | last)
     difference = jnp.log(-jnp.expm1(jnp.where(between, lower - upper, -1.0)))
-    below = jnp.where(last, 0.0, jax.nn.log_sigmoid(upper))
-    above = jnp.where(first, 0.0, jax.nn.log_sigmoid(-lower))
+    below = jnp.where(last, 0.0, log_sigmoid(upper))
+    above = jnp.where(first, 0.0, log_sigmoid(-lower))
     value = below + above + jnp.where(between, difference, 0.0)
     return outside_support(outside, jnp.where(jnp.isnan(y), jnp.nan, value))
 
@@ -114,26 +114,26 @@ def ordered_logit_sample(key: Array, params: Params) -> Int[Array, ""]:
 
 def ordered_logit_quantile(uniform: ArrayLike, params: Params) -> Int[Array, ""]:
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
-    return jnp.sum(exceeds(uniform, jax.nn.sigmoid(cutpoints - loc), jax.nn.sigmoid(loc - cutpoints)))
+    return jnp.sum(exceeds(uniform, sigmoid(cutpoints - loc), sigmoid(loc - cutpoints)))
 
 
 def ordered_logit_log_cdf(params: Params, y: ArrayLike) -> Scalar:
-    return _up_to(params, y, jax.nn.log_sigmoid, upper=False)
+    return _up_to(params, y, log_sigmoid, upper=False)
 
 
 def ordered_logit_log_survival(params: Params, y: ArrayLike) -> Scalar:
-    return _up_to(params, y, jax.nn.log_sigmoid, upper=True)
+    return _up_to(params, y, log_sigmoid, upper=True)
 
 
 def ordered_logit_information(params: Params) -> Nested:
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
     z = cutpoints - loc
-    return _cumulative_information(jax.nn.sigmoid(z), jax.nn.sigmoid(z) * jax.nn.sigmoid(-z))
+    return _cumulative_information(sigmoid(z), sigmoid(z) * one_minus_sigmoid(z))
 
 
 def ordered_logit_mean(params: Params) -> Float[Array, " k"]:
     loc, cutpoints = floats(params["loc"], params["cutpoints"])
-    return _probabilities(jax.nn.sigmoid(cutpoints - loc))
+    return _probabilities(sigmoid(cutpoints - loc))
 
 
 ordered_logit = Family(

@@ -428,32 +428,25 @@ def step_on_host(
         for step, call in zip(optimizers, calls, strict=True):
             hands_over = step is not optimizers[-1]
             aim = np.asarray(HAND_OVER if hands_over else tolerance, layout.dtype)[()]
-            state, ended = begin(lanes.vector(point)), False
+            state, ended = begin(point), False
             while not ended:
-                u[in_u] = lanes.to_array(trial(state))
+                u[in_u] = trial(state)
                 at, evaluated = call(u), u.copy()
                 value, rounding, gradient, information = jax.device_get(tuple(at[name] for name in _OF_A_STEP))
-                reached = Evaluation(
-                    value[()],
-                    lanes.vector(gradient[in_u]),
-                    lanes.matrix(information[np.ix_(in_u, in_u)]),
-                    rounding[()],
-                )
+                reached = Evaluation(value[()], gradient[in_u], information[np.ix_(in_u, in_u)], rounding[()])
                 state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.unitless)
                 if layout.dtype != np.float64:  # numpy widens float32 scalars that meet float64 ones
                     state = jax.tree.map(lambda x: layout.dtype.type(x) if x.dtype.kind == "f" else x, state)
                 watch(state)
                 ended = bool(done) or steps + int(state.count) >= max_steps
                 ended = ended or (hands_over and bool(is_within(state, aim)))
-            point = np.asarray(lanes.to_array(next_start(state, aim) if hands_over else state.point))
+            point = next_start(state, aim) if hands_over else state.point
             steps += int(state.count)
         u[in_u] = point
         if not always_whole or not np.array_equal(u, evaluated):  # the last step was seldom rejected
             at = calls[-1](u, whole=True)
         at = jax.device_get({name: entry for name, entry in at.items() if name not in _OF_A_STEP})
-        status = certify(
-            state, lanes.vector(start), at["num_observed"], tolerance, max_steps, layout.unitless, num_steps=steps
-        )
+        status = certify(state, start, at["num_observed"], tolerance, max_steps, layout.unitless, num_steps=steps)
         estimate = layout.constrained_values(point, values)
     is_not_finite = int(status) in (Status.BAD_START, Status.NOT_FINITE)
     expected = at["expected"]
@@ -465,11 +458,11 @@ def step_on_host(
         decrement=np.asarray(state.decrement),
         num_observations=at["num_observations"],
         free=point,
-        curvature=np.asarray(lanes.matrix_to_array(state.at.information)),
+        curvature=state.at.information,
         outer_product=at["outer_product"][np.ix_(in_u, in_u)],
         expected=None if expected is None else expected[np.ix_(in_theta, in_theta)],
         suspect=np.asarray(at["suspect"] if is_not_finite else -1, np.int32),
-        last_step=np.asarray(lanes.to_array(state.step)) if np.isfinite(state.drift) else np.zeros_like(point),
+        last_step=state.step if np.isfinite(state.drift) else np.zeros_like(point),
         attempt=np.zeros((), np.int8),
         layout=layout,
         kinds=KINDS,

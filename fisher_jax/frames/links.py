@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special  # scipy.stats takes as long to import as half of JAX
@@ -16,6 +15,7 @@ from jax.scipy.special import log_ndtr, ndtr
 from jaxtyping import Array, Float
 
 from fisher_jax.models.constraints import Constraint, Interval, Unconstrained
+from fisher_jax.numerics.stable_functions import sigmoid
 
 
 class Link(NamedTuple):
@@ -38,7 +38,7 @@ LINKS = {
     "sqrt": Link(lambda eta: eta * eta, math.sqrt),
     "inverse": Link(lambda eta: 1.0 / eta, lambda value: 1.0 / value),
     "inverse_squared": Link(lambda eta: 1.0 / jnp.sqrt(eta), lambda value: value**-2),
-    "logit": Link(jax.nn.sigmoid, scipy.special.logit),
+    "logit": Link(sigmoid, scipy.special.logit),
     "probit": Link(ndtr, scipy.special.ndtri),
     "cloglog": Link(lambda eta: -jnp.expm1(-jnp.exp(eta)), lambda value: math.log(-math.log1p(-value))),
     "loglog": Link(lambda eta: jnp.exp(-jnp.exp(-eta)), lambda value: -math.log(-math.log(value))),

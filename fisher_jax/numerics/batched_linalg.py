@@ -9,7 +9,9 @@ matrix an array (p, p, *S), and loops over blocks keep the program small.
 a CPU or a GPU has no arrays to slice: there a matrix must be single entries, and reciprocals of the diagonal are stored, since a
 division costs as much as many products. Outside of kernels, columns make shorter programs.
 
-The functions take arrays and scalars of numpy as well as JAX's arrays, whichever they are given: a first fit steps on the host.
+A first fit steps on the host, where entries are numpy's scalars. There a vector is an array (p,) and a matrix an array (p, p),
+however few entries it has, and LAPACK factorises: what takes time is the number of calls.
+
 Definiteness is judged as in `linalg`: on the matrix scaled to unit diagonal, by the size of its pivots.
 """
 
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fisher_jax.numerics import linalg
 from fisher_jax.numerics.array_namespace import namespace as namespace_of_arrays
 from fisher_jax.numerics.linalg import BLOCK, UNROLLED, singular_pivot
 
@@ -95,8 +98,9 @@ def namespace(entry: Any) -> Any:
 class Factor(NamedTuple):
     """A = S L Lᵀ S with S = diag(1 / `inverse_scale`) and L lower triangular; its diagonal is stored as reciprocals.
 
-    `pivot` is as in `linalg.Factor`: the smallest pivot of the scaled matrix if all are clearly positive, else the first that
-    is not, less the largest entry left in its column. L is valid only where `definite` is true.
+    On the host `lower` is L⁻¹, by which products solve. `pivot` is as in `linalg.Factor`: the smallest pivot of the scaled matrix
+    if all are clearly positive, else the first that is not, less the largest entry left in its column. L is valid only where
+    `definite` is true.
     """
 
     lower: Matrix
@@ -146,26 +150,28 @@ def each_entry(f: Callable[..., Any], *matrices: Matrix) -> Matrix:
 
 def total(v: Vector) -> Entry:
     """The sum of the entries."""
-    return functools.reduce(lambda a, b: a + b, v) if isinstance(v, list) else namespace(v).sum(v, axis=0)
+    return functools.reduce(lambda a, b: a + b, v) if isinstance(v, list) else v.sum(axis=0)
 
 
 def largest(v: Vector) -> Entry:
     """The largest entry."""
-    return functools.reduce(namespace(v[0]).maximum, v) if isinstance(v, list) else namespace(v).max(v, axis=0)
+    return functools.reduce(namespace(v[0]).maximum, v) if isinstance(v, list) else v.max(axis=0)
 
 
 def every(v: Vector) -> Entry:
     """Whether all entries are true."""
-    return functools.reduce(lambda a, b: a & b, v) if isinstance(v, list) else namespace(v).all(v, axis=0)
+    return functools.reduce(lambda a, b: a & b, v) if isinstance(v, list) else v.all(axis=0)
 
 
 def every_entry(a: Matrix) -> Entry:
     """Whether all entries of a matrix are true."""
-    return every(list(a.values())) if isinstance(a, dict) else namespace(a).all(a, axis=(0, 1))
+    return every(list(a.values())) if isinstance(a, dict) else a.all(axis=(0, 1))
 
 
 def dot(a: Vector, b: Vector) -> Entry:
     """aᵀ b."""
+    if _is_on_host(a):
+        return a @ b
     return total(each(lambda x, y: x * y, a, b))
 
 
@@ -174,7 +180,7 @@ def times(a: Matrix, v: Vector) -> Vector:
     if isinstance(a, dict):
         p = len(v)
         return [total([a[min(i, j), max(i, j)] * v[j] for j in range(p)]) for i in range(p)]
-    return namespace(a).sum(a * v[None], axis=1)
+    return a @ v if _is_on_host(a) else jnp.sum(a * v[None], axis=1)
 
 
 def diagonal(a: Matrix) -> Vector:
@@ -198,6 +204,11 @@ def scale_both_sides(a: Matrix, v: Vector) -> Matrix:
     return a * v[:, None] * v[None]
 
 
+def never(condition: Entry) -> bool:
+    """Whether it is known, on the host, not to hold, so that what depends on it need not be computed."""
+    return isinstance(condition, np.bool_) and not condition
+
+
 def _of_entries(pattern: np.ndarray, v: Any) -> np.ndarray:
     """A pattern over (p, p) or (p,) for arrays whose later axes are those of `v` after the first."""
     return pattern.reshape(pattern.shape + (1,) * (v.ndim - 1))
@@ -218,6 +229,8 @@ def gershgorin(a: Matrix) -> tuple[Entry, Entry]:
 
 def factorize(a: Matrix) -> Factor:
     """Cholesky factor of a matrix scaled to unit diagonal, with its definiteness."""
+    if _is_on_host(a):
+        return _by_lapack(a)
     diagonals = diagonal(a)
     p, xp = len(diagonals), namespace(diagonals[0])
 
@@ -229,6 +242,27 @@ def factorize(a: Matrix) -> Factor:
     threshold = singular_pivot(p, diagonals[0].dtype)
     lower, pivot = (_unrolled if isinstance(a, dict) else _by_blocks)(scaled, threshold)
     return Factor(lower, inverse_scale, pivot, pivot > threshold)
+
+
+def _is_on_host(a: Any) -> bool:
+    """Whether a vector or matrix is that of one maximisation which steps in numpy."""
+    return isinstance(a, np.ndarray)
+
+
+def _by_lapack(a: np.ndarray) -> Factor:
+    """The factor on the host."""
+    size = abs(a.diagonal())
+    inverse_scale = 1.0 / np.sqrt(np.where(size != 0, size, 1.0))
+    threshold = singular_pivot(len(a), a.dtype)
+    try:
+        lower = np.linalg.cholesky(a * inverse_scale[:, None] * inverse_scale)
+        pivot = lower.diagonal().min() ** 2
+    except np.linalg.LinAlgError:
+        pivot = a.dtype.type(0.0)
+    if pivot > threshold:
+        return Factor(np.linalg.inv(lower), inverse_scale, pivot, np.True_)
+    pivot = linalg.factorize(a).pivot[()]
+    return Factor(np.full_like(a, np.nan), inverse_scale, pivot, pivot > threshold)
 
 
 def _unrolled(scaled: dict[tuple[int, int], Any], threshold: float) -> tuple[dict[tuple[int, int], Any], Any]:
@@ -259,44 +293,47 @@ def _unrolled(scaled: dict[tuple[int, int], Any], threshold: float) -> tuple[dic
 
 def _by_blocks(scaled: Any, threshold: float) -> tuple[Any, Any]:
     """The same, `BLOCK` columns at a time: a short loop instead of a long program, and one pass over the rest for a block."""
-    xp, p = namespace(scaled), len(scaled)
+    p = len(scaled)
     m = -(-p // BLOCK) * BLOCK
     padding = np.diag((np.arange(m) >= p).astype(scaled.dtype))
-    whole = xp.pad(scaled, ((0, m - p), (0, m - p)) + ((0, 0),) * (scaled.ndim - 2)) + _of_entries(padding, scaled[0])
+    whole = jnp.pad(scaled, ((0, m - p), (0, m - p)) + ((0, 0),) * (scaled.ndim - 2)) + _of_entries(padding, scaled[0])
     rows = _of_entries(np.arange(m), scaled[0])
 
     def step(k: Any, carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
         rest, lower, smallest, definite = carry
         start = k * BLOCK
-        columns = _part(xp, rest, start, 1)
-        block = _part(xp, columns, start, 0)
+        columns = _part(rest, start, 1)
+        block = _part(columns, start, 0)
         corner, pivot = _unrolled({(i, j): block[i, j] for i in range(BLOCK) for j in range(i, BLOCK)}, threshold)
         columns_done: list[Any] = []
         for j in range(BLOCK):
             column = columns[:, j] - sum(columns_done[i] * corner[j, i][None] for i in range(j))
             columns_done.append(column * corner[j, j][None])
-        below = [xp.where(rows >= start + BLOCK, column, 0.0) for column in columns_done]
+        below = [jnp.where(rows >= start + BLOCK, column, 0.0) for column in columns_done]
         rest = rest - sum(column[:, None] * column[None] for column in below)
-        inside = [[corner[i, j] if i >= j else xp.zeros_like(corner[j, j]) for j in range(BLOCK)] for i in range(BLOCK)]
-        put = _put(xp, xp.stack(below, axis=1), xp.stack([xp.stack(row) for row in inside]), start, 0)
-        lower = _put(xp, lower, put, start, 1)
-        smallest = xp.where(definite, xp.where(pivot > threshold, xp.minimum(smallest, pivot), pivot), smallest)
+        inside = [
+            [corner[i, j] if i >= j else jnp.zeros_like(corner[j, j]) for j in range(BLOCK)] for i in range(BLOCK)
+        ]
+        put = _put(jnp.stack(below, axis=1), jnp.stack([jnp.stack(row) for row in inside]), start, 0)
+        lower = _put(lower, put, start, 1)
+        smallest = jnp.where(definite, jnp.where(pivot > threshold, jnp.minimum(smallest, pivot), pivot), smallest)
         return rest, lower, smallest, definite & (pivot > threshold)
 
-    one = xp.ones_like(scaled[0, 0])
-    _, lower, smallest, _ = _repeat(xp, m // BLOCK, step, (whole, xp.zeros_like(whole), one, one > 0))
+    one = jnp.ones_like(scaled[0, 0])
+    _, lower, smallest, _ = lax.fori_loop(0, m // BLOCK, step, (whole, jnp.zeros_like(whole), one, one > 0))
     return lower, smallest
 
 
 def solve_lower(factor: Factor, right: Vector) -> Vector:
     """L⁻¹ S⁻¹ `right`: half of a solve. Its squared length is `right`ᵀ A⁻¹ `right`."""
     right = each(lambda r, s: r * s, right, factor.inverse_scale)
-    return _substitute(factor.lower, right, forward=True)
+    return factor.lower @ right if _is_on_host(right) else _substitute(factor.lower, right, forward=True)
 
 
 def solve_upper(factor: Factor, half: Vector) -> Vector:
     """S⁻¹ L⁻ᵀ `half`: the other half, A⁻¹ `right` of the result of `solve_lower`."""
-    return each(lambda x, s: x * s, _substitute(factor.lower, half, forward=False), factor.inverse_scale)
+    solved = half @ factor.lower if _is_on_host(half) else _substitute(factor.lower, half, forward=False)
+    return each(lambda x, s: x * s, solved, factor.inverse_scale)
 
 
 def solve(factor: Factor, right: Vector) -> Vector:
@@ -311,27 +348,27 @@ def _substitute(lower: Matrix, right: Vector, *, forward: bool) -> Vector:
             done = range(i) if forward else range(i + 1, p)
             solved[i] = sum((-lower[max(i, j), min(i, j)] * solved[j] for j in done), solved[i]) * lower[i, i]
         return [solved[i] for i in range(p)]
-    xp, p, m = namespace(right), len(right), len(lower)
+    p, m = len(right), len(lower)
     blocks = m // BLOCK
     rows = _of_entries(np.arange(m), right)
 
     def step(k: Any, right: Any) -> Any:
         start = (k if forward else blocks - 1 - k) * BLOCK
         # The columns of L that multiply these unknowns, or of Lᵀ: rows of L.
-        across = _part(xp, lower, start, 1 if forward else 0)
-        corner = _part(xp, across, start, 0 if forward else 1)
+        across = _part(lower, start, 1 if forward else 0)
+        corner = _part(across, start, 0 if forward else 1)
         inside, unknowns = (
             {(i, j): corner[i, j] for i in range(BLOCK) for j in range(i + 1)},
-            _part(xp, right, start, 0),
+            _part(right, start, 0),
         )
         solved = _substitute(inside, [unknowns[i] for i in range(BLOCK)], forward=forward)
         column = (lambda j: across[:, j]) if forward else (lambda j: across[j])
         part = sum(column(j) * solved[j][None] for j in range(BLOCK))
         ahead = rows >= start + BLOCK if forward else rows < start
-        return _put(xp, right - xp.where(ahead, part, 0.0), xp.stack(solved), start, 0)
+        return _put(right - jnp.where(ahead, part, 0.0), jnp.stack(solved), start, 0)
 
-    padded = xp.pad(right, ((0, m - p),) + ((0, 0),) * (right.ndim - 1))
-    return _repeat(xp, blocks, step, padded)[:p]
+    padded = jnp.pad(right, ((0, m - p),) + ((0, 0),) * (right.ndim - 1))
+    return lax.fori_loop(0, blocks, step, padded)[:p]
 
 
 def weak_direction(factor: Factor) -> tuple[Vector, Vector]:
@@ -358,27 +395,13 @@ def repeat_while(xp: Any, condition: Callable[[Any], Any], body: Callable[[Any],
     return carry
 
 
-def _repeat(xp: Any, count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-    if xp is jnp:
-        return lax.fori_loop(0, count, body, carry)
-    for k in range(count):
-        carry = body(k, carry)
-    return carry
-
-
-def _part(xp: Any, x: Any, start: Any, axis: int) -> Any:
+def _part(x: Any, start: Any, axis: int) -> Any:
     """`BLOCK` rows or columns from `start` on."""
-    if xp is jnp:
-        return lax.dynamic_slice_in_dim(x, start, BLOCK, axis)
-    return x[start : start + BLOCK] if axis == 0 else x[:, start : start + BLOCK]
+    return lax.dynamic_slice_in_dim(x, start, BLOCK, axis)
 
 
-def _put(xp: Any, x: Any, part: Any, start: Any, axis: int) -> Any:
-    if xp is jnp:
-        return lax.dynamic_update_slice_in_dim(x, part, start, axis)
-    x = x.copy()
-    x[(slice(None),) * axis + (slice(start, start + BLOCK),)] = part
-    return x
+def _put(x: Any, part: Any, start: Any, axis: int) -> Any:
+    return lax.dynamic_update_slice_in_dim(x, part, start, axis)
 
 
 def select(condition: Entry, new: Any, old: Any) -> Any:

@@ -305,6 +305,8 @@ class Scalars:
         x, minus_x = operands[0], _negated(operands[0])
         if name == "neg":
             return minus_x
+        if name == "abs" and minus_x is not None:
+            return self.abs(minus_x)
         if len(operands) != 2:
             return None
         y, minus_y = operands[1], _negated(operands[1])

@@ -185,6 +185,8 @@ class Newton:
 
         `scale` is D², `shift` a first guess of λ (not positive where there is none).
         """
+        if lanes.never(needed):
+            return step, shift
         xp = lanes.namespace(radius)
         gradient = at.gradient
         inverse_root = lanes.each(lambda d: 1.0 / xp.sqrt(d), scale)
@@ -373,14 +375,16 @@ def advance(
     # in the weakest direction. On the way to infinity or to a degenerate maximum it changes by a constant factor each
     # time, however small the gradient has become; on the way to infinity the steps do not shorten either.
     probed = state.near & factor.definite & finite & ~fresh
-    across = lanes.times(reached.information, before)
-    change = lanes.solve_lower(factor, lanes.each(lambda a, b: a - b, across, bent))
-    weak, product = lanes.weak_direction(factor)
-    there = lanes.dot(weak, product)
-    along, energy = lanes.dot(change, change), lanes.dot(before, across)
-    faded = xp.abs(there - lanes.dot(weak, lanes.times(old.information, weak))) / there
-    drift = xp.maximum(xp.sqrt(along / xp.where(energy > 0, energy, 1.0)), faded)
-    drift = xp.where(xp.isnan(drift), xp.inf, drift)
+    drift = state.drift
+    if not lanes.never(probed):
+        across = lanes.times(reached.information, before)
+        change = lanes.solve_lower(factor, lanes.each(lambda a, b: a - b, across, bent))
+        weak, product = lanes.weak_direction(factor)
+        there = lanes.dot(weak, product)
+        along, energy = lanes.dot(change, change), lanes.dot(before, across)
+        faded = xp.abs(there - lanes.dot(weak, lanes.times(old.information, weak))) / there
+        drift = xp.maximum(xp.sqrt(along / xp.where(energy > 0, energy, 1.0)), faded)
+        drift = xp.where(xp.isnan(drift), xp.inf, drift)
 
     # The point from here on.
     diag = lanes.each(abs, lanes.diagonal(reached.information))
