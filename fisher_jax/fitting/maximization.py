@@ -421,6 +421,7 @@ def step_on_host(
     """
     # Where the free entries of the layout are among those of the whole one: in u, and in θ.
     in_u, in_theta = (_places(layout, whole, size) for size in ("free_size", "size"))
+    square = np.ix_(in_u, in_u)
     steps = 0
     with np.errstate(all="ignore"):  # NaN and infinities are what a status explains
         u = np.asarray(whole.unconstrain(values))
@@ -432,8 +433,8 @@ def step_on_host(
             while not ended:
                 u[in_u] = trial(state)
                 at, evaluated = call(u), u.copy()
-                value, rounding, gradient, information = jax.device_get(tuple(at[name] for name in _OF_A_STEP))
-                reached = Evaluation(value[()], gradient[in_u], information[np.ix_(in_u, in_u)], rounding[()])
+                value, rounding, gradient, information = (np.asarray(at[name]) for name in _OF_A_STEP)
+                reached = Evaluation(value[()], gradient[in_u], information[square], rounding[()])
                 state, done = advance(step, state, reached, aim, layout.dtype.type(1.0), layout.unitless)
                 if layout.dtype != np.float64:  # numpy widens float32 scalars that meet float64 ones
                     state = jax.tree.map(lambda x: layout.dtype.type(x) if x.dtype.kind == "f" else x, state)
@@ -445,7 +446,7 @@ def step_on_host(
         u[in_u] = point
         if not always_whole or not np.array_equal(u, evaluated):  # the last step was seldom rejected
             at = calls[-1](u, whole=True)
-        at = jax.device_get({name: entry for name, entry in at.items() if name not in _OF_A_STEP})
+        at = {name: entry if entry is None else np.asarray(entry) for name, entry in at.items()}
         status = certify(state, start, at["num_observed"], tolerance, max_steps, layout.unitless, num_steps=steps)
         estimate = layout.constrained_values(point, values)
     is_not_finite = int(status) in (Status.BAD_START, Status.NOT_FINITE)
@@ -459,7 +460,7 @@ def step_on_host(
         num_observations=at["num_observations"],
         free=point,
         curvature=state.at.information,
-        outer_product=at["outer_product"][np.ix_(in_u, in_u)],
+        outer_product=at["outer_product"][square],
         expected=None if expected is None else expected[np.ix_(in_theta, in_theta)],
         suspect=np.asarray(at["suspect"] if is_not_finite else -1, np.int32),
         last_step=state.step if np.isfinite(state.drift) else np.zeros_like(point),

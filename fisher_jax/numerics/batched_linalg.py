@@ -138,7 +138,7 @@ def each(f: Callable[..., Any], *vectors: Vector) -> Vector:
     if isinstance(vectors[0], list):
         return [f(*entries) for entries in zip(*vectors, strict=True)]
     # vmap, so that arrays of shape S that f closes over meet entries of the same rank.
-    return jax.vmap(f)(*vectors) if namespace(vectors[0]) is jnp else f(*vectors)
+    return f(*vectors) if _is_on_host(vectors[0]) else jax.vmap(f)(*vectors)
 
 
 def each_entry(f: Callable[..., Any], *matrices: Matrix) -> Matrix:
