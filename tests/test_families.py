@@ -939,3 +939,23 @@ def test_a_fit_to_its_own_draws_finds_the_truth(name):
     errors = np.array([fit.params[key] - params[key] for key in names])
     information = closed_form(name, params)
     assert fit.num_observations * errors @ information @ errors < st.chi2(len(names)).ppf(0.999)
+
+
+def test_the_binomial_density_moves_with_its_counts_and_trials():
+    """By the rule of the family, which no fit asks for these."""
+
+    def written_out(logit, y, trials):
+        log_factorial = lambda n: jax.scipy.special.gammaln(n + 1.0)  # noqa: E731
+        ways = log_factorial(trials) - log_factorial(y) - log_factorial(trials - y)
+        return ways + y * logit - trials * jnp.log1p(jnp.exp(logit))
+
+    def of_family(logit, y, trials):
+        return families.binomial.log_density({"logit": logit, "trials": trials}, y)
+
+    for at in ((0.3, 4.0, 9.0), (-1.7, 0.0, 5.0), (2.0, 7.0, 7.0)):
+        for order in (jax.grad, jax.hessian):
+            by_all = order(of_family, argnums=(0,)), order(written_out, argnums=(0,))
+            np.testing.assert_allclose(*(np.ravel(by(*at)) for by in by_all), rtol=1e-12)
+        np.testing.assert_allclose(
+            *(jax.jacfwd(f, argnums=(0, 1, 2))(*at) for f in (of_family, written_out)), rtol=1e-12
+        )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.scipy import special as jsp
 
-from fisher_jax.numerics import special
+from fisher_jax.numerics import special, stable_functions
 
 RNG = np.random.default_rng(0)
 POSITIVE = np.concatenate(
@@ -122,3 +122,36 @@ def test_poles_infinities_and_nan_are_those_of_jax(dtype):
 
     for elementary, of_jax in of_both(x, elsewhere, finite):
         same(elementary, of_jax)
+
+
+def nth_derivative(function, order):
+    for _ in range(order):
+        function = jax.grad(function)
+    return jax.jit(jax.vmap(function))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+def test_derivatives_of_a_sigmoid_keep_their_digits_in_both_tails(order):
+    x = np.array([-700.0, -80, -30, -5, -1.3, -0.2, 0, 1e-5, 0.4, 2, 6, 20, 37, 60, 500])
+    with mpmath.workdps(40):
+        expected = []
+        for t in map(mpmath.mpf, x):
+            p, q = 1 / (1 + mpmath.exp(-t)), 1 / (1 + mpmath.exp(t))
+            closed = -mpmath.log1p(mpmath.exp(-t)), q, -p * q, -p * q * (q - p), -p * q * ((q - p) ** 2 - 2 * p * q)
+            expected.append(float(closed[order]))
+    np.testing.assert_allclose(
+        nth_derivative(stable_functions.log_sigmoid, order)(x), expected, rtol=1e-12, atol=1e-16 if order > 2 else 0
+    )
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_derivatives_of_stirlings_error_make_those_of_log_gamma(order):
+    x = np.concatenate([[1e-30, 1e-9, 1e-3, 7.999, 8.0, 8.1, 40.0, 1e5, 1e9], RNG.uniform(0, 12, 30)])
+    with mpmath.workdps(40):
+        # Of log Γ less (x − ½) log x − x, whose derivatives are written out.
+        of_rest = [lambda t: mpmath.log(t) - 0.5 / t, lambda t: 1 / t + 0.5 / t**2]
+        of_rest += [lambda t: -1 / t**2 - 1 / t**3, lambda t: 2 / t**3 + 3 / t**4]
+        of_gamma = [mpmath.polygamma(order - 1, t) for t in map(mpmath.mpf, x)]
+        expected = [float(gamma - of_rest[order - 1](t)) for gamma, t in zip(of_gamma, map(mpmath.mpf, x), strict=True)]
+    error = nth_derivative(stable_functions.stirling_error, order)(x) - np.array(expected)
+    assert np.max(np.abs(error) / np.abs(np.array(of_gamma, float))) < [1e-14, 1e-14, 1e-13, 1e-12][order - 1]
