@@ -44,6 +44,7 @@ from fisher_jax.models.likelihood import (
     derivatives_at,
     gradient_at,
     likelihood,
+    modes_in,
     outer_product_at,
     sum_with_rounding,
     terms_at,
@@ -333,6 +334,19 @@ class _Evaluation:
     seconds: float = 0.0
 
 
+class _FromModeToMode:
+    """An evaluation of a model with latent effects in one fit: each searches for modes from those of the one before."""
+
+    def __init__(self, call: Any, rows: int, effects: int, dtype: Any) -> None:
+        self.call, self.modes = call, np.full((rows, effects), np.nan, dtype)
+
+    def __call__(self, u: np.ndarray, **options: Any) -> dict[str, Any]:
+        at: dict[str, Any] = self.call(u, begin=self.modes, **options)
+        modes = np.asarray(at.pop("modes"))
+        self.modes = np.where(np.isnan(modes), self.modes, modes)
+        return at
+
+
 def fit_on_host(
     model: Model,
     layout: Layout,
@@ -377,7 +391,9 @@ def fit_on_host(
         if evaluations[-1].seconds > enough:
             return None
     begun = time.perf_counter()
-    calls = [functools.partial(evaluation.call, values=values, dataset=padded) for evaluation in evaluations]
+    calls: list[Any] = [functools.partial(each.call, values=values, dataset=padded) for each in evaluations]
+    if model.num_latent:
+        calls = [_FromModeToMode(call, size, model.num_latent, layout.dtype) for call in calls]
     # What is compiled returns everything in each step.
     fit = step_on_host(
         layout, whole, optimizers, calls, values, tolerance, max_steps, always_whole=num_rows <= MOST_ROWS
@@ -551,9 +567,9 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
     programs = programs_of(model)
     if key not in programs:
 
-        def call(u: Any, values: Values, dataset: Dataset) -> dict[str, Any]:
+        def call(u: Any, values: Values, dataset: Dataset, begin: Any = None) -> dict[str, Any]:
             problem = make_problem(model, layout, values, dataset, u)
-            target = at_modes(problem.likelihood, u)
+            target = at_modes(problem.likelihood, u, begin)
             problem = problem._replace(likelihood=target)
             plain = kind == "observed" and target.once is None
             if plain and target.is_marginal and target.num_terms > 1:
@@ -584,16 +600,24 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
                 "suspect": suspect,
                 "num_observations": jnp.asarray(total_weight(target), layout.dtype),
                 "num_observed": problem.num_observed,
-            }
+            } | ({"modes": modes_in(target)} if model.num_latent else {})
 
         u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
         try:
-            compiled = _compile(call, (u, *jax.tree.unflatten(treedef, shapes)))
+            arguments = u, *jax.tree.unflatten(treedef, shapes)
+            if model.num_latent:
+                rows = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+                arguments = *arguments, jax.ShapeDtypeStruct((rows, model.num_latent), layout.dtype)
+            compiled = _compile(call, arguments)
         except TypeError as error:
             if "constant handler" in str(error):
                 raise ClosesOverTraced from error
             raise
-        programs[key] = _Evaluation(lambda u, values, dataset, whole=False: compiled(u, values, dataset))
+
+        def evaluate_whole(u: Any, values: Values, dataset: Dataset, whole: bool = False, **begin: Any) -> Any:
+            return compiled(u, values, dataset, *begin.values())
+
+        programs[key] = _Evaluation(evaluate_whole)
     evaluation: _Evaluation = programs[key]
     return evaluation
 

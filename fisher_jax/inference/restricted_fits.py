@@ -83,7 +83,7 @@ class _WithValues:
         """Another function of the old parameters as one of the two parts."""
         return replace(self, function=ById(function))
 
-    def __call__(self, parts: dict[str, list[Any]], *arguments: PyTree) -> Any:
+    def __call__(self, parts: dict[str, list[Any]], *arguments: PyTree, **options: Any) -> Any:
         values = []
         for leaf, entries, free, given in zip(
             self.layout.leaves, self.entries, parts["estimated"], parts["given"], strict=True
@@ -93,7 +93,7 @@ class _WithValues:
             else:
                 order = np.argsort([*(k for k in range(leaf.size) if k not in entries), *entries])
                 values.append(jnp.concatenate([free, given.astype(free.dtype)])[order].reshape(leaf.shape))
-        return self.function.function(self.layout.assemble(values), *arguments)
+        return self.function.function(self.layout.assemble(values), *arguments, **options)
 
 
 def refit(full: Fit, hypothesis: Hypothesis) -> Fit:
@@ -143,6 +143,11 @@ class _MarginalInParts(Model):
         """From (parts, y, z) of a group to y with the mode of its effects."""
         density = self.log_density
         return density.of(density.function.function.with_mode)
+
+    @property
+    def num_latent(self) -> int:  # type: ignore[override]
+        """How many effects a group has."""
+        return len(self.log_density.function.function.start)
 
 
 def _remake(
@@ -249,8 +254,8 @@ class _AtParams:
     function: ById
     layout: Layout
 
-    def __call__(self, parts: dict[str, Any], *arguments: PyTree) -> Any:
-        return self.function.function(self.layout.assemble(parts["params"]), *arguments)
+    def __call__(self, parts: dict[str, Any], *arguments: PyTree, **options: Any) -> Any:
+        return self.function.function(self.layout.assemble(parts["params"]), *arguments, **options)
 
 
 def _standardized(restriction: ById, layout: Layout, parts: dict[str, Any]) -> Float[Array, " k"]:

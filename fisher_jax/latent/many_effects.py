@@ -266,8 +266,10 @@ class IntegralOfMany(Integral):
         """∇f of one group, as a function of the flat effects."""
         return jax.grad(self.of_effects(params, y, *z))
 
-    def mode(self, params: PyTree, y: PyTree, *z: PyTree) -> Mode:  # type: ignore[override]
-        start, params, y, z = self._prepare_search(params, y, z)
+    def mode(  # type: ignore[override]
+        self, params: PyTree, y: PyTree, *z: PyTree, begin: Float[Array, " q"] | None = None
+    ) -> Mode:
+        start, params, y, z = self._prepare_search(params, y, z, begin)
         return find_mode(self.derivatives(params, y, *z), start)
 
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:

@@ -81,8 +81,13 @@ class MarginalModel(Model):
 
     @property
     def with_modes(self) -> Callable[..., WithMode]:
-        """From (params, y, z) of one group to y with the mode of its effects, which derivatives at params then start from."""
+        """From (params, y, z) of one group to y with the mode of its effects; see `Model.with_modes`."""
         return self.integral.with_mode
+
+    @property
+    def num_latent(self) -> int:  # type: ignore[override]
+        """How many effects a group has."""
+        return len(self.integral.start)
 
     @property
     def effect_names(self) -> EntryNames:
@@ -165,13 +170,13 @@ class Integral:
 
         return f
 
-    def mode(self, params: PyTree, y: PyTree, *z: PyTree) -> Mode:
-        """The mode of the effects of one group, without derivatives."""
-        start, params, y, z = self._prepare_search(params, y, z)
+    def mode(self, params: PyTree, y: PyTree, *z: PyTree, begin: Float[Array, " q"] | None = None) -> Mode:
+        """The mode of the effects of one group, without derivatives; see `Model.with_modes`."""
+        start, params, y, z = self._prepare_search(params, y, z, begin)
         return find_mode(jax.jit(self.of_effects(params, y, *z)), start)
 
     def _prepare_search(
-        self, params: PyTree, y: PyTree, z: tuple[PyTree, ...]
+        self, params: PyTree, y: PyTree, z: tuple[PyTree, ...], begin: Float[Array, " q"] | None
     ) -> tuple[Float[Array, " q"], PyTree, PyTree, tuple[PyTree, ...]]:
         """The start of a search in the dtype of the parameters, and what these and the observations are without derivatives."""
         params, y, z = jax.tree.map(_without_derivative, (params, y, z))
@@ -180,7 +185,8 @@ class Integral:
         dtypes = [leaf.dtype for leaf in map(jnp.asarray, numbers) if jnp.issubdtype(leaf.dtype, jnp.floating)]
         dtype = jnp.result_type(*dtypes) if dtypes else jnp.asarray(0.0).dtype
         self._check_weights(params, y, z)
-        return jnp.asarray(self.start, dtype), params, y, z
+        start = jnp.asarray(self.start, dtype)
+        return start if begin is None else jnp.where(jnp.isnan(begin), start, begin), params, y, z
 
     def _check_weights(self, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> None:
         """Raise where rows that only fill up a group would count, since the joint density does not depend on their weights."""
@@ -201,9 +207,9 @@ class Integral:
                 "rows by y.total(terms), y being what by_group made, or multiply the terms by y.weights."
             )
 
-    def with_mode(self, params: PyTree, y: PyTree, *z: PyTree) -> WithMode:
+    def with_mode(self, params: PyTree, y: PyTree, *z: PyTree, begin: Float[Array, " q"] | None = None) -> WithMode:
         """The observations of one group with the mode of its effects."""
-        return WithMode(y, self.mode(params, y, *z))
+        return WithMode(y, self.mode(params, y, *z, begin=begin))
 
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Float[Array, ""]:
         num_steps = 2 if isinstance(y, WithMode) else 3
@@ -278,9 +284,9 @@ def marginal(
     are of the third. Where the search for a mode ends without a certificate the log-density is NaN: a fit then takes a shorter
     step, or ends with the status "bad start" or "not finite" and names the group.
 
-    One mode is found, that to which the search leads from `effects`. Where the joint density has others it is that mode's
-    contribution that counts. More nodes tell where modes overlap; where they lie apart, a fit with other numbers in `effects`, and
-    the draws of `check_laplace`.
+    One mode is found, that to which the search leads from `effects` or, in the steps of a single fit, from the mode of the step
+    before. Where the joint density has others it is that mode's contribution that counts. More nodes tell where modes overlap;
+    where they lie apart, a fit with other numbers in `effects`, and the draws of `check_laplace`.
 
     Hundreds of effects are one dense matrix: of q effects the derivatives take q passes over the joint density, and memory for
     some tens of q² numbers. Where rows touch a few effects each, as with crossed factors, `mixed` with ``levels=`` is far faster.

@@ -28,9 +28,9 @@ class Likelihood(NamedTuple):
 
     `terms(flat, rows)` returns one log-density for each row; `weights` is `None` or one number for each term. `once` gives what
     counts once, beside the terms of the rows, an auxiliary measurement or a prior, with its gradient, minus its Hessian and the
-    variance of its score; functions here that return weighted terms append it. `with_modes(flat, rows)` gives the rows of a
-    marginal model the modes of their latent effects at a point; see `at_modes`. `parts` are the
-    log-likelihoods of the data sets of a joint model, whose terms are these one after the other.
+    variance of its score; functions here that return weighted terms append it. `with_modes(flat, rows, begin)` gives the rows of
+    a marginal model the modes of their latent effects at a point; see `at_modes`. `parts` are the log-likelihoods of the data
+    sets of a joint model, whose terms are these one after the other.
     """
 
     terms: Callable[[Float[Array, " p"], PyTree], Float[Array, " n"]]
@@ -39,7 +39,7 @@ class Likelihood(NamedTuple):
     num_terms: int
     separable: bool
     once: Callable[[Float[Array, " p"]], tuple[Array, Array, Array, Array]] | None = None
-    with_modes: Callable[[Float[Array, " p"], PyTree], PyTree] | None = None
+    with_modes: Callable[..., PyTree] | None = None
     is_marginal: bool = False
     parts: "tuple[Likelihood, ...]" = ()
 
@@ -114,26 +114,33 @@ def _replace_uncounted(rows: PyTree, weights: Float[Array, " n"]) -> PyTree:
     return jax.tree.map(replace_uncounted, jax.tree.map(jnp.asarray, rows))
 
 
-def modes_of(
-    model: Model, layout: Layout, values: Values, has_given: bool
-) -> Callable[[Float[Array, " p"], PyTree], PyTree]:
-    """The rows of a marginal model with the modes of their latent effects, as a function of u and of rows."""
+def modes_of(model: Model, layout: Layout, values: Values, has_given: bool) -> Callable[..., PyTree]:
+    """The rows of a marginal model with the modes of their latent effects, as a function of u, of rows, and where to begin."""
 
-    def with_modes(free: Float[Array, " p"], rows: PyTree) -> PyTree:
+    def with_modes(free: Float[Array, " p"], rows: PyTree, begin: Float[Array, "n q"] | None) -> PyTree:
         params = layout.constrain(free, values)
-        if not has_given:
-            return jax.vmap(lambda y: model.with_modes(params, y))(rows)  # type: ignore[misc]
-        y, z = rows
-        return jax.vmap(lambda y, z: model.with_modes(params, y, z))(y, z), z  # type: ignore[misc]
+        y, *z = rows if has_given else (rows,)
+        of_group = lambda begin, y, *z: model.with_modes(params, y, *z, begin=begin)  # type: ignore[misc]  # noqa: E731
+        found = jax.vmap(of_group, in_axes=(None if begin is None else 0, 0, *(0 for _ in z)))(begin, y, *z)
+        return (found, *z) if has_given else found
 
     return with_modes
 
 
-def at_modes(target: Likelihood, flat: Float[Array, " p"]) -> Likelihood:
-    """The log-likelihood near `flat`, with the modes of latent effects found there: for derivatives at that point only."""
+def at_modes(target: Likelihood, flat: Float[Array, " p"], begin: Float[Array, "n q"] | None = None) -> Likelihood:
+    """The log-likelihood near `flat`, with the modes of latent effects found there: for derivatives at that point only.
+
+    The search of a row begins at `begin` where that is a number, else where the model says.
+    """
     if target.with_modes is None:
         return target
-    return target._replace(rows=target.with_modes(flat, target.rows), with_modes=None)
+    return target._replace(rows=target.with_modes(flat, target.rows, begin), with_modes=None)
+
+
+def modes_in(target: Likelihood) -> Float[Array, "n q"]:
+    """The modes with which `at_modes` has made this log-likelihood; NaN where one is not certified."""
+    found = target.rows if hasattr(target.rows, "mode") else target.rows[0]
+    return jnp.where(found.mode.certified[:, None], found.mode.effects, jnp.nan)
 
 
 def term_of(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...]) -> Float[Array, ""]:

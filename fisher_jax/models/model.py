@@ -118,13 +118,15 @@ class Model:
     names: PyTree = field(default=None, kw_only=True)
 
     is_dependent = False
+    num_latent = 0  # latent effects of a term, in a model made by `marginal`
     is_costly = False  # whether an evaluation takes so long that nothing is gained by compiling the steps of a fit, too
 
     @property
     def with_modes(self) -> UserFunction | None:
         """Of a model made by `marginal`: from (params, y, z) to y with the mode of its latent effects at these parameters.
 
-        Where the density is differentiated, the modes are found once before, and their search is not differentiated.
+        Where the density is differentiated, the modes are found once before, and their search is not differentiated. With
+        ``begin=``, effects (q,), it begins there, where they are numbers.
         """
         return None
 
