@@ -748,3 +748,16 @@ def test_misuse_raises_and_says_what_to_do(misuse):
     call, message = MISUSES[misuse]
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_a_search_begins_where_it_is_told_and_where_that_is_no_number_at_the_effects():
+    def joint(params, b, y):
+        return jnp.logaddexp(-0.5 * (b - y) ** 2, -0.5 * (b + y) ** 2 + params["tilt"])
+
+    integral = fj.marginal(joint, 1.0).integral
+    params = {"tilt": 0.0}
+    modes = jax.jit(jax.vmap(lambda begin: integral.mode(params, 3.0, begin=begin)))(
+        jnp.array([[2.5], [-2.0], [jnp.nan]])
+    )
+    assert np.all(modes.certified)
+    np.testing.assert_allclose(modes.effects[:, 0], [3.0, -3.0, 3.0], rtol=1e-6)
