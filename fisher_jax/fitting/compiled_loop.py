@@ -1,6 +1,6 @@
 """One maximisation as one compiled loop, for `jit`, `vmap` and `grad`, and for fits after the first.
 
-The step is that of `optimizers.newton`; any other optax transformation goes through `optimizers.foreign`.
+The step is that of `optimizers.newton`; any other optax transformation goes through `optimizers.optax_adapter`.
 """
 
 import functools
@@ -22,7 +22,6 @@ from fisher_jax.fitting.maximization import (
     certify,
     evaluate,
     first_not_finite,
-    fit_on_host,
     is_within,
     make_problem,
     next_start,
@@ -186,16 +185,6 @@ def fit_function(model: Model, layout: Layout, optimizer: Any, *, differentiable
         return fit, {**jax.tree.map(no_tangent, fit), "values": values, **derivatives}
 
     return lambda *arguments: Fit(**run(*arguments), layout=layout, kinds=KINDS)
-
-
-def fit_once(
-    model: Model, layout: Layout, optimizer: Any, values: Values, dataset: Dataset, tolerance: Any, max_steps: int
-) -> Fit:
-    """The fit by steps on the host or, where that is the better way, by a compiled loop; may raise `ClosesOverTraced`."""
-    fit = None
-    if isinstance(optimizer, Newton):
-        fit = fit_on_host(model, layout, optimizer, values, dataset, tolerance, max_steps)
-    return fit_by_loop(model, layout, optimizer, values, dataset, tolerance, max_steps) if fit is None else fit
 
 
 def fit_by_loop(

@@ -21,7 +21,7 @@ from fisher_jax.fitting.batch import (
     num_starts,
     take_starts,
 )
-from fisher_jax.fitting.compiled_loop import fit_function, fit_once
+from fisher_jax.fitting.compiled_loop import fit_by_loop, fit_function
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.engine import ENGINES
@@ -31,6 +31,7 @@ from fisher_jax.fitting.maximization import (
     ClosesOverTraced,
     default_steps,
     default_tolerance,
+    fit_on_host,
 )
 from fisher_jax.fitting.padding import check_list, each_initial, is_ragged, size_classes
 from fisher_jax.fitting.passes import Passes, check_newton, fit_by_passes, start_of_source
@@ -40,7 +41,7 @@ from fisher_jax.fitting.sharded import fit_sharded, is_sharded, sharded_rows
 from fisher_jax.information import has_closed_form
 from fisher_jax.models.dataset import check_dataset, check_datasets, check_labels
 from fisher_jax.models.model import Model, as_model, check_start, flatten_parameters, starting_parameters
-from fisher_jax.models.parameters import as_parameters, typed
+from fisher_jax.models.parameters import Values, as_parameters, typed
 from fisher_jax.models.prior import check_strength, is_of_expected
 from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.optimizers import newton
@@ -200,19 +201,28 @@ def fit(
     if rows is not None:
         check_newton(optimizer, starts)
         return fit_sharded(rows, model, layout, optimizer, values, checked, tolerance, int(max_steps))
+
+    def fit_at(values: Values) -> Fit:
+        """By steps on the host or, where that is the better way, by a compiled loop; may raise `ClosesOverTraced`."""
+        arguments = model, layout, optimizer, values, dataset, tolerance, int(max_steps)
+        on_host = fit_on_host(*arguments) if isinstance(optimizer, Newton) else None
+        return fit_by_loop(*arguments) if on_host is None else on_host
+
     if starts is not None:
         if is_traced(values, dataset, tolerance, max_steps, starts):
             raise TypeError(
                 "several starts are compared on the host, so not under jit, vmap or grad. Map fit over them."
             )
-        best = fit_from_starts(model, layout, values, dataset, optimizer, tolerance, int(max_steps), starts, key)
+        best = fit_from_starts(
+            fit_at, model, layout, values, dataset, optimizer, tolerance, int(max_steps), starts, key
+        )
         return with_log_prior(
             replace(best, origin=Origin(model, dataset), num_masked=dataset.num_masked), model, dataset
         )
     traced = is_traced(values, dataset, tolerance, max_steps)
     if not traced:
         try:
-            result = fit_once(model, layout, optimizer, values, dataset, tolerance, int(max_steps))
+            result = fit_at(values)
         except ClosesOverTraced:
             traced = True
     if traced:

@@ -5,7 +5,7 @@ many lanes, up to half a minute for a mixture. Where the fits will take longer t
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from jaxtyping import PyTree
 from fisher_jax.errors import check_count, check_key, check_pytree
 from fisher_jax.fitting import workers
 from fisher_jax.fitting.batch import Options, Starts, fit_all
-from fisher_jax.fitting.compiled_loop import fit_once
 from fisher_jax.fitting.covariance import KINDS
 from fisher_jax.fitting.maximization import ClosesOverTraced
 from fisher_jax.fitting.result import Fit, Optimum
@@ -31,6 +30,7 @@ SAME = 0.01  # standard errors: maxima nearer than that are one
 
 
 def fit_from_starts(
+    fit_at: Callable[[Values], Fit],
     model: Model,
     layout: Layout,
     values: Values,
@@ -41,13 +41,11 @@ def fit_from_starts(
     starts: Any,
     key: Any,
 ) -> Fit:
-    """The best of the fits from several starts, with all optima in its `optima`."""
+    """The best of the fits from several starts, with all optima in its `optima`; `fit_at` makes one of them."""
     free = _starts(layout, values, starts, key)
-
-    def fit_at(row: np.ndarray) -> Fit:
-        return fit_once(model, layout, optimizer, layout.constrained_values(row, values), dataset, tolerance, max_steps)
-
-    each = _one_by_one(fit_at, free) if workers.platform() == "cpu" and len(free) <= FEW else None
+    each = None
+    if workers.platform() == "cpu" and len(free) <= FEW:
+        each = _one_by_one(fit_at, [layout.constrained_values(row, values) for row in free])
     if each is not None:
         fits = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
     else:
@@ -75,19 +73,19 @@ def fit_from_starts(
     return replace(best, optima=reached)
 
 
-def _one_by_one(fit_at: Callable[[np.ndarray], Fit], free: np.ndarray) -> list[Fit] | None:
-    """The fits from starts (k, p); None where lanes are the only way, or will be the shorter wait."""
+def _one_by_one(fit_at: Callable[[Values], Fit], starts: Sequence[Values]) -> list[Fit] | None:
+    """The fits from each start; None where lanes are the only way, or will be the shorter wait."""
     fits: list[Fit] = []
     seconds: list[float] = []  # of the fits by the loop, which the first has compiled
-    for row in free:
+    for start in starts:
         begun = time.perf_counter()
         try:
-            fits.append(fit_at(row))
+            fits.append(fit_at(start))
         except ClosesOverTraced:
             return None
         if fits[-1].engine == "loop":
             seconds.append(time.perf_counter() - begun)
-        if len(seconds) > 4 and (len(free) - len(fits)) * np.mean(seconds[1:]) > COMPILING:
+        if len(seconds) > 4 and (len(starts) - len(fits)) * np.mean(seconds[1:]) > COMPILING:
             return None
     return fits
 
