@@ -424,7 +424,8 @@ class Parquet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Open files belong to one process.
-        return _reopen, (self.path, self.columns, self.ragged, self.missing)
+        reopen = functools.partial(Parquet, ragged=self.ragged, missing=self.missing)
+        return reopen, (self.path, self.columns)
 
     @property
     def names(self) -> list[str]:
@@ -470,10 +471,6 @@ class Parquet:
             return np.ma.stack(arrays, axis=1) if masked else np.stack(arrays, axis=1)
 
         return jax.tree.map(read, self.columns, is_leaf=lambda part: isinstance(part, list))
-
-
-def _reopen(path: Path, columns: PyTree, ragged: bool, missing: str) -> Parquet:
-    return Parquet(path, columns, ragged=ragged, missing=missing)
 
 
 def _array(column: Any, name: str, *, ragged: bool = False, missing: str = "") -> np.ndarray:

@@ -231,8 +231,13 @@ def fit(
         "devices": devices,
         "num_lanes": num_lanes,
     }
-    _check_functions(functions)
-
+    if functions is not None:
+        if not isinstance(functions, Mapping) or not all(isinstance(name, str) for name in functions):
+            raise TypeError(
+                f"functions={shown(functions)} must be a dictionary of functions of the fits, by the name of the result."
+            )
+        for name, function in functions.items():
+            check_function(function, f"functions[{name!r}]", "a Fit with a batch axis")
     arguments, leaves, axes, sizes, variables = arrange(
         model, {"start": start, "data": data, "given": given, "weights": weights}, dim, entry_dims
     )
@@ -259,18 +264,6 @@ def fit(
     if (units := units_of(model, layout, values, outline, leaves)) is not None:
         result = result.assign_coords({UNITS: (PARAMETER, _label(units))})
     return result.assign_attrs(attributes_of(data, leaves))
-
-
-def _check_functions(functions: Any) -> None:
-    """Raise unless these are functions by name."""
-    if functions is None:
-        return
-    if not isinstance(functions, Mapping) or not all(isinstance(name, str) for name in functions):
-        raise TypeError(
-            f"functions={shown(functions)} must be a dictionary of functions of the fits, by the name of the result."
-        )
-    for name, function in functions.items():
-        check_function(function, f"functions[{name!r}]", "a Fit with a batch axis")
 
 
 def arrange(

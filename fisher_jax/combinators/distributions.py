@@ -114,7 +114,10 @@ class _LogDensity(_OfDistribution):
         y = jnp.asarray(y)
         missing = jnp.any(jnp.isnan(y)) if jnp.issubdtype(y.dtype, jnp.floating) else jnp.zeros((), bool)
         inside = jnp.all(support(y))
-        usable = _feasible(support, y, inside)
+        usable = y
+        if hasattr(support, "feasible_like"):
+            # Where y is not inside a point that is, so that derivatives are finite there.
+            usable = jnp.where(inside, y, jnp.asarray(support.feasible_like(y)).astype(y.dtype))
         if getattr(support, "is_discrete", False):
             usable = usable.astype(int)  # a category is an index
         value = jnp.where(missing, jnp.nan, jnp.where(inside, made.log_prob(usable), -jnp.inf))
@@ -188,20 +191,12 @@ def _class_of(make: Any) -> Any:
     return make.func if isinstance(make, functools.partial) else make
 
 
-def _feasible(support: Any, y: Array, inside: Array) -> Array:
-    """y, or a point of the support where it is not inside, so that derivatives are finite there."""
-    if not hasattr(support, "feasible_like"):
-        return y
-    return jnp.where(inside, y, jnp.asarray(support.feasible_like(y)).astype(y.dtype))
-
-
 def _where_valid(made: Any, value: Array) -> Array:
     """The value, NaN where an argument of the distribution violates its constraint."""
     for name, constraint in getattr(made, "arg_constraints", {}).items():
         # Those of vectors and matrices, an eigenvalue for each row, cost more than the density.
-        is_number_wise = (
-            callable(constraint) and not _is_dependent(constraint) and getattr(constraint, "event_dim", 0) == 0
-        )
+        depends = "dependent" in type(constraint).__name__.lower() and not hasattr(constraint, "base_constraint")
+        is_number_wise = callable(constraint) and not depends and getattr(constraint, "event_dim", 0) == 0
         argument = getattr(made, name, None) if is_number_wise else None
         if argument is not None:
             value = jnp.where(jnp.all(constraint(jnp.asarray(argument))), value, jnp.nan)
@@ -235,10 +230,6 @@ def _ends(made: Any) -> tuple[Any, Any]:
 def _log(probability: Array) -> Array:
     is_positive = probability > 0
     return jnp.where(is_positive, jnp.log(jnp.where(is_positive, probability, 1.0)), -jnp.inf)
-
-
-def _is_dependent(constraint: Any) -> bool:
-    return "dependent" in type(constraint).__name__.lower() and not hasattr(constraint, "base_constraint")
 
 
 @entry_point
@@ -316,7 +307,10 @@ def from_distribution(
         raise TypeError(f"make is {kind_of(make)}, which has no method log_prob; expected a distribution.")
     if discrete is not None:
         check_flag(discrete, "discrete")
-    arguments = _arguments(make)
+    try:
+        arguments = dict(inspect.signature(make).parameters)
+    except (TypeError, ValueError):  # some written in C have none
+        arguments = {}
     of_class = _class_of(make)
     is_constructor = isinstance(of_class, type) or _VALIDATE in arguments
     if parameters is not None and not is_constructor:
@@ -328,7 +322,12 @@ def from_distribution(
         names = _parameters(make, arguments, parameters)
     source = _Source(make, is_constructor)
     made, values = _example(source, names, example)
-    read = _read_constraints(of_class if isinstance(of_class, type) else made, names)
+    # The constraints that a class declares of its parameters, as those of this library.
+    declared = getattr(of_class if isinstance(of_class, type) else made, "arg_constraints", None)
+    of_names = (
+        {name: _as_own(declared[name]) for name in names if name in declared} if isinstance(declared, Mapping) else {}
+    )
+    read = {name: constraint for name, constraint in of_names.items() if constraint is not None}
     if read and constraints is not None and not isinstance(constraints, Mapping):
         raise TypeError(f"constraints={shown(constraints)} must be a dictionary by the names of the parameters.")
     support = getattr(made, "support", None)
@@ -349,14 +348,6 @@ def from_distribution(
         constraints=(read | dict(constraints or {})) if read else constraints,
         initial=initial,
     )
-
-
-def _arguments(make: Any) -> dict[str, inspect.Parameter]:
-    """The arguments of a constructor by name; none where they are not known."""
-    try:
-        return dict(inspect.signature(make).parameters)
-    except (TypeError, ValueError):
-        return {}
 
 
 def _parameters(make: Any, arguments: dict[str, inspect.Parameter], parameters: Any) -> tuple[str, ...]:
@@ -433,15 +424,6 @@ def _static_support(make: Any, source: _Source, made: Any) -> Any:
     if of_class is None or isinstance(of_class, property):
         return _Support(source)
     return tuple(float(end) for end in _ends(made))
-
-
-def _read_constraints(holder: Any, names: tuple[str, ...]) -> dict[str, Constraint]:
-    """Constraints of this library for the parameters of a class that declares its own."""
-    declared = getattr(holder, "arg_constraints", None)
-    if not isinstance(declared, Mapping):
-        return {}
-    read = {name: _as_own(declared[name]) for name in names if name in declared}
-    return {name: constraint for name, constraint in read.items() if constraint is not None}
 
 
 def _as_own(constraint: Any) -> Constraint | None:

@@ -232,7 +232,10 @@ class Fit:
         if not self.has_batch:
             raise TypeError("this is one fit, without a batch axis, and cannot be indexed.")
         if isinstance(index, str):
-            index = self._number_of(index)
+            places = np.flatnonzero(np.zeros(0) if self.labels is None else self.labels.astype(str) == index)
+            if len(places) != 1:
+                raise IndexError(f"fits[{index!r}]: there is no group of this label. `labels` lists them.")
+            index = int(places[0])
         if isinstance(index, bool):
             raise IndexError(f"fits[{index}]: give a number, a slice, or an array of numbers or of truths (B,).")
         one = not isinstance(index, slice) and np.ndim(index) == 0
@@ -248,13 +251,6 @@ class Fit:
             return fits
         dataset = self.origin.dataset
         return replace(fits, origin=Origin(self.origin.model, dataset.one(index) if one else dataset.take(index)))
-
-    def _number_of(self, label: str) -> int:
-        """The number of the fit with a label."""
-        places = np.flatnonzero(np.zeros(0) if self.labels is None else self.labels.astype(str) == label)
-        if len(places) != 1:
-            raise IndexError(f"fits[{label!r}]: there is no group of this label. `labels` lists them.")
-        return int(places[0])
 
     def __iter__(self) -> Iterator["Fit"]:
         return (self[k] for k in range(len(self)))

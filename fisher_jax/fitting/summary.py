@@ -60,15 +60,23 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
         distance = "unknown, the curvature is not positive definite"
     bic = "" if math.isnan(float(fit.bic())) else f", BIC {float(fit.bic()):.4f}"
     n, num_masked = float(fit.num_observations), 0 if fit.num_masked is None else int(fit.num_masked)
+    source, penalty = [], []
+    if hasattr(fit.origin, "num_passes"):  # data that are not in memory
+        blocks = f"{fit.origin.num_blocks} block{'' if fit.origin.num_blocks == 1 else 's'}"
+        rows_in = f"{fit.origin.num_rows} rows in {fit.origin.description}"
+        source = [("Data", f"{rows_in}, {blocks}, {fit.origin.num_passes} passes")]
+    if fit.prior:
+        maximised = f"{float(fit.penalized_log_likelihood):.6f}"
+        penalty = [("Prior", fit.prior), ("Penalised log-likelihood", maximised)]
     facts = [
         ("Status", f"{fit.status.label}, {int(fit.num_steps)} steps in {fit.free.dtype}"),
         ("Distance to the maximum", NO_DISTANCE.get(fit.status, distance)),
         ("Observations", f"{n:g}{_of_groups(fit)}, free parameters {fit.num_parameters}"),
         *(fit.origin.model.facts(fit.params) if fit.origin is not None else []),
-        *(_read(fit.origin) if hasattr(fit.origin, "num_passes") else []),
+        *source,
         *([("Missing", f"{num_masked} row{'' if num_masked == 1 else 's'}, left out")] if num_masked else []),
         ("Log-likelihood", f"{float(fit.log_likelihood):.6f}, AIC {float(fit.aic()):.4f}{bic}"),
-        *_penalty(fit),
+        *penalty,
         ("Covariance", fit.describe(kind)),
         *([("Intervals", "by profile likelihood")] if method == "profile" else []),
     ]
@@ -84,19 +92,6 @@ def fit_report(fit: Any, kind: str, rows: list[Row], level: Any, method: str, do
     notes = () if fit.status.converged else (f"NOT TO BE RELIED ON. {fit.diagnosis()}",)
     title = "Penalised maximum-likelihood fit" if fit.prior else "Maximum-likelihood fit"
     return Report(title, facts, [table], (*notes, *doubts))
-
-
-def _penalty(fit: Any) -> list[tuple[str, str]]:
-    """Of a penalised fit, by what, and what was maximised."""
-    if not fit.prior:
-        return []
-    return [("Prior", fit.prior), ("Penalised log-likelihood", f"{float(fit.penalized_log_likelihood):.6f}")]
-
-
-def _read(origin: Any) -> list[tuple[str, str]]:
-    """Where the data are that are not in memory, and how often they were read."""
-    blocks = f"{origin.num_blocks} block{'' if origin.num_blocks == 1 else 's'}"
-    return [("Data", f"{origin.num_rows} rows in {origin.description}, {blocks}, {origin.num_passes} passes")]
 
 
 def _of_groups(fit: Any) -> str:

@@ -267,7 +267,9 @@ class Bootstrap(Reported):
         return None if function is None else outline(as_function(function, self.fit, "function"), self.fit, "function")
 
     def _of_fit(self, function: Function) -> "OfFit":
-        return _of_fit(as_function(function, self.fit, "function"))
+        """The numbers of a function of params, as a function of a fit and u that is hashable: it is compiled once."""
+        function = as_function(function, self.fit, "function")
+        return _all_parameters if function is None else OfParameters(ById(function))
 
     def _arrange(self, flat: Float[np.ndarray, "..."], function: Function, *, trailing: int = 0) -> PyTree:
         """Numbers, or intervals with a trailing axis, laid out as the parameters or as the function returns them."""
@@ -594,11 +596,6 @@ OfFit = Callable[[Fit, Float[Array, " p"]], Float[Array, " k"]]
 
 def _all_parameters(fit: Fit, free: Float[Array, " p"]) -> Float[Array, " q"]:
     return fit.layout.join(fit.layout.constrained_values(free, fit.values))
-
-
-def _of_fit(function: Function) -> OfFit:
-    """The numbers of a function of params, as a function of a fit and u that is hashable: it is compiled once."""
-    return _all_parameters if function is None else OfParameters(ById(function))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -166,15 +166,11 @@ class PredictiveScores(Reported):
             raise ValueError("the scores have other weights or clusters. Give both the same.")
         if lags and (self.clusters is not None or self.weights is not None):
             raise ValueError("lags are for observations in the order of time, without clusters or weights.")
-        self._check_like(other)
         with np.errstate(invalid="ignore"):  # of two infinite scores
             differences = self.values - other.values
         mean = float(np.sum(self._weighted(differences)) / self.num_observations)
         error, freedom = self._error_of(differences - mean, int(lags))
         return ScoreDifference(mean, error, freedom, differences, self.rule, int(lags))
-
-    def _check_like(self, other: "PredictiveScores") -> None:
-        """Raise where two sets of scores cannot be compared."""
 
     def _weighted(self, values: np.ndarray) -> np.ndarray:
         return values if self.weights is None else np.where(self.weights == 0, 0.0, self.weights * values)
@@ -198,25 +194,19 @@ class PredictiveScores(Reported):
     @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each observation (needs the extra `frames`)."""
-        return require("pandas", "frames").DataFrame(self._columns()).rename_axis("observation")
-
-    def _columns(self) -> dict[str, np.ndarray]:
-        columns = {"score": self.values}
-        columns |= {} if self.weights is None else {"weight": self.weights}
-        return columns | ({} if self.clusters is None else {"cluster": self.clusters})
-
-    def _facts(self) -> list[tuple[str, str]]:
-        facts = [("Rule", f"{self.rule}; lower is better"), ("Observations", f"{self.num_observations:g}")]
-        if self.clusters is not None:
-            facts.append(("Clusters", f"{len(np.unique(self.clusters))}"))
-        return facts
+        columns = {"score": self.values, "weight": self.weights, "cluster": self.clusters}
+        given = {name: column for name, column in columns.items() if column is not None}
+        return require("pandas", "frames").DataFrame(given).rename_axis("observation")
 
     def summary(self) -> Report:
         """The mean score with its standard error, and the total."""
+        facts = [("Rule", f"{self.rule}; lower is better"), ("Observations", f"{self.num_observations:g}")]
+        if self.clusters is not None:
+            facts.append(("Clusters", f"{len(np.unique(self.clusters))}"))
         table = ReportTable(
             ("", "mean", "std. error", "total"), [("score", self.mean, self.standard_error, self.total)]
         )
-        return Report(self._title, self._facts(), [table], self.notes)
+        return Report(self._title, facts, [table], self.notes)
 
     _title = "Predictive scores"
 

@@ -76,7 +76,9 @@ def powers_of_parameters(
     length = np.where(length > 0, length, 1.0)
     _, singular, axes = np.linalg.svd(matrix / length, full_matrices=False)
     ambiguous = np.any(np.abs(axes[singular <= 1e-9 * singular[0]]) > WHOLE, axis=0)
-    estimated = _columns_of_estimated(layout)
+    # Where the entries of θ, in the order of their names, are among those of all leaves.
+    starts = np.cumsum([0, *(leaf.size for leaf in layout.leaves)])
+    estimated = np.concatenate([starts[i] + np.arange(leaf.size) for i, leaf in layout.free_leaves]).astype(int)
     powers = unknown
     num_entries = [0] * num_groups  # of an observation, which its density is one of
     for leaf, group in zip(jax.tree.leaves(data), groups, strict=False):
@@ -143,9 +145,3 @@ def _slopes(
         return jnp.concatenate(slopes), jnp.stack(sums), jnp.stack([value, count])
 
     return jax.vmap(jax.vmap(at, (None, 0)))(values, rows)
-
-
-def _columns_of_estimated(layout: Layout) -> np.ndarray:
-    """Where the entries of θ, in the order of their names, are among those of all leaves."""
-    starts = np.cumsum([0, *(leaf.size for leaf in layout.leaves)])
-    return np.concatenate([starts[i] + np.arange(leaf.size) for i, leaf in layout.free_leaves]).astype(int)

@@ -210,24 +210,19 @@ def derivatives_at(target: Likelihood, flat: Float[Array, " p"]) -> Derivatives:
         terms = jnp.concatenate([d.terms for d in each])
         gradient, curvature = _total([d.gradient for d in each]), _total([d.curvature for d in each])
     else:
-        terms, gradient, curvature = _derivatives_of_rows(target, flat)
+        # A density with latent effects is a long program, which the derivatives entry by entry would repeat.
+        method = by_entry if flat.shape[0] <= FORWARD_UP_TO and not target.is_marginal else by_row
+        rows_at_modes = at_modes(target, flat)
+
+        def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array]]:
+            terms, gradient, curvature = method(lambda u: rows_at_modes.terms(u, rows), flat, weights)
+            return terms, (gradient, curvature)
+
+        terms, (gradient, curvature) = _in_chunks(rows_at_modes, flat, of_chunk)
     if target.once is not None:
         value, slope, information, _ = target.once(flat)
         terms, gradient, curvature = jnp.append(terms, value), gradient + slope, curvature + information
     return Derivatives(terms, gradient, curvature)
-
-
-def _derivatives_of_rows(target: Likelihood, flat: Float[Array, " p"]) -> tuple[Any, Any, Any]:
-    # A density with latent effects is a long program, which the derivatives entry by entry would repeat.
-    method = by_entry if flat.shape[0] <= FORWARD_UP_TO and not target.is_marginal else by_row
-    target = at_modes(target, flat)
-
-    def of_chunk(rows: PyTree, weights: Float[Array, " c"] | None) -> tuple[Array, tuple[Array, Array]]:
-        terms, gradient, curvature = method(lambda u: target.terms(u, rows), flat, weights)
-        return terms, (gradient, curvature)
-
-    terms, (gradient, curvature) = _in_chunks(target, flat, of_chunk)
-    return terms, gradient, curvature
 
 
 def derivatives_and_scores_at(

@@ -430,10 +430,7 @@ class _Reader:
 
 def _ends_word(name: str, rest: str) -> bool:
     """Whether a name ends here, and is not the beginning of a longer word, of an index or of a call."""
-    return not rest or not (
-        rest[0] in "[(" or rest[0] == "." or ((rest[0].isalnum() or rest[0] == "_") and _is_word(name[-1]))
-    )
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+    if not rest:
+        return True
+    goes_on = all(character.isalnum() or character == "_" for character in (name[-1], rest[0]))
+    return rest[0] not in "[(." and not goes_on

@@ -211,7 +211,8 @@ class _Rewriting(_NewEquations):
             self.sums[result] = rule(self, equation, *(self.sum_of(o, dtype) for o in operands))
             return
         values = operands if is_as_written else tuple(self.number(self.sum_of(o, dtype)) for o in operands)
-        self._append(Equation(primitive, params, values, result, dtype))
+        self.equations.append(Equation(primitive, params, values, result, dtype))
+        self.results.setdefault(_key(primitive.name, values), result)
         if of_parameters:
             self.of_parameters.add(result)
         if dtype.kind != "f" or primitive.name not in ("mul", "div", "neg"):
@@ -231,10 +232,6 @@ class _Rewriting(_NewEquations):
 
     def _is_of_parameters(self, operands: Sequence[Any]) -> bool:
         return all(type(o) is not int or o in self.of_parameters for o in operands)
-
-    def _append(self, equation: Equation) -> None:
-        self.equations.append(equation)
-        self.results.setdefault(_key(equation.primitive.name, equation.operands), equation.result)
 
     def emit(self, name: str, dtype: np.dtype, *operands: Any, like: Equation | None = None) -> int:
         """The number of an operation's result, computed once; primitive and parameters are those of `like` where it is given."""

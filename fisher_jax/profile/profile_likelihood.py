@@ -369,7 +369,9 @@ def _profile_many(
         return profile
     each = {int(k): _profile_one(host[int(k)], numbers, columns, names, level) for k in np.flatnonzero(again)}
     rows = [np.flatnonzero(~again), *(np.array([k]) for k in each)]
-    one_each = [_with_axis(one) for one in each.values()]
+    one_each = [
+        replace(one, **{name: np.asarray(getattr(one, name))[None] for name in _ARRAYS}) for one in each.values()
+    ]
     order = np.argsort(np.concatenate(rows))
     joined = _join([profile[rows[0]], *one_each] if len(rows[0]) else one_each, fits)
     # What a batch keeps of its fits and one fit does not (other covariances) is that of the fit given.
@@ -383,11 +385,6 @@ def _profile_many(
                 ):
                     whole[k] = np.asarray(part)
     return replace(joined, fit=replace(restarted, origin=fits.origin, engine=fits.engine), **values)
-
-
-def _with_axis(profile: Profile) -> Profile:
-    arrays: dict[str, Any] = {name: np.asarray(getattr(profile, name))[None] for name in _ARRAYS}
-    return replace(profile, **arrays)
 
 
 def _join(parts: list[Profile], fits: Fit) -> Profile:

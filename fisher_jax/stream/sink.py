@@ -56,6 +56,10 @@ class ZarrSink:
             kind = column.dtype.kind
             # No row may look like a fit before it is one.
             missing: Any = np.nan if kind == "f" else "" if kind in "UTO" else False if kind == "b" else NOT_FITTED
+            attributes: dict[str, Any] = FACTS_BY_CF.get(name, {"long_name": name})
+            if name in CODES:
+                codes = flags(CODES[name]).items()
+                attributes = attributes | {key: x if isinstance(x, str) else x.tolist() for key, x in codes}
             group.create_array(
                 name,
                 shape=shape,
@@ -63,7 +67,7 @@ class ZarrSink:
                 dtype=str if kind in "UTO" else column.dtype,
                 fill_value=missing,
                 dimension_names=dims[: len(shape)],
-                attributes=coordinates.get(name, _attributes(name)),
+                attributes=coordinates.get(name, attributes),
             )
         for dim in dims[1:]:
             along = group.create_array(
@@ -117,16 +121,6 @@ class ZarrSink:
         arrays = {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/zarr.json")}
         group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": arrays}
         write_durably(folder / "zarr.json", group)
-
-
-def _attributes(name: str) -> dict[str, Any]:
-    """What xarray and others show of a column, by the conventions for climate and forecast data (CF)."""
-    attributes = FACTS_BY_CF.get(name, {"long_name": name})
-    if name not in CODES:
-        return attributes
-    return attributes | {
-        key: value if isinstance(value, str) else value.tolist() for key, value in flags(CODES[name]).items()
-    }
 
 
 class ParquetSink:
