@@ -1,5 +1,7 @@
 """Covariance of the estimate by each definition: from the total matrices in u of a `Fit` to the user's parameters.
 
+Those of constrained parameters θ are made by the delta method, with the Jacobian D = ∂θ/∂u of the constraints.
+
 A fit's arrays may have leading axes, those of many fits, and be of numpy, which then computes.
 """
 
@@ -85,7 +87,7 @@ def free_covariance(fit: Any, kind: str, require_maximum: bool = True) -> Float[
 
 
 def covariance(fit: Any, kind: str, require_maximum: bool = True) -> Float[AnyArray, "*b q q"]:
-    """Covariance D V Dᵀ of the q entries of θ̂, with V that of û."""
+    """Covariance D V Dᵀ of the q entries of θ̂, constrained ones too, with D = ∂θ/∂u and V the covariance of û."""
     return transform_covariance(fit.layout.jacobian(fit.free), free_covariance(fit, kind, require_maximum))
 
 
