@@ -155,7 +155,7 @@ def warn(text: str, category: type[Warning] = FitWarning) -> None:
 
 
 def check_count(number: Any, least: int, name: str, which_is: str = "", *, entries: int = 1) -> int:
-    """A whole number from `least` on (`which_is` says what that is) of things that take `entries` numbers of memory each.
+    """A whole number from `least` on (`which_is` explains what that is) of things that take `entries` numbers of memory each.
 
     Raises where they cannot fit the memory of this machine; with `entries` = 0 nothing is stored. What a computation needs besides
     is not counted: this catches counts that can never end, not those that merely take long.
@@ -243,7 +243,7 @@ def check_pytree(tree: Any, name: str) -> None:
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise TypeError(
-            f"{name} is no pytree that JAX can flatten ({reason}). Give the keys of each dictionary one type, text say."
+            f"{name} is no pytree that JAX can flatten ({reason}). Give the keys of each dictionary one type, for example text."
         ) from error
 
 
@@ -297,7 +297,7 @@ _TRACER_ERRORS = (
 def call_user(function: Callable[..., Any], arguments: Sequence[Any], name: str) -> Any:
     """Call a function of the user's. An error in it names its line, and the shapes of its arguments.
 
-    Where JAX traces the function its arguments have no values, which numpy, scipy and Python's `if` need: the error says so.
+    Where JAX traces the function its arguments have no values, which numpy, scipy and Python's `if` need: the error explains it.
     """
     try:
         return function(*arguments)

@@ -54,7 +54,7 @@ def as_array(leaf: Any, name: Name) -> Any:
 
 
 def check_unmasked(array: Any, name: Name, remedy: str) -> None:
-    """Raise where entries are masked; `remedy` says what to give in place of them."""
+    """Raise where entries are masked; `remedy` names what to give in place of them."""
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
         where = np.argwhere(np.ma.getmaskarray(array))
         first = f", the first at [{', '.join(map(str, where[0]))}]" if array.ndim else ""
@@ -110,7 +110,7 @@ def _from_other(leaf: Any, name: Name) -> Any:
             if column.ndim != 1:
                 raise ValueError(f"{name()}: there are several columns {label!r}. Give each a name of its own.")
             arrays.append(column.astype(float))
-        return np.stack(arrays, axis=1)  # columns of numbers and of truth values, say, have no common dtype
+        return np.stack(arrays, axis=1)  # columns of numbers and of truth values, for example, have no common dtype
     return array
 
 

@@ -40,7 +40,7 @@ __all__ = ["half_normal", "jeffreys", "normal", "ridge"]
 
 
 class Prior:
-    """A prior that adds to others, and is told the names of the parameters and the data."""
+    """A prior that adds to others, and receives the names of the parameters and the data."""
 
     takes_strength = False
     is_of_expected = False
@@ -123,7 +123,7 @@ class _Ridge(Prior):
 
     @property
     def description(self) -> str:
-        """As a report says it."""
+        """As a report prints it."""
         return f"ridge penalty of {listed(self.names) if self.names else 'all parameters'}"
 
     def of_data(self, model: Model, layout: Layout, values: Values, dataset: Dataset, *strength: Any) -> Array:
@@ -139,7 +139,7 @@ class _Normal(Prior):
 
     @property
     def description(self) -> str:
-        """As a report says it."""
+        """As a report prints it."""
         return listed([f"{name} ~ normal({mean:g}, {sd:g})" for name, mean, sd in self.parameters])
 
     def of_data(self, model: Model, layout: Layout, values: Values, dataset: Dataset, *strength: Any) -> Array:
@@ -157,7 +157,7 @@ class _HalfNormal(Prior):
 
     @property
     def description(self) -> str:
-        """As a report says it."""
+        """As a report prints it."""
         return listed([f"{name} ~ half-normal({scale:g})" for name, scale in self.parameters])
 
     def of_data(self, model: Model, layout: Layout, values: Values, dataset: Dataset, *strength: Any) -> Array:

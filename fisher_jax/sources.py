@@ -73,7 +73,7 @@ def is_source(*values: Any) -> bool:
     return any(_is_read_in_blocks(type(value)) for value in values)  # type: ignore[arg-type]  # mypy: a class has no hash
 
 
-@functools.lru_cache(maxsize=256)  # asked at each fit
+@functools.lru_cache(maxsize=256)  # needed at each fit
 def _is_read_in_blocks(kind: type) -> bool:
     # Of the class, not of the value: a table may have a column of that name.
     def has(*names: str) -> bool:
@@ -206,7 +206,7 @@ def _in_memory(leaf: Any, start: int, stop: int) -> np.ndarray:
 def check_chunks(array: Any, label: str) -> None:
     """Raise where chunks of a Zarr array are missing, which Zarr itself reads as the fill value.
 
-    A fill value that is not a number passes: the data sets that it stands in end with a status that says so.
+    A fill value that is not a number passes: the data sets that it stands in end with a status that explains it.
     """
     if array.fill_value != array.fill_value:
         return
@@ -258,7 +258,7 @@ def chunks(parts: Iterable[PyTree] | Callable[[], Iterable[PyTree]]) -> "Chunks"
     --------
     >>> import fisher_jax as fj, numpy as np
     >>> def read():
-    ...     for year in range(3):  # each from a file of its own, say
+    ...     for year in range(3):  # for example each from a file of its own
     ...         yield np.array([2.0, 4.0, 3.0]) + year
     >>> fit = fj.fit(fj.families.poisson, {"rate": 1.0}, fj.sources.chunks(read))
     >>> print(f"{fit.params['rate']:.3f} {fit.num_observations:g} {fit.engine}")

@@ -441,7 +441,7 @@ def _check_dimensions(leaf: Leaf, axes: Axes) -> None:
     )
     strange = [name for name in dims if name not in allowed]
     if strange:
-        hint = "entry_dims=… says which dimensions are entries of one observation or covariate"
+        hint = "entry_dims=… lists which dimensions are entries of one observation or covariate"
         if leaf.role == "start":
             hint = "one start for each cell has dimensions of the cells only"
         if leaf.role == "weights":
@@ -550,7 +550,7 @@ class _Slab(NamedTuple):
 class CellArguments:
     """Makes the arguments of `fit_batch` of plain arrays of some cells.
 
-    `inputs` says what each array is, in the order of the leaves of (start, data, given, weights), which `treedef` puts together.
+    `inputs` describes each array, in the order of the leaves of (start, data, given, weights), which `treedef` puts together.
     """
 
     model: Model
@@ -687,7 +687,7 @@ class _Cells(CellArguments):
     of_functions: tuple[_Output, ...] | None = field(repr=False)
 
     def __dask_tokenize__(self) -> str:
-        return uuid.uuid4().hex  # functions of a user have no name that is sure to tell them apart
+        return uuid.uuid4().hex  # functions of a user have no name that surely distinguishes them
 
     def __call__(self, *arrays: Any) -> tuple[np.ndarray, ...]:
         """The variables of the result of a block whose outputs are known."""
@@ -723,7 +723,7 @@ class _Cells(CellArguments):
                     continue
                 fits, found = self._fit_slab(slab)
                 new = [output for output, _ in found]
-                if of_functions is None:  # the first fits tell what functions return
+                if of_functions is None:  # the first fits show what functions return
                     add(new)
                     of_functions = tuple(new)
                 if [(output.name, output.shape) for output in new] != [
@@ -863,7 +863,7 @@ def _outputs_of(name: str, result: Any, count: int) -> list[tuple[_Output, np.nd
     parts = {suffix: getattr(result, part) for part, suffix in PARTS.items() if hasattr(result, part)}
     if isinstance(result, Fit) or (is_record and not parts):
         raise TypeError(
-            f"functions[{name!r}] returned {kind_of(result)}, which has no numbers for each fit that could be told here. Return "
+            f"functions[{name!r}] returned {kind_of(result)}, which has no numbers for each fit. Return "
             "arrays with a first axis over the fits."
         )
     if is_record and "" in parts and hasattr(result, "value") and hasattr(result, "estimate"):
@@ -977,7 +977,7 @@ STATUS_LABELS = {int(status): status.label for status in Status}
 
 
 def flags(labels: Mapping[int, str]) -> dict[str, Any]:
-    """The attributes that say what codes mean."""
+    """The attributes that give the meaning of codes."""
     meanings = " ".join(label.replace(" ", "_") for label in labels.values())
     return {"flag_values": np.array(list(labels), np.int8), "flag_meanings": meanings}
 

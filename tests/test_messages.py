@@ -339,7 +339,7 @@ MISUSE = {
     "score test of nothing held": (lambda: fj.score_test(fitted()), ValueError, "score_test: this fit holds no parameter fixed"),
     "score test of a stranger": (lambda: fj.score_test(held(), "loc"), ValueError, "freed names 'loc', but what this fit holds fixed is `scale`"),
     "score test of two things": (lambda: fj.score_test(held(), "scale", candidates=np.ones((30, 1))), ValueError, "freed and candidates are two tests"),
-    "score test that enters without candidates": (lambda: fj.score_test(held(), enters="rate"), ValueError, "enters says where candidates enter, but there are none"),
+    "score test that enters without candidates": (lambda: fj.score_test(held(), enters="rate"), ValueError, "enters defines where candidates enter, but there are none"),
     "score test without a route": (lambda: fj.score_test(held(), kind="expected"), ValueError, 'kind="expected" needs the Fisher information, and this model has no closed form'),
     "score test of an unknown kind": (lambda: fj.score_test(held(), kind="robust"), ValueError, "score_test: kind='robust' is unknown"),
     "candidates into the unknown": (lambda: fj.score_test(fitted(), candidates=np.ones((30, 1))), ValueError, r"how candidates enter this model is not known. Give enters=function\(params, y, z, offset\)"),

@@ -250,7 +250,7 @@ def test_a_singular_direction_is_infinite_and_the_rest_is_told():
     exact = [brentq(fall, *ends) for ends in ((0.2, np.sqrt(squares / 30)), (np.sqrt(squares / 30), 5.0))]
     np.testing.assert_allclose(profile.interval[2], exact, rtol=1e-7)
     assert "A, lower end: never falls to the cut-off" in str(profile)
-    assert "On the profile of scale some of the other parameters cannot be told apart." in str(profile)
+    assert "On the profile of scale some of the other parameters cannot be distinguished." in str(profile)
 
 
 def test_a_better_peak_restarts_the_fit_and_says_so():

@@ -189,7 +189,7 @@ def goodness_of_fit(
           distribution, by the distribution function of the model; with covariates, too. Anderson-Darling's weighs the tails.
         - "chi_square": Σ (observed − expected)² / expected over bins: of values where these are counts, else of u, of equal length.
         - "dispersion": Σ (y − μ)² / V / (n − p), with the variance V of the family and p the number of its free parameters; about 1
-          under the model. For counts: of a family with a scale of its own it says little.
+          under the model. For counts: of a family with a scale parameter it shows little.
         - "zeros": the number of zeros less the expected one.
         - a function ``statistic(params, data)`` or ``statistic(params, data, given)`` that returns one number of a data set at its
           estimate, in `jax.numpy`.
@@ -459,7 +459,7 @@ def _notes(
     did_fail: np.ndarray,
     words: list[str],
 ) -> tuple[str, ...]:
-    """What is left out, in sentences; `words` say by which status the fits of each part failed."""
+    """What is left out, in sentences; `words` state by which status the fits of each part failed."""
     notes, total = [], len(replicates)
     if fit.has_batch and not np.all(fit.converged):
         num = int(np.sum(~np.asarray(fit.converged)))

@@ -209,7 +209,7 @@ def quantile_comparison(
 
 
 def with_rows_for_weights(fit: Fit) -> Origin:
-    """Model and data of a fit, each row as often as its weight says; raise for weights that are not whole numbers."""
+    """Model and data of a fit, each row as often as its weight; raise for weights that are not whole numbers."""
     model, dataset = origin_of(fit)
     if dataset.weights is None or model.is_dependent:
         return Origin(model, dataset)

@@ -137,7 +137,7 @@ class _BinnedInitial(_Histogram):
         low, high = np.where(finite, edges, np.nan)[:-1], np.where(finite, edges, np.nan)[1:]
         middles = np.where(np.isnan(low), high, np.where(np.isnan(high), low, 0.5 * (low + high)))
         # A family's start takes no weights: some hundred values in the proportions of the counts. Those that are negative or
-        # missing have no part in a start, which changes no data; the status of the fit tells of them.
+        # missing have no part in a start, which changes no data; the status of the fit names them.
         share = np.clip(np.nan_to_num(counts), 0.0, None)
         repeats = np.rint(512.0 * share / max(share.sum(), 1.0)).astype(int)
         start = self.base.initial(np.repeat(middles, repeats) if repeats.any() else middles, *given)  # type: ignore[misc]

@@ -89,7 +89,7 @@ class _Censored(Limited, Density):
         return jnp.where(low < high, jnp.where(is_below | is_above, outside, value), jnp.nan)
 
     def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
-        """Where there are limits, those of a number at or beyond one; other forms of data say it themselves."""
+        """Where there are limits, those of a number at or beyond one; other forms of data hold them."""
         if isinstance(y, dict):
             return None
         y, low, high = as_floats(params, y, *self.limits(params))
@@ -104,7 +104,7 @@ class _Censored(Limited, Density):
     def how_to_draw(self) -> str:
         if self.low is None and self.high is None:
             return (
-                "The data say which observations are censored, and not how those would have been that are not. Give the limits, "
+                "The data show which observations are censored, and not how those would have been that are not. Give the limits, "
                 "censored(…, low=…, high=…), numbers or known constants of each observation."
             )
         return self.base.how_to_draw
@@ -232,18 +232,18 @@ def censored(model: Model, low: float | str | None = None, high: float | str | N
 
     Notes
     -----
-    The data say which observations are censored, in one of three forms:
+    The data show which observations are censored, in one of three forms:
 
     - ``{"low": …, "high": …}``: the value lies in (low, high]; it is known where low = high, larger than `low` where `high` is
-      infinite, and at most `high` where `low` is −∞. Both infinite say nothing, and add zero.
+      infinite, and at most `high` where `low` is −∞. Both infinite carry no information, and add zero.
     - ``{"time": …, "event": …}``: the value is `time` where `event` is 1, and larger where it is 0, as survival data are written.
-    - with `low` or `high`, plain numbers y: y ≤ low says that the value is at most `low`, y ≥ high that it is at least `high`.
+    - with `low` or `high`, plain numbers y: y ≤ low means that the value is at most `low`, y ≥ high that it is at least `high`.
 
     Of a discrete model low = high is P(Y = low), and (3, 5] holds 4 and 5; "from 4 to 5" is written {"low": 3, "high": 5}. "At
     least 4" is (3, ∞].
 
     Censoring is taken to be noninformative: given the covariates, the limits or times at which an observation would be censored do
-    not depend on its value. Without `low` and `high` the data do not tell at which limits the known values would have been
+    not depend on its value. Without `low` and `high` the data do not show at which limits the known values would have been
     censored, so that there is no sampler: the bootstrap by draws, Fisher information and coverage raise. Give the limits where they
     are known.
 

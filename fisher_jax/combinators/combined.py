@@ -57,7 +57,7 @@ class Part:
 
 
 class Density(Part):
-    """The log-density of a model made from another, and what else that model is asked."""
+    """The log-density of a model made from another, and what else that model provides."""
 
     combinator: ClassVar[str]  # the name of the function that makes such models
 
@@ -87,7 +87,7 @@ class Density(Part):
 
     @property
     def numbers_in_row(self) -> int:
-        """How many numbers an observation holds that each tell of the parameters."""
+        """How many numbers an observation holds that each inform about the parameters."""
         return self.base.numbers_in_row
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
@@ -100,7 +100,7 @@ class Density(Part):
 
 
 class _Answers:
-    """What a model is asked, answered by the record of its log-density."""
+    """What a model provides, answered by the record of its log-density."""
 
     log_density: Any
 
@@ -124,7 +124,7 @@ class _Answers:
 
     @property
     def numbers_in_row(self) -> int:
-        """How many numbers an observation holds that each tell of the parameters."""
+        """How many numbers an observation holds that each inform about the parameters."""
         return self.log_density.numbers_in_row
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:

@@ -1,6 +1,6 @@
 """`from_distribution`: a distribution of another library, anything with `log_prob` and `sample`, as a model.
 
-Nothing of NumPyro, distrax, FlowJAX, distreqx or TensorFlow Probability is imported. What a distribution tells of itself is read
+Nothing of NumPyro, distrax, FlowJAX, distreqx or TensorFlow Probability is imported. What a distribution declares of itself is read
 where it has it: `arg_constraints`, `support`, `mean`, `cdf` or `log_cdf`, `icdf` or `quantile`. Libraries leave checks of values to
 the user where JAX compiles, so that a scale below zero or an observation outside the support gives a number as any other; here the
 first gives NaN and the second −inf.
@@ -262,7 +262,7 @@ def from_distribution(
         As for `Model`. Those of a class with `arg_constraints` are read from these, a whole number being `fixed`, and replaced
         where this names the same parameter; of other distributions they are all that there are.
     discrete : bool, optional
-        Whether y is a whole number; by default as the support says, False where that is not known.
+        Whether y is a whole number; by default that of the support, False where that is not known.
     initial : callable, optional
         Starting values, as for `Model`.
 

@@ -300,7 +300,7 @@ def joint(models: Mapping[str, Model], shared: str | Sequence[str] | Mapping[str
     sums over the parts, so that covariances, the sandwich, profiles and tests are as for one model. The bootstrap resamples within
     each part, or draws each part from its model; clusters are labels of all rows, one part after the other, and are drawn from all.
     In `fit_batch` each part has an axis over the data sets, and the fits run in arrays; lists of data sets and ``by=`` are not for
-    joint models. There is no Fisher information per observation, since rows of different parts tell different things.
+    joint models. There is no Fisher information per observation, since rows of different parts inform about different parameters.
 
     Predictions, residuals and scores are those of a part: ``predict(fit.part("a"))``, with the covariance of the joint fit.
 

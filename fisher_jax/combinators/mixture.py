@@ -71,7 +71,7 @@ class MixtureModel(Model):
         return c.models[0].known_interval(params[c.names[0]] if c.names else c.params_of(0, params), y, *z)
 
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
-        """How many components there are, and how they are told apart."""
+        """How many components there are, and how they are distinguished."""
         return [("Mixture", self.components.description)]
 
 
@@ -410,7 +410,7 @@ def mixture(
     on a few observations that happen to lie close to each other: its scale is then small and its weight a few divided by n.
 
     Where two components are equal, or a weight is zero, the model has fewer components and the information is singular there: the
-    status says so, and a likelihood-ratio test of the number of components has no chi-squared distribution; see `bootstrap`.
+    status shows it, and a likelihood-ratio test of the number of components has no chi-squared distribution; see `bootstrap`.
     `component_probabilities` gives the probabilities that each observation comes from each component.
 
     References

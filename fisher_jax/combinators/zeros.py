@@ -178,7 +178,7 @@ class _InflatedInitial(_Inflated):
 
 
 def _start(part: _WithZero, data: PyTree, *given: PyTree) -> tuple[PyTree, Any]:
-    """The base's start for what is not zero, and the share of zeros."""
+    """The base's start for what is not zero, and the proportion of zeros."""
     y = on_host(data)
     xp = namespace(y)
     is_zero = xp.asarray(y) == 0
@@ -231,7 +231,7 @@ def zero_inflated(model: Model) -> Model:
     model = base_of(model, "zero_inflated")
     if not model.discrete:
         raise ValueError(
-            f"{model!r} is not of whole numbers, and has no zeros of its own that could be told from others. Write "
+            f"{model!r} is not of whole numbers, and has no zeros of its own that could be distinguished. Write "
             "hurdle(model), or Model(…, discrete=True) for whole numbers."
         )
     _check_counts(model)
@@ -407,7 +407,7 @@ class _HurdleInformation(_Hurdle):
 
 
 class _HurdleInitial(_Hurdle):
-    """The base's `initial` of the observations that are not zero, and the share of zeros."""
+    """The base's `initial` of the observations that are not zero, and the proportion of zeros."""
 
     def __call__(self, data: PyTree, *given: PyTree) -> PyTree:
         theta, share = _start(self, data, *given)
@@ -440,9 +440,9 @@ def hurdle(model: Model) -> Model:
 
     Notes
     -----
-    Zeros and other values are two independent problems: ζ is estimated by the share of zeros, and θ by the other observations. In a
-    formula `zero_probability="~ x"` is a logistic regression of being zero. (pscl's `hurdle` is one of being larger than zero, with
-    the opposite signs.)
+    Zeros and other values are two independent problems: ζ is estimated by the proportion of zeros, and θ by the other observations.
+    In a formula `zero_probability="~ x"` is a logistic regression of being zero. (pscl's `hurdle` is one of being larger than zero,
+    with the opposite signs.)
 
     References
     ----------

@@ -148,7 +148,7 @@ def _by_products(
         slopes, offsets = (
             over_rows(f).astype(dtype) for f in (predictors.coefficients, predictors.inner)
         )  # (n, m, p), (n, m)
-        # A row that is not finite must not reach the products, where zero times NaN is NaN: its predictors tell of it instead,
+        # A row that is not finite must not reach the products, where zero times NaN is NaN: its predictors show it instead,
         # and a weight of zero silences those.
         finite = jnp.all(jnp.isfinite(slopes), axis=(1, 2)) & jnp.all(jnp.isfinite(offsets), axis=1)
         slopes = jnp.where(finite[:, None, None], slopes, 0)

@@ -317,7 +317,7 @@ def fit_all(options: Options, starts: Starts, *, retry: bool, float64_finish: bo
 def _run(
     options: Options, starts: Starts, radius_factor: float, watch: Any = None, *, most_steps: int | None = None
 ) -> Fit:
-    """All fits from their starts, in at most so many steps where the user does not say."""
+    """All fits from their starts, in at most so many steps where the user gives no limit."""
     layout, dtype, size = starts.layout, starts.layout.dtype, len(starts)
     by_newton = isinstance(options.optimizer, Newton)
     tolerance = np.asarray(default_tolerance(dtype) if options.tolerance is None else options.tolerance, dtype)

@@ -44,7 +44,7 @@ def check_kind(kind: Any, *, has_expected: bool) -> None:
 
 
 def check_several(num_observations: Any) -> None:
-    """Raise where all data are one observation: its score is zero at the maximum, and tells nothing of how scores vary."""
+    """Raise where all data are one observation: its score is zero at the maximum, and holds no information on how scores vary."""
     if not is_traced(num_observations) and np.all(np.asarray(num_observations) == 1):
         raise ValueError(
             "the data are one observation (of a model with crossed effects all rows are one), and how its score varies cannot be "

@@ -365,7 +365,7 @@ def _compiled(
             # With many effects that would still be half a minute: by an eighth of it they run four times slower.
             level = 0 if plan.model.is_costly and capacity * each < FEW_BYTES else 1
             options = cpu.COMPILER_OPTIONS | (quick(level) if plan.model.with_modes is not None else {})
-            # XLA may refuse to compile a marked call, or not know an option. Without them the program is only slower.
+            # XLA may fail to compile a marked call, or not know an option. Without them the program is only slower.
             for marked in (cpu.one_kernel, jax.jit):
                 try:
                     function = jax.jit(build(marked), compiler_options=options)

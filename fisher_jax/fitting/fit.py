@@ -100,7 +100,7 @@ def fit(
         Of a model whose prior is a function of params and a strength, that strength, not negative; see `Model` and `priors`.
     missing : {"raise", "drop"}
         Where a value is missing in a table or one of its columns (a null, NaN or NaT): raise an error that counts them by column,
-        or leave the row out, as a masked one. NaN in a plain array is a number like another, of which the status tells. A Parquet
+        or leave the row out, as a masked one. NaN in a plain array is a number like another, which the status shows. A Parquet
         file counts as a table.
     optimizer : optax.GradientTransformation, optional
         Default `optimizers.newton()`. Any optax transformation will do; make it once and pass the same object again,
@@ -301,7 +301,7 @@ def fit_batch(
         are float64, and `num_steps` counts both.
     engine : {"kernel", "arrays"}, optional
         How the fits are run: whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters; or in arrays of
-        rows × fits. By default the first where the density allows it. The results agree to rounding, and `Fit.engine` says
+        rows × fits. By default the first where the density allows it. The results agree to rounding, and `Fit.engine` names
         which was taken.
     devices : int, or sequence of jax.Device, optional
         How many threads share the work on a CPU, by default one for each core that the process may use; CPU devices count as
@@ -326,7 +326,7 @@ def fit_batch(
     Notes
     -----
     The step is that of `fit`. Sums over rows are taken in another order, which changes the last digits. In float32 these decide
-    the status of a fit at the limit of what that precision tells apart: one near the edge of its model (a negative binomial of
+    the status of a fit at the limit of what that precision distinguishes: one near the edge of its model (a negative binomial of
     Poisson data), or with hardly any information about a parameter, may have another status than by itself.
 
     A fit that has ended makes room for the next, so that none waits for another, and no result depends on the number of threads

@@ -55,7 +55,7 @@ def groups_of(keys: Sequence[Any]) -> Groups:
         ) from error
     unique, codes = each[0]
     if len(columns) > 1:
-        # Groups are told apart by the labels themselves and not by their text, which "a, b" and "c" share with "a" and "b, c".
+        # Groups are distinguished by the labels themselves and not by their text, which "a, b" and "c" share with "a" and "b, c".
         combinations, codes = np.unique(np.stack([codes for _, codes in each]), axis=1, return_inverse=True)
         texts = [labels.astype(str)[index] for (labels, _), index in zip(each, combinations, strict=True)]
         unique = np.array([", ".join(row) for row in zip(*texts, strict=True)])

@@ -149,7 +149,7 @@ class Passes:
 
     @contextlib.contextmanager
     def _bar(self) -> Iterator[Callable[[int], Any]]:
-        """A function that is told how many rows are done, and shows them where `progress` is."""
+        """A function that takes how many rows are done, and shows them where `progress` is."""
         if not self.progress:
             yield lambda count: None
             return

@@ -393,9 +393,9 @@ class Fit:
         level : float
             Coverage aimed at, between 0 and 1.
         method : {"wald", "profile"}
-            From the standard errors, or from the profile likelihood of each entry (see `profile_likelihood`, which tells more).
+            From the standard errors, or from the profile likelihood of each entry (see `profile_likelihood`, which gives more).
         scale : {"unconstrained", "natural"}
-            Wald intervals are made on the scale of the constraint (the logarithm of a positive parameter, say) and mapped
+            Wald intervals are made on the scale of the constraint (such as the logarithm of a positive parameter) and mapped
             back, so that they stay within the range; ``"natural"`` gives the symmetric textbook interval.
         require_maximum : bool
             As for `covariance`: Wald intervals of a fit that did not converge are NaN. Profiles are followed from wherever it
@@ -524,7 +524,7 @@ class Fit:
         return self._computed(covariances.takeuchi)
 
     def describe(self, kind: str) -> str:
-        """A kind of covariance in words, as `summary` says it."""
+        """A kind of covariance in words, as `summary` prints it."""
         return self.robust if kind == "sandwich" and self.robust else covariances.DESCRIPTIONS[kind]
 
     @entry_point
@@ -560,8 +560,8 @@ class Fit:
         """A report to print: estimates, standard errors, intervals, status, decrement, and which covariance was used.
 
         In a notebook it shows as a table. Its columns are those of `to_frame`. `kind`, that of the standard errors, `level` and
-        `method` as for `confidence_intervals`. Of many fits the report says how many ended how, the spread of steps, decrements and
-        estimates, and which failed; it has no intervals.
+        `method` as for `confidence_intervals`. Of many fits the report states how many ended how, the spread of steps, decrements
+        and estimates, and which failed; it has no intervals.
         """
         intervals.check_interval(level, method)
         if self.has_batch:

@@ -38,8 +38,8 @@ class Plan:
 
     The list holds `num_fixed` numbers that rows share: the fixed leaves of the parameters, and behind them the strength of a prior,
     `num_strengths` of them, none or one, or None where no prior counts. Then come those of (data, given, weights), which `treedef`
-    puts together; `differs` says of each whether it has an axis over the data sets, or is what all share. `num_terms` is the number
-    of log-densities of a data set, `num_lanes` how many are fitted side by side.
+    puts together; `differs` states of each whether it has an axis over the data sets, or is what all share. `num_terms` is the
+    number of log-densities of a data set, `num_lanes` how many are fitted side by side.
     """
 
     model: Model
@@ -185,7 +185,7 @@ class RowProgram:
             varying, shared, varying_parts, shared_parts = row
             term, *derivatives = self.rest(parameters, varying, shared, once, varying_parts, shared_parts)
             # Two-sum (Knuth 1997, The Art of Computer Programming 2, section 4.2.2, theorem B): `low` keeps what rounding
-            # takes from the sum, without which float32 cannot tell two points near the maximum apart.
+            # takes from the sum, without which float32 cannot distinguish two points near the maximum.
             high, low, *others = sums
             total = high + term
             part = total - high

@@ -1,4 +1,4 @@
-"""Fits in files without pickle: their arrays, and as JSON what says how they belong together, in one .npz."""
+"""Fits in files without pickle: their arrays, and as JSON how they belong together, in one .npz."""
 
 import json
 import os

@@ -80,7 +80,7 @@ _TABLE = {
         "a local maximum: the decrement is below the tolerance and the curvature is positive definite", "", ""
     ),
     Status.CONVERGED_TO_ROUNDING: _Entry(
-        "a local maximum as nearly as this precision can tell: no step improves the log-likelihood by more than its "
+        "a local maximum as nearly as this precision can show: no step improves the log-likelihood by more than its "
         "rounding error, and the curvature is positive definite; the decrement, too, is computed in this precision",
         "rounding in the log-density, or a tolerance below what the precision allows",
         "float64, or a log-density that cancels less, if the last digits matter",

@@ -122,7 +122,7 @@ class Formula(Reported):
         for each gene.
 
         `by` is the name of a column, several names, or an array of labels. The design is made once, over the whole table, so that
-        levels are the same in each group; where one does not occur its coefficient is not identified, which the status tells.
+        levels are the same in each group; where one does not occur its coefficient is not identified, which the status shows.
         An array has a label for each row of the table, also for those that were left out.
         """
         if isinstance(self.model, CrossedModel):
@@ -314,7 +314,7 @@ def formula(
         parameter `logit` are links of the probability.
     missing : {"raise", "drop"}
         Where a value is missing in one of the columns or arrays used (a null, NaN or NaT): raise an error that counts them, or
-        leave the row out; the reports then say how many.
+        leave the row out; the reports then state how many.
     prior : callable, optional
         Of the coefficients and other parameters, by their names in a report, as for `with_prior`:
         ``prior=fj.priors.ridge("x", "C(region)[T.b]")``. Its strength is an argument of `fit`.
@@ -361,7 +361,7 @@ def formula(
     They are added to the linear predictor of the main parameter. The model is one of `mixed`: its observations are the groups,
     whose number is `num_observations`; the estimates hold the standard deviations of independent effects,
     ``params["sd"]["g"]["Intercept"]``, printed as ``sd[Intercept | g]``, or the covariance matrix of correlated ones,
-    ``params["covariance"]``; a weight says how often a row of its group was observed. With several factors all rows are one
+    ``params["covariance"]``; a weight is how often a row of its group was observed. With several factors all rows are one
     observation, and there is a covariance matrix for each factor, ``params["covariance"]["g"]``.
 
     References
@@ -565,7 +565,7 @@ class _Roles:
 
 
 def _roles(family: Family, parameters: Mapping[str, Any], links: str | Mapping[str, str] | None) -> _Roles:
-    """What the keywords say about the parameters of the family; raise for those that it does not have."""
+    """What the keywords define for the parameters of the family; raise for those that it does not have."""
     constraints = {
         path[0]: c.constraint if isinstance(c, Bounds) else c for path, c in family.declarations.constraints if path
     }
@@ -840,7 +840,7 @@ def _start(
         total = float(np.sum(np.broadcast_to(trials, response.shape)))
         p = float(
             np.clip((response.sum() + 0.5) / (total + 1.0), 1e-6, 1.0 - 1e-6)
-        )  # the status tells of more than all
+        )  # the status explains more than all
         zeros = float(np.clip(np.mean(response == 0), 0.05, 0.95))
         natural = {"logit": np.log(p / (1.0 - p)), "probability": p, "concentration": 10.0}
         natural |= {INFLATION: 0.5 * zeros, ZERO: zeros}

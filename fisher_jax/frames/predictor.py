@@ -143,7 +143,7 @@ class Design:
                     f"column {factor!r} of {table.name} holds text, but held numbers when the model was fitted."
                 )
         matrix = _evaluate(lambda: self.spec.get_model_matrix(frame, context={}), self.text)
-        if len(matrix) != len(table):  # a constant alone does not say how many rows there are
+        if len(matrix) != len(table):  # from a constant alone the number of rows is not known
             matrix = np.broadcast_to(np.asarray(matrix)[:1], (len(table), np.shape(matrix)[1]))
         return self._check(np.asarray(matrix, float))
 
@@ -155,7 +155,8 @@ class Design:
             column = int(np.argmin(finite.all(axis=0)))
             raise ValueError(
                 f"the design column {every[column]!r} is not finite in {int(np.sum(~finite[:, column]))} rows, the first of them "
-                f"row {int(np.argmin(finite[:, column]))}: a logarithm of zero, say. Leave these rows out, or write another term."
+                f"row {int(np.argmin(finite[:, column]))}: for example a logarithm of zero. Leave these rows out, or write "
+                "another term."
             )
         return matrix if len(every) == len(self.names) else matrix[:, [every.index(name) for name in self.names]]
 

@@ -1,1 +1,1 @@
-"""What a fit allows one to say: functions of a `Fit`, of one fit or of many."""
+"""What is inferred from a fit: functions of a `Fit`, of one fit or of many."""

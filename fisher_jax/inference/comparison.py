@@ -393,7 +393,8 @@ def same_data(fit: Fit, other: Fit) -> bool:
     rows, other_rows = (_count_rows(each) for each in (fit, other))
     if rows is not None or other_rows is not None:  # groups of rows, perhaps others in each, or the rows themselves
         totals = counts if rows is None else rows, other_counts if other_rows is None else other_rows
-        if fit.origin is None or other.origin is None:  # a fit without its model does not tell whether it counts groups
+        # A fit without its model does not record whether it counts groups.
+        if fit.origin is None or other.origin is None:
             return bool(np.all(np.isclose(*totals) | np.isclose(counts, other_counts)))
         return bool(np.isclose(*totals)) and all(map(_alike, _sorted_values(fit), _sorted_values(other)))
     if counts.shape != other_counts.shape or not np.allclose(counts, other_counts, rtol=1e-5):

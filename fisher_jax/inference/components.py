@@ -1,4 +1,4 @@
-"""`component_probabilities`: from which component of a mixture each observation comes, as far as it tells."""
+"""`component_probabilities`: from which component of a mixture each observation comes, as probabilities."""
 
 from dataclasses import dataclass
 

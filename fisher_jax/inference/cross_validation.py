@@ -171,7 +171,7 @@ def cross_validation(
     read = read_rule(rule, level, model)
     if isinstance(model, MarginalModel) and read.title != read_rule("log", None, model).title:
         raise ValueError('an observation of a model with latent effects is a group, which only rule="log" can score.')
-    with silent():  # the statuses of the folds tell what is wrong
+    with silent():  # the statuses of the folds explain what is wrong
         whole = fit(model, start, data, given=given, weights=weights, strength=strength, missing=missing)
     dataset = origin_of(whole).dataset
     count = len(jax.tree.leaves(dataset.data)[0])
@@ -238,7 +238,7 @@ def assign_folds(
                 f"folds={folds} are more than the {num_units} {of_what}. Give fewer, or {LEAVE_ONE_OUT!r}."
             )
         if key is None:
-            raise ValueError(f"the {folds} folds are drawn at random: give key=jax.random.key(0), say.")
+            raise ValueError(f"the {folds} folds are drawn at random: give for example key=jax.random.key(0).")
         check_key(key)
         fold_of_unit = np.empty(num_units, int)
         fold_of_unit[np.asarray(jax.random.permutation(key, num_units))] = np.arange(num_units) % int(folds)

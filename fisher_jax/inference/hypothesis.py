@@ -55,7 +55,7 @@ def read_restriction(layout: Layout, given: Any) -> Hypothesis | Callable[[PyTre
 
 
 def statements_of(function: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """What a function of params that is zero says of its numbers: a hypothesis as it was written, or `name = 0` for each."""
+    """What a function of params that is zero states about its numbers: a hypothesis as it was written, or `name = 0` for each."""
     return function.names if isinstance(function, LinearCombinations) else tuple(f"{name} = 0" for name in names)
 
 

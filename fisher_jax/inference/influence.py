@@ -129,7 +129,7 @@ def influence(fit: Fit) -> Influence:
     Influence
         `derivatives` and `deletions` in the user's parametrisation. For a fit at a boundary they are those of the other parameters,
         with the one at its edge held there; NaN where the others are at no maximum given that, or the curvature is not positive
-        definite. A `FitWarning` then says why.
+        definite. A `FitWarning` then explains why.
 
     Raises
     ------
@@ -209,7 +209,7 @@ def influence_at(
     edge = jnp.zeros(fit.free.shape, bool) if edge is None else edge
     is_held = edge[:, None] | edge[None, :]
     curvature = jnp.where(is_held, jnp.eye(edge.shape[0]), precise(fit.curvature))
-    # At a boundary û is no root of the score, and the implicit function theorem says nothing but about the others.
+    # At a boundary û is no root of the score, and the implicit function theorem holds for the others only.
     curvature = jnp.where((fit.status_code == Status.BOUNDARY) & ~jnp.any(edge), jnp.nan, curvature)
     # Without weights: a weighted likelihood puts another row where the weight is zero, but the derivative there is of interest.
     target = at_modes(likelihood(model, fit.layout, fit.values, replace(dataset, weights=None)), fit.free)

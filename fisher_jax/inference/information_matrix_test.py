@@ -124,7 +124,7 @@ def information_matrix_test(
     its own estimate and standardised by their covariance under the model there, with the effect of estimation, from some
     2000 draws of it, so that neither derivatives of third order nor a χ² approximation are needed. White's form with V from
     the outer products of the data rejects a true model far too often: at a nominal 5 %, in 15 % of samples of 500.
-    Indicators that are zero by construction (those of a normal's mean, say) drop out. Size of a nominal 5 % test at n = 50,
+    Indicators that are zero by construction (such as those of a normal's mean) drop out. Size of a nominal 5 % test at n = 50,
     four families, 400 samples each (`benchmarks/calibration.txt`): 4.0 to 5.5 %, each ± 1.1.
 
     References

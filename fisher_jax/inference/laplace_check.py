@@ -57,7 +57,7 @@ class LaplaceCheck(Reported):
     log_likelihood : array (*b, 2) or None
         Of the estimate, as approximated by the fit and by more nodes, in nats.
     decrement : array (*b) or None
-        How far the estimate is from the maximum by more nodes, in standard errors, as its score tells: √(gᵀ J⁻¹ g).
+        How far the estimate is from the maximum by more nodes, in standard errors, estimated from its score: √(gᵀ J⁻¹ g).
     bias, bias_error : arrays (q,) or None
         The bias of the estimate that the mean of the score over drawn data sets implies, in standard errors, and its Monte Carlo
         error; None without draws.
@@ -183,7 +183,7 @@ def _approximation(nodes: int) -> str:
 
 
 class _ByDraws(NamedTuple):
-    """What drawn data sets tell: the bias in standard errors, its Monte Carlo error, T², its p-value, how many are left out."""
+    """By drawn data sets: the bias in standard errors, its Monte Carlo error, T², its p-value, how many are left out."""
 
     bias: Any = None
     bias_error: Any = None
@@ -233,15 +233,16 @@ def check_laplace(
     Warns
     -----
     FitWarning
-        If the fit failed: nothing can then be said. With a standard deviation at zero the other parameters are compared given that.
+        If the fit failed: nothing can then be concluded. With a standard deviation at zero the other parameters are compared
+        given that.
 
     Notes
     -----
-    Laplace's approximation is poor where a group tells little about its effects and these vary much: binary data in small groups,
-    above all. The two checks differ in what they show: a fit with more nodes how far the approximation moves this estimate, draws
-    how far it moves estimates on average over data from the fitted model. Draws need no quadrature, so that they serve any number
-    of effects; they also fail where the sampler is not that of the joint density. Only draws tell of a second mode of the joint
-    density that lies apart: with any number of nodes a quadrature sees the surroundings of one mode.
+    Laplace's approximation is poor where a group holds little information about its effects and these vary much: binary data in
+    small groups, above all. The two checks differ in what they show: a fit with more nodes how far the approximation moves this
+    estimate, draws how far it moves estimates on average over data from the fitted model. Draws need no quadrature, so that they
+    serve any number of effects; they also fail where the sampler is not that of the joint density. Only draws show a second mode
+    of the joint density that lies apart: with any number of nodes a quadrature sees the surroundings of one mode.
 
     References
     ----------
@@ -342,7 +343,7 @@ def _check_by_draws(
     scores = precise(map_blocks(of_block, num_draws, size))
     valid = np.all(np.isfinite(scores), axis=1)
     scores = scores[valid]
-    # Of an entry at its edge, which has no variance, the score says nothing.
+    # Of an entry at its edge, which has no variance, the score implies nothing.
     inner = np.flatnonzero(np.diagonal(covariance) != 0)
     count, p = len(scores), len(inner)
     if count < p + 2:

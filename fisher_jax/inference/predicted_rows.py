@@ -123,7 +123,7 @@ def read_what(what: Any, model: Model, range_: tuple[float, float] | None = None
 class Rows:
     """Covariates of m rows as arrays: those of a fit, or new ones.
 
-    `given` is None where the model takes none, and there is one row. Of many fits `differs` tells for each leaf whether it has
+    `given` is None where the model takes none, and there is one row. Of many fits `differs` states for each leaf whether it has
     an axis over the fits before that of the rows. `weights` (m,) or (B, m) are those of the fit.
     """
 
@@ -165,7 +165,7 @@ def model_or_given(fit: Fit, model: Any) -> Model:
         )
     if model.is_dependent:
         raise ValueError(
-            "the model is `dependent`: what it says of a time depends on the times before, not on one row. Write the prediction "
+            "the model is `dependent`: its prediction for a time depends on the times before, not on one row. Write the prediction "
             "as a function of params and use delta_method."
         )
     return model.base if isinstance(model, AuxiliaryModel) else model

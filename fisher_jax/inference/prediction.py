@@ -86,7 +86,7 @@ class Prediction(Reported):
     description : str
         Which covariance was used.
     labels : sequence or None
-        Labels of the rows, the index of a pandas table say; no part of the pytree.
+        Labels of the rows, such as the index of a pandas table; no part of the pytree.
 
     Notes
     -----

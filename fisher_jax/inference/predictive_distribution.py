@@ -1,7 +1,7 @@
 """`predictive_distribution`: the distribution of new observations, and intervals for these, as far as the parameters are known.
 
 With θ̂ in place of the parameters the distribution of a new observation is too narrow: limits at its quantiles are exceeded more
-often than they say, by an amount of order 1/n. Two remedies:
+often than stated, by an amount of order 1/n. Two remedies:
 
 - Average the model over the values that the parameters may have, weighted by their likelihood, and by the prior where the model
   has one. Without, that is the Bayesian predictive distribution with a flat prior for the unconstrained u. Of location-scale
@@ -199,7 +199,7 @@ class PredictiveDistribution(Reported):
 
     @property
     def row_labels(self) -> Any:
-        """Labels of the rows, the index of a pandas table say; else their numbers."""
+        """Labels of the rows, such as the index of a pandas table; else their numbers."""
         return range(self.rows.count) if self.rows.labels is None else self.rows.labels
 
     @entry_point

@@ -360,7 +360,7 @@ def check_drawn(origin: Origin, drawn: PyTree, rows: int) -> None:
     """Raise where a sampler does not draw data like those fitted."""
     model, data = origin.model, origin.dataset.data
     if isinstance(data, Grouped) and not isinstance(drawn, Grouped):
-        data = data.rows  # which of them only fill up a group the covariates tell, drawn for or not
+        data = data.rows  # the covariates show which of them only fill up a group, drawn for or not
     structure: Any = jax.tree.structure(data)
     expected = [leaf.shape if model.is_dependent else (rows, *leaf.shape[1:]) for leaf in jax.tree.leaves(data)]
     shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(drawn)]
@@ -396,7 +396,7 @@ def num_rows(origin: Origin, given: PyTree) -> int:
 
 
 def whole_weights(weights: Any) -> Int[np.ndarray, "*b n"]:
-    """Weights as whole numbers; raise for others, which do not tell how many observations there are."""
+    """Weights as whole numbers; raise for others, from which the number of observations is not known."""
     host = np.asarray(weights)
     if np.any(host != np.round(host)):
         first = np.argwhere(host != np.round(host))[0]

@@ -119,7 +119,7 @@ def return_levels(
     fit : Fit
         One or many, of any model with a quantile function: `families.gev`, `gumbel`, `generalized_pareto`, or your own.
     periods : array (k,)
-        T, in years say: each longer than the time between two observations, 1/λ.
+        T, for example in years: each longer than the time between two observations, 1/λ.
     given : pytree, optional
         Covariates of one observation, at which the levels of a model with covariates are meant. For a model from a formula the
         columns of the formula, ``{"year": 2020.0}``, or a table of one row.

@@ -82,7 +82,7 @@ def robust(
         Newey and West's estimate for observations in the order of time, equally spaced, with Bartlett's kernel up to so many
         lags. The fourth root of n is a common choice. A weight of zero leaves a gap.
     weights : {"frequency", "sampling"}
-        What the weights of the fit mean. A frequency weight says that there were so many equal observations, K = Σ w s sᵀ; a
+        What the weights of the fit mean. A frequency weight means that there were so many equal observations, K = Σ w s sᵀ; a
         sampling weight that one observation stands for so many in the population, K = Σ w² s sᵀ.
     correction : {"none", "n/(n-1)", "n/(n-p)", "G/(G-1)", "G/(G-1) (n-1)/(n-p)"}, optional
         The factor on the covariance, G being the number of clusters and p that of free parameters. Default "G/(G-1)" with
@@ -92,7 +92,7 @@ def robust(
     -------
     Fit
         Where the covariance is not positive semi-definite, which happens with two ways of clusters, a `FitWarning` and the
-        reports say so, and the matrix stays as it is: a negative variance has a standard error NaN. Where the small-sample
+        reports state it, and the matrix stays as it is: a negative variance has a standard error NaN. Where the small-sample
         factor does not exist, the covariance is NaN, with a `FitWarning`.
 
     Raises
@@ -105,7 +105,7 @@ def robust(
     What others do: Stata's maximum-likelihood commands multiply by n/(n − 1) for ``vce(robust)`` and by G/(G − 1) for
     ``vce(cluster)``; its ``regress`` by n/(n − p) and by G/(G − 1) (n − 1)/(n − p). statsmodels multiplies by none for HC0, by
     n/(n − p) for HC1 of linear models only (of likelihoods it is HC0 again), by G/(G − 1) (n − 1)/(n − p) for clusters unless
-    told ``use_correction=False``, and by none for HAC.
+    given ``use_correction=False``, and by none for HAC.
 
     With two ways of clusters some take the smaller G for both. n is the number of terms, or the sum of frequency weights.
     Clusters of weight zero do not count. With few clusters (under some forty) standard errors are too small whatever the

@@ -138,7 +138,7 @@ def score_test(
     if candidates is not None and freed is not None:
         raise ValueError("freed and candidates are two tests; give one of them.")
     if candidates is None and enters is not None:
-        raise ValueError("enters says where candidates enter, but there are none. Give candidates=.")
+        raise ValueError("enters defines where candidates enter, but there are none. Give candidates=.")
     has_expected = has_closed_form(model_of(null_fit)) and not callable(enters)
     if kind is None:
         kind = "expected" if has_expected else "observed"
@@ -254,7 +254,7 @@ class _TestedEntries:
 def _scores_vanish(fit: Fit, tested: _TestedEntries, statistic: Any) -> Bool[np.ndarray, "*b"]:
     """Where a statistic is zero or missing because no observation has a score, as at a standard deviation of effects of zero.
 
-    A density of b σ with b symmetric has no slope in σ at zero. That says nothing of the variance σ², which may have one.
+    A density of b σ with b symmetric has no slope in σ at zero. That implies nothing about the variance σ², which may have one.
     """
     suspects = np.asarray(
         ~(np.asarray(statistic) >= NO_STATISTIC)

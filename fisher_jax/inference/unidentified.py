@@ -83,7 +83,7 @@ def find_unidentified(full: Fit, values: Values) -> tuple[Bool[np.ndarray, "*b"]
     """Whether some parameters have no information at these values though they have at the estimate, of a fit or of each of many.
 
     Also a predicate of which "the data" is the subject, with the names of the parameters. One observation, as of crossed effects,
-    does not tell: its score vanishes at a maximum.
+    does not show it: its score vanishes at a maximum.
     """
     if np.all(np.asarray(full.num_observations) <= 1):
         return np.zeros(np.shape(full.status_code), bool), ""

@@ -198,7 +198,7 @@ def check_information_equality(
     Notes
     -----
     It fails where the density has a kink in a parameter (Laplace's location), where the support depends on one, where
-    the information is singular (a skew-normal without skew) and, as far as draws can tell, where it is infinite
+    the information is singular (a skew-normal without skew) and, as far as draws can show, where it is infinite
     (generalised extreme values with shape below −½). For shapes between −½ and −¼ neither s sᵀ nor H has a variance, and z
     is mostly that of a combination that has one; about one in twenty checks by few draws fails there.
 

@@ -97,7 +97,7 @@ def cramer_rao_bound(
 
 
 def closed_form_in_free(model: Model, params: PyTree, layout: Layout, values: Values, given: PyTree) -> Information:
-    """The information about u in closed form: on a simplex, say, the identities that it rests on hold only there."""
+    """The information about u in closed form: on a simplex, for example, the identities that it rests on hold only there."""
     information = fisher_information(model, params, given=given)
     tangent = layout.jacobian(layout.unconstrain(values))
     return replace(information, matrix=tangent.T @ information.matrix @ tangent, names=layout.free_names)

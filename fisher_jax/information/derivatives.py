@@ -162,7 +162,7 @@ def score(
     -------
     pytree
         ∂ℓ/∂θ in the user's own parametrisation, each leaf of its parameter's shape, in nats per unit of the parameter.
-        Leaves that the model holds `fixed` are zero. Other constraints play no part: on a simplex, say, the entries are
+        Leaves that the model holds `fixed` are zero. Other constraints play no part: on a simplex, for example, the entries are
         differentiated as if they were free.
 
     Raises

@@ -187,7 +187,7 @@ class Enumeration:
     ----------
     values : pytree
         Observations with a leading axis, as `data` elsewhere: every value once. Of an infinite support give as many as
-        leave less than 1e-6 of the probability out; the result lacks what is left out, and a warning tells if it is more.
+        leave less than 1e-6 of the probability out; the result lacks what is left out, and a warning is given if it is more.
 
     Examples
     --------

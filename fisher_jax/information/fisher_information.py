@@ -76,7 +76,7 @@ def fisher_information(
     Raises
     ------
     ValueError
-        If there is no method to compute the expectation: the message says what to supply.
+        If there is no method to compute the expectation: the message names what to supply.
 
     Warns
     -----

@@ -99,7 +99,7 @@ class Covariance(NamedMatrix):
     Attributes
     ----------
     matrix : array (r, r)
-        For one observation, or for as many as `route` says, in the units of the named quantities.
+        For one observation, or for as many as `route` states, in the units of the named quantities.
     names : tuple of str
         What rows and columns belong to, in their order: that in which params were written, sorted where JAX has mapped over them.
     route : str
@@ -197,7 +197,7 @@ class Information(NamedMatrix):
         ----------
         bias_correction : bool
             Take out the first-order bias E[Î⁻¹] − I⁻¹ ≈ I⁻¹ E[Δ I⁻¹ Δ] I⁻¹ of the inverse of a sampled matrix, Δ = Î − I,
-            which is upward whatever the distribution. The route says that it was done. The errors are those without it; it
+            which is upward whatever the distribution. The route states that it was done. The errors are those without it; it
             can overshoot where they are not small.
 
         Raises

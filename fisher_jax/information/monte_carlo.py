@@ -36,14 +36,14 @@ GUARD_LEVEL = 1e-9  # of the test that all means are zero; a kink has a z of the
 
 # Of 1 + leverage in the weights of a regression. Least squares proper leaves what it cannot explain to the few draws far
 # out: with extreme values of shape 0.23 the residuals' kurtosis is three million, and the errors of any lesser number of
-# draws say too little. With weights they lie in the bulk, where their spread can be seen. For a mixture of two normals one
+# draws show too little. With weights they lie in the bulk, where their spread can be seen. For a mixture of two normals one
 # deviation apart, ±1.96 errors of 2000 draws cover 72 % at a power of 0, 77 % at 1, 88 % at 2 and 93 % at 3; but there the
 # weights of 10 000 draws with heavy tails are beyond what their products can hold.
 LEVERAGE_POWER = 2
 
 # How many more times the variance from the coefficients' own noise is counted, where the error consists of nothing else;
 # less in proportion to its fraction. To first order it is negligible. Where it is not, the coefficients hang on a few draws
-# far out, which the folds share, so that their jackknife says too little: for extreme values of shape −0.3 and 2000 draws
+# far out, which the folds share, so that their jackknife gives too little: for extreme values of shape −0.3 and 2000 draws
 # the coverage is 74 % without this, 96 % with it; for the mixture above 88 and 95 %.
 MORE_NOISE = 24.0
 
@@ -314,7 +314,7 @@ def _normal_equations(sums: Sums) -> tuple[Float[Array, "f r r"], Float[Array, "
     """Weighted products of the controls, in the basis, with themselves and with the targets, on the pairs of the other folds.
 
     Between rows of covariates the targets differ in mean, which is no noise, so that only differences within a row count;
-    where there is one row, the pairs' means tell as much again, and there is a constant.
+    where there is one row, the pairs' means carry as much information again, and there is a constant.
     """
     r = sums.basis.shape[0]
     rest = jnp.sum(sums.gram, axis=0, keepdims=True) - sums.gram

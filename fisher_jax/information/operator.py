@@ -65,7 +65,7 @@ class InformationOperator:
     vector and zero in a result. Other constraints play no part, as in `fisher_information`.
 
     A sampled operator is the matrix of these particular draws, the same in every product; the errors of its diagonal and
-    trace say how far those may be from the expectation's. The tests of regularity that `fisher_information` makes on the way
+    trace show how far those may be from the expectation's. The tests of regularity that `fisher_information` makes on the way
     are not made here.
 
     The operator is a pytree: it may be an argument of a jitted function, and made inside one.
@@ -327,7 +327,7 @@ def information_operator(
     Raises
     ------
     ValueError, TypeError
-        If the arguments do not fit together, or there is no method to compute the expectation: the message says what to supply.
+        If the arguments do not fit together, or there is no method to compute the expectation: the message names what to supply.
 
     Notes
     -----

@@ -117,7 +117,7 @@ class Regularity:
 
     @property
     def heavy(self) -> Bool[AnyArray, "*b q"]:
-        """Which scores have so heavy a tail that their variance is infinite, as far as draws can tell.
+        """Which scores have so heavy a tail that their variance is infinite, as far as draws can show.
 
         The standard error of the exponent γ from k draws is √((1 + γ²)/k) (Dekkers, Einmahl and de Haan 1989, theorem 3.1).
         """

@@ -144,8 +144,8 @@ def with_auxiliary(model: Model, log_density: UserFunction, *, sample: UserFunct
     - One measurement does not show its own spread, and where it alone determines a parameter its score at the estimate is zero
       whatever its error. So the middle of the sandwich, and of `robust` however its observations are clustered, is
       Σ wᵢ sᵢ sᵢᵀ − ∇² log q, the second derivatives being those in the user's parameters: the rows are taken as they vary, the
-      measurement as q says. The same is ``"empirical"``. There is no ``"expected"`` information, and no Fisher information per
-      observation.
+      measurement as q describes it. The same is ``"empirical"``. There is no ``"expected"`` information, and no Fisher
+      information per observation.
     - n, in BIC and elsewhere, is that of the observations; weights and clusters are theirs, and weights leave the term alone.
     - The bootstrap draws m anew by `sample` beside the rows, resampled or drawn (the unconditional ensemble); without `sample` it
       raises, for with m as it is the replicates vary too little. A number of events is drawn anew while the rows stay as many as
@@ -261,7 +261,7 @@ def same_in_every_row(drawn: Observed) -> Observed:
 
 
 def check_without_auxiliary(model: Model, what: str) -> None:
-    """Raise where there is an auxiliary measurement, which has no part in what is said of one observation."""
+    """Raise where there is an auxiliary measurement, which has no part in quantities of one observation."""
     if isinstance(model, AuxiliaryModel):
         raise ValueError(
             f"the model has an auxiliary measurement, which counts once, and {what} is about one observation. Give the model "

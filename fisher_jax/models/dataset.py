@@ -277,7 +277,7 @@ def place_parts(
     """The data of a joint model as they are stored, with their axes over data sets, where there are many.
 
     Data and covariates are dictionaries by part, with the rows of each checked to be as many; weights are those of one part after
-    the other. A part without covariates has an array (n, 0) in their place, which tells those who draw how many rows there are.
+    the other. A part without covariates has an array (n, 0) in their place, from which those who draw know how many rows there are.
     """
     names = tuple(model.parts)
 
@@ -410,7 +410,7 @@ def without_masks(model: Model, dataset: Dataset) -> Dataset:
         raise ValueError(
             "the data are masked, and the model is `dependent`: a weight of zero leaves out a term, but the value "
             "under the mask would enter those after it. Give the series without masks, and write its terms for missing values, "
-            "say with an indicator as given=."
+            "for example with an indicator as given=."
         )
     differs = dataset.differs[: len(leaves)] or (False,) * len(leaves)
     masked: dict[bool, Any] = {False: False, True: False}
@@ -490,7 +490,7 @@ def check_given(model: Model, given: PyTree, name: str = "given") -> PyTree:
 def as_arrays(tree: PyTree, name: str, missing: str = "raise") -> PyTree:
     """The argument `name` with arrays of numbers for its leaves; masked arrays where entries are masked.
 
-    A table becomes a dictionary of its columns. `missing` says what to do where values are missing in it, as for
+    A table becomes a dictionary of its columns. `missing` is what to do where values are missing in it, as for
     `tables.as_columns`; an empty text leaves tables as matrices.
     """
     if isinstance(tree, list | tuple) and not hasattr(tree, "_fields") and _is_numbers(tree):

@@ -51,7 +51,7 @@ def fingerprint(value: Any, name: str, *, to_share: bool = False, in_depth: bool
     """The table of `value`, each row's name beginning with `name`.
 
     Where a function's programs are to be shared (`to_share`), more is unknown: arrays beyond `LARGE`, and empty lists, dicts and
-    sets, which may be caches that fill when it is called. With `in_depth` less is: classes of the user's are told by all that
+    sets, which may be caches that fill when it is called. With `in_depth` less is: classes of the user's are identified by all that
     they define, and data frames and other objects of libraries by what pickle takes of them.
     """
     table: Fingerprint = {}

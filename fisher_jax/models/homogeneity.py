@@ -62,7 +62,7 @@ def powers_of_parameters(
             TypeError,
             ValueError,
             IndexError,
-        ):  # of drawn numbers, say a float for an index; the fit raises what is wrong
+        ):  # of drawn numbers, for example a float for an index; the fit raises what is wrong
             return unknown
     slopes, sums, term = (np.asarray(x).reshape(NUM_PARAMETERS * num_rows, -1) for x in (slopes, sums, term))
     usable = np.all(np.isfinite(np.concatenate([slopes, sums, term], axis=1)), axis=1) & np.any(slopes != 0, axis=1)
@@ -95,7 +95,7 @@ def powers_of_parameters(
 
 
 def _draw(rng: np.random.Generator, leaf: Any, theta: np.ndarray, num_rows: int, group: int) -> np.ndarray:
-    """Values of a leaf at all points (K, R, …), on the scale of the parameters there, since these say what is typical."""
+    """Values of a leaf at all points (K, R, …), on the scale of the parameters there, since these show what is typical."""
     shape = (len(theta), num_rows, *leaf.shape)
     kind = np.dtype(leaf.dtype).kind
     if kind == "b":
@@ -103,7 +103,7 @@ def _draw(rng: np.random.Generator, leaf: Any, theta: np.ndarray, num_rows: int,
     if kind in "iu" and group < 0:  # a code or an index
         return rng.integers(0, 2, shape).astype(leaf.dtype)
     flat = (len(theta), num_rows, int(np.prod(leaf.shape)))
-    # Sums of a few parameters, one or a random number of times each: a location and some scales from it, say.
+    # Sums of a few parameters, one or a random number of times each: for example a location and some scales from it.
     factors = np.where(rng.random((*flat, theta.shape[1])) < 0.5, 1.0, rng.normal(size=(*flat, theta.shape[1])))
     chosen = factors * (rng.random(factors.shape) < 0.6)
     values = np.einsum("krep,kp->kre", chosen, theta) + np.where(rng.random(flat) < 0.3, rng.normal(size=flat), 0.0)

@@ -170,7 +170,7 @@ def linked(
         parameters for one observation, those that the family holds fixed (a number of trials) included.
     constraints, initial, names
         Of the user's parameters, as for `Model`. The family's own constraints are not enforced: choose a predictor that
-        satisfies them, an exponential for a rate, say.
+        satisfies them, for example an exponential for a rate.
 
     Returns
     -------

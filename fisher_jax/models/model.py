@@ -77,7 +77,7 @@ class Model:
         `log_likelihood`, `score` and their kin are without it.
     names : pytree of sequences of str, optional
         Names for the entries of vectors, shaped like `params` or a part of it, as in ``{"beta": ("intercept", "age")}``. Reports
-        and matrices then show `age` in place of `beta[1]`, and a parameter can be asked for by it.
+        and matrices then show `age` in place of `beta[1]`, and a parameter can be named by it.
 
     Raises
     ------
@@ -151,7 +151,7 @@ class Model:
         return ""
 
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
-        """What the report of a fit says of a model of this kind besides what it says of all: titles with their texts."""
+        """What the report of a fit states about a model of this kind beside what it states about all: titles with their texts."""
         return []
 
     def check_data(self, data: PyTree, given: PyTree) -> None:
@@ -167,7 +167,7 @@ class Model:
 
     @property
     def numbers_in_row(self) -> int:
-        """How many numbers an observation holds that each tell of the parameters, as the bins of a histogram; else one."""
+        """How many numbers an observation holds that each inform about the parameters, as the bins of a histogram; else one."""
         return 1
 
     @property

@@ -2,7 +2,7 @@
 
 A name stands for an entry (`scale`, `beta[2]`), or for all entries of an array or of a container (`beta`, `layers[1]`). Names may
 hold any character, as those that formulas make: `C(region)[T.b]`, `x:z`. So a text is not cut into words first: where a name may
-stand, the longest of all names that fits is taken. Backticks about a name say where it ends. The grammar, which is that of
+stand, the longest of all names that fits is taken. Backticks about a name mark where it ends. The grammar, which is that of
 linear hypotheses in R's `car` and in patsy:
 
     hypothesis := sum ("=" sum)+          a = b = 0 makes two restrictions
@@ -199,8 +199,8 @@ def read_restrictions(
 ) -> LinearCombinations:
     """The linear restrictions R θ = r that texts state: `scale = 1`, `a + 2 b = 0`, `a = b = 0, c = 1`.
 
-    Raises where they follow from each other or contradict each other. `not_free` says of a parameter that is fixed in this layout
-    why it cannot be restricted.
+    Raises where they follow from each other or contradict each other. `not_free` explains why a parameter that is fixed in this
+    layout cannot be restricted.
     """
     forms: list[_Form] = []
     statements: list[str] = []

@@ -145,7 +145,7 @@ def is_of_expected(model: Model) -> bool:
 
 
 def describe_prior(prior: Any) -> str:
-    """A prior in words, as a report says it."""
+    """A prior in words, as a report prints it."""
     words = getattr(prior, "description", None)
     if words is not None:
         return str(words)

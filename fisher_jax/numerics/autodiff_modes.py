@@ -1,6 +1,6 @@
 """Functions that JAX can differentiate in one mode only, made ready for both.
 
-A function with a `jax.custom_vjp` in it (an ODE solved by `odeint`, say) has derivatives in reverse only, one with a
+A function with a `jax.custom_vjp` in it (such as an ODE solved by `odeint`) has derivatives in reverse only, one with a
 `jax.lax.while_loop` forward only. Which modes a function allows is tried on abstract values. Where one is missing, the function
 gets a rule for its derivative (`jax.custom_jvp`): its Jacobian J(x), computed in the mode that it has, times the tangent. The rule
 is linear in the tangent, so that reverse mode can transpose it. Second derivatives are derivatives of J, in forward mode where

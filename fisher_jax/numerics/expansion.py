@@ -192,7 +192,7 @@ Array = np.ndarray  # of Entry
 
 
 def _objects(shape: Sequence[int], entries: Iterable[Entry]) -> Array:
-    """An object array; numpy is never asked to look into the entries."""
+    """An object array; numpy never looks into the entries."""
     out = np.empty(math.prod(shape), object)
     for k, entry in enumerate(entries):
         out[k] = entry
@@ -239,7 +239,7 @@ def _method(name: str) -> Callable[..., Entry]:
 class Scalars:
     """The arithmetic: makes entries, folds constants, merges equal operations.
 
-    `portable` is as in `expand`; `fold_zeros` says whether 0 * x is folded, which the interpreter sets for each equation.
+    `portable` is as in `expand`; `fold_zeros` is whether 0 * x is folded, which the interpreter sets for each equation.
     """
 
     def __init__(self, portable: bool) -> None:

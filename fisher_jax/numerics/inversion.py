@@ -50,7 +50,7 @@ def invert(
     count itself, rounded, leads back to the count.
     """
     uniform = jnp.asarray(uniform, jnp.result_type(float, *jax.tree.leaves(params)))
-    # That of the smaller tail has all digits; in place of the other stands a number that tells which is the smaller.
+    # That of the smaller tail has all digits; in place of the other stands a number that shows which is the smaller.
     lower = uniform < 0.5
     log_level, log_rest = jnp.log(jnp.where(lower, uniform, 0.75)), jnp.log1p(-jnp.where(lower, 0.5, uniform))
     return invert_level(log_cdf, log_survival, log_level, log_rest, params, *z, low=low, high=high, discrete=discrete)
@@ -102,7 +102,7 @@ def _invert(
         middle = (below & above) + ((below ^ above) >> 1)  # their mean, which does not overflow
         y = number(middle)
         lower, higher = log_cdf(params, y, *z), log_survival(params, y, *z)
-        # Where quadrature cannot tell, y is too far out.
+        # Where quadrature fails, y is too far out.
         reached = jnp.where(in_lower, lower >= log_level, higher <= log_rest)
         up = jnp.where(jnp.isnan(lower) | jnp.isnan(higher), y > 0, reached)
         return jnp.where(up, below, middle), jnp.where(up, middle, above)

@@ -48,7 +48,7 @@ def linear_predictors(
 ) -> Predictors | None:
     """Cut a function of (u, *data) where it is linear in u; None where that leaves no fewer entries than u has.
 
-    `data` are shapes of arrays; `made_of` says of each whether coefficients may be made of it, by default of all. Functions with
+    `data` are shapes of arrays; `made_of` states of each whether coefficients may be made of it, by default of all. Functions with
     rules of their own for derivatives are not cut inside.
     """
     flat = flatten(jax.make_jaxpr(function)(u, *data), keep_rules=True)

@@ -138,7 +138,7 @@ def natural_gradient(
     Three operators: Jᵀ I_η J of a `linked` model, exact; a mean over labels that the model draws itself (`MonteCarlo` with
     estimator ``"outer"``, and another key each time); ``kind="empirical"`` at the data's own labels. Each product costs one to
     two gradients, and the gradient is followed by as many as the solve takes. A direction from a truncated solve is still
-    one of descent; the state says how far it came. With a matrix that cannot be factorised the updates are NaN, or with
+    one of descent; the state records how far it came. With a matrix that cannot be factorised the updates are NaN, or with
     `adaptive` the step is not taken and λ grows.
 
     For momentum, chain with ``optax.trace``; not with `adaptive`, which judges the step as it leaves here.

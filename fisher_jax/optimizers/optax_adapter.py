@@ -25,7 +25,7 @@ STILL_STEPS = (
 class _Run(NamedTuple):
     """An optimiser of optax's under way: where it is, its own state, and why it might end.
 
-    `still` counts updates in a row that changed nothing, `broken` says that it stepped to where nothing is finite, `arrived`
+    `still` counts updates in a row that changed nothing, `broken` that it stepped to where nothing is finite, `arrived`
     that the decrement is below the tolerance.
     """
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from fisher_jax.errors import kind_of, require
 from fisher_jax.models.parameter_names import NameIndex
 
-MARKERS = "os^Dv<>p"  # of curves in one panel, which are then told apart without colour
+MARKERS = "os^Dv<>p"  # of curves in one panel, which can then be distinguished without colour
 
 
 def pyplot() -> Any:

@@ -205,7 +205,7 @@ def rootogram(fit: Fit, *, style: Style = "hanging", axes: "Axes | None" = None)
 def calibration_histogram(fit: Fit, *, num_bins: int = 10, level: float = 0.95, axes: "Axes | None" = None) -> "Axes":
     """Draw the histogram of u = F(y; θ̂, z), which is flat if the model is right, with a band for each bar.
 
-    A hump in the middle says that the distributions of the model are too wide, a U that they are too narrow, a slope that they are
+    A hump in the middle shows that the distributions of the model are too wide, a U that they are too narrow, a slope that they are
     biased.
 
     Parameters

@@ -174,7 +174,7 @@ def bootstrap_histogram(
     Returns
     -------
     array of matplotlib Axes
-        One for each name. Densities, so that areas are one; replicates that failed are left out, as the title says.
+        One for each name. Densities, so that areas are one; replicates that failed are left out, as the title states.
 
     Raises
     ------

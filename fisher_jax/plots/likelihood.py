@@ -89,7 +89,7 @@ def likelihood_surface(
     Notes
     -----
     In a model of just these two entries J⁻¹ is `fit.covariance()`. In a larger one it is smaller: contours at fixed
-    others are comparable with the conditional ellipse only, and the legend says so. Outside a constraint, and where the
+    others are comparable with the conditional ellipse only, and the legend names it. Outside a constraint, and where the
     log-density is not finite, the picture is blank. Costs num_points² evaluations of ℓ, num_points at a time.
 
     Examples
@@ -386,7 +386,7 @@ def profile_region(
     Returns
     -------
     matplotlib Axes
-        Where a boundary is not closed its ends are marked by open circles, and the legend says so. Positive values that differ
+        Where a boundary is not closed its ends are marked by open circles, and the legend names it. Positive values that differ
         by a factor of fifty or more are drawn on a logarithmic axis. The window ends where a point is a thousand times as
         large as the estimate there, or twenty times as far from it as half of the points are.
 

@@ -98,8 +98,8 @@ def follow(
 ) -> Path:
     """The profile of g from the maximum at u in the direction `side` = ±1 of g, to where it has fallen by `cut` nats.
 
-    `evaluate(u)` is the `Point` at u. `span` is a change of g that is large whatever the likelihood: that of a logarithm or a
-    logit, say. It is infinite where there is none, and NaN where g may have a range that it does not leave.
+    `evaluate(u)` is the `Point` at u. `span` is a change of g that is large whatever the likelihood: for example that of a
+    logarithm or a logit. It is infinite where there is none, and NaN where g may have a range that it does not leave.
     """
     cut, span = jnp.asarray(cut, free.dtype), jnp.asarray(span, free.dtype)
     evaluate = jax.jit(

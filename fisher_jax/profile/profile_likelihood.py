@@ -53,7 +53,7 @@ class Profile(Reported):
         At the maximum; the standard error is Wald's, from the observed information, in the same unit.
     lower, upper : arrays (m,)
         Ends of the interval {c : ℓ̂ − ℓ_p(c) ≤ ½ χ²₁(level)}. Where the profile never falls so far, the edge of the parameter's
-        range or ±inf; NaN where the end was not reached. `lower_end` and `upper_end` say in words which.
+        range or ±inf; NaN where the end was not reached. `lower_end` and `upper_end` explain it in words.
     end_codes : integer array (m, 2)
         The same as codes.
     value, signed_root : arrays (m, k)
@@ -222,7 +222,7 @@ def profile_likelihood(
     ----------
     fit : Fit
         As `fit` or `fit_batch` returned it. One that ended at a boundary or with singular information can be profiled too: the
-        ends that exist are found, and the report says why the others do not.
+        ends that exist are found, and the report states why the others do not.
     function : str or sequence of str, or callable, optional
         Parameters by name (`"scale"`, `"beta[2]"`, `"beta"` for all of its entries), or linear combinations of them (`"a - b"`, as
         for `delta_method`). Or ``function(params)``, which returns a number, or an array or pytree of them. Each is profiled by
@@ -247,11 +247,11 @@ def profile_likelihood(
     -----
     All sides of all profiles are followed at once. From a point with ∇ℓ = λ ∇g the path of restricted maxima is predicted
     along its tangent and corrected by Newton steps, which use the Hessians of ℓ and g; λ is the profile's slope and, with its
-    derivative, says where the cut-off lies. An end is exact to rounding. The interval does not depend on how the parameter is
+    derivative, shows where the cut-off lies. An end is exact to rounding. The interval does not depend on how the parameter is
     written: that of a scale is the image of that of its logarithm.
 
     If a point better than the estimate is met, the fit is made again from there, and `num_restarts`, `fit` and the printed
-    table say so. A likelihood with several peaks is left at the first crossing of the cut-off on either side; a path on
+    table show it. A likelihood with several peaks is left at the first crossing of the cut-off on either side; a path on
     which the other parameters would have to leap cannot be followed beyond, and is reported as such. Near the edge of the
     parameter space the χ² distribution does not hold; what is returned then is the set of values within the cut-off. That of a
     standard deviation of effects goes down to zero where the data allow it; were the truth zero, 97.5 % or more of nominal 95 %
@@ -485,7 +485,7 @@ def _notes(profile: Profile) -> tuple[str, ...]:
                 f"{cut_of(profile.level):.4g} nats."
             )
     if singular := [name for name, flag in zip(names, profile.singular, strict=True) if flag]:
-        notes.append(f"on the profile of {', '.join(singular)} some of the other parameters cannot be told apart.")
+        notes.append(f"on the profile of {', '.join(singular)} some of the other parameters cannot be distinguished.")
     return tuple(notes)
 
 

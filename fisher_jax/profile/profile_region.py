@@ -42,7 +42,7 @@ class ProfileRegion(Reported):
         Points of the boundary in the user's unit, counterclockwise as rays leave the estimate; NaN for a ray on which the
         profile did not reach the cut-off.
     end_codes : integer array (k,)
-        How each ray ended; `ends` says it in words.
+        How each ray ended; `ends` gives it in words.
     joined : boolean array (k,)
         Whether the boundary goes on from this point to the next; the last one's next is the first. False beside a ray without
         a point, and where the boundary leaps: there the region is not star-shaped about the estimate.
@@ -194,7 +194,7 @@ def profile_region(
     Warns
     -----
     FitWarning
-        If the curve that was found is not closed. The report says in which directions and why.
+        If the curve that was found is not closed. The report states in which directions and why.
 
     Notes
     -----
@@ -400,5 +400,5 @@ def _notes(
             "star-shaped about the estimate, and what lies behind is not followed."
         )
     if np.any(rays.singular):
-        notes.append(f"on {int(np.sum(rays.singular))} rays some of the other parameters cannot be told apart.")
+        notes.append(f"on {int(np.sum(rays.singular))} rays some of the other parameters cannot be distinguished.")
     return tuple(notes)

@@ -133,7 +133,7 @@ def coordinates(layout: Layout) -> Layout:
 def information_of(
     experiment: Experiment, layout: Layout, expectation: Expectation | None, key: Array
 ) -> tuple[Information, tuple[str, ...]]:
-    """The information about `layout`, and what its draws or nodes say against it."""
+    """The information about `layout`, and what its draws or nodes show against it."""
     model, values, covariates = experiment.model, experiment.values, experiment.covariates
     tied = len(experiment.layout.names) != experiment.layout.num_free
     if expectation is None and has_closed_form(model):

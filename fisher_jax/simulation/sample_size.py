@@ -140,7 +140,7 @@ def sample_size(
     ------
     ValueError, TypeError
         If not exactly one of `standard_error` and `power` is given, a name is unknown, the hypothesis is true at params, one
-        tested entry is determined by the others (all of a simplex, say), or the information is singular.
+        tested entry is determined by the others (such as all of a simplex), or the information is singular.
 
     Notes
     -----

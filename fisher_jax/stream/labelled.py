@@ -86,7 +86,7 @@ def _boxes(sizes: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[slic
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """The cells: their dimensions and coordinates, and what else results say of them.
+    """The cells: their dimensions and coordinates, and what else results record of them.
 
     Of the `coordinates`, variables of xarray by name, those in `places` only count along a dimension that has none.
     """
@@ -121,7 +121,7 @@ class Grid:
         return dataclasses.replace(self, coordinates=coordinates)
 
     def described(self) -> dict[str, Any]:
-        """What a manifest says of the cells."""
+        """What a manifest records of the cells."""
         return {
             "cells": self.sizes,
             "coordinates": {name: list(variable.dims) for name, variable in self.coordinates.items()},

@@ -360,9 +360,7 @@ def check_file_system(path: Path, writer: str) -> None:
                 try:
                     fcntl.flock(first, fcntl.LOCK_SH | fcntl.LOCK_NB)
                     fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (
-                    OSError
-                ):  # as it should be; or there are no locks at all, which was said when the sink was locked
+                except OSError:  # as it should be; or there are no locks at all, of which the lock of the sink warned
                     return
                 raise fail("gives one lock to two")
 

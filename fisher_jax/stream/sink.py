@@ -132,7 +132,7 @@ class ParquetSink:
         self.ledger = Ledger(path, path / "_fisher_jax")  # what begins with an underscore is not read as data
 
     def lay_out(self, folder: Path, **_: Any) -> None:
-        """Nothing: each file says what it holds."""
+        """Nothing: each file describes what it holds."""
 
     def write(self, number: int, start: int, size: int, columns: Columns) -> None:
         """As for `ZarrSink`."""
