@@ -358,9 +358,9 @@ def __getattr__(name: str) -> Any:
     if name not in _DEFINED_IN:
         raise AttributeError(f"module 'fisher_jax' has no attribute {name!r}")
     module = _DEFINED_IN[name]
-    found = getattr(importlib.import_module(module), name) if module else importlib.import_module(f"fisher_jax.{name}")
-    globals()[name] = found  # not asked for again
-    return found
+    value = getattr(importlib.import_module(module), name) if module else importlib.import_module(f"fisher_jax.{name}")
+    globals()[name] = value  # not asked for again
+    return value
 
 
 def __dir__() -> list[str]:

@@ -43,13 +43,13 @@ def in_chunks(
         return start, part, part_weights, fresh
 
     def body(k: Array, carry: tuple[Array, Any]) -> tuple[Array, Any]:
-        joined, totals = carry
+        rows_so_far, totals = carry
         start, part, part_weights, fresh = cut(k)
         by_row, added = of_chunk(part, part_weights)
-        before = jax.lax.dynamic_slice_in_dim(joined, start, size)
+        before = jax.lax.dynamic_slice_in_dim(rows_so_far, start, size)
         by_row = jnp.where(fresh.reshape((-1,) + (1,) * (by_row.ndim - 1)), by_row, before)
-        joined = jax.lax.dynamic_update_slice_in_dim(joined, by_row, start, axis=0)
-        return joined, jax.tree.map(jnp.add, totals, added)
+        rows_so_far = jax.lax.dynamic_update_slice_in_dim(rows_so_far, by_row, start, axis=0)
+        return rows_so_far, jax.tree.map(jnp.add, totals, added)
 
     by_row, added = jax.eval_shape(lambda: of_chunk(*cut(jnp.array(0))[1:3]))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), added)

@@ -102,9 +102,9 @@ class _Sum(Prior):
     def of_data(self, model: Model, layout: Layout, values: Values, dataset: Dataset, *strength: Any) -> Array:
         total: Any = jnp.zeros((), layout.dtype)
         for part in self.parts:
-            own = strength if takes_strength(part) else ()
+            of_part = strength if takes_strength(part) else ()
             one = replace(model, prior=part)
-            total = total + log_prior(one, layout, values, replace(dataset, strength=own))
+            total = total + log_prior(one, layout, values, replace(dataset, strength=of_part))
         return total
 
 

@@ -403,10 +403,10 @@ def _check_numbers(name: str, array: Any) -> None:
             "Encode text and categories as numbers first." if kind in "OSU" else "Give their real and imaginary parts."
         )
         raise TypeError(f"{name}: expected numbers, got an array of dtype {array.dtype}. {how}")
-    held = type(array.data)
-    if not held.__module__.startswith(("numpy", "xarray", "dask", "jax", "pandas")):
+    array_type = type(array.data)
+    if not array_type.__module__.startswith(("numpy", "xarray", "dask", "jax", "pandas")):
         raise TypeError(
-            f"{name} is held in a {held.__module__}.{held.__name__}, of which units or a layout would be lost. Give "
+            f"{name} is in a {array_type.__module__}.{array_type.__name__}, of which units or a layout would be lost. Give "
             "numpy's or Dask's arrays: array.as_numpy(), or array.pint.dequantify()."
         )
 
@@ -721,8 +721,8 @@ class _Cells(CellArguments):
                 following = beside.submit(next, prepared, None)
                 if not slab.has_data.any():
                     continue
-                fits, found = self._fit_slab(slab)
-                new = [output for output, _ in found]
+                fits, of_fits = self._fit_slab(slab)
+                new = [output for output, _ in of_fits]
                 if of_functions is None:  # the first fits show what functions return
                     add(new)
                     of_functions = tuple(new)
@@ -734,7 +734,7 @@ class _Cells(CellArguments):
                         f"functions return {', '.join(both[1])} for some cells, and {', '.join(both[0])} for others: the "
                         "names and shapes must be the same for all."
                     )
-                stored.append(beside.submit(store, slab, fits, [numbers for _, numbers in found]))
+                stored.append(beside.submit(store, slab, fits, [numbers for _, numbers in of_fits]))
             for future in stored:
                 future.result()
         if of_functions is None:
@@ -777,7 +777,7 @@ class _Cells(CellArguments):
 
     def _fit_slab(self, slab: _Slab, most: int | None = None) -> tuple[Fit, list[tuple[_Output, np.ndarray]]]:
         """Its fits, and what functions return of them, or of the first `most`."""
-        settings, found = self.settings, []
+        settings, results = self.settings, []
         if settings["devices"] is None:
             settings = settings | {"devices": threads_of_dask_worker()}
         with _engine, jax.enable_x64(self.x64), silent():
@@ -785,8 +785,8 @@ class _Cells(CellArguments):
             for name, function in self.functions.items():
                 for output, numbers in _outputs_of(name, function(fits), len(fits)):
                     too_few = (fits.status_code == Status.TOO_FEW_OBSERVATIONS).reshape(-1, *(1,) * len(output.shape))
-                    found.append((output, np.where(too_few, np.nan, numbers)))
-        return fits, found
+                    results.append((output, np.where(too_few, np.nan, numbers)))
+        return fits, results
 
 
 def _places(shape: tuple[int, ...], bytes_each: int, num_workers: int) -> Iterator[tuple[slice, ...]]:
@@ -916,10 +916,10 @@ def coordinates_of(leaves: list[Leaf], axes: Axes, reserved: list[str]) -> Any:
         along = [name for name, coord in leaf.array.coords.items() if set(coord.dims) & set(others)]
         mine = leaf.array.drop_vars(along).isel(dict.fromkeys(others, 0), drop=True).coords
         coords = mine if coords is None else coords.merge(mine).coords
-    taken = [name for name in (*axes.cells, *coords) if name in reserved]
-    if taken:
+    reserved_names = [name for name in (*axes.cells, *coords) if name in reserved]
+    if reserved_names:
         raise ValueError(
-            f"data have a dimension or coordinate {taken[0]!r}, which is a name in the result. Rename it, by .rename."
+            f"data have a dimension or coordinate {reserved_names[0]!r}, which is a name in the result. Rename it, by .rename."
         )
     return coords
 
@@ -1046,11 +1046,13 @@ def units_of(
     powers = powers_of_parameters(model, layout, values, *outline, tuple(groups))
     units = []
     for column in powers.T:
-        known = [power == 0 if unit is None else np.isfinite(power) for unit, power in zip(names, column, strict=True)]
+        determined = [
+            power == 0 if unit is None else np.isfinite(power) for unit, power in zip(names, column, strict=True)
+        ]
         factors = [
             unit if power == 1 else f"{unit}{int(power)}" if unit.isalpha() else f"({unit}){int(power)}"
             for unit, power in sorted(zip(names, column, strict=True), key=lambda pair: -pair[1])
             if unit is not None and np.isfinite(power) and power != 0
         ]
-        units.append((" ".join(factors) or "1") if all(known) else "")
+        units.append((" ".join(factors) or "1") if all(determined) else "")
     return units

@@ -363,14 +363,14 @@ class _Bins:
         """Σ (observed − expected)² / expected of each fit, in the bins of the tested ones of these numbers."""
         if self.ends is not None:
             return chi_square_of_bins(fit, self.ends[tested])
-        (transform, is_lost), numbers = _transform_of(fit), self.numbers[tested]
+        (transform, is_missing), numbers = _transform_of(fit), self.numbers[tested]
         result = np.empty(len(numbers))
         for number in np.unique(numbers):
             rows = numbers == number
             counts = distances.counts_in_bins(Transform(*(end[rows] for end in transform)), int(number))
             expected = counts.sum(axis=-1, keepdims=True) / number
             result[rows] = np.sum((counts - expected) ** 2 / expected, axis=-1)
-        return np.where(is_lost, np.nan, result)
+        return np.where(is_missing, np.nan, result)
 
 
 def _transform_of(fit: Fit) -> tuple[Transform, Bool[np.ndarray, " r"]]:
@@ -378,8 +378,8 @@ def _transform_of(fit: Fit) -> tuple[Transform, Bool[np.ndarray, " r"]]:
     transform = Transform(*map(np.atleast_2d, integral_transform(fit)))
     weights = origin_of(fit).dataset.weights
     counted = True if weights is None else np.atleast_2d(np.asarray(weights)) > 0
-    is_lost = np.any(np.isnan(transform.log_low) & counted, axis=-1)
-    return Transform(*(np.where(is_lost[:, None], np.log(0.5), end) for end in transform)), is_lost
+    is_missing = np.any(np.isnan(transform.log_low) & counted, axis=-1)
+    return Transform(*(np.where(is_missing[:, None], np.log(0.5), end) for end in transform)), is_missing
 
 
 def _evaluate(
@@ -387,13 +387,13 @@ def _evaluate(
 ) -> Float[np.ndarray, "r k"]:
     """The statistics of each fit's data at its estimate, of one fit in one row; `tested` are the numbers of these fits."""
     transform: Any = None
-    is_lost: Any = None
+    is_missing: Any = None
     if any(function in _DISTANCES for function in statistics.values()):
-        transform, is_lost = _transform_of(fit)
+        transform, is_missing = _transform_of(fit)
     columns = []
     for name, function in statistics.items():
         if function in _DISTANCES:
-            columns.append(np.where(is_lost, np.nan, _DISTANCES[function](transform)))
+            columns.append(np.where(is_missing, np.nan, _DISTANCES[function](transform)))
         elif function == "chi_square":
             assert bins is not None
             columns.append(bins.chi_square(fit, tested))
@@ -469,9 +469,9 @@ def _notes(
         notes.append(
             f"of the replicates' fits {np.sum(did_fail)} of {total} failed ({kinds}). They are left out of the p-values."
         )
-    lost = np.any(np.isnan(value), axis=0)
-    if np.any(lost):
-        names = [name for name, is_lost in zip(statistics, lost, strict=True) if is_lost]
+    missing = np.any(np.isnan(value), axis=0)
+    if np.any(missing):
+        names = [name for name, is_missing in zip(statistics, missing, strict=True) if is_missing]
         notes.append(
             f"{listed(names)} of the data is not a number, as where log_cdf is NaN at an observation: there is no p-value."
         )

@@ -267,7 +267,7 @@ def _simulate(fit: Fit, key: Any, count: int) -> tuple[Float[np.ndarray, "r n"],
     for fits in refits_of_drawn(fit, origin_of(fit), key, count, covariances=()):
         failed += int(np.sum(~fits.converged))
         rows.append(np.sort(integral_transform(fits).logits()[fits.converged], axis=1))
-    joined = np.concatenate(rows)
-    if not len(joined):
+    logits = np.concatenate(rows)
+    if not len(logits):
         raise ValueError('none of the simulated data sets could be fitted. Use envelope="order statistics".')
-    return joined, failed
+    return logits, failed

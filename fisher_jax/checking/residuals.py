@@ -121,8 +121,8 @@ class Residuals(Reported):
             rows.append((name, middle, expected) if self.kind == "quantile" else (name, middle))
         columns = ("", "residuals", "standard normal") if self.kind == "quantile" else ("", "residuals")
         notes = []
-        if lost := int(np.sum(np.isnan(self.values) & (counted > 0))):
-            notes.append(f"{lost} residuals are not numbers, and are left out.")
+        if num_missing := int(np.sum(np.isnan(self.values) & (counted > 0))):
+            notes.append(f"{num_missing} residuals are not numbers, and are left out.")
         if not self.has_batch:
             finite = self.values[~np.isnan(self.values)]
             if len(finite):
@@ -348,10 +348,10 @@ def check_mean_residuals(model: Model, params: PyTree, data: PyTree, given: PyTr
             f"{name} is of observations that are one number each, which is known. Quantile residuals are of censored ones, too."
         )
     tables: dict[str, dict[str, Any]] = {"pearson": VARIANCES, "deviance": UNIT_DEVIANCES}
-    known = tables.get(kind)
-    if known is not None and name_of_family(model) not in known:
+    of_families = tables.get(kind)
+    if of_families is not None and name_of_family(model) not in of_families:
         of_what = "variance" if kind == "pearson" else "saturated model"
         raise ValueError(
-            f"{name} needs the {of_what} of a family, which is known of {', '.join(known)}. Quantile residuals need a distribution "
-            "function only."
+            f"{name} needs the {of_what} of a family, which is known of {', '.join(of_families)}. Quantile residuals need a "
+            "distribution function only."
         )

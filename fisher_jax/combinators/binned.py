@@ -217,11 +217,11 @@ def binned(model: Model, edges: Any, *, extended: bool = False, total: int | Non
         )
     check_distribution(model, "binned")
     arguments = model, ends, bool(extended), total
-    is_known = extended or total is not None
+    has_total = extended or total is not None
     return combined(
         _BinnedDensity(*arguments),
         added=added,
-        sample=_BinnedSample(*arguments) if is_known else None,
-        mean=_BinnedMean(*arguments) if is_known else None,
+        sample=_BinnedSample(*arguments) if has_total else None,
+        mean=_BinnedMean(*arguments) if has_total else None,
         initial=None if model.initial is None else _BinnedInitial(*arguments),
     )

@@ -178,9 +178,9 @@ def with_constraints(base: Model, added: Mapping[str, Constraint]) -> Any:
             f"parameters {', '.join(map(repr, added))} are added to those of {base!r}, whose constraints are "
             f"{kind_of(base.constraints)}. Write the model with params in a dictionary."
         )
-    taken = [name for name in added if name in parameters_of(base)]
-    if taken:
-        raise ValueError(f"{base!r} has a parameter {taken[0]!r} already.")
+    doubled = [name for name in added if name in parameters_of(base)]
+    if doubled:
+        raise ValueError(f"{base!r} has a parameter {doubled[0]!r} already.")
     return {**(base.constraints or {}), **added}
 
 

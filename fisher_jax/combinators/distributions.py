@@ -325,7 +325,9 @@ def from_distribution(
     # The constraints that a class declares of its parameters, as those of this library.
     declared = getattr(of_class if isinstance(of_class, type) else made, "arg_constraints", None)
     of_names = (
-        {name: _as_own(declared[name]) for name in names if name in declared} if isinstance(declared, Mapping) else {}
+        {name: _constraint_from(declared[name]) for name in names if name in declared}
+        if isinstance(declared, Mapping)
+        else {}
     )
     read = {name: constraint for name, constraint in of_names.items() if constraint is not None}
     if read and constraints is not None and not isinstance(constraints, Mapping):
@@ -426,7 +428,7 @@ def _static_support(make: Any, source: _Source, made: Any) -> Any:
     return tuple(float(end) for end in _ends(made))
 
 
-def _as_own(constraint: Any) -> Constraint | None:
+def _constraint_from(constraint: Any) -> Constraint | None:
     """The constraint of this library that one of NumPyro's stands for; None for a parameter that may be anything."""
     constraint = getattr(constraint, "base_constraint", constraint)
     name = type(constraint).__name__.replace("_", "").lower()
@@ -436,6 +438,6 @@ def _as_own(constraint: Any) -> Constraint | None:
         return fixed
     low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
     if (low, high) != (None, None) and all(end is None or is_number(end) for end in (low, high)):
-        own = interval(low, high)
-        return own if own.restricts else None
+        bounds = interval(low, high)
+        return bounds if bounds.restricts else None
     return Foreign(_Bijection(constraint))

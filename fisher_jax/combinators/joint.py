@@ -41,14 +41,14 @@ class PartModel(Model):
             "Give the joint fit."
         )
 
-    def own(self, params: PyTree) -> tuple[Model, PyTree]:
+    def model_and_params(self, params: PyTree) -> tuple[Model, PyTree]:
         """The model as it was given, and its parameters among all."""
         of_row = self.log_density
         return of_row.model, of_row.parts.params_of(of_row.name, params)
 
     def log_probability(self, params: PyTree, low: Any, high: Any, *z: PyTree) -> Array:
         """log P(low < Y ≤ high)."""
-        model, params = self.own(params)
+        model, params = self.model_and_params(params)
         return model.log_probability(params, low, high, *z)
 
     @property
@@ -58,12 +58,12 @@ class PartModel(Model):
 
     def known_interval(self, params: PyTree, y: PyTree, *z: PyTree) -> tuple[Any, Any] | None:
         """That of the model of the part."""
-        model, params = self.own(params)
+        model, params = self.model_and_params(params)
         return model.known_interval(params, y, *z)
 
     def explain(self, params: PyTree, y: PyTree, *z: PyTree) -> str:
         """What the model of the part knows of the observation."""
-        model, params = self.own(params)
+        model, params = self.model_and_params(params)
         return model.explain(params, y, *z)
 
 
@@ -124,9 +124,9 @@ class Parts:
                 raise ValueError(
                     f"the parameters (start) lack the shared parameter {name!r}; they have {', '.join(map(repr, params))}."
                 )
-        known = {*self.names, *(name for name, _ in self.shared)}
+        names = {*self.names, *(name for name, _ in self.shared)}
         for name in params:
-            if name not in known:
+            if name not in names:
                 raise ValueError(
                     f"start has {name!r}, which is neither a part ({', '.join(self.names)}) nor shared. A parameter of one part "
                     f"stands under its name, {{{self.names[0]!r}: {{{name!r}: …}}}}; one of several is named in shared=."
@@ -137,14 +137,14 @@ class Parts:
     def params_of(self, part: str, params: PyTree) -> PyTree:
         """The parameters of one part: those that it shares beside its own."""
         shared = {name: params[name] for name, takers in self.shared if part in takers}
-        own = params.get(part, {})
+        of_part = params.get(part, {})
         if not shared:
-            return own
-        if not isinstance(own, Mapping):
+            return of_part
+        if not isinstance(of_part, Mapping):
             raise TypeError(
-                f"the parameters of part {part!r} must be a dictionary, since it shares some; got {kind_of(own)}."
+                f"the parameters of part {part!r} must be a dictionary, since it shares some; got {kind_of(of_part)}."
             )
-        return {**shared, **own}
+        return {**shared, **of_part}
 
 
 @dataclass(frozen=True)
@@ -244,10 +244,10 @@ class _Sample(_OfParts):
             )
         drawn = {}
         for k, (name, model) in enumerate(zip(self.parts.names, self.parts.models, strict=True)):
-            own, z = self.parts.params_of(name, params), covariates_of(given[name])
+            of_part, z = self.parts.params_of(name, params), covariates_of(given[name])
             rows = jax.tree.leaves(given[name])[0].shape[0]
             keys = jax.random.split(jax.random.fold_in(key, k), rows)
-            drawn[name] = jax.vmap(lambda key, *z, model=model, own=own: model.sample(key, own, *z))(keys, *z)
+            drawn[name] = jax.vmap(lambda key, *z, model=model, part=of_part: model.sample(key, part, *z))(keys, *z)
         return drawn
 
 
@@ -267,7 +267,7 @@ class _Initial(_OfParts):
             params[shared] = jax.tree.map(
                 lambda *leaves, weights=weights: sum(w * leaf for w, leaf in zip(weights, leaves, strict=True)), *values
             )
-        return params | {name: own for name, own in starts.items() if own}
+        return params | {name: start for name, start in starts.items() if start}
 
 
 @entry_point
@@ -361,8 +361,10 @@ def _constraints(parts: Parts) -> dict[str, Any]:
         declared: dict[Any, tuple[str, Any]] = {}
         for name in takers:
             model = parts.models[parts.names.index(name)]
-            own = {path: c for path, c in model.declarations.constraints if path[:1] == (shared,)}
-            key = tuple((path, c.constraint if isinstance(c, Bounds) else c) for path, c in own.items() if c.restricts)
+            of_shared = {path: c for path, c in model.declarations.constraints if path[:1] == (shared,)}
+            key = tuple(
+                (path, c.constraint if isinstance(c, Bounds) else c) for path, c in of_shared.items() if c.restricts
+            )
             if key:
                 declared.setdefault(key, (name, model.constraints[shared]))
         if len(declared) > 1:

@@ -156,9 +156,11 @@ class Components:
                 for key, model in zip(self.names, self.models, strict=True)
             ]
             return jnp.stack(jnp.broadcast_arrays(*each))
-        own, axes = self._own(params)
+        of_each, axes = self._params_of_each(params)
         function = getattr(self.models[0], name)
-        return jax.vmap(lambda own: call_with_covariates(function, (*before, own, *after), z), in_axes=(axes,))(own)
+        return jax.vmap(lambda part: call_with_covariates(function, (*before, part, *after), z), in_axes=(axes,))(
+            of_each
+        )
 
     def draw(self, key: Array, label: Array, params: PyTree, *z: PyTree) -> PyTree:
         """A draw of the component with the number `label`."""
@@ -172,16 +174,16 @@ class Components:
 
     def params_of(self, k: Any, params: PyTree) -> dict[str, Any]:
         """The parameters of one component of one model."""
-        own, axes = self._own(params)
+        of_each, axes = self._params_of_each(params)
         return {
             name: value if axes[name] is None else jax.tree.map(lambda leaf: leaf[k], value)
-            for name, value in own.items()
+            for name, value in of_each.items()
         }
 
-    def _own(self, params: PyTree) -> tuple[dict[str, Any], dict[str, int | None]]:
+    def _params_of_each(self, params: PyTree) -> tuple[dict[str, Any], dict[str, int | None]]:
         """The parameters of the components and, for each, whether it has an axis over them, as for `jax.vmap`."""
-        own = {name: jax.tree.map(jnp.asarray, value) for name, value in params.items() if name != WEIGHTS}
-        return own, {name: None if name in self.shared else 0 for name in own}
+        of_each = {name: jax.tree.map(jnp.asarray, value) for name, value in params.items() if name != WEIGHTS}
+        return of_each, {name: None if name in self.shared else 0 for name in of_each}
 
 
 def log_sum_exp(terms: Float[Array, " k"]) -> Float[Array, ""]:

@@ -94,13 +94,15 @@ class _InflatedTails(_Inflated):
     def both(self, params: PyTree, y: ArrayLike, *z: PyTree) -> tuple[Array, Array]:
         (y,), (theta, inflation) = as_floats(params, y), self.parts(params)
         below, above = self.base_tails(theta, y, *z)
-        kept = jnp.log1p(-inflation)
+        log_base = jnp.log1p(-inflation)
         from_zero = y >= 0
         cdf = jnp.where(
-            from_zero, jnp.log(inflation + (1.0 - inflation) * jnp.exp(jnp.where(from_zero, below, 0.0))), kept + below
+            from_zero,
+            jnp.log(inflation + (1.0 - inflation) * jnp.exp(jnp.where(from_zero, below, 0.0))),
+            log_base + below,
         )
-        lower = jnp.where(from_zero, 0.0, kept + below)
-        survival = jnp.where(from_zero, kept + above, log_complement(lower))
+        lower = jnp.where(from_zero, 0.0, log_base + below)
+        survival = jnp.where(from_zero, log_base + above, log_complement(lower))
         return larger_from_smaller(cdf, survival)
 
 
@@ -330,10 +332,10 @@ class _HurdleTails(_Hurdle):
     def both(self, params: PyTree, y: ArrayLike, *z: PyTree) -> tuple[Array, Array]:
         (y,), (theta, zero) = as_floats(params, y), self.parts(params)
         below, above = self.base_tails(theta, y, *z)
-        kept = jnp.log1p(-zero)
+        log_positive = jnp.log1p(-zero)
         from_zero = y >= 0
-        upper = jnp.where(from_zero, kept + above - self.log_rest(theta, *z), 0.0)
-        lower = jnp.where(from_zero, 0.0, kept + below)
+        upper = jnp.where(from_zero, log_positive + above - self.log_rest(theta, *z), 0.0)
+        lower = jnp.where(from_zero, 0.0, log_positive + below)
         cdf = jnp.where(from_zero, log_complement(upper), lower)
         survival = jnp.where(from_zero, upper, log_complement(lower))
         return cdf, survival

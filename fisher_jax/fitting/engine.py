@@ -458,8 +458,8 @@ def pad_chunk(leaf: Any, piece: slice, capacity: int, num_lanes: int, device: An
     """The data sets of one piece, padded up to `capacity`. Lanes without one step through a copy of its first."""
     size = piece.stop - piece.start
     if isinstance(leaf, jax.Array):  # in the memory of another device, where it stays, or goes on to the next
-        taken = _take_rows(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
-        return jax.device_put(taken, device or workers.default_device())
+        padded = _take_rows(leaf, np.minimum(np.arange(piece.start, piece.start + capacity), piece.stop - 1))
+        return jax.device_put(padded, device or workers.default_device())
     if size == capacity:
         return leaf[piece]
     whole = np.zeros((capacity, *leaf.shape[1:]), leaf.dtype)

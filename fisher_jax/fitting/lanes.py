@@ -125,12 +125,12 @@ def fit_lanes(
             )
         )
         row = following + jnp.cumsum(ended, dtype=jnp.int32) - 1
-        more, taken = ended & (row < chunk.size), jnp.minimum(row, capacity - 1)
-        new = [jnp.moveaxis(leaf[taken], 0, -1) for leaf in chunk.data]
+        more, source = ended & (row < chunk.size), jnp.minimum(row, capacity - 1)
+        new = [jnp.moveaxis(leaf[source], 0, -1) for leaf in chunk.data]
         columns = [jnp.where(more, x, column) for x, column in zip(new, columns, strict=True)]
-        point = algebra.select(more, algebra.vector(chunk.starts[taken].T), state.point)
+        point = algebra.select(more, algebra.vector(chunk.starts[source].T), state.point)
         state = state._replace(point=point, count=jnp.where(more, -1, state.count))
-        row_of, limit = jnp.where(more, row, row_of), jnp.where(more, chunk.max_steps[taken], limit)
+        row_of, limit = jnp.where(more, row, row_of), jnp.where(more, chunk.max_steps[source], limit)
         following = jnp.minimum(following + todo, chunk.size)
         return jnp.int32(0), jnp.int32(0), following, row_of, limit, ended & ~more, state, columns, out
 

@@ -214,9 +214,9 @@ class Passes:
         for start, _, (piece, results) in self.over(of_piece, dtype):
             for each, (value, rounding, gradient, triangle) in zip(sums, results, strict=True):
                 stacked = np.concatenate([value[None], gradient, triangle])
-                lost = np.zeros(stacked.shape)
-                lost[0] = rounding
-                each.add(stacked, lost)
+                remainder = np.zeros(stacked.shape)
+                remainder[0] = rounding
+                each.add(stacked, remainder)
             if beside:
                 beside(start, piece, results)
         evaluations = []

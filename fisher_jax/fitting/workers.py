@@ -48,23 +48,23 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
-def devices_of(asked: Any) -> Devices:
+def devices_of(devices: Any) -> Devices:
     """The device of each worker: as requested; None means every device."""
     default, is_chosen = default_device(), jax.config.jax_default_device is not None  # type: ignore[attr-defined]
     on_cpu, others = default.platform == "cpu", jax.local_devices(backend=default.platform)
-    if asked is None:
-        asked = num_threads() if on_cpu else [default] if is_chosen else others
-    if isinstance(asked, int | np.integer) and not isinstance(asked, bool) and asked >= 1:
+    if devices is None:
+        devices = num_threads() if on_cpu else [default] if is_chosen else others
+    if isinstance(devices, int | np.integer) and not isinstance(devices, bool) and devices >= 1:
         if on_cpu:
-            return (None,) * check_count(asked, 1, "devices")
-        asked = others[:asked] if asked <= len(others) else asked
-    listed = isinstance(asked, list | tuple) and len(asked) > 0
-    if listed and all(getattr(device, "platform", None) == default.platform for device in asked):
-        return (None,) * len(asked) if on_cpu else tuple(asked) * OVERLAPPING
+            return (None,) * check_count(devices, 1, "devices")
+        devices = others[:devices] if devices <= len(others) else devices
+    listed = isinstance(devices, list | tuple) and len(devices) > 0
+    if listed and all(getattr(device, "platform", None) == default.platform for device in devices):
+        return (None,) * len(devices) if on_cpu else tuple(devices) * OVERLAPPING
     most = "threads, at least 1, or a list of CPU devices. On another device choose it by jax.default_device"
     if not on_cpu:
         most = f"devices, from 1 to {len(others)}, or a list of {platform()} devices"
-    raise TypeError(f"devices={shown(asked)} must be a number of {most}.")
+    raise TypeError(f"devices={shown(devices)} must be a number of {most}.")
 
 
 def run(work: Callable[[Any], Any], pieces: Sequence[Any], num_workers: int) -> None:

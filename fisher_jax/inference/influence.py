@@ -207,8 +207,8 @@ def influence_at(
     What `edge` marks of u is held.
     """
     edge = jnp.zeros(fit.free.shape, bool) if edge is None else edge
-    is_held = edge[:, None] | edge[None, :]
-    curvature = jnp.where(is_held, jnp.eye(edge.shape[0]), precise(fit.curvature))
+    at_edge = edge[:, None] | edge[None, :]
+    curvature = jnp.where(at_edge, jnp.eye(edge.shape[0]), precise(fit.curvature))
     # At a boundary û is no root of the score, and the implicit function theorem holds for the others only.
     curvature = jnp.where((fit.status_code == Status.BOUNDARY) & ~jnp.any(edge), jnp.nan, curvature)
     # Without weights: a weighted likelihood puts another row where the weight is zero, but the derivative there is of interest.
@@ -222,7 +222,7 @@ def influence_at(
 
     def of_chunk(rows: PyTree, weights: Float[Array, " c"]) -> tuple[Array, float]:
         scores, hessians = map(precise, each_at(target.terms, fit.free, rows))
-        scores, hessians = jnp.where(edge, 0.0, scores), jnp.where(is_held, 0.0, hessians)
+        scores, hessians = jnp.where(edge, 0.0, scores), jnp.where(at_edge, 0.0, hessians)
         others = curvature[None] + weights[:, None, None] * hessians
         steps = jax.vmap(lambda other, score: solve(other, score[None])[0])(others, -weights[:, None] * scores)
         return jnp.concatenate([solve(curvature, scores), steps], axis=1), 0.0

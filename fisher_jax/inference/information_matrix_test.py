@@ -249,8 +249,8 @@ def _indicator_covariances(
 
     def at_estimate(numbered: tuple[Array, Array]) -> Array:
         number, free = numbered
-        at, own_key = layout.constrained_values(free, values), jax.random.fold_in(key, number)
-        drawn = draw_data_sets(model, layout, at, given, rows, own_key, jnp.arange(copies))
+        at, key_of_fit = layout.constrained_values(free, values), jax.random.fold_in(key, number)
+        drawn = draw_data_sets(model, layout, at, given, rows, key_of_fit, jnp.arange(copies))
 
         def of_copy(y: PyTree) -> tuple[Array, Array]:
             scores, hessians = derivatives(free, y if given is None else (y, given))

@@ -347,8 +347,8 @@ def _check_by_draws(
     inner = np.flatnonzero(np.diagonal(covariance) != 0)
     count, p = len(scores), len(inner)
     if count < p + 2:
-        nothing = np.full(len(errors), np.nan)
-        return _ByDraws(nothing, nothing, np.nan, np.nan, int(np.sum(~valid)))
+        missing = np.full(len(errors), np.nan)
+        return _ByDraws(missing, missing, np.nan, np.nan, int(np.sum(~valid)))
     mean, spread = np.mean(scores, axis=0), np.atleast_2d(np.cov(scores, rowvar=False))
     block = spread[np.ix_(inner, inner)]
     statistic = count * mean[inner] @ np.asarray(linalg.inverse(block)) @ mean[inner]

@@ -406,8 +406,8 @@ def _bootstrap(
         for start in other_starts:
             others = fit_batch(origin.model, start, **drawn, **settings)
             higher = others.log_likelihood > np.where(np.isnan(fits.log_likelihood), -np.inf, fits.log_likelihood)
-            joined = join_fits([fits, others], np.arange(len(fits)) + len(fits) * higher)
-            fits = replace(joined, origin=fits.origin)
+            both = join_fits([fits, others], np.arange(len(fits)) + len(fits) * higher)
+            fits = replace(both, origin=fits.origin)
         if isinstance(null, Fit):
             parts.append(2.0 * _gain(fits, fit_batch(origin_of(null).model, null.params, **drawn, **settings)))
         else:

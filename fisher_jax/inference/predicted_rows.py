@@ -141,14 +141,16 @@ class Rows:
     def take(self, rows: Any) -> PyTree:
         """Some of the rows."""
         leaves, treedef = jax.tree.flatten(self.given)
-        taken = [leaf[:, rows] if differs else leaf[rows] for leaf, differs in zip(leaves, self.differs, strict=True)]
-        return jax.tree.unflatten(treedef, taken)
+        selected = [
+            leaf[:, rows] if differs else leaf[rows] for leaf, differs in zip(leaves, self.differs, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, selected)
 
     def of_fits(self, index: Any) -> PyTree:
         """The rows of some of many fits."""
         leaves, treedef = jax.tree.flatten(self.given)
-        taken = [leaf[index] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
-        return jax.tree.unflatten(treedef, taken)
+        selected = [leaf[index] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
+        return jax.tree.unflatten(treedef, selected)
 
 
 def model_or_given(fit: Fit, model: Any) -> Model:

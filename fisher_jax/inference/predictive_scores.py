@@ -364,8 +364,8 @@ def score_rows(
 
         def of_block(index: np.ndarray) -> Any:
             given = rows.take(index)
-            taken = jax.tree.map(lambda leaf: np.asarray(leaf)[index], (y, *each))
-            return function(free[index] if by_row else free, given, taken)
+            selected = jax.tree.map(lambda leaf: np.asarray(leaf)[index], (y, *each))
+            return function(free[index] if by_row else free, given, selected)
 
         return map_blocks(of_block, count, size)
 

@@ -39,8 +39,8 @@ def total_expected(
     q = len(layout.names)
 
     def of_chunk(rows: PyTree, weights: Array | None) -> tuple[Array, Array]:
-        nothing_by_row = jnp.zeros((jax.tree.leaves(rows)[0].shape[0], 0))
-        return nothing_by_row, total(model, layout, values, (rows,), weights)
+        empty_rows = jnp.zeros((jax.tree.leaves(rows)[0].shape[0], 0))
+        return empty_rows, total(model, layout, values, (rows,), weights)
 
     rows, at_once = jax.tree.map(jnp.asarray, given), max(16, CHUNK_ENTRIES // q**2)
     return in_chunks(rows, weights, at_once, of_chunk, layout.dtype)[1]

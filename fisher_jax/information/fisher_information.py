@@ -167,7 +167,7 @@ def expected_information(
         num_samples = expectation.num_samples * num_rows(model, given)
     matrix, errors, regularity = compute(model, layout, values, expectation, given)
     result = Information(matrix, names, _route(expectation, regularity), errors, num_samples, regularity)
-    if warns and _is_known(regularity) and (problems := result.diagnosis()):
+    if warns and _was_tested(regularity) and (problems := result.diagnosis()):
         text = f"not to be relied on: {problems}."
         if np.any(on_host(regularity).missing & np.isnan(np.asarray(matrix))):
             text += (
@@ -190,7 +190,7 @@ def _closed_form(model: Model, layout: Layout, values: Values, given: PyTree) ->
     return total_expected(model, layout, values, given, 1.0, None) / num_rows(model, given)
 
 
-def _is_known(regularity: Regularity) -> bool:
+def _was_tested(regularity: Regularity) -> bool:
     """Whether the tests of one matrix have been run: neither traced nor a batch."""
     return not is_traced(regularity.score_z) and jnp.ndim(regularity.score_z) == 1
 
@@ -204,7 +204,7 @@ def _route(expectation: Any, regularity: Regularity) -> str:
     if expectation.estimator != "bartlett":
         return by + average
     fallback = _AVERAGES[expectation.fallback or "outer"]
-    if not _is_known(regularity):
+    if not _was_tested(regularity):
         return f"{by}{average}, or {fallback} where those fail"
     return by + (average if on_host(regularity).zero_means else f"{fallback}{FALLEN_BACK}")
 

@@ -124,14 +124,14 @@ class Dataset:
 
     def _indexed(self, rows: Any) -> "Dataset":
         leaves, treedef = jax.tree.flatten(self.parts)
-        taken = [leaf[rows] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
+        selected = [leaf[rows] if differs else leaf for leaf, differs in zip(leaves, self.differs, strict=True)]
         table = None if self.table is None else self.table.take(rows)
         strength = self.strength
         if strength is not None:
             strength = tuple(
                 x[rows] if differs else x for x, differs in zip(strength, self.strength_differs, strict=True)
             )
-        data, given, weights = jax.tree.unflatten(treedef, taken)
+        data, given, weights = jax.tree.unflatten(treedef, selected)
         return Dataset(data, given, weights, strength, table=table, group_labels=self.group_labels)
 
     def column(self, name: str) -> Any:
@@ -341,8 +341,8 @@ def parts_of(model: Model, dataset: Dataset, weights: Any) -> "list[tuple[Model,
     result, start = [], 0
     for name, rows in rows_of_parts(model, dataset.data).items():
         z = None if dataset.given is None else dataset.given[name]
-        own = None if weights is None else weights[start : start + rows]
-        result.append((model.parts[name], Dataset(dataset.data[name], None if is_count(z) else z, own)))
+        of_part = None if weights is None else weights[start : start + rows]
+        result.append((model.parts[name], Dataset(dataset.data[name], None if is_count(z) else z, of_part)))
         start += rows
     return result
 

@@ -109,10 +109,10 @@ def _log_sums(
     terms = lax.stop_gradient(jnp.where(counted, log_terms(lax.stop_gradient(jnp.where(counted, x, inside))), -jnp.inf))
     largest = jnp.max(terms, axis=1, keepdims=True)
     largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
-    held = terms > largest - _NEGLIGIBLE
-    each = log_terms(jnp.where(held, x, inside)) - largest
-    total = jnp.sum(jnp.where(held, jnp.exp(jnp.where(held, each, 0.0)), 0.0), axis=1)
-    some = jnp.any(held, axis=1)
+    relevant = terms > largest - _NEGLIGIBLE
+    each = log_terms(jnp.where(relevant, x, inside)) - largest
+    total = jnp.sum(jnp.where(relevant, jnp.exp(jnp.where(relevant, each, 0.0)), 0.0), axis=1)
+    some = jnp.any(relevant, axis=1)
     value = jnp.where(some, largest[:, 0] + jnp.log(jnp.where(some, total, 1.0)), -jnp.inf)
     return jnp.where(jnp.any(jnp.isnan(terms), axis=1), jnp.nan, value), terms
 
@@ -127,8 +127,8 @@ def integrated(
     at, slope = lax.stop_gradient(y), jax.grad(log_density)
     rate, bend = jax.jvp(slope, (at,), (jnp.ones_like(at),))
     rate = lax.stop_gradient(rate * rate + jnp.abs(bend))
-    known = jnp.isfinite(rate) & (rate > 0)
-    log_distance = s - 0.5 * jnp.log(jnp.where(known, rate, 1.0))
+    usable = jnp.isfinite(rate) & (rate > 0)
+    log_distance = s - 0.5 * jnp.log(jnp.where(usable, rate, 1.0))
     sign, end = jnp.asarray([[-1.0], [1.0]], y.dtype), jnp.stack([low, high])[:, None]
     bounded = jnp.isfinite(end)
     width = jnp.where(bounded, sign * (jnp.where(bounded, end, 0.0) - y), 1.0)

@@ -57,9 +57,9 @@ def with_prior(model: Model, prior: UserFunction | None) -> Model:
 
 def takes_strength(prior: UserFunction) -> bool:
     """Whether a prior is a function of parameters and a strength."""
-    told = getattr(prior, "takes_strength", None)
-    if told is not None:
-        return bool(told)
+    takes = getattr(prior, "takes_strength", None)
+    if takes is not None:
+        return bool(takes)
     try:
         parameters = list(inspect.signature(prior).parameters.values())
     except (TypeError, ValueError):  # without a signature
@@ -102,8 +102,8 @@ def check_strength(model: Model, strength: Any, size: int | None = None) -> tupl
             raise TypeError(f"strength={shown(strength)} must be numbers.")
         strength = strength.astype(jax.dtypes.canonicalize_dtype(float))
     if jnp.shape(strength) not in ((), *(() if size is None else ((size,),))):
-        wanted = "one number" if size is None else f"one number, or one for each of the {size} data sets"
-        raise ValueError(f"strength has shape {jnp.shape(strength)}; expected {wanted}.")
+        expected = "one number" if size is None else f"one number, or one for each of the {size} data sets"
+        raise ValueError(f"strength has shape {jnp.shape(strength)}; expected {expected}.")
     if not isinstance(strength, jax.core.Tracer):
         host = np.asarray(strength)
         if not np.all(np.isfinite(host) & (host >= 0)):

@@ -909,21 +909,21 @@ _NEEDS_DTYPE = frozenset({"dot_general", *(name for name in _ARRAYS if name.star
 
 def _scan(s: Scalars, step: Step, arrays: list[Array], exact: list[bool]) -> list[Array]:
     params = step.equation.params
-    length, (consts, num_carried) = params["length"], scan_counts(step.equation)
+    length, (consts, num_carry) = params["length"], scan_counts(step.equation)
     if length > MAX_LENGTH:
         raise CannotExpand(f"a scan of {length} steps (at most {MAX_LENGTH} are unrolled)")
     (flat,), mask = step.inner, scan_needs(step, exact)[0]
     fixed, carry, xs = (
         arrays[:consts],
-        arrays[consts : consts + num_carried],
-        arrays[consts + num_carried :],
+        arrays[consts : consts + num_carry],
+        arrays[consts + num_carry :],
     )
     rows: list[Any] = [None] * length
     for k in reversed(range(length)) if params["reverse"] else range(length):
         results = _evaluate(s, flat, [*fixed, *carry, *(_wrap(x[k]) for x in xs)], mask)
-        carry, rows[k] = results[:num_carried], results[num_carried:]
+        carry, rows[k] = results[:num_carry], results[num_carry:]
     if not length:
-        return [*carry, *(_objects(v.aval.shape, []) for v in step.equation.outvars[num_carried:])]
+        return [*carry, *(_objects(v.aval.shape, []) for v in step.equation.outvars[num_carry:])]
     return [*carry, *(np.stack(column) for column in zip(*rows, strict=True))]
 
 

@@ -199,8 +199,8 @@ def scan_needs(step: Step, hit: Sequence[bool]) -> tuple[list[bool], list[bool]]
     while True:
         exact = flat.exact(tuple(mask))
         needed = [v in exact for v in flat.inputs]
-        carried = [n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)]
-        needed[consts : consts + carry] = carried
-        if carried == mask[:carry]:
+        in_carry = [n or m for n, m in zip(needed[consts : consts + carry], mask[:carry], strict=True)]
+        needed[consts : consts + carry] = in_carry
+        if in_carry == mask[:carry]:
             return mask, needed
-        mask[:carry] = carried
+        mask[:carry] = in_carry

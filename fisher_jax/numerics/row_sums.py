@@ -156,8 +156,8 @@ class _ConstantSplitting(_NewEquations):
             condition, *cases = operands
             parts = [self.split(case) for case in cases]
             if any(constant is not None for _, constant in parts):
-                stays, taken = ([zero if x is None else x for x in of] for of in zip(*parts, strict=True))
-                return self._apply(equation, condition, *stays), self._apply(equation, condition, *taken)
+                of_varying, of_constant = ([zero if x is None else x for x in of] for of in zip(*parts, strict=True))
+                return self._apply(equation, condition, *of_varying), self._apply(equation, condition, *of_constant)
         return value, None
 
     def _add(self, equation: Equation, *operands: Any) -> Any:

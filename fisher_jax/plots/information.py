@@ -291,8 +291,11 @@ def _draw_ellipses(axes: Any, layer: _Layer, middle: Any, pair: list[int], level
     """The ellipse where the others are unknown, that where they are known if there are others, and their bands."""
     block = np.ix_(range(len(layer.information_errors)), pair, pair)
     covariance, errors = layer.covariance[np.ix_(pair, pair)], layer.covariance_errors[block]
-    known = np.linalg.inv(layer.information[np.ix_(pair, pair)])
-    cases = [(covariance, errors, "-"), (known, known @ layer.information_errors[block] @ known, "--")]
+    conditional = np.linalg.inv(layer.information[np.ix_(pair, pair)])
+    cases = [
+        (covariance, errors, "-"),
+        (conditional, conditional @ layer.information_errors[block] @ conditional, "--"),
+    ]
     for covariance, errors, style in cases if len(layer.information) > 2 else cases[:1]:
         points = ellipse(covariance, level)
         if len(errors):
@@ -313,8 +316,8 @@ def _draw_density(axes: Any, layer: _Layer, middle: float, k: int, reach: float,
     deviation = np.linspace(-reach, reach, 201)
     axes.plot(middle + deviation, np.exp(-0.5 * (deviation / value) ** 2), color=layer.color, linewidth=1.4)
     if len(layer.information) > 1:
-        known = np.exp(-0.5 * deviation**2 * layer.information[k, k])
-        axes.plot(middle + deviation, known, color=layer.color, linewidth=1.4, linestyle="--")
+        conditional = np.exp(-0.5 * deviation**2 * layer.information[k, k])
+        axes.plot(middle + deviation, conditional, color=layer.color, linewidth=1.4, linestyle="--")
     above = {"xycoords": "axes fraction", "xytext": (0, 3 + 12 * line), "textcoords": "offset points", "ha": "center"}
     axes.annotate(f"SE {_with_error(value, error)}", (0.5, 1.0), color=layer.color, fontsize="small", **above)
 

@@ -174,8 +174,8 @@ def _draw_contours(axes: Any, x: Any, y: Any, surface: Float[np.ndarray, "m m"],
 def _differences(fit: Fit, columns: list[int], points: Float[np.ndarray, "a b c"]) -> Float[np.ndarray, "a b"]:
     """ℓ(θ) − ℓ(θ̂) with some entries of θ at each point and the others at the estimate; NaN where it is not finite."""
     model, dataset = origin_of(fit)
-    found = _differences_inside(model, fit.layout, tuple(columns), fit.values, dataset, jnp.asarray(points))
-    return np.where(np.isfinite(found), np.asarray(found, float), np.nan)
+    differences = _differences_inside(model, fit.layout, tuple(columns), fit.values, dataset, jnp.asarray(points))
+    return np.where(np.isfinite(differences), np.asarray(differences, float), np.nan)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1, 2))

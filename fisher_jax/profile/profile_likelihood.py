@@ -373,9 +373,9 @@ def _profile_many(
         replace(one, **{name: np.asarray(getattr(one, name))[None] for name in _ARRAYS}) for one in each.values()
     ]
     order = np.argsort(np.concatenate(rows))
-    joined = _join([profile[rows[0]], *one_each] if len(rows[0]) else one_each, fits)
+    profiles = _join([profile[rows[0]], *one_each] if len(rows[0]) else one_each, fits)
     # What a batch keeps of its fits and one fit does not (other covariances) is that of the fit given.
-    values: dict[str, Any] = {name: np.asarray(getattr(joined, name))[order] for name in _ARRAYS}
+    values: dict[str, Any] = {name: np.asarray(getattr(profiles, name))[order] for name in _ARRAYS}
     restarted = jax.tree.map(np.array, on_host(fits))
     for k, one in each.items():
         if one.num_restarts:
@@ -384,14 +384,14 @@ def _profile_many(
                     jax.tree.leaves(getattr(restarted, name)), jax.tree.leaves(getattr(one.fit, name)), strict=True
                 ):
                     whole[k] = np.asarray(part)
-    return replace(joined, fit=replace(restarted, origin=fits.origin, engine=fits.engine), **values)
+    return replace(profiles, fit=replace(restarted, origin=fits.origin, engine=fits.engine), **values)
 
 
 def _join(parts: list[Profile], fits: Fit) -> Profile:
     """Profiles of many fits in one, their curves filled up by NaN to the longest."""
     longest = max(part.value.shape[2] for part in parts)
 
-    def joined(name: str) -> Any:
+    def join_arrays(name: str) -> Any:
         arrays = [np.asarray(getattr(part, name)) for part in parts]
         if name in ("value", "signed_root", "free"):
             filled = [np.full((*a.shape[:2], longest, *a.shape[3:]), np.nan, a.dtype) for a in arrays]
@@ -400,7 +400,7 @@ def _join(parts: list[Profile], fits: Fit) -> Profile:
             arrays = filled
         return np.concatenate(arrays)
 
-    return replace(parts[0], fit=fits, **{name: joined(name) for name in _ARRAYS})
+    return replace(parts[0], fit=fits, **{name: join_arrays(name) for name in _ARRAYS})
 
 
 def _profile_of_sides(

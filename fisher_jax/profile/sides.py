@@ -103,9 +103,9 @@ def _ends_of(
 ) -> Float[np.ndarray, "*b m 2"]:
     """The ends at the cut-off; the edge of the range where the profile never falls so far, NaN where the end was not reached."""
     edges = layout.edges()[columns] if function is None else np.array([-np.inf, np.inf]) + np.zeros((len(columns), 2))
-    known = [sides.codes == code for code in (End.CUT_OFF, End.NEVER_FALLS, End.EDGE)]
+    cases = [sides.codes == code for code in (End.CUT_OFF, End.NEVER_FALLS, End.EDGE)]
     edges = np.broadcast_to(edges, sides.codes.shape)
-    return np.select(known, [sides.ends, edges, sides.reached], np.nan).astype(sides.ends.dtype)
+    return np.select(cases, [sides.ends, edges, sides.reached], np.nan).astype(sides.ends.dtype)
 
 
 def _size_of_block(datasets: Dataset, num_functions: int) -> int:
@@ -265,8 +265,8 @@ def profile_sides_by_passes(
         if len(trials):
             for k, at in zip(np.flatnonzero(running), passes.evaluate(layout, values, trials, "observed"), strict=True):
                 evaluations[k] = at
-    found = jax.device_get(_finish_walks(model, layout, function, maximum, walks, lanes, columns, cut))
-    return found._replace(ends=_ends_of(found, layout, function, columns))
+    sides = jax.device_get(_finish_walks(model, layout, function, maximum, walks, lanes, columns, cut))
+    return sides._replace(ends=_ends_of(sides, layout, function, columns))
 
 
 Lanes = tuple[Float[Any, " l"], Int[Any, " l"]]  # the side of each, and its column

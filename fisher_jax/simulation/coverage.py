@@ -175,8 +175,8 @@ def coverage(
     keys = [key] if len(experiments) == 1 else [jax.random.fold_in(key, k) for k in range(len(experiments))]
     sums = np.stack(
         [
-            _simulate(experiment, own_key, count, level, kinds, num_bootstraps, num_bootstrapped)
-            for experiment, own_key in zip(experiments, keys, strict=True)
+            _simulate(experiment, key_of_size, count, level, kinds, num_bootstraps, num_bootstrapped)
+            for experiment, key_of_size in zip(experiments, keys, strict=True)
         ]
     )
     data_sets, covered, without, finite, lengths, squares = np.moveaxis(sums, 2, 0)
