@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.errors import entry_point
@@ -83,13 +84,13 @@ class RunningMoments(NamedTuple):
     fourths: Float[Array, "q q"]
 
     @classmethod
-    def empty(cls, length: int, dtype: Any = float) -> "RunningMoments":
+    def empty(cls, length: int, dtype: DTypeLike = float) -> "RunningMoments":
         """Of no rows: where a stream starts."""
         square = jnp.zeros((length, length), dtype)
         return cls(jnp.zeros((), dtype), jnp.zeros((length,), dtype), square, square, square)
 
     @classmethod
-    def of(cls, rows: Any, weights: Any = None) -> "RunningMoments":
+    def of(cls, rows: ArrayLike, weights: ArrayLike | None = None) -> "RunningMoments":
         """Of rows (n, q), held at once.
 
         Parameters
@@ -229,7 +230,7 @@ def sum_of_products(x: Float[Array, "n q"], y: Float[Array, "n r"]) -> Float[Arr
 ROWS_AT_ONCE = 4096
 
 
-def covariance_of_moments(mean: Any, second_moment: Any) -> Float[Array, "q q"]:
+def covariance_of_moments(mean: ArrayLike, second_moment: ArrayLike) -> Float[Array, "q q"]:
     """Cov(X) = E[XXᵀ] − E[X]E[X]ᵀ, from the moments about zero.
 
     Parameters
@@ -263,7 +264,7 @@ def covariance_of_moments(mean: Any, second_moment: Any) -> Float[Array, "q q"]:
 
 
 @entry_point
-def moments(x: Any, *, weights: Any = None) -> RunningMoments:
+def moments(x: ArrayLike, *, weights: ArrayLike | None = None) -> RunningMoments:
     """The moments of rows, a few thousand at a time: no more memory than the rows themselves and q × q.
 
     Parameters
@@ -295,7 +296,7 @@ def moments(x: Any, *, weights: Any = None) -> RunningMoments:
 
 
 @entry_point
-def covariance(x: Any, y: Any, *, weights: Any = None) -> Estimate:
+def covariance(x: ArrayLike, y: ArrayLike, *, weights: ArrayLike | None = None) -> Estimate:
     """Cov(X, Y) from rows of both, divisor n − 1, with the standard error of each entry.
 
     Parameters
@@ -338,7 +339,7 @@ def covariance(x: Any, y: Any, *, weights: Any = None) -> Estimate:
 
 
 @entry_point
-def covariance_matrix(x: Any, *, weights: Any = None) -> Estimate:
+def covariance_matrix(x: ArrayLike, *, weights: ArrayLike | None = None) -> Estimate:
     """The covariance matrix K = E[(X − E[X])(X − E[X])ᵀ] from rows, divisor n − 1, with the standard error of each entry.
 
     Parameters

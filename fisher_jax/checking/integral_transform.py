@@ -134,9 +134,9 @@ def _of_series(model: Model, params: PyTree, data: PyTree, given: tuple[PyTree, 
 def _of_observation(model: Model, params: PyTree, y: PyTree, z: tuple[PyTree, ...], dtype: Any) -> Transform:
     """The transform of one observation: a number, or one of which an interval is known, as `censored` has it."""
     names = set(y) if isinstance(y, dict) else set()
-    interval, exact = model.known_interval(params, y, *z), y
-    if interval is not None:
-        low, high = (jnp.asarray(end, dtype) for end in interval)
+    ends, exact = model.known_interval(params, y, *z), y
+    if ends is not None:
+        low, high = (jnp.asarray(end, dtype) for end in ends)
     elif names == {"time", "event"}:
         low = jnp.asarray(y["time"], dtype)
         high = jnp.where(y["event"] == 1, low, jnp.where(y["event"] == 0, jnp.inf, jnp.nan))

@@ -6,6 +6,7 @@
 with qₖ = P(edgeₖ < Y ≤ edgeₖ₊₁) / P(edge₀ < Y ≤ edge_K), the probability of a bin among those that are counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,7 +149,9 @@ class _BinnedInitial(_Histogram):
 
 
 @entry_point
-def binned(model: Model, edges: Any, *, extended: bool = False, total: int | None = None) -> Model:
+def binned(
+    model: Model, edges: ArrayLike | Sequence[float], *, extended: bool = False, total: int | None = None
+) -> Model:
     """A model of histograms: the counts of values of `model` in bins, multinomial, or Poisson with an expected total.
 
     Parameters

@@ -40,6 +40,7 @@ from fisher_jax.models.linked import linked
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import in_key_order, key_order
 from fisher_jax.models.prior import with_prior
+from fisher_jax.models.programs import UserFunction
 from fisher_jax.reporting import Report, Reported, ReportTable, listed
 from fisher_jax.tables import MISSING, Table, TableOfGroups, describe_missing, frame_of, suggestion
 
@@ -277,7 +278,7 @@ def formula(
     upper: Any = None,
     links: str | Mapping[str, str] | None = None,
     missing: Literal["raise", "drop"] = "raise",
-    prior: Any = None,
+    prior: UserFunction | None = None,
     nodes: int = 1,
     reml: bool = False,
     **parameters: str | float,

@@ -329,7 +329,7 @@ def bootstrap(
     clusters: Any = None,
     block_length: int | None = None,
     acceleration: str = "infinitesimal",
-    devices: Any = None,
+    devices: int | Sequence[jax.Device] | None = None,
     progress: bool = False,
 ) -> Bootstrap:
     """Fit many replicates of the data, each as `fit` would from the estimate, all in one batch.

@@ -4,6 +4,7 @@ An observation is left out by its weight, so that the data stay as they are, and
 A score is that of `predictive_scores` with the estimate of the fold that the observation was left out of.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from fisher_jax.inference.predictive_scores import PredictiveScores, ScoringRule
 from fisher_jax.inference.replicates import failures, whole_weights
 from fisher_jax.input_arrays import as_labels
 from fisher_jax.latent.marginal import MarginalModel
-from fisher_jax.models.model import as_model
+from fisher_jax.models.model import Model, as_model
 from fisher_jax.numerics.array_namespace import is_traced, on_host
 from fisher_jax.sources import is_source
 
@@ -75,12 +76,12 @@ class CrossValidation(PredictiveScores):
 
 @entry_point
 def cross_validation(
-    model: Any,
+    model: Model | Callable[..., Any],
     start: PyTree,
     data: PyTree,
     *,
     given: PyTree = None,
-    weights: Any = None,
+    weights: PyTree = None,
     strength: float | None = None,
     rule: ScoringRule = "log",
     level: float | None = None,
@@ -88,7 +89,7 @@ def cross_validation(
     key: Array | None = None,
     clusters: Any = None,
     missing: Literal["raise", "drop"] = "raise",
-    devices: Any = None,
+    devices: int | Sequence[jax.Device] | None = None,
     progress: bool = False,
 ) -> CrossValidation:
     """Score each observation under a fit to the others, by folds that are left out in turn. Lower is better.

@@ -304,7 +304,7 @@ def _differ(first: PyTree, second: PyTree) -> bool:
 @entry_point
 def marginal_effects(
     fit: Fit,
-    new: Any = None,
+    new: PyTree = None,
     variables: str | Sequence[str] | None = None,
     *,
     what: What = "mean",
@@ -314,8 +314,8 @@ def marginal_effects(
     weights: Any = None,
     kind: CovarianceKind | None = None,
     level: float = 0.95,
-    new_axis: Any = None,
-    model: Any = None,
+    new_axis: PyTree = None,
+    model: Model | None = None,
 ) -> Effects:
     """How the mean, or another prediction, changes with each covariate: ∂m/∂x averaged over rows or at their means.
 

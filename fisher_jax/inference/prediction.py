@@ -51,6 +51,7 @@ from fisher_jax.inference.predicted_rows import (
 from fisher_jax.input_arrays import as_unmasked_array
 from fisher_jax.latent.mixed import MixedModel
 from fisher_jax.models.constraints import Interval
+from fisher_jax.models.model import Model
 from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace
 from fisher_jax.reporting import TEST_FORMATS, Report, Reported, ReportTable, listed, percent
 
@@ -490,7 +491,7 @@ def _check_contrast_weights(weights: Any, count: int) -> np.ndarray:
 @entry_point
 def predict(
     fit: Fit,
-    new: Any = None,
+    new: PyTree = None,
     what: What = "mean",
     *,
     kind: CovarianceKind | None = None,
@@ -498,8 +499,8 @@ def predict(
     scale: Scale | Interval = "unconstrained",
     effects: AtEffects = "predicted",
     groups: Any = None,
-    new_axis: Any = None,
-    model: Any = None,
+    new_axis: PyTree = None,
+    model: Model | None = None,
 ) -> Prediction:
     """Predict the mean, a parameter, a quantile or any function of rows of covariates, with standard errors: var m(θ̂, z) ≈ J V Jᵀ.
 

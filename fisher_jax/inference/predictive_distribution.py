@@ -239,14 +239,14 @@ class PredictiveDistribution(Reported):
 @entry_point
 def predictive_distribution(
     fit: Fit,
-    new: Any = None,
+    new: PyTree = None,
     *,
     kind: CovarianceKind | None = None,
     level: float = 0.95,
     method: PredictiveMethod = "likelihood",
     num_points: int = 4096,
     replicates: Bootstrap | None = None,
-    model: Any = None,
+    model: Model | None = None,
 ) -> PredictiveDistribution:
     """The distribution of new observations at rows of covariates, and prediction intervals that allow for estimated parameters.
 

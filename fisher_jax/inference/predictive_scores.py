@@ -194,19 +194,25 @@ class PredictiveScores(Reported):
     @entry_point
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each observation (needs the extra `frames`)."""
-        columns = {"score": self.values, "weight": self.weights, "cluster": self.clusters}
-        given = {name: column for name, column in columns.items() if column is not None}
-        return require("pandas", "frames").DataFrame(given).rename_axis("observation")
+        return require("pandas", "frames").DataFrame(self._columns()).rename_axis("observation")
 
-    def summary(self) -> Report:
-        """The mean score with its standard error, and the total."""
+    def _columns(self) -> dict[str, np.ndarray]:
+        columns = {"score": self.values}
+        columns |= {} if self.weights is None else {"weight": self.weights}
+        return columns | ({} if self.clusters is None else {"cluster": self.clusters})
+
+    def _facts(self) -> list[tuple[str, str]]:
         facts = [("Rule", f"{self.rule}; lower is better"), ("Observations", f"{self.num_observations:g}")]
         if self.clusters is not None:
             facts.append(("Clusters", f"{len(np.unique(self.clusters))}"))
+        return facts
+
+    def summary(self) -> Report:
+        """The mean score with its standard error, and the total."""
         table = ReportTable(
             ("", "mean", "std. error", "total"), [("score", self.mean, self.standard_error, self.total)]
         )
-        return Report(self._title, facts, [table], self.notes)
+        return Report(self._title, self._facts(), [table], self.notes)
 
     _title = "Predictive scores"
 
@@ -496,11 +502,11 @@ def predictive_scores(
     rule: ScoringRule = "log",
     data: PyTree = None,
     *,
-    given: Any = None,
-    weights: Any = None,
+    given: PyTree = None,
+    weights: PyTree = None,
     clusters: Any = None,
     level: float | None = None,
-    model: Any = None,
+    model: Model | None = None,
 ) -> PredictiveScores:
     """Score what a fitted model predicts against observations, by a proper scoring rule. Lower is better.
 

@@ -105,7 +105,7 @@ def _product_with(target: Likelihood, theta: Array, layout: Layout, vector: Valu
 
 @entry_point
 def log_likelihood(
-    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: PyTree = None
 ) -> Float[Array, ""]:
     """Log-likelihood ℓ(θ) = Σ wᵢ log p(yᵢ; θ), in nats, total over the data.
 
@@ -149,7 +149,7 @@ def log_likelihood(
 
 @entry_point
 def score(
-    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: PyTree = None
 ) -> PyTree:
     """Score ∇ℓ(θ), total over the data: a pytree like `params`.
 
@@ -187,7 +187,7 @@ def score(
 
 @entry_point
 def scores(
-    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: PyTree = None
 ) -> PyTree:
     """Score of each observation: a pytree like `params` whose leaves have a leading axis of length n.
 
@@ -225,7 +225,7 @@ def scores(
 
 @entry_point
 def hessian(
-    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: PyTree = None
 ) -> Float[Array, "q q"]:
     """Hessian ∇²ℓ(θ), total over the data, as one symmetric matrix.
 
@@ -272,7 +272,7 @@ def hessian_vector_product(
     vector: PyTree = None,
     *,
     given: PyTree = None,
-    weights: Any = None,
+    weights: PyTree = None,
 ) -> Any:
     """Product ∇²ℓ(θ) v, total over the data, without forming the Hessian.
 
@@ -319,7 +319,7 @@ def hessian_vector_product(
 
 @entry_point
 def observed_information(
-    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: PyTree = None
 ) -> Information:
     """Observed information −(1/n) ∇²ℓ(θ) at the data, per observation.
 
@@ -359,7 +359,7 @@ def observed_information(
 
 @entry_point
 def empirical_fisher(
-    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: Any = None
+    model: Model | Callable[..., Any], params: PyTree, data: PyTree, *, given: PyTree = None, weights: PyTree = None
 ) -> Information:
     """Empirical Fisher (1/n) Σ sᵢ sᵢᵀ at the data, per observation: the outer product of gradients, OPG, BHHH.
 

@@ -295,7 +295,7 @@ def information_operator(
     kind: Kind | None = None,
     data: PyTree = None,
     given: PyTree = None,
-    weights: Any = None,
+    weights: PyTree = None,
 ) -> InformationOperator:
     """An information matrix, per observation, as products with a vector, never p × p: for 10⁵ or 10⁶ parameters.
 

@@ -179,7 +179,7 @@ class _Quantile:
 
 @entry_point
 def with_distribution_function(
-    model: Any, *, support: tuple[float, float] | UserFunction | None = None, nodes: int = 513
+    model: Model | UserFunction, *, support: tuple[float, float] | UserFunction | None = None, nodes: int = 513
 ) -> Model:
     """A model with `log_cdf`, `log_survival` and `quantile` from its log-density of a single number.
 

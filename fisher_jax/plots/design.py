@@ -1,9 +1,10 @@
 """An optimal design: the sensitivity function, its bound, and the points of the design with their weights."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from fisher_jax.design import Design
 from fisher_jax.errors import entry_point
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @entry_point
-def design_plot(design: Design, points: Any = None, *, label: str = "z", axes: "Axes | None" = None) -> "Axes":
+def design_plot(design: Design, points: PyTree = None, *, label: str = "z", axes: "Axes | None" = None) -> "Axes":
     """Draw the sensitivity function of a design of one covariate, its bound of one, and the points with their weights.
 
     Parameters

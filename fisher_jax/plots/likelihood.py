@@ -266,7 +266,11 @@ def quadratic_approximation(
 
 @entry_point
 def profile_curves(
-    profile: Profile, names: str | Sequence[str] | None = None, *, scale: str = "signed_root", axes: Any = None
+    profile: Profile,
+    names: str | Sequence[str] | None = None,
+    *,
+    scale: str = "signed_root",
+    axes: "Axes | Sequence[Axes] | np.ndarray | None" = None,
 ) -> np.ndarray:
     """Draw profile likelihoods with their cut-off and interval, and Wald's approximation beside them.
 
@@ -313,11 +317,11 @@ def profile_curves(
         raise ValueError(f"this is of {len(profile)} fits. Give that of one, as profile[3].")
     check_choice(scale, SCALES, "scale")
     rows = choose(profile.names, names)
-    axes = panels(axes, len(rows), (3.6, 3.0), columns=3)
-    for panel, row in zip(axes, rows, strict=True):
+    grid = panels(axes, len(rows), (3.6, 3.0), columns=3)
+    for panel, row in zip(grid, rows, strict=True):
         _draw_profile(panel, profile, row, scale)
-    axes[0].legend(fontsize="x-small", frameon=False)
-    return axes
+    grid[0].legend(fontsize="x-small", frameon=False)
+    return grid
 
 
 def _draw_profile(panel: Any, profile: Profile, row: int, scale: str) -> None:

@@ -22,7 +22,7 @@ def standardized_histograms(
     distribution: SamplingDistribution | ScoreDistribution,
     names: str | Sequence[str] | None = None,
     *,
-    axes: Any = None,
+    axes: "Axes | Sequence[Axes] | np.ndarray | None" = None,
     color: str = "tab:blue",
 ) -> np.ndarray:
     """Draw each entry of a sampling or score distribution, in asymptotic standard deviations, with the standard normal curve.
@@ -62,11 +62,11 @@ def standardized_histograms(
     'density'
     """
     entries = _choose(distribution, names)
-    axes = panels(axes, len(entries), (3.6, 3.0))
+    grid = panels(axes, len(entries), (3.6, 3.0))
     has_theory = np.isfinite(np.diagonal(distribution.asymptotic_covariance))
     distances = np.asarray(distribution.marginal_normality.statistic)
     deviation = "estimate − truth" if isinstance(distribution, SamplingDistribution) else "score"
-    for panel, k in zip(axes, entries, strict=True):
+    for panel, k in zip(grid, entries, strict=True):
         values = distribution.standardized[:, k]
         bins = max(10, min(80, int(2 * len(values) ** (1 / 3))))  # the rule of Rice
         panel.hist(values, bins=bins, density=True, color=color, alpha=0.5)
@@ -79,8 +79,8 @@ def standardized_histograms(
         panel.set_title(title, fontsize="small")
         panel.set(xlabel=f"{distribution.names[k]}: {deviation}, in\n{unit}", ylabel="density")
     if np.any(has_theory[entries]):
-        axes[-1].legend(fontsize="x-small", frameon=False)
-    return axes
+        grid[-1].legend(fontsize="x-small", frameon=False)
+    return grid
 
 
 @entry_point
@@ -246,7 +246,12 @@ def convergence_curves(
 
 
 @entry_point
-def coverage_curves(coverage: Coverage, names: str | Sequence[str] | None = None, *, axes: Any = None) -> np.ndarray:
+def coverage_curves(
+    coverage: Coverage,
+    names: str | Sequence[str] | None = None,
+    *,
+    axes: "Axes | Sequence[Axes] | np.ndarray | None" = None,
+) -> np.ndarray:
     """Draw the coverage probability of each kind of interval over n, with the nominal level.
 
     Parameters
@@ -281,9 +286,9 @@ def coverage_curves(coverage: Coverage, names: str | Sequence[str] | None = None
     """
     check_result(coverage, Coverage, "fisher_jax.coverage")
     entries = choose(coverage.names, names)
-    axes = panels(axes, len(entries), (3.8, 3.2), sharey=True)
+    grid = panels(axes, len(entries), (3.8, 3.2), sharey=True)
     n, kinds = np.array(coverage.num_observations, float), coverage.kinds
-    for panel, j in zip(axes, entries, strict=True):
+    for panel, j in zip(grid, entries, strict=True):
         panel.axhline(100 * coverage.level, color="black", linewidth=1.0)
         for k, (kind, shift) in enumerate(zip(kinds, _shifts(len(kinds), 0.05), strict=True)):
             value, error = 100 * coverage.probability[:, k, j], 200 * coverage.probability_error[:, k, j]
@@ -291,9 +296,9 @@ def coverage_curves(coverage: Coverage, names: str | Sequence[str] | None = None
             panel.errorbar(n * shift, value, error, label=kind, **style)
         _set_sizes(panel, n)
         panel.set_title(coverage.names[j])
-    axes[0].set_ylabel("coverage (%)")
-    axes[-1].legend(fontsize="x-small", frameon=False)
-    return axes
+    grid[0].set_ylabel("coverage (%)")
+    grid[-1].legend(fontsize="x-small", frameon=False)
+    return grid
 
 
 def _shifts(count: int, width: float) -> np.ndarray:

@@ -369,9 +369,10 @@ def _profile_many(
         return profile
     each = {int(k): _profile_one(host[int(k)], numbers, columns, names, level) for k in np.flatnonzero(again)}
     rows = [np.flatnonzero(~again), *(np.array([k]) for k in each)]
-    one_each = [
-        replace(one, **{name: np.asarray(getattr(one, name))[None] for name in _ARRAYS}) for one in each.values()
-    ]
+    one_each = []
+    for one in each.values():
+        arrays: dict[str, Any] = {name: np.asarray(getattr(one, name))[None] for name in _ARRAYS}
+        one_each.append(replace(one, **arrays))
     order = np.argsort(np.concatenate(rows))
     profiles = _join([profile[rows[0]], *one_each] if len(rows[0]) else one_each, fits)
     # What a batch keeps of its fits and one fit does not (other covariances) is that of the fit given.

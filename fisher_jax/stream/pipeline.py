@@ -23,6 +23,7 @@ from fisher_jax.fitting.result import Fit
 from fisher_jax.fitting.status import Status
 from fisher_jax.fitting.workers import devices_of
 from fisher_jax.models.model import Model, as_model
+from fisher_jax.optimizers.newton import Newton
 from fisher_jax.reporting import Report, Reported, ReportTable
 from fisher_jax.stream.inputs import default_block, inputs_of
 from fisher_jax.stream.labelled import Grid, by_cell, dataset_of
@@ -30,6 +31,7 @@ from fisher_jax.stream.ledger import check_file_system, manifest_of, part_of, so
 from fisher_jax.stream.sink import Columns, Sink, ZarrSink, sink_at
 
 if TYPE_CHECKING:
+    import optax
     import xarray as xr
 
 
@@ -163,14 +165,14 @@ def fit_stream(
     start_axis: PyTree = None,
     given_axis: PyTree = None,
     weights_axis: PyTree = 0,
-    optimizer: Any = None,
+    optimizer: "optax.GradientTransformation | Newton | None" = None,
     tolerance: float | None = None,
     max_steps: int | None = None,
     strength: float | None = None,
     covariances: Sequence[str] = ("observed",),
     retry: bool = True,
     float64_finish: bool = False,
-    devices: Any = None,
+    devices: int | Sequence[jax.Device] | None = None,
     progress: bool = False,
     block: int | None = None,
     sink_format: str | None = None,
