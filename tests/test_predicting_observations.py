@@ -504,7 +504,7 @@ BAD = {
         lambda: fj.cross_validation(fj.families.exponential, None, Y[:1], folds="leave one out"),
         "observations are left out in turn, and there is one",
     ),
-    "no key": (lambda: fj.cross_validation(LINE, START, Y, given=X), "drawn at random: give key"),
+    "no key": (lambda: fj.cross_validation(LINE, START, Y, given=X), "drawn at random: give a key"),
     "many folds": (lambda: fj.cross_validation(LINE, START, Y, given=X, folds=13), "more than the 12 observations"),
     "one fold": (lambda: fj.cross_validation(LINE, START, Y, given=X, folds=np.zeros(N)), "in one fold"),
     "labels": (lambda: fj.cross_validation(LINE, START, Y, given=X, folds=[0, 1]), r"expected \(12,\)"),

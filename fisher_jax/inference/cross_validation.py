@@ -239,7 +239,7 @@ def assign_folds(
                 f"folds={folds} are more than the {num_units} {of_what}. Give fewer, or {LEAVE_ONE_OUT!r}."
             )
         if key is None:
-            raise ValueError(f"the {folds} folds are drawn at random: give for example key=jax.random.key(0).")
+            raise ValueError(f"the {folds} folds are drawn at random: give a key, as key=jax.random.key(0).")
         check_key(key)
         fold_of_unit = np.empty(num_units, int)
         fold_of_unit[np.asarray(jax.random.permutation(key, num_units))] = np.arange(num_units) % int(folds)

@@ -201,10 +201,10 @@ def bootstrap_histogram(
             f"{len(replicates)} of {number} replicates converged, which make no histogram. Print the bootstrap to see "
             "how the others ended."
         )
-    grid = panels(axes, len(columns), (3.6, 3.0))
+    all_axes = panels(axes, len(columns), (3.6, 3.0))
     estimates, errors = (np.asarray(fit.layout.flatten(tree), float) for tree in (fit.params, fit.standard_errors()))
     intervals = bootstrap.flat_intervals(level, method)
-    for panel, k in zip(grid, columns, strict=True):
+    for panel, k in zip(all_axes, columns, strict=True):
         values, estimate, error = replicates[:, k], estimates[k], errors[k]
         # By the spread of the values, as numpy chooses them, heavy tails would make millions of bins.
         bins = max(10, min(60, int(np.sqrt(len(values)))))
@@ -216,7 +216,7 @@ def bootstrap_histogram(
         for label, end in zip((f"{percent(level)} {method}", None), intervals[k], strict=True):
             panel.axvline(float(end), color="tab:blue", linewidth=1.0, linestyle=":", label=label)
         panel.set(xlabel=fit.names[k], ylabel="density")
-    grid[0].legend(fontsize="x-small", frameon=False)
+    all_axes[0].legend(fontsize="x-small", frameon=False)
     if bootstrap.num_failed:
-        grid[0].set_title(f"{bootstrap.num_failed} of {number} failed and are left out", fontsize="x-small")
-    return grid
+        all_axes[0].set_title(f"{bootstrap.num_failed} of {number} failed and are left out", fontsize="x-small")
+    return all_axes

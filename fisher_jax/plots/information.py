@@ -220,7 +220,7 @@ def information_ellipses(
 
     m = len(chosen)
     side = 2.1 + 0.9 / m if m > 1 else 4.0
-    grid = panels(axes, m * m, (side, side), columns=m).reshape(m, m)
+    all_axes = panels(axes, m * m, (side, side), columns=m).reshape(m, m)
     # Room for the widest ellipse, and for two standard errors where the level is low, with their bands.
     reach = [
         errors + np.minimum(BAND * spreads, errors) for errors, spreads in (layer.standard_errors() for layer in layers)
@@ -230,7 +230,7 @@ def information_ellipses(
     titles = [f"{information.names[k]}{deviation}" for k in chosen]
     titles = [title if len(title) < 19 else title.replace(deviation, f"\n{deviation[1:]}") for title in titles]
     for i, j in np.ndindex(m, m):
-        panel, (row, column) = grid[i, j], (chosen[i], chosen[j])
+        panel, (row, column) = all_axes[i, j], (chosen[i], chosen[j])
         if j > i:
             panel.set_axis_off()
             continue
@@ -252,9 +252,9 @@ def information_ellipses(
         if i == m - 1:
             panel.set_xlabel(titles[j])
             panel.tick_params(axis="x", rotation=45)
-    grid[0, 0].figure.align_labels(grid.ravel())
-    _add_legend(grid, layers, level, has_others=q > 1)
-    return grid
+    all_axes[0, 0].figure.align_labels(all_axes.ravel())
+    _add_legend(all_axes, layers, level, has_others=q > 1)
+    return all_axes
 
 
 class _Layer(NamedTuple):

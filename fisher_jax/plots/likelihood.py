@@ -317,11 +317,11 @@ def profile_curves(
         raise ValueError(f"this is of {len(profile)} fits. Give that of one, as profile[3].")
     check_choice(scale, SCALES, "scale")
     rows = choose(profile.names, names)
-    grid = panels(axes, len(rows), (3.6, 3.0), columns=3)
-    for panel, row in zip(grid, rows, strict=True):
+    all_axes = panels(axes, len(rows), (3.6, 3.0), columns=3)
+    for panel, row in zip(all_axes, rows, strict=True):
         _draw_profile(panel, profile, row, scale)
-    grid[0].legend(fontsize="x-small", frameon=False)
-    return grid
+    all_axes[0].legend(fontsize="x-small", frameon=False)
+    return all_axes
 
 
 def _draw_profile(panel: Any, profile: Profile, row: int, scale: str) -> None:

@@ -62,11 +62,11 @@ def standardized_histograms(
     'density'
     """
     entries = _choose(distribution, names)
-    grid = panels(axes, len(entries), (3.6, 3.0))
+    all_axes = panels(axes, len(entries), (3.6, 3.0))
     has_theory = np.isfinite(np.diagonal(distribution.asymptotic_covariance))
     distances = np.asarray(distribution.marginal_normality.statistic)
     deviation = "estimate − truth" if isinstance(distribution, SamplingDistribution) else "score"
-    for panel, k in zip(grid, entries, strict=True):
+    for panel, k in zip(all_axes, entries, strict=True):
         values = distribution.standardized[:, k]
         bins = max(10, min(80, int(2 * len(values) ** (1 / 3))))  # the rule of Rice
         panel.hist(values, bins=bins, density=True, color=color, alpha=0.5)
@@ -79,8 +79,8 @@ def standardized_histograms(
         panel.set_title(title, fontsize="small")
         panel.set(xlabel=f"{distribution.names[k]}: {deviation}, in\n{unit}", ylabel="density")
     if np.any(has_theory[entries]):
-        grid[-1].legend(fontsize="x-small", frameon=False)
-    return grid
+        all_axes[-1].legend(fontsize="x-small", frameon=False)
+    return all_axes
 
 
 @entry_point
@@ -286,9 +286,9 @@ def coverage_curves(
     """
     check_result(coverage, Coverage, "fisher_jax.coverage")
     entries = choose(coverage.names, names)
-    grid = panels(axes, len(entries), (3.8, 3.2), sharey=True)
+    all_axes = panels(axes, len(entries), (3.8, 3.2), sharey=True)
     n, kinds = np.array(coverage.num_observations, float), coverage.kinds
-    for panel, j in zip(grid, entries, strict=True):
+    for panel, j in zip(all_axes, entries, strict=True):
         panel.axhline(100 * coverage.level, color="black", linewidth=1.0)
         for k, (kind, shift) in enumerate(zip(kinds, _shifts(len(kinds), 0.05), strict=True)):
             value, error = 100 * coverage.probability[:, k, j], 200 * coverage.probability_error[:, k, j]
@@ -296,9 +296,9 @@ def coverage_curves(
             panel.errorbar(n * shift, value, error, label=kind, **style)
         _set_sizes(panel, n)
         panel.set_title(coverage.names[j])
-    grid[0].set_ylabel("coverage (%)")
-    grid[-1].legend(fontsize="x-small", frameon=False)
-    return grid
+    all_axes[0].set_ylabel("coverage (%)")
+    all_axes[-1].legend(fontsize="x-small", frameon=False)
+    return all_axes
 
 
 def _shifts(count: int, width: float) -> np.ndarray:
