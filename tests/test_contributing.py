@@ -4,6 +4,7 @@ import functools
 import pathlib
 import pydoc
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,29 @@ def example(title):
     defined = {"__name__": "example"}
     exec(compile(code, f"CONTRIBUTING.md, {title}", "exec"), defined)
     return defined
+
+
+def test_the_walk_from_fit_to_the_density_passes_the_files_that_it_names_and_no_other():
+    walk = TEXT.split("## From `fit` to the density and back\n")[1].split("\nOther places")[0]
+    steps, helpers = walk.split("\nLike functions of JAX")
+    named = [re.search(r"`(\w+/\w+\.py)`", step)[1] for step in re.split(r"^\d\. ", steps, flags=re.M)[1:]]
+    assert len(named) == len(set(named)) == 8
+    package, passed = pathlib.Path(fj.__file__).parent, set()
+
+    def log_density(params, y):
+        frame = sys._getframe(1)
+        while frame is not None:
+            path = pathlib.Path(frame.f_code.co_filename)
+            if path.is_relative_to(package):
+                passed.add(path.relative_to(package).as_posix())
+            frame = frame.f_back
+        return -0.5 * ((y - params["loc"]) / params["scale"]) ** 2 - jnp.log(params["scale"])
+
+    fit = fj.fit(fj.Model(log_density, constraints={"scale": fj.positive}), {"loc": 1.0, "scale": 1.0}, Y)
+    assert fit.engine == "host"
+    of_helpers = set(re.findall(r"`(?:fisher_jax/)?((?:\w+/)?\w+\.py)`", helpers))
+    assert passed <= {*named, *of_helpers}
+    assert {"fitting/fit.py", "fitting/maximization.py", "models/likelihood.py", "models/programs.py"} <= passed
 
 
 def test_every_kind_of_addition_has_a_worked_example():
