@@ -20,6 +20,7 @@ from fisher_jax.information.matrix import Covariance, Information, check_inverti
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values, layout_of
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.array_namespace import on_host
 
 
 @entry_point
@@ -85,14 +86,16 @@ def cramer_rao_bound(
         information = expected_information(model, layout, layout.free_names, values, expectation, given)
     names, slope = slope_of(layout, values, function, bias)
     slope_in_free = slope @ layout.jacobian(layout.unconstrain(values))
-    matrix, errors = propagate(
-        lambda m: slope_in_free @ linalg.inverse(m) @ slope_in_free.T / num_observations,
-        information.matrix,
-        information.errors,
+    inverse, errors = propagate(linalg.inverse, information.matrix, information.errors)
+    slope_in_free, inverse, errors = on_host((slope_in_free, inverse, errors))
+    count = num_observations if is_traced else float(num_observations)
+    matrix, errors = (
+        None if part is None else jnp.asarray(slope_in_free @ part @ slope_in_free.T / count)
+        for part in (inverse, errors)
     )
     check_invertible(information.matrix, matrix, information.names)
-    count = "n" if is_traced else f"{float(num_observations):g}"
-    route = f"Cramér-Rao bound for {count} observations from: {information.route}"
+    shown_count = "n" if is_traced else f"{count:g}"
+    route = f"Cramér-Rao bound for {shown_count} observations from: {information.route}"
     return Covariance(matrix, names, route, errors, information.num_samples)
 
 

@@ -5,6 +5,7 @@ M[i,j] and M[l,m]. A differentiable function of M has the pieces that its deriva
 without the covariance of all pairs of entries, which has q⁴ numbers.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -20,32 +21,46 @@ from fisher_jax.models.parameter_names import NameIndex
 from fisher_jax.models.parameters import layout_of
 from fisher_jax.moments import Estimate
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.array_namespace import AnyArray
+from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.reporting import Report, Reported, matrix_table
 
 Pieces = Float[AnyArray, "..."] | None  # None where there is no error
 
 
-def propagate(function: Callable[[AnyArray], AnyArray], matrix: AnyArray, errors: Pieces) -> tuple[Any, Any]:
-    """`function(matrix)` and its pieces of error, to first order."""
-    if errors is None:
-        if isinstance(matrix, jax.core.Tracer):
-            return function(matrix), None
-        # By numpy: JAX would compile a program for each of the many small operations of an inverse.
-        return jnp.asarray(function(np.asarray(matrix))), None
-    value, push = jax.linearize(function, matrix)
+def propagate(function: Callable[..., AnyArray], matrix: AnyArray, errors: Pieces, *settings: Any) -> tuple[Any, Any]:
+    """`function(matrix, *settings)` and its pieces of error, to first order.
+
+    A function that is defined once, with settings that can be hashed, is compiled once; a lambda would be at each call.
+    """
+    if errors is not None:
+        return _value_and_pieces(function, matrix, errors, settings)
+    if is_traced(matrix):
+        return function(matrix, *settings), None
+    # By numpy: JAX would compile a program for each of the many small operations of an inverse.
+    return jnp.asarray(function(np.asarray(matrix), *settings)), None
+
+
+@functools.partial(jax.jit, static_argnames=("function", "settings"))
+def _value_and_pieces(function: Callable[..., Any], matrix: Any, errors: Any, settings: tuple[Any, ...]) -> Any:
+    value, push = jax.linearize(lambda m: function(m, *settings), matrix)
     return value, jax.vmap(push)(errors)
 
 
-def estimate(function: Callable[[AnyArray], AnyArray], matrix: AnyArray, errors: Pieces) -> Estimate:
+def estimate(function: Callable[..., AnyArray], matrix: AnyArray, errors: Pieces) -> Estimate:
     """`function(matrix)` and its standard error, the root sum of squares of its pieces of error."""
     value, pieces = propagate(function, matrix, errors)
-    return Estimate(value, jnp.zeros_like(value) if pieces is None else jnp.sqrt(jnp.sum(pieces**2, axis=0)))
+    return Estimate(value, jnp.zeros_like(value) if pieces is None else root_sum_of_squares(pieces, axis=0))
 
 
 def standard_errors_of_entries(matrix: AnyArray, errors: Pieces) -> AnyArray:
     """The standard error of each entry of a matrix, or of each matrix of a batch."""
-    return jnp.zeros_like(matrix) if errors is None else jnp.sqrt(jnp.sum(errors**2, axis=-3))
+    return jnp.zeros_like(matrix) if errors is None else root_sum_of_squares(errors, axis=-3)
+
+
+def root_sum_of_squares(pieces: AnyArray, axis: int) -> AnyArray:
+    """The standard error that independent pieces of error make."""
+    pieces = on_host(pieces)
+    return jnp.asarray(namespace(pieces).sqrt((pieces**2).sum(axis=axis)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,7 +139,9 @@ class Covariance(NamedMatrix):
     def standard_errors(self, num_observations: float | Array = 1) -> Estimate:
         """Square roots (r,) of the diagonal divided by n, each with its own error."""
         self._check_single()
-        return estimate(lambda m: jnp.sqrt(jnp.diagonal(m) / num_observations), self.matrix, self.errors)
+        value, error = estimate(_roots_of_diagonal, self.matrix, self.errors)
+        root = namespace(num_observations).asarray(num_observations, value.dtype) ** 0.5
+        return Estimate(value / root, error / root)
 
 
 @jax.tree_util.register_dataclass
@@ -248,13 +265,12 @@ class Information(NamedMatrix):
             return self._select(chosen, self.route)
         nuisance = tuple(self.names[k] for k in others)
 
-        def schur_complement(matrix: AnyArray) -> AnyArray:
-            across = matrix[np.ix_(chosen, others)]
-            return matrix[np.ix_(chosen, chosen)] - across @ linalg.inverse(matrix[np.ix_(others, others)]) @ across.T
-
+        parts = tuple(map(int, chosen)), tuple(map(int, others))
+        matrix, errors = propagate(_schur_complement, self.matrix, self.errors, *parts)
         route = f"{self.route}; {', '.join(nuisance)} unknown"
-        result = self._map(schur_complement, tuple(self.names[k] for k in chosen), route)
-        check_invertible(self.matrix[np.ix_(others, others)], result.matrix, nuisance)
+        names = tuple(self.names[k] for k in chosen)
+        result = replace(self, matrix=matrix, errors=errors, names=names, route=route, regularity=None)
+        check_invertible(on_host(self.matrix)[np.ix_(others, others)], result.matrix, nuisance)
         return result
 
     @entry_point
@@ -300,7 +316,8 @@ class Information(NamedMatrix):
                 f"{_quoted(self.names)}; {_quoted(sorted(missing))} is missing. It must return the old parameters."
             )
         order = np.array([old.names.index(name) for name in self.names])
-        jacobian = jax.jacfwd(lambda u: old.flatten(function(new.constrain(u, values)))[order])(new.unconstrain(values))
+        flat = new.unconstrain(values)
+        jacobian = on_host(jax.jacfwd(lambda u: old.flatten(function(new.constrain(u, values)))[order])(flat))
         return self._map(lambda m: jacobian.T @ m @ jacobian, new.names, f"{self.route}; in other parameters")
 
     def __add__(self, other: "Information") -> "Information":
@@ -349,18 +366,29 @@ class Information(NamedMatrix):
         return getattr(ufunc, method)(*(np.asarray(x) if x is self else x for x in inputs), **settings)
 
     def _map(self, function: Callable[[AnyArray], AnyArray], names: tuple[str, ...], route: str) -> "Information":
-        """The information whose matrix is `function` of this one; its regularity was not tested."""
-        matrix, errors = propagate(function, self.matrix, self.errors)
-        return replace(self, matrix=matrix, errors=errors, names=names, route=route, regularity=None)
+        """The information whose matrix is this linear `function` of this one; its regularity was not tested."""
+        matrix, errors = on_host((self.matrix, self.errors))
+        mapped = [None if part is None else jnp.asarray(function(part)) for part in (matrix, errors)]
+        return replace(self, matrix=mapped[0], errors=mapped[1], names=names, route=route, regularity=None)
 
     def _select(self, rows: np.ndarray, route: str) -> "Information":
-        return self._map(lambda m: m[np.ix_(rows, rows)], tuple(self.names[k] for k in rows), route)
+        return self._map(lambda m: m[..., rows[:, None], rows], tuple(self.names[k] for k in rows), route)
 
     def _positions(self, names: Sequence[str] | str) -> tuple[np.ndarray, np.ndarray]:
         """Where the named entries stand, or all entries of a named leaf; and where the others do."""
         self._check_single()
         positions = NameIndex(self.names).choose([] if names is None else names)
         return np.array(positions), np.setdiff1d(np.arange(len(self.names)), positions)
+
+
+def _roots_of_diagonal(matrix: AnyArray) -> AnyArray:
+    xp = namespace(matrix)
+    return xp.sqrt(xp.diagonal(matrix))
+
+
+def _schur_complement(matrix: AnyArray, chosen: tuple[int, ...], others: tuple[int, ...]) -> AnyArray:
+    across = matrix[np.ix_(chosen, others)]
+    return matrix[np.ix_(chosen, chosen)] - across @ linalg.inverse(matrix[np.ix_(others, others)]) @ across.T
 
 
 def check_invertible(matrix: AnyArray, inverse: AnyArray, names: tuple[str, ...]) -> None:

@@ -76,7 +76,7 @@ def information_heat_map(
     names, matrix, errors = information.names, information.matrix, information.errors
     quantity = "information, nats per product of units" if isinstance(information, Information) else "covariance"
     if scaled:
-        matrix, errors = propagate(lambda m: linalg.to_unit_diagonal(m)[0], matrix, errors)
+        matrix, errors = propagate(_at_unit_diagonal, matrix, errors)
         quantity = "information scaled to unit diagonal" if isinstance(information, Information) else "correlation"
     uncertainty = np.array(standard_errors_of_entries(matrix, errors), float)
     if scaled:
@@ -107,6 +107,10 @@ def information_heat_map(
     panel.set_yticks(places, labels, fontsize=size)
     panel.set_title(textwrap.fill(f"{type(information).__name__}, {information.route}", 60), fontsize="small")
     return panel
+
+
+def _at_unit_diagonal(matrix: Any) -> Any:
+    return linalg.to_unit_diagonal(matrix)[0]
 
 
 @entry_point
