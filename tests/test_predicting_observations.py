@@ -517,7 +517,7 @@ BAD = {
 
 
 def limited():
-    return fj.fit(fj.censored(fj.families.normal, low=1.0), None, np.maximum(Y, 1.0))
+    return fj.fit(fj.censored(fj.families.logistic, low=1.0), None, np.maximum(Y, 1.0))
 
 
 def point():
