@@ -278,22 +278,20 @@ def test_a_fit_whose_measurement_is_not_finite_says_that_it_is_the_measurement()
     assert not fj.fit_batch(SHIFTED, START, (np.stack([Y, Y]), np.array([0.7, np.nan]))).converged[1]
 
 
-@pytest.mark.parametrize("kind", ["sandwich", "empirical"])
-def test_errors_do_not_depend_on_the_constraint_where_rows_and_measurement_disagree(kind):
+def test_errors_do_not_depend_on_the_constraint_where_rows_and_measurement_disagree():
     y, measured = jnp.array([2.0, 3.0, 4.0, 3.0]), 0.8  # the slope of the term at the estimate is not zero
+    kinds = ("sandwich", "empirical")
 
     def errors(constraints):
         rows = fj.Model(lambda p, y: norm.logpdf(y, p["mean"], 1.0), constraints=constraints)
         model = fj.with_auxiliary(rows, lambda p, measured: norm.logpdf(measured, p["mean"], 0.5))
-        one = fj.fit(model, {"mean": 1.0}, (y, measured)).standard_errors(kind)["mean"]
-        settings = {"data_axis": (0, None), "covariances": (kind,)}
-        many = fj.fit_batch(model, {"mean": 1.0}, (jnp.stack([y, y]), measured), **settings).standard_errors(kind)[
-            "mean"
-        ]
-        return np.array([one, *many])
+        one = fj.fit(model, {"mean": 1.0}, (y, measured))
+        settings = {"data_axis": (0, None), "covariances": kinds}
+        many = fj.fit_batch(model, {"mean": 1.0}, (jnp.stack([y, y]), measured), **settings)
+        return np.array([[fit.standard_errors(kind)["mean"] for fit in (one, *many)] for kind in kinds])
 
     # Σ (yᵢ − θ̂)² + 4, with θ̂ = 1.9, by the sum of both informations, 8
     meat = float(jnp.sum((y - 1.9) ** 2)) + 4.0
-    expected = np.sqrt(meat) / 8.0 if kind == "sandwich" else 1.0 / np.sqrt(meat)
+    expected = np.repeat([[np.sqrt(meat) / 8.0], [1.0 / np.sqrt(meat)]], 3, axis=1)
     np.testing.assert_allclose(errors(None), expected, rtol=1e-6)
     np.testing.assert_allclose(errors({"mean": fj.positive}), expected, rtol=1e-6)

@@ -404,7 +404,7 @@ def test_each_group_reports_its_rows_left_out_and_one_without_rows_is_named():
     np.testing.assert_array_equal(counts.fit_batch(by=HOLES["gene"]).num_masked, expected)
     empty = HOLES.assign(x=HOLES["x"].mask(HOLES["gene"] == "a"))
     with pytest.warns(fj.FitWarning, match="1 groups, the first of them 'a', are not fitted: a value is missing"):
-        fits = fj.formula("y ~ x + batch", families.poisson, empty, missing="drop").fit_batch(by="gene")
+        fits = fj.formula("y ~ x", families.poisson, empty, missing="drop").fit_batch(by="gene")
     assert fits.labels.tolist() == ["b", "c"]
 
 

@@ -121,8 +121,7 @@ def quantile_like(params, y):
 
 
 def line(params, x):
-    """A peak of known width on a background."""
-    return {"loc": 4.0 + params["photons"] * jnp.exp(-0.5 * (x - params["x"]) ** 2), "scale": 6.0}
+    return {"rate": params["background"] + params["slope"] * x}
 
 
 def shared_design():
@@ -139,9 +138,12 @@ def own_designs():
 
 def lines_by_scoring():
     x = np.arange(9.0)
-    counts = RNG.normal(line({"photons": 100.0, "x": 4.1}, x)["loc"], 6.0, (7, 9)).clip(0).astype(np.uint8)
-    model = fj.linked(fj.families.normal, line, constraints={"photons": fj.positive})
-    return (model, {"photons": 80.0, "x": 4.0}, counts), {"given": x, "optimizer": fj.optimizers.fisher_scoring()}
+    counts = RNG.poisson(line({"background": 9.0, "slope": 4.0}, x)["rate"], (7, 9)).astype(np.uint8)
+    model = fj.linked(fj.families.poisson, line, constraints={"background": fj.positive})
+    return (model, {"background": 20.0, "slope": 2.0}, counts), {
+        "given": x,
+        "optimizer": fj.optimizers.fisher_scoring(),
+    }
 
 
 def ragged_and_weighted():
