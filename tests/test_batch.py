@@ -15,8 +15,8 @@ from scipy import stats
 import fisher_jax as fj
 from fisher_jax import Status, families
 
-GAMMA, EXPONENTIAL = families.gamma, families.exponential  # the exponential compiles in half the time
-START = {"shape": 1.0, "rate": 1.0}
+WEIBULL, EXPONENTIAL = families.weibull, families.exponential  # the exponential compiles in half the time
+START = {"shape": 1.0, "scale": 1.0}
 RNG = np.random.default_rng(20)
 DATA = RNG.gamma(4.0, 0.5, (37, 30))
 
@@ -30,13 +30,13 @@ def in_standard_errors(received, expected):
 
 @functools.cache
 def reference():
-    return fj.fit_batch(GAMMA, START, DATA, covariances=("observed", "expected", "empirical", "sandwich"))
+    return fj.fit_batch(WEIBULL, START, DATA, covariances=("observed", "expected", "empirical", "sandwich"))
 
 
 def test_each_is_the_fit_that_fit_makes():
     fits = reference()
     for k in (0, 17, 36):
-        alone = fj.fit(GAMMA, START, DATA[k])
+        alone = fj.fit(WEIBULL, START, DATA[k])
         assert fits[k].status == alone.status == Status.CONVERGED
         np.testing.assert_allclose(fits[k].free, alone.free, rtol=1e-7)
         np.testing.assert_allclose(fits.log_likelihood[k], alone.log_likelihood, rtol=1e-12)
@@ -46,7 +46,7 @@ def test_each_is_the_fit_that_fit_makes():
             np.testing.assert_allclose(fits[k].covariance(kind), alone.covariance(kind), rtol=1e-6)
         np.testing.assert_allclose(fits.correlation()[k], alone.correlation(), rtol=1e-6)
         np.testing.assert_allclose(
-            fits.confidence_intervals(level=0.9)["rate"][k], alone.confidence_intervals(level=0.9)["rate"], rtol=1e-6
+            fits.confidence_intervals(level=0.9)["scale"][k], alone.confidence_intervals(level=0.9)["scale"], rtol=1e-6
         )
         np.testing.assert_allclose(fits.information().matrix[k], alone.information().matrix, rtol=1e-6)
         np.testing.assert_allclose([fits.aic()[k], fits.bic()[k]], [alone.aic(), alone.bic()], rtol=1e-10)
@@ -70,16 +70,16 @@ def assert_identical(fits, others):
 )
 def test_the_number_of_lanes_and_of_threads_changes_no_bit(settings):
     data = np.concatenate([DATA, DATA[:, ::-1], 2.0 * DATA, DATA + 1.0])  # more than one chunk and one set of lanes
-    assert_identical(fj.fit_batch(GAMMA, START, data, **settings), fj.fit_batch(GAMMA, START, data))
+    assert_identical(fj.fit_batch(WEIBULL, START, data, **settings), fj.fit_batch(WEIBULL, START, data))
 
 
 def test_the_order_of_the_data_sets_changes_no_bit():
     order = np.random.default_rng(2).permutation(len(DATA))
-    assert_identical(fj.fit_batch(GAMMA, START, DATA[order]), fj.fit_batch(GAMMA, START, DATA)[order])
+    assert_identical(fj.fit_batch(WEIBULL, START, DATA[order]), fj.fit_batch(WEIBULL, START, DATA)[order])
 
 
 def test_the_two_ways_of_running_agree_to_rounding():
-    arrays = fj.fit_batch(GAMMA, START, DATA, engine="arrays")
+    arrays = fj.fit_batch(WEIBULL, START, DATA, engine="arrays")
     assert (arrays.engine, reference().engine) == ("arrays", "kernel")
     np.testing.assert_array_equal(arrays.status, reference().status)
     assert in_standard_errors(arrays, reference()) < 1e-8
@@ -87,7 +87,7 @@ def test_the_two_ways_of_running_agree_to_rounding():
 
 def test_a_batch_may_be_cut_anywhere():
     for rows in (slice(0, 1), slice(1, 20), slice(20, 37)):
-        part, whole = fj.fit_batch(GAMMA, START, DATA[rows]), reference()[rows]
+        part, whole = fj.fit_batch(WEIBULL, START, DATA[rows]), reference()[rows]
         np.testing.assert_array_equal(part.status, whole.status)
         assert in_standard_errors(part, whole) < 1e-6
 
@@ -126,7 +126,7 @@ def test_poison_in_some_data_sets_reaches_no_other(devices):
     for row, (value, _) in zip(bad, POISON.values(), strict=True):
         poisoned[row] = value
     poisoned[110, 4] = 1e300  # a huge outlier
-    clean, fits = (fj.fit_batch(GAMMA, START, sets, devices=devices) for sets in (data, poisoned))
+    clean, fits = (fj.fit_batch(WEIBULL, START, sets, devices=devices) for sets in (data, poisoned))
     assert [Status(code) for code in fits.status[bad]] == [status for _, status in POISON.values()]
     good = np.setdiff1d(np.arange(len(data)), [*bad, 110])
     np.testing.assert_array_equal(fits.status[good], clean.status[good])
@@ -138,7 +138,7 @@ def test_poison_in_some_data_sets_reaches_no_other(devices):
 def test_an_observation_to_blame_is_named():
     data = DATA.copy()
     data[5, 11] = np.nan
-    fits = fj.fit_batch(GAMMA, START, data)
+    fits = fj.fit_batch(WEIBULL, START, data)
     assert "first at observation 11" in fits[5].diagnosis()
     assert "first at observation 11" in " ".join(str(fits.summary()).split())
     with pytest.raises(fj.FitError, match=r"1 of 37 fits did not converge: 5\. Of 5: Bad start"):
@@ -208,7 +208,7 @@ def test_rows_without_a_data_set_are_never_made_up():
 def test_an_empty_selection_is_a_batch_of_nothing():
     none = reference()[~reference().converged]
     assert none.covariance().shape == (0, 2, 2)
-    assert none.confidence_intervals()["rate"].shape == (0, 2)
+    assert none.confidence_intervals()["scale"].shape == (0, 2)
     assert len(none.to_frame()) == 0
     assert "0, each with 2 free parameters" in str(none.summary())
 
@@ -247,16 +247,16 @@ def test_axes_are_those_of_vmap():
 
 
 def test_starts_may_come_from_the_model():
-    fits = fj.fit_batch(GAMMA, None, DATA)
+    fits = fj.fit_batch(WEIBULL, None, DATA)
     assert in_standard_errors(fits, reference()) < 1e-6
     assert fits.num_steps.max() < reference().num_steps.min()
 
 
 def test_a_start_outside_its_constraint_is_that_data_sets_own_trouble():
-    start = {"shape": np.ones(37), "rate": np.where(np.arange(37) == 4, -1.0, 1.0)}
-    fits = fj.fit_batch(dataclasses.replace(GAMMA, initial=None), start, DATA, start_axis=0)
+    start = {"shape": np.ones(37), "scale": np.where(np.arange(37) == 4, -1.0, 1.0)}
+    fits = fj.fit_batch(dataclasses.replace(WEIBULL, initial=None), start, DATA, start_axis=0)
     assert [k for k in range(37) if fits.status[k] == Status.BAD_START] == [4]
-    retried = fj.fit_batch(GAMMA, start, DATA, start_axis=0)  # from the start that the family makes of the data
+    retried = fj.fit_batch(WEIBULL, start, DATA, start_axis=0)  # from the start that the family makes of the data
     assert np.all(retried.converged)
     assert np.flatnonzero(retried.attempt).tolist() == [4]
 
@@ -264,12 +264,12 @@ def test_a_start_outside_its_constraint_is_that_data_sets_own_trouble():
 def test_lists_hold_data_sets_of_different_lengths():
     lengths = np.append([0, 1, 32], RNG.integers(2, 33, 22))
     data = [RNG.gamma(4.0, 0.5, n) for n in lengths]
-    fits = fj.fit_batch(GAMMA, START, data)
+    fits = fj.fit_batch(WEIBULL, START, data)
     np.testing.assert_array_equal(fits.num_observations, lengths)
     few = lengths < 2
     assert np.all(fits.status[few] == Status.TOO_FEW_OBSERVATIONS)
     for k in np.flatnonzero(lengths > 24)[:3]:  # of one size class, like the rows of DATA
-        alone = fj.fit(GAMMA, START, data[k])
+        alone = fj.fit(WEIBULL, START, data[k])
         np.testing.assert_allclose(fits[k].free, alone.free, rtol=1e-6)
         np.testing.assert_allclose(fits.log_likelihood[k], alone.log_likelihood, rtol=1e-10)
 
@@ -315,23 +315,23 @@ def test_float32_may_be_finished_in_float64():
     start = jax.tree.map(np.float32, START)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fj.FitWarning)
-        single = fj.fit_batch(GAMMA, start, DATA.astype(np.float32))
-        double = fj.fit_batch(GAMMA, start, DATA.astype(np.float32), float64_finish=True)
+        single = fj.fit_batch(WEIBULL, start, DATA.astype(np.float32))
+        double = fj.fit_batch(WEIBULL, start, DATA.astype(np.float32), float64_finish=True)
     assert single.free.dtype == np.float32
     assert double.free.dtype == np.float64
     assert double.converged.all()
     assert in_standard_errors(double, reference()) < 1e-5
     assert np.all(double.num_steps > single.num_steps)
-    short = fj.fit_batch(GAMMA, start, DATA.astype(np.float32), max_steps=6, retry=False, float64_finish=True)
+    short = fj.fit_batch(WEIBULL, start, DATA.astype(np.float32), max_steps=6, retry=False, float64_finish=True)
     assert short.converged.all()
     assert np.any(short.attempt == 3)
-    wide = fj.fit_batch(GAMMA, START, DATA, float64_finish=True)
+    wide = fj.fit_batch(WEIBULL, START, DATA, float64_finish=True)
     np.testing.assert_array_equal(wide.num_steps, reference().num_steps)
     assert in_standard_errors(single, reference()) < 1e-2
 
 
 def test_only_the_covariances_asked_for_are_kept():
-    fits = fj.fit_batch(GAMMA, START, DATA, covariances=())
+    fits = fj.fit_batch(WEIBULL, START, DATA, covariances=())
     assert fits.curvature is None
     assert fits.outer_product is None
     with pytest.raises(ValueError, match=r"kind='observed' was not kept \(none was\)"):
@@ -344,7 +344,7 @@ def test_only_the_covariances_asked_for_are_kept():
 def test_failed_fits_are_warned_of_once():
     data = DATA.copy()
     data[3] = np.nan
-    fits = fj.fit_batch(GAMMA, START, data)
+    fits = fj.fit_batch(WEIBULL, START, data)
     with pytest.warns(fj.FitWarning, match="1 of 37 fits did not converge"):
         fits.standard_errors()
 
@@ -355,8 +355,8 @@ def test_a_batch_is_a_pytree_and_a_table():
     assert again.names == fits.names
     frame = fits.to_frame()
     assert list(frame["status"].unique()) == ["converged"]
-    np.testing.assert_array_equal(frame["rate"], fits.params["rate"])
-    np.testing.assert_array_equal(frame["rate standard error"], fits.standard_errors()["rate"])
+    np.testing.assert_array_equal(frame["scale"], fits.params["scale"])
+    np.testing.assert_array_equal(frame["scale standard error"], fits.standard_errors()["scale"])
     assert len(list(fits[:3])) == 3
     with pytest.raises(IndexError, match="there are 37 fits"):
         fits[37]
@@ -370,7 +370,7 @@ def test_parquet_holds_the_same_table(tmp_path):
 
 
 def test_progress_counts_each_status(capsys):
-    fj.fit_batch(GAMMA, START, DATA, progress=True)
+    fj.fit_batch(WEIBULL, START, DATA, progress=True)
     said = capsys.readouterr().err
     assert "37/37" in said
     assert "converged=37" in said
@@ -419,9 +419,9 @@ def test_the_result_shares_no_memory_with_what_was_given():
 
 def test_in_float32_the_statuses_of_a_batch_are_those_of_the_same_fits_one_by_one():
     start, data = jax.tree.map(np.float32, START), DATA.astype(np.float32)
-    fits = fj.fit_batch(GAMMA, start, data, retry=False)
+    fits = fj.fit_batch(WEIBULL, start, data, retry=False)
     some = slice(None, None, 4)
-    assert fits.status[some].tolist() == [fj.fit(GAMMA, start, rows).status for rows in data[some]]
+    assert fits.status[some].tolist() == [fj.fit(WEIBULL, start, rows).status for rows in data[some]]
 
 
 def test_in_float32_the_log_likelihood_keeps_the_digits_that_its_terms_have():
