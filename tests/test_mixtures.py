@@ -131,13 +131,12 @@ def test_a_hundred_times_sixty_four_starts_find_the_same_maximum_of_three_normal
         np.testing.assert_allclose(fit.params["loc"], three.params["loc"], rtol=1e-6)
 
 
-def test_sixty_four_starts_find_the_same_maximum_whatever_the_key():
+def test_eight_starts_find_the_same_maximum_whatever_the_key():
     y = np.concatenate([RNG.poisson(1.0, 30), RNG.poisson(9.0, 20)])
     model = fj.mixture(families.poisson, 2, ordered="rate")
-    fits = [fj.fit(model, None, y, starts=64, key=jax.random.key(seed)) for seed in range(3)]
-    for fit in fits[1:]:
-        np.testing.assert_allclose(fit.log_likelihood, fits[0].log_likelihood, rtol=1e-12)
-        np.testing.assert_allclose(fit.params["rate"], fits[0].params["rate"], rtol=1e-6)
+    fits = [fj.fit(model, None, y, starts=8, key=jax.random.key(seed)) for seed in range(2)]
+    np.testing.assert_allclose(fits[1].log_likelihood, fits[0].log_likelihood, rtol=1e-12)
+    np.testing.assert_allclose(fits[1].params["rate"], fits[0].params["rate"], rtol=1e-6)
 
 
 def test_component_probabilities_are_those_of_bayes_theorem(three):

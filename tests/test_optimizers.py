@@ -36,14 +36,14 @@ def fit(name, **settings):
 # Each optimiser and each model in every run, the other pairs by `make exhaustive`.
 IN_EVERY_RUN = [
     ("gamma", "fisher_scoring"),
-    ("normal", "bhhh"),
+    ("normal", "natural gradient, empirical"),
     ("normal", "scaled by information"),
     ("normal", "lbfgs"),
     ("logistic", "adam"),
     ("poisson", "bhhh"),
     ("poisson", "fisher_scoring"),
     ("poisson", "natural gradient"),
-    ("autoregression", "natural gradient, empirical"),
+    ("autoregression", "bhhh"),
 ]
 PAIRS = [
     (name, optimizer)
