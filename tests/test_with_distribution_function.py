@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats as st
+from helpers import compiled_programs
 
 import fisher_jax as fj
 from fisher_jax import families
@@ -122,6 +123,17 @@ def test_the_quantile_is_differentiated_as_an_implicit_function():
     tangent = math.tan(math.pi * 0.3)  # of the quantile loc + scale tan(π (u − ½))
     np.testing.assert_allclose(received[0], params["scale"] * math.pi * (1 + tangent**2), rtol=1e-7)
     np.testing.assert_allclose([received[1]["loc"], received[1]["scale"]], [1.0, tangent], rtol=1e-7)
+
+
+def test_outside_of_compiled_code_it_is_not_compiled_operation_by_operation():
+    model, params, distribution = CASES["cauchy"]
+    for function, arguments, expected in (
+        (model.log_survival, (params, 0.7), distribution.logsf(0.7)),
+        (model.quantile, (0.7, params), distribution.ppf(0.7)),
+    ):
+        with compiled_programs() as compiled:
+            np.testing.assert_allclose(function(*arguments), expected, rtol=1e-8)
+        assert len(compiled) <= 2
 
 
 def half_a_density(params, y):

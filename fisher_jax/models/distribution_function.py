@@ -8,6 +8,7 @@ of the sum are those under the integral and at its ends.
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fisher_jax.errors import check_count, entry_point
 from fisher_jax.models.model import Model, as_model
-from fisher_jax.models.programs import UserFunction, call_differentiable
+from fisher_jax.models.programs import UserFunction, call_differentiable, jit_with_model
+from fisher_jax.numerics.array_namespace import is_traced
 from fisher_jax.numerics.inversion import invert
 
 ACCURACY = 1e-8  # the estimated relative error above which a probability is not a number
@@ -56,6 +58,12 @@ class _Tail:
         return (-math.inf, math.inf) if support is None else support
 
     def __call__(self, params: PyTree, y: PyTree, *z: PyTree) -> Array:
+        if is_traced(params, y, z):
+            return self.evaluate(params, y, *z)
+        return _compiled_tail(self.model, self.nodes, self.upper, params, y, *z)
+
+    def evaluate(self, params: PyTree, y: PyTree, *z: PyTree) -> Array:
+        """Its value, as a part of a program."""
         if jnp.shape(y) != ():
             raise ValueError(
                 f"a distribution function is that of a single number, but y has shape {jnp.shape(y)}. Give the density of a "
@@ -80,6 +88,11 @@ class _Tail:
         impossible, certain = (above, below) if self.upper else (below, above)
         value = jnp.where(impossible, -jnp.inf, jnp.where(certain, 0.0, value))
         return jnp.where(jnp.isnan(y), jnp.nan, value)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
+def _compiled_tail(model: Model, nodes: int, upper: bool, params: PyTree, y: PyTree, *z: PyTree) -> Array:
+    return _Tail(model, nodes, upper).evaluate(params, y, *z)
 
 
 def _chosen(value: Float[Array, "2"], right: Bool[Array, "2"], *, upper: bool) -> Array:
@@ -172,9 +185,20 @@ class _Quantile:
         return self.lower.made_with
 
     def __call__(self, uniform: ArrayLike, params: PyTree, *z: PyTree) -> Array:
+        if is_traced(uniform, params, z):
+            return self.evaluate(uniform, params, *z)
+        return _compiled_quantile(self.lower.model, self.lower.nodes, uniform, params, *z)
+
+    def evaluate(self, uniform: ArrayLike, params: PyTree, *z: PyTree) -> Array:
+        """The quantile, as a part of a program."""
         low, high = self.lower.ends(params, *z)
         discrete = self.lower.model.discrete
         return invert(self.lower, self.higher, uniform, params, *z, low=low, high=high, discrete=discrete)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def _compiled_quantile(model: Model, nodes: int, uniform: ArrayLike, params: PyTree, *z: PyTree) -> Array:
+    return _Quantile(*(_Tail(model, nodes, upper) for upper in (False, True))).evaluate(uniform, params, *z)
 
 
 @entry_point
