@@ -1,6 +1,7 @@
 """The bootstrap: replicates that are what they should be, intervals as others make them, failures that are said."""
 
 import functools
+import itertools
 import types
 import warnings
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import compiled_programs, some_of
 from jax.scipy.stats import norm
 
 import fisher_jax as fj
@@ -56,6 +58,15 @@ def test_counts_are_those_of_explicit_resampling():
     assert np.all(counts.sum(axis=1) == 40)
     resamples = np.stack([np.repeat(WAITS, row.astype(int)) for row in counts])
     np.testing.assert_allclose(found.params, 1 / resamples.mean(axis=1), rtol=1e-7)
+
+
+def test_numbers_of_units_that_are_near_each_other_share_a_program():
+    draw_counts(Scheme(np.arange(90)), KEY, np.arange(20))
+    with compiled_programs() as compiled:
+        counts = draw_counts(Scheme(np.arange(85)), KEY, np.arange(20))
+    assert not compiled
+    assert counts.shape == (20, 85)
+    assert np.all(counts.sum(axis=1) == 85)
 
 
 def test_replicates_come_from_the_key_alone():
@@ -279,8 +290,15 @@ def many(weighted):
     return fj.fit_batch(MODEL, 1.0, MANY, weights=YEARS if weighted else None)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("method", ["nonparametric", "parametric"])
+@pytest.mark.parametrize(
+    ("method", "weighted"),  # the first of them is compared with each fit below as well
+    some_of(
+        list(itertools.product(["nonparametric", "parametric"], [False, True])),
+        ("nonparametric", True),
+        ("parametric", False),
+        ("parametric", True),
+    ),
+)
 def test_each_fit_of_a_batch_has_the_replicates_that_it_has_by_itself(method, weighted):
     fits = many(weighted)
     with pytest.warns(fj.FitWarning, match="bootstrap: 1 of 4 fits did not converge and have no replicates"):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import HOST_ENTRIES, blocks_of
 from fisher_jax.fitting.fit import fit_batch
+from fisher_jax.fitting.padding import class_size
 from fisher_jax.fitting.result import Fit, Origin, join_fits, origin_of
 from fisher_jax.fitting.status import Status
 from fisher_jax.inference.robust import cluster_codes
@@ -52,54 +53,46 @@ class Scheme(NamedTuple):
         return self.num_units if self.copies is None else int(self.copies.sum())
 
 
-def draw_counts(scheme: Scheme, key: Array, numbers: Int[np.ndarray, " r"]) -> Float[Array, "r g"]:
+def draw_counts(scheme: Scheme, key: Array, numbers: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r g"]:
     """How often each unit comes in the replicates of these numbers."""
     if scheme.strata:
         parts, ends = [], np.cumsum([0, *scheme.strata])
         for k, (start, end) in enumerate(itertools.pairwise(ends)):
             copies = None if scheme.copies is None else scheme.copies[start:end]
             parts.append(draw_counts(Scheme(np.arange(end - start), copies), jax.random.fold_in(key, k), numbers))
-        return jnp.concatenate(parts, axis=1)
-    num_starts = scheme.total if scheme.circular else scheme.total - scheme.length + 1
-    return _counter(scheme.num_units, num_starts, scheme.length, scheme.total)(scheme.copies, key, numbers)
-
-
-@functools.cache  # compiled when called, not when imported, since the options ask JAX for its device
-def _counter(num_units: int, num_starts: int, length: int, total: int) -> Callable[..., Float[Array, "r g"]]:
-    def count(copies: Any, key: Array, number: Array) -> Float[Array, " g"]:
-        starts = jax.random.randint(jax.random.fold_in(key, number), (-(-total // length),), 0, num_starts)
-        if copies is not None:  # from the number of a copy to that of its unit
-            starts = jnp.searchsorted(jnp.cumsum(copies), starts, side="right")
-        # The last run is cut, so that each replicate has as many units as the data.
-        runs = (starts[:, None] + jnp.arange(length)[None, :]).reshape(-1)[:total] % num_units
-        return jnp.zeros((num_units,), int).at[runs].add(1).astype(float)
-
-    return jax.jit(jax.vmap(count, in_axes=(None, None, 0)), compiler_options=quick_options(1))
+        return np.concatenate(parts, axis=1)
+    copies = None if scheme.copies is None else scheme.copies[None]
+    return draw_counts_of_each(scheme, key[None], np.array([scheme.total]), copies, numbers)[0]
 
 
 def draw_counts_of_each(
-    scheme: Scheme, keys: Array, totals: Int[np.ndarray, " b"], copies: Any, count: int
-) -> Float[Array, "b r g"]:
-    """The same of each of many fits with its key, replicates 0 to `count`; `totals` and `copies` are those of each."""
-    most = int(np.max(totals))
-    return _counter_of_each(scheme.num_units, most, scheme.length, scheme.circular)(
-        copies, totals, keys, jnp.arange(count)
-    )
+    scheme: Scheme, keys: Array, totals: Int[np.ndarray, " b"], copies: Any, numbers: Int[np.ndarray, " r"]
+) -> Float[np.ndarray, "b r g"]:
+    """The same of each of many fits with its key; `totals` and `copies` are those of each."""
+    num_units = scheme.num_units
+    size, most = class_size(num_units), class_size(int(np.max(totals)))
+    if copies is not None:
+        copies = np.pad(copies, ((0, 0), (0, size - num_units)))
+    counter = _counter(size, most, scheme.length, scheme.circular)
+    return np.asarray(counter(copies, totals, num_units, keys, numbers))[:, :, :num_units]
 
 
-@functools.cache
-def _counter_of_each(num_units: int, most: int, length: int, circular: bool) -> Callable[..., Float[Array, "b r g"]]:
-    def count(copies: Any, total: Array, key: Array, number: Array) -> Float[Array, " g"]:
-        # The k-th of several random numbers does not depend on how many there are, so that the first are those of one fit.
+@functools.cache  # compiled when called, not when imported, since the options ask JAX for its device
+def _counter(size: int, most: int, length: int, circular: bool) -> Callable[..., Float[Array, "b r s"]]:
+    """For up to `size` units, of which up to `most` are drawn: the same program for numbers that are near each other."""
+
+    def count(copies: Any, total: Array, num_units: Array, key: Array, number: Array) -> Float[Array, " s"]:
+        # The k-th of several random numbers does not depend on how many there are.
         num_starts = total if circular else total - length + 1
         starts = jax.random.randint(jax.random.fold_in(key, number), (-(-most // length),), 0, num_starts)
-        if copies is not None:
+        if copies is not None:  # from the number of a copy to that of its unit
             starts = jnp.searchsorted(jnp.cumsum(copies), starts, side="right")
+        # The last run is cut, so that each replicate has as many units as the data.
         runs = (starts[:, None] + jnp.arange(length)[None, :]).reshape(-1)[:most] % num_units
-        return jnp.zeros((num_units,), int).at[runs].add((jnp.arange(most) < total).astype(int)).astype(float)
+        return jnp.zeros((size,), int).at[runs].add((jnp.arange(most) < total).astype(int)).astype(float)
 
-    of_one = jax.vmap(count, in_axes=(None, None, None, 0))
-    return jax.jit(jax.vmap(of_one, in_axes=(0, 0, 0, None)), compiler_options=quick_options(1))
+    of_one = jax.vmap(count, in_axes=(None, None, None, None, 0))
+    return jax.jit(jax.vmap(of_one, in_axes=(0, 0, None, 0, None)), compiler_options=quick_options(1))
 
 
 class SchemeOfEach(NamedTuple):
@@ -179,7 +172,7 @@ def refits_of_each(
         else:
             copies = None if schemes.copies is None else schemes.copies[these]
             totals = np.full(len(block), schemes.shared.num_units) if copies is None else copies.sum(axis=1)
-            counts = np.asarray(draw_counts_of_each(schemes.shared, keys[these], totals, copies, count))
+            counts = draw_counts_of_each(schemes.shared, keys[these], totals, copies, np.arange(count))
             weights = counts[:, :, schemes.shared.unit_of]
             if schemes.weights is not None:
                 weights = weights * schemes.weights[these][:, None, :]
@@ -289,7 +282,7 @@ def refit_resampled(fit: Fit, origin: Origin, scheme: Scheme, key: Array, count:
 
     def chunks() -> Iterator[Float[np.ndarray, "r n"]]:
         for numbers in blocks_of(count, len(scheme.unit_of)):
-            counts = np.asarray(draw_counts(scheme, key, numbers))[: count - int(numbers[0]), scheme.unit_of]
+            counts = draw_counts(scheme, key, numbers)[: count - int(numbers[0]), scheme.unit_of]
             yield counts if scheme.weights is None else counts * scheme.weights[None, :]
 
     return _refit_weighted(fit, origin, chunks(), settings, key)
