@@ -73,7 +73,7 @@ def values_of_null(full: Fit, null: Fit) -> Values | None:
         edge = getattr(constraint, end) if isinstance(constraint, Interval) else np.inf
         if np.isfinite(edge):
             trial = [np.full_like(value, edge) if k == i else value for k, value in enumerate(values)]
-            log_likelihood, _ = _at(replace(full, values=trial))
+            log_likelihood = _log_likelihood_at(replace(full, values=trial))
             if np.allclose(log_likelihood, null.log_likelihood, rtol=SAME, atol=0.0):
                 return trial
     return None
@@ -115,6 +115,16 @@ def find_unidentified(full: Fit, values: Values) -> tuple[Bool[np.ndarray, "*b"]
     names = ", ".join(name for name, is_named in zip(full.names, named, strict=True) if is_named)
     affected = np.asarray(np.any(vanished | mixed, axis=-1))
     return affected, f"have no information about {names}" if np.any(vanished) else f"do not identify {names} separately"
+
+
+def _log_likelihood_at(fit: Fit) -> Any:
+    """Without scores: those of crossed effects take a hundred times as long to compile."""
+    return with_data(fit, _log_likelihood_at_values) if passes_of(fit) is None else _at(fit)[0]
+
+
+def _log_likelihood_at_values(fit: Fit, model: Model, dataset: Dataset) -> Array:
+    layout = fit.layout.natural()
+    return jnp.sum(terms_at(likelihood(model, layout, fit.values, dataset), layout.join(fit.values)))
 
 
 def _at(fit: Fit) -> tuple[Any, Any]:
