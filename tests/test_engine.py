@@ -19,7 +19,7 @@ from scipy import stats
 import fisher_jax as fj
 from fisher_jax.fitting import cpu, engine, workers
 from fisher_jax.models.model import as_model
-from fisher_jax.models.programs import programs_of
+from fisher_jax.models.programs import programs_of, quick
 
 RNG = np.random.default_rng(5)
 NORMAL_DATA = RNG.normal(2.0, 3.0, (5, 12))
@@ -478,3 +478,10 @@ def test_several_starts_of_a_density_with_a_term_of_the_data_alone_end_at_one_ma
 def test_starts_that_do_not_fit_are_refused(starts, message):
     with pytest.raises(ValueError, match=message):
         fj.fit(mixture, {"a": 0.0, "b": 1.0}, MIXED, starts=starts)
+
+
+def test_what_xla_flags_say_stands_before_the_options_of_a_quick_program(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    assert "xla_backend_optimization_level" not in quick(0)
+    monkeypatch.delenv("XLA_FLAGS")
+    assert quick(0)["xla_backend_optimization_level"] == 0

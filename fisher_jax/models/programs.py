@@ -8,6 +8,7 @@ programs of the first, as far as `fingerprint.content_of` can identify them.
 
 import functools
 import inspect
+import os
 import threading
 import types
 import weakref
@@ -143,12 +144,17 @@ def _shared_programs(function: Any) -> Programs:
 
 
 def quick(level: int | None) -> dict[str, Any]:
-    """Compiler options for a program that runs for less time than it compiles; with None for any. A later JAX may not know them."""
+    """Compiler options for a program that runs for less time than it compiles; with None for any. A later JAX may not know them.
+
+    What XLA_FLAGS says of them stands, for an option of a program would go before it.
+    """
     if level is None:
         return SAME_SUMS
     # A compile option of JAX 0.10 only, whose emitters are the slower to compile.
     emitters = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-    return {"xla_backend_optimization_level": level, **emitters, **SAME_SUMS}
+    options = {"xla_backend_optimization_level": level, **emitters}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in options.items() if name not in flags} | SAME_SUMS
 
 
 @functools.cache
