@@ -23,7 +23,6 @@ from fisher_jax.models.constraints import Constraint
 ROOT = pathlib.Path(fisher_jax.__file__).parent.parent
 MODULES = [info.name for info in pkgutil.walk_packages(fisher_jax.__path__, "fisher_jax.")]
 QUICK = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
-COMPUTING = ("06",)  # notebooks that take longer to compute than to compile
 PLAIN = {key: value for key, value in QUICK.items() if key != "XLA_FLAGS"}  # compiled as for a user
 
 
@@ -118,8 +117,7 @@ def scripts(tmp_path_factory):
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")))
 def test_every_notebook_runs_from_a_clean_kernel(name):
     command = [sys.executable, str(ROOT / "notebooks" / "run.py"), name]
-    env = PLAIN if name[:2] in COMPUTING else QUICK
-    run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    run = subprocess.run(command, capture_output=True, text=True, env=QUICK, cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
