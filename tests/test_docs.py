@@ -124,7 +124,7 @@ def test_every_notebook_runs_from_a_clean_kernel(name):
 @pytest.mark.slow
 def test_the_demo_prints_reports_and_writes_a_picture(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "notebooks" / "demo.py")]
-    run = subprocess.run(command, capture_output=True, text=True, env=PLAIN, cwd=tmp_path)
+    run = subprocess.run(command, capture_output=True, text=True, env=QUICK, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("Maximum-likelihood fit") >= 3
     assert "NOT TO BE RELIED ON" not in run.stdout
