@@ -44,10 +44,10 @@ def with_prior(model: Model, prior: UserFunction | None) -> Model:
     Examples
     --------
     >>> import fisher_jax as fj
-    >>> shrunk = fj.with_prior(fj.families.gev, fj.priors.normal({"shape": (0.0, 0.2)}))
+    >>> shrunk = fj.with_prior(fj.families.weibull, fj.priors.normal({"shape": (1.0, 0.2)}))
     >>> fit = fj.fit(shrunk, None, [3.1, 4.0, 3.5, 3.7, 4.4])
     >>> print(fit.converged, f"{fit.log_prior:.2f}")
-    True 0.67
+    True 0.34
     """
     model = as_model(model)
     if prior is not None:
