@@ -152,7 +152,7 @@ def quick(level: int | None) -> dict[str, Any]:
         return SAME_SUMS
     # A compile option of JAX 0.10 only, whose emitters are the slower to compile.
     emitters = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-    options = {"xla_backend_optimization_level": level, **emitters}
+    options: dict[str, Any] = {"xla_backend_optimization_level": level, **emitters}
     flags = os.environ.get("XLA_FLAGS", "")
     return {name: value for name, value in options.items() if name not in flags} | SAME_SUMS
 
