@@ -16,8 +16,7 @@ import pytest
 QUICKLY = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICKLY += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
-QUICKLY = " ".join(QUICKLY)
-os.environ.setdefault("XLA_FLAGS", QUICKLY)
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICKLY))
 
 MAPS = pathlib.Path("/proc/self/maps")
 _count = itertools.count(1)
@@ -35,11 +34,7 @@ def pytest_configure(config):
     jax.config.update("jax_numpy_rank_promotion", "raise")
     with typechecking.checking("fisher_jax"):
         import fisher_jax
-        from fisher_jax.models import programs
 
-        if os.environ["XLA_FLAGS"] == QUICKLY:  # which the options of single programs would override
-            of_users = programs.quick
-            programs.quick = lambda level: of_users(None if level is None else 0)
         for public in fisher_jax.__all__:  # imported when first used, and checked only if that is here
             getattr(fisher_jax, public)
     # A collection for every 700 new objects, as Python has it, would be some hundred while one program is traced.
