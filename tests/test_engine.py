@@ -1,5 +1,6 @@
 """How batches are run: one kernel, arrays or products of matrices, by several threads; the same results each way."""
 
+import gc
 import itertools
 import os
 import subprocess
@@ -19,7 +20,7 @@ from scipy import stats
 import fisher_jax as fj
 from fisher_jax.fitting import cpu, engine, workers
 from fisher_jax.models.model import as_model
-from fisher_jax.models.programs import programs_of, quick
+from fisher_jax.models.programs import collection_paused, programs_of, quick
 
 RNG = np.random.default_rng(5)
 NORMAL_DATA = RNG.normal(2.0, 3.0, (5, 12))
@@ -485,3 +486,20 @@ def test_what_xla_flags_say_stands_before_the_options_of_a_quick_program(monkeyp
     assert "xla_backend_optimization_level" not in quick(0)
     monkeypatch.delenv("XLA_FLAGS")
     assert quick(0)["xla_backend_optimization_level"] == 0
+
+
+def test_the_garbage_collector_is_as_it_was_after_programs_are_made():
+    def fails(params, y):
+        assert not gc.isenabled()
+        raise RuntimeError("of the user's")
+
+    with pytest.raises(RuntimeError, match="of the user's"):
+        fj.fit(fails, 0.0, np.ones(3))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collection_paused(), collection_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

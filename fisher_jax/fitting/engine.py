@@ -24,7 +24,7 @@ from fisher_jax.fitting.cpu import LEAST_LANES
 from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, information_matrices
 from fisher_jax.fitting.maximization import HAND_OVER, Solution
 from fisher_jax.fitting.row_program import Leaves, Plan
-from fisher_jax.models.programs import programs_of, quick
+from fisher_jax.models.programs import collection_paused, programs_of, quick
 from fisher_jax.numerics.differentiate import matrices_of_triangles
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
@@ -342,6 +342,7 @@ def _compiled(
     def key_of(capacity: int, device: Any) -> tuple[Any, ...]:
         return (*what, workers.platform(), device, _key(plan), capacity, _shapes(varying, 1), _shapes(shared, 0))
 
+    @collection_paused()
     def compiled(capacity: int, device: Any) -> Any:
         sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
 

@@ -53,7 +53,7 @@ from fisher_jax.models.likelihood import (
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Leaf, Values
 from fisher_jax.models.prior import is_of_expected, prior_derivatives
-from fisher_jax.models.programs import jit_with_model, programs_of, quick
+from fisher_jax.models.programs import collection_paused, jit_with_model, programs_of, quick
 from fisher_jax.numerics import batched_linalg as lanes
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED, singular_pivot
@@ -622,6 +622,7 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
     return evaluation
 
 
+@collection_paused()
 def _compile(call: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
     """Compiled as fast as can be; large arrays that the density closes over are arguments, not copied into the program."""
     traced = jax.jit(call).trace(*arguments)
