@@ -6,6 +6,9 @@ READY := .venv/.ready
 # Neighbouring tests on the same worker, since they share what is compiled.
 WORKERS := -n 2 --dist worksteal
 PEERS := .venv/.peers
+# What the rest stands on: parameters and data, derivatives, the step, fits and batches, their results, published values.
+CORE := architecture autodiff_modes batch constraints contributing derivatives fit_function hard_problems input_arrays \
+	linear_predictors many_rows messages moments newton oracles parameter_names restrictions result robust scoring special
 
 .PHONY: demo test fast exhaustive lint format notebooks docs bench bench-batches clean
 
@@ -16,7 +19,7 @@ test: $(READY)
 	$(BIN)/python -m pytest $(WORKERS)
 
 fast: $(READY)
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not exhaustive"
+	$(BIN)/python -m pytest $(WORKERS) $(CORE:%=tests/test_%.py)
 
 # Compiled as for a user, with the oracles once more.
 exhaustive: $(READY)

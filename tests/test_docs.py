@@ -113,7 +113,6 @@ def scripts(tmp_path_factory):
     return tmp_path_factory.mktemp("scripts")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")))
 def test_every_notebook_runs_from_a_clean_kernel(name):
     command = [sys.executable, str(ROOT / "notebooks" / "run.py"), name]
@@ -121,7 +120,6 @@ def test_every_notebook_runs_from_a_clean_kernel(name):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.slow
 def test_the_demo_prints_reports_and_writes_a_picture(tmp_path):
     command = [sys.executable, "-W", "error", str(ROOT / "notebooks" / "demo.py")]
     run = subprocess.run(command, capture_output=True, text=True, env=QUICK, cwd=tmp_path)
@@ -194,7 +192,6 @@ def pages():
     return module
 
 
-@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     run = subprocess.run(command, capture_output=True, text=True, env=PLAIN | {"NO_MKDOCS_2_WARNING": "1"}, cwd=ROOT)

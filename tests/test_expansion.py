@@ -146,13 +146,11 @@ def compare(case, dtype, tolerance):
 
 
 # Each compiles the derivatives of a density.
-@pytest.mark.slow
 @pytest.mark.parametrize("name", some_of(FAMILIES, *OF_DIFFERENT_PARTS))
 def test_families_expand_to_what_jax_computes(name):
     compare(family_case(name), np.float64, 1e-12)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", densities.DENSITIES)
 def test_densities_expand_to_what_jax_computes(name):
     compare(density_case(name), np.float64, 1e-12)

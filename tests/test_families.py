@@ -915,7 +915,6 @@ def test_every_observation_is_inside_the_support_at_the_start_of_a_family_whose_
         assert np.all(1 + start["shape"] * y**2 / start["scale"] > 0.05)
 
 
-@pytest.mark.slow
 def test_batches_and_samples_of_several_sizes_start_from_what_the_family_makes_of_each():
     y = np.asarray(drawn("exponential")[0]).reshape(40, 100)
     fits = fj.fit_batch(families.exponential, None, y)

@@ -21,8 +21,6 @@ from fisher_jax.models import dataset
 from fisher_jax.models.model import as_model, flatten_parameters
 from fisher_jax.models.programs import programs_of
 
-pytestmark = pytest.mark.slow  # a minute in all
-
 RNG = np.random.default_rng(8)
 
 

@@ -362,7 +362,6 @@ def steps_to(losses):
     return int(np.argmax(losses <= ENOUGH)) + 1 if np.any(losses <= ENOUGH) else np.inf
 
 
-@pytest.mark.slow
 def test_a_network_takes_a_third_of_the_steps_of_adam_at_its_best():
     adam = min(steps_to(trained(optax.adam, None, 300, rate)[0]) for rate in (0.01, 0.03, 0.1))
     natural = functools.partial(natural_gradient, damping=0.1, adaptive=True, max_products=30)
@@ -372,7 +371,6 @@ def test_a_network_takes_a_third_of_the_steps_of_adam_at_its_best():
     assert state.damping.dtype == jnp.float32
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["sampled", "empirical"])
 def test_a_network_learns_with_either_other_information_too(how):
     kind = "empirical" if how == "empirical" else "expected"

@@ -52,7 +52,6 @@ PAIRS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "optimizer"), some_of(PAIRS, *IN_EVERY_RUN))
 def test_every_optimiser_ends_within_a_thousandth_of_a_standard_error_of_newton(name, optimizer):
     reference = fit(name)

@@ -214,7 +214,6 @@ def assert_regular(name, number):
 TAILS = {"gev −0.2", "gev −0.3", "gpd −0.28"}  # an end of the support that the score has a power of the distance from
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", some_of(REGULAR, "poisson of rate 0.01"))
 def test_regular_models_are_not_flagged_and_errors_of_few_draws_cover(name):
     assert_regular(name, 2000)

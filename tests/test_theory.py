@@ -77,7 +77,6 @@ def repeated(name):
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", some_of(CLOSED, "weibull"))
 def test_draws_agree_with_the_closed_form_within_their_own_errors_no_more_and_no_less(name):
     family = FAMILIES[name]
