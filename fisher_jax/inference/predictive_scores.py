@@ -166,11 +166,15 @@ class PredictiveScores(Reported):
             raise ValueError("the scores have other weights or clusters. Give both the same.")
         if lags and (self.clusters is not None or self.weights is not None):
             raise ValueError("lags are for observations in the order of time, without clusters or weights.")
+        self._check_like(other)
         with np.errstate(invalid="ignore"):  # of two infinite scores
             differences = self.values - other.values
         mean = float(np.sum(self._weighted(differences)) / self.num_observations)
         error, freedom = self._error_of(differences - mean, int(lags))
         return ScoreDifference(mean, error, freedom, differences, self.rule, int(lags))
+
+    def _check_like(self, other: "PredictiveScores") -> None:
+        """Raise where two sets of scores cannot be compared; those of folds ask for the same folds."""
 
     def _weighted(self, values: np.ndarray) -> np.ndarray:
         return values if self.weights is None else np.where(self.weights == 0, 0.0, self.weights * values)
