@@ -1,5 +1,6 @@
 """`formula`: the model, the start, the data and the covariates that a formula and a table stand for."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -110,10 +111,14 @@ class Formula(Reported):
         """
         model, start = self.model, self._start(start)
         result = fit(model, start, self.data, given=self.given, weights=self.weights, **options)
-        table = self.table
-        if self.groups is not None:
-            table = TableOfGroups(table.native, table.name, np.asarray(table.rows)[self.groups.padded()])
-        return self._with_table(result, table, self.num_dropped)
+        return self._with_table(result, self._table_of_fit, self.num_dropped)
+
+    @functools.cached_property
+    def _table_of_fit(self) -> Table:
+        """The rows of the fit's table; where they are grouped, those of each group."""
+        if self.groups is None:
+            return self.table
+        return TableOfGroups(self.table.native, self.table.name, np.asarray(self.table.rows)[self.groups.padded()])
 
     @entry_point
     def fit_batch(self, by: Any, start: PyTree = None, **options: Any) -> Fit:
