@@ -160,24 +160,9 @@ def _binomial_along(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tu
     return _binomial(y, logit, trials), moved
 
 
-@jax.custom_jvp
 def _beyond_mean(y: Array, logit: Array, trials: Array) -> Scalar:
     """y − n p, which is the slope by the logit, from the smaller of p and 1 − p."""
     return jnp.where(logit < 0, y - trials * sigmoid(logit), trials * one_minus_sigmoid(logit) - (trials - y))
-
-
-@functools.partial(_beyond_mean.defjvp, symbolic_zeros=True)
-def _beyond_mean_along(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tuple[Array, Any]:
-    y, logit, trials = primals
-    along_y, along_logit, along_trials = tangents
-    moved, success = jnp.zeros_like(logit), sigmoid(logit)
-    if not isinstance(along_logit, SymbolicZero):
-        moved = -trials * (success * one_minus_sigmoid(logit)) * along_logit
-    if not isinstance(along_y, SymbolicZero):
-        moved = moved + along_y
-    if not isinstance(along_trials, SymbolicZero):
-        moved = moved - success * along_trials
-    return _beyond_mean(y, logit, trials), moved
 
 
 def binomial_tails(params: Params, y: ArrayLike) -> Tails:

@@ -567,7 +567,7 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
     programs = programs_of(model)
     if key not in programs:
 
-        def call(u: Any, values: Values, dataset: Dataset, begin: Any = None) -> dict[str, Any]:
+        def call(u: Any, values: Values, dataset: Dataset, begin: Any) -> dict[str, Any]:
             problem = make_problem(model, layout, values, dataset, u)
             target = at_modes(problem.likelihood, u, begin)
             problem = problem._replace(likelihood=target)
@@ -604,18 +604,20 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
 
         u = jax.ShapeDtypeStruct((layout.num_free,), layout.dtype)
         try:
-            arguments = u, *jax.tree.unflatten(treedef, shapes)
+            rows, begin = np.shape(jax.tree.leaves(dataset.data)[0])[0], None
             if model.num_latent:
-                rows = np.shape(jax.tree.leaves(dataset.data)[0])[0]
-                arguments = *arguments, jax.ShapeDtypeStruct((rows, model.num_latent), layout.dtype)
-            compiled = _compile(call, arguments)
+                begin = jax.ShapeDtypeStruct((rows, model.num_latent), layout.dtype)
+            compiled = _compile(call, (u, *jax.tree.unflatten(treedef, shapes), begin))
         except TypeError as error:
             if "constant handler" in str(error):
                 raise ClosesOverTraced from error
             raise
 
-        def evaluate_whole(u: Any, values: Values, dataset: Dataset, whole: bool = False, **begin: Any) -> Any:
-            return compiled(u, values, dataset, *begin.values())
+        def evaluate_whole(
+            u: Any, values: Values, dataset: Dataset, *, begin: Any = None, whole: bool = False
+        ) -> dict[str, Any]:
+            result: dict[str, Any] = compiled(u, values, dataset, begin)
+            return result
 
         programs[key] = _Evaluation(evaluate_whole)
     evaluation: _Evaluation = programs[key]

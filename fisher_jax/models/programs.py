@@ -185,7 +185,7 @@ def collection_paused() -> Iterator[None]:
     """Without Python's garbage collector while a program is traced and compiled; then it is as it was before.
 
     For every 700 new objects it would look at the young ones, and now and then at all. JAX makes millions, few of them garbage that
-    only the collector finds: a fifth to a fourth of the time of a first fit went there.
+    only the collector finds: a fifth to a fourth of the time of a first fit with latent effects went there.
     """
     global _making, _collected_before
     with _lock:

@@ -83,10 +83,6 @@ def stirling_error(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     `gammaln` and its own. Those of higher order, which latent effects need, are sums written out: taken by JAX, each would be a
     program nearly twice as long as the one before.
     """
-    return _stirling(x)
-
-
-def _stirling(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     small, low, far = _shifted(x)
     pair, scale = low * (low + 7.0), 1.0 / (low + _SHIFT) ** 2
     product = (pair * scale) * ((pair + 6.0) * scale) * ((pair + 10.0) * scale) * ((pair + 12.0) * scale)
