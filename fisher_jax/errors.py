@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Record = TypeVar("Record", bound=type)
 
 PACKAGE = str(pathlib.Path(__file__).parent) + os.sep
 # The last line of a traceback outside these folders is the user's.
@@ -80,8 +81,8 @@ def entry_point(function: Function) -> Function:
     parameters = {name: p for name, p in signature.parameters.items() if name not in ("self", "cls")}
     positional = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
     named = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    name = function.__qualname__.removesuffix(".__post_init__")
-    is_method = "self" in signature.parameters and not function.__qualname__.endswith("__post_init__")
+    name = function.__qualname__.removesuffix(".__post_init__").removesuffix(".__init__")
+    is_method = "self" in signature.parameters and name == function.__qualname__
 
     def describe_mismatch(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
         """How a call does not match the signature; empty where it does."""
@@ -122,6 +123,12 @@ def entry_point(function: Function) -> Function:
             names.pop()
 
     return call  # type: ignore[return-value]
+
+
+def made_by_users(record: Record) -> Record:
+    """Decorate a class of records that users make: its construction is an `entry_point`."""
+    record.__init__ = entry_point(record.__init__)  # type: ignore[misc]
+    return record
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fisher_jax.errors import to_numpy
+from fisher_jax.errors import is_key, to_numpy
 
 Name = Callable[[], str]  # of an argument or of a part of it, for an error: made only when one is raised
 LEAVE_OUT = "Leave these rows out."
@@ -28,6 +28,8 @@ def as_array(leaf: Any, name: Name) -> Any:
     """
     array = leaf if isinstance(leaf, jax.Array) or type(leaf) is np.ndarray else _from_other(leaf, name)
     dtype = array.dtype
+    if is_key(array):
+        raise TypeError(f"{name()}: a key of random numbers, where numbers are expected.")
     if dtype.kind == "c":  # JAX would drop the imaginary parts
         raise TypeError(
             f"{name()}: complex numbers ({dtype}), where real ones are expected. Give their real and imaginary parts, as in "

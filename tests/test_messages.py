@@ -106,7 +106,12 @@ MISUSE = {
     ),
     "density without covariates": (lambda: fj.fit(density, START, Y, given=Y), TypeError, r"called as log_density\(params, y, z\)"),
     "no function": (lambda: fj.fit("normal", START, Y), TypeError, "fit: expected a fisher_jax.Model or a function.*got str"),
-    "Model of no function": (lambda: fj.Model(3.0), TypeError, "Model: expected a function.*got float"),
+    "Model of no function": (lambda: fj.Model(3.0), TypeError, "^Model: expected a function.*got float"),
+    "Model with a misspelt setting": (lambda: fj.Model(density, constraint={}), TypeError, "^Model: there is no argument 'constraint'. It takes log_density, sample, constraints"),
+    "constraint that is called": (lambda: fj.fixed(3.0), TypeError, "a constraint is not called: constraints=.*has the value that it has in start"),
+    "draws by another name": (lambda: fj.MonteCarlo(KEY, num_draws=200), TypeError, "^MonteCarlo: there is no argument 'num_draws'. It takes key, num_samples"),
+    "key in place of data": (lambda: fj.fit(density, START, jax.random.split(KEY, 30)), TypeError, "fit: data.*key of random numbers, where numbers are expected"),
+    "nodes without an end": (lambda: fj.Quadrature(0.0), TypeError, "^Quadrature: missing a required argument: 'upper'"),
     "terms summed": (
         lambda: fj.fit(fj.dependent(lambda p, y: jnp.sum(norm.logpdf(y, p, 1.0))), 0.0, Y),
         ValueError,
@@ -588,6 +593,27 @@ def test_raise_if_failed_returns_a_good_fit_and_raises_for_a_bad_one():
     assert good.raise_if_failed() is good
     with pytest.raises(fj.FitError, match="Step limit"):
         fj.fit(bound(scale=fj.positive), START, Y, max_steps=1).raise_if_failed()
+
+
+def test_a_model_shows_what_it_is_made_of_in_one_line():
+    def rate(params, z):
+        return {"rate": jnp.exp(params["beta"] @ z)}
+
+    def joint(params, effects, y):
+        return density(params, y - effects["shift"])
+
+    normal, poisson = fj.families.normal, fj.families.poisson
+    assert repr(fj.Model(density)) == "Model(density)"
+    assert repr(fj.Model(density, sample=rate, support=(0, 9), discrete=True)) == (
+        "Model(density, sample=rate, support=(0, 9), discrete=True)"
+    )
+    assert repr(fj.linked(poisson, rate)) == "linked(families.poisson(rate), rate)"
+    assert repr(fj.truncated(fj.linked(poisson, rate), low=0)) == (
+        "linked(truncated(families.poisson(rate), low=0.0), rate)"
+    )
+    assert repr(fj.marginal(joint, {"shift": 0.0})) == "marginal(joint)"
+    assert repr(fj.mixture(normal, 2)).startswith("mixture(families.normal(loc, scale), 2, constraints={'weights'")
+    assert repr(fj.with_prior(poisson, density)) == "with_prior(families.poisson(rate), density)"
 
 
 def test_the_report_reads_so():

@@ -52,6 +52,10 @@ _CONSTRAINTS: dict[str, Constraint | None] = {
 class DistributionModel(Model):
     """A model made by `from_distribution`."""
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """What makes the distribution."""
+        return "from_distribution", (self.log_density.source.make,)
+
     def facts(self, params: PyTree) -> list[tuple[str, str]]:
         """Which distribution it is."""
         source = self.log_density.source

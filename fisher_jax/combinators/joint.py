@@ -34,6 +34,10 @@ _FUNCTIONS = {"sample": (1, 2), "quantile": (1, 2), "log_cdf": (0, 2), "log_surv
 class PartModel(Model):
     """The model of one row of a data set, as a function of all parameters."""
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The name of the part, and its model."""
+        return "part", (self.log_density.name, self.log_density.model)
+
     def check_parameters(self, params: PyTree) -> None:
         """Raise: the rows of a part do not determine the parameters of the others."""
         raise ValueError(
@@ -69,6 +73,10 @@ class PartModel(Model):
 
 class JointModel(DependentModel):
     """A model made by `joint`."""
+
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The models of the parts."""
+        return "joint", (dict(zip(self.log_density.parts.names, self.log_density.parts.models, strict=True)),)
 
     @functools.cached_property
     def parts(self) -> dict[str, Model]:

@@ -37,6 +37,13 @@ APART = 0.1  # of ordered starting values that would be equal, on their unconstr
 class MixtureModel(Model):
     """A model made by `mixture`."""
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The components."""
+        components = self.components
+        if not components.names:
+            return "mixture", (components.models[0], components.number)
+        return "mixture", (dict(zip(components.names, components.models, strict=True)),)
+
     @property
     def components(self) -> "Components":
         """What the mixture is made of."""

@@ -13,7 +13,7 @@ from jax.scipy.special import ndtri
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from fisher_jax.models.model import Model
+from fisher_jax.models.model import Model, in_short
 from fisher_jax.numerics.tails import Tails, least_count
 
 Params = Mapping[str, Any]
@@ -46,7 +46,8 @@ class Family(Model):
         return str(self.log_density.__name__.removesuffix("_log_density"))
 
     def __repr__(self) -> str:
-        return f"families.{self.name}({', '.join(self.parameters)})"
+        text = f"families.{self.name}({', '.join(self.parameters)})"
+        return text if self.prior is None else f"with_prior({text}, {in_short(self.prior)})"
 
 
 def floats(*values: ArrayLike) -> tuple[Array, ...]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import check_choice, check_count, entry_point, is_number, shown, to_numpy
+from fisher_jax.errors import check_choice, check_count, is_number, made_by_users, shown, to_numpy
 from fisher_jax.models.dataset import as_unmasked_arrays
 
 ESTIMATORS = ("bartlett", "outer", "hessian")
@@ -20,6 +20,7 @@ SCRAMBLINGS = 256  # independent ones of the same points, whose differences give
 
 
 @jax.tree_util.register_dataclass
+@made_by_users
 @dataclass(frozen=True)
 class MonteCarlo:
     """Independent draws from the model's own `sample`.
@@ -61,12 +62,12 @@ class MonteCarlo:
     estimator: str = field(default="bartlett", metadata={"static": True})
     fallback: str | None = field(default=None, metadata={"static": True}, kw_only=True)
 
-    @entry_point
     def __post_init__(self) -> None:
         _check_draws(self)
 
 
 @jax.tree_util.register_dataclass
+@made_by_users
 @dataclass(frozen=True)
 class QuasiMonteCarlo:
     """Scrambled Sobol points through the model's `quantile` function: less noise than draws where y is smooth in them.
@@ -107,7 +108,6 @@ class QuasiMonteCarlo:
     fallback: str | None = field(default=None, metadata={"static": True}, kw_only=True)
     dimension: int | None = field(default=None, metadata={"static": True}, kw_only=True)
 
-    @entry_point
     def __post_init__(self) -> None:
         _check_draws(self)
         if self.dimension is not None:
@@ -119,6 +119,7 @@ class QuasiMonteCarlo:
             )
 
 
+@made_by_users
 @dataclass(frozen=True)
 class Quadrature:
     """Numerical integration over a scalar y by the double-exponential rule, exact to rounding for smooth densities.
@@ -155,7 +156,6 @@ class Quadrature:
     order: int = 200
     points: tuple[float, ...] | Callable[..., Any] = ()
 
-    @entry_point
     def __post_init__(self) -> None:
         check_count(self.order, 16, "order", " nodes")
         for name in ("lower", "upper"):
@@ -179,6 +179,7 @@ class Quadrature:
 
 
 @jax.tree_util.register_dataclass
+@made_by_users
 @dataclass(frozen=True)
 class Enumeration:
     """All values that y can take, or all that matter, listed.
@@ -199,7 +200,6 @@ class Enumeration:
 
     values: PyTree
 
-    @entry_point
     def __post_init__(self) -> None:
         if all(isinstance(leaf, int | float | np.ndarray | jax.Array) for leaf in jax.tree.leaves(self.values)):
             values = as_unmasked_arrays(self.values, "values")

@@ -332,6 +332,10 @@ def _add_up(places: list[Array], slopes: list[Array], start: Float[Array, " q"])
 class CrossedModel(MarginalModel):
     """A model made by `mixed` with ``levels=``: all rows are one observation."""
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The family and the predictor."""
+        return "mixed", (self.joint.family, self.joint.predictor)
+
     @property
     def joint(self) -> CrossedDensity:
         """The joint density of the rows and the effects, standardised."""

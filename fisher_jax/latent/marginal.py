@@ -64,6 +64,10 @@ class WithMode(NamedTuple):
 class MarginalModel(Model):
     """A model made by `marginal`: an observation is a group, its log-density an integral over the effects of the group."""
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The joint density of a group and its effects."""
+        return "marginal", (self.integral.joint,)
+
     @property
     def integral(self) -> "Integral":
         """The log-density, which knows the joint density, the effects and the nodes."""

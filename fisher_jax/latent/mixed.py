@@ -28,6 +28,10 @@ SD, COVARIANCE = "sd", "covariance"  # the names under which the parameters hold
 class MixedModel(MarginalModel):
     """A model made by `mixed`."""
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The family and the predictor."""
+        return "mixed", (self.joint.family, self.joint.predictor)
+
     @property
     def joint(self) -> "MixedDensity":
         """The joint density of a group's rows and its effects, standardised."""

@@ -39,6 +39,10 @@ class Observed(NamedTuple):
 class AuxiliaryModel(Model):
     """A model made by `with_auxiliary`. Its rows are those of `base`, with the measurement beside them."""
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The model and the density of the measurement."""
+        return "with_auxiliary", (self.base, self.auxiliary)
+
     @property
     def base(self) -> Model:
         """The model without the term."""

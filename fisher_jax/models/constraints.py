@@ -37,6 +37,13 @@ class Constraint:
     description = "finite"
     restricts = True
 
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Raise: `positive()` and `fixed(2.0)` are easily written."""
+        raise TypeError(
+            "a constraint is not called: constraints={'scale': fj.positive}. A parameter that is `fixed` has the value that it has "
+            "in start."
+        )
+
     def free_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the unconstrained numbers of a value of this shape; `ValueError` if no value has it."""
         return shape

@@ -16,6 +16,10 @@ from fisher_jax.models.programs import UserFunction, call_differentiable
 class LinkedModel(Model):
     """A model made by `linked`: its information is Jᵀ I_η J, where the family has I_η in closed form."""
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The family and the predictor."""
+        return "linked", (self.family, self.log_density.predictor)
+
     @property
     def family(self) -> Model:
         """The family whose parameters η are predicted."""

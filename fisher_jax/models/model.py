@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from fisher_jax.errors import call_user, check_function, entry_point, is_number, kind_of, shown
+from fisher_jax.errors import call_user, check_function, entry_point, is_number, kind_of, made_by_users, shown
 from fisher_jax.models import travel
 from fisher_jax.models.fingerprint import content_of
 from fisher_jax.models.parameters import Declarations, Layout, Values, constraints_by_path, layout_of, names_by_path
 from fisher_jax.models.probabilities import log_between, log_tails
 from fisher_jax.models.programs import ById, UserFunction, owner_of
 
+OF_EVERY_KIND = ("constraints", "initial", "prior", "names")  # what is given beside the parts of any model
 # The functions that a model may have besides its log-density, and what each is a function of.
 _FUNCTIONS = {
     "sample": "a key and params",
@@ -31,7 +32,8 @@ _FUNCTIONS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@made_by_users
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """A statistical model: a log-density for one observation, and optionally further functions of the same distribution.
 
@@ -121,6 +123,23 @@ class Model:
     num_latent = 0  # latent effects of a term, in a model made by `marginal`
     is_costly = False  # whether an evaluation takes so long that nothing is gained by compiling the steps of a fit, too
 
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The public function that made this model, and of which functions and models, as `repr` shows it."""
+        return "Model", (self.log_density,)
+
+    def __repr__(self) -> str:
+        maker, parts = self.made_from()
+        settings = ((setting.name, getattr(self, setting.name), setting.default) for setting in fields(Model)[1:])
+        # What follows from the parts has a `user_function`, and what follows from a family stands in the family.
+        given = [
+            f"{name}={in_short(value)}"
+            for name, value, default in settings
+            if value is not default
+            and not hasattr(value, "user_function")
+            and (maker == "Model" or name in OF_EVERY_KIND)
+        ]
+        return f"{maker}({', '.join([*map(in_short, parts), *given])})"
+
     @property
     def with_modes(self) -> UserFunction | None:
         """Of a model made by `marginal`: from (params, y, z) to y with the mode of its latent effects at these parameters.
@@ -206,7 +225,7 @@ class Model:
     def __post_init__(self) -> None:
         if not callable(self.log_density) or isinstance(self.log_density, type):
             raise TypeError(
-                f"Model: expected a function log_density(params, y), got {kind_of(self.log_density)}. "
+                f"expected a function log_density(params, y), got {kind_of(self.log_density)}. "
                 "Write the log-density of one observation as a function."
             )
         for name, of in _FUNCTIONS.items():
@@ -308,10 +327,21 @@ class Model:
         return self is other or (isinstance(other, Model) and self._key == other._key)  # type: ignore[attr-defined]
 
 
+def in_short(part: Any) -> str:
+    """A part of a model as text: a function by its name."""
+    if isinstance(part, Model | dict):
+        return repr(part)
+    return getattr(part, "__name__", None) or shown(part)
+
+
 class DependentModel(Model):
     """A model made by `dependent`: its `log_density` takes all the data at once and returns one term for each time."""
 
     is_dependent = True
+
+    def made_from(self) -> tuple[str, tuple[Any, ...]]:
+        """The function of the terms."""
+        return "dependent", (self.log_density,)
 
 
 @entry_point
