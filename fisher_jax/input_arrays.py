@@ -29,7 +29,7 @@ def as_array(leaf: Any, name: Name) -> Any:
     array = leaf if isinstance(leaf, jax.Array) or type(leaf) is np.ndarray else _from_other(leaf, name)
     dtype = array.dtype
     if is_key(array):
-        raise TypeError(f"{name()}: a key of random numbers, where numbers are expected.")
+        raise TypeError(f"{name()} holds a key of jax.random; expected arrays of numbers.")
     if dtype.kind == "c":  # JAX would drop the imaginary parts
         raise TypeError(
             f"{name()}: complex numbers ({dtype}), where real ones are expected. Give their real and imaginary parts, as in "

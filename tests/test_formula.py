@@ -542,6 +542,8 @@ BAD = {
     "an unknown response": (made("yield ~ x"), "no column 'yield'. It has gene, x, batch"),
     "an unknown function": (made("y ~ myfun(x)"), "know no function 'myfun'"),
     "a parenthesis": (made("y ~ (x + batch"), "is not a formula: Could not find matching"),
+    "an unknown column of weights": (made(weights="freq"), "no column 'freq', which weights= names. It has gene, x, batch"),
+    "a key for an exposure": (made(exposure=jax.random.split(jax.random.key(0), 12)), "exposure.*holds a key of jax.random"),
     "no response": (made("~ x"), "must have one response and one right-hand side"),
     "two sides": (made("y ~ x | batch"), "has a bar outside parentheses"),
     "no terms": (made("y ~ 0"), "has no term"),

@@ -110,7 +110,7 @@ MISUSE = {
     "Model with a misspelt setting": (lambda: fj.Model(density, constraint={}), TypeError, "^Model: there is no argument 'constraint'. It takes log_density, sample, constraints"),
     "constraint that is called": (lambda: fj.fixed(3.0), TypeError, "a constraint is not called: constraints=.*has the value that it has in start"),
     "draws by another name": (lambda: fj.MonteCarlo(KEY, num_draws=200), TypeError, "^MonteCarlo: there is no argument 'num_draws'. It takes key, num_samples"),
-    "key in place of data": (lambda: fj.fit(density, START, jax.random.split(KEY, 30)), TypeError, "fit: data.*key of random numbers, where numbers are expected"),
+    "key in place of data": (lambda: fj.fit(density, START, jax.random.split(KEY, 30)), TypeError, "fit: data holds a key of jax.random; expected arrays of numbers"),
     "nodes without an end": (lambda: fj.Quadrature(0.0), TypeError, "^Quadrature: missing a required argument: 'upper'"),
     "terms summed": (
         lambda: fj.fit(fj.dependent(lambda p, y: jnp.sum(norm.logpdf(y, p, 1.0))), 0.0, Y),

@@ -401,7 +401,7 @@ def formula(
     without_effects, effect_terms = split_effects(text, "formula")
     parsed = parse(without_effects, "formula")
     if getattr(parsed, "lhs", None) is None or len(parsed.lhs) != 1 or not hasattr(parsed.rhs, "required_variables"):
-        raise ValueError(f"text={text!r} must be a formula with one response and one right-hand side, as in 'y ~ x + z'.")
+        raise ValueError(f"text={text!r} must have one response and one right-hand side, as in 'y ~ x + z'.")
     if not isinstance(links, str | Mapping | None):
         raise TypeError(
             f"links is {kind_of(links)}; expected the name of a link, or a dictionary of them by parameter."
