@@ -373,6 +373,7 @@ def line(params, effects, z):
     return {"loc": mean, "scale": params["sigma"]}
 
 
+@pytest.mark.exhaustive  # in every run test_mixed_formula.py has such a fit, test_crossed.py its derivatives
 def test_a_linear_mixed_model_with_correlated_effects_is_the_multivariate_normal():
     model = fj.mixed(
         fj.families.normal,
