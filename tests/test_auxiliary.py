@@ -192,6 +192,7 @@ def test_an_extended_likelihood_with_a_constrained_nuisance_is_that_of_iminuit()
     np.testing.assert_allclose(fit.covariance()[np.ix_(order, order)], by_newton, rtol=1e-8)
     one_sigma = 0.6826894921370859
     profile = fj.profile_likelihood(fit, ["signal", "shift"], level=one_sigma)
+    assert profile.names == ("signal", "shift")
     minos = [[-7.297721161731136, 7.950974865894447], [-0.060354108579286664, 0.06039887245199623]]
     np.testing.assert_allclose(profile.interval - profile.estimate[:, None], minos, rtol=1e-4)
 
@@ -282,16 +283,15 @@ def test_errors_do_not_depend_on_the_constraint_where_rows_and_measurement_disag
     y, measured = jnp.array([2.0, 3.0, 4.0, 3.0]), 0.8  # the slope of the term at the estimate is not zero
     kinds = ("sandwich", "empirical")
 
-    def errors(constraints):
+    def model(constraints):
         rows = fj.Model(lambda p, y: norm.logpdf(y, p["mean"], 1.0), constraints=constraints)
-        model = fj.with_auxiliary(rows, lambda p, measured: norm.logpdf(measured, p["mean"], 0.5))
-        one = fj.fit(model, {"mean": 1.0}, (y, measured))
-        settings = {"data_axis": (0, None), "covariances": kinds}
-        many = fj.fit_batch(model, {"mean": 1.0}, (jnp.stack([y, y]), measured), **settings)
-        return np.array([[fit.standard_errors(kind)["mean"] for fit in (one, *many)] for kind in kinds])
+        return fj.with_auxiliary(rows, lambda p, measured: norm.logpdf(measured, p["mean"], 0.5))
 
+    plain, positive = model(None), model({"mean": fj.positive})
+    settings = {"data_axis": (0, None), "covariances": kinds}
+    many = fj.fit_batch(positive, {"mean": 1.0}, (jnp.stack([y, y]), measured), **settings)
+    fits = [*(fj.fit(each, {"mean": 1.0}, (y, measured)) for each in (plain, positive)), *many]
     # Σ (yᵢ − θ̂)² + 4, with θ̂ = 1.9, by the sum of both informations, 8
     meat = float(jnp.sum((y - 1.9) ** 2)) + 4.0
-    expected = np.repeat([[np.sqrt(meat) / 8.0], [1.0 / np.sqrt(meat)]], 3, axis=1)
-    np.testing.assert_allclose(errors(None), expected, rtol=1e-6)
-    np.testing.assert_allclose(errors({"mean": fj.positive}), expected, rtol=1e-6)
+    for kind, expected in zip(kinds, (np.sqrt(meat) / 8.0, 1.0 / np.sqrt(meat)), strict=True):
+        np.testing.assert_allclose([fit.standard_errors(kind)["mean"] for fit in fits], expected, rtol=1e-6)

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from fisher_jax.checking import distances
 from fisher_jax.checking.frequencies import bins_of, frequencies
 from fisher_jax.checking.integral_transform import Transform, integral_transform
 from fisher_jax.checking.variances import UNIT_DEVIANCES, VARIANCES
+from fisher_jax.fitting.result import Origin
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -125,7 +127,7 @@ def test_a_quantile_function_serves_where_there_is_no_distribution_function():
         quantile=fj.families.weibull.quantile,
         constraints=fj.families.weibull.constraints,
     )
-    other = fj.fit(bare, fit.params, WEIBULL[0])
+    other = replace(fit, origin=Origin(bare, fit.origin.dataset))
     shape, scale = (float(fit.params[name]) for name in ("shape", "scale"))
     expected = st.norm.ppf(st.weibull_min.cdf(WEIBULL[0], shape, scale=scale))
     np.testing.assert_allclose(fj.residuals(fit).values, expected, rtol=1e-9, atol=1e-12)
@@ -596,7 +598,7 @@ def test_in_a_batch_of_counts_each_fit_has_its_own_bins_and_zeros():
 
 
 def test_replicates_of_a_penalized_fit_have_its_weights_and_its_strength():
-    model = fj.with_prior(NORMAL, lambda params, strength: -0.5 * strength * params["loc"] ** 2)
+    model = fj.with_prior(fj.families.exponential, lambda params, strength: -0.5 * strength * params["rate"] ** 2)
     y, weights = np.array([0.4, 1.9, 1.1, 3.0, 0.2]), np.array([2.0, 1.0, 0.0, 3.0, 2.0])
     weighted = fj.fit(model, None, y, weights=weights, strength=4.0)
     repeated = fj.fit(model, None, np.repeat(y, weights.astype(int)), strength=4.0)

@@ -244,7 +244,7 @@ def test_parameters_keep_the_order_in_which_they_were_written(tmp_path):
         np.testing.assert_allclose(fits[0].covariance(kind), fits[1].covariance(kind)[back][:, back], rtol=1e-6)
     fit = fits[0]
     fit.save(tmp_path / "fit.npz")
-    ragged = fj.fit_batch(regression(), WRITTEN, [Y, Y[:15]], given=[Z, Z[:15]])
+    ragged = fj.fit_batch(regression(), WRITTEN, [Y, Y], given=[Z, Z])
     each = {"slopes": np.zeros((2, 2)), "noise": np.ones(2)}
     starts = fj.fit_batch(regression(), each, np.stack([Y, Y]), given=Z, start_axis=0)
     for other in (fj.load(tmp_path / "fit.npz"), copy.deepcopy(fit), ragged, starts, starts[1]):

@@ -314,9 +314,7 @@ def test_a_number_holds_a_parameter_and_a_constant_may_be_a_column():
     fit = fj.formula("y ~ x", families.binomial, table, trials="n").fit()
     rows = pd.DataFrame({"success": np.repeat(np.tile([1, 0], N), np.stack([table["y"], np.ones(N, int)], 1).ravel())})
     rows["x"] = np.repeat(table["x"].to_numpy(), table["n"])
-    np.testing.assert_allclose(
-        fit.params["logit"], fj.formula("success ~ x", families.bernoulli, rows).fit().params["logit"], rtol=1e-6
-    )
+    np.testing.assert_allclose(fit.params["logit"], smf.logit("success ~ x", rows).fit(disp=0).params, rtol=1e-6)
 
 
 @functools.cache
@@ -404,7 +402,7 @@ def test_each_group_reports_its_rows_left_out_and_one_without_rows_is_named():
     np.testing.assert_array_equal(counts.fit_batch(by=HOLES["gene"]).num_masked, expected)
     empty = HOLES.assign(x=HOLES["x"].mask(HOLES["gene"] == "a"))
     with pytest.warns(fj.FitWarning, match="1 groups, the first of them 'a', are not fitted: a value is missing"):
-        fits = fj.formula("y ~ x", families.poisson, empty, missing="drop").fit_batch(by="gene")
+        fits = fj.formula("y ~ x + batch", families.poisson, empty, missing="drop").fit_batch(by="gene")
     assert fits.labels.tolist() == ["b", "c"]
 
 

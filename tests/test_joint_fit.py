@@ -152,13 +152,19 @@ def test_an_observation_without_density_is_named_with_its_part():
 
 
 def test_two_histograms_have_as_many_observations_as_bins():
-    edges, counts = np.linspace(-2.0, 2.0, 9), np.array([[1.0, 4, 9, 16, 14, 10, 3, 2]])
-    models = {"a": fj.binned(families.normal, edges, extended=True), "b": fj.binned(families.normal, edges)}
+    edges, counts = np.linspace(-2.0, 2.0, 5), np.array([[5.0, 25, 24, 6]])
+    models = {"a": fj.binned(families.logistic, edges, extended=True), "b": fj.binned(families.logistic, edges)}
     fit = fj.joint_fit(models, None, {"a": counts, "b": counts}, shared=("loc", "scale"))
-    assert fit.status == fj.Status.CONVERGED
-    single = fj.fit(models["b"], None, counts)
-    np.testing.assert_allclose(fit.params["scale"], single.params["scale"], rtol=1e-8)
-    with pytest.raises(ValueError, match="expected counts in 8 bins"):
+    assert fit.status == fj.Status.CONVERGED  # of three parameters and two histograms
+
+    def loss(theta):
+        q = np.diff(stats.logistic.cdf(edges, theta[0], np.exp(theta[1])))
+        return -counts[0] @ np.log(q / q.sum())
+
+    best = optimize.minimize(loss, [0.0, -1.0], method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-13})
+    np.testing.assert_allclose([fit.params["loc"], np.log(fit.params["scale"])], best.x, rtol=1e-6)
+    np.testing.assert_allclose(fit.params["a"]["total"], counts.sum(), rtol=1e-8)
+    with pytest.raises(ValueError, match="expected counts in 4 bins"):
         fj.joint_fit(models, None, {"a": counts, "b": counts[0]}, shared=("loc", "scale"))
 
 

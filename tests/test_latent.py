@@ -303,7 +303,8 @@ def test_the_mode_of_a_log_concave_density_is_certified_however_far_it_is(dtype)
     @jax.jit
     @jax.vmap
     def search(params, y):
-        return integral.mode(params, y), jax.grad(integral.of_effects(params, y))(integral.mode(params, y).effects)
+        mode = integral.mode(params, y)
+        return mode, jax.grad(integral.of_effects(params, y))(mode.effects)
 
     mode, slope = search({"mean": mean, "sd": sd}, {"count": count, "poisson": is_poisson, "trials": trials})
     assert cases[~mode.certified].tolist() == []
@@ -373,6 +374,7 @@ def line(params, effects, z):
     return {"loc": mean, "scale": params["sigma"]}
 
 
+@pytest.mark.exhaustive  # in every run test_mixed_formula.py has such a fit, test_crossed.py its derivatives
 def test_a_linear_mixed_model_with_correlated_effects_is_the_multivariate_normal():
     model = fj.mixed(
         fj.families.normal,

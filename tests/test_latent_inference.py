@@ -115,6 +115,7 @@ def test_a_function_of_the_variances_has_the_closed_forms_error():
 # A variance of zero.
 
 
+@pytest.mark.exhaustive  # the closed form has the same test in every run, in a batch
 def test_a_variance_of_zero_is_tested_by_the_even_mixture_and_the_report_names_it():
     test = fj.likelihood_ratio_test(mixed_fit(), "sd.group = 0")
     np.testing.assert_allclose(test.statistic, gain_over_least_squares(mixed_fit(), Y), rtol=1e-7)

@@ -229,13 +229,6 @@ def test_a_score_test_of_a_text_wants_the_values_that_the_fit_keeps():
             fj.score_test(null, text)
 
 
-def test_a_profile_by_name_is_that_of_the_parameter():
-    fit = fj.fit(fj.families.poisson, {"rate": 1.0}, jnp.array([2.0, 4.0, 3.0]))
-    every, one = fj.profile_likelihood(fit), fj.profile_likelihood(fit, "rate")
-    np.testing.assert_array_equal(one.interval, every.interval)
-    assert one.names == ("rate",)
-
-
 @pytest.mark.exhaustive
 def test_the_profile_of_a_linear_combination_is_the_image_of_that_of_the_parameter():
     fit = fj.fit(fj.families.poisson, {"rate": 1.0}, jnp.array([2.0, 4.0, 3.0]))

@@ -233,7 +233,7 @@ def test_a_failed_fit_predicts_nothing():
 
 
 def test_a_predictive_distribution_is_copied_and_pickled():
-    predicted = fj.predictive_distribution(line(), NEW)
+    predicted = fj.predictive_distribution(line(), NEW, method="plug-in")
     for other in (pickle.loads(pickle.dumps(predicted)), copy.deepcopy(predicted)):
         np.testing.assert_array_equal(other.intervals(), predicted.intervals())
 
@@ -517,7 +517,7 @@ BAD = {
 
 
 def limited():
-    return fj.fit(fj.censored(fj.families.logistic, low=1.0), None, np.maximum(Y, 1.0))
+    return fj.fit(fj.censored(fj.families.exponential, high=2.0), {"rate": 1.0}, np.array([0.3, 2.0]))
 
 
 def point():

@@ -13,6 +13,7 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax import priors
+from fisher_jax.fitting.passes import passes_of
 
 
 def logit(beta, z):
@@ -152,10 +153,9 @@ def test_a_path_of_strengths_is_one_batch():
     np.testing.assert_allclose(path.log_likelihood, scipy.stats.norm.logpdf(y, mu[:, None], 2.0).sum(axis=1), rtol=1e-9)
     np.testing.assert_allclose(path.standard_errors()["mu"], precision**-0.5, rtol=1e-7)
     np.testing.assert_allclose(path[1].penalized_log_likelihood, path.log_likelihood[1] + path.log_prior[1], rtol=1e-12)
-    # Profiles of the batch keep the strength of each.
-    reach = scipy.stats.norm.ppf(0.975) * precision[1] ** -0.5
-    interval = fj.profile_likelihood(path[1], "mu").interval
-    np.testing.assert_allclose(interval, [[mu[1] - reach, mu[1] + reach]], rtol=1e-8)
+    # A fit of the batch keeps its strength.
+    test = fj.likelihood_ratio_test(path[1], {"mu": 1.0})
+    np.testing.assert_allclose(test.statistic, precision[1] * (mu[1] - 1.0) ** 2, rtol=1e-8)
 
 
 def test_an_estimate_is_a_differentiable_function_of_the_strength():
@@ -216,8 +216,10 @@ def test_a_model_with_latent_effects_takes_a_prior():
     assert fit.converged
     assert abs(float(fit.params["constant"])) < 0.02
 
-    def value(constant, sd):
-        return fj.log_likelihood(model, {"constant": constant, "sd": {"group": sd}}, y, given=z)
+    def value(
+        constant, sd
+    ):  # in closed form: the rows of a group are normal, with the variance of its effect in common
+        return scipy.stats.multivariate_normal.logpdf(y, np.full(4, constant), np.eye(4) + sd**2).sum()
 
     constant, sd = float(fit.params["constant"]), float(fit.params["sd"]["group"])
     np.testing.assert_allclose(value(constant, sd), fit.log_likelihood, rtol=1e-10)
@@ -236,9 +238,9 @@ def test_draws_of_the_normal_approximation_have_its_moments_and_obey_the_constra
     expected = fit.covariance() / np.outer(estimate, estimate)
     np.testing.assert_allclose(np.cov(logs), expected, rtol=0.05)
     assert draws["shape"].min() > 0
-    many = fj.fit_batch(fj.families.weibull, None, np.stack([y, 2 * y]))
+    many = fj.fit_batch(fj.families.exponential, None, np.stack([y, 2 * y]))
     drawn = many.normal_approximation().sample(jax.random.key(0), 5)
-    assert drawn["scale"].shape == (2, 5)
+    assert drawn["rate"].shape == (2, 5)
 
 
 @pytest.mark.filterwarnings("ignore")  # ArviZ warns of its own future
@@ -248,40 +250,53 @@ def test_draws_as_arviz_holds_them():
     assert data.posterior["mu"].shape == (1, 50)
 
 
-PENALIZED = fj.with_prior(fj.families.normal, priors.normal({"loc": (1.0, 0.5)}) + priors.ridge("scale"))
+PENALIZED = fj.with_prior(fj.families.exponential, priors.half_normal({"rate": 2.0}) + priors.ridge("rate"))
 EIGHT = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 2.5, 3.5, 0.5])
+
+
+def penalized_log_likelihood(rate):
+    """With a strength of 2, but for a constant."""
+    return 8 * np.log(rate) - rate * EIGHT.sum() - 0.5 * (1 / 2.0**2 + 2.0) * rate**2
 
 
 @functools.cache
 def penalized():
-    return fj.fit(PENALIZED, {"loc": 1.0, "scale": 1.0}, EIGHT, strength=2.0)
+    return fj.fit(PENALIZED, {"rate": 1.0}, EIGHT, strength=2.0)
 
 
 @functools.cache
 def penalized_profile():
-    return fj.profile_likelihood(penalized(), "loc")
+    """Its maximum and the ends of the interval, where it has fallen by half the quantile of chi-squared."""
+    total, kappa = EIGHT.sum(), 1 / 2.0**2 + 2.0
+    rate = (np.sqrt(total**2 + 32 * kappa) - total) / (2 * kappa)
+    cut = penalized_log_likelihood(rate) - 0.5 * scipy.stats.chi2.ppf(0.95, 1)
+    ends = [
+        scipy.optimize.brentq(lambda r: penalized_log_likelihood(r) - cut, *sorted((rate, far))) for far in (0.01, 5)
+    ]
+    return rate, ends
 
 
 def test_a_prior_of_rows_that_are_read_in_blocks_counts_once():
     memory, rows = penalized(), fj.sources.chunks([EIGHT[:3], EIGHT[3:]])
-    source = fj.fit(PENALIZED, {"loc": 1.0, "scale": 1.0}, rows, strength=2.0)
+    source = fj.fit(PENALIZED, {"rate": 1.0}, rows, strength=2.0)
     assert source.converged
     for name in ("log_likelihood", "log_prior"):
         np.testing.assert_allclose(getattr(source, name), getattr(memory, name), rtol=1e-13)
     assert str(source.prior) == str(memory.prior)
     for kind in ("observed", "expected", "sandwich"):
         np.testing.assert_allclose(source.covariance(kind), memory.covariance(kind), rtol=1e-7)
-    np.testing.assert_allclose(fj.profile_likelihood(source, "loc").interval, penalized_profile().interval, rtol=1e-7)
-    statistics = [fj.likelihood_ratio_test(fit, "loc = 1").statistic for fit in (source, memory)]
-    np.testing.assert_allclose(*statistics, rtol=1e-7)
+    rate, ends = penalized_profile()
+    np.testing.assert_allclose(source.params["rate"], rate, rtol=1e-9)
+    np.testing.assert_allclose(fj.profile_likelihood(source, "rate").interval, [ends], rtol=1e-7)
+    assert passes_of(source).arguments_by_name["strength"] == 2.0  # with which a test of the likelihood fits the null
 
 
 def test_a_profile_goes_on_with_the_strength_from_a_fit_that_stopped_too_early():
-    fit = fj.fit(PENALIZED, {"loc": 9.0, "scale": 1.0}, EIGHT, strength=2.0, max_steps=2)
+    fit = fj.fit(PENALIZED, {"rate": 50.0}, EIGHT, strength=2.0, max_steps=2)
     assert fit.status == fj.Status.STEP_LIMIT
     with pytest.warns(fj.FitWarning):
-        profile = fj.profile_likelihood(fit, "loc")
-    np.testing.assert_allclose(profile.interval, penalized_profile().interval, rtol=1e-6)
+        profile = fj.profile_likelihood(fit, "rate")
+    np.testing.assert_allclose(profile.interval, [penalized_profile()[1]], rtol=1e-6)
 
 
 def test_a_prior_stays_beside_an_auxiliary_measurement():

@@ -564,7 +564,7 @@ class Interrupted(BaseException):
 @pytest.mark.parametrize(
     ("form", "stride"),
     [
-        ("zarr", 7),
+        ("zarr", 13),
         pytest.param("parquet", 1, marks=pytest.mark.exhaustive),
         pytest.param("zarr", 1, marks=pytest.mark.exhaustive),
     ],

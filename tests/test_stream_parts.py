@@ -27,6 +27,7 @@ from fisher_jax.stream.ledger import sole_writer
 
 START = {"rate": 1.0, "loc": 1.0}
 SETS = 44
+KINDS = ("observed", "sandwich")  # of all tests that ask for covariances, since a model is compiled for them
 FORMS = ["zarr", "parquet"]
 
 
@@ -79,7 +80,9 @@ def test_parts_in_any_order_leave_the_files_of_one_call(form, data, whole, tmp_p
     again = stream(data, sink, (1, 3))
     assert (again.num_resumed, again.num_fits) == (16, 16)
     assert [path.name for path in tmp_path.iterdir()] == [sink.name]
-    np.testing.assert_array_equal(first.to_columns()["loc"], fj.fit_batch(MODEL, START, data).params["loc"])
+    np.testing.assert_array_equal(
+        first.to_columns()["loc"], fj.fit_batch(MODEL, START, data, covariances=()).params["loc"]
+    )
 
 
 def test_parts_at_the_same_time_make_one_sink_and_the_last_completes_it(data, whole, tmp_path):
@@ -255,7 +258,7 @@ def test_locks_that_do_not_exclude_are_an_error_and_so_is_a_part_without_locks(d
 
 
 def test_xarray_opens_a_zarr_sink_with_dimensions_names_and_flags(data, tmp_path):
-    result = stream(data, tmp_path / "fits.zarr", covariances=("observed",))
+    result = stream(data, tmp_path / "fits.zarr", covariances=KINDS)
     fits = xr.open_zarr(tmp_path / "fits.zarr")  # a warning would be an error here
     assert dict(fits.sizes) == {"data_set": SETS, "parameter": 2, "parameter_": 2}
     assert list(fits["parameter"].values) == ["rate", "loc"]
@@ -267,7 +270,7 @@ def test_xarray_opens_a_zarr_sink_with_dimensions_names_and_flags(data, tmp_path
     assert fits.status.dtype.kind == "i"
     assert fits.num_steps.long_name == "steps of the optimiser"
     # The length of an iterator is known in the end only.
-    stream(iter([data[:20], data[20:]]), tmp_path / "iterator.zarr", covariances=("observed",))
+    stream(iter([data[:20], data[20:]]), tmp_path / "iterator.zarr", covariances=KINDS)
     xr.testing.assert_identical(xr.open_zarr(tmp_path / "iterator.zarr"), fits)
 
 
@@ -279,7 +282,7 @@ def test_a_parameter_may_have_the_name_of_a_dimension(data, tmp_path):
 
 
 def test_other_tools_read_a_parquet_sink_as_one_table_beside_unfinished_files(data, tmp_path):
-    result = stream(data, tmp_path / "fits.parquet", covariances=("observed",))
+    result = stream(data, tmp_path / "fits.parquet", covariances=KINDS)
     columns = result.to_columns()
     for name in (".part-00000003.parquet.partial", "_fisher_jax/block-00000003.json.partial"):
         (tmp_path / "fits.parquet" / name).write_bytes(b"half of it")
@@ -302,7 +305,9 @@ def test_zarr_and_parquet_are_read_from_object_stores(data, whole, tmp_path):
     urls = ("memory://bucket/y.zarr", "memory://bucket/rows", f"file://{tmp_path}/y.npy")
     for k, url in enumerate(urls):
         result = stream(url, tmp_path / f"{k}.zarr")
-        np.testing.assert_array_equal(result.to_columns()["loc"], fj.fit_batch(MODEL, START, data).params["loc"])
+        np.testing.assert_array_equal(
+            result.to_columns()["loc"], fj.fit_batch(MODEL, START, data, covariances=()).params["loc"]
+        )
     memory.rm("/bucket/y.zarr/c/3/0")
     memory.touch("/bucket/y.csv")
     for url, error, message in (
@@ -341,11 +346,11 @@ def grid():
 
 @pytest.fixture(scope="module")
 def fits_of_grid(grid):
-    return fj.xarray.fit(MODEL, START, grid, dim="time", covariances=("observed", "sandwich"))
+    return fj.xarray.fit(MODEL, START, grid, dim="time", covariances=KINDS)
 
 
 def stream_cells(source, sink, **settings):
-    return stream(source, sink, **{"dim": "time", "covariances": ("observed", "sandwich"), "block": 5, **settings})
+    return stream(source, sink, **{"dim": "time", "covariances": KINDS, "block": 5, **settings})
 
 
 def test_a_stream_of_cells_is_to_the_last_bit_what_xarray_fit_gives(grid, fits_of_grid, tmp_path):

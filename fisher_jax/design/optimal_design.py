@@ -337,7 +337,7 @@ def optimal_design(
         design = search_candidates(criterion, whitening.slopes, whitening.whiten(information_matrices))
         design = drop_light(criterion, whitening.slopes, design)
         order = np.argsort(design.where)
-        points = jax.tree.map(lambda leaf: leaf[design.where[order]], rows)
+        points = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[design.where[order]]), rows)
     else:
         box = check_region(region)
         grid = box.grid()

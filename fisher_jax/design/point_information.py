@@ -120,11 +120,13 @@ def make_point_information(
     p = layout.num_free
     if p == 0:
         raise ValueError("every parameter is fixed, so that there is no parameter to have information about.")
-    values = [jnp.asarray(value) if params_axis == 0 else jnp.asarray(value)[None] for value in layout.blocks(params)]
-    each = [[value[k] for value in values] for k in range(len(values[0]))]
+    # By numpy: each of these steps would be a program of its own.
+    arrays = [np.asarray(value) if params_axis == 0 else np.asarray(value)[None] for value in layout.blocks(params)]
+    each = [[array[k] for array in arrays] for k in range(len(arrays[0]))]
     for single in each:
         check_start(layout, single)
     tangent = np.stack([np.asarray(layout.jacobian(layout.unconstrain(single)), float) for single in each])
+    values, each = [jnp.asarray(array) for array in arrays], [[jnp.asarray(value) for value in row] for row in each]
     names, slopes = layout.free_names, np.broadcast_to(np.eye(p), (len(each), p, p))
     # D-optimal designs for all parameters are the same in every parametrisation, so that u serves; where constraints tie
     # entries together, the covariance of θ would have the determinant zero.

@@ -40,7 +40,7 @@ from fisher_jax.models.drawing import check_sampler
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
-from fisher_jax.numerics.array_namespace import is_traced, namespace, on_host
+from fisher_jax.numerics.array_namespace import AnyArray, is_traced, namespace, on_host
 from fisher_jax.reporting import in_fits
 
 TEST = "Likelihood-ratio test"
@@ -153,9 +153,11 @@ def likelihood_ratio_test(
     # Both log-likelihoods of no observations are zero; their difference must not pass for a null that fits as well.
     n, gain = on_host((fit.num_observations, under.gain))
     raw = 2.0 * namespace(n).where(n > 0, gain, np.nan)
-    statistic: Any = jnp.where((raw < 0) & (raw >= -_shortfall(fit, jnp.asarray(raw).dtype)), 0.0, raw)
-    if isinstance(raw, np.ndarray):  # of a batch, which lives on the host
-        statistic = np.asarray(statistic)
+    precision = jax.dtypes.canonicalize_dtype(raw.dtype)
+    is_short = (raw < 0) & (raw >= -_shortfall(fit, precision))
+    statistic: Any = namespace(raw).where(is_short, 0.0, raw).astype(precision)
+    if not isinstance(raw, np.ndarray):  # a batch lives on the host
+        statistic = jnp.asarray(statistic)
 
     notes: list[str] = []
     if not is_traced(fit) and np.any(worse := np.asarray(statistic) < 0):
@@ -338,13 +340,15 @@ def _in_double(layout: Layout) -> Layout:
     return replace(layout, dtype=jax.dtypes.canonicalize_dtype(np.float64))
 
 
-def _shortfall(fit: Fit, precision: Any) -> Array:
+def _shortfall(fit: Fit, precision: Any) -> AnyArray:
     """Upper bound on how far the statistic lies below its value at the exact maximum: by rounding, decrement, or an edge."""
-    rounding = 1e3 * jnp.finfo(precision).eps * (1.0 + jnp.abs(fit.log_likelihood))
+    value, decrement, status = on_host((fit.log_likelihood, fit.decrement, fit.status_code))
+    xp = namespace(value)
+    rounding = 1e3 * jnp.finfo(precision).eps * (1.0 + xp.abs(value))
     least = ROUNDING_LIMIT if fit.layout.dtype == np.float32 else 0.0
-    decrement = jnp.maximum(jnp.where(jnp.isfinite(fit.decrement), fit.decrement, 0.0), least)
+    decrement = xp.maximum(xp.where(xp.isfinite(decrement), decrement, 0.0), least)
     # By its quadratic approximation ℓ is ½ decrement² below its maximum, the statistic decrement²; twice that for safety.
-    stopped = jnp.where(fit.status_code == Status.BOUNDARY, SHORT_OF_EDGE, 2.0 * decrement**2)
+    stopped = xp.where(status == Status.BOUNDARY, SHORT_OF_EDGE, 2.0 * decrement**2)
     return rounding + stopped
 
 

@@ -206,16 +206,20 @@ class PredictiveDistribution(Reported):
     def to_frame(self, level: float | None = None) -> Any:
         """A pandas DataFrame with the median and the ends of the interval of each row (needs the extra `frames`)."""
         pd = require("pandas", "frames")
-        ends = self.intervals(level)
-        columns = {"median": self.quantiles(0.5), "lower": ends[:, 0], "upper": ends[:, 1]}
+        level = self.level if level is None else level
+        check_level(level)
+        columns = dict(zip(("median", "lower", "upper"), self._median_and_ends(level).T, strict=True))
         return pd.DataFrame(columns, index=pd.Index(self.row_labels, name="row"))
+
+    def _median_and_ends(self, level: float) -> Float[np.ndarray, "m 3"]:
+        tail = 0.5 * (1.0 - float(level))
+        return self.quantiles(np.array([0.5, tail, 1.0 - tail]))
 
     def summary(self) -> Report:
         """The first thirty rows with their median and interval."""
         count = self.rows.count
         few = PredictiveDistribution(**{**vars(self), "rows": Rows(self.rows.take(slice(0, SHOWN)), self.rows.differs)})
-        tail = 0.5 * (1.0 - self.level)
-        numbers = few.quantiles(np.array([0.5, tail, 1.0 - tail]))
+        numbers = few._median_and_ends(self.level)
         titles = ("row", "median", *(f"{end} {percent(self.level)}" for end in ("lower", "upper")))
         rows = [(str(name), *row) for name, row in zip(self.row_labels, numbers, strict=False)]
         notes = [f"{count - SHOWN} more are not shown: see to_frame()."] if count > SHOWN else []
@@ -538,9 +542,13 @@ def _draws(
     rows: int,
     key: Array,
 ) -> PyTree:
+    # A point is found by bisection of the cumulative weights: `jax.random.categorical` would draw a number for each of them.
+    cumulative = jnp.cumsum(jnp.exp(log_weights))
+
     def draw(key: Array) -> PyTree:
         point, noise = jax.random.split(key)
-        params = layout.constrain(free[jax.random.categorical(point, log_weights)], values)
+        level = cumulative[-1] * jax.random.uniform(point, dtype=cumulative.dtype)
+        params = layout.constrain(free[jnp.searchsorted(cumulative, level, side="right")], values)
 
         def of_row(z: tuple[PyTree, ...], key: Array) -> PyTree:
             return call_user(model.sample, (key, params, *z), "sample")  # type: ignore[arg-type]

@@ -33,18 +33,19 @@ from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
+from fisher_jax.numerics.array_namespace import AnyArray, namespace
 from fisher_jax.numerics.differentiate import weigh
 from fisher_jax.reporting import in_fits
 
 
-def _ratio(a: Array, b: Any, c: Any) -> Array:
+def _ratio(a: AnyArray, b: Any, c: Any) -> AnyArray:
     """a / (b − c); NaN where this is not positive, and no factor exists."""
-    return a / jnp.where(b > c, b - c, jnp.nan)
+    return a / namespace(b, c).where(b > c, b - c, np.nan)
 
 
 # Of each factor, its words in reports and its value for n observations, p parameters and g clusters.
-CORRECTIONS: dict[str, tuple[str, Callable[[Array, int, Array], Array]]] = {
-    "none": ("no small-sample factor", lambda n, p, g: jnp.ones_like(n)),
+CORRECTIONS: dict[str, tuple[str, Callable[[AnyArray, int, AnyArray], AnyArray]]] = {
+    "none": ("no small-sample factor", lambda n, p, g: namespace(n).ones_like(n)),
     "n/(n-1)": ("factor n/(n − 1)", lambda n, p, g: n / (n - 1.0)),
     "n/(n-p)": ("factor n/(n − p)", lambda n, p, g: _ratio(n, n, p)),
     "G/(G-1)": ("factor G/(G − 1)", lambda n, p, g: _ratio(g, g, 1.0)),
@@ -280,17 +281,16 @@ class _Meat:
                     sums[clusters, j] += np.bincount(places, weights[:, 0] * counted[:, j], len(clusters))
                 mark[way[start : start + count][weights[:, 0] > 0]] = True
         factor = CORRECTIONS[self.correction][1]
-        n = precise(jnp.asarray(num_counted if self.sampling else fit.num_observations, fit.layout.dtype))
-        if not self.groups:
-            return factor(n, p, n) * (sampled if self.sampling else plain), jnp.asarray(plain), jnp.array(False)
-        parts = [
-            factor(n, p, precise(jnp.asarray(np.sum(mark), fit.layout.dtype)))
-            * _product(jnp.asarray(sums), jnp.asarray(sums))
-            for sums, mark in zip(totals, present, strict=True)
-        ]
-        middle = parts[0] if len(parts) == 1 else parts[0] + parts[1] - parts[2]
-        is_indefinite = _is_indefinite(middle, fit.layout.dtype) if len(parts) > 1 else jnp.array(False)
-        return middle, jnp.asarray(plain), is_indefinite
+        n, is_indefinite = np.float64(num_counted if self.sampling else fit.num_observations), np.False_
+        if self.groups:
+            marks = zip(totals, present, strict=True)
+            parts = [factor(n, p, np.float64(np.sum(mark))) * _product(sums, sums) for sums, mark in marks]
+            middle = parts[0] if len(parts) == 1 else parts[0] + parts[1] - parts[2]
+            if len(parts) > 1:
+                is_indefinite = _is_indefinite(middle, fit.layout.dtype)
+        else:
+            middle = factor(n, p, n) * (sampled if self.sampling else plain)
+        return jnp.asarray(middle), jnp.asarray(plain), jnp.asarray(is_indefinite)
 
 
 @functools.partial(jit_with_model, static_argnums=(0, 1), level=1)
@@ -300,16 +300,16 @@ def _scores_of_piece(
     return scores_at(likelihood(model, layout, values, dataset), free)
 
 
-def _is_indefinite(middle: Float[Array, "p p"], dtype: Any) -> Bool[Array, ""]:
+def _is_indefinite(middle: Float[AnyArray, "p p"], dtype: Any) -> Bool[AnyArray, ""]:
     """Whether it has a negative eigenvalue, by more than the rounding of the scores, whatever these are added up in."""
-    p = middle.shape[0]
+    p, xp = middle.shape[0], namespace(middle)
     scaled, _ = linalg.to_unit_diagonal(middle)
-    scaled = jnp.where(jnp.all(jnp.isfinite(scaled)), scaled, jnp.eye(p, dtype=scaled.dtype))
-    return jnp.linalg.eigvalsh(scaled)[0] < -100.0 * p * jnp.finfo(dtype).eps
+    scaled = xp.where(xp.all(xp.isfinite(scaled)), scaled, xp.eye(p, dtype=scaled.dtype))
+    return xp.linalg.eigvalsh(scaled)[0] < -100.0 * p * jnp.finfo(dtype).eps
 
 
-def _product(left: Float[Array, "m p"], right: Float[Array, "m p"]) -> Float[Array, "p p"]:
-    product = jnp.einsum("mp,mq->pq", left, right, precision="highest")
+def _product(left: Float[AnyArray, "m p"], right: Float[AnyArray, "m p"]) -> Float[AnyArray, "p p"]:
+    product = linalg.product(left.T, right)
     return 0.5 * (product + product.T)
 
 

@@ -90,6 +90,7 @@ def _log_beta_power_along(primals: tuple[Array, ...], tangents: tuple[Any, ...])
     return log_beta_power(*primals), moved + _slope(*primals) * along_logit
 
 
+@jax.jit  # traced once for a shape
 def log_beta_tails(
     a: Float[Array, "*b"],
     b: Float[Array, "*b"],

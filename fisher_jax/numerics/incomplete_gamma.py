@@ -64,6 +64,7 @@ def _log_power_along(primals: tuple[Array, Array], tangents: tuple[Any, Any]) ->
     return -a * poisson_cumulant(ratio) + normaliser, ratio * along_a + moved + (a - x) / x * along_x
 
 
+@jax.jit  # traced once for a shape
 def log_gamma_tails(a: Float[Array, "*b"], x: Float[Array, "*b"]) -> Tails:
     """log P(a, x) and log Q(a, x), the logarithms of the lower and the upper tail of the gamma distribution of shape a and rate 1.
 

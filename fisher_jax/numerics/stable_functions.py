@@ -76,6 +76,7 @@ def horner(coefficients: tuple[float, ...], x: Float[Array, "*b"]) -> Float[Arra
 
 
 @jax.custom_jvp
+@jax.jit  # traced once for a shape, however often a density and its derivatives call it
 def stirling_error(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """S(x) = log Γ(x) − (x − ½) log x + x − ½ log 2π for x > 0, absolutely exact to a few rounding errors.
 
@@ -100,6 +101,7 @@ def _shifted(x: Float[Array, "*b"]) -> tuple[Bool[Array, "*b"], Float[Array, "*b
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
 def _stirling_derivative(order: int, x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """The derivative of S of an order from 1 on.
 
@@ -222,6 +224,7 @@ def alternating_weights(terms: int) -> np.ndarray:
 
 
 @jax.custom_jvp
+@jax.jit
 def log_one_minus_exp(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """log(1 − e^{−x}) for x ≥ 0: log P(Y ≤ y) where log P(Y > y) is −x. At zero −∞, with derivative zero; NaN below.
 
@@ -241,6 +244,7 @@ def log_complement(log_probability: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 
 @jax.custom_jvp
+@jax.jit
 def _odds(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """1 / (eˣ − 1); zero at zero."""
     empty = x == 0

@@ -75,6 +75,7 @@ _LOGARITHM = tuple(2.0 / (2 * k + 3) for k in range(8))
 _NEAR = 0.25  # below this the closed forms lose digits, and the series has few terms
 
 
+@jax.jit  # traced once for a shape, as those of `stable_functions`
 def poisson_cumulant(s: Array) -> Array:
     """eˢ − 1 − s."""
     near = jnp.abs(s) < _NEAR
@@ -82,6 +83,7 @@ def poisson_cumulant(s: Array) -> Array:
     return jnp.where(near, small * small * horner(_EXPONENTIAL, small), jnp.expm1(s) - s)
 
 
+@jax.jit
 def bernoulli_cumulant(s: Array, probability: Array, other: Array) -> Array:
     """log(other + probability · eˢ) − probability · s, where `other` is 1 − probability.
 
