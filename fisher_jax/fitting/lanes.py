@@ -44,6 +44,10 @@ class Chunk(NamedTuple):
 Marker = Callable[[Callable[..., Any]], Callable[..., Any]]  # makes a separate program of a function
 
 
+# Traced once for each number of parameters, whatever the model.
+_advance = jax.jit(advance, static_argnums=(0, 5))
+
+
 def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself: the `Marker` that makes no separate program."""
     return function
@@ -76,7 +80,7 @@ def fit_lanes(
 
     @marked
     def step(state: State, reached: Evaluation, settings: Settings) -> tuple[State, Array]:
-        return advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
+        return _advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
 
     def put(to: Array, row: Array, x: Array) -> Array:
         at = (row, jnp.int32(0))[: to.ndim]
