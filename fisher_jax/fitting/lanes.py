@@ -74,17 +74,19 @@ def fit_lanes(
     capacity, _ = chunk.starts.shape
     number = jnp.arange(num_lanes, dtype=jnp.int32)
 
+    # Plain slices: `x[lane]` and `x.at[lane].set` would trace and compile a gather and a scatter for each array of the state.
+    def read(x: Array, at: Array, axis: int = 0) -> Array:
+        return jax.lax.dynamic_index_in_dim(x, at, axis, keepdims=False, allow_negative_indices=False)
+
+    def write(x: Array, value: Array, at: Array, axis: int = 0) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(x, value, at, axis, allow_negative_indices=False)
+
     def replace_column(leaf: Array, column: Array, lane: Array, row: Array) -> Array:
-        values = jax.lax.dynamic_slice_in_dim(leaf, row, 1, 0)
-        return jax.lax.dynamic_update_slice_in_dim(column, jnp.moveaxis(values, 0, -1), lane, column.ndim - 1)
+        return write(column, read(leaf, row), lane, column.ndim - 1)
 
     @marked
     def step(state: State, reached: Evaluation, settings: Settings) -> tuple[State, Array]:
         return _advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
-
-    def put(to: Array, row: Array, x: Array) -> Array:
-        at = (row, jnp.int32(0))[: to.ndim]
-        return jax.lax.dynamic_update_slice(to, x.astype(to.dtype).reshape(1, *to.shape[1:]), at)
 
     of_ended = functools.partial(
         collect_solutions, tolerance=settings.tolerance, restricted=restricted, handed_over=handed_over
@@ -93,22 +95,28 @@ def fit_lanes(
     def refill(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         """One lane that has ended: its result goes out, the next data set comes in. With none left the lane is parked."""
         lane, todo, following, row_of, limit, ended, state, columns, out = carry
-        lane = jax.lax.while_loop(lambda k: ~ended[k], lambda k: k + 1, lane)
-        row, one = row_of[lane], jax.tree.map(lambda leaf: leaf[..., lane], state)
-        solution = of_ended(one, algebra.vector(chunk.origins[row]), chunk.num_observed[row], chunk.max_steps[row])
+        lane = jax.lax.while_loop(lambda k: ~read(ended, k), lambda k: k + 1, lane)
+        row, one = read(row_of, lane), jax.tree.map(lambda leaf: read(leaf, lane, leaf.ndim - 1), state)
+        begun, observed, most = (read(x, row) for x in (chunk.origins, chunk.num_observed, chunk.max_steps))
+        solution = of_ended(one, algebra.vector(begun), observed, most)
         rows = [None if x is None else jnp.concatenate([jnp.ravel(y) for y in jax.tree.leaves(x)]) for x in solution]
-        out = Solution(*(to if x is None else put(to, row, x) for to, x in zip(out, rows, strict=True)))
+        out = Solution(
+            *(
+                to if x is None else write(to, x.astype(to.dtype).reshape(to.shape[1:]), row)
+                for to, x in zip(out, rows, strict=True)
+            )
+        )
         more, row = following < chunk.size, jnp.minimum(following, chunk.size - 1)
         columns = [replace_column(leaf, column, lane, row) for leaf, column in zip(chunk.data, columns, strict=True)]
-        start = chunk.starts[row]
+        start = read(chunk.starts, row)
         if isinstance(state.point, list):
-            point: algebra.Vector = [x.at[lane].set(start[i]) for i, x in enumerate(state.point)]
+            point: algebra.Vector = [write(x, start[i], lane) for i, x in enumerate(state.point)]
         else:
-            point = state.point.at[:, lane].set(start)
+            point = write(state.point, start, lane, 1)
         # A count of −1 marks a fresh lane: what else its state holds is not used.
-        state = state._replace(point=point, count=state.count.at[lane].set(-1))
-        ended, row_of = ended.at[lane].set(~more), row_of.at[lane].set(following)
-        limit = limit.at[lane].set(chunk.max_steps[row])
+        state = state._replace(point=point, count=write(state.count, jnp.int32(-1), lane))
+        ended, row_of = write(ended, ~more, lane), write(row_of, following, lane)
+        limit = write(limit, read(chunk.max_steps, row), lane)
         return lane + 1, todo - 1, following + more, row_of, limit, ended, state, columns, out
 
     def refill_all(carry: tuple[Any, ...]) -> tuple[Any, ...]:
