@@ -24,7 +24,7 @@ def fit(name, **settings):
 SOME = some_of(MODELS, "gamma", "logistic", "autoregression")
 
 
-@pytest.mark.parametrize("name", some_of(MODELS, "logistic", "autoregression"))
+@pytest.mark.parametrize("name", some_of(MODELS, "poisson"))  # a series under jit is below, mapped
 def test_a_fit_survives_jit_and_a_pytree_round_trip(name):
     model, start, data, given = MODELS[name]
     plain = fit(name)
