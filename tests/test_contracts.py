@@ -43,7 +43,7 @@ def test_vmap_equals_a_loop(name):
     batch = np.stack([np.roll(data, k) for k in range(5)])  # as many as below, for the same programs
     fit_all = jax.vmap(lambda y: fj.fit(model, start, y, given=given))
     errors_of_all = jax.vmap(lambda one: one.standard_errors())
-    if name != "normal":  # one model without jit, which compiles a hundred programs, an operation each
+    if name != "normal":  # one model without jit, in which the standard errors compile a program for each operation
         fit_all, errors_of_all = jax.jit(fit_all), jax.jit(errors_of_all)
     fits = fit_all(batch)
     errors = errors_of_all(fits)
