@@ -28,6 +28,7 @@ def in_chunks(
     count = -(-n // max(at_once, 1))
     if count == 1:
         return of_chunk(rows, weights)
+    of_chunk = jax.jit(of_chunk)  # traced once for its shapes and for the loop
     size = -(-n // count)
     whole = count * size == n
 

@@ -232,18 +232,21 @@ def poisson_regression(beta, y, z):
 def test_axes_are_those_of_vmap():
     design = RNG.normal(size=(30, 2))
     y, weights = RNG.poisson(np.exp(design @ [0.3, -0.2]), (8, 30)), RNG.integers(0, 3, (8, 30))
-    shared = fj.fit_batch(poisson_regression, jnp.zeros(2), y, given=design, weights=weights)
-    assert shared.params.shape == (8, 2)
-    np.testing.assert_array_equal(shared.num_observations, weights.sum(axis=1))
-    mean = np.exp(design @ shared.params[3])
-    score, information = design.T @ (weights[3] * (y[3] - mean)), (design.T * weights[3] * mean) @ design
-    np.testing.assert_allclose(np.linalg.solve(information, score), 0.0, atol=1e-8)
+    shared = fj.fit_batch(poisson_regression, jnp.zeros(2), y, given=design, weights=weights[3], weights_axis=None)
     axes = {"start_axis": 1, "data_axis": 1, "given_axis": 0, "weights_axis": 1}
-    designs, starts = np.repeat(design[None], 8, 0), jnp.zeros((2, 8))
+    designs, starts = RNG.normal(size=(8, 30, 2)), jnp.zeros((2, 8))
     each = fj.fit_batch(poisson_regression, starts, y.T, given=designs, weights=weights.T, **axes)
-    assert in_standard_errors(each, shared) < 1e-7
-    same = fj.fit_batch(poisson_regression, jnp.zeros(2), y, given=design, weights=weights[3], weights_axis=None)
-    np.testing.assert_allclose(same.params[3], shared.params[3], rtol=1e-8)
+    for fits, design_of, weights_of in (
+        (shared, np.repeat(design[None], 8, 0), np.repeat(weights[3][None], 8, 0)),
+        (each, designs, weights),
+    ):
+        assert fits.params.shape == (8, 2)
+        np.testing.assert_array_equal(fits.num_observations, weights_of.sum(axis=1))
+        for k in range(8):
+            z, w = design_of[k], weights_of[k]
+            mean = np.exp(z @ fits.params[k])
+            score, information = z.T @ (w * (y[k] - mean)), (z.T * w * mean) @ z
+            np.testing.assert_allclose(np.linalg.solve(information, score), 0.0, atol=1e-7)
 
 
 def test_starts_may_come_from_the_model():

@@ -129,7 +129,7 @@ def test_an_emax_curve_is_seen_best_from_three_doses():
     assert for_half.names == ("ED50",)
 
 
-@pytest.mark.parametrize("degree", some_of([1, 2, 3, 4, 5, 6], 2, 4))
+@pytest.mark.parametrize("degree", some_of([1, 2, 3, 4, 5, 6], 4))
 def test_polynomials_are_seen_best_from_guests_points(degree):
     design = fj.optimal_design(BY_POLYNOMIAL, jnp.zeros(degree + 1), region=fj.interval(-1, 1))
     assert_design(design, guest(degree), np.full(degree + 1, 1 / (degree + 1)))
@@ -226,15 +226,15 @@ def test_a_model_without_closed_form_is_designed_by_enumeration_or_quadrature():
 
 
 def test_a_design_for_several_parameter_values_spreads_and_holds_its_bound():
-    params = {"middle": np.linspace(1.5, 4.5, 7), "slope": np.full(7, 4.0)}
+    params = {"middle": np.array([1.5, 3.0, 4.5]), "slope": np.full(3, 4.0)}
     design = fj.optimal_design(BY_LOGISTIC, params, region=DOSES, params_axis=0)
     assert design.efficiency_bound > 1 - 1e-6
     assert len(design.weights) > 2
     assert np.max(design.sensitivity(np.linspace(0, 6, 2001))) < 1 + 1e-6
-    assert design.information.matrix.shape == (7, 2, 2)
+    assert design.information.matrix.shape == (3, 2, 2)
     assert design.efficiency(dose_response()) < 0.7  # that for the middle value alone
     one = fj.optimal_design(
-        BY_LOGISTIC, {"middle": np.full(7, 3.0), "slope": np.full(7, 2.0)}, region=DOSES, params_axis=0
+        BY_LOGISTIC, {"middle": np.full(3, 3.0), "slope": np.full(3, 2.0)}, region=DOSES, params_axis=0
     )
     np.testing.assert_allclose(one.points, dose_response().points, atol=1e-6)
 

@@ -110,7 +110,8 @@ def gev(params, y):
 
 
 def poisson_regression(beta, y, z):
-    return y * (0.5 + z @ beta) - jnp.exp(0.5 + z @ beta)
+    predictor = 0.5 + beta[0] * z["shared"] + beta[1] * z["own"]
+    return y * predictor - jnp.exp(predictor)
 
 
 def quantile_like(params, y):
@@ -118,30 +119,22 @@ def quantile_like(params, y):
     return norm.logpdf(jnp.minimum(y, 3.0), params, 1.0) - jnp.maximum(jnp.abs(y - params) - 4.0, 0.0)
 
 
-def line(params, x):
-    return {"rate": params["background"] + params["slope"] * x}
+def falling(slope, x):
+    return {"rate": 1.0 + slope * x}
 
 
-def shared_design():
-    z = RNG.normal(size=(30, 2))
-    y = RNG.poisson(np.exp(0.5 + z @ [0.4, -0.3]), (6, 30)).astype(np.int32)
-    return (poisson_regression, np.zeros(2), y), {"given": z}
+def shared_and_own_covariates():
+    shared, own = RNG.normal(size=30), RNG.normal(size=(6, 30))
+    y = RNG.poisson(np.exp(0.5 + 0.4 * shared - 0.6 * own)).astype(np.uint16)
+    options = {"given": {"shared": shared, "own": own}, "given_axis": {"shared": None, "own": 0}}
+    return (poisson_regression, np.zeros(2), y), options
 
 
-def own_designs():
-    z = RNG.normal(size=(5, 40, 2))
-    y = RNG.poisson(np.exp(0.5 + z @ [0.4, -0.6])).astype(np.uint16)
-    return (poisson_regression, np.zeros(2), y), {"given": z, "given_axis": 0}
-
-
-def lines_by_scoring():
+def slopes_by_scoring():
     x = np.arange(9.0)
-    counts = RNG.poisson(line({"background": 9.0, "slope": 4.0}, x)["rate"], (7, 9)).astype(np.uint8)
-    model = fj.linked(fj.families.poisson, line, constraints={"background": fj.positive})
-    return (model, {"background": 20.0, "slope": 2.0}, counts), {
-        "given": x,
-        "optimizer": fj.optimizers.fisher_scoring(),
-    }
+    waits = RNG.exponential(1 / falling(0.5, x)["rate"], (7, 9))
+    model = fj.linked(fj.families.exponential, falling, constraints=fj.positive)
+    return (model, 1.0, waits), {"given": x, "optimizer": fj.optimizers.fisher_scoring()}
 
 
 def ragged_and_weighted():
@@ -196,9 +189,8 @@ def not_a_number():
 
 
 CASES = [
-    shared_design,
-    own_designs,
-    lines_by_scoring,
+    shared_and_own_covariates,
+    slopes_by_scoring,
     ragged_and_weighted,
     fixed_to_each_of_one_row,
     truths_without_covariates,

@@ -706,10 +706,12 @@ def test_a_cell_without_observations_has_no_likelihood_ratio_and_is_not_counted(
 
 
 def test_float32_fits_of_rows_and_of_weights_can_be_compared():
-    start = {"shape": np.float32(1.0), "rate": np.float32(1.0)}
-    data = np.array([1.0, 2.0, 3.0, 6.0], np.float32)
-    rows = fj.fit(GAMMA, start, np.repeat(data, 2))
-    weighted = fj.fit(HELD, start, data, weights=np.full(4, 2.0, np.float32))
+    start, data = {"loc": np.float32(2.0), "scale": np.float32(1.0)}, np.array([1.0, 2.0, 3.0, 6.0], np.float32)
+    free, held = (
+        fj.Model(normal_log_density, constraints={"loc": loc, "scale": fj.positive}) for loc in (None, fj.fixed)
+    )
+    rows = fj.fit(free, start, np.repeat(data, 2))
+    weighted = fj.fit(held, start, data, weights=np.full(4, 2.0, np.float32))
     expected = 2 * (rows.log_likelihood - weighted.log_likelihood)
     np.testing.assert_allclose(fj.likelihood_ratio_test(rows, weighted).statistic, expected, rtol=1e-5)
 

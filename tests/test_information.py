@@ -340,11 +340,10 @@ def test_where_the_score_is_off_centre_there_is_no_information_and_an_average_on
     assert np.isnan(missing.matrix).all()
     with pytest.raises(ValueError, match=r"not finite\. Its `diagnosis"):
         missing.inverse()
-    for fallback, only in (("outer", 0.25), ("hessian", -0.25)):  # its score is −1/θ throughout, its curvature 1/θ²
-        with pytest.warns(fj.InformationWarning):
-            found = fj.fisher_information(UNIFORM, 2.0, draws(1000, fallback=fallback))
-        np.testing.assert_allclose(found.matrix, [[only]], atol=1e-12)
-        assert "since the Bartlett identities fail" in found.route
+    with pytest.warns(fj.InformationWarning):  # the other average is that of the Laplace distribution below
+        found = fj.fisher_information(UNIFORM, 2.0, draws(1000, fallback="hessian"))
+    np.testing.assert_allclose(found.matrix, [[-0.25]], atol=1e-12)  # its curvature is 1/θ² throughout
+    assert "since the Bartlett identities fail" in found.route
 
 
 def test_nan_is_only_for_the_parameter_that_moves_the_edge():
@@ -385,6 +384,7 @@ def test_one_irregular_point_leaves_those_beside_it_under_vmap_as_they_are():
     found = jax.jit(
         jax.vmap(lambda key, kink: fj.fisher_information(model, {"loc": 1.0, "kink": kink}, fj.MonteCarlo(key, 1000)))
     )(keys, kinks)
+    found = jax.tree.map(np.asarray, found)
     np.testing.assert_array_equal(found.regularity.regular, [True, False, True])
     assert "where those fail" in found.route
     np.testing.assert_allclose(found.matrix[[0, 2], 0, 0], 1.0, rtol=1e-10)

@@ -291,7 +291,7 @@ def test_the_same_settings_are_the_same_optimiser():
 
 # A network of some numbers, float32, minibatches, inside jit and scan --------------------------------------------------
 
-ROWS, BATCH = 1000, 250
+ROWS, BATCH = 500, 125
 
 
 def wide_network(params, x):

@@ -266,15 +266,20 @@ def test_a_network_of_a_hundred_thousand_parameters_works_and_its_residual_is_tr
     operator = information_operator(network, params, kind="empirical", data=y, given=x)
     assert operator.num_parameters > 95_000
     assert "names" not in vars(operator.layout)
-    gradient = jax.tree.map(lambda g: g / 200, fj.score(network, params, y, given=x))
+    gradient = jax.tree.map(lambda g: np.asarray(g) / np.float32(200), fj.score(network, params, y, given=x))
     weigh = jax.vmap(lambda y, x: jax.jvp(lambda p: network(p, y, x), (params,), (gradient,))[1])
     slopes = jax.jit(weigh)(y, x)
     product = operator @ gradient
-    inside = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(product), strict=True))
-    np.testing.assert_allclose(inside, jnp.mean(slopes**2), rtol=1e-4)
+    inside = sum(np.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(product), strict=True))
+    np.testing.assert_allclose(inside, np.mean(np.asarray(slopes) ** 2), rtol=1e-4)
     found = operator.solve(gradient, 0.1, tolerance=1e-4)
     assert found.converged
-    again = jax.tree.map(lambda g, m, v: g - m - 0.1 * v, gradient, operator @ found.value, found.value)
+    again = jax.tree.map(
+        lambda g, m, v: g - np.asarray(m) - np.float32(0.1) * np.asarray(v),
+        gradient,
+        operator @ found.value,
+        found.value,
+    )
     np.testing.assert_allclose(np.linalg.norm(flat(again)) / np.linalg.norm(flat(gradient)), found.residual, rtol=0.05)
     diagonal = operator.diagonal()
     np.testing.assert_allclose(flat(diagonal.value).sum(dtype=float), operator.trace().value, rtol=1e-5)

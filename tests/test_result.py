@@ -97,7 +97,7 @@ def test_the_same_formulas_serve_every_constraint_and_the_traced_fit(constrained
 
 
 def test_a_fit_mapped_by_vmap_has_the_methods_of_fit_batch(weibulls):
-    # Jitted, since vmap alone would compile each operation for itself (`test_contracts.py` has such fits).
+    # Jitted; `test_contracts.py` has such fits by vmap alone.
     nested = jax.jit(jax.vmap(jax.vmap(lambda y: fj.fit(weibull, START, y))))(DATA.reshape(1, 5, 30))
     mapped = nested[0]
     assert mapped.has_batch

@@ -1,8 +1,9 @@
 """Types and shapes of the library checked when its functions are called: beartype and jaxtyping by an import hook.
 
 jaxtyping's own hook decorates each function twice, wraps also what has no annotations, and decorates a function that is made
-inside another anew at each call of that one: together two fifths of the time of the tests. This one decorates once, opens a
-context for names of axes only where there are some, and checks a function that is made inside another the first time.
+inside another anew at each call of that one: together two fifths of the time of the tests. This one decorates once, when
+a function is first called, opens a context for names of axes only where there are some, and checks a function that is made inside
+another the first time.
 """
 
 import ast
@@ -24,29 +25,39 @@ _checked_before = set()  # code of functions made inside others
 def check(function):
     """The function, which raises where an argument or the result is not of its type.
 
-    Left as it is where it is made in a worker thread: beartype catches warnings while it decorates, for all threads.
+    It is decorated when it is first called, since most functions are not called by most tests. In a worker thread it is left as it
+    is: beartype catches warnings while it decorates, for all threads.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not function.__annotations__:
         return function
     if "<locals>" in function.__qualname__:
-        if function.__code__ in _checked_before:
+        if function.__code__ in _checked_before or not _in_main_thread():
             return function
         _checked_before.add(function.__code__)
-    checked = beartype.beartype(function)
-    if checked is function:
-        return function
-    _as_of_a_library(checked)
-    if inspect.isgeneratorfunction(function) or not _names_axes(function):
-        return checked
+    checked, in_context = None, False
 
     @functools.wraps(function)
     def call(*arguments, **keywords):
         __tracebackhide__ = True
+        nonlocal checked, in_context
+        if checked is None:
+            if not _in_main_thread():
+                return function(*arguments, **keywords)
+            in_context = _names_axes(function) and not inspect.isgeneratorfunction(function)
+            checked = beartype.beartype(function)
+            if checked is not function:
+                _as_of_a_library(checked)
+        if not in_context:
+            return checked(*arguments, **keywords)
         with jaxtyping.jaxtyped("context"):
             return checked(*arguments, **keywords)
 
     _as_of_a_library(call)
     return call
+
+
+def _in_main_thread():
+    return threading.current_thread() is threading.main_thread()
 
 
 def _as_of_a_library(function):

@@ -92,6 +92,13 @@ def dual_of(criterion: str, information: Matrices, slopes: Matrices, mixture: Ma
     return half @ mixture @ transposed * (values[:, -1] / mixed**2)[:, None, None]
 
 
+def traces_of_products(
+    left: Float[np.ndarray, "m b r r"], right: Float[np.ndarray, "m b r r"]
+) -> Float[np.ndarray, "m m"]:
+    """tr(L_i R_j), summed over parameter values. To plan an `einsum` takes longer, and a search makes thousands."""
+    return left.reshape(len(left), -1) @ np.swapaxes(right, 2, 3).reshape(len(right), -1).T
+
+
 def derivatives(
     criterion: str, weights: np.ndarray, points: Float[np.ndarray, "m b r r"], slopes: Matrices
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m m"]]:
@@ -102,9 +109,9 @@ def derivatives(
     information = mix(weights, points)
     dual = dual_of(criterion, information, slopes)
     by_inverse, by_dual = points @ np.linalg.inv(information), points @ dual
-    hessian = 2 * np.einsum("ibxy,jbyx->ij", by_inverse, by_dual, optimize=True)
+    hessian = 2 * traces_of_products(by_inverse, by_dual)
     if criterion == "D":
-        hessian -= slopes.shape[1] * np.einsum("ibxy,jbyx->ij", by_dual, by_dual, optimize=True)
+        hessian -= slopes.shape[1] * traces_of_products(by_dual, by_dual)
     else:
         each = np.einsum("ibxx->ib", by_dual)
         hessian -= each @ each.T

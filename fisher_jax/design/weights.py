@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from fisher_jax.design.criteria import derivatives, dual_of, gains, log_criterion, mix, solve
+from fisher_jax.design.criteria import derivatives, dual_of, gains, log_criterion, mix, solve, traces_of_products
 
 BARRIERS = 10.0 ** -np.arange(1, 12)  # μ at the stages of the path
 LAST_STAGE = {"E": 8}  # further on, rounding of the resolvent spoils the proof
@@ -133,14 +133,13 @@ def _eigenvalue_derivatives(
     inverse, half, covariance = solve(mix(weights, points), slopes)
     m, (b, s) = len(weights), covariance.shape[:2]
     resolvent = np.linalg.inv(bounds[:, None, None] * np.eye(s) - covariance)
-    falls = np.einsum("bxs,ibxy,byt->ibst", half, points, half, optimize=True)  # −∂N/∂w
+    falls = np.swapaxes(half, 1, 2) @ points @ half  # −∂N/∂w
     turned = resolvent[None] @ falls
     by_inverse, dual = points @ inverse[None], half @ resolvent @ np.swapaxes(half, 1, 2)
     of_weights = -barrier * np.einsum("bst,ibts->i", resolvent, falls)
     of_bounds = 1 / (b * bounds) - barrier * np.trace(resolvent, axis1=1, axis2=2)
     hessian = np.zeros((m + b, m + b))
-    hessian[:m, :m] = np.einsum("ibst,jbts->ij", turned, turned, optimize=True)
-    hessian[:m, :m] += 2 * np.einsum("ibxy,jbyx->ij", by_inverse, points @ dual[None], optimize=True)
+    hessian[:m, :m] = traces_of_products(turned, turned) + 2 * traces_of_products(by_inverse, points @ dual[None])
     hessian[:m, m:] = np.einsum("ibst,bts->ib", turned, resolvent)
     hessian[m:, :m] = hessian[:m, m:].T
     hessian[m:, m:] = np.diag(np.einsum("bst,bts->b", resolvent, resolvent))

@@ -90,7 +90,7 @@ def maximize(problem: Problem, optimizer: Any, tolerance: Float[Array, ""], max_
             problem.start,
             lambda u: -jnp.sum(terms_at(problem.likelihood, u)),
             lambda u, kind: evaluate(problem, kind, u),
-            observed,
+            jax.jit(observed),  # traced once for the loop and for the certificate
             tolerance,
             max_steps,
         )

@@ -226,7 +226,8 @@ def fit(
         except ClosesOverTraced:
             traced = True
     if traced:
-        result = fit_function(model, layout, optimizer)(values, dataset, tolerance, max_steps)
+        # One program; operation by operation, vmap and grad without jit would compile more than a hundred.
+        result = jax.jit(fit_function(model, layout, optimizer))(values, dataset, tolerance, max_steps)
         return with_log_prior(replace(result, num_masked=dataset.num_masked), model, dataset)
     return with_log_prior(replace(result, origin=Origin(model, dataset), num_masked=dataset.num_masked), model, dataset)
 

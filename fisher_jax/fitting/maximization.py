@@ -528,6 +528,15 @@ def _places(layout: Layout, whole: Layout, size: str) -> np.ndarray:
     return np.array(places, int)
 
 
+@functools.partial(jit_with_model, static_argnums=(0, 1), level=0)
+def _first_suspect(
+    model: Model, layout: Layout, free: Float[Array, " p"], values: Values, dataset: Dataset
+) -> Int[Array, ""]:
+    """The first observation that is not finite at u; operation by operation it would compile sixty programs."""
+    target = likelihood(model, layout, values, dataset)
+    return first_not_finite(target, free, outer_product_at(target, free)[0])
+
+
 def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Dataset) -> Callable[..., dict[str, Any]]:
     """An evaluation by rows in lanes; with `whole` also the other entries that the compiled one of few rows returns."""
 
@@ -541,8 +550,7 @@ def _of_rows(rows: Rows, kind: Kind, model: Model, layout: Layout, dataset: Data
         target = likelihood(model, layout, values, dataset)
         suspect = np.array(-1, np.int32)
         if not np.isfinite(at.value + np.sum(at.gradient) + np.sum(at.information)):
-            point = jnp.asarray(u)
-            suspect = np.asarray(first_not_finite(target, point, outer_product_at(target, point)[0]))
+            suspect = np.asarray(_first_suspect(model, layout, u, values, dataset))
         expected = None
         if has_closed_form(model):
             estimate = layout.constrained_values(u, values)

@@ -133,9 +133,10 @@ def sum_over_draws(model: Model, layout: Layout, values: Values, expectation: An
         largest = _largest(jnp.concatenate([total.largest, new.largest], axis=1), num_largest)
         return jax.tree.map(jnp.add, total, new)._replace(largest=largest, basis=basis, start=new.start)
 
+    if pairs <= chunk:
+        return of_chunk(jnp.array(0))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(of_chunk, jnp.array(0)))
-    count = -(-pairs // chunk)
-    return of_chunk(jnp.array(0)) if count == 1 else jax.lax.fori_loop(0, count, body, zeros)
+    return jax.lax.fori_loop(0, -(-pairs // chunk), body, zeros)
 
 
 class _Evaluated(NamedTuple):
