@@ -1,11 +1,12 @@
 """The pages of the documentation site, made from `fisher_jax.__all__`, the notebooks and the README when mkdocs builds it.
 
-mkdocs calls `on_config` and `on_files`. A public name that is added anywhere has its page without more to do; a module that
-has no topic yet is listed under its own name. So has a file in `docs/coming_from/` or `docs/guides/`; the first line is its title,
-and the names of this library in its text lead to their pages.
+mkdocs calls `on_startup`, `on_config` and `on_files`. A public name that is added anywhere has its page without more to do; a
+module that has no topic yet is listed under its own name. So has a file in `docs/coming_from/` or `docs/guides/`; the first line is
+its title, and the names of this library in its text lead to their pages.
 """
 
 import functools
+import gc
 import html
 import inspect
 import json
@@ -98,6 +99,12 @@ def written(folder: str) -> list[Path]:
 def front() -> str:
     """The README, its links to notebooks kept and those to files that are no pages made text."""
     return _linked_inside((ROOT / "README.md").read_text())
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    """Collect garbage less often: the trees of two hundred pages are walked through again and again otherwise."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def on_config(config: Any) -> Any:

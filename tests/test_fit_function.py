@@ -201,6 +201,12 @@ def test_a_density_that_is_fitted_often_gets_its_loop(monkeypatch):
     assert first.num_steps == second.num_steps
 
 
+def test_the_longer_an_evaluation_compiles_the_longer_fits_step_on_the_host():
+    quick, slow = (maximization._Evaluation(None, compiling, seconds=2.0) for compiling in (0.1, 1.0))
+    assert quick.is_spent(POSITIVE)
+    assert not slow.is_spent(POSITIVE)
+
+
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 

@@ -142,6 +142,17 @@ def test_a_fit_to_the_rows_without_groups_is_a_null_whose_variance_is_zero():
         fj.likelihood_ratio_test(mixed_fit(), rows_fit(), key=jax.random.key(0))
 
 
+def test_no_scores_are_needed_where_the_null_lacks_nothing_but_a_variance_at_zero(monkeypatch):
+    def compile_scores(fit, values):
+        raise AssertionError("all parameters that are left are those of the null, which has estimated them")
+
+    monkeypatch.setattr("fisher_jax.inference.likelihood_ratio.find_unidentified", compile_scores)
+    for null in ("sd.group = 0", rows_fit()):
+        assert fj.likelihood_ratio_test(mixed_fit(), null).mixture_p_value > 0
+    with pytest.raises(AssertionError, match="all parameters that are left"):
+        fj.likelihood_ratio_test(mixed_fit(), "slope = 0")
+
+
 def test_criteria_that_count_observations_are_not_compared_between_groups_and_rows():
     table = fj.compare(mixed=mixed_fit(), rows=rows_fit())
     assert table.names == ("mixed", "rows")

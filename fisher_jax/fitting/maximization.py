@@ -80,7 +80,8 @@ NEWTON_STEPS = 1000  # a curved valley takes hundreds (NIST: Bennett5, MGH17)
 FOREIGN_STEPS = 10_000
 MOST_ROWS = 2**14  # above, evaluations cost more than compiling, and rows are dealt to lanes (`many_rows`)
 LARGE_TABLE = 2**16  # entries of an array that a density closes over, above which it is not compiled in
-ENOUGH_SECONDS = 1.0  # of fits on the host, about what the loop takes to compile
+ENOUGH_SECONDS = 1.0  # of fits on the host for each second that the loop would take to compile
+LOOP_TO_EVALUATION = 3.0  # how many times as long as the evaluation the loop takes to compile, and at least a second
 ENOUGH_OF_MARGINAL = 10.0  # of a model with latent effects
 
 Expected = Callable[[Float[Array, " p"]], tuple[Float[Array, " n"], Float[Array, " p"], Float[Array, "p p"]]]
@@ -328,10 +329,19 @@ class ClosesOverTraced(Exception):  # noqa: N818  # no error: the compiled loop 
 
 @dataclass
 class _Evaluation:
-    """A compiled evaluation, and the seconds that fits by it have taken."""
+    """A compiled evaluation, the seconds that compiling took, and those that fits by it have taken."""
 
     call: Any
+    compiling: float = 0.0
     seconds: float = 0.0
+
+    def is_spent(self, model: Model) -> bool:
+        """Whether fits on the host have taken as long as compiling the loop would."""
+        if model.is_costly:
+            return False
+        if model.with_modes is not None:
+            return self.seconds > ENOUGH_OF_MARGINAL
+        return self.seconds > ENOUGH_SECONDS * max(1.0, LOOP_TO_EVALUATION * self.compiling)
 
 
 class _FromModeToMode:
@@ -368,8 +378,7 @@ def fit_on_host(
     if workers.platform() != "cpu" or (layout.num_free > UNROLLED and not model.is_costly):
         return None
     programs, like = programs_of(model), ("fits like this", layout, optimizer, size)
-    enough = ENOUGH_SECONDS if model.with_modes is None else math.inf if model.is_costly else ENOUGH_OF_MARGINAL
-    if like in programs and programs[like].seconds > enough:
+    if like in programs and programs[like].is_spent(model):
         return None
     values = [np.asarray(value) for value in values]
     # A closed form covers the parameters that are estimated only.
@@ -388,7 +397,7 @@ def fit_on_host(
         evaluations = [_evaluation(model, whole, step.kind, values, padded) for step in optimizers]
         # By this key the next fit need not look at the data to see that a compiled loop is due.
         programs[like] = evaluations[-1]
-        if evaluations[-1].seconds > enough:
+        if evaluations[-1].is_spent(model):
             return None
     begun = time.perf_counter()
     calls: list[Any] = [functools.partial(each.call, values=values, dataset=padded) for each in evaluations]
@@ -615,7 +624,9 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
             rows, begin = np.shape(jax.tree.leaves(dataset.data)[0])[0], None
             if model.num_latent:
                 begin = jax.ShapeDtypeStruct((rows, model.num_latent), layout.dtype)
+            begun = time.perf_counter()
             compiled = _compile(call, (u, *jax.tree.unflatten(treedef, shapes), begin))
+            compiling = time.perf_counter() - begun
         except TypeError as error:
             if "constant handler" in str(error):
                 raise ClosesOverTraced from error
@@ -627,7 +638,7 @@ def _evaluation(model: Model, layout: Layout, kind: Any, values: Values, dataset
             result: dict[str, Any] = compiled(u, values, dataset, begin)
             return result
 
-        programs[key] = _Evaluation(evaluate_whole)
+        programs[key] = _Evaluation(evaluate_whole, compiling)
     evaluation: _Evaluation = programs[key]
     return evaluation
 

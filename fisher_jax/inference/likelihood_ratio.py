@@ -168,7 +168,7 @@ def likelihood_ratio_test(
         )
         warn(notes[-1])
     unidentified, consequence = np.zeros(np.shape(statistic), bool), ""
-    if under.values is not None:
+    if under.values is not None and not _lacks_only_what_is_at_ends(fit.layout, under):
         unidentified, consequence = find_unidentified(fit, under.values)
     notes += fit._irregularity()
     if fit.robust:
@@ -287,6 +287,15 @@ def _num_at_ends(layout: Layout, values: Values | None) -> int:
         return 0
     theta = np.asarray(layout.join(values), float)
     return int(np.min(np.sum(theta[..., :, None] == layout.edges(), axis=(-2, -1))))
+
+
+def _lacks_only_what_is_at_ends(layout: Layout, under: _Null) -> bool:
+    """Whether each parameter that the null lacks is at an end of its range, such as a variance at zero.
+
+    All others are then estimated by the null as well, and have information, since it has a certified maximum.
+    """
+    is_certified = under.fit is not None and bool(np.all(under.fit.converged))
+    return is_certified and _num_at_ends(layout, under.values) == under.freedom
 
 
 def _num_effects(fit: Fit) -> int:
