@@ -322,7 +322,11 @@ def arrange(
 def _names(names: Any, argument: str) -> tuple[Hashable, ...]:
     """One name or several, as a tuple; raise where one comes twice."""
     listed = tuple(names) if isinstance(names, list | tuple) else (names,)
-    if len(set(listed)) != len(listed):
+    try:
+        distinct = set(listed)
+    except TypeError:  # arrays and dictionaries have no hash
+        raise TypeError(f"{argument}={shown(names)} must be the name of a dimension, or a list of names.") from None
+    if len(distinct) != len(listed):
         raise ValueError(f"{argument}={names!r} names a dimension twice.")
     if argument == "dim" and not listed:
         raise ValueError("dim is empty. Name the dimension that the observations of a cell lie along.")

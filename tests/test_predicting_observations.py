@@ -488,7 +488,10 @@ BAD = {
     "mean": (lambda: fj.predictive_scores(point(), "squared error"), "needs the mean"),
     "brier of a time": (lambda: fj.predictive_scores(spread(), "brier"), "0 or 1"),
     "no given": (lambda: fj.predictive_scores(line(), "log", Y), "the fit has covariates"),
-    "rows": (lambda: fj.predictive_scores(line(), "log", Y, given=NEW), "12 observations and 2 rows of covariates"),
+    "rows": (
+        lambda: fj.predictive_scores(line(), "log", Y, given=NEW),
+        "data has 12 observations, and given 2 rows of covariates",
+    ),
     "no data": (lambda: fj.predictive_scores(plugged()), "data is missing"),
     "no fit": (lambda: fj.predictive_scores(Y), "expected a Fit"),
     "half a count": (

@@ -20,7 +20,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fisher_jax.errors import check_choice, check_count, check_flag, check_key, check_level, entry_point, require, warn
-from fisher_jax.fitting import workers
 from fisher_jax.fitting.intervals import as_leaves
 from fisher_jax.fitting.map_fits import check_fit, with_data
 from fisher_jax.fitting.parameter_functions import OfParameters, Output, as_function, linearize, outline
@@ -29,6 +28,7 @@ from fisher_jax.fitting.status import Status
 from fisher_jax.inference.influence import influence_of_units
 from fisher_jax.inference.replicates import (
     failures,
+    num_units_of,
     refit_drawn,
     refit_each,
     refit_left_out,
@@ -41,6 +41,7 @@ from fisher_jax.models.auxiliary import AuxiliaryModel
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.model import Model
 from fisher_jax.models.programs import ById
+from fisher_jax.numerics.array_namespace import AnyArray
 from fisher_jax.reporting import Report, Reported, ReportTable, in_fits, percent
 
 METHODS = ("nonparametric", "parametric", "block", "circular block")
@@ -65,8 +66,9 @@ class Bootstrap(Reported):
         The fit, or the fits, whose data were replicated.
     fits : Fit
         The fits of the replicates, those that failed included; of many fits those of the first, then of the second, and so on.
-    influence : array (g, p) or None
-        Derivative of the unconstrained estimate with respect to the weight of each observation or cluster.
+    unit_of : array (n,) or None
+        The observation or cluster, from 0, to which each term of the log-likelihood belongs; None where these have no influence by
+        themselves.
     copies : array (g,) or None
         How many equal observations each stands for.
     left_out : Fit or None
@@ -77,10 +79,20 @@ class Bootstrap(Reported):
 
     fit: Fit
     fits: Fit
-    influence: Any
+    unit_of: Any
     copies: Any
     left_out: Fit | None
     description: str
+
+    @functools.cached_property
+    def influence(self) -> Float[np.ndarray, "*f g p"] | None:
+        """Derivative of the unconstrained estimate with respect to the weight of each observation or cluster, for BCa intervals."""
+        if self.unit_of is None:
+            return None
+        of_units = _InfluenceOfUnits(num_units_of(self.unit_of), self.copies is None)
+        if self.fit.has_batch:
+            return np.asarray(with_data(self.fit, of_units, (self.unit_of,)))
+        return np.asarray(of_units(self.fit, *origin_of(self.fit), self.unit_of))
 
     @property
     def num_replicates(self) -> int:
@@ -103,8 +115,8 @@ class Bootstrap(Reported):
             count = len(fits) // len(self)
             return fits[(places[:, None] * count + np.arange(count)[None, :]).ravel()]
 
-        influence, copies = (None if a is None else np.asarray(a)[index] for a in (self.influence, self.copies))
-        return Bootstrap(fit, of_each(self.fits), influence, copies, of_each(self.left_out), self.description)  # type: ignore[arg-type]
+        copies = None if self.copies is None else np.asarray(self.copies)[index]
+        return Bootstrap(fit, of_each(self.fits), self.unit_of, copies, of_each(self.left_out), self.description)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator["Bootstrap"]:
         return (self[k] for k in range(len(self)))
@@ -433,29 +445,20 @@ def bootstrap(
     )
     description = method if block_length is None else f"{method}s of {block_length}"
     if fit.has_batch:
-        many = method, clusters, block_length, count, acceleration, has_influence
-        fits, influences, copies, left_out, num_units = _replicate_many(fit, key, *many, settings)
+        many = method, clusters, block_length, count, acceleration
+        fits, unit_of, copies, left_out = _replicate_many(fit, key, *many, settings)
     else:
         scheme = scheme_of(fit, origin, method, clusters, block_length)
 
-        def refits() -> Fit:
-            if method == "parametric":
-                return refit_drawn(fit, origin, key, count, **settings)
-            return refit_resampled(fit, origin, scheme, key, count, **settings)
-
-        def influence() -> Float[np.ndarray, "g p"] | None:
-            if not has_influence:
-                return None
-            units = scheme.num_units, fit, origin.dataset, scheme.unit_of, scheme.weights
-            return np.asarray(influence_of_units(origin.model, *units))
-
-        # One compiles its program while the other runs.
-        fits, influences = workers.side_by_side(refits, influence)
+        if method == "parametric":
+            fits = refit_drawn(fit, origin, key, count, **settings)
+        else:
+            fits = refit_resampled(fit, origin, scheme, key, count, **settings)
         left_out = refit_left_out(fit, origin, scheme, **settings) if acceleration == "jackknife" else None
-        copies, num_units = scheme.copies, scheme.num_units
+        unit_of, copies = scheme.unit_of, scheme.copies
     if clusters is not None:
-        description = f"nonparametric, {num_units} clusters"
-    replicates = Bootstrap(fit, fits, influences, copies, left_out, description)
+        description = f"nonparametric, {num_units_of(unit_of)} clusters"
+    replicates = Bootstrap(fit, fits, unit_of if has_influence else None, copies, left_out, description)
     if replicates.notes:
         warn(" ".join(replicates.notes))
     return replicates
@@ -469,10 +472,9 @@ def _replicate_many(
     block_length: Any,
     count: int,
     acceleration: str,
-    has_influence: bool,
     settings: dict[str, Any],
-) -> tuple[Fit, Any, Any, Fit | None, int]:
-    """Of many fits: their replicates, influences, copies, fits with one left out, and the number of units.
+) -> tuple[Fit, Int[np.ndarray, " n"], Any, Fit | None]:
+    """Of many fits: their replicates, the unit of each term, copies, and fits with one left out.
 
     Those that did not converge are passed over; in their place are fits of their status whose numbers are NaN.
     """
@@ -501,23 +503,19 @@ def _replicate_many(
 
     replicates = refit_each(some, its_schemes, keys[converged], count, method, **settings)
     left_out = refit_left_out_of_each(some, its_schemes, **settings) if acceleration == "jackknife" else None
-    influences = None
-    if has_influence:
-        of_units = _InfluenceOfUnits(schemes.shared.num_units, schemes.weights is not None)
-        influences = np.asarray(with_data(fits, of_units, (schemes.shared.unit_of,)))
     whole = filled(replicates)
     assert whole is not None
-    return whole, influences, schemes.copies, filled(left_out), schemes.shared.num_units
+    return whole, schemes.shared.unit_of, schemes.copies, filled(left_out)
 
 
 @dataclass(frozen=True)
 class _InfluenceOfUnits:
-    """`influence_of_units` of one fit and its data, of which many are mapped."""
+    """`influence_of_units` of one fit and its data, of which many are mapped; weights multiply where they are no `copies`."""
 
     num_units: int
     is_weighted: bool
 
-    def __call__(self, fit: Fit, model: Model, dataset: Dataset, unit_of: Int[Array, " n"]) -> Float[Array, "g p"]:
+    def __call__(self, fit: Fit, model: Model, dataset: Dataset, unit_of: Int[AnyArray, " n"]) -> Float[Array, "g p"]:
         weights = dataset.weights if self.is_weighted else None
         return influence_of_units(model, self.num_units, fit, dataset, unit_of, weights)
 

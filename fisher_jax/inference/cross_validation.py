@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from fisher_jax.blocks import blocks_of
-from fisher_jax.errors import check_count, check_flag, check_key, entry_point, silent, warn
+from fisher_jax.errors import check_count, check_flag, check_key, check_pytrees, entry_point, silent, warn
 from fisher_jax.fitting.fit import fit, fit_batch
 from fisher_jax.fitting.result import Fit, join_fits, origin_of
 from fisher_jax.inference.predicted_rows import Rows
@@ -164,6 +164,7 @@ def cross_validation(
         )
     if model.auxiliary is not None:
         raise ValueError("the model has an auxiliary measurement, which is no observation to be left out.")
+    check_pytrees(start=start, data=data, given=given, weights=weights)
     if is_source(data, given, weights):
         raise TypeError("data come from a source, and are fitted once for each fold: give them as arrays.")
     if is_traced(start, data, given, weights):

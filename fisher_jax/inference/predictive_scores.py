@@ -441,7 +441,10 @@ def _scores(
     def of_row(row: Any, y: PyTree) -> Float[Array, ""]:
         if rule.function is not None:
             params = jax.tree.map(lambda leaf: leaf[0], row.params)
-            score = jnp.asarray(call_user(rule.function.function, (params, y, *row.z), "rule"))
+            score = call_user(rule.function.function, (params, y, *row.z), "rule")
+            if not isinstance(score, bool | int | float | complex | np.generic | np.ndarray | jax.Array):
+                raise TypeError(f"rule must return a floating number, but returned {kind_of(score)}.")
+            score = jnp.asarray(score)
             if score.shape != () or not jnp.issubdtype(score.dtype, jnp.floating):
                 raise TypeError(
                     f"rule must return a floating number, but returned shape {score.shape} of {score.dtype}."
@@ -612,7 +615,7 @@ def predictive_scores(
     arrays = check_dataset(model, data, None, weights)
     count = len(jax.tree.leaves(arrays.data)[0])
     if rows.given is not None and rows.count != count:
-        raise ValueError(f"there are {count} observations and {rows.count} rows of covariates.")
+        raise ValueError(f"data has {count} observations, and given {rows.count} rows of covariates.")
     codes = None if clusters is None else clusters_of(clusters, count)
     scores = score_rows(model, layout, values, free, log_weights, rows, arrays.data, read)
     weights = None if arrays.weights is None else np.asarray(arrays.weights)

@@ -45,12 +45,17 @@ class Scheme(NamedTuple):
 
     @property
     def num_units(self) -> int:
-        return int(self.unit_of.max()) + 1 if len(self.unit_of) else 0
+        return num_units_of(self.unit_of)
 
     @property
     def total(self) -> int:
         """How many units a replicate has."""
         return self.num_units if self.copies is None else int(self.copies.sum())
+
+
+def num_units_of(unit_of: Int[np.ndarray, " n"]) -> int:
+    """How many units there are."""
+    return int(unit_of.max()) + 1 if len(unit_of) else 0
 
 
 def draw_counts(scheme: Scheme, key: Array, numbers: Int[np.ndarray, " r"]) -> Float[np.ndarray, "r g"]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from fisher_jax.errors import require, shown
+from fisher_jax.errors import check_pytrees, require, shown
 from fisher_jax.fitting.result import FACTS
 from fisher_jax.fitting.status import Status
 from fisher_jax.models.fingerprint import digest
@@ -166,6 +166,7 @@ def by_cell(
     model: Model, arguments: dict[str, Any], dim: Any, entry_dims: Any, kinds: tuple[str, ...]
 ) -> tuple[dict[str, PyTree], dict[str, PyTree], Grid]:
     """The arguments with `Cells` for what differs among cells and plain arrays for what they share, their axes, and the grid."""
+    check_pytrees(**{name: arguments[name] for name in ("start", "source", "given", "weights")})
     opened = {"start": arguments["start"]}
     opened |= {name: _opened(arguments[name], name) for name in ("source", "given", "weights")}
     cells, leaves, axes, sizes, variables = arrange(model, opened, dim, entry_dims)
