@@ -604,8 +604,8 @@ def test_a_model_shows_what_it_is_made_of_in_one_line():
 
     normal, poisson = fj.families.normal, fj.families.poisson
     assert repr(fj.Model(density)) == "Model(density)"
-    assert repr(fj.Model(density, sample=rate, support=(0, 9), discrete=True)) == (
-        "Model(density, sample=rate, support=(0, 9), discrete=True)"
+    assert repr(fj.Model(density, sample=rate, support=(0.0, 9.0), discrete=True)) == (
+        "Model(density, sample=rate, support=(0.0, 9.0), discrete=True)"
     )
     assert repr(fj.linked(poisson, rate)) == "linked(families.poisson(rate), rate)"
     assert repr(fj.truncated(fj.linked(poisson, rate), low=0)) == (
