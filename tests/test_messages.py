@@ -487,9 +487,12 @@ def test_misuse_is_refused_in_the_users_terms(name):
 
 
 def test_observations_whose_second_derivatives_are_not_finite_are_counted_and_the_first_named():
+    cdf = jax.custom_jvp(lambda x: norm.cdf(x))  # JAX 0.12 has a slope whose own slope is finite at −∞
+    cdf.defjvps(lambda along, value, x: along * jnp.exp(-0.5 * x * x) / np.sqrt(2 * np.pi))
+
     def ordinal(params, y, x):  # at −∞ the values and slopes are right, and ∞ · 0 is not
         cuts = jnp.stack([-jnp.inf, -1.0, params["cut"], 3.0])
-        return jnp.log(norm.cdf(cuts[y + 1] - params["slope"] * x) - norm.cdf(cuts[y] - params["slope"] * x))
+        return jnp.log(cdf(cuts[y + 1] - params["slope"] * x) - cdf(cuts[y] - params["slope"] * x))
 
     y = np.array([1, 1, 2, 0, 1, 2, 0, 1])
     start = {"cut": 1.0, "slope": 0.0}
