@@ -44,7 +44,7 @@ class Chunk(NamedTuple):
 Marker = Callable[[Callable[..., Any]], Callable[..., Any]]  # makes a separate program of a function
 
 
-# Traced once for each number of parameters, whatever the model.
+# Traced once for an optimiser, a number of parameters and of lanes, whatever the model.
 _advance = jax.jit(advance, static_argnums=(0, 5))
 
 

@@ -18,7 +18,7 @@ from fisher_jax.models.parameters import Declarations, Layout, Values, constrain
 from fisher_jax.models.probabilities import log_between, log_tails
 from fisher_jax.models.programs import ById, UserFunction, owner_of
 
-OF_EVERY_KIND = ("constraints", "initial", "prior", "names")  # what is given beside the parts of any model
+_SETTINGS = ("constraints", "initial", "prior", "names")  # about the parameters, of a model made from others too
 # The functions that a model may have besides its log-density, and what each is a function of.
 _FUNCTIONS = {
     "sample": "a key and params",
@@ -134,9 +134,7 @@ class Model:
         given = [
             f"{name}={in_short(value)}"
             for name, value, default in settings
-            if value is not default
-            and not hasattr(value, "user_function")
-            and (maker == "Model" or name in OF_EVERY_KIND)
+            if value is not default and not hasattr(value, "user_function") and (maker == "Model" or name in _SETTINGS)
         ]
         return f"{maker}({', '.join([*map(in_short, parts), *given])})"
 
