@@ -427,6 +427,14 @@ def test_in_float32_the_statuses_of_a_batch_are_those_of_the_same_fits_one_by_on
     assert fits.status[some].tolist() == [fj.fit(WEIBULL, start, rows).status for rows in data[some]]
 
 
+def test_in_float32_a_maximum_at_infinity_is_not_called_a_maximum():
+    """Degrees of freedom of a million: the log-likelihood differs from the normal's by less than it is rounded."""
+    y = np.random.default_rng(12).normal(size=(2000, 30)).astype(np.float32)
+    fits = fj.fit_batch(fj.families.student_t, None, y)
+    assert np.sum(fits.params["df"] > 1e5) > 500
+    assert (fits.status[fits.params["df"] > 1e5] == fj.Status.BOUNDARY).all()
+
+
 def test_in_float32_the_log_likelihood_keeps_the_digits_that_its_terms_have():
     """What no parameter enters is summed by itself, and may be a thousand times as large as all of it."""
 

@@ -32,6 +32,7 @@ from fisher_jax.fitting.status import (
     EDGE_INFORMATION,
     FAR_AWAY,
     ROUNDING_LIMIT,
+    ROUNDING_UNITS,
     Status,
 )
 from fisher_jax.information import Scoring, has_closed_form, scoring_at, total_expected
@@ -288,8 +289,11 @@ def certify(
     # The information's own diagonal, without the other parameters: weakness shared by several is not an edge.
     diagonal = lanes.diagonal(state.at.information)
     escaped, ran_out = xp.zeros_like(state.definite), xp.asarray(num_steps >= max_steps)
+    blurred, rounding = escaped, ROUNDING_UNITS * jnp.finfo(dtype).eps * xp.abs(state.at.value)
     for i in (i for i, limited in enumerate(restricted) if limited):
         faint, moved = xp.abs(diagonal[i]) < EDGE_INFORMATION, xp.abs(state.point[i] - begun[i])
+        # Here ℓ differs from its limit by less than it is rounded: what looks like a maximum may be one at infinity.
+        blurred = blurred | (faint & (moved > EDGE_DISTANCE) & (xp.abs(diagonal[i]) < rounding))
         outward = xp.abs(state.point[i]) > xp.abs(begun[i])
         # Where only the steps ran out, a long way is no sign that it goes on without end; faint information is.
         escaped = escaped | (faint & (moved > EDGE_DISTANCE)) | (outward & (moved > FAR_AWAY) & ~ran_out)
@@ -307,6 +311,7 @@ def certify(
         (num_observed == 0, Status.TOO_FEW_OBSERVATIONS),
         (~xp.isfinite(state.at.value) & unmoved, Status.BAD_START),
         (broken | ~state.finite, Status.NOT_FINITE),
+        ((near | at_floor) & blurred, Status.BOUNDARY),
         (near & regular, Status.CONVERGED),
         (at_floor & regular, Status.CONVERGED_TO_ROUNDING),
         (num_observed < p, Status.TOO_FEW_OBSERVATIONS),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 ROUNDING_LIMIT = 0.01  # standard errors: a rounding floor further out than this is no success
 EDGE_INFORMATION = 1e-2  # information on a constrained parameter's own scale below which nothing is left to estimate
 EDGE_DISTANCE = 3.0  # how far it must have moved on that scale to count as running away
+ROUNDING_UNITS = 4.0  # ε |ℓ|: below this two log-likelihoods cannot be told apart
 FAR_AWAY = 20.0  # and how far outward counts as running away in any case, unless it converges there
 
 
