@@ -61,28 +61,34 @@ def assert_identical(fits, others):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"num_lanes": 80},
-        pytest.param({"num_lanes": 128}, marks=pytest.mark.exhaustive),
-        {"devices": 1},
-        {"devices": 3},
+        {"num_lanes": 80, "engine": "kernel"},
+        pytest.param({"num_lanes": 128, "engine": "kernel"}, marks=pytest.mark.exhaustive),
+        {"devices": 1, "engine": "kernel"},
+        {"devices": 3, "engine": "kernel"},
+        {"devices": 3, "engine": "host"},
     ],
     ids=str,
 )
 def test_the_number_of_lanes_and_of_threads_changes_no_bit(settings):
     data = np.concatenate([DATA, DATA[:, ::-1], 2.0 * DATA, DATA + 1.0])  # more than one chunk and one set of lanes
-    assert_identical(fj.fit_batch(WEIBULL, START, data, **settings), fj.fit_batch(WEIBULL, START, data))
+    plain = fj.fit_batch(WEIBULL, START, data, engine=settings["engine"])
+    assert_identical(fj.fit_batch(WEIBULL, START, data, **settings), plain)
 
 
-def test_the_order_of_the_data_sets_changes_no_bit():
+@pytest.mark.parametrize("engine", ["kernel", "host"])
+def test_the_order_of_the_data_sets_changes_no_bit(engine):
     order = np.random.default_rng(2).permutation(len(DATA))
-    assert_identical(fj.fit_batch(WEIBULL, START, DATA[order]), fj.fit_batch(WEIBULL, START, DATA)[order])
+    run = functools.partial(fj.fit_batch, WEIBULL, START, engine=engine)
+    assert_identical(run(DATA[order]), run(DATA)[order])
 
 
-def test_the_two_ways_of_running_agree_to_rounding():
-    arrays = fj.fit_batch(WEIBULL, START, DATA, engine="arrays")
-    assert (arrays.engine, reference().engine) == ("arrays", "kernel")
-    np.testing.assert_array_equal(arrays.status, reference().status)
-    assert in_standard_errors(arrays, reference()) < 1e-8
+@pytest.mark.parametrize("engine", ["kernel", "arrays"])
+def test_the_ways_of_running_agree_to_rounding(engine):
+    fits = fj.fit_batch(WEIBULL, START, DATA, engine=engine)
+    assert (fits.engine, reference().engine) == (engine, "host")
+    np.testing.assert_array_equal(fits.status, reference().status)
+    np.testing.assert_array_equal(fits.num_steps, reference().num_steps)
+    assert in_standard_errors(fits, reference()) < 1e-8
 
 
 def test_a_batch_may_be_cut_anywhere():
@@ -118,15 +124,15 @@ POISON = {
 }
 
 
-@pytest.mark.parametrize("devices", [None, 3])
-def test_poison_in_some_data_sets_reaches_no_other(devices):
+@pytest.mark.parametrize(("engine", "devices"), [("kernel", None), ("kernel", 3), ("host", None)])
+def test_poison_in_some_data_sets_reaches_no_other(engine, devices):
     data = np.repeat(DATA, 3, axis=0)
     bad = np.arange(5) * 20 + 3
     poisoned = data.copy()
     for row, (value, _) in zip(bad, POISON.values(), strict=True):
         poisoned[row] = value
     poisoned[110, 4] = 1e300  # a huge outlier
-    clean, fits = (fj.fit_batch(WEIBULL, START, sets, devices=devices) for sets in (data, poisoned))
+    clean, fits = (fj.fit_batch(WEIBULL, START, sets, devices=devices, engine=engine) for sets in (data, poisoned))
     assert [Status(code) for code in fits.status[bad]] == [status for _, status in POISON.values()]
     good = np.setdiff1d(np.arange(len(data)), [*bad, 110])
     np.testing.assert_array_equal(fits.status[good], clean.status[good])
@@ -154,10 +160,10 @@ def endless(params, y):
 def test_what_never_converges_is_retried_reported_and_holds_up_no_other():
     data = np.stack([np.ones((40, 25)), RNG.normal(size=(40, 25))], axis=-1)
     data[7, :, 0] = -1.0
-    fits = fj.fit_batch(endless, 0.3, data)
+    fits = fj.fit_batch(endless, 0.3, data, engine="kernel")
     assert fits.status[7] == Status.STEP_LIMIT
     assert fits.converged[np.arange(40) != 7].all()
-    plain = fj.fit_batch(endless, 0.3, data, retry=False)
+    plain = fj.fit_batch(endless, 0.3, data, retry=False, engine="kernel")
     np.testing.assert_array_equal(fits.params, plain.params)  # without success the first end stands
     assert fits.attempt.max() == 0
 

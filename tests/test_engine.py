@@ -1,5 +1,6 @@
 """How batches are run: one kernel, arrays or products of matrices, by several threads; the same results each way."""
 
+import functools
 import gc
 import itertools
 import os
@@ -82,7 +83,7 @@ def assert_like_fit(fits, fit_one, numbers):
 
 
 def test_a_batch_is_one_marked_call_and_no_loop_of_xlas():
-    fj.fit_batch(normal, START, NORMAL_DATA)
+    fj.fit_batch(normal, START, NORMAL_DATA, engine="kernel")
     ((_, program),) = compiled_for(normal)
     entry = program.as_text().split("\nENTRY ")[1].split("\n}")[0].splitlines()
     called = [line for line in entry if " call(" in line]
@@ -120,7 +121,7 @@ def sorted_first(params, y):
 @pytest.mark.parametrize(("terms", "whole"), [(recursion, True), (sorted_first, False)])
 def test_a_recursion_runs_in_one_kernel_unless_it_calls_a_library(terms, whole):
     model, start = fj.dependent(terms), {"level": 0.0, "weight": 0.5}
-    fits = fj.fit_batch(model, start, NORMAL_DATA)
+    fits = fj.fit_batch(model, start, NORMAL_DATA, engine="arrays")
     program = next(value for key, value in programs_of(model).items() if key[0] == "fit")
     entry = program.as_text().split("\nENTRY ")[1].split("\n}")[0]
     assert (" while(" not in entry) == whole
@@ -133,7 +134,7 @@ def test_the_marked_call_is_emitted_as_one_function(tmp_path):
         import jax.numpy as jnp
         import fisher_jax as fj
 
-        fj.fit_batch(lambda p, y: -0.5 * (y - p) ** 2, 0.0, jnp.ones((2, 3)))
+        fj.fit_batch(lambda p, y: -0.5 * (y - p) ** 2, 0.0, jnp.ones((2, 3)), engine="kernel")
     """
     dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=jit_call$"
     run_script(script, os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {dump}"})
@@ -170,7 +171,7 @@ def test_what_does_not_compile_marked_is_compiled_unmarked(monkeypatch):
 
     marked = fj.fit_batch(exponential, 0.0, WAITS)
     monkeypatch.setattr(cpu, "one_kernel", cannot_compile)
-    unmarked = fj.fit_batch(new_exponential(), 0.0, WAITS)
+    unmarked = fj.fit_batch(new_exponential(), 0.0, WAITS, engine="kernel")
     assert unmarked.engine == "kernel"
     np.testing.assert_array_equal(unmarked.status, marked.status)
     np.testing.assert_allclose(unmarked.free, marked.free, rtol=1e-10)
@@ -179,9 +180,49 @@ def test_what_does_not_compile_marked_is_compiled_unmarked(monkeypatch):
 def test_an_option_that_this_jax_does_not_know_is_done_without(monkeypatch):
     known = fj.fit_batch(exponential, 0.0, WAITS)
     monkeypatch.setattr(cpu, "COMPILER_OPTIONS", {"xla_of_another_time": True})
-    unknown = fj.fit_batch(new_exponential(), 0.0, WAITS)
+    unknown = fj.fit_batch(new_exponential(), 0.0, WAITS, engine="kernel")
     np.testing.assert_array_equal(unknown.status, known.status)
     np.testing.assert_allclose(unknown.free, known.free, rtol=1e-10)
+
+
+# --- the host -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["newton", "bhhh"])
+def test_small_batches_step_on_the_host_to_where_the_kernel_ends(stage):
+    optimizer = getattr(fj.optimizers, stage)()
+    run = functools.partial(fj.fit_batch, exponential, 0.0, WAITS, optimizer=optimizer, covariances=("sandwich",))
+    host, kernel = run(), run(engine="kernel")
+    assert (host.engine, kernel.engine) == ("host", "kernel")
+    np.testing.assert_array_equal(host.status, kernel.status)
+    np.testing.assert_array_equal(host.num_steps, kernel.num_steps)
+    np.testing.assert_allclose(host.free, kernel.free, rtol=1e-12)
+    np.testing.assert_allclose(host.covariance("sandwich"), kernel.covariance("sandwich"), rtol=1e-10)
+
+
+def test_steps_on_the_host_compile_no_loop_until_they_have_cost_as_much(monkeypatch):
+    density = new_exponential()
+    monkeypatch.setattr(engine, "HOST_COST", 3 * engine.HOST_CALL)
+    first, second = fj.fit_batch(density, 0.0, WAITS), fj.fit_batch(density, 0.0, WAITS)
+    assert (first.engine, second.engine) == ("host", "kernel")
+    assert len(compiled_for(density)) == 1
+    monkeypatch.undo()
+    assert fj.fit_batch(density, 0.0, WAITS).engine == "kernel"  # since it is there
+
+
+def test_a_batch_that_takes_long_on_the_host_waits_for_the_loop(monkeypatch):
+    monkeypatch.setattr(engine, "HOST_SECONDS", 0.0)
+    fits = fj.fit_batch(new_exponential(), 0.0, WAITS)
+    assert fits.engine == "kernel"
+    assert fits.converged.all()
+    assert fj.fit_batch(new_exponential(), 0.0, WAITS, engine="host").engine == "host"  # as asked
+
+
+def test_the_host_is_for_models_of_few_parameters_and_has_no_lanes():
+    with pytest.raises(ValueError, match='engine="host" is for models of at most 8 parameters'):
+        fj.fit_batch(lambda p, y: -jnp.sum((y - p) ** 2), jnp.zeros(9), np.zeros((2, 12)), engine="host")
+    with pytest.raises(ValueError, match='num_lanes is for engine="kernel" or "arrays"'):
+        fj.fit_batch(exponential, 0.0, WAITS, engine="host", num_lanes=64)
 
 
 # --- other devices --------------------------------------------------------------------------------------------------
@@ -289,7 +330,7 @@ def test_products_of_two_predictors_find_the_maximum():
 
 def test_predictors_in_the_kernel_find_the_maximum():
     y, designs, weights = regressions(3)
-    fits = fj.fit_batch(logistic, jnp.zeros(3), y, given=designs, given_axis=0, weights=weights)
+    fits = fj.fit_batch(logistic, jnp.zeros(3), y, given=designs, given_axis=0, weights=weights, engine="kernel")
     assert fits.engine == "kernel"
     for k in range(3):
         assert_maximum(fits, k, lambda u: logistic_derivatives(u, y[k], designs[k], weights[k]))  # noqa: B023
@@ -298,7 +339,7 @@ def test_predictors_in_the_kernel_find_the_maximum():
 def test_series_are_fitted_in_arrays_to_their_least_squares():
     y = np.cumsum(np.random.default_rng(2).normal(size=(3, 40)), axis=1) * 0.2
     model, start = fj.dependent(autoregression), {"phi": 0.0, "log_scale": 0.0}
-    fits = fj.fit_batch(model, start, y)
+    fits = fj.fit_batch(model, start, y, engine="arrays")
     assert fits.engine == "arrays"
     assert fits.converged.all()
     phi = np.sum(y[:, 1:] * y[:, :-1], axis=1) / np.sum(y[:, :-1] ** 2, axis=1)
@@ -320,10 +361,11 @@ def test_every_way_hands_over_to_newtons_steps_at_the_same_point():
     assert alone.num_steps == traced == batch.num_steps[0] > 2
 
 
-def test_a_kernel_that_cannot_be_is_refused_when_asked_for_and_else_is_arrays():
+def test_a_kernel_that_cannot_be_is_refused_when_asked_for_and_else_is_arrays(monkeypatch):
     data = RNG.normal(size=(2, 20))
     with pytest.raises(ValueError, match=r"regularized_incomplete_beta.*test_engine\.py:\d+.*Leave it out"):
         fj.fit_batch(truncated, {"loc": 0.0}, data, engine="kernel")
+    monkeypatch.setattr(engine, "HOST_FITS", 0)
     fits = fj.fit_batch(truncated, {"loc": 0.0}, data)
     assert fits.engine == "arrays"
     assert fits.converged.all()
@@ -439,7 +481,7 @@ def test_the_best_of_several_maxima_is_returned():
 def test_many_starts_run_in_lanes_and_end_at_the_same_maxima():
     few = fj.fit(two_peaks, 0.5, np.zeros(3), starts=np.array([0.5, 5.5, -0.5]))
     many = fj.fit(two_peaks, 0.5, np.zeros(3), starts=np.linspace(-0.5, 6.5, 201))
-    assert (few.engine, many.engine) == ("host", "kernel")
+    assert (few.engine, many.engine) == ("host", "host")
     assert [optimum.num_starts > 90 for optimum in many.optima] == [True, True]
     for one, other in zip(many.optima, few.optima, strict=True):
         np.testing.assert_allclose(one.params, other.params, rtol=1e-9, atol=1e-9)

@@ -46,7 +46,7 @@ def fit_on_gpu(*arguments, **options):
 
 def assert_like_the_cpus(*arguments, within=1e-10, **options):
     """Every status, and every number where a maximum was found, in standard errors; the two results."""
-    ours, cpus = fit_on_gpu(*arguments, **options), fj.fit_batch(*arguments, **options)
+    ours, cpus = fit_on_gpu(*arguments, **options), fj.fit_batch(*arguments, engine="kernel", **options)
     assert ours.engine == cpus.engine == "kernel"
     codes = [fits.status_code.copy() for fits in (ours, cpus)]
     if ours.free.dtype == np.float32:  # whose last step may be lost in rounding on one and not on the other

@@ -213,7 +213,7 @@ def initial_starts(model: Model, layout: Layout, dataset: Dataset) -> tuple[Valu
     return map_blocks(lambda rows: initial([leaf[rows] for leaf in varying], shared), dataset.size, block)
 
 
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3))
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2, 3), level=1)
 def _initial(
     model: Model, layout: Layout, treedef: Any, differs: tuple[bool, ...], varying: Leaves, shared: Leaves
 ) -> tuple[Values, Float[Array, "R p"]]:
@@ -356,8 +356,9 @@ def _run(
     where: Any = {"engine": options.engine, "devices": options.devices}
     if by_newton:
         settings = Settings(tolerance, np.asarray(radius_factor, dtype))
+        where_of_fits = where | {"watch": watch, "may_step": options.num_lanes is None}
         solution, ran = engine.fit_all(
-            plan, varying, shared, starts.free, num_observed, settings, max_steps, watch=watch, **where
+            plan, varying, shared, starts.free, num_observed, settings, max_steps, **where_of_fits
         )
     else:
         function = functools.partial(_maxima, options.model, layout, options.optimizer, starts.treedef, starts.mapped)

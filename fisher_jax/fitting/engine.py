@@ -1,8 +1,10 @@
 """How a batch of fits is run: the engine is chosen, and chunks of data sets are distributed over workers.
 
-The user's density is traced once; what runs is the program made of it. Two ways agree to rounding: "kernel", the row program
-(`row_program.py`) in one kernel of a CPU (`cpu.py`, with the loop of `lanes.py`) or of a GPU (`gpu.py`); and "arrays", (n, L)
-arrays by XLA (`arrays.py`, with the loop of `lanes.py`).
+The user's density is traced once; what runs is the program made of it. Three ways agree to rounding: "kernel", the row program
+(`row_program.py`) in one kernel of a CPU (`cpu.py`, with the loop of `lanes.py`) or of a GPU (`gpu.py`); "arrays", (n, L)
+arrays by XLA (`arrays.py`, with the loop of `lanes.py`); and "host", where the evaluation alone is compiled, from the row program
+or of arrays, and numpy makes the steps (`step_lanes` of `lanes.py`). The loop takes seconds to compile, the evaluation tenths: the
+first small batches on a CPU step on the host, until that has cost as much as compiling the loop would.
 
 A chunk is what one call of a program takes. Chunks have few sizes, so that few programs are compiled, and are padded up to these.
 """
@@ -10,8 +12,10 @@ A chunk is what one call of a program takes. Chunks have few sizes, so that few 
 import functools
 import importlib
 import sys
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +25,7 @@ import numpy as np
 from fisher_jax.fitting import arrays, cpu, workers
 from fisher_jax.fitting import row_program as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
-from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, information_matrices
+from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, information_matrices, step_lanes
 from fisher_jax.fitting.maximization import HAND_OVER, Solution
 from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.models.programs import collection_paused, programs_of, quick
@@ -30,13 +34,22 @@ from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 
-ENGINES = ("kernel", "arrays")
+ENGINES = ("kernel", "arrays", "host")
 # Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave a CPU's cache: what is made of
 # the data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes
 # rare. On a GPU a call costs as much as the fits of some thousand data sets.
 CAPACITIES = {"cpu": (512, 8192), "gpu": (1024, 8192, 2**17)}
 MOST_BYTES = 2**24  # of the data of one chunk on a CPU, where the smallest does not need more
 FEW_BYTES = 2**22  # of the data of one chunk, with which a costly model is sooner done compiled fast than run fast
+HOST_FITS, HOST_ROWS = 8192, 2**22  # what steps on the host at most: data sets, and rows of them in all
+HOST_LANES, HOST_NUMBERS = (512, 64), 2**16  # data sets at once there: the first, if they have no more rows than that
+EVALUATION = "evaluation of many"
+HOST_MARGINAL = 8  # of a model with latent effects
+HOST_COST, HOST_CALL = (
+    2**27,
+    2**17,
+)  # rows that cost as much as compiling a loop, and as much as one call and numpy's step
+HOST_SECONDS = 10.0  # after which one batch waits for the loop instead, whatever it has cost
 MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
 OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
 COPIES = 3  # of its data that a chunk needs there
@@ -60,7 +73,7 @@ class NoKernel(Exception):  # noqa: N818  # no failure: arrays take over
 
 
 def choose(plan: Plan, kind: Kind, varying: Leaves, shared: Leaves, engine: str | None) -> tuple[str, Any]:
-    """The way to run a batch, and its row program where it has one.
+    """The way to run a batch, "kernel" or "arrays", and its row program where it has one.
 
     Raises
     ------
@@ -112,20 +125,57 @@ def fit_all(
     *,
     engine: str | None = None,
     devices: workers.Devices = (None,),
+    may_step: bool = True,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[Solution, str]:
     """Fit every data set: where each ended, as numpy arrays with matrices (B, p, p), and the name of the engine.
 
     `varying` are the fixed parameters and data that differ, with a leading axis over the data sets; `shared` those that do not.
     Steps by expected or empirical information are followed by Newton's from `HAND_OVER` on, so that each fit is certified by its
-    observed information. `num_observed` is how many terms of each count, or of all. `watch` is called with the statuses of each
-    chunk that is done.
+    observed information. `num_observed` is how many terms of each count, or of all. With `may_step` a small batch may step on
+    the host. `watch` is called with the statuses of each chunk that is done.
     """
-    count, p = starts.shape
-    ways = _ways(plan, varying, shared, engine)
+    count, ways = len(starts), _ways(plan, varying, shared, engine)
+    rest = varying, shared, starts, num_observed, settings, max_steps, devices
+    if may_step and _is_for_host(plan, count, engine):
+        host, programs = _host_of(plan, ways, varying, shared), programs_of(plan.model)
+        sizes = CAPACITIES["cpu"]
+        is_compiled = any(_program_key(plan, _loop(plan, ways), size, varying, shared) in programs for size in sizes)
+        if engine == "host" or not (is_compiled or host.is_spent):
+            pieces, capacity = _pieces_on_host(plan, count)
+            fit = _fit_on_host(plan, ways, capacity, varying, shared, host, engine)
+            try:
+                solution = _fit_pieces(plan, pieces, capacity, [(None, fit)], *rest, on_host=True)
+            except _Spent:
+                pass  # and what has been done with it, at most as long as compiling takes
+            else:
+                if watch is not None:
+                    watch(solution.status)
+                return solution, "host"
     pieces, capacity = pieces_of(plan, count, varying, devices, ways[0].rows)
     fits, way, capacity = _compiled_fit(plan, ways, capacity, varying, shared, engine, devices[: len(pieces)])
-    dtype = plan.layout.dtype
+    return _fit_pieces(plan, pieces, capacity, fits, *rest, watch=watch), way
+
+
+def _fit_pieces(
+    plan: Plan,
+    pieces: list[slice],
+    capacity: int,
+    fits: Programs,
+    varying: Leaves,
+    shared: Leaves,
+    starts: np.ndarray,
+    num_observed: np.ndarray,
+    settings: Settings,
+    max_steps: int,
+    devices: workers.Devices,
+    *,
+    on_host: bool = False,
+    watch: Callable[[np.ndarray], None] | None = None,
+) -> Solution:
+    """Where each fit ended, of the batch in pieces, each filled up to a chunk of `capacity` data sets."""
+    (count, p), dtype = starts.shape, plan.layout.dtype
+    num_lanes = capacity if on_host else plan.num_lanes
     solutions = Solution(
         np.empty((count, p), dtype),
         np.empty(count, dtype),
@@ -138,7 +188,7 @@ def fit_all(
 
     def work(number: int) -> None:
         piece, (device, fit) = pieces[number], fits[number % len(fits)]
-        pad = lambda leaf: pad_chunk(leaf, piece, capacity, plan.num_lanes, device)  # noqa: E731
+        pad = lambda leaf: pad_chunk(leaf, piece, capacity, num_lanes, device)  # noqa: E731
         observed = pad(num_observed) if num_observed.ndim else num_observed
         sizes = np.array([piece.stop - piece.start, max_steps], np.int32)
         solution = fit([pad(leaf) for leaf in varying], shared, pad(starts), observed, sizes, settings)
@@ -158,7 +208,7 @@ def fit_all(
         return Solution(*(part.reshape(capacity, *to.shape[1:]) for part, to in zip(parts, solutions, strict=True)))
 
     workers.run(work, range(len(pieces)), len(devices))
-    return solutions, way
+    return solutions
 
 
 def information_of_each(
@@ -173,15 +223,22 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    pieces, capacity = pieces_of(plan, count, varying, devices, choose(plan, kind, varying, shared, engine)[1])
-    evaluations, capacity = _compiled_matrix(plan, kind, capacity, varying, shared, engine, devices[: len(pieces)])
+    way = Way(replace(plan.optimizer, kind=kind), *choose(plan, kind, varying, shared, engine))
+    if _is_for_host(plan, count, engine):
+        pieces, capacity = _pieces_on_host(plan, count)
+        num_lanes = capacity
+        evaluations = [(None, _information_on_host(plan, way, capacity, varying, shared))]
+    else:
+        pieces, capacity = pieces_of(plan, count, varying, devices, way.rows)
+        num_lanes = plan.num_lanes
+        evaluations, capacity = _compiled_matrix(plan, kind, capacity, varying, shared, engine, devices[: len(pieces)])
     out = np.empty((count, p, p), plan.layout.dtype)
 
     def work(number: int) -> None:
         piece, (device, evaluate) = pieces[number], evaluations[number % len(evaluations)]
         size = piece.stop - piece.start
         data, points = (
-            [pad_chunk(leaf, piece, capacity, plan.num_lanes, device) for leaf in leaves] for leaves in (varying, [u])
+            [pad_chunk(leaf, piece, capacity, num_lanes, device) for leaf in leaves] for leaves in (varying, [u])
         )
         triangles = evaluate(data, shared, *points, np.int32(size))
         out[piece] = matrices_of_triangles(np.asarray(triangles)[:size], p)
@@ -212,19 +269,10 @@ def _compiled_fit(
 
     def build(marked: Marker) -> Callable[..., Any]:
         def call(varying: Leaves, shared: Leaves, starts: Any, observed: Any, sizes: Any, settings: Settings) -> Any:
-            size, most = sizes
-            observed, limit = (jnp.broadcast_to(x, (len(starts),)) for x in (observed, most))
-            chunk = Chunk([], starts, starts, observed, limit, size)
-            steps, loose = 0, settings._replace(tolerance=jnp.full_like(settings.tolerance, HAND_OVER))
-            for way in ways:
-                last = way is ways[-1]
-                fit = _fit_of_chunk(plan, way, varying, shared, marked, handed_over=not last)
-                solution = fit(chunk, settings if last else loose)
-                if not isinstance(solution, Solution):  # a kernel's, in one piece, since each transfer costs by itself
-                    return solution if way is ways[0] else solution.at[-2 * len(starts) : -len(starts)].add(steps)
-                steps = steps + solution.num_steps
-                chunk = chunk._replace(starts=solution.free, max_steps=chunk.max_steps - solution.num_steps)
-            return solution._replace(num_steps=steps)
+            def fit_of(way: Way, *, handed_over: bool) -> Callable[[Chunk, Settings], Any]:
+                return _fit_of_chunk(plan, way, varying, shared, marked, handed_over=handed_over)
+
+            return _in_stages(ways, fit_of, starts, observed, sizes, settings, jnp)
 
         return call
 
@@ -234,30 +282,158 @@ def _compiled_fit(
         number = like((), dtype)
         return like((capacity, plan.layout.num_free), dtype), observed, like((2,), np.int32), Settings(number, number)
 
-    key = ("fit", tuple(way.name for way in ways), plan.optimizer)
     try:
-        fits, capacity = _compiled(plan, key, capacity, varying, shared, build, others, devices)
+        fits, capacity = _compiled(plan, _loop(plan, ways), capacity, varying, shared, build, others, devices)
     except NoKernel as error:
         _leave_kernels(plan, [way.optimizer.kind for way in ways], varying, shared, error)
         return _compiled_fit(plan, _ways(plan, varying, shared, engine), capacity, varying, shared, engine, devices)
     return fits, ways[-1].name, capacity
 
 
+def _loop(plan: Plan, ways: list[Way]) -> tuple[Any, ...]:
+    """What the program of whole fits is called among those of its model."""
+    return "fit", tuple(way.name for way in ways), plan.optimizer
+
+
+def _in_stages(
+    ways: list[Way], fit_of: Callable[..., Any], starts: Any, observed: Any, sizes: Any, settings: Settings, xp: Any
+) -> Any:
+    """The fit of a chunk by each way in turn, where the one before has handed over: `fit_of(way, handed_over=…)` is its part."""
+    size, most = sizes
+    observed, limit = (xp.broadcast_to(x, (len(starts),)) for x in (observed, most))
+    chunk = Chunk([], starts, starts, observed, limit, size)
+    steps, loose = 0, settings._replace(tolerance=xp.full_like(settings.tolerance, HAND_OVER))
+    for way in ways:
+        last = way is ways[-1]
+        solution = fit_of(way, handed_over=not last)(chunk, settings if last else loose)
+        if not isinstance(solution, Solution):  # a kernel's, in one piece, since each transfer costs by itself
+            return solution if way is ways[0] else solution.at[-2 * len(starts) : -len(starts)].add(steps)
+        steps = steps + solution.num_steps
+        chunk = chunk._replace(starts=solution.free, max_steps=chunk.max_steps - solution.num_steps)
+    return solution._replace(num_steps=steps)
+
+
+class _Spent(Exception):  # noqa: N818  # no failure: a compiled loop takes over
+    """Steps on the host have cost as much as compiling the loop would."""
+
+
+@dataclass
+class _Host:
+    """What steps on the host have cost for a model, an optimiser and data of these shapes, in evaluated rows.
+
+    It is counted, not timed, so that a program that runs again takes the same way again.
+    """
+
+    cost: int = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it is about what compiling the loop would have."""
+        return self.cost > HOST_COST
+
+
+def _is_for_host(plan: Plan, count: int, engine: str | None) -> bool:
+    """Whether a batch may step on the host: where it is asked for, or small on a CPU and no engine named.
+
+    Raises
+    ------
+    ValueError
+        If it is asked for and there is no such way.
+    """
+    obstacles = {
+        "on a CPU": workers.platform() == "cpu",
+        f"of at most {UNROLLED} parameters": plan.layout.num_free <= UNROLLED,
+    }
+    if engine == "host" and not all(obstacles.values()):
+        lacking = " and ".join(name for name, holds in obstacles.items() if not holds)
+        raise ValueError(f'engine="host" is for models {lacking}. Leave it out, or use engine="arrays".')
+    small = count <= HOST_FITS and count * plan.num_terms <= HOST_ROWS
+    return engine == "host" or (engine is None and small and all(obstacles.values()))
+
+
+def _host_of(plan: Plan, ways: list[Way], varying: Leaves, shared: Leaves) -> _Host:
+    key = ("host", tuple(way.optimizer for way in ways), _key(plan), _shapes(varying, 1), _shapes(shared, 0))
+    host: _Host = programs_of(plan.model).setdefault(key, _Host())
+    return host
+
+
+def _pieces_on_host(plan: Plan, count: int) -> tuple[list[slice], int]:
+    """The batch in chunks of one size, and that size."""
+    few, fewer = HOST_LANES
+    capacity = few if few * plan.num_terms <= HOST_NUMBERS else fewer
+    capacity = HOST_MARGINAL if plan.model.with_modes is not None else capacity
+    return [slice(at, min(at + capacity, count)) for at in range(0, count, capacity)], capacity
+
+
+def _fit_on_host(
+    plan: Plan, ways: list[Way], capacity: int, varying: Leaves, shared: Leaves, host: _Host, engine: str | None
+) -> Callable[..., Solution]:
+    """The fit of a chunk by steps on the host; it raises `_Spent` where no engine is named and they take too long."""
+    evaluations = [_compiled_evaluation(plan, way, capacity, varying, shared) for way in ways]
+    began, lock = time.perf_counter(), threading.Lock()
+
+    def fit(
+        varying: Leaves, shared: Leaves, starts: np.ndarray, observed: Any, sizes: np.ndarray, settings: Settings
+    ) -> Solution:
+        data = jax.device_put((varying, shared))
+
+        def fit_of(way: Way, *, handed_over: bool) -> Callable[[Chunk, Settings], Solution]:
+            program = evaluations[ways.index(way)]
+
+            def evaluate(u: Any) -> Evaluation:
+                if engine is None and time.perf_counter() - began > HOST_SECONDS:
+                    host.cost = HOST_COST + 1
+                    raise _Spent
+                with lock:
+                    host.cost += HOST_CALL + capacity * plan.num_terms
+                return jax.tree.map(np.asarray, program(*data, u))
+
+            return functools.partial(step_lanes, way.optimizer, plan.layout.unitless, evaluate, handed_over=handed_over)
+
+        return _in_stages(ways, fit_of, starts, observed, sizes, settings, np)
+
+    return fit
+
+
+def _information_on_host(
+    plan: Plan, way: Way, capacity: int, varying: Leaves, shared: Leaves
+) -> Callable[..., np.ndarray]:
+    """The information of each data set of a chunk, as `Solution` holds it, by the evaluation that steps on the host need."""
+    evaluate = _compiled_evaluation(plan, way, capacity, varying, shared)
+
+    def call(varying: Leaves, shared: Leaves, u: np.ndarray, size: Any) -> np.ndarray:
+        return np.stack(jax.tree.leaves(evaluate(varying, shared, list(u.T)).information), 1)
+
+    return call
+
+
+def _compiled_evaluation(plan: Plan, way: Way, capacity: int, varying: Leaves, shared: Leaves) -> Any:
+    """Log-likelihood, gradient and information of every data set of a chunk, (capacity,) each, as one program."""
+
+    def build(marked: Marker) -> Callable[..., Any]:
+        def call(varying: Leaves, shared: Leaves, u: Any) -> Evaluation:
+            evaluation, data, common, is_kernel = _evaluation_of_chunk(plan, way, varying, shared)
+            columns = [jnp.moveaxis(leaf, 0, -1) for leaf in data]
+            evaluate = lambda common, u, columns: evaluation(common)(u, columns)  # noqa: E731
+            return (marked if is_kernel else as_it_is)(evaluate)(common, u, columns)
+
+        return call
+
+    def others(capacity: int) -> tuple[Any]:
+        return ([jax.ShapeDtypeStruct((capacity,), plan.layout.dtype)] * plan.layout.num_free,)
+
+    what = (EVALUATION, way.name, way.optimizer.kind)
+    return _compiled(plan, what, capacity, varying, shared, build, others, (None,))[0][0][1]
+
+
 def _fit_of_chunk(
     plan: Plan, way: Way, varying: Leaves, shared: Leaves, marked: Marker, *, handed_over: bool
 ) -> Callable[[Chunk, Settings], Solution]:
     """The fit of a chunk by one kind of information: all of it a kernel where it can be, else its step."""
-    evaluation: Callable[[Leaves], Callable[..., Evaluation]]  # of the arrays that all data sets share
     (optimizer, name, rows), kernels = way, gpu_kernels()
     if name == "kernel" and kernels is not None:
         return functools.partial(kernels.fit_lanes, plan, optimizer, rows, varying, shared, handed_over=handed_over)
-    if name == "kernel":
-        data, common = row_programs.columns_of_chunk(plan, rows, varying, shared)
-        evaluation = lambda common: functools.partial(row_programs.evaluate_columns, plan, rows, common)  # noqa: E731
-    else:
-        data, common = arrays.columns_of_chunk(plan, varying), shared
-        evaluation = lambda common: arrays.evaluation(plan, optimizer.kind, varying, common)  # noqa: E731
-    is_kernel = name == "kernel" or (workers.platform() == "cpu" and arrays.has_loops(plan, varying, shared))
+    evaluation, data, common, is_kernel = _evaluation_of_chunk(plan, way, varying, shared)
     of_all, of_step = (marked, as_it_is) if is_kernel else (as_it_is, marked)
 
     def fit(common: Leaves, chunk: Chunk, settings: Settings) -> Solution:
@@ -275,6 +451,23 @@ def _fit_of_chunk(
         )
 
     return lambda chunk, settings: of_all(fit)(common, chunk._replace(data=data), settings)
+
+
+def _evaluation_of_chunk(
+    plan: Plan, way: Way, varying: Leaves, shared: Leaves
+) -> tuple[Callable[[Leaves], Callable[..., Evaluation]], Leaves, Leaves, bool]:
+    """The evaluation made of the arrays that all data sets share; those of each; the former; and whether it can be one kernel."""
+    if way.name == "kernel":
+        data, common = row_programs.columns_of_chunk(plan, way.rows, varying, shared)
+        return (
+            lambda common: functools.partial(row_programs.evaluate_columns, plan, way.rows, common),
+            data,
+            common,
+            True,
+        )
+    data, is_kernel = arrays.columns_of_chunk(plan, varying), arrays.has_loops(plan, varying, shared)
+    kind, is_kernel = way.optimizer.kind, workers.platform() == "cpu" and is_kernel
+    return lambda common: arrays.evaluation(plan, kind, varying, common), data, shared, is_kernel
 
 
 def _compiled_matrix(
@@ -340,7 +533,7 @@ def _compiled(
     each = bytes_of_each(varying)
 
     def key_of(capacity: int, device: Any) -> tuple[Any, ...]:
-        return (*what, workers.platform(), device, _key(plan), capacity, _shapes(varying, 1), _shapes(shared, 0))
+        return _program_key(plan, what, capacity, varying, shared, device)
 
     @collection_paused()
     def compiled(capacity: int, device: Any) -> Any:
@@ -364,8 +557,10 @@ def _compiled(
         if workers.platform() == "cpu":
             # The small operations of a marginal density and of the search for its modes run as fast compiled at half the cost.
             # With many effects that would still be half a minute: by an eighth of it they run four times slower.
+            # An evaluation without the loop around it runs as fast compiled at level 1, and is compiled in half of the time.
             level = 0 if plan.model.is_costly and capacity * each < FEW_BYTES else 1
-            options = cpu.COMPILER_OPTIONS | (quick(level) if plan.model.with_modes is not None else {})
+            is_quick = plan.model.with_modes is not None or what[0] == EVALUATION
+            options = cpu.COMPILER_OPTIONS | (quick(level) if is_quick else {})
             # XLA may fail to compile a marked call, or not know an option. Without them the program is only slower.
             for marked in (cpu.one_kernel, jax.jit):
                 try:
@@ -384,6 +579,12 @@ def _compiled(
         if key_of(capacity, device) not in programs:
             programs[key_of(capacity, device)] = compiled(capacity, device)
     return [(device, programs[key_of(capacity, device)]) for device in different], capacity
+
+
+def _program_key(
+    plan: Plan, what: tuple[Any, ...], capacity: int, varying: Leaves, shared: Leaves, device: Any = None
+) -> tuple[Any, ...]:
+    return (*what, workers.platform(), device, _key(plan), capacity, _shapes(varying, 1), _shapes(shared, 0))
 
 
 def _key(plan: Plan) -> tuple[Any, ...]:

@@ -252,7 +252,7 @@ def fit_batch(
     covariances: str | Sequence[str] = ("observed",),
     retry: bool = True,
     float64_finish: bool = False,
-    engine: Literal["kernel", "arrays"] | None = None,
+    engine: Literal["kernel", "arrays", "host"] | None = None,
     devices: int | Sequence[jax.Device] | None = None,
     num_lanes: int | None = None,
     progress: bool = False,
@@ -300,10 +300,12 @@ def fit_batch(
         Take up fits made in float32 again in float64 from where they ended (needs x64): those that converged, whose status is
         then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` is then 3). Results
         are float64, and `num_steps` counts both.
-    engine : {"kernel", "arrays"}, optional
-        How the fits are run: whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters; or in arrays of
-        rows × fits. By default the first where the density allows it. The results agree to rounding, and `Fit.engine` names
-        which was taken.
+    engine : {"kernel", "arrays", "host"}, optional
+        How the fits are run: whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters; in arrays of
+        rows × fits; or by numpy's steps around a compiled evaluation, on a CPU, for up to 8 parameters. The last waits for a few
+        tenths of a second at first, the others for seconds, and then step up to ten times as fast. By default the first batches
+        of up to 8192 data sets step on the host, until that has cost about as much as compiling; then, and for others, it is
+        the kernel where the density allows it, else arrays. The results agree to rounding, and `Fit.engine` names which was taken.
     devices : int, or sequence of jax.Device, optional
         How many threads share the work on a CPU, by default one for each core that the process may use; CPU devices count as
         threads. Elsewhere on which devices the work is done, or on how many: by default on all, or on `jax.default_device`
@@ -484,6 +486,8 @@ def batch_options(
         num_lanes = check_count(num_lanes, LEAST_LANES, "num_lanes")
     if engine is not None:
         check_choice(engine, ENGINES, "engine", " Leave it out for the one that suits the model.")
+        if engine == "host" and num_lanes is not None:
+            raise ValueError('num_lanes is for engine="kernel" or "arrays": on the host all fits step at once.')
     where = workers.devices_of(devices)
     return Options(model, optimizer, tolerance, max_steps, kinds, num_lanes, engine, where, progress)
 

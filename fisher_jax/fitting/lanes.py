@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fisher_jax.fitting.maximization import Solution, certify, is_within, next_start
@@ -172,6 +173,54 @@ def fit_lanes(
     return jax.lax.while_loop(lambda c: ~jnp.all(c[3]), trip, carry)[-1]
 
 
+def step_lanes(
+    optimizer: Newton,
+    restricted: tuple[bool, ...],
+    evaluate: Callable[[algebra.Vector], Evaluation],
+    chunk: Chunk,
+    settings: Settings,
+    *,
+    handed_over: bool = False,
+) -> Solution:
+    """The same by steps in numpy around a compiled evaluation of the whole chunk, with a lane for each data set.
+
+    The last to end is waited for. To compile the evaluation alone takes a fraction of what the loop takes.
+    """
+    u, rows = np.array(chunk.starts.T), np.arange(chunk.size)
+    parts: list[tuple[np.ndarray, State]] = []  # those that have ended
+    with np.errstate(all="ignore"):  # NaN and infinities are what a status explains
+        state = begin(algebra.vector(u[:, rows]))
+        while len(rows):
+            u[:, rows] = algebra.to_array(trial(state))
+            reached = jax.tree.map(lambda x, rows=rows: x[rows], evaluate(algebra.vector(u)))
+            state, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
+            # numpy widens float32 that meets a Python number in `where`.
+            state = jax.tree.map(lambda x: x.astype(u.dtype, copy=False) if x.dtype.kind == "f" else x, state)
+            done = is_through(state, done, chunk.max_steps[rows], settings.tolerance, handed_over=handed_over)
+            if done.any():
+                parts.append((rows[done], _take(state, done)))
+                rows, state = rows[~done], _take(state, ~done)
+        places = np.argsort(np.concatenate([rows for rows, _ in parts]))
+        places = places[np.minimum(np.arange(len(chunk.starts)), chunk.size - 1)]
+        state = jax.tree.map(lambda *x: np.concatenate(x)[places], *(state for _, state in parts))
+        solution = collect_solutions(
+            state,
+            algebra.vector(chunk.origins.T),
+            chunk.num_observed,
+            chunk.max_steps,
+            tolerance=settings.tolerance,
+            restricted=restricted,
+            handed_over=handed_over,
+        )
+    # Of a vector or a matrix an axis over its entries, behind that over the data sets.
+    return Solution(*(np.stack(jax.tree.leaves(x), 1) if isinstance(x, list | dict) else x for x in solution))
+
+
+def _take(state: State, lanes: np.ndarray) -> State:
+    taken: State = jax.tree.map(lambda x: x[lanes], state)
+    return taken
+
+
 def is_through(state: State, done: Any, limit: Any, tolerance: Any, *, handed_over: bool) -> Any:
     """Whether a lane makes no more steps: by `advance`, at its limit, or near enough to be handed over."""
     return done | (state.count >= limit) | (is_within(state, tolerance) & handed_over)
@@ -191,15 +240,16 @@ def collect_solutions(
 
     Vectors and matrices are those of `numerics.batched_linalg`.
     """
-    steps = jnp.maximum(state.count, 0)
+    xp = algebra.namespace(state.count)
+    steps = xp.maximum(state.count, 0)
     if handed_over:
         return Solution(next_start(state, tolerance), None, None, None, None, steps, None)
     value, rounding = state.at.value, state.at.rounding
     return Solution(
         state.point,
-        jnp.where(jnp.isfinite(rounding), value + rounding, value),
+        xp.where(xp.isfinite(rounding), value + rounding, value),
         state.at.information,
-        algebra.each(lambda s: jnp.where(jnp.isfinite(state.drift), s, 0.0), state.step),
+        algebra.each(lambda s: xp.where(xp.isfinite(state.drift), s, 0.0), state.step),
         state.decrement,
         steps,
         certify(state, begun, num_observed, tolerance, max_steps, restricted),

@@ -206,7 +206,7 @@ def scale_both_sides(a: Matrix, v: Vector) -> Matrix:
 
 def never(condition: Entry) -> bool:
     """Whether it is known, on the host, not to hold, so that what depends on it need not be computed."""
-    return isinstance(condition, np.bool_) and not condition
+    return isinstance(condition, np.bool_ | np.ndarray) and not condition.any()
 
 
 def _of_entries(pattern: np.ndarray, v: Any) -> np.ndarray:
