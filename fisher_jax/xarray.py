@@ -123,7 +123,7 @@ def fit(
     covariances: str | Sequence[str] = ("observed",),
     retry: bool = True,
     float64_finish: bool = False,
-    engine: Literal["kernel", "arrays"] | None = None,
+    engine: Literal["compiled", "kernel", "arrays", "host"] | None = None,
     devices: int | Sequence[jax.Device] | None = None,
     num_lanes: int | None = None,
 ) -> "xr.Dataset":
@@ -188,8 +188,8 @@ def fit(
     of `dependent` data takes no missing values.
 
     In memory the work needs the arrays, the results and some hundred megabytes. Numbers are those of `fit_batch` on the same cells,
-    with weights of zero for what is missing and else of one, to the last bit, whatever the chunks of Dask-backed arrays: there each
-    block of cells is one call of the engine, one at a time in each process, since a call uses all cores. With `functions`, blocks
+    with `engine="compiled"` and weights of zero for what is missing and else of one, to the last bit, whatever the chunks of
+    Dask-backed arrays: there each block of cells is one call of the engine, one at a time in each process, since a call uses all cores. With `functions`, blocks
     are read at the call until there is a cell with data, on which it is found out what they return.
 
     Units follow from how the log-density scales. It is differentiated, at random points, with respect to data and parameters;
@@ -227,7 +227,8 @@ def fit(
         "covariances": options.kinds,
         "retry": retry,
         "float64_finish": float64_finish,
-        "engine": engine,
+        # Not by steps on the host: bits would depend on how a map is cut, and on what the process of a block has fitted before.
+        "engine": engine or "compiled",
         "devices": devices,
         "num_lanes": num_lanes,
     }

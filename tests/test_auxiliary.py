@@ -86,7 +86,7 @@ def test_clusters_are_those_of_the_observations():
 
 def test_a_batch_is_its_fits_each_with_its_own_measurement():
     fits = batch()
-    assert fits.engine == "arrays"
+    assert fits.engine == "host"
     for k in range(len(fits)):
         y, measured = (leaf[k] for leaf in fits.origin.dataset.data)
         one = fj.fit(SHIFTED, START, (y, measured[0]))

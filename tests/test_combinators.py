@@ -119,6 +119,7 @@ def test_interval_censored_batches_run_in_the_kernel_and_find_the_maximum():
         fj.censored(families.exponential),
         None,
         {"low": np.stack([low, low * 1.1]), "high": np.stack([high, high * 1.1])},
+        engine="kernel",
     )
     assert fits.engine == "kernel"
 
@@ -387,7 +388,7 @@ def test_a_truncated_fit_and_its_batch():
     low, high = 0.2, 2.0
     d = stats.truncexpon(b=(high - low) * 1.3, loc=low, scale=1 / 1.3)
     y = d.rvs(size=(2, 100), random_state=1)
-    fits = fj.fit_batch(fj.truncated(families.exponential, low, high), None, y)
+    fits = fj.fit_batch(fj.truncated(families.exponential, low, high), None, y, engine="kernel")
     assert fits.engine == "kernel"
     for rate, value, row in zip(fits.params["rate"], fits.log_likelihood, y, strict=True):
         reference = stats.truncexpon(b=(high - low) * rate, loc=low, scale=1 / rate)

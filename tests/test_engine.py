@@ -218,11 +218,12 @@ def test_a_batch_that_takes_long_on_the_host_waits_for_the_loop(monkeypatch):
     assert fj.fit_batch(new_exponential(), 0.0, WAITS, engine="host").engine == "host"  # as asked
 
 
-def test_the_host_is_for_models_of_few_parameters_and_has_no_lanes():
-    with pytest.raises(ValueError, match='engine="host" is for models of at most 8 parameters'):
-        fj.fit_batch(lambda p, y: -jnp.sum((y - p) ** 2), jnp.zeros(9), np.zeros((2, 12)), engine="host")
-    with pytest.raises(ValueError, match='num_lanes is for engine="kernel" or "arrays"'):
+def test_the_host_is_a_cpu_and_has_no_lanes(monkeypatch):
+    with pytest.raises(ValueError, match='num_lanes=64 is not for engine="host"'):
         fj.fit_batch(exponential, 0.0, WAITS, engine="host", num_lanes=64)
+    monkeypatch.setattr(engine.workers, "platform", lambda: "gpu")
+    with pytest.raises(ValueError, match='engine="host" steps on a CPU, and JAX computes on a gpu'):
+        fj.fit_batch(exponential, 0.0, WAITS, engine="host")
 
 
 # --- other devices --------------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def test_products_over_a_shared_design_find_the_maximum_whatever_a_row_of_weight
     weights[3] = 0.0
     z = designs[0].copy()
     z[3] = np.nan
-    fits = fj.fit_batch(logistic, jnp.zeros(9), y, given=z, weights=weights, weights_axis=None)
+    fits = fj.fit_batch(logistic, jnp.zeros(9), y, given=z, weights=weights, weights_axis=None, engine="arrays")
     assert fits.engine == "arrays"
     for k in range(3):
         assert_maximum(fits, k, lambda u: logistic_derivatives(u, y[k], np.nan_to_num(z), weights))  # noqa: B023
@@ -301,6 +302,7 @@ def test_products_over_a_shared_design_find_the_maximum_whatever_a_row_of_weight
 def test_products_over_designs_of_their_own_with_weights_find_the_maximum():
     y, designs, weights = regressions(9, n=120)
     fits = fj.fit_batch(logistic, jnp.zeros(9), y, given=designs, given_axis=0, weights=weights)
+    assert fits.engine == "host"
     for k in range(3):
         assert_maximum(fits, k, lambda u: logistic_derivatives(u, y[k], designs[k], weights[k]))  # noqa: B023
 

@@ -65,7 +65,7 @@ def mapped():
 
 def test_each_cell_is_to_the_last_bit_the_fit_of_its_data_in_a_batch():
     rows = np.ma.masked_invalid(levels().transpose("lat", "lon", "year").values.reshape(24, -1))
-    fits = fj.fit_batch(LINE, START, rows, given=X.values)
+    fits = fj.fit_batch(LINE, START, rows, given=X.values, engine="compiled")
     result = mapped().stack(cell=("lat", "lon")).transpose("cell", ...)
     np.testing.assert_array_equal(result.status, fits.status_code)
     has_fit = fits.status_code != fj.Status.TOO_FEW_OBSERVATIONS

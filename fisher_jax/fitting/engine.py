@@ -25,16 +25,26 @@ import numpy as np
 from fisher_jax.fitting import arrays, cpu, workers
 from fisher_jax.fitting import row_program as row_programs
 from fisher_jax.fitting.cpu import LEAST_LANES
-from fisher_jax.fitting.lanes import Chunk, Marker, Settings, as_it_is, fit_lanes, information_matrices, step_lanes
+from fisher_jax.fitting.lanes import (
+    Chunk,
+    Marker,
+    Settings,
+    as_it_is,
+    entries_last,
+    fit_lanes,
+    information_matrices,
+    step_lanes,
+)
 from fisher_jax.fitting.maximization import HAND_OVER, Solution
 from fisher_jax.fitting.row_program import Leaves, Plan
 from fisher_jax.models.programs import collection_paused, programs_of, quick
+from fisher_jax.numerics.batched_linalg import vector
 from fisher_jax.numerics.differentiate import matrices_of_triangles
 from fisher_jax.numerics.expansion import CannotExpand
 from fisher_jax.numerics.linalg import UNROLLED
 from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 
-ENGINES = ("kernel", "arrays", "host")
+ENGINES = ("compiled", "kernel", "arrays", "host")
 # Data sets that one call takes. Few sizes, so that few programs are compiled. More would leave a CPU's cache: what is made of
 # the data before the fits is then bound by memory. At the end of a chunk lanes wait for the slowest, which the larger size makes
 # rare. On a GPU a call costs as much as the fits of some thousand data sets.
@@ -44,12 +54,16 @@ FEW_BYTES = 2**22  # of the data of one chunk, with which a costly model is soon
 HOST_FITS, HOST_ROWS = 8192, 2**22  # what steps on the host at most: data sets, and rows of them in all
 HOST_LANES, HOST_NUMBERS = (512, 64), 2**16  # data sets at once there: the first, if they have no more rows than that
 EVALUATION = "evaluation of many"
-HOST_MARGINAL = 8  # of a model with latent effects
+HOST_FITS_OF_MANY = (
+    512  # data sets at most of models with more parameters than `UNROLLED`, each of which steps by itself
+)
+LANES_IN_A_CALL = 8  # so many of their steps cost as much as one step of all lanes
+HOST_FITS_MARGINAL, HOST_MARGINAL = 128, 8  # data sets at most, and at once, of a model with latent effects
 HOST_COST, HOST_CALL = (
     2**27,
     2**17,
 )  # rows that cost as much as compiling a loop, and as much as one call and numpy's step
-HOST_SECONDS = 10.0  # after which one batch waits for the loop instead, whatever it has cost
+HOST_SECONDS = 15.0  # after which one batch waits for the loop instead, whatever it has cost
 MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
 OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
 COPIES = 3  # of its data that a chunk needs there
@@ -340,15 +354,12 @@ def _is_for_host(plan: Plan, count: int, engine: str | None) -> bool:
     ValueError
         If it is asked for and there is no such way.
     """
-    obstacles = {
-        "on a CPU": workers.platform() == "cpu",
-        f"of at most {UNROLLED} parameters": plan.layout.num_free <= UNROLLED,
-    }
-    if engine == "host" and not all(obstacles.values()):
-        lacking = " and ".join(name for name, holds in obstacles.items() if not holds)
-        raise ValueError(f'engine="host" is for models {lacking}. Leave it out, or use engine="arrays".')
-    small = count <= HOST_FITS and count * plan.num_terms <= HOST_ROWS
-    return engine == "host" or (engine is None and small and all(obstacles.values()))
+    if engine == "host" and workers.platform() != "cpu":
+        raise ValueError(f'engine="host" steps on a CPU, and JAX computes on a {workers.platform()}. Leave it out.')
+    most = HOST_FITS if plan.layout.num_free <= UNROLLED else HOST_FITS_OF_MANY
+    most = HOST_FITS_MARGINAL if plan.model.with_modes is not None else most
+    small = count <= most and count * plan.num_terms <= HOST_ROWS
+    return engine == "host" or (engine is None and small and workers.platform() == "cpu")
 
 
 def _host_of(plan: Plan, ways: list[Way], varying: Leaves, shared: Leaves) -> _Host:
@@ -360,7 +371,7 @@ def _host_of(plan: Plan, ways: list[Way], varying: Leaves, shared: Leaves) -> _H
 def _pieces_on_host(plan: Plan, count: int) -> tuple[list[slice], int]:
     """The batch in chunks of one size, and that size."""
     few, fewer = HOST_LANES
-    capacity = few if few * plan.num_terms <= HOST_NUMBERS else fewer
+    capacity = few if few * plan.num_terms <= HOST_NUMBERS and plan.layout.num_free <= UNROLLED else fewer
     capacity = HOST_MARGINAL if plan.model.with_modes is not None else capacity
     return [slice(at, min(at + capacity, count)) for at in range(0, count, capacity)], capacity
 
@@ -385,7 +396,8 @@ def _fit_on_host(
                     host.cost = HOST_COST + 1
                     raise _Spent
                 with lock:
-                    host.cost += HOST_CALL + capacity * plan.num_terms
+                    steps = 1 if isinstance(u, list) else capacity // LANES_IN_A_CALL
+                    host.cost += steps * HOST_CALL + capacity * plan.num_terms
                 return jax.tree.map(np.asarray, program(*data, u))
 
             return functools.partial(step_lanes, way.optimizer, plan.layout.unitless, evaluate, handed_over=handed_over)
@@ -402,7 +414,7 @@ def _information_on_host(
     evaluate = _compiled_evaluation(plan, way, capacity, varying, shared)
 
     def call(varying: Leaves, shared: Leaves, u: np.ndarray, size: Any) -> np.ndarray:
-        return np.stack(jax.tree.leaves(evaluate(varying, shared, list(u.T)).information), 1)
+        return entries_last(jax.tree.map(np.asarray, evaluate(varying, shared, vector(u.T)).information))
 
     return call
 
@@ -420,7 +432,8 @@ def _compiled_evaluation(plan: Plan, way: Way, capacity: int, varying: Leaves, s
         return call
 
     def others(capacity: int) -> tuple[Any]:
-        return ([jax.ShapeDtypeStruct((capacity,), plan.layout.dtype)] * plan.layout.num_free,)
+        u = jax.ShapeDtypeStruct((plan.layout.num_free, capacity), plan.layout.dtype)
+        return (jax.eval_shape(vector, u),)
 
     what = (EVALUATION, way.name, way.optimizer.kind)
     return _compiled(plan, what, capacity, varying, shared, build, others, (None,))[0][0][1]

@@ -252,7 +252,7 @@ def fit_batch(
     covariances: str | Sequence[str] = ("observed",),
     retry: bool = True,
     float64_finish: bool = False,
-    engine: Literal["kernel", "arrays", "host"] | None = None,
+    engine: Literal["compiled", "kernel", "arrays", "host"] | None = None,
     devices: int | Sequence[jax.Device] | None = None,
     num_lanes: int | None = None,
     progress: bool = False,
@@ -300,12 +300,13 @@ def fit_batch(
         Take up fits made in float32 again in float64 from where they ended (needs x64): those that converged, whose status is
         then that of float64, and those that stalled or ran out of steps, if they then converge (`attempt` is then 3). Results
         are float64, and `num_steps` counts both.
-    engine : {"kernel", "arrays", "host"}, optional
-        How the fits are run: whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters; in arrays of
-        rows × fits; or by numpy's steps around a compiled evaluation, on a CPU, for up to 8 parameters. The last waits for a few
-        tenths of a second at first, the others for seconds, and then step up to ten times as fast. By default the first batches
-        of up to 8192 data sets step on the host, until that has cost about as much as compiling; then, and for others, it is
-        the kernel where the density allows it, else arrays. The results agree to rounding, and `Fit.engine` names which was taken.
+    engine : {"compiled", "kernel", "arrays", "host"}, optional
+        How the fits are run. "kernel": whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters;
+        "arrays": in arrays of rows × fits; "compiled": the first where the density allows it, else the second; "host": by numpy's
+        steps around a compiled evaluation, on a CPU. At first the last waits for tenths of a second,
+        where the others wait for seconds and are then up to ten times as fast. By default the first batches of up to 8192 data
+        sets step on the host, until that has cost about as much as compiling would; then, and for larger ones, it is "compiled".
+        Results agree to rounding, and `Fit.engine` names what was taken; ask for one where bits must not depend on earlier calls.
     devices : int, or sequence of jax.Device, optional
         How many threads share the work on a CPU, by default one for each core that the process may use; CPU devices count as
         threads. Elsewhere on which devices the work is done, or on how many: by default on all, or on `jax.default_device`
@@ -487,7 +488,7 @@ def batch_options(
     if engine is not None:
         check_choice(engine, ENGINES, "engine", " Leave it out for the one that suits the model.")
         if engine == "host" and num_lanes is not None:
-            raise ValueError('num_lanes is for engine="kernel" or "arrays": on the host all fits step at once.')
+            raise ValueError(f'num_lanes={num_lanes} is not for engine="host", which steps all fits at once.')
     where = workers.devices_of(devices)
     return Options(model, optimizer, tolerance, max_steps, kinds, num_lanes, engine, where, progress)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fisher_jax.fitting.maximization import Solution, certify, is_within, next_start
 from fisher_jax.fitting.row_program import Leaves
@@ -190,10 +190,11 @@ def step_lanes(
     parts: list[tuple[np.ndarray, State]] = []  # those that have ended
     with np.errstate(all="ignore"):  # NaN and infinities are what a status explains
         state = begin(algebra.vector(u[:, rows]))
+        step = advance if isinstance(state.point, list) else _advance_each
         while len(rows):
             u[:, rows] = algebra.to_array(trial(state))
-            reached = jax.tree.map(lambda x, rows=rows: x[rows], evaluate(algebra.vector(u)))
-            state, done = advance(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
+            reached = jax.tree.map(lambda x, rows=rows: x[..., rows], evaluate(algebra.vector(u)))
+            state, done = step(optimizer, state, reached, settings.tolerance, settings.radius_factor, restricted)
             # numpy widens float32 that meets a Python number in `where`.
             state = jax.tree.map(lambda x: x.astype(u.dtype, copy=False) if x.dtype.kind == "f" else x, state)
             done = is_through(state, done, chunk.max_steps[rows], settings.tolerance, handed_over=handed_over)
@@ -202,7 +203,7 @@ def step_lanes(
                 rows, state = rows[~done], _take(state, ~done)
         places = np.argsort(np.concatenate([rows for rows, _ in parts]))
         places = places[np.minimum(np.arange(len(chunk.starts)), chunk.size - 1)]
-        state = jax.tree.map(lambda *x: np.concatenate(x)[places], *(state for _, state in parts))
+        state = jax.tree.map(lambda *x: np.concatenate(x, -1)[..., places], *(state for _, state in parts))
         solution = collect_solutions(
             state,
             algebra.vector(chunk.origins.T),
@@ -212,13 +213,27 @@ def step_lanes(
             restricted=restricted,
             handed_over=handed_over,
         )
-    # Of a vector or a matrix an axis over its entries, behind that over the data sets.
-    return Solution(*(np.stack(jax.tree.leaves(x), 1) if isinstance(x, list | dict) else x for x in solution))
+    return Solution(*(None if x is None else entries_last(x) for x in solution))
 
 
-def _take(state: State, lanes: np.ndarray) -> State:
-    taken: State = jax.tree.map(lambda x: x[lanes], state)
-    return taken
+def entries_last(x: Any) -> np.ndarray:
+    """A vector, a matrix or a number of each lane as an array (L, entries), or (L,) of a number."""
+    if isinstance(x, list | dict):
+        return np.stack(jax.tree.leaves(x), 1)
+    return x if x.ndim == 1 else np.moveaxis(x, -1, 0).reshape(x.shape[-1], -1)
+
+
+def _take(state: Any, lanes: Any) -> Any:
+    return jax.tree.map(lambda x: x[..., lanes], state)
+
+
+def _advance_each(
+    optimizer: Newton, state: State, reached: Evaluation, *settings: Any
+) -> tuple[State, Bool[np.ndarray, " L"]]:
+    """`advance` lane by lane, for vectors that are arrays: numpy has LAPACK for one matrix of that size."""
+    ends = [advance(optimizer, _take(state, k), _take(reached, k), *settings) for k in range(len(state.count))]
+    states = jax.tree.map(lambda *x: np.stack(x, -1), *(state for state, _ in ends))
+    return states, np.array([done for _, done in ends])
 
 
 def is_through(state: State, done: Any, limit: Any, tolerance: Any, *, handed_over: bool) -> Any:

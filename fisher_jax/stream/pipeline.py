@@ -356,7 +356,8 @@ def fit_stream(
         ledger.remove_partial(mine if part is not None else None, writer_name)
         counts = ledger.statuses(finished)
         num_resumed = counts.total()
-        settings |= {"devices": devices}
+        # No bit may depend on what the process has fitted before: whoever takes up a stream writes what another would have written.
+        settings |= {"devices": devices, "engine": "compiled"}
         axes_of_fits = {f"{name}_axis": axis for name, axis in axes.items()}
         with contextlib.ExitStack() as stack:
             bar = None
