@@ -189,8 +189,8 @@ def fit(
 
     In memory the work needs the arrays, the results and some hundred megabytes. Numbers are those of `fit_batch` on the same cells,
     with `engine="compiled"` and weights of zero for what is missing and else of one, to the last bit, whatever the chunks of
-    Dask-backed arrays: there each block of cells is one call of the engine, one at a time in each process, since a call uses all cores. With `functions`, blocks
-    are read at the call until there is a cell with data, on which it is found out what they return.
+    Dask-backed arrays: there each block of cells is one call of the engine, one at a time in each process, since a call uses all
+    cores. With `functions`, blocks are read at the call until there is a cell with data, on which it is found out what they return.
 
     Units follow from how the log-density scales. It is differentiated, at random points, with respect to data and parameters;
     where Euler's equation for homogeneous functions holds to rounding, with whole powers, these are the powers of the unit.
