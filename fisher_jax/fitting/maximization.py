@@ -67,6 +67,7 @@ from fisher_jax.optimizers.newton import (
     State,
     advance,
     begin,
+    is_finite,
     trial,
 )
 
@@ -416,6 +417,42 @@ def fit_on_host(
         return fit_on_host(model, layout, optimizer, values, dataset, tolerance, max_steps, free_all=False)
     evaluations[-1].seconds += time.perf_counter() - begun
     return replace(fit, engine="host" if num_rows <= MOST_ROWS else "rows")
+
+
+def evaluation_on_host(
+    model: Model, layout: Layout, values: Values, dataset: Dataset
+) -> Callable[[np.ndarray], Evaluation] | None:
+    """Log-likelihood, gradient and observed information at u, in numpy, by the program that single fits step around.
+
+    None where they do not step so, or where it is not finite at these values.
+    """
+    length = np.shape(jax.tree.leaves(dataset.data)[0])[0]
+    few = layout.num_free <= UNROLLED or model.is_costly
+    if workers.platform() != "cpu" or not few or (length > MOST_ROWS and not model.is_dependent):
+        return None
+    values = [np.asarray(value) for value in values]
+    padded = dataset if model.is_dependent else pad_dataset(dataset, class_size(length), layout.dtype)
+    begin = np.full((class_size(length), model.num_latent), np.nan, layout.dtype) if model.num_latent else None
+
+    def of(whole: Layout) -> Callable[[np.ndarray], Evaluation]:
+        call, places = _evaluation(model, whole, "observed", values, padded).call, _places(layout, whole, "free_size")
+        start = np.asarray(whole.unconstrain(values))
+
+        def evaluate(u: np.ndarray) -> Evaluation:
+            full = start.copy()
+            full[places] = u
+            at = call(full, values=values, dataset=padded, begin=begin)
+            value, rounding, gradient, information = (np.asarray(at[name]) for name in _OF_A_STEP)
+            return Evaluation(value[()], gradient[places], information[np.ix_(places, places)], rounding[()])
+
+        return evaluate
+
+    u = np.asarray(layout.unconstrain(values))
+    try:
+        layouts = [layout] if model.information is not None else [_layout_with_fixed(model, layout, values), layout]
+        return next((evaluate for evaluate in map(of, dict.fromkeys(layouts)) if is_finite(evaluate(u))), None)
+    except ClosesOverTraced:
+        return None
 
 
 def stages_of(optimizer: Newton, model: Model) -> list[Newton]:

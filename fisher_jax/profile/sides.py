@@ -10,16 +10,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from fisher_jax.blocks import CHUNK_ENTRIES, map_blocks
+from fisher_jax.fitting.maximization import evaluation_on_host
 from fisher_jax.fitting.passes import Passes
+from fisher_jax.models.constraints import Interval, Unconstrained
 from fisher_jax.models.dataset import Dataset
 from fisher_jax.models.likelihood import likelihood, terms_at
 from fisher_jax.models.model import Model
 from fisher_jax.models.parameters import Layout, Values
 from fisher_jax.models.programs import jit_with_model
 from fisher_jax.numerics import linalg
-from fisher_jax.numerics.array_namespace import on_host
+from fisher_jax.numerics.array_namespace import AnyArray, namespace, on_host
+from fisher_jax.optimizers.newton import Evaluation
 from fisher_jax.profile.path import End, Path, Walk, advance, begin, finish, follow, is_running
-from fisher_jax.profile.restricted import Point, look, point_at
+from fisher_jax.profile.restricted import Bends, bends_of, look, point_at
 
 SPAN = 3.0  # on a logarithmic or logistic scale
 ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
@@ -67,6 +70,10 @@ def profile_sides(
     level: Any,
 ) -> Sides:
     """The profiles, from the estimate, of the numbers in `columns` of a function of params, or of θ where it is None."""
+    one = evaluation_on_host(model, layout, maximum[0], dataset)
+    if one is not None:
+        evaluate = lambda points: [one(u) for u in points]  # noqa: E731
+        return _follow_on_host(evaluate, model, layout, maximum, function, columns, level)
     rows = jax.tree.leaves(dataset.data)[0].shape[0]
     at_once = max(1, ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
     profiles = _profiles_of_few if rows * layout.num_free <= _FEW_ENTRIES else _profiles
@@ -166,7 +173,7 @@ def _follow_sides(
     values, free, curvature = maximum
     target = likelihood(model, layout, values, dataset)
     best = terms_at(target, free)
-    spans = _spans(layout)
+    spans = jnp.asarray(_spans(layout))
 
     def of_side(column: Array, sign: Array) -> Path:
         restriction = functools.partial(_followed, layout, function, values, column)
@@ -180,15 +187,16 @@ def _follow_sides(
     return _sides_of_paths(layout, function, maximum, columns, paths)
 
 
-def _units(curvature: Float[Array, "p p"]) -> Float[Array, " p"]:
+def _units(curvature: Float[AnyArray, "p p"]) -> Float[AnyArray, " p"]:
     """Units of u: the standard errors that its entries have if the others do not move."""
-    diagonal = jnp.abs(jnp.diagonal(curvature))
-    return 1.0 / jnp.sqrt(jnp.where((diagonal > 0) & jnp.isfinite(diagonal), diagonal, 1.0))
+    xp = namespace(curvature)
+    diagonal = abs(xp.diagonal(curvature))
+    return 1.0 / xp.sqrt(xp.where((diagonal > 0) & xp.isfinite(diagonal), diagonal, 1.0))
 
 
-def _spans(layout: Layout) -> Float[Array, " m"]:
+def _spans(layout: Layout) -> Float[np.ndarray, " m"]:
     """A large change of each parameter; see `follow`."""
-    return jnp.where(jnp.any(np.isfinite(layout.edges()), axis=1), SPAN, jnp.inf)
+    return np.where(np.any(np.isfinite(layout.edges()), axis=1), SPAN, np.inf)
 
 
 def _number(
@@ -246,93 +254,115 @@ def profile_sides_by_passes(
     level: Any,
 ) -> Sides:
     """`profile_sides` for rows that are read in blocks: each pass over them evaluates the next point of every side under way."""
-    model, (values, free, _), cut = passes.model, maximum, cut_of(level)
-    columns = np.asarray(columns)
-    (best,) = passes.evaluate(layout, values, [free], "observed")
-    walks, (sides_of_lanes, columns_of_lanes) = None, (np.tile([-1.0, 1.0], len(columns)), np.repeat(columns, 2))
-    evaluations = [best] * len(sides_of_lanes)
-    running = np.ones(len(evaluations), bool)
-    while np.any(running):
-        drops = [(best.value - at.value) + (best.rounding - at.rounding) for at in evaluations]
-        stacked = [np.stack([getattr(at, name) for at in evaluations]) for name in ("gradient", "information")]
-        lanes = jnp.asarray(sides_of_lanes, layout.dtype), columns_of_lanes
-        there = (*stacked, np.array(drops, layout.dtype), np.array([at.value for at in evaluations]))
-        if walks is None:
-            walks = _begin_walks(model, layout, function, maximum, lanes, there)
-        walks = _advance_walks(model, layout, function, maximum, walks, lanes, there, cut)
-        running = np.asarray(is_running(walks))
-        trials = np.asarray(walks.trial)[running]
-        if len(trials):
-            for k, at in zip(np.flatnonzero(running), passes.evaluate(layout, values, trials, "observed"), strict=True):
-                evaluations[k] = at
-    sides = jax.device_get(_finish_walks(model, layout, function, maximum, walks, lanes, columns, cut))
-    return sides._replace(ends=_ends_of(sides, layout, function, columns))
+
+    def evaluate(points: list[np.ndarray]) -> list[Evaluation]:
+        return passes.evaluate(layout, maximum[0], points, "observed")
+
+    return _follow_on_host(evaluate, passes.model, layout, maximum, function, columns, level)
 
 
-Lanes = tuple[Float[Any, " l"], Int[Any, " l"]]  # the side of each, and its column
-There = tuple[Float[Any, "l p"], Float[Any, "l p p"], Float[Any, " l"], Float[Any, " l"]]
-
-
-def _points(
-    layout: Layout, function: Function | None, maximum: Maximum, trials: Float[Array, "l p"], lanes: Lanes, there: There
-) -> Point:
-    """The `Point` of each lane, from gradient, curvature, fall and value at its trial."""
-    values, _, curvature = maximum
-
-    def of_lane(free: Array, column: Array, gradient: Array, information: Array, drop: Array, value: Array) -> Point:
-        restriction = functools.partial(_followed, layout, function, values, column)
-        rounding = 2 * jnp.finfo(free.dtype).eps * jnp.abs(value)
-        unitless = jnp.array(layout.unitless)
-        return point_at(gradient, information, drop, rounding, restriction, _units(curvature), unitless, free)
-
-    return jax.vmap(of_lane)(trials, lanes[1], *there)
-
-
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
-def _begin_walks(
-    model: Model, layout: Layout, function: Function | None, maximum: Maximum, lanes: Lanes, there: There
-) -> Walk:
-    trials = jnp.broadcast_to(maximum[1], (len(lanes[1]), layout.num_free))
-    shapes = jax.eval_shape(lambda trials: _points(layout, function, maximum, trials, lanes, there), trials)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
-    return jax.vmap(functools.partial(begin, one))(trials)
-
-
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
-def _advance_walks(
+def _follow_on_host(
+    evaluate: Callable[[list[np.ndarray]], list[Evaluation]],
     model: Model,
     layout: Layout,
-    function: Function | None,
     maximum: Maximum,
-    walks: Walk,
-    lanes: Lanes,
-    there: There,
-    cut: Any,
-) -> Walk:
-    """One trip of every side that is under way."""
-    spans = _spans(layout)[lanes[1]] if function is None else jnp.full(len(lanes[1]), jnp.nan)
-    points = _points(layout, function, maximum, walks.trial, lanes, there)
-    cut = jnp.asarray(cut, layout.dtype)
-
-    def of_lane(walk: Walk, point: Point, side: Array, span: Array) -> Walk:
-        onward = advance(walk, point, side, cut, span)
-        return jax.tree.map(lambda new, old: jnp.where(is_running(walk), new, old), onward, walk)
-
-    return jax.vmap(of_lane)(walks, points, lanes[0], spans.astype(layout.dtype))
-
-
-@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
-def _finish_walks(
-    model: Model,
-    layout: Layout,
     function: Function | None,
-    maximum: Maximum,
-    walks: Walk,
-    lanes: Lanes,
-    columns: Int[Array, " m"],
-    cut: Any,
+    columns: Int[np.ndarray, " m"],
+    level: Any,
 ) -> Sides:
-    paths = jax.vmap(lambda walk, side: finish(walk, side, cut))(walks, lanes[0])
+    """The profiles by steps in numpy: `evaluate` gives the log-likelihood, its gradient and information at some points."""
+    columns, values = np.asarray(columns), [np.asarray(value) for value in maximum[0]]
+    free, curvature = np.asarray(maximum[1]), np.asarray(maximum[2])
+    units, unitless, dtype = _units(curvature), np.array(layout.unitless), layout.dtype
+    cut, sides = dtype.type(cut_of(level)), np.tile(np.array([-1.0, 1.0], dtype), len(columns))
+    of_lanes = np.repeat(columns, 2)
+    spans = np.full(len(sides), np.nan, dtype) if function is not None else _spans(layout)[of_lanes].astype(dtype)
+    (best,) = evaluate([free])
+    evaluations, running = [best] * len(sides), np.ones(len(sides), bool)
+    trials, walks = np.tile(free, (len(sides), 1)), list[Walk]()
+    with np.errstate(all="ignore"):  # what is not finite ends a side, with its reason
+        while running.any():
+            bends = _bends_of_lanes(model, layout, function, values, of_lanes, trials)
+            for k in np.flatnonzero(running):
+                at, trial = evaluations[k], trials[k].copy()  # which the walk keeps
+                drop = (best.value - at.value) + (best.rounding - at.rounding)
+                rounding = 2 * np.finfo(dtype).eps * abs(at.value)
+                of_side = tuple(part[k] for part in bends)
+                point = point_at(at.gradient, at.information, drop, rounding, of_side, units, unitless, trial)
+                if k == len(walks):
+                    walks.append(begin(point, free))
+                walks[k] = advance(walks[k], point, sides[k], cut, spans[k])
+                trials[k], running[k] = walks[k].trial, is_running(walks[k])
+            under_way = np.flatnonzero(running)
+            if len(under_way):
+                for k, at in zip(under_way, evaluate([trials[k] for k in under_way]), strict=True):
+                    evaluations[k] = at
+        ended = [finish(walk, side, cut) for walk, side in zip(walks, sides, strict=True)]
+        paths = jax.tree.map(lambda *leaves: np.stack(leaves), *ended)
+        whole = values, free, curvature
+        found = (
+            _sides_of_parameters(layout, whole, columns, paths)
+            if function is None
+            else jax.device_get(_sides_of_function(model, layout, function, whole, columns, paths))
+        )
+    return found._replace(ends=_ends_of(found, layout, function, columns))
+
+
+def _bends_of_lanes(
+    model: Model, layout: Layout, function: Function | None, values: Values, columns: np.ndarray, frees: np.ndarray
+) -> Bends:
+    """What is followed in each lane, with its derivatives."""
+    if function is not None or not all(
+        isinstance(leaf.constraint, Interval | Unconstrained) for _, leaf in layout.free_leaves
+    ):
+        return jax.device_get(_bends(model, layout, function, values, columns, frees))
+    lanes, p = np.arange(len(columns)), frees.shape[1]
+    # On the scale of such a constraint a parameter is an entry of u.
+    return frees[lanes, columns], np.eye(p, dtype=frees.dtype)[columns], np.zeros((len(columns), p, p), frees.dtype)
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
+def _bends(
+    model: Model, layout: Layout, function: Function | None, values: Values, columns: Int[Array, " l"], frees: Array
+) -> Bends:
+    def of_lane(column: Array, free: Array) -> Bends:
+        return bends_of(functools.partial(_followed, layout, function, values, column), free)
+
+    return jax.vmap(of_lane)(columns, frees)
+
+
+def _sides_of_parameters(layout: Layout, maximum: Maximum, columns: Int[np.ndarray, " m"], paths: Path) -> Sides:
+    """`_sides_of_paths` for parameters, in numpy."""
+    values, free, curvature = maximum
+    paths = jax.tree.map(lambda leaf: leaf.reshape(len(columns), 2, *leaf.shape[1:]), paths)
+
+    def theta(u: np.ndarray) -> np.ndarray:
+        return np.asarray(layout.join(layout.constrained_values(u, values)))
+
+    def of_each(numbers: np.ndarray) -> np.ndarray:
+        """The entry of θ that is followed, of θ at points of each column."""
+        return np.stack([numbers[k, ..., column] for k, column in enumerate(columns)])
+
+    slopes = np.asarray(layout.jacobian(free))[columns]
+    points, last = of_each(theta(paths.frees)), np.maximum(np.isfinite(paths.drops).sum(-1) - 1, 0)[..., None]
+    return Sides(
+        estimates=theta(free)[columns],
+        errors=np.sqrt(np.sum(slopes * (slopes @ linalg.inverse(curvature)), axis=1)),
+        ends=of_each(theta(paths.end_free)),
+        codes=paths.end,
+        reached=np.take_along_axis(points, last, axis=-1)[..., 0],
+        fallen=np.take_along_axis(paths.drops, last, axis=-1)[..., 0],
+        singular=paths.singular,
+        values=points,
+        drops=paths.drops,
+        frees=paths.frees,
+    )
+
+
+@functools.partial(jit_with_model, static_argnums=(0, 1, 2), level=0)
+def _sides_of_function(
+    model: Model, layout: Layout, function: Function, maximum: Maximum, columns: Int[Array, " m"], paths: Path
+) -> Sides:
     return _sides_of_paths(layout, function, maximum, columns, paths)
 
 
