@@ -304,7 +304,7 @@ def fit_batch(
         How the fits are run. "kernel": whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters;
         "arrays": in arrays of rows × fits; "compiled": the first where the density allows it, else the second; "host": by numpy's
         steps around a compiled evaluation, on a CPU. At first the last waits for tenths of a second,
-        where the others wait for seconds and are then up to ten times as fast. By default the first batches of up to 8192 data
+        where the others wait for seconds and are then up to ten times as fast. By default the first batches of up to 16 384 data
         sets step on the host, until that has cost about as much as compiling would; then, and for larger ones, it is "compiled".
         Results agree to rounding, and `Fit.engine` names what was taken; ask for one where bits must not depend on earlier calls.
     devices : int, or sequence of jax.Device, optional
