@@ -25,6 +25,7 @@ from fisher_jax.profile.path import End, Path, Walk, advance, begin, finish, fol
 from fisher_jax.profile.restricted import Bends, bends_of, look, point_at
 
 SPAN = 3.0  # on a logarithmic or logistic scale
+FEW_PROFILES = 32  # of a batch, up to which they are followed one by one in numpy: each takes hundredths of a second
 ENTRIES_AT_ONCE = 2**24  # of the scores of all lanes together
 _FEW_ENTRIES = 2**15  # observations times parameters up to which a profile takes milliseconds, however it is compiled
 _BATCH_ENTRIES = 2**18  # observations times lanes in a block of many fits
@@ -72,8 +73,7 @@ def profile_sides(
     """The profiles, from the estimate, of the numbers in `columns` of a function of params, or of θ where it is None."""
     one = evaluation_on_host(model, layout, maximum[0], dataset)
     if one is not None:
-        evaluate = lambda points: [one(u) for u in points]  # noqa: E731
-        return _follow_on_host(evaluate, model, layout, maximum, function, columns, level)
+        return _follow_on_host(one_by_one(one), model, layout, maximum, function, columns, level)
     rows = jax.tree.leaves(dataset.data)[0].shape[0]
     at_once = max(1, ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
     profiles = _profiles_of_few if rows * layout.num_free <= _FEW_ENTRIES else _profiles
@@ -95,13 +95,22 @@ def profile_sides_of_each(
     level: Any,
 ) -> Sides:
     """The same of each of many fits and its own data, with a leading axis in every array; all of them in memory at once."""
-    host = on_host(maxima)
+    host, count = on_host(maxima), datasets.size or 0
+    if count * len(columns) <= FEW_PROFILES:
+        alone = [(datasets.one(k), jax.tree.map(lambda leaf, k=k: leaf[k], host)) for k in range(count)]
+        evaluations = [evaluation_on_host(model, layout, maximum[0], dataset) for dataset, maximum in alone]
+        if all(evaluations):
+            each = [
+                _follow_on_host(one_by_one(evaluation), model, layout, maximum, function, columns, level)  # type: ignore[arg-type]
+                for evaluation, (_, maximum) in zip(evaluations, alone, strict=True)
+            ]
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
     def of_block(rows: np.ndarray) -> Any:
         maxima = jax.tree.map(lambda leaf: leaf[rows], host)
         return _sides_of_each(model, layout, function, datasets.take(rows), maxima, columns, cut_of(level))
 
-    sides = map_blocks(of_block, datasets.size or 0, _size_of_block(datasets, len(columns)))
+    sides = map_blocks(of_block, count, _size_of_block(datasets, len(columns)))
     return sides._replace(ends=_ends_of(sides, layout, function, columns))
 
 
@@ -132,6 +141,8 @@ def profile_ends(
         return profile_sides(model, dataset, layout, maximum, None, columns, level).ends
     if count == 0:
         return np.zeros((0, *edges.shape))
+    if count * len(columns) <= FEW_PROFILES:
+        return profile_sides_of_each(model, dataset, layout, maximum, None, columns, level).ends
     host = on_host(maximum)
 
     def of_block(rows: np.ndarray) -> Any:
@@ -259,6 +270,11 @@ def profile_sides_by_passes(
         return passes.evaluate(layout, maximum[0], points, "observed")
 
     return _follow_on_host(evaluate, passes.model, layout, maximum, function, columns, level)
+
+
+def one_by_one(evaluation: Callable[[np.ndarray], Evaluation]) -> Callable[[list[np.ndarray]], list[Evaluation]]:
+    """An evaluation of several points by one of a single point."""
+    return lambda points: [evaluation(u) for u in points]
 
 
 def _follow_on_host(
