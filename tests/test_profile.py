@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_sets import BEEF, GAMMA, PROBLEMS
-from helpers import batch_of, some_of
+from helpers import batch_of, compiled_programs, some_of
 from jax.scipy.stats import norm
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import gammaln, xlogy
 
 import fisher_jax as fj
+from fisher_jax.profile import sides
 
 CUT = 1.920729410347062  # half the 95 % quantile of chi-squared with one degree of freedom
 
@@ -63,6 +64,24 @@ PRINTED = {
     "ec50": {"ymax": (17.88151257852333, 34.61862613490636), "xhalf": (1.661424150681364, 6.478448178939414)},
     "beetles, logit": {"params[1]": (28.8539070777768573, 40.3005272156051175)},
 }
+
+
+def test_profiles_of_parameters_compile_nothing_after_the_fit():
+    fit = fitted("gamma")
+    with compiled_programs() as compiled:
+        fj.profile_likelihood(fit)
+        fit.confidence_intervals(method="profile")
+    assert compiled == []
+
+
+def test_profiles_in_numpy_are_those_of_the_compiled_loop(monkeypatch):
+    """Of many fits, and of models of more parameters, one program follows all sides; of a single small one numpy does."""
+    ours = gamma_profile()
+    monkeypatch.setattr(sides, "evaluation_on_host", lambda *_: None)
+    others = fj.profile_likelihood(fitted("gamma"))
+    np.testing.assert_array_equal(ours.end_codes, others.end_codes)
+    for name in ("lower", "upper", "value", "signed_root"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(others, name), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", some_of(PRINTED, "gamma"))

@@ -328,7 +328,7 @@ def _profile_one(
     while True:
         if better is not None:
             best, restarts = better, restarts + 1
-        maximum = best.values, best.free, jnp.asarray(best.curvature)
+        maximum = best.values, best.free, np.asarray(best.curvature)
         if passes is not None:
             sides = profile_sides_by_passes(passes, best.layout, maximum, numbers, columns, level)
         else:
