@@ -200,6 +200,14 @@ def test_small_batches_step_on_the_host_to_where_the_kernel_ends(stage):
     np.testing.assert_allclose(host.covariance("sandwich"), kernel.covariance("sandwich"), rtol=1e-10)
 
 
+def test_what_steps_by_another_optimiser_has_information_of_the_other_kinds():
+    optimizer = pytest.importorskip("optax").lbfgs()
+    run = functools.partial(fj.fit_batch, new_exponential(), 0.0, WAITS, covariances=("sandwich",))
+    ours, theirs = run(), run(optimizer=optimizer)
+    assert (ours.engine, theirs.engine) == ("host", "lock-step")
+    np.testing.assert_allclose(theirs.covariance("sandwich"), ours.covariance("sandwich"), rtol=1e-6)
+
+
 def test_steps_on_the_host_compile_no_loop_until_they_have_cost_as_much(monkeypatch):
     density = new_exponential()
     monkeypatch.setattr(engine, "HOST_COST", 3 * engine.HOST_CALL)

@@ -237,7 +237,7 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    way = Way(replace(plan.optimizer, kind=kind), *choose(plan, kind, varying, shared, engine))
+    way = Way(Newton(kind), *choose(plan, kind, varying, shared, engine))  # the plan's optimiser may be one of optax
     if _is_for_host(plan, count, engine):
         pieces, capacity = _pieces_on_host(plan, count)
         num_lanes = capacity
