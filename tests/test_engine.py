@@ -200,6 +200,14 @@ def test_small_batches_step_on_the_host_to_where_the_kernel_ends(stage):
     np.testing.assert_allclose(host.covariance("sandwich"), kernel.covariance("sandwich"), rtol=1e-10)
 
 
+def test_what_steps_by_another_optimiser_has_information_of_the_other_kinds():
+    optimizer = pytest.importorskip("optax").lbfgs()
+    run = functools.partial(fj.fit_batch, new_exponential(), 0.0, WAITS, covariances=("sandwich",))
+    ours, theirs = run(), run(optimizer=optimizer)
+    assert (ours.engine, theirs.engine) == ("host", "lock-step")
+    np.testing.assert_allclose(theirs.covariance("sandwich"), ours.covariance("sandwich"), rtol=1e-6)
+
+
 def test_steps_on_the_host_compile_no_loop_until_they_have_cost_as_much(monkeypatch):
     density = new_exponential()
     monkeypatch.setattr(engine, "HOST_COST", 3 * engine.HOST_CALL)
@@ -208,6 +216,17 @@ def test_steps_on_the_host_compile_no_loop_until_they_have_cost_as_much(monkeypa
     assert len(compiled_for(density)) == 1
     monkeypatch.undo()
     assert fj.fit_batch(density, 0.0, WAITS).engine == "kernel"  # since it is there
+
+
+def test_what_is_tried_again_compiles_nothing_when_the_batch_was_too_large_for_the_host(monkeypatch):
+    monkeypatch.setattr(engine, "HOST_FITS", 4)
+    density, starts = new_exponential(), np.array([0.0, 0.0, 0.0, 0.0, -500.0])
+    fits = fj.fit_batch(density, starts, WAITS, start_axis=0, max_steps=10, covariances=("sandwich",))
+    assert fits.engine == "kernel"
+    assert fits.status[:4].tolist() == [fj.Status.CONVERGED] * 4
+    assert fits.status[4] == fj.Status.STEP_LIMIT  # so that it alone was tried again
+    assert len(compiled_for(density, "information")) == 1
+    assert not compiled_for(density, engine.EVALUATION)
 
 
 def test_a_batch_that_takes_long_on_the_host_waits_for_the_loop(monkeypatch):

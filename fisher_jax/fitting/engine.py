@@ -55,14 +55,12 @@ HOST_FITS, HOST_ROWS = 2**14, 2**22  # what steps on the host at most: data sets
 HOST_LANES, HOST_NUMBERS = (512, 64), 2**16  # data sets at once there: the first, if they have no more rows than that
 EVALUATION = "evaluation of many"
 HOST_FITS_OF_MANY = (
-    512  # data sets at most of models with more parameters than `UNROLLED`, each of which steps by itself
+    512  # data sets at most, of models with more than `UNROLLED` parameters, whose steps are made one by one
 )
 LANES_IN_A_CALL = 8  # so many of their steps cost as much as one step of all lanes
 HOST_FITS_MARGINAL, HOST_MARGINAL = 128, 8  # data sets at most, and at once, of a model with latent effects
-HOST_COST, HOST_CALL = (
-    2**27,
-    2**17,
-)  # rows that cost as much as compiling a loop, and as much as one call and numpy's step
+HOST_COST = 2**27  # evaluated rows that cost as much as compiling a loop
+HOST_CALL = 2**17  # and as much as one call with numpy's step
 HOST_SECONDS = 15.0  # after which one batch waits for the loop instead, whatever it has cost
 MOST_LANES, MOST_NUMBERS = 2**14, 2**26  # in arrays on a GPU: lanes, and rows × parameters × lanes
 OF_FREE_MEMORY = 0.5  # what chunks may take of what is free on another device
@@ -152,10 +150,8 @@ def fit_all(
     count, ways = len(starts), _ways(plan, varying, shared, engine)
     rest = varying, shared, starts, num_observed, settings, max_steps, devices
     if may_step and _is_for_host(plan, count, engine):
-        host, programs = _host_of(plan, ways, varying, shared), programs_of(plan.model)
-        sizes = CAPACITIES["cpu"]
-        is_compiled = any(_program_key(plan, _loop(plan, ways), size, varying, shared) in programs for size in sizes)
-        if engine == "host" or not (is_compiled or host.is_spent):
+        host = _host_of(plan, ways, varying, shared)
+        if engine == "host" or not (host.is_spent or _is_compiled(plan, _loop(plan, ways), varying, shared)):
             pieces, capacity = _pieces_on_host(plan, count)
             fit = _fit_on_host(plan, ways, capacity, varying, shared, host, engine)
             try:
@@ -237,8 +233,9 @@ def information_of_each(
 ) -> np.ndarray:
     """The total information of each data set at its own u, (B, p, p)."""
     count, p = u.shape
-    way = Way(replace(plan.optimizer, kind=kind), *choose(plan, kind, varying, shared, engine))
-    if _is_for_host(plan, count, engine):
+    way = Way(Newton(kind), *choose(plan, kind, varying, shared, engine))  # the plan's optimiser may be one of optax
+    compiled = _matrices(way.name, kind)
+    if _is_for_host(plan, count, engine) and (engine == "host" or not _is_compiled(plan, compiled, varying, shared)):
         pieces, capacity = _pieces_on_host(plan, count)
         num_lanes = capacity
         evaluations = [(None, _information_on_host(plan, way, capacity, varying, shared))]
@@ -309,6 +306,17 @@ def _loop(plan: Plan, ways: list[Way]) -> tuple[Any, ...]:
     return "fit", tuple(way.name for way in ways), plan.optimizer
 
 
+def _matrices(way: str, kind: Kind) -> tuple[Any, ...]:
+    """What the program of the information of each data set is called there."""
+    return "information", way, kind
+
+
+def _is_compiled(plan: Plan, what: tuple[Any, ...], varying: Leaves, shared: Leaves) -> bool:
+    """Whether there is such a program for a CPU, for chunks of any size."""
+    programs = programs_of(plan.model)
+    return any(_program_key(plan, what, size, varying, shared) in programs for size in CAPACITIES["cpu"])
+
+
 def _in_stages(
     ways: list[Way], fit_of: Callable[..., Any], starts: Any, observed: Any, sizes: Any, settings: Settings, xp: Any
 ) -> Any:
@@ -335,7 +343,7 @@ class _Spent(Exception):  # noqa: N818  # no failure: a compiled loop takes over
 class _Host:
     """What steps on the host have cost for a model, an optimiser and data of these shapes, in evaluated rows.
 
-    It is counted, not timed, so that a program that runs again takes the same way again.
+    It is counted, not timed, so that a program that runs again takes the same way again, unless one batch takes `HOST_SECONDS`.
     """
 
     cost: int = 0
@@ -512,7 +520,7 @@ def _compiled_matrix(
         return vectors, jax.ShapeDtypeStruct((), np.int32)
 
     try:
-        return _compiled(plan, ("information", way, kind), capacity, varying, shared, build, others, devices)
+        return _compiled(plan, _matrices(way, kind), capacity, varying, shared, build, others, devices)
     except NoKernel as error:
         _leave_kernels(plan, [kind], varying, shared, error)
         return _compiled_matrix(plan, kind, capacity, varying, shared, engine, devices)

@@ -303,10 +303,11 @@ def fit_batch(
     engine : {"compiled", "kernel", "arrays", "host"}, optional
         How the fits are run. "kernel": whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters;
         "arrays": in arrays of rows × fits; "compiled": the first where the density allows it, else the second; "host": by numpy's
-        steps around a compiled evaluation, on a CPU. At first the last waits for tenths of a second,
-        where the others wait for seconds and are then up to ten times as fast. By default the first batches of up to 16 384 data
-        sets step on the host, until that has cost about as much as compiling would; then, and for larger ones, it is "compiled".
-        Results agree to rounding, and `Fit.engine` names what was taken; ask for one where bits must not depend on earlier calls.
+        steps around a compiled evaluation, on a CPU, which compiles in tenths of a second where the others take seconds, and then
+        runs up to ten times slower. By default the first batches of up to 16 384 data sets (128 of a model with latent effects, 512
+        of one with more than 8 parameters) run by "host", until that has cost about as much as compiling would; then, and for
+        larger ones, it is "compiled". Results agree to rounding, and `Fit.engine` names what was taken; ask for one where bits
+        must not depend on earlier calls. Optimisers of optax have a way of their own, "lock-step", whatever is asked for.
     devices : int, or sequence of jax.Device, optional
         How many threads share the work on a CPU, by default one for each core that the process may use; CPU devices count as
         threads. Elsewhere on which devices the work is done, or on how many: by default on all, or on `jax.default_device`
@@ -333,9 +334,10 @@ def fit_batch(
     the status of a fit at the limit of what that precision distinguishes: one near the edge of its model (a negative binomial of
     Poisson data), or with hardly any information about a parameter, may have another status than by itself.
 
-    A fit that has ended makes room for the next, so that none waits for another, and no result depends on the number of threads
-    or lanes, or on the other data sets. Compiled once for each density, optimiser, number of observations and of lanes; the
-    number of data sets is free. Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in lock-step.
+    In compiled loops a fit that has ended makes room for the next, so that none waits for another; on the host the fits of some
+    hundred data sets wait for the last of them. No result depends on the number of threads or lanes, or, by the same engine, on the
+    other data sets. Compiled once for each density, optimiser, number of observations and of lanes; the number of data sets is
+    free. Not to be called under `jit` or `vmap`; `jax.vmap` of `fit` is, in lock-step.
 
     Examples
     --------
