@@ -15,7 +15,7 @@ from jax.scipy.stats import norm
 
 import fisher_jax as fj
 from fisher_jax import Status
-from fisher_jax.fitting import engine, gpu, workers
+from fisher_jax.fitting import chunks, engine, gpu, workers
 from fisher_jax.fitting.row_program import Plan
 from fisher_jax.models import dataset
 from fisher_jax.models.model import as_model, flatten_parameters
@@ -47,7 +47,10 @@ def fit_on_gpu(*arguments, **options):
 def assert_like_the_cpus(*arguments, within=1e-10, **options):
     """Every status, and every number where a maximum was found, in standard errors; the two results."""
     ours, cpus = fit_on_gpu(*arguments, **options), fj.fit_batch(*arguments, **options)
-    assert (ours.engine, cpus.engine) == ("kernel", "host")  # the CPU's kernel is compared with the host in test_engine.py
+    assert (ours.engine, cpus.engine) == (
+        "kernel",
+        "host",
+    )  # the CPU's kernel is compared with the host in test_engine.py
     codes = [fits.status_code.copy() for fits in (ours, cpus)]
     if ours.free.dtype == np.float32:  # whose last step may be lost in rounding on one and not on the other
         for code in codes:
@@ -243,7 +246,7 @@ def test_a_poisoned_data_set_changes_no_other_fit():
 
 
 def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_many(monkeypatch):
-    monkeypatch.setitem(engine.CAPACITIES, "gpu", (64, 128))
+    monkeypatch.setitem(chunks.CAPACITIES, "gpu", (64, 128))
     data, model = RNG.exponential(2.0, (200, 13)), new_exponential()
     many = fit_on_gpu(model, 0.0, data)
     few = fit_on_gpu(model, 0.0, data[150:170])
@@ -252,7 +255,7 @@ def test_chunks_of_any_size_give_the_same_fits_and_few_fits_use_the_program_of_m
 
 
 def test_few_fits_are_not_filled_up_to_a_larger_program_where_there_is_a_smaller(monkeypatch):
-    monkeypatch.setitem(engine.CAPACITIES, "gpu", (64, 128))
+    monkeypatch.setitem(chunks.CAPACITIES, "gpu", (64, 128))
     data, model, sizes, padded = RNG.exponential(2.0, (200, 13)), new_exponential(), [], engine.pad_chunk
     fit_on_gpu(model, 0.0, data[:20])
     fit_on_gpu(model, 0.0, data)
@@ -269,7 +272,7 @@ def pieces_of(monkeypatch, count, leaf_shape, dtype, *, limit=None, devices=2):
     layout, _ = flatten_parameters(model, 0.0)
     plan = Plan(model, layout, None, jax.tree.structure((0, None, None)), 0, (True,), leaf_shape[0])
     monkeypatch.setattr(workers, "platform", lambda: "gpu")
-    pieces, capacity = engine.pieces_of(plan, count, [leaf], (device,) * devices)
+    pieces, capacity = chunks.pieces_of(plan, count, [leaf], (device,) * devices)
     assert pieces[0].start == 0
     assert pieces[-1].stop == count
     assert all(before.stop == after.start for before, after in itertools.pairwise(pieces))
@@ -279,8 +282,8 @@ def pieces_of(monkeypatch, count, leaf_shape, dtype, *, limit=None, devices=2):
 
 def test_chunks_are_no_larger_than_what_is_free(monkeypatch):
     _, capacity = pieces_of(monkeypatch, 10_000, (1000,), np.float32, limit=2**26)
-    assert capacity < engine.CAPACITIES["gpu"][0]
-    assert capacity * 4000 * engine.COPIES <= engine.OF_FREE_MEMORY * 2**25 / 2
+    assert capacity < chunks.CAPACITIES["gpu"][0]
+    assert capacity * 4000 * chunks.COPIES <= chunks.OF_FREE_MEMORY * 2**25 / 2
 
 
 def test_few_data_sets_are_not_filled_up_to_what_costs_more_to_send(monkeypatch):
@@ -297,8 +300,8 @@ def test_a_chunk_has_no_more_entries_than_the_kernel_can_count(monkeypatch):
 
 def test_rows_that_many_parameters_multiply_leave_lanes(monkeypatch):
     monkeypatch.setattr(workers, "platform", lambda: "gpu")
-    assert engine.lanes_of_arrays(2**30, 12) == 64
-    assert engine.lanes_of_arrays(10, 1) == engine.MOST_LANES
+    assert chunks.lanes_of_arrays(2**30, 12) == 64
+    assert chunks.lanes_of_arrays(10, 1) == chunks.MOST_LANES
 
 
 def test_the_device_that_jax_was_told_is_taken():
@@ -325,7 +328,7 @@ def test_several_devices_each_take_chunks(monkeypatch):
 
         return [(device, noted(program)) for device, program in programs], capacity
 
-    monkeypatch.setitem(engine.CAPACITIES, "gpu", (64,))
+    monkeypatch.setitem(chunks.CAPACITIES, "gpu", (64,))
     data, model, options = RNG.exponential(2.0, (200, 5)), new_exponential(), {"covariances": ()}
     one = fit_on_gpu(model, 0.0, data, **options)
     monkeypatch.setattr(workers, "devices_of", lambda asked: tuple(devices))

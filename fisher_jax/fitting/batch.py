@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from fisher_jax.blocks import map_blocks
 from fisher_jax.errors import require
-from fisher_jax.fitting import engine, workers
+from fisher_jax.fitting import chunks, engine, workers
 from fisher_jax.fitting.compiled_loop import maximize
 from fisher_jax.fitting.lanes import Settings
 from fisher_jax.fitting.maximization import (
@@ -337,7 +337,7 @@ def _run(
         leaf[0] if varying else leaf for leaf, varying in zip(starts.values, starts.values_differ, strict=True)
     ]
     num_terms = count_terms(options.model, lambda: layout.constrain(first, first_values), first_data, first_given)
-    lanes = options.num_lanes or engine.lanes_of_arrays(num_terms, layout.num_free)
+    lanes = options.num_lanes or chunks.lanes_of_arrays(num_terms, layout.num_free)
     num_strengths = None if strength is None else len(strength)
     num_fixed = len(fixed) + (num_strengths or 0)
     plan = Plan(options.model, layout, options.optimizer, treedef, num_fixed, differs, num_terms, lanes, num_strengths)
