@@ -156,7 +156,7 @@ def fit(
         then variables as well, ``name_standard_error`` and so on. Integers and truth values become floating numbers, so that a cell
         without a fit can be NaN.
     optimizer, tolerance, max_steps, retry, float64_finish, engine, devices, num_lanes
-        As for `fit_batch`.
+        As for `fit_batch`, but by default the engine is "compiled".
     strength : float, optional
         Of the model's prior, the same for all cells.
     covariances : tuple of {"observed", "expected", "empirical", "sandwich"}
