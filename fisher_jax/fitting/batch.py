@@ -356,9 +356,17 @@ def _run(
     where: Any = {"engine": options.engine, "devices": options.devices}
     if by_newton:
         settings = Settings(tolerance, np.asarray(radius_factor, dtype))
-        where_of_fits = where | {"watch": watch, "may_step": options.num_lanes is None}
         solution, ran = engine.fit_all(
-            plan, varying, shared, starts.free, num_observed, settings, max_steps, **where_of_fits
+            plan,
+            varying,
+            shared,
+            starts.free,
+            num_observed,
+            settings,
+            max_steps,
+            watch=watch,
+            may_step_on_host=options.num_lanes is None,
+            **where,
         )
     else:
         function = functools.partial(_maxima, options.model, layout, options.optimizer, starts.treedef, starts.mapped)

@@ -46,12 +46,12 @@ from fisher_jax.optimizers.newton import Evaluation, Kind, Newton
 ENGINES = ("compiled", "kernel", "arrays", "host")
 FEW_BYTES = 2**22  # of the data of one chunk, with which a costly model is sooner done compiled fast than run fast
 HOST_FITS, HOST_ROWS = 2**14, 2**22  # what steps on the host at most: data sets, and rows of them in all
-HOST_LANES, HOST_NUMBERS = (512, 64), 2**16  # data sets at once there: the first, if they have no more rows than that
+HOST_LANES, HOST_ROWS_AT_ONCE = (512, 64), 2**16  # data sets at once there: the first, if they have no more rows
 EVALUATION = "evaluation of many"
 HOST_FITS_OF_MANY = 512  # data sets at most of models with many parameters (`UNROLLED`), each of which steps by itself
-LANES_IN_A_CALL = 8  # so many of their steps cost as much as one step of all lanes
+STEPS_IN_A_CALL = 8  # so many of these cost as much as one step of all lanes of others
 HOST_FITS_MARGINAL, HOST_MARGINAL = 128, 8  # data sets at most, and at once, of a model with latent effects
-HOST_COST = 2**27  # evaluated rows that cost as much as compiling a loop
+HOST_COST = 2**26  # evaluated rows that cost as much as compiling a loop
 HOST_CALL = 2**17  # and as much as one call with numpy's step
 HOST_SECONDS = 15.0  # after which one batch waits for the loop instead, whatever it has cost
 Programs = list[tuple[Any, Callable[..., Any]]]  # a device, and the program compiled for it
@@ -124,19 +124,19 @@ def fit_all(
     *,
     engine: str | None = None,
     devices: workers.Devices = (None,),
-    may_step: bool = True,
+    may_step_on_host: bool = True,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[Solution, str]:
     """Fit every data set: where each ended, as numpy arrays with matrices (B, p, p), and the name of the engine.
 
     `varying` are the fixed parameters and data that differ, with a leading axis over the data sets; `shared` those that do not.
     Steps by expected or empirical information are followed by Newton's from `HAND_OVER` on, so that each fit is certified by its
-    observed information. `num_observed` is how many terms of each count, or of all. With `may_step` a small batch may step on
-    the host. `watch` is called with the statuses of each chunk that is done.
+    observed information. `num_observed` is how many terms of each count, or of all. With `may_step_on_host` a small batch
+    may do so. `watch` is called with the statuses of each chunk that is done.
     """
     count, ways = len(starts), _ways(plan, varying, shared, engine)
     rest = varying, shared, starts, num_observed, settings, max_steps, devices
-    if may_step and _is_for_host(plan, count, engine):
+    if may_step_on_host and _is_for_host(plan, count, engine):
         host = _host_of(plan, ways, varying, shared)
         if engine == "host" or not (host.is_spent or _is_compiled(plan, _loop(plan, ways), varying, shared)):
             pieces, capacity = _pieces_on_host(plan, count)
@@ -366,7 +366,7 @@ def _host_of(plan: Plan, ways: list[Way], varying: Leaves, shared: Leaves) -> _H
 def _pieces_on_host(plan: Plan, count: int) -> tuple[list[slice], int]:
     """The batch in chunks of one size, and that size."""
     few, fewer = HOST_LANES
-    capacity = few if few * plan.num_terms <= HOST_NUMBERS and plan.layout.num_free <= UNROLLED else fewer
+    capacity = few if few * plan.num_terms <= HOST_ROWS_AT_ONCE and plan.layout.num_free <= UNROLLED else fewer
     capacity = HOST_MARGINAL if plan.model.with_modes is not None else capacity
     return [slice(at, min(at + capacity, count)) for at in range(0, count, capacity)], capacity
 
@@ -389,9 +389,10 @@ def _fit_on_host(
             def evaluate(u: Any) -> Evaluation:
                 if engine is None and time.perf_counter() - began > HOST_SECONDS:
                     host.cost = HOST_COST + 1
+                if engine is None and host.is_spent:
                     raise _Spent
                 with lock:
-                    steps = 1 if isinstance(u, list) else capacity // LANES_IN_A_CALL
+                    steps = 1 if isinstance(u, list) else capacity // STEPS_IN_A_CALL
                     host.cost += steps * HOST_CALL + capacity * plan.num_terms
                 return jax.tree.map(np.asarray, program(*data, u))
 
