@@ -352,7 +352,8 @@ def bootstrap(
         As `fit` returned it; it must have converged. Or many, as `fit_batch` returned them: those that did not converge have no
         replicates, and their results are NaN.
     key : jax.random.key
-        The same key gives the same replicates, whatever the number of lanes. Of many fits the k-th is replicated with
+        The same key draws the same samples, whatever the number of lanes; their estimates agree to rounding, since early calls in a
+        process may run by another engine (see `fit_batch`). Of many fits the k-th is replicated with
         ``jax.random.fold_in(key, k)``, as it would be by itself with that key.
     num_replicates : int
         B, for each fit.
