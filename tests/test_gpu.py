@@ -47,10 +47,8 @@ def fit_on_gpu(*arguments, **options):
 def assert_like_the_cpus(*arguments, within=1e-10, **options):
     """Every status, and every number where a maximum was found, in standard errors; the two results."""
     ours, cpus = fit_on_gpu(*arguments, **options), fj.fit_batch(*arguments, **options)
-    assert (ours.engine, cpus.engine) == (
-        "kernel",
-        "host",
-    )  # the CPU's kernel is compared with the host in test_engine.py
+    # The CPU's own kernel is compared with the host's steps in test_engine.py and test_batch.py.
+    assert (ours.engine, cpus.engine) == ("kernel", "host")
     codes = [fits.status_code.copy() for fits in (ours, cpus)]
     if ours.free.dtype == np.float32:  # whose last step may be lost in rounding on one and not on the other
         for code in codes:

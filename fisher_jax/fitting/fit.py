@@ -304,10 +304,11 @@ def fit_batch(
         How the fits are run. "kernel": whole fits in one kernel of a CPU or a GPU, rows one by one, for up to 8 parameters;
         "arrays": in arrays of rows × fits; "compiled": the first where the density allows it, else the second; "host": by numpy's
         steps around a compiled evaluation, on a CPU, which compiles in tenths of a second where the others take seconds, and then
-        runs up to ten times slower. By default the first batches of up to 16 384 data sets (128 of a model with latent effects, 512
-        of one with more than 8 parameters) run by "host", until that has cost about as much as compiling would; then, and for
-        larger ones, it is "compiled". Results agree to rounding, and `Fit.engine` names what was taken; ask for one where bits
-        must not depend on earlier calls. Optimisers of optax have a way of their own, "lock-step", whatever is asked for.
+        runs several times slower, tens of times with long data or a fit that needs many steps. By default the first batches of
+        up to 16 384 data sets (128 of a model with latent effects, 512 of one with more than 8 parameters) run by "host", until
+        that has cost about as much as compiling would; then, and for larger ones, it is "compiled". Results agree to rounding,
+        and `Fit.engine` names what was taken; ask for one where bits must not depend on earlier calls. Optimisers of optax have
+        a way of their own, "lock-step", whatever is asked for.
     devices : int, or sequence of jax.Device, optional
         How many threads share the work on a CPU, by default one for each core that the process may use; CPU devices count as
         threads. Elsewhere on which devices the work is done, or on how many: by default on all, or on `jax.default_device`

@@ -73,7 +73,7 @@ def profile_sides(
     """The profiles, from the estimate, of the numbers in `columns` of a function of params, or of θ where it is None."""
     one = evaluation_on_host(model, layout, maximum[0], dataset)
     if one is not None:
-        return _follow_on_host(one_by_one(one), model, layout, maximum, function, columns, level)
+        return _follow_on_host(_one_by_one(one), model, layout, maximum, function, columns, level)
     rows = jax.tree.leaves(dataset.data)[0].shape[0]
     at_once = max(1, ENTRIES_AT_ONCE // (2 * min(rows * layout.num_free, CHUNK_ENTRIES)))
     profiles = _profiles_of_few if rows * layout.num_free <= _FEW_ENTRIES else _profiles
@@ -101,7 +101,7 @@ def profile_sides_of_each(
         evaluations = [evaluation_on_host(model, layout, maximum[0], dataset) for dataset, maximum in alone]
         if all(evaluations):
             each = [
-                _follow_on_host(one_by_one(evaluation), model, layout, maximum, function, columns, level)  # type: ignore[arg-type]
+                _follow_on_host(_one_by_one(evaluation), model, layout, maximum, function, columns, level)  # type: ignore[arg-type]
                 for evaluation, (_, maximum) in zip(evaluations, alone, strict=True)
             ]
             return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
@@ -272,7 +272,7 @@ def profile_sides_by_passes(
     return _follow_on_host(evaluate, passes.model, layout, maximum, function, columns, level)
 
 
-def one_by_one(evaluation: Callable[[np.ndarray], Evaluation]) -> Callable[[list[np.ndarray]], list[Evaluation]]:
+def _one_by_one(evaluation: Callable[[np.ndarray], Evaluation]) -> Callable[[list[np.ndarray]], list[Evaluation]]:
     """An evaluation of several points by one of a single point."""
     return lambda points: [evaluation(u) for u in points]
 
